@@ -1,0 +1,25 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint generate bench
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Watch the operator at work on a real control plane; KEEP=1 leaves it running
+	cargo build --bin llmtune-webhooks
+	cargo run --quiet --package llmtune-webhooks-harness --bin demo -- $(if $(KEEP),--keep)
+
+test: ## Run the whole suite, against a real control plane that is built where it is missing
+	tests/control-plane/build etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok >/dev/null
+	cargo test --workspace --locked
+
+lint: ## Check formatting, clippy, dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	tests/cargo-deny check bans licenses sources
+
+generate: ## Write crds/ anew from the types
+	cargo run --quiet -- crds > crds/llmtune.io.yaml
+
+bench: ## Measure the figures and write docs/performance.md
+	cargo build --release --bin llmtune-webhooks
+	cargo run --release --package llmtune-webhooks-harness --bin bench

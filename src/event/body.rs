@@ -1,0 +1,97 @@
+//! The body's bytes. All but the time of the attempt is written once and shared by every attempt to every subscriber;
+//! `deliveredAt` comes last, so that an attempt appends twenty-odd bytes.
+
+use jiff::Timestamp;
+
+use super::{EventType, id::EventId, json, payload::Data};
+
+/// A body has at most this many bytes.
+pub const MAX_BYTES: usize = 256 * 1024;
+
+/// `"2025-11-08T14:22:31Z"}`: what an attempt appends.
+const CLOSING_BYTES: usize = 23;
+
+/// A body up to the value of `deliveredAt`.
+#[derive(Debug)]
+pub struct Opened(String);
+
+/// What the body says beside its data.
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope<'a> {
+    pub id: EventId,
+    pub event: EventType,
+    pub occurred_at: Timestamp,
+    /// The how-manieth event of its object it is, from 1.
+    pub sequence: u32,
+    /// `--cluster-name`, where it is set.
+    pub cluster: Option<&'a str>,
+}
+
+/// Writes all but the time of the attempt. Beyond [`MAX_BYTES`] `metrics` goes, then the largest members of `data`, one
+/// by one, and `"truncated":true` says so.
+#[must_use]
+pub fn open(envelope: Envelope<'_>, mut data: Data) -> Opened {
+    let mut truncated = false;
+    loop {
+        let text = write(envelope, &data, truncated);
+        if text.len() + CLOSING_BYTES <= MAX_BYTES || data.0.is_empty() {
+            return Opened(text);
+        }
+        truncated = true;
+        let metrics = data.0.iter().position(|(name, _)| *name == "metrics");
+        let largest = || (0..data.0.len()).max_by_key(|index| data.0[*index].1.len());
+        if let Some(index) = metrics.or_else(largest) {
+            data.0.remove(index);
+        }
+    }
+}
+
+fn write(envelope: Envelope<'_>, data: &Data, truncated: bool) -> String {
+    let size: usize = data.0.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+    let mut out = String::with_capacity(size + 256);
+    out.push_str("{\"id\":\"");
+    out.push_str(&envelope.id.to_string());
+    out.push_str("\",\"event\":\"");
+    out.push_str(envelope.event.name());
+    out.push_str("\",\"data\":");
+    let members = data.0.iter().map(|(name, value)| (*name, value.as_str()));
+    json::write_object(&mut out, members, |out, value| out.push_str(value));
+    out.push_str(",\"occurredAt\":");
+    json::write_string(&mut out, &envelope.occurred_at.to_string());
+    out.push_str(",\"sequence\":");
+    out.push_str(&envelope.sequence.to_string());
+    if let Some(cluster) = envelope.cluster {
+        out.push_str(",\"cluster\":");
+        json::write_string(&mut out, cluster);
+    }
+    if truncated {
+        out.push_str(",\"truncated\":true");
+    }
+    out.push_str(",\"deliveredAt\":\"");
+    out
+}
+
+impl Opened {
+    /// The whole body of an attempt made at this time, told in whole seconds, UTC.
+    #[must_use]
+    pub fn close(&self, delivered_at: Timestamp) -> String {
+        let whole = Timestamp::from_second(delivered_at.as_second()).unwrap_or(delivered_at);
+        let mut body = String::with_capacity(self.0.len() + CLOSING_BYTES);
+        body.push_str(&self.0);
+        body.push_str(&whole.to_string());
+        body.push_str("\"}");
+        body
+    }
+
+    /// How many bytes are kept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing is kept, which never is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

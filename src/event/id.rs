@@ -1,0 +1,129 @@
+//! Ids of events and deliveries: hashes of what names the occurrence in the object itself. Nothing random and no clock, so
+//! that a replay after a crash, or the loss of the ledger, makes the same id again.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+
+use super::{EventType, object::Uid};
+
+/// `evt_` and 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventId(u128);
+
+/// `dlv_` and 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeliveryId(u128);
+
+/// What names an occurrence in the object itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OccurrenceName {
+    /// The `startedAt` of the run.
+    StartedAt(Timestamp),
+    /// `metadata.generation`.
+    Generation(i64),
+}
+
+impl EventId {
+    /// The id of the `count`th event (from 1) that bears this name. The epoch of the record enters only from the second
+    /// on: counts are known to the ledger alone, and a new ledger must not make an old id again.
+    #[must_use]
+    pub fn new(source: &str, uid: Uid, event: EventType, name: OccurrenceName, count: u32, epoch: u64) -> Self {
+        let mut hash = Sha256::new();
+        field(&mut hash, source.as_bytes());
+        field(&mut hash, uid.to_string().as_bytes());
+        field(&mut hash, event.name().as_bytes());
+        match name {
+            OccurrenceName::StartedAt(at) => {
+                field(&mut hash, b"startedAt");
+                field(&mut hash, at.to_string().as_bytes());
+            }
+            OccurrenceName::Generation(generation) => {
+                field(&mut hash, b"generation");
+                field(&mut hash, generation.to_string().as_bytes());
+            }
+        }
+        if count > 1 {
+            field(&mut hash, count.to_string().as_bytes());
+            field(&mut hash, epoch.to_string().as_bytes());
+        }
+        Self(truncate(hash))
+    }
+}
+
+impl DeliveryId {
+    /// The id of an event's delivery to the Webhook of that uid.
+    #[must_use]
+    pub fn new(event: EventId, webhook: Uid) -> Self {
+        let mut hash = Sha256::new();
+        field(&mut hash, event.to_string().as_bytes());
+        field(&mut hash, webhook.to_string().as_bytes());
+        Self(truncate(hash))
+    }
+}
+
+/// Feeds one field behind its length, so that no two lists of fields feed the same bytes.
+fn field(hash: &mut Sha256, bytes: &[u8]) {
+    hash.update((bytes.len() as u64).to_be_bytes());
+    hash.update(bytes);
+}
+
+fn truncate(hash: Sha256) -> u128 {
+    let digest = hash.finalize();
+    digest.iter().take(16).fold(0, |value, byte| value << 8 | u128::from(*byte))
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "evt_{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for DeliveryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "dlv_{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for DeliveryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_never_changes_between_releases() {
+        let id = EventId::new(
+            "trainingjobs.llmtune.io",
+            Uid::from_u128(7),
+            EventType::TrainingStarted,
+            OccurrenceName::Generation(1),
+            1,
+            42,
+        );
+        assert_eq!(id.to_string(), "evt_cf115a1ac6785f64fed6847fd715a301");
+        assert_eq!(DeliveryId::new(id, Uid::from_u128(9)).to_string(), "dlv_09e5cf279ee92601c454634a5676971c");
+    }
+
+    #[test]
+    fn the_epoch_enters_only_from_the_second_event_of_a_name_on() {
+        let id = |count, epoch| {
+            let name = OccurrenceName::Generation(1);
+            EventId::new("s", Uid::from_u128(1), EventType::TrainingStarted, name, count, epoch)
+        };
+        assert_eq!(id(1, 1), id(1, 2));
+        assert_ne!(id(2, 1), id(2, 2));
+        assert_ne!(id(1, 1), id(2, 1));
+    }
+}

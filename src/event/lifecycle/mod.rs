@@ -1,0 +1,59 @@
+//! Lifecycles: pure state machines that alone decide which events an object's change of stage means.
+//!
+//! `step(record, observation) -> (occurrences, record)`. A record is what a lifecycle remembers of one object, a few dozen
+//! bytes. Whatever moves no stage (labels, annotations, relists, availability that flaps) yields nothing.
+
+pub mod serving;
+pub mod training;
+
+use super::{EventType, id::OccurrenceName};
+
+/// An event that a lifecycle decided on, before it has an id and a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Occurrence {
+    /// What happened.
+    pub event: EventType,
+    /// What names it in the object itself.
+    pub name: OccurrenceName,
+    /// The how-manieth event of this name it is, from 1.
+    pub count: u32,
+    /// Of a training event: the status to tell, in lower case.
+    pub status: Option<&'static str>,
+    /// Of a training event: which run it belongs to, from 1; 0 where none was ever announced.
+    pub run: u32,
+}
+
+/// How an object ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// Its deletion was observed.
+    Deleted,
+    /// It was no longer there after a gap in the observation.
+    Vanished,
+}
+
+/// Counts the events of one type that bear the newest `generation` as their name. Generations only grow, so the older
+/// counts are never needed again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    generation: i64,
+    count: u32,
+}
+
+impl Tally {
+    /// A tally that has already met this generation, for a baseline: what was sent for it before is unknown.
+    #[must_use]
+    pub const fn met(generation: i64) -> Self {
+        Self { generation, count: 1 }
+    }
+
+    /// The next event's count under this generation, from 1.
+    fn next(&mut self, generation: i64) -> u32 {
+        if self.count > 0 && self.generation == generation {
+            self.count = self.count.saturating_add(1);
+        } else {
+            *self = Self { generation, count: 1 };
+        }
+        self.count
+    }
+}

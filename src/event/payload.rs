@@ -1,0 +1,114 @@
+//! The payload (`data`) of each event: which facts a receiver is told, under which names. What is not known is left out.
+
+use jiff::Timestamp;
+
+use super::{
+    EventType, json,
+    lifecycle::Occurrence,
+    object::{Facts, Metric, Object, ServingFacts, TrainingFacts},
+};
+
+/// The members of `data`: name and JSON text, in the order in which they are written.
+#[derive(Debug, Default)]
+pub struct Data(pub Vec<(&'static str, String)>);
+
+impl Data {
+    fn text(&mut self, name: &'static str, value: &str) {
+        let mut text = String::with_capacity(value.len() + 2);
+        json::write_string(&mut text, value);
+        self.0.push((name, text));
+    }
+
+    fn optional(&mut self, name: &'static str, value: Option<&String>) {
+        if let Some(value) = value {
+            self.text(name, value);
+        }
+    }
+
+    fn time(&mut self, name: &'static str, value: Option<Timestamp>) {
+        if let Some(value) = value {
+            self.text(name, &value.to_string());
+        }
+    }
+}
+
+/// What a receiver is told of this occurrence.
+#[must_use]
+pub fn data(object: &Object, occurrence: &Occurrence) -> Data {
+    match &object.facts {
+        Facts::Training(facts) => training(object, facts, occurrence),
+        Facts::Serving(facts) => serving(object, facts),
+    }
+}
+
+/// When the event occurred: the object's own word for it, where it has one, else when it was observed, in milliseconds.
+#[must_use]
+pub fn occurred_at(object: &Object, occurrence: &Occurrence, observed_at: Timestamp) -> Timestamp {
+    let observed_at = Timestamp::from_millisecond(observed_at.as_millisecond()).unwrap_or(observed_at);
+    let Facts::Training(facts) = &object.facts else { return observed_at };
+    let own = match occurrence.event {
+        EventType::TrainingStarted => facts.started_at,
+        EventType::TrainingCompleted | EventType::TrainingFailed => facts.completed_at,
+        _ => None,
+    };
+    own.unwrap_or(observed_at)
+}
+
+fn training(object: &Object, facts: &TrainingFacts, occurrence: &Occurrence) -> Data {
+    let ended = occurrence.event != EventType::TrainingStarted;
+    let mut data = Data::default();
+    match &facts.job_id {
+        Some(job_id) => data.text("jobId", job_id),
+        None => data.text("jobId", &object.uid.to_string()),
+    }
+    data.text("name", &object.name);
+    data.text("namespace", &object.namespace);
+    data.optional("baseModel", facts.base_model.as_ref());
+    data.optional("trainingMethod", facts.training_method.as_ref());
+    if let Some(status) = occurrence.status {
+        data.text("status", status);
+    }
+    if occurrence.event == EventType::TrainingFailed && (facts.reason.is_some() || facts.message.is_some()) {
+        let members = [("reason", &facts.reason), ("message", &facts.message)];
+        let known = members.into_iter().filter_map(|(name, value)| value.as_deref().map(|value| (name, value)));
+        let mut text = String::new();
+        json::write_object(&mut text, known, json::write_string);
+        data.0.push(("error", text));
+    }
+    if ended {
+        data.optional("artifact", facts.artifact.as_ref());
+    }
+    if !facts.metrics.is_empty() {
+        let mut text = String::new();
+        let members = facts.metrics.iter().map(|(name, metric)| (name.as_str(), metric));
+        json::write_object(&mut text, members, |out, metric| match metric {
+            Metric::Number(number) => json::write_number(out, *number),
+            Metric::Text(value) => json::write_string(out, value),
+        });
+        data.0.push(("metrics", text));
+    }
+    if occurrence.run > 0 {
+        data.0.push(("run", occurrence.run.to_string()));
+    }
+    data.time("createdAt", object.created_at);
+    data.time("startedAt", facts.started_at);
+    if ended {
+        data.time("completedAt", facts.completed_at);
+    }
+    data
+}
+
+fn serving(object: &Object, facts: &ServingFacts) -> Data {
+    let mut data = Data::default();
+    match &facts.deployment_id {
+        Some(id) => data.text("deploymentId", id),
+        None => data.text("deploymentId", &object.uid.to_string()),
+    }
+    data.text("name", &object.name);
+    data.text("namespace", &object.namespace);
+    data.optional("modelId", facts.model_id.as_ref());
+    data.optional("version", facts.version.as_ref());
+    data.optional("environment", facts.environment.as_ref());
+    data.optional("endpoint", facts.endpoint.as_ref());
+    data
+}

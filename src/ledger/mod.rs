@@ -1,0 +1,3 @@
+//! What must survive a crash. The engine owns the records in memory.
+
+pub mod record;

@@ -1,0 +1,93 @@
+//! The record of one object: what its lifecycle remembers, which version was seen last, and the facts that its going would
+//! tell. A finished object's record is a few dozen bytes.
+
+use std::sync::Arc;
+
+use crate::event::{
+    lifecycle::{
+        Gone, Occurrence,
+        serving::{self, ServingRecord},
+        training::{self, TrainingRecord},
+    },
+    object::{Facts, Object},
+};
+
+/// What is remembered of one object.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// The newest `resourceVersion` that was seen of it.
+    pub version: u64,
+    /// `metadata.generation` as of then.
+    pub generation: i64,
+    /// How many events of it there were.
+    pub sequence: u32,
+    /// The number of the last list of its watch that held it, or that it was seen after.
+    pub listing: u16,
+    /// It lives but is no longer selected, or is owned: it sends nothing until it is seen again.
+    pub muted: bool,
+    /// What its lifecycle remembers.
+    pub lifecycle: Lifecycle,
+    /// The object, while its going would be an event.
+    pub last: Option<Arc<Object>>,
+}
+
+/// What a lifecycle remembers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Lifecycle {
+    Training(TrainingRecord),
+    Serving(ServingRecord),
+}
+
+impl Lifecycle {
+    /// An object that nothing is known of.
+    #[must_use]
+    pub fn new(facts: &Facts) -> Self {
+        match facts {
+            Facts::Training(_) => Self::Training(TrainingRecord::new()),
+            Facts::Serving(_) => Self::Serving(ServingRecord::default()),
+        }
+    }
+
+    /// An object that was there before the operator was.
+    #[must_use]
+    pub fn baseline(facts: &Facts, generation: i64) -> Self {
+        match facts {
+            Facts::Training(facts) => Self::Training(TrainingRecord::baseline(facts, generation)),
+            Facts::Serving(facts) => Self::Serving(ServingRecord::baseline(facts, generation)),
+        }
+    }
+
+    /// What an observed state means. Facts of another lifecycle than the record's begin a new record.
+    #[must_use]
+    pub fn step(self, facts: &Facts, generation: i64) -> (Vec<Occurrence>, Self) {
+        match (self, facts) {
+            (Self::Training(record), Facts::Training(facts)) => {
+                let (occurrences, record) = training::step(record, facts, generation);
+                (occurrences, Self::Training(record))
+            }
+            (Self::Serving(record), Facts::Serving(facts)) => {
+                let (occurrences, record) = serving::step(record, facts, generation);
+                (occurrences, Self::Serving(record))
+            }
+            (_, facts) => Self::new(facts).step(facts, generation),
+        }
+    }
+
+    /// What it means that the object is gone.
+    #[must_use]
+    pub fn gone(self, how: Gone, generation: i64) -> Vec<Occurrence> {
+        match self {
+            Self::Training(record) => training::gone(record, how, generation),
+            Self::Serving(record) => serving::gone(&record, generation),
+        }
+    }
+
+    /// Whether the object's going would be an event.
+    #[must_use]
+    pub fn would_mind_going(&self) -> bool {
+        match self {
+            Self::Training(record) => record.would_mind_going(),
+            Self::Serving(record) => record.would_mind_going(),
+        }
+    }
+}

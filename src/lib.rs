@@ -1,0 +1,14 @@
+//! llmtune-webhooks: transitions of training jobs and model deployments become signed, retried webhooks.
+//!
+//! Data flows one way: `source` → [`engine`] → `delivery`, and from the engine to `report`. `docs/architecture.md` leads
+//! through the rooms.
+
+pub mod api;
+pub mod delivery;
+pub mod engine;
+pub mod event;
+pub mod ledger;
+pub mod operator;
+pub mod report;
+pub mod source;
+pub mod subscription;

@@ -1,0 +1,156 @@
+//! The client to the apiserver: time limits on everything, no retries of its own, and every request counted.
+
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use http::{Method, Request, Response};
+use kube::{
+    Client, Config,
+    client::{Body, ClientBuilder},
+};
+use prometheus::IntCounterVec;
+use tower::{BoxError, Layer, Service};
+
+/// A connection that sends nothing for this long is dead; watches end sooner of their own accord.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A client for the cluster of KUBECONFIG or of the pod's service account.
+pub async fn connect(requests: IntCounterVec) -> Result<Client, ConnectError> {
+    let mut config = Config::infer().await.map_err(Box::new)?;
+    config.read_timeout = Some(READ_TIMEOUT);
+    config.write_timeout = Some(READ_TIMEOUT);
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    // Each loop has its own way to wait and try again; a hidden retry would hide an outage for minutes.
+    config.default_retry = false;
+    Ok(ClientBuilder::try_from(config)?.with_layer(&Count { requests }).build())
+}
+
+/// No cluster to work with.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No configuration.
+    #[error("no cluster is configured: set KUBECONFIG, or run in a pod with a service account ({0})")]
+    Config(#[from] Box<kube::config::InferConfigError>),
+    /// An unusable one.
+    #[error("the cluster's configuration cannot be used: {0}")]
+    Client(#[from] kube::Error),
+}
+
+/// Counts requests by verb, resource and code.
+struct Count {
+    requests: IntCounterVec,
+}
+
+impl<S> Layer<S> for Count {
+    type Service = Counted<S>;
+
+    fn layer(&self, inner: S) -> Counted<S> {
+        Counted { inner, requests: self.requests.clone() }
+    }
+}
+
+struct Counted<S> {
+    inner: S,
+    requests: IntCounterVec,
+}
+
+impl<S, B> Service<Request<Body>> for Counted<S>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = BoxError>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<B>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Response<B>, BoxError>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let (verb, resource) = describe(&request);
+        let requests = self.requests.clone();
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            let result = response.await;
+            let code = result.as_ref().map_or("error", |response| code(response.status().as_u16()));
+            requests.with_label_values(&[verb, &resource, code]).inc();
+            result
+        })
+    }
+}
+
+/// The codes that the apiserver is known to answer, so that the label stays bounded.
+fn code(status: u16) -> &'static str {
+    match status {
+        200 => "200",
+        201 => "201",
+        400 => "400",
+        401 => "401",
+        403 => "403",
+        404 => "404",
+        409 => "409",
+        410 => "410",
+        422 => "422",
+        429 => "429",
+        500 => "500",
+        503 => "503",
+        504 => "504",
+        _ => "other",
+    }
+}
+
+/// Verb and resource as the apiserver's own metrics name them.
+fn describe<T>(request: &Request<T>) -> (&'static str, String) {
+    let segments: Vec<&str> = request.uri().path().split('/').filter(|segment| !segment.is_empty()).collect();
+    let rest = match segments.first() {
+        Some(&"api") => segments.get(2..),
+        Some(&"apis") => segments.get(3..),
+        _ => None,
+    };
+    let rest = match rest.unwrap_or_default() {
+        ["namespaces", _, rest @ ..] if !rest.is_empty() => rest,
+        rest => rest,
+    };
+    let (resource, named) = match rest {
+        [] => ("none".to_owned(), false),
+        [resource] => ((*resource).to_owned(), false),
+        [resource, _] => ((*resource).to_owned(), true),
+        [resource, _, sub, ..] => (format!("{resource}/{sub}"), true),
+    };
+    let watch = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
+    let verb = match (request.method(), named) {
+        (&Method::GET, _) if watch => "watch",
+        (&Method::GET, true) => "get",
+        (&Method::GET, false) => "list",
+        (&Method::POST, _) => "create",
+        (&Method::PUT, _) => "update",
+        (&Method::PATCH, _) => "patch",
+        (&Method::DELETE, _) => "delete",
+        _ => "other",
+    };
+    (verb, resource)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_named_as_the_apiserver_names_them() {
+        for (method, uri, verb, resource) in [
+            (Method::GET, "/apis/llmtune.io/v1alpha1/webhooks?watch=true", "watch", "webhooks"),
+            (Method::GET, "/apis/llmtune.io/v1alpha1/namespaces/a/trainingjobs?limit=500", "list", "trainingjobs"),
+            (Method::PATCH, "/apis/llmtune.io/v1alpha1/namespaces/a/webhooks/b/status", "patch", "webhooks/status"),
+            (Method::GET, "/api/v1/namespaces/a/secrets/b", "get", "secrets"),
+            (Method::GET, "/api/v1/namespaces/a", "get", "namespaces"),
+        ] {
+            let request = Request::builder().method(method).uri(uri).body(()).unwrap();
+            assert_eq!(describe(&request), (verb, resource.to_owned()), "{uri}");
+        }
+    }
+}

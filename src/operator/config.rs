@@ -1,0 +1,109 @@
+//! The command line. Every flag has an environment variable `LLMTUNE_WEBHOOKS_…`.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::SignedDuration;
+
+/// Turns transitions of training jobs and model deployments into signed webhooks.
+#[derive(Debug, Parser)]
+#[command(name = "llmtune-webhooks", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the operator; the cluster comes from KUBECONFIG or the pod's service account.
+    Run(Box<RunArgs>),
+    /// Print the custom resource definitions as YAML.
+    Crds,
+}
+
+/// How to run the operator.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// The namespace that holds the operator's Lease.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_NAMESPACE", default_value = "llmtune-system", value_name = "NS")]
+    pub namespace: String,
+    /// Serve this namespace only; may be given several times. All namespaces where absent.
+    #[arg(
+        long = "watch-namespace",
+        env = "LLMTUNE_WEBHOOKS_WATCH_NAMESPACE",
+        value_delimiter = ',',
+        value_name = "NS"
+    )]
+    pub watch_namespaces: Vec<String>,
+    /// Where to serve /metrics, /healthz and /readyz.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_LISTEN", default_value = "0.0.0.0:8080", value_name = "ADDR")]
+    pub listen: SocketAddr,
+    /// The cluster's name, told in every body where it is set.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_CLUSTER_NAME", value_name = "NAME")]
+    pub cluster_name: Option<String>,
+    /// PEM certificates to trust beside the system's.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Who holds the Lease [default: pod name and uid, from `POD_NAME` and `POD_UID`, else the host's name].
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_IDENTITY", value_name = "ID")]
+    pub identity: Option<String>,
+    /// After how long without a renewal another replica may take over, 3s to 5m.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_LEASE_DURATION", default_value = "15s", value_parser = lease_duration, value_name = "DURATION")]
+    pub lease_duration: Duration,
+    /// The form of log lines.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl RunArgs {
+    /// Who holds the Lease. A restarted container has its pod's name and uid again, and so its Lease.
+    pub fn identity(&self) -> Result<String, String> {
+        if let Some(identity) = self.identity.clone().filter(|identity| !identity.is_empty()) {
+            return Ok(identity);
+        }
+        if let (Ok(name), Ok(uid)) = (std::env::var("POD_NAME"), std::env::var("POD_UID")) {
+            return Ok(format!("{name}_{uid}"));
+        }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
+        let host = host.map(|host| host.trim().to_owned()).filter(|host| !host.is_empty());
+        host.ok_or_else(|| "this host has no name: say who holds the Lease with --identity".to_owned())
+    }
+}
+
+fn lease_duration(text: &str) -> Result<Duration, String> {
+    let parsed: SignedDuration = text.parse().map_err(|_| "write a duration such as 15s".to_owned())?;
+    let duration = Duration::try_from(parsed).map_err(|_| "a lease's duration is positive".to_owned())?;
+    if (Duration::from_secs(3)..=Duration::from_secs(300)).contains(&duration) {
+        Ok(duration)
+    } else {
+        Err("write a duration from 3s to 5m".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_lease_lasts_from_three_seconds_to_five_minutes() {
+        assert_eq!(lease_duration("15s"), Ok(Duration::from_secs(15)));
+        for text in ["2s", "6m", "-5s", "soon"] {
+            assert!(lease_duration(text).is_err(), "{text}");
+        }
+    }
+}

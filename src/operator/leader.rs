@@ -1,0 +1,423 @@
+//! The leader's work: the loop that owns the engine. Everything flows through here once, and nothing here waits for
+//! anything but the next thing to do.
+
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{BuildHasher, Hasher, RandomState},
+    marker::PhantomData,
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use kube::Client;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    config::RunArgs,
+    lease::Claim,
+    metrics::{DropReason, Metrics},
+    server::{Health, Refresh},
+};
+use crate::{
+    delivery::send::{Attempted, Exchange, Sender},
+    engine::{Attempt, Due, Engine, Observation, Question, Settled, Verdict},
+    event::object::{Uid, WatchId},
+    report::{Note, Settlement, events, writer::Writer},
+    source::{
+        Source,
+        deployment::Deployments,
+        training_job::TrainingJobs,
+        watch::{WatchHealth, Watcher},
+    },
+    subscription::{
+        resolve::{Resolved, WebhookRef},
+        secret::SecretError,
+        watch::{Change, Controller, Update},
+    },
+};
+
+/// Observations that may wait for the engine.
+const OBSERVATIONS: usize = 1024;
+/// Observations that are taken in before the loop looks at anything else.
+const BATCH: usize = 64;
+/// How long attempts under way may still take once the operator is told to stop.
+const LAST_ATTEMPTS: Duration = Duration::from_secs(10);
+
+/// A wall clock that does not jump: it was right when the process began, and runs evenly from there.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    wall: Timestamp,
+    origin: Instant,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { wall: Timestamp::now(), origin: Instant::now() }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.wall.checked_add(self.origin.elapsed()).unwrap_or(Timestamp::MAX)
+    }
+
+    fn instant(&self, at: Timestamp) -> Instant {
+        self.origin + Duration::try_from(at.duration_since(self.wall)).unwrap_or_default()
+    }
+}
+
+/// Why the leader stopped.
+#[derive(Debug)]
+pub enum Stopped {
+    /// It was told to.
+    Shutdown,
+    /// Another holds the Lease.
+    Lost(String),
+}
+
+/// A Webhook as the loop knows it.
+struct Known {
+    webhook: WebhookRef,
+    resolved: Option<Arc<Resolved>>,
+}
+
+/// The loop's state.
+pub struct Leader {
+    client: Client,
+    args: RunArgs,
+    metrics: Metrics,
+    health: Arc<Health>,
+    claim: Claim,
+    clock: Clock,
+    engine: Engine,
+    sender: Arc<Sender>,
+    webhooks: HashMap<Uid, Known>,
+    attempts: JoinSet<Attempted>,
+    questions: HashMap<WatchId, mpsc::UnboundedSender<Question>>,
+    notes: mpsc::UnboundedSender<Note>,
+    lost_keys: mpsc::UnboundedSender<(Uid, SecretError)>,
+    random: RandomState,
+    drawn: u64,
+}
+
+impl Leader {
+    /// Works until told to stop or until the Lease is lost.
+    pub async fn run(
+        client: Client,
+        args: RunArgs,
+        roots: Vec<reqwest::Certificate>,
+        metrics: Metrics,
+        health: Arc<Health>,
+        claim: Claim,
+        lost: &mut oneshot::Receiver<String>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<Stopped, reqwest::Error> {
+        let may_begin = {
+            let claim = claim.clone();
+            Arc::new(move || claim.holds())
+        };
+        let sender = Arc::new(Sender::new(roots, may_begin.clone())?);
+        let clock = Clock::new();
+        let (notes, incoming_notes) = mpsc::unbounded_channel();
+        let (lost_keys, incoming_lost_keys) = mpsc::unbounded_channel();
+        let (changes, mut incoming_changes) = mpsc::channel(256);
+        let (observations, mut incoming_observations) = mpsc::channel(OBSERVATIONS);
+        let (notices, incoming_notices) = mpsc::channel(256);
+        let (refresh, mut refreshes) = mpsc::channel::<Refresh>(4);
+        health.set_refresh(refresh);
+
+        let writer = {
+            let metrics = metrics.clone();
+            let conditions = Arc::new(move |namespace: &str, name: &str, kind: &str, status: &str| {
+                metrics.set_condition(namespace, name, kind, status);
+            });
+            let writer = Writer {
+                client: client.clone(),
+                notes: incoming_notes,
+                notices,
+                may_write: may_begin.clone(),
+                conditions,
+            };
+            tokio::spawn(writer.run())
+        };
+        let publisher = tokio::spawn(events::publish(client.clone(), incoming_notices, {
+            let may = may_begin.clone();
+            move || may()
+        }));
+        let controller = Controller::new(client.clone(), changes);
+        let controller = tokio::spawn(controller.run(args.watch_namespaces.clone(), incoming_lost_keys));
+
+        // Records are built anew at every start, so every start is an epoch of its own.
+        let engine = Engine::new(args.cluster_name.clone(), clock.wall.as_millisecond().unsigned_abs());
+        let mut leader = Self {
+            client,
+            args,
+            metrics,
+            health,
+            claim,
+            clock,
+            engine,
+            sender,
+            webhooks: HashMap::new(),
+            attempts: JoinSet::new(),
+            questions: HashMap::new(),
+            notes,
+            lost_keys,
+            random: RandomState::new(),
+            drawn: 0,
+        };
+        let mut sources = JoinSet::new();
+        let mut observations = Some(observations);
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut tick = interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut shutdown = std::pin::pin!(shutdown);
+        let stopped = loop {
+            let next_due = leader.engine.next_due().map(|due| clock.instant(due));
+            let wake = next_due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            tokio::select! {
+                biased;
+                () = &mut shutdown => break Stopped::Shutdown,
+                holder = &mut *lost => break Stopped::Lost(holder.unwrap_or_default()),
+                Some(attempted) = leader.attempts.join_next() => leader.ended(attempted),
+                _ = incoming_observations.recv_many(&mut batch, BATCH), if observations.is_none() => {
+                    for observation in batch.drain(..) {
+                        leader.observe(observation);
+                    }
+                }
+                Some(change) = incoming_changes.recv() => match change {
+                    Change::Updated(update) => leader.updated(*update),
+                    Change::Removed(uid) => leader.removed(uid),
+                    // No source is observed before all Webhooks are listed.
+                    Change::Listed => if let Some(observations) = observations.take() {
+                        leader.start_sources(&mut sources, &observations);
+                    },
+                },
+                Some(done) = refreshes.recv() => leader.refresh(done),
+                () = sleep_until(wake), if next_due.is_some() && leader.claim.holds() => {}
+                _ = tick.tick() => {
+                    leader.health.beat();
+                    leader.metrics.leader.set(i64::from(leader.claim.holds()));
+                }
+            }
+            leader.begin_due();
+        };
+        info!(?stopped, "stopping");
+        sources.abort_all();
+        controller.abort();
+        let Self { metrics, notes, lost_keys, .. } = {
+            let finish = async {
+                while let Some(attempted) = leader.attempts.join_next().await {
+                    leader.ended(attempted);
+                }
+            };
+            let limit = if matches!(stopped, Stopped::Shutdown) { LAST_ATTEMPTS } else { Duration::ZERO };
+            if timeout(limit, finish).await.is_err() {
+                warn!(attempts = leader.attempts.len(), "attempts did not end in time; they are cut off");
+            }
+            leader
+        };
+        drop((notes, lost_keys));
+        if let Err(error) = writer.await {
+            warn!(%error, "the last statuses were not written");
+        }
+        if timeout(Duration::from_secs(2), publisher).await.is_err() {
+            debug!("the last Events were not published");
+        }
+        metrics.leader.set(0);
+        Ok(stopped)
+    }
+
+    fn start_sources(&mut self, tasks: &mut JoinSet<()>, observations: &mpsc::Sender<Observation>) {
+        let scopes: Vec<Option<String>> = if self.args.watch_namespaces.is_empty() {
+            vec![None]
+        } else {
+            let namespaces: HashSet<&String> = self.args.watch_namespaces.iter().collect();
+            namespaces.into_iter().cloned().map(Some).collect()
+        };
+        let mut health = Vec::new();
+        for scope in scopes {
+            health.push(self.start_source(TrainingJobs, scope.clone(), tasks, observations));
+            health.push(self.start_source(Deployments, scope, tasks, observations));
+        }
+        self.health.set_watches(health);
+    }
+
+    fn start_source<S: Source>(
+        &mut self,
+        _source: S,
+        namespace: Option<String>,
+        tasks: &mut JoinSet<()>,
+        observations: &mpsc::Sender<Observation>,
+    ) -> Arc<WatchHealth> {
+        let id = WatchId(self.questions.len() as u16);
+        let health = Arc::new(WatchHealth::new(S::KIND, namespace.clone()));
+        self.engine.add_watch(id, S::RESOURCE, S::SELECTOR.is_some());
+        let watcher = Arc::new(Watcher::<S> {
+            id,
+            namespace,
+            client: self.client.clone(),
+            observations: observations.clone(),
+            health: Arc::clone(&health),
+            malformed: self.metrics.malformed.with_label_values(&[S::KIND]),
+            source: PhantomData,
+        });
+        let (ask, asked) = mpsc::unbounded_channel();
+        self.questions.insert(id, ask);
+        tasks.spawn(Arc::clone(&watcher).answer(asked));
+        tasks.spawn(watcher.run(None));
+        health
+    }
+
+    fn observe(&mut self, observation: Observation) {
+        let observed = self.engine.observe(observation, self.clock.now());
+        for event in &observed.events {
+            self.metrics.events.with_label_values(&[event.event_type.name()]).inc();
+            let object = &event.object;
+            debug!(event = %event.event_type, id = %event.id, namespace = object.namespace, name = object.name, "event");
+        }
+        for webhook in observed.enqueued {
+            self.note(Note::Enqueued { webhook, pending: self.engine.pending(webhook) });
+        }
+        for webhook in observed.dropped {
+            self.count_dropped(webhook, DropReason::Bound, 1);
+            self.note(Note::Dropped { webhook, pending: self.engine.pending(webhook) });
+        }
+        for question in observed.questions {
+            if let Some(ask) = self.questions.get(&question.watch) {
+                // The other end lives as long as the sources do.
+                let _ = ask.send(question);
+            }
+        }
+    }
+
+    fn updated(&mut self, update: Update) {
+        let Update { webhook, subscription, resolved, standing, found } = update;
+        self.engine.subscribe(subscription);
+        self.webhooks.insert(webhook.uid, Known { webhook: webhook.clone(), resolved });
+        self.note(Note::Standing { webhook, standing, found });
+    }
+
+    fn removed(&mut self, uid: Uid) {
+        let dropped = self.engine.unsubscribe(uid);
+        self.count_dropped(uid, DropReason::WebhookDeleted, dropped as u64);
+        if let Some(known) = self.webhooks.remove(&uid) {
+            let WebhookRef { namespace, name, .. } = &known.webhook;
+            info!(namespace, webhook = name, dropped, "the Webhook is deleted");
+            self.metrics.forget(&known.webhook);
+        }
+        self.note(Note::Removed(uid));
+    }
+
+    fn count_dropped(&self, uid: Uid, reason: DropReason, count: u64) {
+        if let Some(Known { webhook, .. }) = self.webhooks.get(&uid) {
+            let labels = [webhook.namespace.as_str(), &webhook.name, reason.label()];
+            self.metrics.dropped.with_label_values(&labels).inc_by(count);
+        }
+    }
+
+    /// Begins what is due; nothing while the claim has lapsed.
+    fn begin_due(&mut self) {
+        if !self.claim.holds() {
+            return;
+        }
+        let now = self.clock.now();
+        while let Some(due) = self.engine.due(now) {
+            match due {
+                Due::Attempt(attempt) => self.begin(attempt),
+                Due::Exhausted(settled) => self.settled(settled, None, now),
+            }
+        }
+    }
+
+    fn begin(&mut self, attempt: Attempt) {
+        let resolved = self.webhooks.get(&attempt.webhook).and_then(|known| known.resolved.clone());
+        let Some(resolved) = resolved else {
+            // Held Webhooks begin nothing, and no other lacks what it needs.
+            warn!(delivery = %attempt.delivery, "an attempt was due for a Webhook that is not ready");
+            self.settle(Attempted::withheld(&attempt));
+            return;
+        };
+        let sender = Arc::clone(&self.sender);
+        self.attempts.spawn(async move { sender.attempt(&attempt, &resolved).await });
+    }
+
+    fn ended(&mut self, attempted: Result<Attempted, tokio::task::JoinError>) {
+        match attempted {
+            Ok(attempted) => self.settle(attempted),
+            Err(error) => warn!(%error, "an attempt broke off"),
+        }
+    }
+
+    fn settle(&mut self, attempted: Attempted) {
+        let Attempted { outcome, exchange, lost_key } = attempted;
+        if let Some(error) = lost_key {
+            // The controller lives as long as this loop.
+            let _ = self.lost_keys.send((outcome.webhook, error));
+        }
+        let now = self.clock.now();
+        let random = self.random();
+        if let Some(settled) = self.engine.settle(outcome, now, random) {
+            self.settled(settled, exchange, now);
+        }
+    }
+
+    fn settled(&mut self, settled: Settled, exchange: Option<Exchange>, now: Timestamp) {
+        if settled.verdict == Verdict::Withheld {
+            return;
+        }
+        let Some(Known { webhook, .. }) = self.webhooks.get(&settled.webhook) else { return };
+        let latency = now.duration_since(settled.event.observed_at).as_secs_f64();
+        self.metrics.settled(webhook, &settled, exchange.as_ref(), latency);
+        let error = exchange.as_ref().and_then(|exchange| exchange.error.clone());
+        let WebhookRef { namespace, name, .. } = webhook;
+        let (event, id, attempt) = (settled.event.event_type, settled.event.id, settled.attempt);
+        if settled.verdict == Verdict::Exhausted {
+            warn!(namespace, webhook = name, %event, %id, attempt, error, "delivery exhausted");
+        } else {
+            debug!(namespace, webhook = name, %event, %id, attempt, error, verdict = ?settled.verdict, "attempt");
+        }
+        self.note(Note::Settled(Settlement {
+            webhook: settled.webhook,
+            event: settled.event,
+            attempt,
+            status_code: exchange.and_then(|exchange| exchange.status).map(|status| status.as_u16()),
+            error,
+            verdict: settled.verdict,
+            pending: settled.pending,
+            at: now,
+        }));
+    }
+
+    /// Sets the gauges that only the engine knows.
+    fn refresh(&self, done: Refresh) {
+        let now = self.clock.now();
+        self.metrics.ledger_records.set(self.engine.records() as i64);
+        for backlog in self.engine.backlogs() {
+            let Some(Known { webhook, .. }) = self.webhooks.get(&backlog.webhook) else { continue };
+            let labels = [webhook.namespace.as_str(), &webhook.name];
+            self.metrics.pending.with_label_values(&labels).set(backlog.pending as i64);
+            let age = backlog.oldest.map_or(0.0, |oldest| now.duration_since(oldest).as_secs_f64());
+            self.metrics.oldest_pending_age.with_label_values(&labels).set(age);
+        }
+        // Nobody waits any more: the scrape has timed out.
+        let _ = done.send(());
+    }
+
+    fn note(&self, note: Note) {
+        // The writer lives until this sender goes.
+        let _ = self.notes.send(note);
+    }
+
+    /// A number in [0, 1), to vary the waits before retries; std's hash keys are random, which is enough for that.
+    fn random(&mut self) -> f64 {
+        self.drawn += 1;
+        let mut hasher = self.random.build_hasher();
+        hasher.write_u64(self.drawn);
+        (hasher.finish() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}

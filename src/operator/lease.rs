@@ -1,0 +1,326 @@
+//! Leader election on a Lease, with client-go's semantics: every write carries the resourceVersion, expiry is judged by
+//! this process's monotonic clock from its own observations, and the Lease is released on a graceful stop.
+//!
+//! 1. A claim ends two thirds of a lease's duration after the last renewal that landed was sent; whoever begins an attempt
+//!    or a write asks the claim first.
+//! 2. A renewal after a lapse lands only if nobody wrote the Lease meanwhile: then the leader goes on, else it has lost.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+};
+use kube::{
+    Api, Client,
+    api::{PostParams, WatchEvent, WatchParams},
+};
+use tokio::{
+    sync::oneshot,
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tracing::{debug, info, warn};
+
+/// The Lease's name, in the operator's namespace.
+pub const LEASE: &str = "llmtune-webhooks";
+
+/// The leader's right to act, until it expires. Cheap to clone and to ask.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    origin: Instant,
+    /// Milliseconds after `origin`.
+    expiry: Arc<AtomicU64>,
+}
+
+impl Claim {
+    fn new() -> Self {
+        Self { origin: Instant::now(), expiry: Arc::new(AtomicU64::new(0)) }
+    }
+
+    fn extend(&self, expiry: Instant) {
+        let millis = expiry.saturating_duration_since(self.origin).as_millis();
+        self.expiry.store(millis as u64, Ordering::Release);
+    }
+
+    /// Whether an attempt or a write may begin now.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        let millis = self.origin.elapsed().as_millis() as u64;
+        millis < self.expiry.load(Ordering::Acquire)
+    }
+}
+
+/// How this process takes part in the election.
+#[derive(Clone)]
+pub struct Elector {
+    api: Api<Lease>,
+    identity: String,
+    duration: Duration,
+}
+
+/// A Lease that is held, and renewed in the background.
+pub struct Leadership {
+    /// The right to act.
+    pub claim: Claim,
+    /// Resolves once another has taken the Lease, with its identity.
+    pub lost: oneshot::Receiver<String>,
+    release: oneshot::Sender<()>,
+    renewing: JoinHandle<()>,
+}
+
+impl Leadership {
+    /// Gives the Lease back, so that another can take it at once. Begin nothing afterwards.
+    pub async fn release(self) {
+        let _ = self.release.send(());
+        if let Err(error) = self.renewing.await {
+            warn!(%error, "the lease was not released");
+        }
+    }
+}
+
+/// What came of a write.
+enum Written {
+    Landed(Lease),
+    Conflict,
+}
+
+impl Elector {
+    /// An elector for the Lease in `namespace`. `duration`: after how long without a renewal others may take the Lease.
+    #[must_use]
+    pub fn new(client: Client, namespace: &str, identity: String, duration: Duration) -> Self {
+        Self { api: Api::namespaced(client, namespace), identity, duration }
+    }
+
+    /// As client-go's 15, 10 and 2 seconds: how long a leader may act after a renewal.
+    fn renew_deadline(&self) -> Duration {
+        self.duration * 2 / 3
+    }
+
+    fn retry_period(&self) -> Duration {
+        self.duration * 2 / 15
+    }
+
+    fn request_timeout(&self) -> Duration {
+        self.duration / 3
+    }
+
+    /// Waits until this process holds the Lease. `standing_by` is told once the holder is known to be another.
+    pub async fn acquire(&self, standing_by: impl Fn(&str)) -> Leadership {
+        loop {
+            match self.try_acquire(&standing_by).await {
+                Ok(Some(leadership)) => return leadership,
+                Ok(None) => {}
+                Err(error) => {
+                    warn!(%error, "cannot take part in the election; trying again");
+                    sleep(self.retry_period()).await;
+                }
+            }
+        }
+    }
+
+    async fn try_acquire(&self, standing_by: &impl Fn(&str)) -> Result<Option<Leadership>, kube::Error> {
+        let Some(found) = self.call(self.api.get_opt(LEASE)).await? else {
+            return Ok(self.lead(None).await?);
+        };
+        let holder = holder(&found);
+        if holder.is_empty() || holder == self.identity {
+            return Ok(self.lead(Some(&found)).await?);
+        }
+        standing_by(&holder);
+        match self.follow(found).await? {
+            Some(expired) => Ok(self.lead(Some(&expired)).await?),
+            None => Ok(None),
+        }
+    }
+
+    /// Watches the Lease until it is free or expires: by this process's clock, nobody renewed it for its duration.
+    async fn follow(&self, mut lease: Lease) -> Result<Option<Lease>, kube::Error> {
+        let params = WatchParams::default().fields(&format!("metadata.name={LEASE}")).timeout(60);
+        let mut expiry = Instant::now() + lease_duration(&lease).unwrap_or(self.duration);
+        'watch: loop {
+            let version = lease.metadata.resource_version.clone().unwrap_or_default();
+            let opened = timeout(self.request_timeout(), self.api.watch(&params, &version)).await;
+            let Ok(Ok(stream)) = opened else {
+                if Instant::now() >= expiry {
+                    return Ok(Some(lease));
+                }
+                sleep(self.retry_period().min(expiry.duration_since(Instant::now()))).await;
+                match self.call(self.api.get_opt(LEASE)).await? {
+                    None => return Ok(None),
+                    Some(found) if found.metadata.resource_version != lease.metadata.resource_version => {
+                        expiry = Instant::now() + lease_duration(&found).unwrap_or(self.duration);
+                        lease = found;
+                        if holder(&lease).is_empty() {
+                            return Ok(Some(lease));
+                        }
+                    }
+                    Some(_) => {}
+                }
+                continue;
+            };
+            let mut stream = std::pin::pin!(stream);
+            loop {
+                let event = tokio::select! {
+                    () = sleep_until(expiry) => return Ok(Some(lease)),
+                    event = stream.next() => event,
+                };
+                match event {
+                    Some(Ok(WatchEvent::Added(found) | WatchEvent::Modified(found))) => {
+                        expiry = Instant::now() + lease_duration(&found).unwrap_or(self.duration);
+                        lease = found;
+                        if holder(&lease).is_empty() {
+                            return Ok(Some(lease));
+                        }
+                    }
+                    Some(Ok(WatchEvent::Deleted(_))) => return Ok(None),
+                    Some(Ok(WatchEvent::Bookmark(_))) => {}
+                    Some(Ok(WatchEvent::Error(_)) | Err(_)) => {
+                        let found = self.call(self.api.get_opt(LEASE)).await?;
+                        let Some(found) = found else { return Ok(None) };
+                        if found.metadata.resource_version != lease.metadata.resource_version {
+                            return Ok(None);
+                        }
+                        continue 'watch;
+                    }
+                    None => continue 'watch,
+                }
+            }
+        }
+    }
+
+    /// Writes the Lease as this process's. `None` where another was faster.
+    async fn lead(&self, found: Option<&Lease>) -> Result<Option<Leadership>, kube::Error> {
+        let begun = Instant::now();
+        let now = MicroTime(Timestamp::now());
+        let before = found.and_then(|lease| lease.spec.as_ref());
+        let same = found.is_some_and(|lease| holder(lease) == self.identity);
+        let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or_default();
+        let lease = Lease {
+            metadata: ObjectMeta {
+                name: Some(LEASE.into()),
+                resource_version: found.and_then(|lease| lease.metadata.resource_version.clone()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(LeaseSpec {
+                holder_identity: Some(self.identity.clone()),
+                lease_duration_seconds: Some(self.duration.as_secs().max(1) as i32),
+                acquire_time: Some(now.clone()),
+                renew_time: Some(now),
+                lease_transitions: Some(if same || found.is_none() { transitions } else { transitions + 1 }),
+                ..LeaseSpec::default()
+            }),
+        };
+        let Written::Landed(lease) = self.write(&lease).await? else { return Ok(None) };
+        info!(identity = self.identity, "leading");
+        let claim = Claim::new();
+        claim.extend(begun + self.renew_deadline());
+        let (lost_sender, lost) = oneshot::channel();
+        let (release, released) = oneshot::channel();
+        let renewing = tokio::spawn(self.clone().renew(lease, claim.clone(), lost_sender, released));
+        Ok(Some(Leadership { claim, lost, release, renewing }))
+    }
+
+    /// Renews the Lease until it is lost or to be released.
+    async fn renew(
+        self,
+        mut lease: Lease,
+        claim: Claim,
+        lost: oneshot::Sender<String>,
+        mut released: oneshot::Receiver<()>,
+    ) {
+        loop {
+            tokio::select! {
+                () = sleep(self.retry_period()) => {}
+                _ = &mut released => return self.give_back(lease, &claim).await,
+            }
+            let begun = Instant::now();
+            let mut renewed = lease.clone();
+            let time = MicroTime(Timestamp::now());
+            renewed.spec.get_or_insert_default().renew_time = Some(time.clone());
+            match self.write(&renewed).await {
+                Ok(Written::Landed(written)) => {
+                    if !claim.holds() {
+                        info!("the lease had lapsed, and nobody held it meanwhile; going on");
+                    }
+                    lease = written;
+                    claim.extend(begun + self.renew_deadline());
+                }
+                Ok(Written::Conflict) => match self.call(self.api.get_opt(LEASE)).await {
+                    // A renewal of ours had landed although its answer never came.
+                    Ok(Some(found)) if self.is_ours(&found, &lease) => lease = found,
+                    Ok(found) => {
+                        claim.extend(claim.origin);
+                        let holder = found.as_ref().map(holder).unwrap_or_default();
+                        let _ = lost.send(holder);
+                        return;
+                    }
+                    Err(error) => warn!(%error, "the lease was not renewed; trying again"),
+                },
+                Err(error) => warn!(%error, leading = claim.holds(), "the lease was not renewed; trying again"),
+            }
+        }
+    }
+
+    /// Whether the Lease differs from the one last seen by our own renewals alone.
+    fn is_ours(&self, found: &Lease, known: &Lease) -> bool {
+        let of = |lease: &Lease| {
+            let spec = lease.spec.clone().unwrap_or_default();
+            (lease.metadata.uid.clone(), spec.holder_identity, spec.acquire_time, spec.lease_transitions)
+        };
+        holder(found) == self.identity && of(found) == of(known)
+    }
+
+    async fn give_back(&self, mut lease: Lease, claim: &Claim) {
+        claim.extend(claim.origin);
+        let now = MicroTime(Timestamp::now());
+        let spec = lease.spec.get_or_insert_default();
+        spec.holder_identity = Some(String::new());
+        spec.lease_duration_seconds = Some(1);
+        spec.acquire_time = Some(now.clone());
+        spec.renew_time = Some(now);
+        match self.write(&lease).await {
+            Ok(Written::Landed(_)) => info!("the lease is released"),
+            Ok(Written::Conflict) => debug!("the lease had been taken before it was released"),
+            Err(error) => warn!(%error, "the lease was not released; others take it when it expires"),
+        }
+    }
+
+    async fn write(&self, lease: &Lease) -> Result<Written, kube::Error> {
+        let params = PostParams::default();
+        let result = if lease.metadata.resource_version.is_some() {
+            self.call(self.api.replace(LEASE, &params, lease)).await
+        } else {
+            self.call(self.api.create(&params, lease)).await
+        };
+        match result {
+            Ok(lease) => Ok(Written::Landed(lease)),
+            // 404: it was deleted, perhaps together with its namespace.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Written::Conflict),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn call<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+        let limit = self.request_timeout();
+        let elapsed = || kube::Error::Service(format!("the apiserver did not answer within {limit:?}").into());
+        timeout(limit, request).await.map_err(|_| elapsed())?
+    }
+}
+
+fn holder(lease: &Lease) -> String {
+    lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()).unwrap_or_default()
+}
+
+fn lease_duration(lease: &Lease) -> Option<Duration> {
+    let seconds = lease.spec.as_ref()?.lease_duration_seconds?;
+    Some(Duration::from_secs(u64::try_from(seconds).ok()?))
+}

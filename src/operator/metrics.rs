@@ -1,0 +1,184 @@
+//! The metrics of DESIGN 7, registered on a registry that is passed in. Labels are bounded: namespace, Webhook and event
+//! names, never urls, ids or error text. A deleted Webhook's series go with it.
+
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    core::Collector,
+};
+
+use crate::{
+    delivery::send::{Class, Exchange},
+    engine::{Settled, Verdict},
+    event::EventType,
+    subscription::resolve::WebhookRef,
+};
+
+const PREFIX: &str = "llmtune_webhooks";
+
+/// The operator's metrics.
+#[derive(Clone)]
+pub struct Metrics {
+    pub events: IntCounterVec,
+    pub deliveries: IntCounterVec,
+    pub attempts: IntCounterVec,
+    pub retries: IntCounterVec,
+    pub dropped: IntCounterVec,
+    pub attempt_duration: Histogram,
+    pub delivery_latency: HistogramVec,
+    pub pending: IntGaugeVec,
+    pub oldest_pending_age: GaugeVec,
+    pub condition: IntGaugeVec,
+    pub watch_last_activity: IntGaugeVec,
+    pub malformed: IntCounterVec,
+    pub ledger_records: IntGauge,
+    pub api_requests: IntCounterVec,
+    pub leader: IntGauge,
+}
+
+struct Registrar<'a>(&'a Registry);
+
+impl Registrar<'_> {
+    fn add<C: Collector + Clone + 'static>(
+        &self,
+        collector: Result<C, prometheus::Error>,
+    ) -> Result<C, prometheus::Error> {
+        let collector = collector?;
+        self.0.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("{PREFIX}_{name}"), help)
+}
+
+impl Metrics {
+    /// Registers the metrics; an error means that one is registered already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let on = Registrar(registry);
+        let counters = |name, help, labels: &[&str]| on.add(IntCounterVec::new(opts(name, help), labels));
+        let gauges = |name, help, labels: &[&str]| on.add(IntGaugeVec::new(opts(name, help), labels));
+        let webhook = ["namespace", "webhook"];
+        let buckets = vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+        let histogram =
+            |name: &str, help: &str| HistogramOpts { common_opts: opts(name, help), buckets: buckets.clone() };
+        let mut latency =
+            histogram("delivery_latency_seconds", "From the observation of an event to its acknowledgement.");
+        latency.buckets = vec![
+            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 21600.0,
+        ];
+        let build = on.add(GaugeVec::new(opts("build_info", "Always 1; the labels tell the build."), &["version"]))?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        Ok(Self {
+            events: counters("events_total", "Events that occurred.", &["event"])?,
+            deliveries: counters(
+                "deliveries_total",
+                "Deliveries that ended: delivered or exhausted.",
+                &["namespace", "webhook", "event", "result"],
+            )?,
+            attempts: counters("attempts_total", "Attempts by outcome.", &["namespace", "webhook", "outcome"])?,
+            retries: counters("retries_total", "Attempts beyond the first of a delivery.", &webhook)?,
+            dropped: counters("dropped_total", "Deliveries thrown away.", &["namespace", "webhook", "reason"])?,
+            attempt_duration: on.add(Histogram::with_opts(histogram(
+                "attempt_duration_seconds",
+                "From the beginning of an attempt to the status of its answer.",
+            )))?,
+            delivery_latency: on.add(HistogramVec::new(latency, &["event"]))?,
+            pending: gauges("pending_deliveries", "Deliveries that wait or are under way.", &webhook)?,
+            oldest_pending_age: on.add(GaugeVec::new(
+                opts("oldest_pending_age_seconds", "Age of the oldest event that waits; 0 where none does."),
+                &webhook,
+            ))?,
+            condition: gauges(
+                "webhook_condition",
+                "1 for the status that a condition has now.",
+                &["namespace", "webhook", "type", "status"],
+            )?,
+            watch_last_activity: gauges(
+                "watch_last_activity_timestamp_seconds",
+                "When the apiserver last sent anything on a watch of this kind.",
+                &["kind"],
+            )?,
+            malformed: counters("malformed_objects_total", "Objects that could not be read.", &["kind"])?,
+            ledger_records: on.add(IntGauge::with_opts(opts("ledger_records", "Objects that are remembered.")))?,
+            api_requests: counters("api_requests_total", "Requests to the apiserver.", &["verb", "resource", "code"])?,
+            leader: on.add(IntGauge::with_opts(opts("leader", "1 while this process may act as the leader.")))?,
+        })
+    }
+
+    /// Counts a settled attempt.
+    pub fn settled(&self, webhook: &WebhookRef, settled: &Settled, exchange: Option<&Exchange>, latency: f64) {
+        let (namespace, name) = (webhook.namespace.as_str(), webhook.name.as_str());
+        if let Some(exchange) = exchange {
+            self.attempts.with_label_values(&[namespace, name, exchange.class.label()]).inc();
+            self.attempt_duration.observe(exchange.duration.as_secs_f64());
+        }
+        if settled.attempt > 1 {
+            self.retries.with_label_values(&[namespace, name]).inc();
+        }
+        let event = settled.event.event_type.name();
+        match settled.verdict {
+            Verdict::Delivered => {
+                self.deliveries.with_label_values(&[namespace, name, event, "delivered"]).inc();
+                self.delivery_latency.with_label_values(&[event]).observe(latency);
+            }
+            Verdict::Exhausted => self.deliveries.with_label_values(&[namespace, name, event, "exhausted"]).inc(),
+            Verdict::Retry(_) | Verdict::Withheld => {}
+        }
+    }
+
+    /// Sets what a condition of a Webhook is now.
+    pub fn set_condition(&self, namespace: &str, webhook: &str, kind: &str, status: &str) {
+        for other in ["True", "False", "Unknown"] {
+            let gauge = self.condition.with_label_values(&[namespace, webhook, kind, other]);
+            gauge.set(i64::from(other == status));
+        }
+    }
+
+    /// Removes the series of a deleted Webhook. A series that never was is no error.
+    pub fn forget(&self, webhook: &WebhookRef) {
+        let (namespace, name) = (webhook.namespace.as_str(), webhook.name.as_str());
+        let pair = [namespace, name];
+        for event in EventType::ALL {
+            for result in ["delivered", "exhausted"] {
+                let _ = self.deliveries.remove_label_values(&[namespace, name, event.name(), result]);
+            }
+        }
+        for class in Class::ALL {
+            let _ = self.attempts.remove_label_values(&[namespace, name, class.label()]);
+        }
+        for kind in ["Ready", "Healthy", "Stalled"] {
+            for status in ["True", "False", "Unknown"] {
+                let _ = self.condition.remove_label_values(&[namespace, name, kind, status]);
+            }
+        }
+        for reason in DropReason::ALL {
+            let _ = self.dropped.remove_label_values(&[namespace, name, reason.label()]);
+        }
+        let _ = self.retries.remove_label_values(&pair);
+        let _ = self.pending.remove_label_values(&pair);
+        let _ = self.oldest_pending_age.remove_label_values(&pair);
+    }
+}
+
+/// Why a delivery was thrown away.
+#[derive(Clone, Copy, Debug)]
+pub enum DropReason {
+    /// A bound on what is pending was reached.
+    Bound,
+    /// Its Webhook was deleted.
+    WebhookDeleted,
+}
+
+impl DropReason {
+    const ALL: [Self; 2] = [Self::Bound, Self::WebhookDeleted];
+
+    /// The value of the label `reason`.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Bound => "bound_reached",
+            Self::WebhookDeleted => "webhook_deleted",
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Wiring: configuration, leader election, metrics and health, shutdown.
+
+mod client;
+pub mod config;
+mod leader;
+mod lease;
+mod metrics;
+mod server;
+
+use std::sync::Arc;
+
+use prometheus::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info};
+
+use config::RunArgs;
+use leader::{Leader, Stopped};
+use lease::Elector;
+use metrics::Metrics;
+use server::{Health, Role, Shown};
+
+/// Why the operator cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// There is no cluster.
+    #[error("{0}")]
+    Connect(#[from] client::ConnectError),
+    /// The listener cannot be had.
+    #[error("cannot listen on {0}; choose another address with --listen")]
+    Listen(std::io::Error),
+    /// The HTTP client cannot be set up.
+    #[error("the HTTP client cannot be set up: {0}")]
+    Http(#[from] reqwest::Error),
+    /// A metric is registered twice.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// Signals cannot be received.
+    #[error("signals cannot be received: {0}")]
+    Signals(std::io::Error),
+    /// Another replica leads now; whoever runs this process starts it again, as a standby.
+    #[error("the lease was lost to {0:?}: stopping, so that nothing is sent twice")]
+    LostLease(String),
+}
+
+/// Runs the operator until SIGTERM or SIGINT, or until it loses its Lease to another.
+pub async fn run(args: RunArgs) -> Result<(), Error> {
+    let identity = args.identity().map_err(Error::Config)?;
+    let roots = read_roots(&args)?;
+    let registry = Registry::new();
+    let metrics = Metrics::register(&registry)?;
+    let health = Arc::new(Health::new());
+    let listener = server::bind(args.listen).await.map_err(Error::Listen)?;
+    if let Ok(address) = listener.local_addr() {
+        info!(%address, version = env!("CARGO_PKG_VERSION"), "serving /metrics, /healthz and /readyz");
+    }
+    let shown = Shown { registry, metrics: metrics.clone(), health: Arc::clone(&health) };
+    tokio::spawn(async move {
+        if let Err(error) = server::serve(listener, shown).await {
+            error!(%error, "metrics and health are no longer served");
+        }
+    });
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    let mut shutdown = std::pin::pin!(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    });
+    let client = client::connect(metrics.api_requests.clone()).await?;
+    let elector = Elector::new(client.clone(), &args.namespace, identity, args.lease_duration);
+    let standing_by = |holder: &str| {
+        info!(holder, "standing by");
+        health.set_role(Role::Standby { holder: holder.to_owned() });
+    };
+    let mut leadership = tokio::select! {
+        leadership = elector.acquire(standing_by) => leadership,
+        () = &mut shutdown => return Ok(()),
+    };
+    health.set_role(Role::Leader);
+    let claim = leadership.claim.clone();
+    let stopped = Leader::run(client, args, roots, metrics, health, claim, &mut leadership.lost, shutdown).await?;
+    match stopped {
+        Stopped::Shutdown => {
+            leadership.release().await;
+            Ok(())
+        }
+        Stopped::Lost(holder) => Err(Error::LostLease(holder)),
+    }
+}
+
+fn read_roots(args: &RunArgs) -> Result<Vec<reqwest::Certificate>, Error> {
+    let Some(path) = &args.ca_file else { return Ok(Vec::new()) };
+    let refuse = |problem: String| Error::Config(format!("--ca-file {}: {problem}", path.display()));
+    let pem = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
+    let roots = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| refuse(error.to_string()))?;
+    if roots.is_empty() { Err(refuse("it holds no PEM certificate".into())) } else { Ok(roots) }
+}

@@ -1,0 +1,212 @@
+//! `/metrics`, `/healthz` and `/readyz`.
+
+use std::{
+    fmt::Write as _,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use jiff::Timestamp;
+use prometheus::{Registry, TextEncoder};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use super::metrics::Metrics;
+use crate::source::watch::WatchHealth;
+
+/// A watch that has had no word from the apiserver for this long is stalled: it asks anew every half minute.
+const STALLED_WATCH: Duration = Duration::from_secs(300);
+/// The engine's loop turns at least once a second.
+const STALLED_LOOP: Duration = Duration::from_secs(30);
+const REFRESH: Duration = Duration::from_secs(2);
+
+/// A request to the engine's loop to set the gauges that only it knows.
+pub type Refresh = oneshot::Sender<()>;
+
+/// What this process is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It has not yet learned who leads.
+    Starting,
+    /// Another leads.
+    Standby { holder: String },
+    /// It leads.
+    Leader,
+}
+
+/// How the operator fares.
+pub struct Health {
+    role: Mutex<Role>,
+    watches: Mutex<Vec<Arc<WatchHealth>>>,
+    refresh: Mutex<Option<mpsc::Sender<Refresh>>>,
+    beat: AtomicI64,
+}
+
+impl Health {
+    /// An operator that has just begun.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            role: Mutex::new(Role::Starting),
+            watches: Mutex::default(),
+            refresh: Mutex::default(),
+            beat: AtomicI64::new(0),
+        }
+    }
+
+    /// What this process does from now on.
+    pub fn set_role(&self, role: Role) {
+        *lock(&self.role) = role;
+    }
+
+    /// The watches of the leader.
+    pub fn set_watches(&self, watches: Vec<Arc<WatchHealth>>) {
+        *lock(&self.watches) = watches;
+    }
+
+    /// Whom to ask for gauges before they are shown.
+    pub fn set_refresh(&self, refresh: mpsc::Sender<Refresh>) {
+        *lock(&self.refresh) = Some(refresh);
+    }
+
+    /// The engine's loop has turned.
+    pub fn beat(&self) {
+        self.beat.store(Timestamp::now().as_second(), Ordering::Relaxed);
+    }
+
+    fn liveness(&self) -> Result<(), String> {
+        let now = Timestamp::now().as_second();
+        if *lock(&self.role) != Role::Leader {
+            return Ok(());
+        }
+        let mut complaints = String::new();
+        let beat = self.beat.load(Ordering::Relaxed);
+        if beat > 0 && now - beat > STALLED_LOOP.as_secs() as i64 {
+            let _ = writeln!(complaints, "the engine's loop has not turned for {} s", now - beat);
+        }
+        for watch in lock(&self.watches).iter() {
+            let silent = now - watch.last_activity();
+            if silent > STALLED_WATCH.as_secs() as i64 {
+                let _ = writeln!(complaints, "the watch of {} has been silent for {silent} s", watch.kind);
+            }
+        }
+        if complaints.is_empty() { Ok(()) } else { Err(complaints) }
+    }
+
+    fn readiness(&self) -> Result<String, String> {
+        let mut text = String::new();
+        let mut ready = true;
+        match &*lock(&self.role) {
+            Role::Starting => {
+                ready = false;
+                text.push_str("starting: the leader is not known yet\n");
+            }
+            Role::Standby { holder } => {
+                let _ = writeln!(text, "standby: {holder} leads");
+            }
+            Role::Leader => {
+                text.push_str("leader\n");
+                let watches = lock(&self.watches);
+                if watches.is_empty() {
+                    ready = false;
+                    text.push_str("listing Webhooks\n");
+                }
+                for watch in watches.iter() {
+                    let scope = watch.namespace.as_deref().unwrap_or("all namespaces");
+                    let state = match (watch.is_installed(), watch.is_synced()) {
+                        (false, _) => "not installed; its events begin when it is",
+                        (true, true) => "watching",
+                        (true, false) => {
+                            ready = false;
+                            "listing"
+                        }
+                    };
+                    let _ = writeln!(text, "{} in {scope}: {state}", watch.kind);
+                }
+            }
+        }
+        if ready { Ok(text) } else { Err(text) }
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the handlers look at.
+#[derive(Clone)]
+pub struct Shown {
+    pub registry: Registry,
+    pub metrics: Metrics,
+    pub health: Arc<Health>,
+}
+
+/// Binds the listener; an error says which address could not be had.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, std::io::Error> {
+    TcpListener::bind(address).await.map_err(|error| std::io::Error::new(error.kind(), format!("{address}: {error}")))
+}
+
+/// Serves until the process ends.
+pub async fn serve(listener: TcpListener, shown: Shown) -> Result<(), std::io::Error> {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(shown);
+    axum::serve(listener, router).await
+}
+
+async fn healthz(State(shown): State<Shown>) -> impl IntoResponse {
+    match shown.health.liveness() {
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(complaints) => (StatusCode::SERVICE_UNAVAILABLE, complaints),
+    }
+}
+
+async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
+    match shown.health.readiness() {
+        Ok(text) => (StatusCode::OK, text),
+        Err(text) => (StatusCode::SERVICE_UNAVAILABLE, text),
+    }
+}
+
+async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
+    let ask = lock(&shown.health.refresh).clone();
+    if let Some(ask) = ask {
+        let (done, refreshed) = oneshot::channel();
+        // While the engine is not there, the gauges stay as they were.
+        let _ = timeout(REFRESH, async {
+            if ask.send(done).await.is_ok() {
+                let _ = refreshed.await;
+            }
+        })
+        .await;
+    }
+    for watch in lock(&shown.health.watches).iter() {
+        shown.metrics.watch_last_activity.with_label_values(&[watch.kind]).set(watch.last_activity());
+    }
+    match TextEncoder::new().encode_to_string(&shown.registry.gather()) {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}

@@ -1,0 +1,154 @@
+//! Kubernetes Events, published off the hot path and at a bounded rate: a storm of failures becomes a few Events that say
+//! how many more there were.
+
+use std::{collections::HashMap, time::Duration};
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Client,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tracing::warn;
+
+use crate::{
+    event::object::{Facts, Object, Uid},
+    subscription::resolve::WebhookRef,
+};
+
+/// Events of one Webhook at once, then one every [`REFILL`].
+const BURST: u32 = 10;
+const REFILL: Duration = Duration::from_secs(5);
+/// Buckets that have been full for long are forgotten beyond this many.
+const MAX_BUCKETS: usize = 4096;
+const REQUEST: Duration = Duration::from_secs(10);
+/// A note may have 1,024 characters (events.k8s.io/v1).
+const MAX_NOTE: usize = 1000;
+
+/// An Event to publish.
+#[derive(Debug)]
+pub struct Notice {
+    webhook: Uid,
+    warning: bool,
+    reason: String,
+    note: String,
+    regarding: ObjectReference,
+    related: Option<ObjectReference>,
+}
+
+impl Notice {
+    /// Good news about a Webhook.
+    #[must_use]
+    pub fn normal(webhook: &WebhookRef, reason: &str, note: String) -> Self {
+        Self {
+            webhook: webhook.uid,
+            warning: false,
+            reason: reason.into(),
+            note,
+            regarding: webhook_reference(webhook),
+            related: None,
+        }
+    }
+
+    /// Bad news about a Webhook.
+    #[must_use]
+    pub fn warning(webhook: &WebhookRef, reason: &str, note: String) -> Self {
+        Self { warning: true, ..Self::normal(webhook, reason, note) }
+    }
+
+    /// Bad news about the object whose event a Webhook did not get.
+    #[must_use]
+    pub fn about_object(webhook: &WebhookRef, object: &Object, reason: &str, note: String) -> Self {
+        let (api_version, kind) = match object.facts {
+            Facts::Training(_) => ("llmtune.io/v1alpha1", "TrainingJob"),
+            Facts::Serving(_) => ("apps/v1", "Deployment"),
+        };
+        let regarding = ObjectReference {
+            api_version: Some(api_version.into()),
+            kind: Some(kind.into()),
+            namespace: Some(object.namespace.clone()),
+            name: Some(object.name.clone()),
+            uid: Some(object.uid.to_string()),
+            ..ObjectReference::default()
+        };
+        Self { regarding, related: Some(webhook_reference(webhook)), ..Self::warning(webhook, reason, note) }
+    }
+}
+
+fn webhook_reference(webhook: &WebhookRef) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("llmtune.io/v1alpha1".into()),
+        kind: Some("Webhook".into()),
+        namespace: Some(webhook.namespace.clone()),
+        name: Some(webhook.name.clone()),
+        uid: Some(webhook.uid.to_string()),
+        ..ObjectReference::default()
+    }
+}
+
+/// How many Events of one kind a Webhook may still have.
+struct Bucket {
+    tokens: u32,
+    refilled: Instant,
+    suppressed: u32,
+}
+
+/// Publishes notices until all their senders are gone. `may_write` is asked before each.
+pub async fn publish(client: Client, mut notices: mpsc::Receiver<Notice>, may_write: impl Fn() -> bool) {
+    let reporter = Reporter { controller: "llmtune-webhooks".into(), instance: None };
+    let recorder = Recorder::new(client, reporter);
+    let mut buckets: HashMap<(Uid, String), Bucket> = HashMap::new();
+    while let Some(notice) = notices.recv().await {
+        let Some(suppressed) = admit(&mut buckets, &notice) else { continue };
+        if !may_write() {
+            continue;
+        }
+        let mut note = notice.note;
+        if let Some((end, _)) = note.char_indices().nth(MAX_NOTE) {
+            note.truncate(end);
+        }
+        if suppressed > 0 {
+            note = format!("{note} (and {suppressed} more)");
+        }
+        let event = Event {
+            type_: if notice.warning { EventType::Warning } else { EventType::Normal },
+            reason: notice.reason,
+            note: Some(note),
+            action: "Deliver".into(),
+            secondary: notice.related,
+        };
+        match timeout(REQUEST, recorder.publish(&event, &notice.regarding)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                warn!(reason = event.reason, object = ?notice.regarding.name, %error, "an Event was not published")
+            }
+            Err(_) => {
+                warn!(reason = event.reason, object = ?notice.regarding.name, "an Event was not published in time")
+            }
+        }
+    }
+}
+
+/// Takes a token, and tells how many notices were suppressed since the last one; `None` where there is no token.
+fn admit(buckets: &mut HashMap<(Uid, String), Bucket>, notice: &Notice) -> Option<u32> {
+    let now = Instant::now();
+    if buckets.len() >= MAX_BUCKETS {
+        buckets.retain(|_, bucket| now < bucket.refilled + REFILL * BURST);
+    }
+    let key = (notice.webhook, notice.reason.clone());
+    let bucket = buckets.entry(key).or_insert(Bucket { tokens: BURST, refilled: now, suppressed: 0 });
+    let refills = (now.duration_since(bucket.refilled).as_secs() / REFILL.as_secs()) as u32;
+    if refills > 0 {
+        bucket.tokens = bucket.tokens.saturating_add(refills).min(BURST);
+        bucket.refilled = now;
+    }
+    if bucket.tokens == 0 {
+        bucket.suppressed += 1;
+        return None;
+    }
+    bucket.tokens -= 1;
+    Some(std::mem::take(&mut bucket.suppressed))
+}

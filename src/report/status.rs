@@ -1,0 +1,378 @@
+//! The status of every Webhook, and when it is due to be written. Pure.
+//!
+//! 1. A change of a condition is written at once, at most once a second a Webhook.
+//! 2. Counters are written at once after quiet, then at most every [`COUNTERS_EVERY`] a Webhook.
+//! 3. At most [`WRITES_PER_SECOND`] writes are begun in all, conditions first.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::{Settlement, events::Notice};
+use crate::{
+    api::webhook::{AttemptSummary, DeliveryCounts, DeliverySummary, WebhookStatus},
+    engine::Verdict,
+    event::object::{Facts, Object, Uid},
+    subscription::{
+        resolve::WebhookRef,
+        watch::{Readiness, Standing},
+    },
+};
+
+/// Counters of one Webhook are written at most this often.
+pub const COUNTERS_EVERY: Duration = Duration::from_secs(5);
+/// Conditions of one Webhook are written at most this often.
+const CONDITIONS_EVERY: Duration = Duration::from_secs(1);
+/// Writes in all.
+pub const WRITES_PER_SECOND: usize = 10;
+/// A healthy endpoint counts as unhealthy after this many failed attempts in a row; one that was never healthy at once.
+const UNHEALTHY_AFTER: i64 = 3;
+const RECENT: usize = 10;
+
+/// A status to write.
+#[derive(Debug)]
+pub struct StatusWrite {
+    pub webhook: WebhookRef,
+    pub status: WebhookStatus,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Dirty {
+    No,
+    Counters,
+    Conditions,
+}
+
+#[derive(Debug)]
+struct Entry {
+    webhook: WebhookRef,
+    status: WebhookStatus,
+    standing: Option<Standing>,
+    gone_generation: Option<i64>,
+    dirty: Dirty,
+    written: Option<Instant>,
+    writing: bool,
+}
+
+/// The statuses.
+#[derive(Debug, Default)]
+pub struct Statuses {
+    entries: HashMap<Uid, Entry>,
+    recent_writes: Vec<Instant>,
+}
+
+impl Statuses {
+    /// Takes in how a subscription stands.
+    pub fn standing(
+        &mut self,
+        webhook: WebhookRef,
+        standing: Option<Standing>,
+        found: Option<WebhookStatus>,
+        at: Timestamp,
+    ) -> Vec<Notice> {
+        let entry = self.entries.entry(webhook.uid).or_insert_with(|| Entry {
+            webhook,
+            status: found.unwrap_or_default(),
+            standing: None,
+            gone_generation: None,
+            dirty: Dirty::No,
+            written: None,
+            writing: false,
+        });
+        match standing {
+            Some(standing) if entry.standing.as_ref() != Some(&standing) => entry.stand(standing, at),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Takes in a count of pending deliveries.
+    pub fn pending(&mut self, webhook: Uid, pending: usize) {
+        if let Some(entry) = self.entries.get_mut(&webhook) {
+            entry.counts().pending = pending as i64;
+            entry.touch(Dirty::Counters);
+        }
+    }
+
+    /// Takes in an event that was thrown away.
+    pub fn dropped(&mut self, webhook: Uid, pending: usize) -> Vec<Notice> {
+        let Some(entry) = self.entries.get_mut(&webhook) else { return Vec::new() };
+        entry.counts().pending = pending as i64;
+        entry.counts().dropped += 1;
+        entry.touch(Dirty::Counters);
+        let text = "an event was dropped: the bound on pending deliveries is reached; see why the endpoint does not acknowledge them";
+        vec![Notice::warning(&entry.webhook, "DeliveriesDropped", text.into())]
+    }
+
+    /// Takes in a settled attempt.
+    pub fn settled(&mut self, settlement: &Settlement) -> Vec<Notice> {
+        self.entries.get_mut(&settlement.webhook).map(|entry| entry.settle(settlement)).unwrap_or_default()
+    }
+
+    /// Forgets a deleted Webhook.
+    pub fn remove(&mut self, webhook: Uid) {
+        self.entries.remove(&webhook);
+    }
+
+    /// The conditions of a Webhook, for metrics.
+    pub fn conditions(&self, webhook: Uid) -> impl Iterator<Item = (&WebhookRef, &Condition)> {
+        let entry = self.entries.get(&webhook).into_iter();
+        entry.flat_map(|entry| entry.status.conditions.iter().map(|condition| (&entry.webhook, condition)))
+    }
+
+    /// The writes to begin now; each must be answered with [`Self::written`]. With `last`, all that is dirty.
+    pub fn due(&mut self, now: Instant, last: bool) -> Vec<StatusWrite> {
+        self.recent_writes.retain(|at| now.duration_since(*at) < Duration::from_secs(1));
+        let room = if last { usize::MAX } else { WRITES_PER_SECOND.saturating_sub(self.recent_writes.len()) };
+        if room == 0 {
+            return Vec::new();
+        }
+        let mut due: Vec<&mut Entry> = self.entries.values_mut().filter(|entry| entry.is_due(now, last)).collect();
+        due.sort_by_key(|entry| (std::cmp::Reverse(entry.dirty), entry.written));
+        let writes = due.into_iter().take(room).map(|entry| {
+            entry.dirty = Dirty::No;
+            entry.written = Some(now);
+            entry.writing = true;
+            StatusWrite { webhook: entry.webhook.clone(), status: entry.status.clone() }
+        });
+        let writes: Vec<StatusWrite> = writes.collect();
+        self.recent_writes.extend(writes.iter().map(|_| now));
+        writes
+    }
+
+    /// A write has ended; one that failed is made again.
+    pub fn written(&mut self, webhook: Uid, landed: bool) {
+        if let Some(entry) = self.entries.get_mut(&webhook) {
+            entry.writing = false;
+            if !landed {
+                entry.touch(Dirty::Counters);
+            }
+        }
+    }
+
+    /// Whether anything is still to be written.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.entries.values().any(|entry| entry.dirty != Dirty::No || entry.writing)
+    }
+}
+
+impl Entry {
+    fn counts(&mut self) -> &mut DeliveryCounts {
+        self.status.deliveries.get_or_insert_default()
+    }
+
+    fn touch(&mut self, dirty: Dirty) {
+        self.dirty = self.dirty.max(dirty);
+    }
+
+    fn is_due(&self, now: Instant, last: bool) -> bool {
+        let spacing = match self.dirty {
+            Dirty::No => return false,
+            Dirty::Counters => COUNTERS_EVERY,
+            Dirty::Conditions => CONDITIONS_EVERY,
+        };
+        !self.writing && (last || self.written.is_none_or(|written| now >= written + spacing))
+    }
+
+    fn stand(&mut self, standing: Standing, at: Timestamp) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        let generation = standing.generation;
+        let new_generation = self.status.observed_generation != Some(generation);
+        let (ready, stalled, reason, message) = match &standing.readiness {
+            Readiness::Live => (true, false, "Subscribed", "matching events are delivered".to_owned()),
+            Readiness::Suspended => {
+                (true, false, "Suspended", "deliveries are held until spec.suspend is false".to_owned())
+            }
+            Readiness::Waiting { reason, message, stalled } => (false, *stalled, *reason, message.clone()),
+            Readiness::Broken { reason, message } => (false, true, *reason, message.clone()),
+        };
+        let changed = self.condition("Ready", ready, reason, &message, generation, at);
+        if changed || new_generation {
+            let notice = if ready { Notice::normal } else { Notice::warning };
+            notices.push(notice(&self.webhook, reason, message.clone()));
+        }
+        let (stalled_reason, stalled_message) =
+            if stalled { (reason, message.as_str()) } else { ("Progressing", "the spec can work as it stands") };
+        self.condition("Stalled", stalled, stalled_reason, stalled_message, generation, at);
+        if self.status.conditions.iter().all(|condition| condition.type_ != "Healthy") {
+            self.set_condition("Healthy", "Unknown", "NoAttempt", "no delivery has been attempted yet", generation, at);
+        }
+        let known = self.standing.as_ref().map(|standing| standing.warnings.clone()).unwrap_or_default();
+        for (reason, text) in standing.warnings.iter().filter(|warning| !known.contains(warning)) {
+            if new_generation || self.standing.is_some() {
+                notices.push(Notice::warning(&self.webhook, reason, text.clone()));
+            }
+        }
+        self.gone_generation = self.gone_generation.filter(|gone| *gone == generation);
+        self.status.observed_generation = Some(generation);
+        self.status.endpoint = Some(standing.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
+        self.counts();
+        self.standing = Some(standing);
+        self.touch(Dirty::Conditions);
+        notices
+    }
+
+    fn settle(&mut self, settlement: &Settlement) -> Vec<Notice> {
+        let Settlement { event, attempt, at, .. } = settlement;
+        self.counts().pending = settlement.pending as i64;
+        if *attempt > 1 {
+            self.counts().retries += 1;
+        }
+        self.touch(Dirty::Counters);
+        let mut notices = Vec::new();
+        let summary = AttemptSummary {
+            time: whole_seconds(*at),
+            event: event.event_type.name().into(),
+            event_id: event.id.to_string(),
+            attempt: *attempt as i32,
+            status_code: settlement.status_code.map(i32::from),
+            error: settlement.error.clone(),
+        };
+        let generation = self.status.observed_generation.unwrap_or_default();
+        if settlement.verdict == Verdict::Delivered {
+            self.counts().succeeded += 1;
+            self.status.consecutive_failures = 0;
+            self.status.last_success = Some(summary);
+            let failing = self.status_of("Healthy") == Some("False");
+            self.condition("Healthy", true, "Acknowledged", "the endpoint acknowledges deliveries", generation, *at);
+            if failing {
+                let text = format!("the endpoint acknowledges deliveries again, {} first", event.event_type);
+                notices.push(Notice::normal(&self.webhook, "EndpointRecovered", text));
+            }
+        } else if *attempt > 0 {
+            self.status.consecutive_failures += 1;
+            self.status.last_failure = Some(summary);
+        }
+        if settlement.verdict == Verdict::Exhausted {
+            self.counts().failed += 1;
+        }
+        if settlement.verdict != Verdict::Delivered {
+            notices.extend(self.judge_failure(settlement, generation));
+        }
+        if matches!(settlement.verdict, Verdict::Delivered | Verdict::Exhausted) {
+            let result = if settlement.verdict == Verdict::Delivered { "Delivered" } else { "Exhausted" };
+            let delivery = DeliverySummary {
+                time: whole_seconds(*at),
+                event: event.event_type.name().into(),
+                event_id: event.id.to_string(),
+                object: describe(&event.object),
+                result: result.into(),
+                attempts: *attempt as i32,
+                status_code: settlement.status_code.map(i32::from),
+            };
+            self.status.recent.insert(0, delivery);
+            self.status.recent.truncate(RECENT);
+        }
+        notices
+    }
+
+    /// Whether a failed attempt makes the endpoint unhealthy, and what is to be said of it.
+    fn judge_failure(&mut self, settlement: &Settlement, generation: i64) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        let error = settlement.error.as_deref().unwrap_or("the endpoint is gone");
+        let exhausted = settlement.verdict == Verdict::Exhausted;
+        if settlement.status_code == Some(410) {
+            self.gone_generation = Some(generation);
+        }
+        let gone = self.gone_generation == Some(generation);
+        let healthy = self.status_of("Healthy") == Some("True");
+        if gone || exhausted || !healthy || self.status.consecutive_failures >= UNHEALTHY_AFTER {
+            let (reason, message) = if gone {
+                let text = "the endpoint answered 410 Gone; nothing is sent until the spec changes: correct spec.url or delete the Webhook";
+                ("EndpointGone", text.to_owned())
+            } else {
+                ("DeliveriesFailing", format!("attempts fail: {error}"))
+            };
+            if self.condition("Healthy", false, reason, &message, generation, settlement.at) {
+                notices.push(Notice::warning(&self.webhook, reason, message));
+            }
+        }
+        if exhausted {
+            let event = &settlement.event;
+            let attempts = settlement.attempt;
+            let subject = describe(&event.object);
+            let text = format!("{} of {subject} was given up after {attempts} attempts: {error}", event.event_type);
+            notices.push(Notice::warning(&self.webhook, "DeliveryExhausted", text));
+            let WebhookRef { name, .. } = &self.webhook;
+            let text = format!(
+                "{} could not be delivered to Webhook {name} in {attempts} attempts: {error}",
+                event.event_type
+            );
+            notices.push(Notice::about_object(&self.webhook, &event.object, "WebhookDeliveryExhausted", text));
+        }
+        notices
+    }
+
+    fn status_of(&self, kind: &str) -> Option<&str> {
+        let condition = self.status.conditions.iter().find(|condition| condition.type_ == kind)?;
+        Some(condition.status.as_str())
+    }
+
+    /// Sets a condition and tells whether its status or reason changed.
+    fn condition(
+        &mut self,
+        kind: &str,
+        holds: bool,
+        reason: &str,
+        message: &str,
+        generation: i64,
+        at: Timestamp,
+    ) -> bool {
+        self.set_condition(kind, if holds { "True" } else { "False" }, reason, message, generation, at)
+    }
+
+    fn set_condition(
+        &mut self,
+        kind: &str,
+        status: &str,
+        reason: &str,
+        message: &str,
+        generation: i64,
+        at: Timestamp,
+    ) -> bool {
+        let known = self.status.conditions.iter_mut().find(|condition| condition.type_ == kind);
+        let Some(known) = known else {
+            self.status.conditions.push(Condition {
+                type_: kind.into(),
+                status: status.into(),
+                reason: reason.into(),
+                message: message.into(),
+                observed_generation: Some(generation),
+                last_transition_time: whole_seconds(at),
+            });
+            self.touch(Dirty::Conditions);
+            return true;
+        };
+        known.observed_generation = Some(generation);
+        if known.status == status && known.reason == reason {
+            // The same state in other words waits for the next write.
+            message.clone_into(&mut known.message);
+            return false;
+        }
+        if known.status != status {
+            known.last_transition_time = whole_seconds(at);
+        }
+        known.status = status.into();
+        known.reason = reason.into();
+        known.message = message.into();
+        self.touch(Dirty::Conditions);
+        true
+    }
+}
+
+/// The object as users name it, such as `trainingjob/llama-sft`.
+fn describe(object: &Object) -> String {
+    let kind = match object.facts {
+        Facts::Training(_) => "trainingjob",
+        Facts::Serving(_) => "deployment",
+    };
+    format!("{kind}/{}", object.name)
+}
+
+fn whole_seconds(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+}

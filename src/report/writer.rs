@@ -1,0 +1,162 @@
+//! Takes notes in and writes statuses out, by server-side apply on `/status`.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tracing::{debug, warn};
+
+use super::{
+    Note,
+    events::Notice,
+    status::{StatusWrite, Statuses},
+};
+use crate::{api::Webhook, engine::Verdict, event::object::Uid};
+
+/// The field manager of everything that the operator applies.
+pub const FIELD_MANAGER: &str = "llmtune-webhooks";
+const REQUEST: Duration = Duration::from_secs(10);
+/// Notes are taken in batches this far apart, so that a busy engine does not wake the writer for each.
+const BATCH: Duration = Duration::from_millis(50);
+const MAX_BATCH: usize = 4096;
+/// How long the last writes may take.
+const LAST: Duration = Duration::from_secs(5);
+
+/// What a condition is now, for metrics: namespace, name, type, status.
+pub type ConditionSink = Arc<dyn Fn(&str, &str, &str, &str) + Send + Sync>;
+
+/// Writes statuses until all senders of notes are gone, then writes what is left.
+pub struct Writer {
+    pub client: Client,
+    pub notes: mpsc::UnboundedReceiver<Note>,
+    pub notices: mpsc::Sender<Notice>,
+    /// Asked before each write.
+    pub may_write: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Told of every condition that changed.
+    pub conditions: ConditionSink,
+}
+
+impl Writer {
+    /// Runs to the end of the notes.
+    pub async fn run(mut self) {
+        let mut statuses = Statuses::default();
+        let mut writes: JoinSet<(Uid, bool)> = JoinSet::new();
+        let mut batch = Vec::new();
+        loop {
+            let more = tokio::select! {
+                count = self.notes.recv_many(&mut batch, MAX_BATCH) => count > 0,
+                Some(written) = writes.join_next() => { settle(&mut statuses, written); true }
+                () = sleep(Duration::from_millis(250)), if statuses.is_dirty() => true,
+            };
+            for note in batch.drain(..) {
+                self.take(&mut statuses, note);
+            }
+            if !more {
+                break;
+            }
+            self.begin(&mut statuses, &mut writes, false);
+            sleep(BATCH).await;
+        }
+        self.begin(&mut statuses, &mut writes, true);
+        let _ = timeout(LAST, async {
+            while let Some(written) = writes.join_next().await {
+                settle(&mut statuses, written);
+            }
+        })
+        .await;
+    }
+
+    fn take(&self, statuses: &mut Statuses, note: Note) {
+        let notices = match note {
+            Note::Standing { webhook, standing, found } => {
+                let uid = webhook.uid;
+                let notices = statuses.standing(webhook, standing, found, Timestamp::now());
+                self.export(statuses, uid);
+                notices
+            }
+            Note::Enqueued { webhook, pending } => {
+                statuses.pending(webhook, pending);
+                return;
+            }
+            Note::Settled(settlement) => {
+                let notices = statuses.settled(&settlement);
+                if !notices.is_empty() || settlement.verdict == Verdict::Delivered {
+                    self.export(statuses, settlement.webhook);
+                }
+                notices
+            }
+            Note::Dropped { webhook, pending } => statuses.dropped(webhook, pending),
+            Note::Removed(webhook) => {
+                statuses.remove(webhook);
+                return;
+            }
+        };
+        for notice in notices {
+            if self.notices.try_send(notice).is_err() {
+                debug!("too many Events at once; one is left out");
+            }
+        }
+    }
+
+    fn export(&self, statuses: &Statuses, webhook: Uid) {
+        for (webhook, condition) in statuses.conditions(webhook) {
+            (self.conditions)(&webhook.namespace, &webhook.name, &condition.type_, &condition.status);
+        }
+    }
+
+    fn begin(&self, statuses: &mut Statuses, writes: &mut JoinSet<(Uid, bool)>, last: bool) {
+        if !(self.may_write)() {
+            return;
+        }
+        for write in statuses.due(Instant::now(), last) {
+            writes.spawn(apply(self.client.clone(), write));
+        }
+    }
+}
+
+fn settle(statuses: &mut Statuses, written: Result<(Uid, bool), tokio::task::JoinError>) {
+    match written {
+        Ok((webhook, landed)) => statuses.written(webhook, landed),
+        Err(error) => warn!(%error, "a status write broke off"),
+    }
+}
+
+/// Applies one status; true where it landed, or where the Webhook is gone.
+async fn apply(client: Client, write: StatusWrite) -> (Uid, bool) {
+    let StatusWrite { webhook, status } = write;
+    let api: Api<Webhook> = Api::namespaced(client, &webhook.namespace);
+    // With the uid a Webhook that was deleted and created anew under this name is left alone.
+    let patch = json!({
+        "apiVersion": "llmtune.io/v1alpha1",
+        "kind": "Webhook",
+        "metadata": {"name": webhook.name, "uid": webhook.uid.to_string()},
+        "status": status,
+    });
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let result = timeout(REQUEST, api.patch_status(&webhook.name, &params, &Patch::Apply(&patch))).await;
+    let landed = match result {
+        Ok(Ok(_)) => true,
+        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => true,
+        Ok(Err(error)) => {
+            warn!(namespace = webhook.namespace, webhook = webhook.name, %error, "status not written; trying again");
+            false
+        }
+        Err(_) => {
+            warn!(namespace = webhook.namespace, webhook = webhook.name, "status not written in time; trying again");
+            false
+        }
+    };
+    (webhook.uid, landed)
+}

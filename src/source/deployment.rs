@@ -1,0 +1,146 @@
+//! `apps/v1 Deployment` objects that serve models, on the serving lifecycle. They are marked by the label
+//! `llmtune.io/model-endpoint: "true"`; model and version stand in annotations of the pod template, since the
+//! Deployment's own change before the rollout does.
+
+use serde::Deserialize;
+
+use super::{
+    Malformed, Source,
+    slim::{Annotations, SlimMeta},
+};
+use crate::event::object::{Facts, Object, ServingFacts, ServingStage};
+
+/// The source of model deployments.
+#[derive(Debug)]
+pub struct Deployments;
+
+/// The parts of a Deployment that are read; of the pod template only our annotations.
+#[derive(Debug, Deserialize)]
+pub struct SlimDeployment {
+    metadata: SlimMeta,
+    #[serde(default)]
+    spec: SlimSpec,
+    #[serde(default)]
+    status: SlimStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SlimSpec {
+    replicas: Option<i32>,
+    template: SlimTemplate,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SlimTemplate {
+    metadata: SlimTemplateMeta,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SlimTemplateMeta {
+    annotations: Annotations,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct SlimStatus {
+    observed_generation: i64,
+    replicas: i32,
+    updated_replicas: i32,
+    available_replicas: i32,
+    conditions: Vec<SlimCondition>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SlimCondition {
+    #[serde(rename = "type")]
+    kind: String,
+    reason: String,
+}
+
+impl Source for Deployments {
+    type Slim = SlimDeployment;
+    const KIND: &'static str = "Deployment";
+    const RESOURCE: &'static str = "deployments.apps";
+    const API_VERSION: &'static str = "apps/v1";
+    const PLURAL: &'static str = "deployments";
+    const SELECTOR: Option<&'static str> = Some("llmtune.io/model-endpoint=true");
+
+    fn read(slim: SlimDeployment) -> Result<Object, Malformed> {
+        let SlimDeployment { mut metadata, spec, status } = slim;
+        let annotations = std::mem::take(&mut metadata.annotations);
+        let progressing = status.conditions.iter().find(|condition| condition.kind == "Progressing");
+        let template = spec.template.metadata.annotations;
+        let facts = ServingFacts {
+            stage: stage(metadata.generation, spec.replicas.unwrap_or(1), &status),
+            deployment_id: annotations.deployment_id.filter(|id| !id.is_empty()),
+            model_id: template.model_id.filter(|id| !id.is_empty()),
+            version: template.model_version,
+            environment: annotations.environment,
+            endpoint: annotations.endpoint_url,
+            rolled_out: progressing.is_some_and(|condition| condition.reason == "NewReplicaSetAvailable"),
+            autoscaled: annotations.scale_to_zero.as_deref() == Some("Autoscaled"),
+        };
+        metadata.object(Facts::Serving(facts))
+    }
+}
+
+/// The stage that the status tells; `None` while it speaks of an older generation. A rollout is complete as
+/// `kubectl rollout status` judges it (kubectl, `polymorphichelpers/rollout_status.go`).
+fn stage(generation: i64, replicas: i32, status: &SlimStatus) -> Option<ServingStage> {
+    if status.observed_generation < generation {
+        return None;
+    }
+    if replicas == 0 {
+        return Some(if status.replicas == 0 { ServingStage::Paused } else { ServingStage::Pending });
+    }
+    let timed_out = status
+        .conditions
+        .iter()
+        .any(|condition| condition.kind == "Progressing" && condition.reason == "ProgressDeadlineExceeded");
+    let complete = !timed_out
+        && status.updated_replicas >= replicas
+        && status.replicas <= status.updated_replicas
+        && status.available_replicas >= status.updated_replicas;
+    Some(match (complete, status.available_replicas) {
+        (_, ..=0) => ServingStage::Pending,
+        (true, _) => ServingStage::Deployed,
+        (false, _) => ServingStage::Available,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(observed_generation: i64, replicas: i32, updated_replicas: i32, available_replicas: i32) -> SlimStatus {
+        SlimStatus { observed_generation, replicas, updated_replicas, available_replicas, conditions: Vec::new() }
+    }
+
+    #[test]
+    fn a_rollout_is_complete_as_kubectl_rollout_status_judges_it() {
+        use ServingStage::{Available, Deployed, Paused, Pending};
+        for (expected, generation, replicas, status) in [
+            (None, 2, 2, status(1, 2, 2, 2)),
+            (Some(Pending), 1, 2, status(1, 2, 2, 0)),
+            (Some(Available), 1, 2, status(1, 2, 2, 1)),
+            (Some(Available), 1, 2, status(1, 3, 2, 3)),
+            (Some(Available), 1, 2, status(1, 2, 1, 2)),
+            (Some(Deployed), 1, 2, status(1, 2, 2, 2)),
+            (Some(Pending), 1, 0, status(1, 1, 1, 1)),
+            (Some(Paused), 1, 0, status(1, 0, 0, 0)),
+        ] {
+            assert_eq!(stage(generation, replicas, &status), expected, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn a_rollout_past_its_deadline_is_not_complete() {
+        let condition = SlimCondition { kind: "Progressing".into(), reason: "ProgressDeadlineExceeded".into() };
+        let status = SlimStatus { conditions: vec![condition], ..status(1, 2, 2, 2) };
+        assert_eq!(stage(1, 2, &status), Some(ServingStage::Available));
+    }
+}

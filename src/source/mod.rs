@@ -1,0 +1,60 @@
+//! Sources: what is watched, and how an object becomes an observation. A source only says which stage an object is in and
+//! its facts; the lifecycle decides what that means. Objects are dropped once observed.
+
+pub mod deployment;
+mod slim;
+pub mod training_job;
+pub mod watch;
+
+use serde::de::DeserializeOwned;
+
+use crate::event::object::Object;
+
+/// A kind that is watched, and how it is read.
+pub trait Source: Send + Sync + 'static {
+    /// The parts of the object that are read; everything else is skipped while parsing.
+    type Slim: DeserializeOwned + Send;
+    /// The kind's name, for logs, metrics and `/readyz`.
+    const KIND: &'static str;
+    /// `resource.group`: part of every event id, so it never changes.
+    const RESOURCE: &'static str;
+    /// The API group and version, such as `apps/v1`.
+    const API_VERSION: &'static str;
+    /// The resource's plural name in the API's paths.
+    const PLURAL: &'static str;
+    /// The label selector that the apiserver applies.
+    const SELECTOR: Option<&'static str>;
+
+    /// What the source says of the object; an error names what is wrong with it.
+    fn read(slim: Self::Slim) -> Result<Object, Malformed>;
+
+    /// The path of the collection, in one namespace or in all.
+    #[must_use]
+    fn path(namespace: Option<&str>) -> String {
+        let (api_version, plural) = (Self::API_VERSION, Self::PLURAL);
+        match namespace {
+            Some(namespace) => format!("/apis/{api_version}/namespaces/{namespace}/{plural}"),
+            None => format!("/apis/{api_version}/{plural}"),
+        }
+    }
+}
+
+/// An object that cannot be read; it is counted, named in the log, and disturbs no other.
+#[derive(Debug, thiserror::Error)]
+pub enum Malformed {
+    /// A part that is read has another type than the API says.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// `metadata.uid` is no UUID.
+    #[error("metadata.uid {0:?} is no UUID")]
+    Uid(String),
+    /// `metadata.resourceVersion` is no number: the apiserver is older than Kubernetes 1.35, or none.
+    #[error("metadata.resourceVersion {0:?} is no decimal number")]
+    Version(String),
+}
+
+/// Whether a controller of this API group and kind speaks for the objects that it owns.
+fn is_watched_kind(api_version: &str, kind: &str) -> bool {
+    let group = api_version.split_once('/').map_or("", |(group, _)| group);
+    matches!((group, kind), ("llmtune.io", "TrainingJob") | ("apps", "Deployment"))
+}

@@ -1,0 +1,143 @@
+//! `TrainingJob` objects on the training lifecycle.
+
+use std::{collections::BTreeMap, fmt};
+
+use jiff::Timestamp;
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::Value;
+
+use super::{Malformed, Source, slim::SlimMeta};
+use crate::event::object::{Facts, Metric, Object, TrainingFacts, TrainingStage};
+
+/// At most this many metrics are passed on.
+const MAX_METRICS: usize = 64;
+
+/// The source of training jobs.
+#[derive(Debug)]
+pub struct TrainingJobs;
+
+/// The parts of a `TrainingJob` that are read.
+#[derive(Debug, Deserialize)]
+pub struct SlimTrainingJob {
+    metadata: SlimMeta,
+    #[serde(default)]
+    spec: SlimSpec,
+    #[serde(default)]
+    status: SlimStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct SlimSpec {
+    base_model: Option<String>,
+    training_method: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct SlimStatus {
+    phase: Option<String>,
+    job_id: Option<String>,
+    artifact: Option<String>,
+    #[serde(deserialize_with = "metrics")]
+    metrics: BTreeMap<String, Metric>,
+    started_at: Option<Timestamp>,
+    completed_at: Option<Timestamp>,
+    reason: Option<String>,
+    message: Option<String>,
+}
+
+impl Source for TrainingJobs {
+    type Slim = SlimTrainingJob;
+    const KIND: &'static str = "TrainingJob";
+    const RESOURCE: &'static str = "trainingjobs.llmtune.io";
+    const API_VERSION: &'static str = "llmtune.io/v1alpha1";
+    const PLURAL: &'static str = "trainingjobs";
+    const SELECTOR: Option<&'static str> = None;
+
+    fn read(slim: SlimTrainingJob) -> Result<Object, Malformed> {
+        let SlimTrainingJob { metadata, spec, status } = slim;
+        metadata.object(Facts::Training(TrainingFacts {
+            stage: status.phase.as_deref().and_then(TrainingStage::parse),
+            job_id: status.job_id.filter(|id| !id.is_empty()),
+            base_model: spec.base_model,
+            training_method: spec.training_method,
+            artifact: status.artifact,
+            metrics: status.metrics,
+            started_at: status.started_at,
+            completed_at: status.completed_at,
+            reason: status.reason,
+            message: status.message,
+        }))
+    }
+}
+
+/// Keeps the first [`MAX_METRICS`] numbers and strings and drops the rest; whatever is no object is no metrics.
+fn metrics<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Metric>, D::Error> {
+    struct Metrics;
+
+    impl<'de> Visitor<'de> for Metrics {
+        type Value = BTreeMap<String, Metric>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(BTreeMap::new())
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut metrics = BTreeMap::new();
+            while let Some(name) = map.next_key::<String>()? {
+                if metrics.len() >= MAX_METRICS {
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+                match map.next_value::<Value>()? {
+                    Value::Number(number) => {
+                        metrics.insert(name, Metric::Number(number.as_f64().unwrap_or(f64::NAN)));
+                    }
+                    Value::String(text) => {
+                        metrics.insert(name, Metric::Text(text));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(metrics)
+        }
+    }
+
+    deserializer.deserialize_any(Metrics)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_diverged_job_passes_numbers_and_strings_on_and_drops_the_rest() {
+        let json = serde_json::json!({
+            "metadata": {"uid": "00000000-0000-0000-0000-000000000001", "resourceVersion": "7"},
+            "status": {"phase": "Failed", "metrics": {"loss": "NaN", "step": 12, "nested": {"a": 1}, "ok": true, "n": null}}
+        });
+        let object = TrainingJobs::read(serde_json::from_value(json).unwrap()).unwrap();
+        let Facts::Training(facts) = object.facts else { panic!("training facts") };
+        let expected = [("loss".to_owned(), Metric::Text("NaN".into())), ("step".to_owned(), Metric::Number(12.0))];
+        assert_eq!(facts.metrics, BTreeMap::from(expected));
+        assert_eq!(facts.stage, Some(TrainingStage::Failed));
+    }
+
+    #[test]
+    fn an_unknown_phase_is_no_stage() {
+        let json = serde_json::json!({
+            "metadata": {"uid": "00000000-0000-0000-0000-000000000001", "resourceVersion": "7"},
+            "status": {"phase": "Warming"}
+        });
+        let object = TrainingJobs::read(serde_json::from_value(json).unwrap()).unwrap();
+        assert!(matches!(object.facts, Facts::Training(TrainingFacts { stage: None, .. })));
+    }
+}

@@ -1,0 +1,428 @@
+//! The resumable watch: a list, then a raw watch from the list's version on, for as long as the operator leads.
+//!
+//! It survives an apiserver that goes away and connections that go silent (no line within the server's own time limit),
+//! lists anew when its version has expired (410), and hands everything on in order over one bounded channel.
+
+use std::{
+    marker::PhantomData,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Buf, BytesMut};
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use jiff::Timestamp;
+use kube::{
+    Client,
+    api::{GetParams, ListParams, WatchParams},
+    client::Body,
+    core::Request as Requests,
+};
+use prometheus::IntCounter;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tracing::{info, warn};
+
+use super::{Malformed, Source, slim};
+use crate::{
+    engine::{Change, Observation, Question},
+    event::object::{Object, Uid, WatchId},
+};
+
+/// How long the apiserver keeps one watch open. It sends a bookmark before it ends one.
+const WATCH_SECONDS: u32 = 30;
+/// A watch without a line for this long is dead: its connection has gone silent.
+const IDLE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
+/// The limit on one request that is no watch.
+const REQUEST: Duration = Duration::from_secs(30);
+/// Objects to a page of a list.
+const PAGE: u32 = 500;
+/// etcd refuses objects over 1.5 MiB, the apiserver requests over 3 MiB; a longer line is no watch event.
+const MAX_LINE: usize = 8 << 20;
+/// How often a resource that is not installed is looked for.
+const NOT_INSTALLED_INTERVAL: Duration = Duration::from_secs(3);
+
+/// How a watch fares, for `/healthz`, `/readyz` and metrics.
+#[derive(Debug)]
+pub struct WatchHealth {
+    /// The kind's name.
+    pub kind: &'static str,
+    /// The namespace; `None`: all.
+    pub namespace: Option<String>,
+    last_activity: AtomicI64,
+    installed: AtomicBool,
+    synced: AtomicBool,
+}
+
+impl WatchHealth {
+    /// A watch that has just begun.
+    #[must_use]
+    pub fn new(kind: &'static str, namespace: Option<String>) -> Self {
+        Self {
+            kind,
+            namespace,
+            last_activity: AtomicI64::new(Timestamp::now().as_second()),
+            installed: AtomicBool::new(true),
+            synced: AtomicBool::new(false),
+        }
+    }
+
+    fn touch(&self) {
+        self.last_activity.store(Timestamp::now().as_second(), Ordering::Relaxed);
+    }
+
+    /// When the apiserver last sent anything, in unix seconds.
+    #[must_use]
+    pub fn last_activity(&self) -> i64 {
+        self.last_activity.load(Ordering::Relaxed)
+    }
+
+    /// Whether the resource is installed, as far as is known.
+    #[must_use]
+    pub fn is_installed(&self) -> bool {
+        self.installed.load(Ordering::Relaxed)
+    }
+
+    /// Whether its first list is complete.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Relaxed)
+    }
+}
+
+/// Why a list or a watch ended.
+#[derive(Debug, thiserror::Error)]
+enum WatchError {
+    #[error("the resourceVersion has expired")]
+    Expired,
+    #[error("the resource is not installed")]
+    NotInstalled,
+    #[error("the apiserver answered {0}: {1}")]
+    Status(u16, String),
+    #[error("nothing came for {} s", .0.as_secs())]
+    Silent(Duration),
+    #[error("a line is longer than {MAX_LINE} bytes")]
+    LongLine,
+    #[error("{0}")]
+    Client(#[from] kube::Error),
+    #[error("unreadable answer: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("{0}")]
+    Request(#[from] kube::core::request::Error),
+    #[error("unreadable answer: {0}")]
+    Malformed(#[from] Malformed),
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+/// One watch of one source.
+pub struct Watcher<S> {
+    /// Its number in the engine.
+    pub id: WatchId,
+    /// The namespace; `None`: all.
+    pub namespace: Option<String>,
+    /// The client; it must not retry on its own.
+    pub client: Client,
+    /// Where observations go.
+    pub observations: mpsc::Sender<Observation>,
+    /// How it fares.
+    pub health: Arc<WatchHealth>,
+    /// Objects that could not be read.
+    pub malformed: IntCounter,
+    /// The source.
+    pub source: PhantomData<S>,
+}
+
+/// A page of a list, as far as it is read.
+#[derive(Deserialize)]
+struct Page<T> {
+    metadata: ListMeta,
+    #[serde(default = "Vec::new")]
+    items: Vec<T>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ListMeta {
+    #[serde(rename = "continue")]
+    continue_token: Option<String>,
+    resource_version: String,
+}
+
+/// A line of a watch.
+#[derive(Deserialize)]
+struct Frame<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+/// `metav1.Status`, as far as it is read.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    code: u16,
+    message: String,
+}
+
+/// Metadata alone, for bookmarks, for GETs by name, and to name an object that cannot be read.
+#[derive(Deserialize)]
+struct Partial {
+    #[serde(default)]
+    metadata: slim::SlimMeta,
+}
+
+impl<S: Source> Watcher<S> {
+    /// Watches until the engine stops. Starts after `version`, or with a list where that is `None`.
+    pub async fn run(self: Arc<Self>, version: Option<u64>) {
+        let mut position = version;
+        let mut failures = 0;
+        loop {
+            let result = match position {
+                None => self.list().await.map(|version| position = Some(version)),
+                Some(ref mut version) => self.watch(version, &mut failures).await,
+            };
+            match result {
+                Ok(()) => failures = 0,
+                Err(WatchError::Stopped) => return,
+                Err(WatchError::Expired) => {
+                    info!(kind = S::KIND, "the watch's resourceVersion has expired; listing");
+                    position = None;
+                }
+                Err(WatchError::NotInstalled) => {
+                    if self.not_installed().await.is_err() {
+                        return;
+                    }
+                    position = None;
+                    sleep(NOT_INSTALLED_INTERVAL).await;
+                }
+                Err(error) => {
+                    let wait = pause(failures);
+                    failures += 1;
+                    warn!(kind = S::KIND, namespace = self.namespace.as_deref(), %error, ?wait, "watch interrupted; trying again");
+                    sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    /// Answers the engine's questions, one GET each, until it stops.
+    pub async fn answer(self: Arc<Self>, mut questions: mpsc::UnboundedReceiver<Question>) {
+        while let Some(question) = questions.recv().await {
+            let living = self.lives(&question.namespace, &question.name, question.uid).await;
+            if self.send(Change::Answer { question, living }).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn collection(&self) -> Requests {
+        Requests::new(S::path(self.namespace.as_deref()))
+    }
+
+    async fn not_installed(&self) -> Result<(), WatchError> {
+        self.health.touch();
+        self.health.synced.store(true, Ordering::Relaxed);
+        if self.health.installed.swap(false, Ordering::Relaxed) {
+            warn!(kind = S::KIND, "{} is not installed; its events begin when it is", S::RESOURCE);
+        }
+        self.send(Change::NotInstalled).await
+    }
+
+    async fn send(&self, change: Change) -> Result<(), WatchError> {
+        let observation = Observation { watch: self.id, change };
+        self.observations.send(observation).await.map_err(|_| WatchError::Stopped)
+    }
+
+    /// Reads the whole collection, as of one consistent version, in pages.
+    async fn list(&self) -> Result<u64, WatchError> {
+        self.send(Change::ListBegun).await?;
+        let mut token = None;
+        loop {
+            let page = ListParams {
+                limit: Some(PAGE),
+                continue_token: token.take(),
+                label_selector: S::SELECTOR.map(str::to_owned),
+                ..ListParams::default()
+            };
+            let body = self.get(self.collection().list(&page)?).await?;
+            self.health.touch();
+            let (meta, objects) = self.read_page(&body)?;
+            for object in objects {
+                self.send(Change::Seen(Box::new(object))).await?;
+            }
+            match meta.continue_token.filter(|token| !token.is_empty()) {
+                Some(next) => token = Some(next),
+                None => {
+                    let version = slim::version(&meta.resource_version)?;
+                    if !self.health.installed.swap(true, Ordering::Relaxed) {
+                        info!(kind = S::KIND, "{} is installed now", S::RESOURCE);
+                    }
+                    self.send(Change::ListEnded(version)).await?;
+                    self.health.synced.store(true, Ordering::Relaxed);
+                    return Ok(version);
+                }
+            }
+        }
+    }
+
+    /// Reads a page at once; where one object cannot be read, one by one.
+    fn read_page(&self, body: &[u8]) -> Result<(ListMeta, Vec<Object>), WatchError> {
+        if let Ok(page) = serde_json::from_slice::<Page<S::Slim>>(body)
+            && let Ok(objects) = page.items.into_iter().map(S::read).collect()
+        {
+            return Ok((page.metadata, objects));
+        }
+        let page: Page<&RawValue> = serde_json::from_slice(body)?;
+        let objects = page.items.into_iter().filter_map(|raw| self.read(raw.get()));
+        Ok((page.metadata, objects.collect()))
+    }
+
+    /// Reads one object; one that is malformed is counted, named in the log, and skipped.
+    fn read(&self, json: &str) -> Option<Object> {
+        match serde_json::from_str::<S::Slim>(json).map_err(Malformed::from).and_then(S::read) {
+            Ok(object) => Some(object),
+            Err(error) => {
+                self.malformed.inc();
+                let (namespace, name) = serde_json::from_str::<Partial>(json)
+                    .map(|partial| (partial.metadata.namespace, partial.metadata.name))
+                    .unwrap_or_default();
+                warn!(kind = S::KIND, namespace, name, %error, "skipping a malformed object");
+                None
+            }
+        }
+    }
+
+    /// Follows one watch to its end, moving `version` along.
+    async fn watch(&self, version: &mut u64, failures: &mut u32) -> Result<(), WatchError> {
+        let params = WatchParams {
+            timeout: Some(WATCH_SECONDS),
+            label_selector: S::SELECTOR.map(str::to_owned),
+            ..WatchParams::default()
+        };
+        let mut body = self.open(self.collection().watch(&params, &version.to_string())?, IDLE).await?;
+        self.health.touch();
+        let mut buffer = BytesMut::new();
+        let mut scanned = 0;
+        loop {
+            while let Some(end) = buffer[scanned..].iter().position(|byte| *byte == b'\n') {
+                let line = buffer.split_to(scanned + end);
+                buffer.advance(1);
+                scanned = 0;
+                self.line(&line, version).await?;
+                *failures = 0;
+            }
+            scanned = buffer.len();
+            if scanned > MAX_LINE {
+                return Err(WatchError::LongLine);
+            }
+            match timeout(IDLE, body.frame()).await.map_err(|_| WatchError::Silent(IDLE))? {
+                None => return Ok(()),
+                Some(frame) => {
+                    if let Ok(data) = frame?.into_data() {
+                        self.health.touch();
+                        buffer.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn line(&self, line: &[u8], version: &mut u64) -> Result<(), WatchError> {
+        let frame: Frame<'_> = serde_json::from_slice(line)?;
+        let json = frame.object.get();
+        let change = match frame.kind {
+            "BOOKMARK" => {
+                let partial: Partial = serde_json::from_str(json)?;
+                *version = slim::version(&partial.metadata.resource_version)?;
+                Change::Bookmark(*version)
+            }
+            "ERROR" => {
+                let status: Status = serde_json::from_str(json)?;
+                return Err(match status.code {
+                    410 => WatchError::Expired,
+                    code => WatchError::Status(code, status.message),
+                });
+            }
+            kind => {
+                let Some(object) = self.read(json) else { return Ok(()) };
+                *version = object.version;
+                match kind {
+                    "DELETED" if S::SELECTOR.is_none() => Change::Deleted(Box::new(object)),
+                    // The label may only have gone.
+                    "DELETED" if self.lives(&object.namespace, &object.name, object.uid).await => {
+                        Change::Unselected(object.uid)
+                    }
+                    "DELETED" => Change::Deleted(Box::new(object)),
+                    _ => Change::Seen(Box::new(object)),
+                }
+            }
+        };
+        self.send(change).await
+    }
+
+    /// Whether the object of this uid is still there; asked until the apiserver tells.
+    async fn lives(&self, namespace: &str, name: &str, uid: Uid) -> bool {
+        let object = Requests::new(S::path(Some(namespace)));
+        let mut failures = 0;
+        loop {
+            let answer = match object.get(name, &GetParams::default()) {
+                Ok(request) => self.get(request).await,
+                Err(error) => Err(error.into()),
+            };
+            let found = match answer {
+                Ok(body) => serde_json::from_slice::<Partial>(&body).map_err(WatchError::from),
+                Err(WatchError::NotInstalled) => return false,
+                Err(error) => Err(error),
+            };
+            match found {
+                Ok(partial) => return Uid::parse(&partial.metadata.uid) == Some(uid),
+                Err(error) => {
+                    warn!(kind = S::KIND, namespace, name, %error, "cannot tell whether the object lives; trying again");
+                    sleep(pause(failures)).await;
+                    failures += 1;
+                }
+            }
+        }
+    }
+
+    /// GETs a whole answer.
+    async fn get(&self, request: Request<Vec<u8>>) -> Result<bytes::Bytes, WatchError> {
+        let body = self.open(request, REQUEST).await?;
+        let collected = timeout(REQUEST, body.collect()).await.map_err(|_| WatchError::Silent(REQUEST))?;
+        Ok(collected?.to_bytes())
+    }
+
+    /// Begins a GET; an answer other than 200 is an error.
+    async fn open(&self, request: Request<Vec<u8>>, limit: Duration) -> Result<Body, WatchError> {
+        let response = timeout(limit, self.client.send(request.map(Body::from)))
+            .await
+            .map_err(|_| WatchError::Silent(limit))??;
+        let code = response.status();
+        if code == StatusCode::OK {
+            return Ok(response.into_body());
+        }
+        let body =
+            timeout(REQUEST, response.into_body().collect()).await.map_err(|_| WatchError::Silent(REQUEST))??;
+        let status: Status = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
+        Err(match code {
+            StatusCode::GONE => WatchError::Expired,
+            StatusCode::NOT_FOUND => WatchError::NotInstalled,
+            code => WatchError::Status(code.as_u16(), status.message),
+        })
+    }
+}
+
+/// How long to wait after so many failures in a row: 100 ms doubling up to 5 s.
+fn pause(failures: u32) -> Duration {
+    Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5))
+}

@@ -1,0 +1,134 @@
+//! The live index of subscriptions: who gets this event. Pure; owned by the engine.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use crate::{
+    delivery::schedule::Backoff,
+    event::{Event, EventSet, object::Uid},
+    subscription::resolve::WebhookRef,
+};
+
+/// A Webhook as the engine sees it: whom to match, how to schedule. It exists from the moment the Webhook does, Ready or
+/// not, since who gets an event is decided when the event is observed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Subscription {
+    /// The Webhook's uid.
+    pub uid: Uid,
+    /// Only events of this namespace match.
+    pub namespace: String,
+    /// The Webhook's name.
+    pub name: String,
+    /// The generation of the spec that this was made from.
+    pub generation: i64,
+    /// The events that match.
+    pub events: EventSet,
+    /// Labels of the object that match.
+    pub selector: Selector,
+    /// Retries after a failed first attempt.
+    pub max_retries: u32,
+    /// The waits between attempts.
+    pub backoff: Backoff,
+    /// Attempts under way at once, at least 1.
+    pub concurrency: usize,
+    /// Suspended, or without something that it needs: deliveries wait.
+    pub held: bool,
+}
+
+/// A label selector.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Selector(pub Vec<Requirement>);
+
+/// One requirement; all of them must hold.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Requirement {
+    /// The label is there with one of these values.
+    In(String, BTreeSet<String>),
+    /// The label is absent, or has none of these values.
+    NotIn(String, BTreeSet<String>),
+    /// The label is there.
+    Exists(String),
+    /// The label is absent.
+    DoesNotExist(String),
+}
+
+impl Selector {
+    /// Whether the labels satisfy every requirement, as `metav1.LabelSelector` defines it.
+    #[must_use]
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.0.iter().all(|requirement| match requirement {
+            Requirement::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
+            Requirement::NotIn(key, values) => labels.get(key).is_none_or(|value| !values.contains(value)),
+            Requirement::Exists(key) => labels.contains_key(key),
+            Requirement::DoesNotExist(key) => !labels.contains_key(key),
+        })
+    }
+}
+
+impl Subscription {
+    /// A subscription to nothing, for a spec that cannot be read.
+    #[must_use]
+    pub fn inert(webhook: &WebhookRef, generation: i64) -> Self {
+        let second = Duration::from_secs(1);
+        Self {
+            uid: webhook.uid,
+            namespace: webhook.namespace.clone(),
+            name: webhook.name.clone(),
+            generation,
+            events: EventSet::default(),
+            selector: Selector::default(),
+            max_retries: 0,
+            backoff: Backoff { initial: second, factor: 1, max: second },
+            concurrency: 1,
+            held: true,
+        }
+    }
+
+    fn matches(&self, event: &Event) -> bool {
+        self.events.contains(event.event_type) && self.selector.matches(&event.object.labels)
+    }
+}
+
+/// All subscriptions, by uid and by namespace.
+#[derive(Debug, Default)]
+pub struct Index {
+    subscriptions: HashMap<Uid, Subscription>,
+    namespaces: HashMap<String, Vec<Uid>>,
+}
+
+impl Index {
+    /// Adds a subscription, or replaces the one of the same uid.
+    pub fn insert(&mut self, subscription: Subscription) {
+        let uid = subscription.uid;
+        let namespace = subscription.namespace.clone();
+        if self.subscriptions.insert(uid, subscription).is_none() {
+            self.namespaces.entry(namespace).or_default().push(uid);
+        }
+    }
+
+    /// Removes a subscription; `None` where there was none.
+    pub fn remove(&mut self, uid: Uid) -> Option<Subscription> {
+        let subscription = self.subscriptions.remove(&uid)?;
+        if let Some(uids) = self.namespaces.get_mut(&subscription.namespace) {
+            uids.retain(|other| *other != uid);
+            if uids.is_empty() {
+                self.namespaces.remove(&subscription.namespace);
+            }
+        }
+        Some(subscription)
+    }
+
+    /// The subscription of this uid.
+    #[must_use]
+    pub fn get(&self, uid: Uid) -> Option<&Subscription> {
+        self.subscriptions.get(&uid)
+    }
+
+    /// The subscriptions that this event goes to, in the order in which they came.
+    pub fn matching<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a Subscription> {
+        let uids = self.namespaces.get(&event.object.namespace).map_or(&[][..], Vec::as_slice);
+        uids.iter().filter_map(|uid| self.subscriptions.get(uid)).filter(|subscription| subscription.matches(event))
+    }
+}

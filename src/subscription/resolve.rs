@@ -1,0 +1,185 @@
+//! From a Webhook's spec to what the engine schedules by and what an attempt needs. Pure: the Secret is read elsewhere.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::SignedDuration;
+use reqwest::Url;
+
+use super::{
+    index::{Requirement, Selector, Subscription},
+    secret::SigningKey,
+};
+use crate::{
+    api::webhook::{LabelOperator, LabelSelector, WebhookSpec},
+    delivery::schedule::Backoff,
+    event::{EventSet, object::Uid},
+};
+
+/// Which Webhook.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct WebhookRef {
+    pub uid: Uid,
+    pub namespace: String,
+    pub name: String,
+}
+
+/// A Webhook with all that an attempt needs; it cannot be had without the Secret that it names.
+pub struct Resolved {
+    /// Which Webhook.
+    pub webhook: WebhookRef,
+    /// Where to send.
+    pub url: Url,
+    /// The limit on one attempt.
+    pub timeout: Duration,
+    /// What to sign with; `None` where the Webhook names no Secret.
+    pub key: Option<Arc<SigningKey>>,
+}
+
+/// A spec that passed admission and yet cannot work.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SpecError {
+    /// The url is none.
+    #[error("spec.url cannot be used: {0}; write an absolute URL such as https://ci.example.com/hooks")]
+    Url(String),
+    /// A pattern selects no event.
+    #[error("spec.events names {0:?}, which this release does not know: upgrade the operator or remove it")]
+    Event(String),
+    /// A duration is none.
+    #[error("spec.delivery.{0} is {1:?}, which is no duration: write one such as 30s")]
+    Duration(&'static str, String),
+}
+
+impl SpecError {
+    /// The reason that conditions and Events give.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Url(_) => "InvalidURL",
+            Self::Event(_) => "UnknownEvent",
+            Self::Duration(..) => "InvalidDuration",
+        }
+    }
+}
+
+/// A spec, read and found usable.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub url: Url,
+    pub timeout: Duration,
+    pub events: EventSet,
+    pub selector: Selector,
+    pub max_retries: u32,
+    pub backoff: Backoff,
+    pub concurrency: usize,
+    pub suspend: bool,
+}
+
+impl Plan {
+    /// Reads a spec.
+    pub fn read(spec: &WebhookSpec) -> Result<Self, SpecError> {
+        let url = Url::parse(&spec.url).map_err(|error| SpecError::Url(error.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+            return Err(SpecError::Url("it has no http or https scheme or no host".into()));
+        }
+        let policy = &spec.delivery;
+        Ok(Self {
+            url,
+            timeout: duration("timeout", &policy.timeout)?,
+            events: EventSet::parse(&spec.events).map_err(SpecError::Event)?,
+            selector: spec.selector.as_ref().map(selector).unwrap_or_default(),
+            max_retries: policy.max_retries.max(0).unsigned_abs(),
+            backoff: Backoff {
+                initial: duration("backoff.initial", &policy.backoff.initial)?,
+                factor: policy.backoff.factor.max(1).unsigned_abs(),
+                max: duration("backoff.max", &policy.backoff.max)?,
+            },
+            concurrency: policy.concurrency.max(1).unsigned_abs() as usize,
+            suspend: spec.suspend,
+        })
+    }
+
+    /// Scheme, host and port; never the path.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        self.url.origin().ascii_serialization()
+    }
+
+    /// What the engine schedules by.
+    #[must_use]
+    pub fn subscription(&self, webhook: &WebhookRef, generation: i64, held: bool) -> Subscription {
+        Subscription {
+            uid: webhook.uid,
+            namespace: webhook.namespace.clone(),
+            name: webhook.name.clone(),
+            generation,
+            events: self.events,
+            selector: self.selector.clone(),
+            max_retries: self.max_retries,
+            backoff: self.backoff,
+            concurrency: self.concurrency,
+            held: held || self.suspend,
+        }
+    }
+}
+
+/// A Gateway API duration (GEP-2257), a subset of jiff's friendly format.
+fn duration(field: &'static str, text: &str) -> Result<Duration, SpecError> {
+    let invalid = || SpecError::Duration(field, text.to_owned());
+    let parsed: SignedDuration = text.parse().map_err(|_| invalid())?;
+    Duration::try_from(parsed).map_err(|_| invalid())
+}
+
+fn selector(selector: &LabelSelector) -> Selector {
+    let labels = selector.match_labels.iter();
+    let equal = labels.map(|(key, value)| Requirement::In(key.clone(), [value.0.clone()].into()));
+    let expressions = selector.match_expressions.iter().map(|requirement| {
+        let key = requirement.key.clone();
+        let values = requirement.values.iter().cloned().collect();
+        match requirement.operator {
+            LabelOperator::In => Requirement::In(key, values),
+            LabelOperator::NotIn => Requirement::NotIn(key, values),
+            LabelOperator::Exists => Requirement::Exists(key),
+            LabelOperator::DoesNotExist => Requirement::DoesNotExist(key),
+        }
+    });
+    Selector(equal.chain(expressions).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_those_of_gep_2257() {
+        for (text, millis) in [("30s", 30_000), ("1h30m", 5_400_000), ("10ms", 10), ("1m500ms", 60_500)] {
+            assert_eq!(duration("timeout", text).unwrap(), Duration::from_millis(millis));
+        }
+        for text in ["", "-5s", "5", "soon"] {
+            assert!(duration("timeout", text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_selector_matches_as_kubernetes_label_selectors_do() {
+        let selector = selector(
+            &serde_json::from_value(serde_json::json!({
+                "matchLabels": {"team": "research"},
+                "matchExpressions": [
+                    {"key": "tier", "operator": "NotIn", "values": ["dev"]},
+                    {"key": "gpu", "operator": "Exists"},
+                    {"key": "draft", "operator": "DoesNotExist"},
+                ]
+            }))
+            .unwrap(),
+        );
+        let matches = |labels: &[(&str, &str)]| {
+            selector.matches(&labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect())
+        };
+        assert!(matches(&[("team", "research"), ("gpu", "")]));
+        assert!(matches(&[("team", "research"), ("gpu", "a100"), ("tier", "prod")]));
+        assert!(!matches(&[("team", "research"), ("gpu", ""), ("tier", "dev")]));
+        assert!(!matches(&[("team", "research")]));
+        assert!(!matches(&[("team", "research"), ("gpu", ""), ("draft", "")]));
+        assert!(!matches(&[("team", "other"), ("gpu", "")]));
+    }
+}

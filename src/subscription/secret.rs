@@ -1,0 +1,152 @@
+//! Signing keys: one key of one Secret, read by name and never listed or watched.
+//!
+//! A copy older than [`MAX_AGE`] is read again before it is used, and so is one that an endpoint refused. While the
+//! apiserver cannot be asked, the copy at hand is used on.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client};
+use secrecy::SecretSlice;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+/// A copy older than this is read again before it is used.
+pub const MAX_AGE: Duration = Duration::from_secs(30);
+/// After a failed reading the copy at hand serves this long before the next one.
+const GRACE: Duration = Duration::from_secs(5);
+const REQUEST: Duration = Duration::from_secs(5);
+
+/// Where a key lies.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KeyReference {
+    pub namespace: String,
+    pub name: String,
+    pub key: String,
+}
+
+/// Why a key cannot be had.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SecretError {
+    /// There is no such Secret.
+    #[error("Secret {0:?} does not exist in this namespace: create it, or name another in spec.secretRef")]
+    NotFound(String),
+    /// The Secret has no such key.
+    #[error("Secret {0:?} has no key {1:?}: add the key, or name another in spec.secretRef.key")]
+    KeyNotFound(String, String),
+    /// The key holds nothing.
+    #[error("key {1:?} of Secret {0:?} is empty: put at least 32 random bytes there")]
+    Empty(String, String),
+    /// The operator may not read it.
+    #[error("the operator may not read Secret {0:?}: its role must allow get on secrets in this namespace")]
+    Forbidden(String),
+    /// The apiserver could not be asked.
+    #[error("Secret {0:?} cannot be read just now: {1}")]
+    Unavailable(String, String),
+}
+
+impl SecretError {
+    /// The reason that conditions and Events give.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::NotFound(_) => "SecretNotFound",
+            Self::KeyNotFound(..) => "SecretKeyNotFound",
+            Self::Empty(..) => "SecretEmpty",
+            Self::Forbidden(_) => "SecretForbidden",
+            Self::Unavailable(..) => "SecretUnavailable",
+        }
+    }
+}
+
+/// A key that was there when this was made, and is kept fresh.
+pub struct SigningKey {
+    client: Client,
+    reference: KeyReference,
+    copy: Mutex<Copy>,
+    reading: tokio::sync::Mutex<()>,
+}
+
+struct Copy {
+    bytes: Arc<SecretSlice<u8>>,
+    read_again: Instant,
+}
+
+impl SigningKey {
+    /// Reads the key for the first time.
+    pub async fn read(client: Client, reference: KeyReference) -> Result<Self, SecretError> {
+        let bytes = get(&client, &reference).await?;
+        let copy = Mutex::new(Copy { bytes, read_again: Instant::now() + MAX_AGE });
+        Ok(Self { client, reference, copy, reading: tokio::sync::Mutex::new(()) })
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub const fn reference(&self) -> &KeyReference {
+        &self.reference
+    }
+
+    /// The key's bytes as stored, at most [`MAX_AGE`] old. An error means that the key is gone.
+    pub async fn current(&self) -> Result<Arc<SecretSlice<u8>>, SecretError> {
+        if let Some(bytes) = self.fresh() {
+            return Ok(bytes);
+        }
+        let _one_reader = self.reading.lock().await;
+        if let Some(bytes) = self.fresh() {
+            return Ok(bytes);
+        }
+        let result = get(&self.client, &self.reference).await;
+        let mut copy = self.copy();
+        match result {
+            Ok(bytes) => *copy = Copy { bytes, read_again: Instant::now() + MAX_AGE },
+            Err(error @ SecretError::Unavailable(..)) => {
+                let KeyReference { namespace, name, .. } = &self.reference;
+                warn!(namespace, secret = name, %error, "signing with the copy at hand");
+                copy.read_again = Instant::now() + GRACE;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(Arc::clone(&copy.bytes))
+    }
+
+    /// Has the key read again before its next use: the endpoint refused a signature.
+    pub fn expire(&self) {
+        self.copy().read_again = Instant::now();
+    }
+
+    /// The newest copy, whatever its age.
+    #[must_use]
+    pub fn copy_at_hand(&self) -> Arc<SecretSlice<u8>> {
+        Arc::clone(&self.copy().bytes)
+    }
+
+    fn fresh(&self) -> Option<Arc<SecretSlice<u8>>> {
+        let copy = self.copy();
+        (Instant::now() < copy.read_again).then(|| Arc::clone(&copy.bytes))
+    }
+
+    fn copy(&self) -> MutexGuard<'_, Copy> {
+        self.copy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn get(client: &Client, reference: &KeyReference) -> Result<Arc<SecretSlice<u8>>, SecretError> {
+    let KeyReference { namespace, name, key } = reference;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let secret = match timeout(REQUEST, secrets.get_opt(name)).await {
+        Ok(Ok(Some(secret))) => secret,
+        Ok(Ok(None)) => return Err(SecretError::NotFound(name.clone())),
+        Ok(Err(kube::Error::Api(status))) if status.code == 403 => return Err(SecretError::Forbidden(name.clone())),
+        Ok(Err(error)) => return Err(SecretError::Unavailable(name.clone(), error.to_string())),
+        Err(_) => return Err(SecretError::Unavailable(name.clone(), "the apiserver does not answer".into())),
+    };
+    let mut data = secret.data.unwrap_or_default();
+    match data.remove(key) {
+        None => Err(SecretError::KeyNotFound(name.clone(), key.clone())),
+        Some(bytes) if bytes.0.is_empty() => Err(SecretError::Empty(name.clone(), key.clone())),
+        Some(bytes) => Ok(Arc::new(bytes.0.into())),
+    }
+}

@@ -1,0 +1,445 @@
+//! Webhooks as they come, change and go: each is read, its Secret is fetched, and the result is handed on.
+//!
+//! 1. A Webhook is handed on at once, held, before its Secret is fetched: it gets the events of its time.
+//! 2. [`Change::Listed`] comes once every Webhook that existed at the start has been handed on.
+//! 3. A Webhook whose Secret is missing is looked after until the Secret appears.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::StreamExt;
+use kube::{
+    Api, Client, ResourceExt,
+    core::DeserializeGuard,
+    runtime::watcher::{self, Event, watcher},
+};
+use secrecy::ExposeSecret;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+use tracing::{info, warn};
+
+use super::{
+    index::Subscription,
+    resolve::{Plan, Resolved, SpecError, WebhookRef},
+    secret::{KeyReference, SecretError, SigningKey},
+};
+use crate::{
+    api::{Webhook, webhook::WebhookStatus},
+    event::object::Uid,
+};
+
+/// A missing reference makes a Webhook `Stalled` after this long.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+/// How often a missing Secret is looked for: at first, and once it has been missing for [`LONG_MISSING`].
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+const LOOK_AGAIN_LATER: Duration = Duration::from_secs(10);
+const LONG_MISSING: Duration = Duration::from_secs(600);
+/// Secrets that are fetched at once.
+const CONCURRENT_READS: usize = 16;
+
+/// What changed about a Webhook.
+pub enum Change {
+    /// It is new, or its spec or its Secret has changed.
+    Updated(Box<Update>),
+    /// It is deleted.
+    Removed(Uid),
+    /// All Webhooks that existed at the start have been handed on.
+    Listed,
+}
+
+/// A Webhook as it stands.
+pub struct Update {
+    pub webhook: WebhookRef,
+    /// For the engine.
+    pub subscription: Subscription,
+    /// For its attempts; `None` while it has not all that they need.
+    pub resolved: Option<Arc<Resolved>>,
+    /// For its status; `None` while that is not known yet.
+    pub standing: Option<Standing>,
+    /// Its status as found in the cluster, when it is handed on for the first time.
+    pub found: Option<WebhookStatus>,
+}
+
+/// How a subscription stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Standing {
+    pub generation: i64,
+    /// Scheme, host and port.
+    pub endpoint: String,
+    pub readiness: Readiness,
+    /// What the user should know, by the Event's reason.
+    pub warnings: Vec<(&'static str, String)>,
+}
+
+/// Whether a subscription is live.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Readiness {
+    /// It is.
+    Live,
+    /// It is, and holds its deliveries as told.
+    Suspended,
+    /// It lacks something that may yet come; `stalled` once it has been missing for a minute.
+    Waiting { reason: &'static str, message: String, stalled: bool },
+    /// Its spec cannot work as it stands.
+    Broken { reason: &'static str, message: String },
+}
+
+/// A Webhook that is looked after.
+struct Entry {
+    webhook: WebhookRef,
+    generation: i64,
+    plan: Result<Plan, SpecError>,
+    reference: Option<KeyReference>,
+    key: Option<Arc<SigningKey>>,
+    found: Option<WebhookStatus>,
+    missing: Option<Missing>,
+    reading: bool,
+}
+
+struct Missing {
+    error: SecretError,
+    since: Instant,
+    look_again: Instant,
+    stalled: bool,
+}
+
+type Reading = (Uid, KeyReference, Result<SigningKey, SecretError>);
+
+/// Looks after the Webhooks of some namespaces.
+pub struct Controller {
+    client: Client,
+    changes: mpsc::Sender<Change>,
+    entries: HashMap<Uid, Entry>,
+    readings: JoinSet<Reading>,
+    permits: Arc<Semaphore>,
+}
+
+impl Controller {
+    /// A controller that hands changes on over `changes`.
+    #[must_use]
+    pub fn new(client: Client, changes: mpsc::Sender<Change>) -> Self {
+        let permits = Arc::new(Semaphore::new(CONCURRENT_READS));
+        Self { client, changes, entries: HashMap::new(), readings: JoinSet::new(), permits }
+    }
+
+    /// Runs until the receiver of the changes is gone. `namespaces`: empty means all. Over `lost_keys` come the Webhooks
+    /// whose key was found missing when it was needed.
+    pub async fn run(mut self, namespaces: Vec<String>, mut lost_keys: mpsc::UnboundedReceiver<(Uid, SecretError)>) {
+        let (events, mut incoming) = mpsc::channel(64);
+        let apis: Vec<Api<DeserializeGuard<Webhook>>> = if namespaces.is_empty() {
+            vec![Api::all(self.client.clone())]
+        } else {
+            namespaces.iter().map(|namespace| Api::namespaced(self.client.clone(), namespace)).collect()
+        };
+        let scopes = apis.len();
+        let mut watches = JoinSet::new();
+        for (scope, api) in apis.into_iter().enumerate() {
+            watches.spawn(pump(api, scope, events.clone()));
+        }
+        let mut listings: Vec<Option<HashSet<Uid>>> = vec![None; scopes];
+        let mut unlisted = scopes;
+        let mut scope_of: HashMap<Uid, usize> = HashMap::new();
+        let mut tick = interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let alive = tokio::select! {
+                Some((scope, event)) = incoming.recv() => match event {
+                    Event::Init => { listings[scope] = Some(HashSet::new()); true }
+                    Event::InitApply(guard) | Event::Apply(guard) => match read(guard) {
+                        Some((webhook, object)) => {
+                            let uid = webhook.uid;
+                            if let Some(listing) = &mut listings[scope] {
+                                listing.insert(uid);
+                            }
+                            scope_of.insert(uid, scope);
+                            self.applied(webhook, object).await
+                        }
+                        None => true,
+                    },
+                    Event::Delete(guard) => match uid(&guard) {
+                        Some(uid) => { scope_of.remove(&uid); self.deleted(uid).await }
+                        None => true,
+                    },
+                    Event::InitDone => {
+                        let listed = listings[scope].take().unwrap_or_default();
+                        let gone: Vec<Uid> = scope_of.iter()
+                            .filter(|(uid, of)| **of == scope && !listed.contains(*uid))
+                            .map(|(uid, _)| *uid)
+                            .collect();
+                        let mut alive = true;
+                        for uid in gone {
+                            scope_of.remove(&uid);
+                            alive &= self.deleted(uid).await;
+                        }
+                        if unlisted > 0 {
+                            unlisted -= 1;
+                            if unlisted == 0 {
+                                info!(webhooks = self.entries.len(), "all Webhooks are listed");
+                                alive &= self.changes.send(Change::Listed).await.is_ok();
+                            }
+                        }
+                        alive
+                    }
+                },
+                Some((uid, error)) = lost_keys.recv() => self.lost(uid, error).await,
+                Some(Ok((uid, reference, result))) = self.readings.join_next() => self.read(uid, &reference, result).await,
+                _ = tick.tick() => self.look_again().await,
+                else => false,
+            };
+            if !alive {
+                return;
+            }
+        }
+    }
+
+    async fn applied(&mut self, webhook: WebhookRef, object: Webhook) -> bool {
+        let generation = object.metadata.generation.unwrap_or_default();
+        let known = self.entries.remove(&webhook.uid);
+        if let Some(known) = known {
+            if known.generation == generation {
+                self.entries.insert(webhook.uid, known);
+                return true;
+            }
+            return self.enter(webhook, object, generation, known.key, None).await;
+        }
+        let found = object.status.clone().unwrap_or_default();
+        self.enter(webhook, object, generation, None, Some(found)).await
+    }
+
+    async fn enter(
+        &mut self,
+        webhook: WebhookRef,
+        object: Webhook,
+        generation: i64,
+        key: Option<Arc<SigningKey>>,
+        found: Option<WebhookStatus>,
+    ) -> bool {
+        let plan = Plan::read(&object.spec);
+        let reference = object.spec.secret_ref.map(|secret| KeyReference {
+            namespace: webhook.namespace.clone(),
+            name: secret.name,
+            key: secret.key,
+        });
+        let key = key.filter(|key| Some(key.reference()) == reference.as_ref());
+        let uid = webhook.uid;
+        let entry = Entry { webhook, generation, plan, reference, key, found, missing: None, reading: false };
+        self.entries.insert(uid, entry);
+        self.fetch(uid);
+        self.publish(uid).await
+    }
+
+    async fn deleted(&mut self, uid: Uid) -> bool {
+        self.entries.remove(&uid).is_none() || self.changes.send(Change::Removed(uid)).await.is_ok()
+    }
+
+    /// The key was missing when it was needed.
+    async fn lost(&mut self, uid: Uid, error: SecretError) -> bool {
+        let Some(entry) = self.entries.get_mut(&uid) else { return true };
+        entry.key = None;
+        entry.missing.get_or_insert_with(|| Missing::new(error));
+        self.publish(uid).await
+    }
+
+    async fn read(&mut self, uid: Uid, reference: &KeyReference, result: Result<SigningKey, SecretError>) -> bool {
+        let Some(entry) = self.entries.get_mut(&uid) else { return true };
+        entry.reading = false;
+        if entry.reference.as_ref() != Some(reference) {
+            self.fetch(uid);
+            return true;
+        }
+        match result {
+            Ok(key) => {
+                entry.key = Some(Arc::new(key));
+                entry.missing = None;
+            }
+            Err(error) => match &mut entry.missing {
+                Some(missing) => {
+                    missing.look_again();
+                    if missing.error.reason() == error.reason() {
+                        return true;
+                    }
+                    missing.error = error;
+                }
+                None => entry.missing = Some(Missing::new(error)),
+            },
+        }
+        self.publish(uid).await
+    }
+
+    /// Looks again for what is missing, and marks what has been missing for a minute.
+    async fn look_again(&mut self) -> bool {
+        let now = Instant::now();
+        let mut publish = Vec::new();
+        let mut fetch = Vec::new();
+        for (uid, entry) in &mut self.entries {
+            let Some(missing) = &mut entry.missing else { continue };
+            if !missing.stalled && now >= missing.since + STALLED_AFTER {
+                missing.stalled = true;
+                publish.push(*uid);
+            }
+            if now >= missing.look_again {
+                fetch.push(*uid);
+            }
+        }
+        for uid in fetch {
+            self.fetch(uid);
+        }
+        for uid in publish {
+            if !self.publish(uid).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Begins to read the key, where one is named and not at hand.
+    fn fetch(&mut self, uid: Uid) {
+        let Some(entry) = self.entries.get_mut(&uid) else { return };
+        let Some(reference) = entry.reference.clone() else { return };
+        if entry.key.is_some() || entry.reading || entry.plan.is_err() {
+            return;
+        }
+        entry.reading = true;
+        let (client, permits) = (self.client.clone(), Arc::clone(&self.permits));
+        self.readings.spawn(async move {
+            let _permit = permits.acquire().await;
+            let result = SigningKey::read(client, reference.clone()).await;
+            (uid, reference, result)
+        });
+    }
+
+    /// Hands a Webhook on as it stands.
+    async fn publish(&mut self, uid: Uid) -> bool {
+        let Some(entry) = self.entries.get_mut(&uid) else { return true };
+        let update = entry.update();
+        self.changes.send(Change::Updated(Box::new(update))).await.is_ok()
+    }
+}
+
+impl Entry {
+    fn update(&mut self) -> Update {
+        let found = self.found.take();
+        let webhook = self.webhook.clone();
+        let plan = match &self.plan {
+            Ok(plan) => plan,
+            Err(error) => {
+                let readiness = Readiness::Broken { reason: error.reason(), message: error.to_string() };
+                let standing =
+                    Standing { generation: self.generation, endpoint: String::new(), readiness, warnings: Vec::new() };
+                let subscription = Subscription::inert(&webhook, self.generation);
+                return Update { webhook, subscription, resolved: None, standing: Some(standing), found };
+            }
+        };
+        let complete = self.reference.is_none() || self.key.is_some();
+        let readiness = match (&self.missing, complete) {
+            (Some(missing), _) => Some(Readiness::Waiting {
+                reason: missing.error.reason(),
+                message: missing.error.to_string(),
+                stalled: missing.stalled,
+            }),
+            (None, true) if plan.suspend => Some(Readiness::Suspended),
+            (None, true) => Some(Readiness::Live),
+            (None, false) => None,
+        };
+        let standing = readiness.map(|readiness| Standing {
+            generation: self.generation,
+            endpoint: plan.endpoint(),
+            readiness,
+            warnings: self.warnings(),
+        });
+        let resolved = complete.then(|| {
+            Arc::new(Resolved {
+                webhook: webhook.clone(),
+                url: plan.url.clone(),
+                timeout: plan.timeout,
+                key: self.key.clone(),
+            })
+        });
+        let subscription = plan.subscription(&webhook, self.generation, !complete);
+        Update { webhook, subscription, resolved, standing, found }
+    }
+
+    fn warnings(&self) -> Vec<(&'static str, String)> {
+        let Some(reference) = &self.reference else {
+            let note = "deliveries are not signed, so that the receiver cannot tell who sent them: name a Secret in spec.secretRef";
+            return vec![("Unsigned", note.into())];
+        };
+        let newline = self.key.as_ref().is_some_and(|key| key.copy_at_hand().expose_secret().ends_with(b"\n"));
+        if newline {
+            let KeyReference { name, key, .. } = reference;
+            let note = format!(
+                "key {key:?} of Secret {name:?} ends in a newline, which is part of the key: receivers that trim it will refuse every signature"
+            );
+            return vec![("SecretEndsInNewline", note)];
+        }
+        Vec::new()
+    }
+}
+
+impl Missing {
+    fn new(error: SecretError) -> Self {
+        let now = Instant::now();
+        Self { error, since: now, look_again: now + LOOK_AGAIN, stalled: false }
+    }
+
+    fn look_again(&mut self) {
+        let now = Instant::now();
+        self.look_again = now + if now < self.since + LONG_MISSING { LOOK_AGAIN } else { LOOK_AGAIN_LATER };
+    }
+}
+
+/// Feeds one watch of Webhooks into the controller, for as long as that listens.
+async fn pump(
+    api: Api<DeserializeGuard<Webhook>>,
+    scope: usize,
+    events: mpsc::Sender<(usize, Event<DeserializeGuard<Webhook>>)>,
+) {
+    let mut failures = 0_u32;
+    let mut stream = watcher(api, watcher::Config::default().timeout(30)).boxed();
+    while let Some(item) = stream.next().await {
+        match item {
+            Ok(event) => {
+                failures = 0;
+                if events.send((scope, event)).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                let wait = Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5));
+                failures += 1;
+                warn!(kind = "Webhook", %error, ?wait, "watch interrupted; trying again");
+                sleep(wait).await;
+            }
+        }
+    }
+}
+
+/// The Webhook, or `None` for one that cannot be read, which is named in the log.
+fn read(guard: DeserializeGuard<Webhook>) -> Option<(WebhookRef, Webhook)> {
+    match guard.0 {
+        Ok(object) => {
+            let uid = Uid::parse(object.metadata.uid.as_deref()?)?;
+            let webhook = WebhookRef { uid, namespace: object.namespace()?, name: object.name_any() };
+            Some((webhook, object))
+        }
+        Err(invalid) => {
+            let (namespace, name) = (invalid.metadata.namespace, invalid.metadata.name);
+            warn!(kind = "Webhook", ?namespace, ?name, error = invalid.error, "skipping a malformed object");
+            None
+        }
+    }
+}
+
+fn uid(guard: &DeserializeGuard<Webhook>) -> Option<Uid> {
+    let metadata = match &guard.0 {
+        Ok(object) => &object.metadata,
+        Err(invalid) => &invalid.metadata,
+    };
+    Uid::parse(metadata.uid.as_deref()?)
+}

@@ -1,0 +1,282 @@
+//! A real control plane on loopback: etcd and kube-apiserver, and on demand kube-controller-manager, kube-scheduler and
+//! kwok, with RBAC on.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Mutex, OnceLock},
+    time::Duration,
+};
+
+use k8s_openapi::api::{
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::{Namespace, Node, ServiceAccount},
+};
+use kube::{
+    Api, Client, Config,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde_json::json;
+
+use crate::{
+    eventually,
+    process::{Process, free_port, temporary_folder},
+    root,
+};
+
+const ADMIN_TOKEN: &str = "admin-token";
+
+/// The path of a control-plane tool; built first where it is missing.
+pub fn tool(name: &str) -> PathBuf {
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let output = Command::new(root().join("tests/control-plane/build"))
+        .arg(name)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{name} could not be built; see above");
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+/// A running control plane.
+pub struct ControlPlane {
+    pub folder: PathBuf,
+    pub port: u16,
+    etcd_port: u16,
+    etcd: Mutex<Option<Process>>,
+    apiserver: Mutex<Option<Process>>,
+    controllers: Mutex<Vec<Process>>,
+}
+
+impl ControlPlane {
+    /// Starts etcd and kube-apiserver and waits until they are ready.
+    pub async fn start() -> Self {
+        // Both clients of the tests use it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let folder = temporary_folder("control-plane");
+        let key = rcgen::KeyPair::generate().unwrap();
+        fs::write(folder.join("sa.key"), key.serialize_pem()).unwrap();
+        fs::write(folder.join("sa.pub"), key.public_key_pem()).unwrap();
+        fs::write(folder.join("tokens"), format!("{ADMIN_TOKEN},admin,admin,system:masters\n")).unwrap();
+        let plane = Self {
+            port: free_port(),
+            etcd_port: free_port(),
+            folder,
+            etcd: Mutex::default(),
+            apiserver: Mutex::default(),
+            controllers: Mutex::default(),
+        };
+        plane.start_etcd();
+        plane.start_apiserver();
+        plane.wait_ready().await;
+        plane.write_kubeconfig("admin", ADMIN_TOKEN);
+        plane
+    }
+
+    pub fn start_etcd(&self) {
+        let (folder, port, peer) = (&self.folder, self.etcd_port, free_port());
+        let client = format!("http://127.0.0.1:{port}");
+        let peer = format!("http://127.0.0.1:{peer}");
+        let mut command = Command::new(tool("etcd"));
+        command
+            .arg("--data-dir")
+            .arg(folder.join("etcd"))
+            .args(["--unsafe-no-fsync", "--log-level", "error", "--quota-backend-bytes", "8589934592"])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("default={peer}")]);
+        *self.etcd.lock().unwrap() = Some(Process::start("etcd", &mut command, &folder.join("etcd.log")));
+    }
+
+    pub fn start_apiserver(&self) {
+        let folder = &self.folder;
+        let file = |name: &str| folder.join(name).display().to_string();
+        let mut command = Command::new(tool("kube-apiserver"));
+        command
+            .args(["--bind-address", "127.0.0.1", "--secure-port", &self.port.to_string()])
+            .args(["--etcd-servers", &format!("http://127.0.0.1:{}", self.etcd_port)])
+            .args(["--cert-dir", &file("certs"), "--token-auth-file", &file("tokens")])
+            .args(["--service-account-issuer", "https://kubernetes.default.svc"])
+            .args(["--service-account-key-file", &file("sa.pub")])
+            .args(["--service-account-signing-key-file", &file("sa.key")])
+            .args(["--authorization-mode", "RBAC", "--service-cluster-ip-range", "10.0.0.0/24"])
+            .args(["--endpoint-reconciler-type", "none", "--profiling=false"]);
+        *self.apiserver.lock().unwrap() =
+            Some(Process::start("kube-apiserver", &mut command, &folder.join("kube-apiserver.log")));
+    }
+
+    /// Stops kube-apiserver; its clients' connections break.
+    pub fn stop_apiserver(&self) {
+        if let Some(mut process) = self.apiserver.lock().unwrap().take() {
+            process.kill();
+        }
+    }
+
+    /// Waits until kube-apiserver answers `/readyz`.
+    pub async fn wait_ready(&self) {
+        let kubeconfig = self.write_kubeconfig("probe", ADMIN_TOKEN);
+        eventually("kube-apiserver is ready", Duration::from_secs(120), || async {
+            if let Some(process) = self.apiserver.lock().unwrap().as_mut()
+                && let Some(status) = process.try_wait()
+            {
+                panic!("kube-apiserver ended with {status}\n{}", process.log_tail());
+            }
+            let config = config(&kubeconfig).await.ok()?;
+            let client = Client::try_from(config).ok()?;
+            let request = axum::http::Request::get("/readyz").body(Vec::new()).ok()?;
+            client.request_text(request).await.ok()
+        })
+        .await;
+    }
+
+    /// Starts what real rollouts need: controller-manager, scheduler, kwok and a node.
+    pub async fn start_controllers(&self) {
+        let kubeconfig = self.kubeconfig("admin");
+        let folder = &self.folder;
+        let start = |name: &str, configure: &dyn Fn(&mut Command)| {
+            let mut command = Command::new(tool(name));
+            command.arg("--kubeconfig").arg(&kubeconfig);
+            configure(&mut command);
+            let process = Process::start(name, &mut command, &folder.join(format!("{name}.log")));
+            self.controllers.lock().unwrap().push(process);
+        };
+        start("kube-controller-manager", &|command| {
+            command.arg("--service-account-private-key-file").arg(folder.join("sa.key")).args([
+                "--secure-port",
+                "0",
+                "--leader-elect=false",
+            ]);
+        });
+        start("kube-scheduler", &|command| {
+            command.args(["--secure-port", "0", "--leader-elect=false"]);
+        });
+        let kwok_module = root().join("tests/control-plane/kwok");
+        let listed = Command::new("go")
+            .args(["list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kwok"])
+            .current_dir(kwok_module)
+            .output()
+            .unwrap();
+        let stages = PathBuf::from(String::from_utf8(listed.stdout).unwrap().trim()).join("kustomize/stage");
+        start("kwok", &|command| {
+            command.args(["--manage-all-nodes=true", "--node-lease-duration-seconds=40"]);
+            for stage in [
+                "node/fast/node-initialize",
+                "node/heartbeat-with-lease/node-heartbeat-with-lease",
+                "pod/fast/pod-ready",
+                "pod/fast/pod-complete",
+                "pod/fast/pod-delete",
+            ] {
+                command.arg("--config").arg(stages.join(format!("{stage}.yaml")));
+            }
+        });
+        let nodes: Api<Node> = Api::all(self.admin().await);
+        let node = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": "kwok-0", "annotations": {"kwok.x-k8s.io/node": "fake"}},
+            "status": {
+                "allocatable": {"cpu": "64", "memory": "256Gi", "pods": "1000"},
+                "capacity": {"cpu": "64", "memory": "256Gi", "pods": "1000"}
+            }
+        });
+        nodes.patch("kwok-0", &PatchParams::apply("harness").force(), &Patch::Apply(&node)).await.unwrap();
+    }
+
+    /// The kubeconfig of that name, if it has been written.
+    pub fn kubeconfig(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.kubeconfig"))
+    }
+
+    fn write_kubeconfig(&self, name: &str, token: &str) -> PathBuf {
+        self.write_kubeconfig_for(name, token, self.port)
+    }
+
+    /// Writes a kubeconfig that reaches the apiserver at another port, such as a proxy's.
+    pub fn write_kubeconfig_for(&self, name: &str, token: &str, port: u16) -> PathBuf {
+        let path = self.kubeconfig(name);
+        let certificate = self.folder.join("certs/apiserver.crt");
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {
+                "server": format!("https://127.0.0.1:{port}"),
+                "certificate-authority": certificate,
+            }}],
+            "users": [{"name": "test", "user": {"token": token}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "default"}}],
+        });
+        fs::write(&path, serde_json::to_vec_pretty(&config).unwrap()).unwrap();
+        path
+    }
+
+    /// A client with all rights.
+    pub async fn admin(&self) -> Client {
+        let mut config = config(&self.kubeconfig("admin")).await.unwrap();
+        config.read_timeout = Some(Duration::from_secs(120));
+        Client::try_from(config).unwrap()
+    }
+
+    /// A new namespace.
+    pub async fn namespace(&self, prefix: &str) -> String {
+        let api: Api<Namespace> = Api::all(self.admin().await);
+        let metadata = ObjectMeta { generate_name: Some(format!("{prefix}-")), ..ObjectMeta::default() };
+        let created =
+            api.create(&PostParams::default(), &Namespace { metadata, ..Namespace::default() }).await.unwrap();
+        created.metadata.name.unwrap()
+    }
+
+    /// A token of a service account, which is created where it is missing.
+    pub async fn token(&self, namespace: &str, account: &str) -> String {
+        let api: Api<ServiceAccount> = Api::namespaced(self.admin().await, namespace);
+        let patch = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account}});
+        api.patch(account, &PatchParams::apply("harness").force(), &Patch::Apply(&patch)).await.unwrap();
+        let request = TokenRequest {
+            spec: Some(TokenRequestSpec { expiration_seconds: Some(86_400), ..TokenRequestSpec::default() }),
+            ..TokenRequest::default()
+        };
+        let token = api.create_token_request(account, &PostParams::default(), &request).await.unwrap();
+        token.status.unwrap().token.unwrap()
+    }
+
+    /// Runs kubectl as the administrator.
+    pub fn kubectl(&self, arguments: &[&str]) -> std::process::Output {
+        self.kubectl_with_input(arguments, "")
+    }
+
+    /// Runs kubectl as the administrator, with this on its standard input.
+    pub fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> std::process::Output {
+        use std::io::Write;
+        static KUBECTL: OnceLock<PathBuf> = OnceLock::new();
+        let mut child = Command::new(KUBECTL.get_or_init(|| tool("kubectl")))
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig("admin"))
+            .args(arguments)
+            .env("HOME", &self.folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// Applies the custom resource definitions in `crds/` and waits until they are served.
+    pub async fn install_crds(&self) {
+        let folder = root().join("crds");
+        let output = self.kubectl(&["apply", "--server-side", "-f", folder.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+async fn config(kubeconfig: &Path) -> Result<Config, Box<dyn std::error::Error + Send + Sync>> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    Ok(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)
+}

@@ -1,0 +1,181 @@
+//! The operator as a real process, as a service account with exactly the roles that ship.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
+
+use crate::{
+    control_plane::ControlPlane,
+    eventually,
+    process::{Process, free_port, temporary_folder},
+    root,
+};
+
+/// How to run an operator.
+#[derive(Clone)]
+pub struct OperatorOptions {
+    /// The operator's binary.
+    pub binary: PathBuf,
+    /// Where its Lease lies.
+    pub namespace: String,
+    /// The namespaces it serves; empty: all.
+    pub watch: Vec<String>,
+    pub identity: String,
+    pub arguments: Vec<String>,
+    /// The apiserver's port, where it is not the control plane's own.
+    pub apiserver_port: Option<u16>,
+}
+
+impl OperatorOptions {
+    /// An operator that lives in one namespace and serves it.
+    pub fn new(binary: &str, namespace: &str) -> Self {
+        Self {
+            binary: binary.into(),
+            namespace: namespace.into(),
+            watch: vec![namespace.into()],
+            identity: "operator-0".into(),
+            arguments: Vec::new(),
+            apiserver_port: None,
+        }
+    }
+
+    pub fn cluster_wide(mut self) -> Self {
+        self.watch.clear();
+        self
+    }
+
+    pub fn identity(mut self, identity: &str) -> Self {
+        self.identity = identity.into();
+        self
+    }
+
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+}
+
+/// A running operator.
+pub struct Operator {
+    pub process: Process,
+    pub port: u16,
+}
+
+/// Applies the roles that ship, for an operator in this namespace.
+pub fn install_roles(plane: &ControlPlane, namespace: &str) {
+    let folder = root().join("charts/llmtune-webhooks");
+    let text = std::fs::read_to_string(folder.join("rbac.yaml")).unwrap();
+    // Several operators share the control plane: each has bindings of its own to the roles that ship.
+    let text = text.replace("llmtune-system", namespace).replace(
+        "kind: ClusterRoleBinding\nmetadata:\n  name: llmtune-webhooks",
+        &format!("kind: ClusterRoleBinding\nmetadata:\n  name: llmtune-webhooks-{namespace}"),
+    );
+    let output = plane.kubectl_with_input(&["apply", "--server-side", "--force-conflicts", "-f", "-"], &text);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Operator {
+    /// Starts it, with its roles; does not wait until it is ready.
+    pub async fn start(plane: &ControlPlane, options: &OperatorOptions) -> Self {
+        install_roles(plane, &options.namespace);
+        let token = plane.token(&options.namespace, "llmtune-webhooks").await;
+        let name = format!("operator-{}-{}", options.namespace, options.identity);
+        let kubeconfig = plane.write_kubeconfig_for(&name, &token, options.apiserver_port.unwrap_or(plane.port));
+        let port = free_port();
+        let mut command = Command::new(&options.binary);
+        command
+            .args(["run", "--namespace", &options.namespace, "--identity", &options.identity])
+            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .env("KUBECONFIG", kubeconfig)
+            .env(
+                "RUST_LOG",
+                std::env::var("LLMTUNE_TEST_LOG").unwrap_or_else(|_| "info,llmtune_webhooks=debug".into()),
+            );
+        for namespace in &options.watch {
+            command.args(["--watch-namespace", namespace]);
+        }
+        command.args(&options.arguments);
+        let log = temporary_folder("operator").join("operator.log");
+        Self { process: Process::start(&name, &mut command, &log), port }
+    }
+
+    /// Starts it and waits until it watches.
+    pub async fn start_ready(plane: &ControlPlane, options: &OperatorOptions) -> Self {
+        let mut operator = Self::start(plane, options).await;
+        operator.wait_ready().await;
+        operator
+    }
+
+    /// Waits until `/readyz` says that it is ready.
+    pub async fn wait_ready(&mut self) {
+        self.wait_readyz("", Duration::from_secs(30)).await;
+    }
+
+    /// Waits until `/readyz` is 200 and says this.
+    pub async fn wait_readyz(&mut self, text: &str, limit: Duration) {
+        let port = self.port;
+        let process = &mut self.process;
+        let begun = std::time::Instant::now();
+        loop {
+            if let Some(status) = process.try_wait() {
+                panic!("the operator ended with {status}\n{}", process.log_tail());
+            }
+            if get(port, "/readyz").is_some_and(|(status, body)| status == 200 && body.contains(text)) {
+                return;
+            }
+            assert!(begun.elapsed() < limit, "not ready ({text:?}) within {limit:?}\n{}", process.log_tail());
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    }
+
+    /// The text of `/metrics`.
+    pub fn metrics(&self) -> String {
+        let (status, text) = get(self.port, "/metrics").expect("/metrics answers");
+        assert_eq!(status, 200);
+        text
+    }
+
+    /// A path's status and body.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        get(self.port, path)
+    }
+
+    /// The value of a metric's series with all these labels; 0 where there is none.
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        metric(&self.metrics(), name, labels)
+    }
+
+    /// Waits for a line in the log.
+    pub async fn wait_log(&self, text: &str, limit: Duration) {
+        eventually(&format!("the log says {text:?}"), limit, || async {
+            self.process.log_text().contains(text).then_some(())
+        })
+        .await;
+    }
+}
+
+/// The sum of a metric's series that bear all these labels.
+pub fn metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let lines = text.lines().filter(|line| {
+        let rest = line.strip_prefix(name).unwrap_or_default();
+        (rest.starts_with('{') || rest.starts_with(' '))
+            && labels.iter().all(|(key, value)| rest.contains(&format!("{key}=\"{value}\"")))
+    });
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+/// A GET over a fresh connection.
+pub fn get(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
+}

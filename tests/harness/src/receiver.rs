@@ -1,0 +1,177 @@
+//! An HTTP receiver on loopback that remembers every request and answers as it is told.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, StatusCode, Uri},
+    response::{IntoResponse, Response},
+};
+use serde_json::Value;
+
+use crate::eventually;
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub struct Received {
+    pub at: Instant,
+    pub path: String,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Received {
+    /// A header's value; empty where it is absent.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    pub fn event(&self) -> String {
+        self.header("x-llmtune-event").to_owned()
+    }
+
+    /// The name of the object that the event is about.
+    pub fn name(&self) -> String {
+        self.json()["data"]["name"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub fn attempt(&self) -> u32 {
+        self.header("x-llmtune-attempt").parse().unwrap_or_default()
+    }
+}
+
+/// What to answer, and after how long.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub delay: Duration,
+}
+
+impl Answer {
+    pub fn status(status: u16) -> Self {
+        Self { status, headers: Vec::new(), delay: Duration::ZERO }
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+}
+
+type Behaviour = Arc<dyn Fn(&Received) -> Answer + Send + Sync>;
+
+#[derive(Clone)]
+struct Shared {
+    received: Arc<Mutex<Vec<Received>>>,
+    behaviour: Arc<Mutex<Behaviour>>,
+}
+
+/// The receiver; it stops when dropped.
+pub struct Receiver {
+    pub port: u16,
+    shared: Shared,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Receiver {
+    /// A receiver that acknowledges everything.
+    pub async fn start() -> Self {
+        Self::answering(|_| Answer::status(200)).await
+    }
+
+    /// A receiver that answers each request as `behaviour` says.
+    pub async fn answering(behaviour: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let shared = Shared { received: Arc::default(), behaviour: Arc::new(Mutex::new(Arc::new(behaviour))) };
+        let router = Router::new().fallback(handle).with_state(shared.clone());
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { port, shared, server }
+    }
+
+    /// Answers differently from now on.
+    pub fn answer(&self, behaviour: impl Fn(&Received) -> Answer + Send + Sync + 'static) {
+        *self.shared.behaviour.lock().unwrap() = Arc::new(behaviour);
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/hook", self.port)
+    }
+
+    /// All requests so far, in the order in which they came.
+    pub fn received(&self) -> Vec<Received> {
+        self.shared.received.lock().unwrap().clone()
+    }
+
+    pub fn count(&self) -> usize {
+        self.shared.received.lock().unwrap().len()
+    }
+
+    /// Waits for so many requests and returns them.
+    pub async fn wait(&self, count: usize, limit: Duration) -> Vec<Received> {
+        let begun = Instant::now();
+        while self.count() < count {
+            assert!(
+                begun.elapsed() < limit,
+                "{} of {count} requests within {limit:?}: {:?}",
+                self.count(),
+                self.events()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.received()
+    }
+
+    /// Waits for a request of this event about this object.
+    pub async fn wait_for(&self, event: &str, name: &str, limit: Duration) -> Received {
+        eventually(&format!("{event} of {name} in {:?}", self.events()), limit, || async {
+            self.received().into_iter().find(|received| received.event() == event && received.name() == name)
+        })
+        .await
+    }
+
+    /// Event and object of each request.
+    pub fn events(&self) -> Vec<(String, String)> {
+        self.received().iter().map(|received| (received.event(), received.name())).collect()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn handle(State(shared): State<Shared>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+    let received = Received {
+        at: Instant::now(),
+        path: uri.path().to_owned(),
+        headers,
+        body: String::from_utf8_lossy(&body).into_owned(),
+    };
+    let behaviour = Arc::clone(&shared.behaviour.lock().unwrap());
+    let answer = behaviour(&received);
+    shared.received.lock().unwrap().push(received);
+    tokio::time::sleep(answer.delay).await;
+    let mut response = StatusCode::from_u16(answer.status).unwrap().into_response();
+    for (name, value) in answer.headers {
+        let name = axum::http::HeaderName::try_from(name).unwrap();
+        response.headers_mut().insert(name, value.parse().unwrap());
+    }
+    response
+}

@@ -1,0 +1,1 @@
+//! The custom resources as the real apiserver takes and refuses them.

@@ -1,0 +1,8 @@
+//! Tests of the operator as a whole: real processes against a real control plane, each in a namespace of its own.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod support;
+
+mod custom_resources;
+mod delivery;

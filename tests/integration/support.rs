@@ -1,0 +1,170 @@
+//! What the tests share: one control plane, and short words for what users do.
+
+use std::{sync::OnceLock, time::Duration};
+
+use llmtune_webhooks_harness::{
+    control_plane::ControlPlane,
+    operator::{Operator, OperatorOptions},
+};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_llmtune-webhooks");
+/// Long enough for a loaded machine; tests wait for conditions, not for time.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// A runtime that outlives the single test, for what tests share.
+fn shared_runtime() -> &'static tokio::runtime::Runtime {
+    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap())
+}
+
+/// Runs a test's future.
+pub fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test);
+}
+
+/// The control plane that most tests share, with the custom resources installed.
+pub async fn plane() -> &'static ControlPlane {
+    static PLANE: OnceCell<ControlPlane> = OnceCell::const_new();
+    PLANE
+        .get_or_init(|| async {
+            let starting = shared_runtime().spawn(async {
+                let plane = ControlPlane::start().await;
+                plane.install_crds().await;
+                plane
+            });
+            starting.await.unwrap()
+        })
+        .await
+}
+
+/// A namespace of a test, and what is done there.
+pub struct Scene {
+    pub plane: &'static ControlPlane,
+    pub namespace: String,
+}
+
+impl Scene {
+    /// A scene on the shared control plane.
+    pub async fn new(name: &str) -> Self {
+        let plane = plane().await;
+        Self { plane, namespace: plane.namespace(name).await }
+    }
+
+    pub fn options(&self) -> OperatorOptions {
+        OperatorOptions::new(BINARY, &self.namespace)
+    }
+
+    /// An operator of this namespace, ready.
+    pub async fn operator(&self) -> Operator {
+        Operator::start_ready(self.plane, &self.options()).await
+    }
+
+    /// Runs kubectl here; an error is the test's.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        let mut all = vec!["-n", &self.namespace];
+        all.extend(arguments);
+        let output = self.plane.kubectl(&all);
+        assert!(output.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Applies an object here; an error is the test's.
+    pub fn apply(&self, object: &Value) {
+        self.try_apply(object).unwrap_or_else(|error| panic!("{error}\n{object:#}"));
+    }
+
+    /// Applies an object here; the error is kubectl's message.
+    pub fn try_apply(&self, object: &Value) -> Result<(), String> {
+        let arguments = ["-n", &self.namespace, "apply", "--server-side", "--force-conflicts", "-f", "-"];
+        let output = self.plane.kubectl_with_input(&arguments, &object.to_string());
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    }
+
+    pub fn secret(&self, name: &str, value: &str) {
+        self.apply(&json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {"secret": value}
+        }));
+    }
+
+    /// Applies a Webhook; `spec` is merged over its url and `events: ["*"]`.
+    pub fn webhook(&self, name: &str, url: &str, spec: &Value) {
+        self.apply(&webhook(name, url, spec));
+    }
+
+    /// Creates a TrainingJob without a status.
+    pub fn job(&self, name: &str) {
+        self.apply(&json!({
+            "apiVersion": "llmtune.io/v1alpha1", "kind": "TrainingJob", "metadata": {"name": name},
+            "spec": {"baseModel": "meta-llama/Llama-3.1-8B", "trainingMethod": "sft"}
+        }));
+    }
+
+    /// Merges this into a TrainingJob's status.
+    pub fn job_status(&self, name: &str, status: &Value) {
+        let patch = json!({"status": status}).to_string();
+        self.kubectl(&["patch", "trainingjob", name, "--subresource=status", "--type=merge", "-p", &patch]);
+    }
+
+    pub fn phase(&self, name: &str, phase: &str) {
+        self.job_status(name, &json!({"phase": phase}));
+    }
+
+    /// An object as JSON.
+    pub fn get(&self, kind: &str, name: &str) -> Value {
+        serde_json::from_str(&self.kubectl(&["get", kind, name, "-o", "json"])).unwrap()
+    }
+
+    /// Waits until `kubectl wait --for` holds.
+    pub fn wait(&self, what: &str, condition: &str) {
+        self.kubectl(&["wait", "--timeout=90s", what, &format!("--for={condition}")]);
+    }
+
+    /// The status and reason of a Webhook's condition.
+    pub fn condition(&self, webhook: &str, kind: &str) -> Option<(String, String, String)> {
+        let object = self.get("webhook", webhook);
+        let conditions = object["status"]["conditions"].as_array()?.clone();
+        let condition = conditions.into_iter().find(|condition| condition["type"] == kind)?;
+        let text = |key: &str| condition[key].as_str().unwrap_or_default().to_owned();
+        Some((text("status"), text("reason"), text("message")))
+    }
+
+    /// Waits until a Webhook's condition has this status and reason.
+    pub async fn wait_condition(&self, webhook: &str, kind: &str, status: &str, reason: &str, limit: Duration) {
+        let what = format!("{kind}={status} ({reason}) of {webhook}");
+        llmtune_webhooks_harness::eventually(&what, limit, || async {
+            let condition = self.condition(webhook, kind)?;
+            (condition.0 == status && condition.1 == reason).then_some(())
+        })
+        .await;
+    }
+
+    /// The Kubernetes Events about an object: reason and note.
+    pub fn events(&self, kind: &str, name: &str) -> Vec<(String, String)> {
+        let selector = format!("regarding.kind={kind},regarding.name={name}");
+        let text = self.kubectl(&["get", "events.events.k8s.io", "--field-selector", &selector, "-o", "json"]);
+        let list: Value = serde_json::from_str(&text).unwrap();
+        let events = list["items"].as_array().unwrap().iter();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        events.map(|event| (text(&event["reason"]), text(&event["note"]))).collect()
+    }
+
+    /// Waits for an Event of this reason, and returns its note.
+    pub async fn wait_event(&self, kind: &str, name: &str, reason: &str) -> String {
+        llmtune_webhooks_harness::eventually(&format!("Event {reason} of {kind} {name}"), SOON, || async {
+            self.events(kind, name).into_iter().find(|event| event.0 == reason).map(|event| event.1)
+        })
+        .await
+    }
+}
+
+/// A Webhook's manifest; `spec` is merged over its url and `events: ["*"]`.
+pub fn webhook(name: &str, url: &str, spec: &Value) -> Value {
+    let mut merged = json!({"url": url, "events": ["*"]});
+    for (key, value) in spec.as_object().unwrap() {
+        merged[key] = value.clone();
+    }
+    json!({"apiVersion": "llmtune.io/v1alpha1", "kind": "Webhook", "metadata": {"name": name}, "spec": merged})
+}
