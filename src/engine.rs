@@ -360,8 +360,8 @@ impl Engine {
 
     /// Takes in how an attempt ended. `random` in [0, 1) varies the wait before a retry. `None` where the Webhook was
     /// deleted meanwhile.
-    pub fn settle(&mut self, outcome: Outcome, now: Timestamp, random: f64) -> Option<Settled> {
-        let Outcome { webhook, delivery: id, result } = outcome;
+    pub fn settle(&mut self, outcome: &Outcome, now: Timestamp, random: f64) -> Option<Settled> {
+        let Outcome { webhook, delivery: id, result } = *outcome;
         let delivery = self.pending.ended(webhook, id)?;
         let event = Arc::clone(&delivery.event);
         let attempt = delivery.failed_attempts + 1;

@@ -55,7 +55,7 @@ fn write(envelope: Envelope<'_>, data: &Data, truncated: bool) -> String {
     out.push_str(envelope.event.name());
     out.push_str("\",\"data\":");
     let members = data.0.iter().map(|(name, value)| (*name, value.as_str()));
-    json::write_object(&mut out, members, |out, value| out.push_str(value));
+    json::write_object(&mut out, members, String::push_str);
     out.push_str(",\"occurredAt\":");
     json::write_string(&mut out, &envelope.occurred_at.to_string());
     out.push_str(",\"sequence\":");

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use kube::Client;
 use tokio::{
     sync::{mpsc, oneshot},
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tracing::{debug, info, warn};
@@ -48,6 +48,9 @@ const OBSERVATIONS: usize = 1024;
 const BATCH: usize = 64;
 /// How long attempts under way may still take once the operator is told to stop.
 const LAST_ATTEMPTS: Duration = Duration::from_secs(10);
+
+/// How long the last Events may take.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// A wall clock that does not jump: it was right when the process began, and runs evenly from there.
 #[derive(Clone, Copy, Debug)]
@@ -85,12 +88,19 @@ struct Known {
     resolved: Option<Arc<Resolved>>,
 }
 
+/// What the leader works with.
+pub struct Context {
+    pub client: Client,
+    pub args: RunArgs,
+    /// Certificates to trust beside the system's.
+    pub roots: Vec<reqwest::Certificate>,
+    pub metrics: Metrics,
+    pub health: Arc<Health>,
+}
+
 /// The loop's state.
 pub struct Leader {
-    client: Client,
-    args: RunArgs,
-    metrics: Metrics,
-    health: Arc<Health>,
+    context: Context,
     claim: Claim,
     clock: Clock,
     engine: Engine,
@@ -104,60 +114,95 @@ pub struct Leader {
     drawn: u64,
 }
 
+/// The tasks beside the loop, and what comes in from them.
+struct Beside {
+    changes: mpsc::Receiver<Change>,
+    observations: mpsc::Receiver<Observation>,
+    refreshes: mpsc::Receiver<Refresh>,
+    /// For the sources, until they are started.
+    observe: Option<mpsc::Sender<Observation>>,
+    sources: JoinSet<()>,
+    controller: JoinHandle<()>,
+    writer: JoinHandle<()>,
+    publisher: JoinHandle<()>,
+}
+
 impl Leader {
     /// Works until told to stop or until the Lease is lost.
     pub async fn run(
-        client: Client,
-        args: RunArgs,
-        roots: Vec<reqwest::Certificate>,
-        metrics: Metrics,
-        health: Arc<Health>,
+        context: Context,
         claim: Claim,
         lost: &mut oneshot::Receiver<String>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<Stopped, reqwest::Error> {
+        let (mut leader, mut beside) = Self::start(context, claim)?;
+        let stopped = leader.work(&mut beside, lost, shutdown).await;
+        info!(?stopped, "stopping");
+        beside.sources.abort_all();
+        beside.controller.abort();
+        if matches!(stopped, Stopped::Shutdown) {
+            let finish = async {
+                while let Some(attempted) = leader.attempts.join_next().await {
+                    leader.ended(attempted);
+                }
+            };
+            if timeout(LAST_ATTEMPTS, finish).await.is_err() {
+                warn!(attempts = leader.attempts.len(), "attempts did not end in time; they are cut off");
+            }
+        }
+        let metrics = leader.context.metrics.clone();
+        // The writer ends with the last sender of notes, the publisher with the writer.
+        drop(leader);
+        if let Err(error) = beside.writer.await {
+            warn!(%error, "the last statuses were not written");
+        }
+        if timeout(LAST_EVENTS, beside.publisher).await.is_err() {
+            debug!("the last Events were not published");
+        }
+        metrics.leader.set(0);
+        Ok(stopped)
+    }
+
+    fn start(context: Context, claim: Claim) -> Result<(Self, Beside), reqwest::Error> {
+        let Context { client, args, metrics, .. } = &context;
         let may_begin = {
             let claim = claim.clone();
             Arc::new(move || claim.holds())
         };
-        let sender = Arc::new(Sender::new(roots, may_begin.clone())?);
+        let sender = Arc::new(Sender::new(context.roots.clone(), may_begin.clone())?);
         let clock = Clock::new();
         let (notes, incoming_notes) = mpsc::unbounded_channel();
         let (lost_keys, incoming_lost_keys) = mpsc::unbounded_channel();
-        let (changes, mut incoming_changes) = mpsc::channel(256);
-        let (observations, mut incoming_observations) = mpsc::channel(OBSERVATIONS);
+        let (change, changes) = mpsc::channel(256);
+        let (observe, observations) = mpsc::channel(OBSERVATIONS);
         let (notices, incoming_notices) = mpsc::channel(256);
-        let (refresh, mut refreshes) = mpsc::channel::<Refresh>(4);
-        health.set_refresh(refresh);
+        let (refresh, refreshes) = mpsc::channel::<Refresh>(4);
+        context.health.set_refresh(refresh);
 
-        let writer = {
+        let conditions = {
             let metrics = metrics.clone();
-            let conditions = Arc::new(move |namespace: &str, name: &str, kind: &str, status: &str| {
+            Arc::new(move |namespace: &str, name: &str, kind: &str, status: &str| {
                 metrics.set_condition(namespace, name, kind, status);
-            });
-            let writer = Writer {
-                client: client.clone(),
-                notes: incoming_notes,
-                notices,
-                may_write: may_begin.clone(),
-                conditions,
-            };
-            tokio::spawn(writer.run())
+            })
         };
-        let publisher = tokio::spawn(events::publish(client.clone(), incoming_notices, {
-            let may = may_begin.clone();
-            move || may()
-        }));
-        let controller = Controller::new(client.clone(), changes);
-        let controller = tokio::spawn(controller.run(args.watch_namespaces.clone(), incoming_lost_keys));
-
+        let may_write = may_begin.clone();
+        let writer = Writer { client: client.clone(), notes: incoming_notes, notices, may_write, conditions };
+        let publisher = events::publish(client.clone(), incoming_notices, move || may_begin());
+        let controller = Controller::new(client.clone(), change);
+        let beside = Beside {
+            changes,
+            observations,
+            refreshes,
+            observe: Some(observe),
+            sources: JoinSet::new(),
+            controller: tokio::spawn(controller.run(args.watch_namespaces.clone(), incoming_lost_keys)),
+            writer: tokio::spawn(writer.run()),
+            publisher: tokio::spawn(publisher),
+        };
         // Records are built anew at every start, so every start is an epoch of its own.
         let engine = Engine::new(args.cluster_name.clone(), clock.wall.as_millisecond().unsigned_abs());
-        let mut leader = Self {
-            client,
-            args,
-            metrics,
-            health,
+        let leader = Self {
+            context,
             claim,
             clock,
             engine,
@@ -170,73 +215,56 @@ impl Leader {
             random: RandomState::new(),
             drawn: 0,
         };
-        let mut sources = JoinSet::new();
-        let mut observations = Some(observations);
+        Ok((leader, beside))
+    }
+
+    async fn work(
+        &mut self,
+        beside: &mut Beside,
+        lost: &mut oneshot::Receiver<String>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Stopped {
         let mut batch = Vec::with_capacity(BATCH);
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut shutdown = std::pin::pin!(shutdown);
-        let stopped = loop {
-            let next_due = leader.engine.next_due().map(|due| clock.instant(due));
-            let wake = next_due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        loop {
+            let next_due = self.engine.next_due().filter(|_| self.claim.holds());
+            let wake = next_due.map_or_else(Instant::now, |due| self.clock.instant(due));
             tokio::select! {
                 biased;
-                () = &mut shutdown => break Stopped::Shutdown,
-                holder = &mut *lost => break Stopped::Lost(holder.unwrap_or_default()),
-                Some(attempted) = leader.attempts.join_next() => leader.ended(attempted),
-                _ = incoming_observations.recv_many(&mut batch, BATCH), if observations.is_none() => {
+                () = &mut shutdown => return Stopped::Shutdown,
+                holder = &mut *lost => return Stopped::Lost(holder.unwrap_or_default()),
+                Some(attempted) = self.attempts.join_next() => self.ended(attempted),
+                _ = beside.observations.recv_many(&mut batch, BATCH), if beside.observe.is_none() => {
                     for observation in batch.drain(..) {
-                        leader.observe(observation);
+                        self.observe(observation);
                     }
                 }
-                Some(change) = incoming_changes.recv() => match change {
-                    Change::Updated(update) => leader.updated(*update),
-                    Change::Removed(uid) => leader.removed(uid),
+                Some(change) = beside.changes.recv() => match change {
+                    Change::Updated(update) => self.updated(*update),
+                    Change::Removed(uid) => self.removed(uid),
                     // No source is observed before all Webhooks are listed.
-                    Change::Listed => if let Some(observations) = observations.take() {
-                        leader.start_sources(&mut sources, &observations);
+                    Change::Listed => if let Some(observe) = beside.observe.take() {
+                        self.start_sources(&mut beside.sources, &observe);
                     },
                 },
-                Some(done) = refreshes.recv() => leader.refresh(done),
-                () = sleep_until(wake), if next_due.is_some() && leader.claim.holds() => {}
+                Some(done) = beside.refreshes.recv() => self.refresh(done),
+                () = sleep_until(wake), if next_due.is_some() => {}
                 _ = tick.tick() => {
-                    leader.health.beat();
-                    leader.metrics.leader.set(i64::from(leader.claim.holds()));
+                    self.context.health.beat();
+                    self.context.metrics.leader.set(i64::from(self.claim.holds()));
                 }
             }
-            leader.begin_due();
-        };
-        info!(?stopped, "stopping");
-        sources.abort_all();
-        controller.abort();
-        let Self { metrics, notes, lost_keys, .. } = {
-            let finish = async {
-                while let Some(attempted) = leader.attempts.join_next().await {
-                    leader.ended(attempted);
-                }
-            };
-            let limit = if matches!(stopped, Stopped::Shutdown) { LAST_ATTEMPTS } else { Duration::ZERO };
-            if timeout(limit, finish).await.is_err() {
-                warn!(attempts = leader.attempts.len(), "attempts did not end in time; they are cut off");
-            }
-            leader
-        };
-        drop((notes, lost_keys));
-        if let Err(error) = writer.await {
-            warn!(%error, "the last statuses were not written");
+            self.begin_due();
         }
-        if timeout(Duration::from_secs(2), publisher).await.is_err() {
-            debug!("the last Events were not published");
-        }
-        metrics.leader.set(0);
-        Ok(stopped)
     }
 
     fn start_sources(&mut self, tasks: &mut JoinSet<()>, observations: &mpsc::Sender<Observation>) {
-        let scopes: Vec<Option<String>> = if self.args.watch_namespaces.is_empty() {
+        let scopes: Vec<Option<String>> = if self.context.args.watch_namespaces.is_empty() {
             vec![None]
         } else {
-            let namespaces: HashSet<&String> = self.args.watch_namespaces.iter().collect();
+            let namespaces: HashSet<&String> = self.context.args.watch_namespaces.iter().collect();
             namespaces.into_iter().cloned().map(Some).collect()
         };
         let mut health = Vec::new();
@@ -244,7 +272,7 @@ impl Leader {
             health.push(self.start_source(TrainingJobs, scope.clone(), tasks, observations));
             health.push(self.start_source(Deployments, scope, tasks, observations));
         }
-        self.health.set_watches(health);
+        self.context.health.set_watches(health);
     }
 
     fn start_source<S: Source>(
@@ -260,10 +288,10 @@ impl Leader {
         let watcher = Arc::new(Watcher::<S> {
             id,
             namespace,
-            client: self.client.clone(),
+            client: self.context.client.clone(),
             observations: observations.clone(),
             health: Arc::clone(&health),
-            malformed: self.metrics.malformed.with_label_values(&[S::KIND]),
+            malformed: self.context.metrics.malformed.with_label_values(&[S::KIND]),
             source: PhantomData,
         });
         let (ask, asked) = mpsc::unbounded_channel();
@@ -276,7 +304,7 @@ impl Leader {
     fn observe(&mut self, observation: Observation) {
         let observed = self.engine.observe(observation, self.clock.now());
         for event in &observed.events {
-            self.metrics.events.with_label_values(&[event.event_type.name()]).inc();
+            self.context.metrics.events.with_label_values(&[event.event_type.name()]).inc();
             let object = &event.object;
             debug!(event = %event.event_type, id = %event.id, namespace = object.namespace, name = object.name, "event");
         }
@@ -308,7 +336,7 @@ impl Leader {
         if let Some(known) = self.webhooks.remove(&uid) {
             let WebhookRef { namespace, name, .. } = &known.webhook;
             info!(namespace, webhook = name, dropped, "the Webhook is deleted");
-            self.metrics.forget(&known.webhook);
+            self.context.metrics.forget(&known.webhook);
         }
         self.note(Note::Removed(uid));
     }
@@ -316,7 +344,7 @@ impl Leader {
     fn count_dropped(&self, uid: Uid, reason: DropReason, count: u64) {
         if let Some(Known { webhook, .. }) = self.webhooks.get(&uid) {
             let labels = [webhook.namespace.as_str(), &webhook.name, reason.label()];
-            self.metrics.dropped.with_label_values(&labels).inc_by(count);
+            self.context.metrics.dropped.with_label_values(&labels).inc_by(count);
         }
     }
 
@@ -361,7 +389,7 @@ impl Leader {
         }
         let now = self.clock.now();
         let random = self.random();
-        if let Some(settled) = self.engine.settle(outcome, now, random) {
+        if let Some(settled) = self.engine.settle(&outcome, now, random) {
             self.settled(settled, exchange, now);
         }
     }
@@ -372,7 +400,7 @@ impl Leader {
         }
         let Some(Known { webhook, .. }) = self.webhooks.get(&settled.webhook) else { return };
         let latency = now.duration_since(settled.event.observed_at).as_secs_f64();
-        self.metrics.settled(webhook, &settled, exchange.as_ref(), latency);
+        self.context.metrics.settled(webhook, &settled, exchange.as_ref(), latency);
         let error = exchange.as_ref().and_then(|exchange| exchange.error.clone());
         let WebhookRef { namespace, name, .. } = webhook;
         let (event, id, attempt) = (settled.event.event_type, settled.event.id, settled.attempt);
@@ -396,13 +424,13 @@ impl Leader {
     /// Sets the gauges that only the engine knows.
     fn refresh(&self, done: Refresh) {
         let now = self.clock.now();
-        self.metrics.ledger_records.set(self.engine.records() as i64);
+        self.context.metrics.ledger_records.set(self.engine.records() as i64);
         for backlog in self.engine.backlogs() {
             let Some(Known { webhook, .. }) = self.webhooks.get(&backlog.webhook) else { continue };
             let labels = [webhook.namespace.as_str(), &webhook.name];
-            self.metrics.pending.with_label_values(&labels).set(backlog.pending as i64);
+            self.context.metrics.pending.with_label_values(&labels).set(backlog.pending as i64);
             let age = backlog.oldest.map_or(0.0, |oldest| now.duration_since(oldest).as_secs_f64());
-            self.metrics.oldest_pending_age.with_label_values(&labels).set(age);
+            self.context.metrics.oldest_pending_age.with_label_values(&labels).set(age);
         }
         // Nobody waits any more: the scrape has timed out.
         let _ = done.send(());

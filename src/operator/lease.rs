@@ -89,7 +89,7 @@ impl Leadership {
 
 /// What came of a write.
 enum Written {
-    Landed(Lease),
+    Landed(Box<Lease>),
     Conflict,
 }
 
@@ -129,15 +129,15 @@ impl Elector {
 
     async fn try_acquire(&self, standing_by: &impl Fn(&str)) -> Result<Option<Leadership>, kube::Error> {
         let Some(found) = self.call(self.api.get_opt(LEASE)).await? else {
-            return Ok(self.lead(None).await?);
+            return self.lead(None).await;
         };
         let holder = holder(&found);
         if holder.is_empty() || holder == self.identity {
-            return Ok(self.lead(Some(&found)).await?);
+            return self.lead(Some(&found)).await;
         }
         standing_by(&holder);
         match self.follow(found).await? {
-            Some(expired) => Ok(self.lead(Some(&expired)).await?),
+            Some(expired) => self.lead(Some(&expired)).await,
             None => Ok(None),
         }
     }
@@ -225,7 +225,7 @@ impl Elector {
         claim.extend(begun + self.renew_deadline());
         let (lost_sender, lost) = oneshot::channel();
         let (release, released) = oneshot::channel();
-        let renewing = tokio::spawn(self.clone().renew(lease, claim.clone(), lost_sender, released));
+        let renewing = tokio::spawn(self.clone().renew(*lease, claim.clone(), lost_sender, released));
         Ok(Some(Leadership { claim, lost, release, renewing }))
     }
 
@@ -251,7 +251,7 @@ impl Elector {
                     if !claim.holds() {
                         info!("the lease had lapsed, and nobody held it meanwhile; going on");
                     }
-                    lease = written;
+                    lease = *written;
                     claim.extend(begun + self.renew_deadline());
                 }
                 Ok(Written::Conflict) => match self.call(self.api.get_opt(LEASE)).await {
@@ -302,7 +302,7 @@ impl Elector {
             self.call(self.api.create(&params, lease)).await
         };
         match result {
-            Ok(lease) => Ok(Written::Landed(lease)),
+            Ok(lease) => Ok(Written::Landed(Box::new(lease))),
             // 404: it was deleted, perhaps together with its namespace.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Written::Conflict),
             Err(error) => Err(error),

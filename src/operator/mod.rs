@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
 use config::RunArgs;
-use leader::{Leader, Stopped};
+use leader::{Context, Leader, Stopped};
 use lease::Elector;
 use metrics::Metrics;
 use server::{Health, Role, Shown};
@@ -82,8 +82,8 @@ pub async fn run(args: RunArgs) -> Result<(), Error> {
     };
     health.set_role(Role::Leader);
     let claim = leadership.claim.clone();
-    let stopped = Leader::run(client, args, roots, metrics, health, claim, &mut leadership.lost, shutdown).await?;
-    match stopped {
+    let context = Context { client, args, roots, metrics, health };
+    match Leader::run(context, claim, &mut leadership.lost, shutdown).await? {
         Stopped::Shutdown => {
             leadership.release().await;
             Ok(())

@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug)]
 pub enum Note {
     /// How the subscription stands; `found` is the status in the cluster, the first time.
-    Standing { webhook: WebhookRef, standing: Option<Standing>, found: Option<WebhookStatus> },
+    Standing { webhook: WebhookRef, standing: Option<Standing>, found: Option<Box<WebhookStatus>> },
     /// A delivery was taken in.
     Enqueued { webhook: Uid, pending: usize },
     /// An attempt was settled.

@@ -71,12 +71,12 @@ impl Statuses {
         &mut self,
         webhook: WebhookRef,
         standing: Option<Standing>,
-        found: Option<WebhookStatus>,
+        found: Option<Box<WebhookStatus>>,
         at: Timestamp,
     ) -> Vec<Notice> {
         let entry = self.entries.entry(webhook.uid).or_insert_with(|| Entry {
             webhook,
-            status: found.unwrap_or_default(),
+            status: found.map(|found| *found).unwrap_or_default(),
             standing: None,
             gone_generation: None,
             dirty: Dirty::No,

@@ -260,18 +260,17 @@ impl<S: Source> Watcher<S> {
             for object in objects {
                 self.send(Change::Seen(Box::new(object))).await?;
             }
-            match meta.continue_token.filter(|token| !token.is_empty()) {
-                Some(next) => token = Some(next),
-                None => {
-                    let version = slim::version(&meta.resource_version)?;
-                    if !self.health.installed.swap(true, Ordering::Relaxed) {
-                        info!(kind = S::KIND, "{} is installed now", S::RESOURCE);
-                    }
-                    self.send(Change::ListEnded(version)).await?;
-                    self.health.synced.store(true, Ordering::Relaxed);
-                    return Ok(version);
-                }
+            if let Some(next) = meta.continue_token.filter(|token| !token.is_empty()) {
+                token = Some(next);
+                continue;
             }
+            let version = slim::version(&meta.resource_version)?;
+            if !self.health.installed.swap(true, Ordering::Relaxed) {
+                info!(kind = S::KIND, "{} is installed now", S::RESOURCE);
+            }
+            self.send(Change::ListEnded(version)).await?;
+            self.health.synced.store(true, Ordering::Relaxed);
+            return Ok(version);
         }
     }
 

@@ -63,7 +63,7 @@ pub struct Update {
     /// For its status; `None` while that is not known yet.
     pub standing: Option<Standing>,
     /// Its status as found in the cluster, when it is handed on for the first time.
-    pub found: Option<WebhookStatus>,
+    pub found: Option<Box<WebhookStatus>>,
 }
 
 /// How a subscription stands.
@@ -97,7 +97,7 @@ struct Entry {
     plan: Result<Plan, SpecError>,
     reference: Option<KeyReference>,
     key: Option<Arc<SigningKey>>,
-    found: Option<WebhookStatus>,
+    found: Option<Box<WebhookStatus>>,
     missing: Option<Missing>,
     reading: bool,
 }
@@ -208,7 +208,7 @@ impl Controller {
             }
             return self.enter(webhook, object, generation, known.key, None).await;
         }
-        let found = object.status.clone().unwrap_or_default();
+        let found = Box::new(object.status.clone().unwrap_or_default());
         self.enter(webhook, object, generation, None, Some(found)).await
     }
 
@@ -218,7 +218,7 @@ impl Controller {
         object: Webhook,
         generation: i64,
         key: Option<Arc<SigningKey>>,
-        found: Option<WebhookStatus>,
+        found: Option<Box<WebhookStatus>>,
     ) -> bool {
         let plan = Plan::read(&object.spec);
         let reference = object.spec.secret_ref.map(|secret| KeyReference {

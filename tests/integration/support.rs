@@ -1,7 +1,16 @@
 //! What the tests share: one control plane, and short words for what users do.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
+use futures::StreamExt;
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use llmtune_webhooks::api::training_job::{TrainingJob, TrainingJobSpec};
 use llmtune_webhooks_harness::{
     control_plane::ControlPlane,
     operator::{Operator, OperatorOptions},
@@ -167,4 +176,68 @@ pub fn webhook(name: &str, url: &str, spec: &Value) -> Value {
         merged[key] = value.clone();
     }
     json!({"apiVersion": "llmtune.io/v1alpha1", "kind": "Webhook", "metadata": {"name": name}, "spec": merged})
+}
+
+/// TrainingJobs driven through the API itself, where kubectl would be too slow.
+#[derive(Clone)]
+pub struct Jobs {
+    api: Api<TrainingJob>,
+}
+
+impl Jobs {
+    pub async fn new(scene: &Scene) -> Self {
+        Self { api: Api::namespaced(scene.plane.admin().await, &scene.namespace) }
+    }
+
+    pub async fn create(&self, name: &str) {
+        let spec = TrainingJobSpec { base_model: Some("meta-llama/Llama-3.1-8B".into()), ..TrainingJobSpec::default() };
+        let job = TrainingJob::new(name, spec);
+        persist(|| async { self.api.create(&PostParams::default(), &job).await }).await;
+    }
+
+    pub async fn phase(&self, name: &str, phase: &str) {
+        let patch = json!({"status": {"phase": phase}});
+        persist(|| async { self.api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await }).await;
+    }
+
+    /// Drives `count` jobs from Pending over Running to Completed, at `rate` transitions a second; tells how long it took.
+    pub async fn drive(&self, count: usize, rate: u32) -> Duration {
+        let creating = futures::stream::iter(0..count).for_each_concurrent(16, |number| async move {
+            let name = format!("job-{number:04}");
+            self.create(&name).await;
+            self.phase(&name, "Pending").await;
+        });
+        creating.await;
+        let begun = Instant::now();
+        let mut tick = tokio::time::interval(Duration::from_secs(1) / rate);
+        let mut tasks = tokio::task::JoinSet::new();
+        // Each job runs fifty transitions before it completes, so that many are under way at once.
+        let runs = (0..count).map(|number| (number, "Running"));
+        let completions = (0..count).map(|number| (number, "Completed"));
+        let mut steps: Vec<(usize, usize, &str)> = runs.map(|(number, phase)| (2 * number, number, phase)).collect();
+        steps.extend(completions.map(|(number, phase)| (2 * number + 101, number, phase)));
+        steps.sort_unstable();
+        for (_, number, phase) in steps {
+            tick.tick().await;
+            let jobs = self.clone();
+            tasks.spawn(async move { jobs.phase(&format!("job-{number:04}"), phase).await });
+        }
+        while let Some(result) = tasks.join_next().await {
+            result.unwrap();
+        }
+        begun.elapsed()
+    }
+}
+
+/// Repeats a call until the apiserver takes it: tests stop and start the apiserver.
+async fn persist<T, F: Future<Output = kube::Result<T>>>(mut call: impl FnMut() -> F) -> T {
+    let begun = Instant::now();
+    loop {
+        match tokio::time::timeout(Duration::from_secs(5), call()).await {
+            Ok(Ok(value)) => return value,
+            Ok(Err(error)) => assert!(begun.elapsed() < Duration::from_secs(120), "{error}"),
+            Err(_) => assert!(begun.elapsed() < Duration::from_secs(120), "the apiserver does not answer"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }

@@ -38,6 +38,8 @@ fn janitor() -> &'static Janitor {
     JANITOR_PROCESS.get_or_init(|| {
         let folder = std::env::temp_dir().join(format!("llmtune-webhooks-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
+        // It outlives this process, so nobody waits for it.
+        #[allow(clippy::zombie_processes)]
         let mut child = Command::new("sh")
             .args(["-c", JANITOR, "janitor"])
             .arg(&folder)

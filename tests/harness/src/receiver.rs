@@ -175,3 +175,18 @@ async fn handle(State(shared): State<Shared>, uri: Uri, headers: HeaderMap, body
     }
     response
 }
+
+/// HMAC-SHA256 in hexadecimal, for receivers that verify.
+pub fn hmac_hex(key: &str, body: &[u8]) -> String {
+    use hmac::{Hmac, KeyInit, Mac};
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(key.as_bytes()).unwrap();
+    mac.update(body);
+    mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Received {
+    /// Whether it is signed with this key.
+    pub fn is_signed_with(&self, key: &str) -> bool {
+        self.header("x-llmtune-signature") == hmac_hex(key, self.body.as_bytes())
+    }
+}
