@@ -30,6 +30,8 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+use crate::causes::Causes;
+
 /// The Lease's name, in the operator's namespace.
 pub const LEASE: &str = "llmtune-webhooks";
 
@@ -82,7 +84,7 @@ impl Leadership {
     pub async fn release(self) {
         let _ = self.release.send(());
         if let Err(error) = self.renewing.await {
-            warn!(%error, "the lease was not released");
+            warn!(error = %Causes(&error), "the lease was not released");
         }
     }
 }
@@ -120,7 +122,7 @@ impl Elector {
                 Ok(Some(leadership)) => return leadership,
                 Ok(None) => {}
                 Err(error) => {
-                    warn!(%error, "cannot take part in the election; trying again");
+                    warn!(error = %Causes(&error), "cannot take part in the election; trying again");
                     sleep(self.retry_period()).await;
                 }
             }
@@ -263,9 +265,11 @@ impl Elector {
                         let _ = lost.send(holder);
                         return;
                     }
-                    Err(error) => warn!(%error, "the lease was not renewed; trying again"),
+                    Err(error) => warn!(error = %Causes(&error), "the lease was not renewed; trying again"),
                 },
-                Err(error) => warn!(%error, leading = claim.holds(), "the lease was not renewed; trying again"),
+                Err(error) => {
+                    warn!(error = %Causes(&error), leading = claim.holds(), "the lease was not renewed; trying again")
+                }
             }
         }
     }
@@ -290,7 +294,7 @@ impl Elector {
         match self.write(&lease).await {
             Ok(Written::Landed(_)) => info!("the lease is released"),
             Ok(Written::Conflict) => debug!("the lease had been taken before it was released"),
-            Err(error) => warn!(%error, "the lease was not released; others take it when it expires"),
+            Err(error) => warn!(error = %Causes(&error), "the lease was not released; others take it when it expires"),
         }
     }
 

@@ -15,6 +15,7 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
+    causes::Causes,
     event::object::{Facts, Object, Uid},
     subscription::resolve::WebhookRef,
 };
@@ -123,7 +124,7 @@ pub async fn publish(client: Client, mut notices: mpsc::Receiver<Notice>, may_wr
         match timeout(REQUEST, recorder.publish(&event, &notice.regarding)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                warn!(reason = event.reason, object = ?notice.regarding.name, %error, "an Event was not published");
+                warn!(reason = event.reason, object = ?notice.regarding.name, error = %Causes(&error), "an Event was not published");
             }
             Err(_) => {
                 warn!(reason = event.reason, object = ?notice.regarding.name, "an Event was not published in time");

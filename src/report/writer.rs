@@ -23,7 +23,7 @@ use super::{
     events::Notice,
     status::{StatusWrite, Statuses},
 };
-use crate::{api::Webhook, engine::Verdict, event::object::Uid};
+use crate::{api::Webhook, causes::Causes, engine::Verdict, event::object::Uid};
 
 /// The field manager of everything that the operator applies.
 pub const FIELD_MANAGER: &str = "llmtune-webhooks";
@@ -129,7 +129,7 @@ impl Writer {
 fn settle(statuses: &mut Statuses, written: Result<(Uid, bool), tokio::task::JoinError>) {
     match written {
         Ok((webhook, landed)) => statuses.written(webhook, landed),
-        Err(error) => warn!(%error, "a status write broke off"),
+        Err(error) => warn!(error = %Causes(&error), "a status write broke off"),
     }
 }
 
@@ -150,7 +150,7 @@ async fn apply(client: Client, write: StatusWrite) -> (Uid, bool) {
         Ok(Ok(_)) => true,
         Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => true,
         Ok(Err(error)) => {
-            warn!(namespace = webhook.namespace, webhook = webhook.name, %error, "status not written; trying again");
+            warn!(namespace = webhook.namespace, webhook = webhook.name, error = %Causes(&error), "status not written; trying again");
             false
         }
         Err(_) => {

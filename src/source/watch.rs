@@ -33,6 +33,7 @@ use tracing::{info, warn};
 
 use super::{Malformed, Source, slim};
 use crate::{
+    causes::Causes,
     engine::{Change, Observation, Question},
     event::object::{Object, Uid, WatchId},
 };
@@ -208,7 +209,7 @@ impl<S: Source> Watcher<S> {
                 Err(error) => {
                     let wait = pause(failures);
                     failures += 1;
-                    warn!(kind = S::KIND, namespace = self.namespace.as_deref(), %error, ?wait, "watch interrupted; trying again");
+                    warn!(kind = S::KIND, namespace = self.namespace.as_deref(), error = %Causes(&error), ?wait, "watch interrupted; trying again");
                     sleep(wait).await;
                 }
             }
@@ -295,7 +296,7 @@ impl<S: Source> Watcher<S> {
                 let (namespace, name) = serde_json::from_str::<Partial>(json)
                     .map(|partial| (partial.metadata.namespace, partial.metadata.name))
                     .unwrap_or_default();
-                warn!(kind = S::KIND, namespace, name, %error, "skipping a malformed object");
+                warn!(kind = S::KIND, namespace, name, error = %Causes(&error), "skipping a malformed object");
                 None
             }
         }
@@ -386,7 +387,7 @@ impl<S: Source> Watcher<S> {
             match found {
                 Ok(partial) => return Uid::parse(&partial.metadata.uid) == Some(uid),
                 Err(error) => {
-                    warn!(kind = S::KIND, namespace, name, %error, "cannot tell whether the object lives; trying again");
+                    warn!(kind = S::KIND, namespace, name, error = %Causes(&error), "cannot tell whether the object lives; trying again");
                     sleep(pause(failures)).await;
                     failures += 1;
                 }

@@ -14,6 +14,8 @@ use secrecy::SecretSlice;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
+use crate::causes::Causes;
+
 /// A copy older than this is read again before it is used.
 pub const MAX_AGE: Duration = Duration::from_secs(30);
 /// After a failed reading the copy at hand serves this long before the next one.
@@ -140,7 +142,7 @@ async fn get(client: &Client, reference: &KeyReference) -> Result<Arc<SecretSlic
         Ok(Ok(Some(secret))) => secret,
         Ok(Ok(None)) => return Err(SecretError::NotFound(name.clone())),
         Ok(Err(kube::Error::Api(status))) if status.code == 403 => return Err(SecretError::Forbidden(name.clone())),
-        Ok(Err(error)) => return Err(SecretError::Unavailable(name.clone(), error.to_string())),
+        Ok(Err(error)) => return Err(SecretError::Unavailable(name.clone(), Causes(&error).to_string())),
         Err(_) => return Err(SecretError::Unavailable(name.clone(), "the apiserver does not answer".into())),
     };
     let mut data = secret.data.unwrap_or_default();

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     api::{Webhook, webhook::WebhookStatus},
+    causes::Causes,
     event::object::Uid,
 };
 
@@ -413,7 +414,7 @@ async fn pump(
             Err(error) => {
                 let wait = Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5));
                 failures += 1;
-                warn!(kind = "Webhook", %error, ?wait, "watch interrupted; trying again");
+                warn!(kind = "Webhook", error = %Causes(&error), ?wait, "watch interrupted; trying again");
                 sleep(wait).await;
             }
         }

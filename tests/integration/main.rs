@@ -6,3 +6,7 @@ mod support;
 
 mod custom_resources;
 mod delivery;
+mod operation;
+mod rollouts;
+mod sources;
+mod subscriptions;

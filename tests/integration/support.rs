@@ -1,7 +1,7 @@
 //! What the tests share: one control plane, and short words for what users do.
 
 use std::{
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -35,31 +35,44 @@ pub fn run(test: impl Future<Output = ()>) {
 }
 
 /// The control plane that most tests share, with the custom resources installed.
-pub async fn plane() -> &'static ControlPlane {
-    static PLANE: OnceCell<ControlPlane> = OnceCell::const_new();
+pub async fn plane() -> Arc<ControlPlane> {
+    static PLANE: OnceCell<Arc<ControlPlane>> = OnceCell::const_new();
     PLANE
         .get_or_init(|| async {
             let starting = shared_runtime().spawn(async {
                 let plane = ControlPlane::start().await;
                 plane.install_crds().await;
-                plane
+                Arc::new(plane)
             });
             starting.await.unwrap()
         })
         .await
+        .clone()
 }
 
 /// A namespace of a test, and what is done there.
 pub struct Scene {
-    pub plane: &'static ControlPlane,
+    pub plane: Arc<ControlPlane>,
     pub namespace: String,
 }
 
 impl Scene {
     /// A scene on the shared control plane.
     pub async fn new(name: &str) -> Self {
-        let plane = plane().await;
-        Self { plane, namespace: plane.namespace(name).await }
+        Self::on(plane().await, name).await
+    }
+
+    /// A scene on a control plane of its own, which the test may break.
+    pub async fn alone(name: &str) -> Self {
+        let plane = ControlPlane::start().await;
+        plane.install_crds().await;
+        Self::on(Arc::new(plane), name).await
+    }
+
+    /// A scene on this control plane.
+    pub async fn on(plane: Arc<ControlPlane>, name: &str) -> Self {
+        let namespace = plane.namespace(name).await;
+        Self { plane, namespace }
     }
 
     pub fn options(&self) -> OperatorOptions {
@@ -68,7 +81,7 @@ impl Scene {
 
     /// An operator of this namespace, ready.
     pub async fn operator(&self) -> Operator {
-        Operator::start_ready(self.plane, &self.options()).await
+        Operator::start_ready(&self.plane, &self.options()).await
     }
 
     /// Runs kubectl here; an error is the test's.
@@ -196,7 +209,17 @@ impl Jobs {
     }
 
     pub async fn phase(&self, name: &str, phase: &str) {
-        let patch = json!({"status": {"phase": phase}});
+        self.status(name, &json!({"phase": phase})).await;
+    }
+
+    /// Begins a run, and says when, as training platforms do.
+    pub async fn start(&self, name: &str) {
+        let now = jiff::Timestamp::now().to_string();
+        self.status(name, &json!({"phase": "Running", "startedAt": now})).await;
+    }
+
+    async fn status(&self, name: &str, status: &Value) {
+        let patch = json!({"status": status});
         persist(|| async { self.api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await }).await;
     }
 
@@ -210,19 +233,28 @@ impl Jobs {
         creating.await;
         let begun = Instant::now();
         let mut tick = tokio::time::interval(Duration::from_secs(1) / rate);
-        let mut tasks = tokio::task::JoinSet::new();
-        // Each job runs fifty transitions before it completes, so that many are under way at once.
-        let runs = (0..count).map(|number| (number, "Running"));
-        let completions = (0..count).map(|number| (number, "Completed"));
-        let mut steps: Vec<(usize, usize, &str)> = runs.map(|(number, phase)| (2 * number, number, phase)).collect();
-        steps.extend(completions.map(|(number, phase)| (2 * number + 101, number, phase)));
+        // Each job runs for fifty transitions before it completes, so that many are under way at once.
+        let runs = (0..count).map(|number| (2 * number, number, false));
+        let completions = (0..count).map(|number| (2 * number + 101, number, true));
+        let mut steps: Vec<(usize, usize, bool)> = runs.chain(completions).collect();
         steps.sort_unstable();
-        for (_, number, phase) in steps {
+        let mut running = std::collections::HashMap::new();
+        let mut completing = tokio::task::JoinSet::new();
+        for (_, number, completes) in steps {
             tick.tick().await;
-            let jobs = self.clone();
-            tasks.spawn(async move { jobs.phase(&format!("job-{number:04}"), phase).await });
+            let (jobs, name) = (self.clone(), format!("job-{number:04}"));
+            if completes {
+                // A job completes after it has run, also where the apiserver was away between.
+                let run: tokio::task::JoinHandle<()> = running.remove(&number).unwrap();
+                completing.spawn(async move {
+                    run.await.unwrap();
+                    jobs.phase(&name, "Completed").await;
+                });
+            } else {
+                running.insert(number, tokio::spawn(async move { jobs.start(&name).await }));
+            }
         }
-        while let Some(result) = tasks.join_next().await {
+        while let Some(result) = completing.join_next().await {
             result.unwrap();
         }
         begun.elapsed()

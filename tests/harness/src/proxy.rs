@@ -37,7 +37,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let state = Arc::new(State::default());
-        let (cut, cuts) = watch::channel(0);
+        let (cut, mut cuts) = watch::channel(0);
         let shared = Arc::clone(&state);
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -48,6 +48,8 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else { continue };
                 let (client_read, client_write) = client.into_split();
                 let (server_read, server_write) = server.into_split();
+                // Only cuts from now on concern this connection.
+                cuts.mark_unchanged();
                 let (one, other) = (Arc::clone(&shared), Arc::clone(&shared));
                 tokio::spawn(carry(number, client_read, server_write, one, cuts.clone()));
                 tokio::spawn(carry(number, server_read, client_write, other, cuts.clone()));

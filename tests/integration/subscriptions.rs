@@ -1,0 +1,167 @@
+//! Webhooks take effect as they come, change and go, and say what they lack.
+
+use std::time::{Duration, Instant};
+
+use llmtune_webhooks_harness::{
+    eventually,
+    receiver::{Answer, Receiver},
+};
+use serde_json::json;
+
+use crate::support::{Jobs, SOON, Scene, run};
+
+#[test]
+fn a_created_edited_suspended_or_deleted_webhook_takes_effect_without_a_restart() {
+    run(async {
+        let scene = Scene::new("live").await;
+        let (first, second) = (Receiver::start().await, Receiver::start().await);
+        let _operator = scene.operator().await;
+        let jobs = Jobs::new(&scene).await;
+        let start = async |name: &str| {
+            jobs.create(name).await;
+            jobs.phase(name, "Running").await;
+        };
+        let observed = async |what: &str| {
+            let object = scene.get("webhook", "ci");
+            let begun = Instant::now();
+            eventually(what, SOON, || async {
+                let generation = &scene.get("webhook", "ci")["status"]["observedGeneration"];
+                (*generation == object["metadata"]["generation"]).then_some(())
+            })
+            .await;
+            println!("{what}: observed {:?} after kubectl returned, two kubectl calls included", begun.elapsed());
+        };
+
+        scene.webhook("ci", &first.url(), &json!({}));
+        observed("created").await;
+        start("a").await;
+        first.wait_for("training.started", "a", SOON).await;
+
+        scene.webhook("ci", &second.url(), &json!({"events": ["training.completed"]}));
+        observed("edited").await;
+        start("b").await;
+        jobs.phase("b", "Completed").await;
+        second.wait_for("training.completed", "b", SOON).await;
+        assert_eq!(second.count(), 1, "training.started is no longer subscribed");
+
+        let research = json!({"selector": {"matchLabels": {"team": "research"}}});
+        scene.webhook("ci", &second.url(), &research);
+        observed("given a selector").await;
+        start("c").await;
+        scene.kubectl(&["label", "trainingjob", "c", "team=research"]);
+        jobs.phase("c", "Completed").await;
+        second.wait_for("training.completed", "c", SOON).await;
+        assert_eq!(second.count(), 2, "its start had no such label");
+
+        scene.webhook("ci", &second.url(), &json!({"suspend": true}));
+        scene.wait_condition("ci", "Ready", "True", "Suspended", SOON).await;
+        start("d").await;
+        eventually("the delivery is held", SOON, || async {
+            (scene.get("webhook", "ci")["status"]["deliveries"]["pending"] == 1).then_some(())
+        })
+        .await;
+        assert_eq!(second.count(), 2);
+        scene.webhook("ci", &second.url(), &json!({"suspend": false}));
+        let held = second.wait_for("training.started", "d", SOON).await;
+        assert_eq!(held.attempt(), 1, "being held spends no attempts");
+
+        scene.kubectl(&["delete", "webhook", "ci"]);
+        start("e").await;
+        scene.webhook("other", &first.url(), &json!({}));
+        scene.wait("webhook/other", "condition=Ready");
+        start("f").await;
+        first.wait_for("training.started", "f", SOON).await;
+        assert_eq!(second.count(), 3, "{:?}", second.events());
+        assert_eq!(first.count(), 2, "{:?}", first.events());
+    });
+}
+
+#[test]
+fn a_missing_secret_holds_events_is_said_and_heals_when_it_appears() {
+    run(async {
+        let scene = Scene::new("secret").await;
+        let receiver = Receiver::start().await;
+        let operator = scene.operator().await;
+        scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "late"}}));
+        scene.wait_condition("ci", "Ready", "False", "SecretNotFound", SOON).await;
+        let (_, _, message) = scene.condition("ci", "Ready").unwrap();
+        assert!(message.contains("\"late\"") && message.contains("create it"), "{message}");
+        scene.wait_event("Webhook", "ci", "SecretNotFound").await;
+        let jobs = Jobs::new(&scene).await;
+        jobs.create("llama").await;
+        jobs.phase("llama", "Running").await;
+
+        scene.apply(
+            &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "late"}, "stringData": {"other": "x"}}),
+        );
+        scene.wait_condition("ci", "Ready", "False", "SecretKeyNotFound", SOON).await;
+
+        scene.wait_condition("ci", "Stalled", "True", "SecretKeyNotFound", Duration::from_secs(90)).await;
+        assert_eq!(receiver.count(), 0);
+
+        scene.secret("late", "s3cret");
+        let healed = Instant::now();
+        let held = receiver.wait_for("training.started", "llama", SOON).await;
+        println!("delivered {:?} after the Secret had its key", healed.elapsed());
+        assert!(held.is_signed_with("s3cret"));
+        assert_eq!(held.attempt(), 1);
+        scene.wait_condition("ci", "Ready", "True", "Subscribed", SOON).await;
+        scene.wait_condition("ci", "Stalled", "False", "Progressing", SOON).await;
+
+        let secrets = |verb: &str| {
+            operator.metric("llmtune_webhooks_api_requests_total", &[("verb", verb), ("resource", "secrets")]) as u64
+        };
+        assert!(secrets("get") > 0);
+        assert_eq!(secrets("list") + secrets("watch"), 0);
+    });
+}
+
+#[test]
+fn a_changed_secret_is_read_again_after_a_refusal() {
+    run(async {
+        let scene = Scene::new("changed").await;
+        let receiver =
+            Receiver::answering(|post| Answer::status(if post.is_signed_with("new") { 200 } else { 401 })).await;
+        scene.secret("ci", "old");
+        let policy = json!({"maxRetries": 1, "backoff": {"initial": "100ms", "max": "100ms"}});
+        scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci"}, "delivery": policy}));
+        let _operator = scene.operator().await;
+        scene.wait("webhook/ci", "condition=Ready");
+        scene.secret("ci", "new");
+        let jobs = Jobs::new(&scene).await;
+        jobs.create("llama").await;
+        jobs.phase("llama", "Running").await;
+        let received = receiver.wait(2, SOON).await;
+        assert!(received[0].is_signed_with("old") && received[1].is_signed_with("new"));
+    });
+}
+
+#[test]
+fn a_secret_that_goes_holds_deliveries_and_without_one_they_are_unsigned_with_a_warning() {
+    run(async {
+        let scene = Scene::new("lost").await;
+        let receiver = Receiver::answering(|_| Answer::status(403)).await;
+        scene.secret("ci", "s3cret\n");
+        let policy = json!({"maxRetries": 20, "backoff": {"initial": "100ms", "factor": 1, "max": "100ms"}});
+        scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci"}, "delivery": policy}));
+        scene.webhook("unsigned", &receiver.url(), &json!({"events": ["usage.*"]}));
+        let _operator = scene.operator().await;
+        let note = scene.wait_event("Webhook", "ci", "SecretEndsInNewline").await;
+        assert!(!note.contains("s3cret"), "{note}");
+        scene.wait_event("Webhook", "unsigned", "Unsigned").await;
+        scene.kubectl(&["delete", "secret", "ci"]);
+        let jobs = Jobs::new(&scene).await;
+        jobs.create("llama").await;
+        jobs.phase("llama", "Running").await;
+        // The refusal has the Secret read again, and it is gone.
+        scene.wait_condition("ci", "Ready", "False", "SecretNotFound", SOON).await;
+        let attempts = receiver.count();
+        receiver.answer(|_| Answer::status(200));
+        scene.secret("ci", "other");
+        let accepted = eventually("it is delivered with the new Secret", SOON, || async {
+            receiver.received().into_iter().find(|post| post.is_signed_with("other"))
+        })
+        .await;
+        assert_eq!(accepted.attempt() as usize, attempts + 1, "being held spent no attempt");
+    });
+}
