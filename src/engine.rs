@@ -8,6 +8,8 @@
 //! 5. A position is what the engine has passed; during a list it stays.
 
 mod pending;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
