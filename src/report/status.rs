@@ -195,19 +195,19 @@ impl Entry {
             let notice = if ready { Notice::normal } else { Notice::warning };
             notices.push(notice(&self.webhook, reason, message.clone()));
         }
+        let was_gone = self.gone_generation.take_if(|gone| *gone != generation).is_some();
+        if was_gone || self.status_of("Healthy").is_none() {
+            self.set_condition("Healthy", "Unknown", "NoAttempt", "no delivery has been attempted yet", generation, at);
+        }
         let (stalled_reason, stalled_message) =
             if stalled { (reason, message.as_str()) } else { ("Progressing", "the spec can work as it stands") };
         self.condition("Stalled", stalled, stalled_reason, stalled_message, generation, at);
-        if self.status.conditions.iter().all(|condition| condition.type_ != "Healthy") {
-            self.set_condition("Healthy", "Unknown", "NoAttempt", "no delivery has been attempted yet", generation, at);
-        }
         let known = self.standing.as_ref().map(|standing| standing.warnings.clone()).unwrap_or_default();
         for (reason, text) in standing.warnings.iter().filter(|warning| !known.contains(warning)) {
             if new_generation || self.standing.is_some() {
                 notices.push(Notice::warning(&self.webhook, reason, text.clone()));
             }
         }
-        self.gone_generation = self.gone_generation.filter(|gone| *gone == generation);
         self.status.observed_generation = Some(generation);
         self.status.endpoint = Some(standing.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
         self.counts();

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod connections;
 mod custom_resources;
 mod delivery;
 mod operation;
