@@ -268,7 +268,7 @@ impl Elector {
                     Err(error) => warn!(error = %Causes(&error), "the lease was not renewed; trying again"),
                 },
                 Err(error) => {
-                    warn!(error = %Causes(&error), leading = claim.holds(), "the lease was not renewed; trying again")
+                    warn!(error = %Causes(&error), leading = claim.holds(), "the lease was not renewed; trying again");
                 }
             }
         }

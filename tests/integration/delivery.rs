@@ -207,7 +207,7 @@ async fn misbehaving(behaviour: fn(TcpStream) -> futures::future::BoxFuture<'sta
 }
 
 async fn read_request(stream: &mut TcpStream) {
-    let mut buffer = [0; 16 * 1024];
+    let mut buffer = vec![0; 16 * 1024];
     let _ = stream.read(&mut buffer).await;
 }
 

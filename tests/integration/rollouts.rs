@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use llmtune_webhooks_harness::{eventually, receiver::Receiver};
+use llmtune_webhooks_harness::{
+    eventually,
+    receiver::{Received, Receiver},
+};
 use serde_json::json;
 
 use crate::{
@@ -25,7 +28,7 @@ fn every_event_of_a_deployments_life_is_sent_once_and_flapping_readiness_sends_n
         let mut expect = async |events: &[&'static str]| {
             expected.extend(events);
             let received = receiver.wait(expected.len(), ROLLOUT).await;
-            let names: Vec<String> = received.iter().map(|post| post.event()).collect();
+            let names: Vec<String> = received.iter().map(Received::event).collect();
             assert_eq!(names, expected);
             received.last().unwrap().json()["data"].clone()
         };

@@ -41,7 +41,7 @@ pub async fn plane() -> Arc<ControlPlane> {
         .get_or_init(|| async {
             let starting = shared_runtime().spawn(async {
                 let plane = ControlPlane::start().await;
-                plane.install_crds().await;
+                plane.install_crds();
                 Arc::new(plane)
             });
             starting.await.unwrap()
@@ -65,7 +65,7 @@ impl Scene {
     /// A scene on a control plane of its own, which the test may break.
     pub async fn alone(name: &str) -> Self {
         let plane = ControlPlane::start().await;
-        plane.install_crds().await;
+        plane.install_crds();
         Self::on(Arc::new(plane), name).await
     }
 

@@ -267,7 +267,7 @@ impl ControlPlane {
     }
 
     /// Applies the custom resource definitions in `crds/` and waits until they are served.
-    pub async fn install_crds(&self) {
+    pub fn install_crds(&self) {
         let folder = root().join("crds");
         let output = self.kubectl(&["apply", "--server-side", "-f", folder.to_str().unwrap()]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
