@@ -349,9 +349,11 @@ impl Engine {
             let pending::Begin { webhook, delivery, event, attempt, .. } = begin;
             return Some(Due::Attempt(Attempt { webhook, delivery, event, number: attempt }));
         }
-        let attempt = begin.attempt - 1;
-        self.pending.ended(begin.webhook, begin.delivery);
-        Some(Due::Exhausted(self.finish(begin.webhook, begin.delivery, begin.event, attempt, Verdict::Exhausted)))
+        let pending::Begin { webhook, delivery, event, attempt, .. } = begin;
+        self.pending.ended(webhook, delivery);
+        let settled = self.finish(webhook, delivery, event, attempt, Verdict::Exhausted);
+        // The attempt that would have been was not made.
+        Some(Due::Exhausted(Settled { attempt: attempt - 1, ..settled }))
     }
 
     /// When [`Self::due`] will have something new to do of its own accord.
@@ -397,9 +399,10 @@ impl Engine {
         }
     }
 
+    /// Ends a delivery with this attempt.
     fn finish(&mut self, webhook: Uid, id: DeliveryId, event: Arc<Event>, attempt: u32, verdict: Verdict) -> Settled {
         self.pending.remove(webhook, id);
-        if attempt <= 1 {
+        if attempt == 1 {
             self.pending.leave_lane(webhook, event.key);
         }
         let pending = self.pending.count(webhook);

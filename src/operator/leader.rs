@@ -2,7 +2,7 @@
 //! anything but the next thing to do.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     hash::{BuildHasher, Hasher, RandomState},
     marker::PhantomData,
     sync::Arc,
@@ -181,8 +181,9 @@ impl Leader {
 
         let conditions = {
             let metrics = metrics.clone();
-            Arc::new(move |namespace: &str, name: &str, kind: &str, status: &str| {
-                metrics.set_condition(namespace, name, kind, status);
+            Arc::new(move |webhook: &WebhookRef, condition: Option<(&str, &str)>| match condition {
+                Some((kind, status)) => metrics.set_condition(webhook, kind, status),
+                None => metrics.forget_conditions(webhook),
             })
         };
         let may_write = may_begin.clone();
@@ -232,15 +233,15 @@ impl Leader {
             let next_due = self.engine.next_due().filter(|_| self.claim.holds());
             let wake = next_due.map_or_else(Instant::now, |due| self.clock.instant(due));
             tokio::select! {
+                // What is rare comes first, so that a flood of observations cannot hold it up.
                 biased;
                 () = &mut shutdown => return Stopped::Shutdown,
                 holder = &mut *lost => return Stopped::Lost(holder.unwrap_or_default()),
-                Some(attempted) = self.attempts.join_next() => self.ended(attempted),
-                _ = beside.observations.recv_many(&mut batch, BATCH), if beside.observe.is_none() => {
-                    for observation in batch.drain(..) {
-                        self.observe(observation);
-                    }
+                _ = tick.tick() => {
+                    self.context.health.beat();
+                    self.context.metrics.leader.set(i64::from(self.claim.holds()));
                 }
+                Some(done) = beside.refreshes.recv() => self.refresh(done),
                 Some(change) = beside.changes.recv() => match change {
                     Change::Updated(update) => self.updated(*update),
                     Change::Removed(uid) => self.removed(uid),
@@ -249,24 +250,21 @@ impl Leader {
                         self.start_sources(&mut beside.sources, &observe);
                     },
                 },
-                Some(done) = beside.refreshes.recv() => self.refresh(done),
-                () = sleep_until(wake), if next_due.is_some() => {}
-                _ = tick.tick() => {
-                    self.context.health.beat();
-                    self.context.metrics.leader.set(i64::from(self.claim.holds()));
+                Some(attempted) = self.attempts.join_next() => self.ended(attempted),
+                _ = beside.observations.recv_many(&mut batch, BATCH), if beside.observe.is_none() => {
+                    for observation in batch.drain(..) {
+                        self.observe(observation);
+                    }
                 }
+                () = sleep_until(wake), if next_due.is_some() => {}
             }
             self.begin_due();
         }
     }
 
     fn start_sources(&mut self, tasks: &mut JoinSet<()>, observations: &mpsc::Sender<Observation>) {
-        let scopes: Vec<Option<String>> = if self.context.args.watch_namespaces.is_empty() {
-            vec![None]
-        } else {
-            let namespaces: HashSet<&String> = self.context.args.watch_namespaces.iter().collect();
-            namespaces.into_iter().cloned().map(Some).collect()
-        };
+        let namespaces = self.context.args.watch_namespaces.iter().cloned().map(Some);
+        let scopes: Vec<Option<String>> = if namespaces.len() == 0 { vec![None] } else { namespaces.collect() };
         let mut health = Vec::new();
         for scope in scopes {
             health.push(self.start_source(TrainingJobs, scope.clone(), tasks, observations));

@@ -15,6 +15,8 @@ use crate::{
 
 const PREFIX: &str = "llmtune_webhooks";
 
+const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
+
 /// The operator's metrics.
 #[derive(Clone)]
 pub struct Metrics {
@@ -128,14 +130,24 @@ impl Metrics {
     }
 
     /// Sets what a condition of a Webhook is now.
-    pub fn set_condition(&self, namespace: &str, webhook: &str, kind: &str, status: &str) {
-        for other in ["True", "False", "Unknown"] {
-            let gauge = self.condition.with_label_values(&[namespace, webhook, kind, other]);
+    pub fn set_condition(&self, webhook: &WebhookRef, kind: &str, status: &str) {
+        for other in STATUSES {
+            let gauge = self.condition.with_label_values(&[webhook.namespace.as_str(), &webhook.name, kind, other]);
             gauge.set(i64::from(other == status));
         }
     }
 
-    /// Removes the series of a deleted Webhook. A series that never was is no error.
+    /// Removes the conditions of a deleted Webhook.
+    pub fn forget_conditions(&self, webhook: &WebhookRef) {
+        for kind in ["Ready", "Healthy", "Stalled"] {
+            for status in STATUSES {
+                let labels = [webhook.namespace.as_str(), &webhook.name, kind, status];
+                let _ = self.condition.remove_label_values(&labels);
+            }
+        }
+    }
+
+    /// Removes the other series of a deleted Webhook. A series that never was is no error.
     pub fn forget(&self, webhook: &WebhookRef) {
         let (namespace, name) = (webhook.namespace.as_str(), webhook.name.as_str());
         let pair = [namespace, name];
@@ -146,11 +158,6 @@ impl Metrics {
         }
         for class in Class::ALL {
             let _ = self.attempts.remove_label_values(&[namespace, name, class.label()]);
-        }
-        for kind in ["Ready", "Healthy", "Stalled"] {
-            for status in ["True", "False", "Unknown"] {
-                let _ = self.condition.remove_label_values(&[namespace, name, kind, status]);
-            }
         }
         for reason in DropReason::ALL {
             let _ = self.dropped.remove_label_values(&[namespace, name, reason.label()]);

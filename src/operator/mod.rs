@@ -46,7 +46,9 @@ pub enum Error {
 }
 
 /// Runs the operator until SIGTERM or SIGINT, or until it loses its Lease to another.
-pub async fn run(args: RunArgs) -> Result<(), Error> {
+pub async fn run(mut args: RunArgs) -> Result<(), Error> {
+    args.watch_namespaces.sort_unstable();
+    args.watch_namespaces.dedup();
     let identity = args.identity().map_err(Error::Config)?;
     let roots = read_roots(&args)?;
     let registry = Registry::new();

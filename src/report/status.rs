@@ -113,8 +113,8 @@ impl Statuses {
     }
 
     /// Forgets a deleted Webhook.
-    pub fn remove(&mut self, webhook: Uid) {
-        self.entries.remove(&webhook);
+    pub fn remove(&mut self, webhook: Uid) -> Option<WebhookRef> {
+        self.entries.remove(&webhook).map(|entry| entry.webhook)
     }
 
     /// The conditions of a Webhook, for metrics.
@@ -210,7 +210,10 @@ impl Entry {
         }
         self.status.observed_generation = Some(generation);
         self.status.endpoint = Some(standing.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
-        self.counts();
+        if self.standing.is_none() {
+            // Whatever another leader had pending is not pending here.
+            self.counts().pending = 0;
+        }
         self.standing = Some(standing);
         self.touch(Dirty::Conditions);
         notices

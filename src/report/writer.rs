@@ -23,7 +23,7 @@ use super::{
     events::Notice,
     status::{StatusWrite, Statuses},
 };
-use crate::{api::Webhook, causes::Causes, engine::Verdict, event::object::Uid};
+use crate::{api::Webhook, causes::Causes, engine::Verdict, event::object::Uid, subscription::resolve::WebhookRef};
 
 /// The field manager of everything that the operator applies.
 pub const FIELD_MANAGER: &str = "llmtune-webhooks";
@@ -34,8 +34,8 @@ const MAX_BATCH: usize = 4096;
 /// How long the last writes may take.
 const LAST: Duration = Duration::from_secs(5);
 
-/// What a condition is now, for metrics: namespace, name, type, status.
-pub type ConditionSink = Arc<dyn Fn(&str, &str, &str, &str) + Send + Sync>;
+/// Told of a Webhook's condition and its status now, for metrics; `None`: the Webhook is gone.
+pub type ConditionSink = Arc<dyn Fn(&WebhookRef, Option<(&str, &str)>) + Send + Sync>;
 
 /// Writes statuses until all senders of notes are gone, then writes what is left.
 pub struct Writer {
@@ -99,7 +99,9 @@ impl Writer {
             }
             Note::Dropped { webhook, pending } => statuses.dropped(webhook, pending),
             Note::Removed(webhook) => {
-                statuses.remove(webhook);
+                if let Some(webhook) = statuses.remove(webhook) {
+                    (self.conditions)(&webhook, None);
+                }
                 return;
             }
         };
@@ -112,7 +114,7 @@ impl Writer {
 
     fn export(&self, statuses: &Statuses, webhook: Uid) {
         for (webhook, condition) in statuses.conditions(webhook) {
-            (self.conditions)(&webhook.namespace, &webhook.name, &condition.type_, &condition.status);
+            (self.conditions)(webhook, Some((&condition.type_, &condition.status)));
         }
     }
 

@@ -27,7 +27,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::{
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{info, warn};
 
@@ -48,6 +48,9 @@ const REQUEST: Duration = Duration::from_secs(30);
 const PAGE: u32 = 500;
 /// etcd refuses objects over 1.5 MiB, the apiserver requests over 3 MiB; a longer line is no watch event.
 const MAX_LINE: usize = 8 << 20;
+/// A resource that was installed must be missing for this long before that is believed: an apiserver that has just begun
+/// may not know its custom resources yet, and believing it would make all their objects new.
+const BELIEVED_MISSING: Duration = Duration::from_secs(15);
 /// How often a resource that is not installed is looked for.
 const NOT_INSTALLED_INTERVAL: Duration = Duration::from_secs(3);
 
@@ -187,23 +190,31 @@ impl<S: Source> Watcher<S> {
     pub async fn run(self: Arc<Self>, version: Option<u64>) {
         let mut position = version;
         let mut failures = 0;
+        let mut missing: Option<Instant> = None;
         loop {
             let result = match position {
                 None => self.list().await.map(|version| position = Some(version)),
                 Some(ref mut version) => self.watch(version, &mut failures).await,
             };
             match result {
-                Ok(()) => failures = 0,
+                Ok(()) => {
+                    failures = 0;
+                    missing = None;
+                }
                 Err(WatchError::Stopped) => return,
                 Err(WatchError::Expired) => {
                     info!(kind = S::KIND, "the watch's resourceVersion has expired; listing");
                     position = None;
                 }
                 Err(WatchError::NotInstalled) => {
-                    if self.not_installed().await.is_err() {
-                        return;
+                    let since = *missing.get_or_insert_with(Instant::now);
+                    let known = self.health.is_synced() && self.health.is_installed();
+                    if !known || since.elapsed() >= BELIEVED_MISSING {
+                        if self.not_installed().await.is_err() {
+                            return;
+                        }
+                        position = None;
                     }
-                    position = None;
                     sleep(NOT_INSTALLED_INTERVAL).await;
                 }
                 Err(error) => {
