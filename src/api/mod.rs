@@ -52,12 +52,16 @@ fn tidy(value: &mut Value) {
     }
 }
 
+const CONDITION_TYPE: &str =
+    r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$";
+const CONDITION_REASON: &str = "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$";
+
 /// The default of a parent whose children have defaults of their own: `{}`, so that the apiserver fills each child in.
 fn empty_object() -> serde_json::Map<String, serde_json::Value> {
     serde_json::Map::new()
 }
 
-/// The schema of a list of `metav1.Condition`, with the lengths that apimachinery's own markers give.
+/// The schema of a list of `metav1.Condition`, with the bounds that apimachinery's own markers give.
 fn conditions(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
@@ -66,12 +70,12 @@ fn conditions(_: &mut SchemaGenerator) -> Schema {
             "type": "object",
             "required": ["lastTransitionTime", "message", "reason", "status", "type"],
             "properties": {
-                "type": {"type": "string", "maxLength": 316, "description": "What the condition is about, in CamelCase."},
-                "status": {"type": "string", "maxLength": 16, "description": "True, False or Unknown."},
-                "reason": {"type": "string", "maxLength": 1024, "description": "A CamelCase word that says why."},
+                "type": {"type": "string", "maxLength": 316, "pattern": CONDITION_TYPE, "description": "What the condition is about, in CamelCase."},
+                "status": {"type": "string", "enum": ["True", "False", "Unknown"], "description": "True, False or Unknown."},
+                "reason": {"type": "string", "minLength": 1, "maxLength": 1024, "pattern": CONDITION_REASON, "description": "A CamelCase word that says why."},
                 "message": {"type": "string", "maxLength": 32768, "description": "The same for people."},
                 "lastTransitionTime": {"type": "string", "format": "date-time", "description": "When the status last changed."},
-                "observedGeneration": {"type": "integer", "format": "int64", "description": "The metadata.generation that the condition speaks of."}
+                "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0, "description": "The metadata.generation that the condition speaks of."}
             }
         }
     })
