@@ -52,6 +52,15 @@ fn tidy(value: &mut Value) {
     }
 }
 
+/// Puts a rule on each item of a list, so that a refusal shows which item is meant.
+fn each_item(rule: &'static str, message: &'static str) -> impl FnMut(&mut Schema) {
+    move |list| {
+        if let Some(Value::Object(item)) = list.get_mut("items") {
+            item.insert("x-kubernetes-validations".into(), json!([{"rule": rule, "message": message}]));
+        }
+    }
+}
+
 const CONDITION_TYPE: &str =
     r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$";
 const CONDITION_REASON: &str = "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$";
