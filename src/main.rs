@@ -42,7 +42,7 @@ fn run(args: RunArgs) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn crds() -> Result<(), Box<dyn std::error::Error>> {
-    for definition in api::definitions() {
+    for definition in api::definitions()? {
         println!("---\n{}", serde_saphyr::to_string(&definition)?.trim_end());
     }
     Ok(())

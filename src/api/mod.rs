@@ -1,12 +1,15 @@
 //! The custom resources of group `llmtune.io`, one file each: the contract with users. Validation and defaults live in
 //! the schemas (structural, with CEL rules); there is no behaviour here.
 
+// Clippy takes the keys of several printcolumns for one attribute given twice.
+#![allow(clippy::duplicated_attributes)]
+
 pub mod training_job;
 pub mod webhook;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::{Value, json};
 
 pub use training_job::TrainingJob;
 pub use webhook::Webhook;
@@ -15,17 +18,59 @@ pub use webhook::Webhook;
 pub const GROUP: &str = "llmtune.io";
 
 /// Every custom resource definition, in the order in which `crds` prints them.
-#[must_use]
-pub fn definitions() -> Vec<CustomResourceDefinition> {
-    vec![Webhook::crd(), TrainingJob::crd()]
+pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
+    let definitions = [Webhook::crd(), TrainingJob::crd()];
+    let tidied = definitions.iter().map(|definition| {
+        let mut definition = serde_json::to_value(definition)?;
+        tidy(&mut definition);
+        Ok(definition)
+    });
+    tidied.collect()
 }
+
+/// 1. Nothing is nullable: the apiserver then drops a null as if the field were absent, instead of storing it.
+/// 2. Bounds of integers are written as integers.
+/// 3. Descriptions have no line breaks of the source's.
+fn tidy(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|key, value| key != "nullable" || !value.is_boolean());
+            for (key, value) in map {
+                match value {
+                    Value::String(text) if key == "description" => *text = text.replace('\n', " "),
+                    _ => tidy(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(tidy),
+        Value::Number(number) if number.is_f64() => {
+            if let Some(whole) = number.as_f64().filter(|bound| bound.fract() == 0.0) {
+                *value = json!(whole as i64);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// Puts a rule on each item of a list, so that a refusal shows which item is meant.
+fn each_item(rule: &'static str, message: &'static str) -> impl FnMut(&mut Schema) {
+    move |list| {
+        if let Some(Value::Object(item)) = list.get_mut("items") {
+            item.insert("x-kubernetes-validations".into(), json!([{"rule": rule, "message": message}]));
+        }
+    }
+}
+
+const CONDITION_TYPE: &str =
+    r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$";
+const CONDITION_REASON: &str = "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$";
 
 /// The default of a parent whose children have defaults of their own: `{}`, so that the apiserver fills each child in.
 fn empty_object() -> serde_json::Map<String, serde_json::Value> {
     serde_json::Map::new()
 }
 
-/// The schema of a list of `metav1.Condition`, with the lengths that apimachinery's own markers give.
+/// The schema of a list of `metav1.Condition`, with the bounds that apimachinery's own markers give.
 fn conditions(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
@@ -34,12 +79,12 @@ fn conditions(_: &mut SchemaGenerator) -> Schema {
             "type": "object",
             "required": ["lastTransitionTime", "message", "reason", "status", "type"],
             "properties": {
-                "type": {"type": "string", "maxLength": 316, "description": "What the condition is about, in CamelCase."},
-                "status": {"type": "string", "maxLength": 16, "description": "True, False or Unknown."},
-                "reason": {"type": "string", "maxLength": 1024, "description": "A CamelCase word that says why."},
+                "type": {"type": "string", "maxLength": 316, "pattern": CONDITION_TYPE, "description": "What the condition is about, in CamelCase."},
+                "status": {"type": "string", "enum": ["True", "False", "Unknown"], "description": "True, False or Unknown."},
+                "reason": {"type": "string", "minLength": 1, "maxLength": 1024, "pattern": CONDITION_REASON, "description": "A CamelCase word that says why."},
                 "message": {"type": "string", "maxLength": 32768, "description": "The same for people."},
                 "lastTransitionTime": {"type": "string", "format": "date-time", "description": "When the status last changed."},
-                "observedGeneration": {"type": "integer", "format": "int64", "description": "The metadata.generation that the condition speaks of."}
+                "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0, "description": "The metadata.generation that the condition speaks of."}
             }
         }
     })

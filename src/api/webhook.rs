@@ -3,9 +3,18 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::{CustomResource, KubeSchema};
+use kube::{CustomResource, KubeSchema, core::Rule};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+const KNOWN_EVENT: &str = "self in ['*', 'training.*', 'model.*', 'deployment.*', 'usage.*', 'training.started', 'training.completed', 'training.failed', 'model.deployed', 'deployment.created', 'deployment.paused', 'deployment.resumed', 'deployment.deleted', 'usage.threshold_reached']";
+const KNOWN_EVENT_MESSAGE: &str = "events may hold training.started, training.completed, training.failed, model.deployed, deployment.created, deployment.paused, deployment.resumed, deployment.deleted, usage.threshold_reached, and the patterns training.*, model.*, deployment.*, usage.* and \"*\"";
+const LABEL_KEY_MESSAGE: &str = "a label's key is a name of at most 63 letters, digits, '-', '_' and '.', where needed behind a DNS name and a slash, such as team or example.com/team";
+const LABEL_VALUE: &str = "!format.labelValue().validate(self).hasValue()";
+const LABEL_VALUE_MESSAGE: &str =
+    "a label's value is empty or at most 63 letters, digits, '-', '_' and '.', with a letter or digit first and last";
+/// A Gateway API duration (GEP-2257), as a CEL literal.
+const DURATION: &str = "'^([0-9]{1,5}(h|m|s|ms)){1,4}$'";
 
 /// Where to send which events, and how.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
@@ -42,9 +51,11 @@ pub struct WebhookSpec {
     #[schemars(length(max = 2048))]
     #[x_kube(
         validation = Rule::new("isURL(self) ? url(self).getScheme() in ['http', 'https'] : false")
-            .message("url must be an absolute http:// or https:// URL, such as https://ci.example.com/hooks"),
-        validation = Rule::new("!isURL(self) || !(url(self).getScheme() in ['http', 'https']) || url(self).getHostname() != ''")
-            .message("url must name a host, such as https://ci.example.com/hooks"),
+            .message("url must be an absolute, percent-encoded http:// or https:// URL, such as https://ci.example.com/hooks"),
+        validation = Rule::new("!isURL(self) || !(url(self).getScheme() in ['http', 'https']) || (url(self).getHostname() != '' && url(self).getHostname().size() <= 253)")
+            .message("url must name a host, of at most 253 characters, such as https://ci.example.com/hooks"),
+        validation = Rule::new("!isURL(self) || url(self).getPort() == '' || (url(self).getPort().size() <= 5 && int(url(self).getPort()) >= 1 && int(url(self).getPort()) <= 65535)")
+            .message("url's port must be from 1 to 65535, such as https://ci.example.com:8443/hooks"),
         validation = Rule::new("!self.matches('^[^/?#]*//[^/?#]*@')")
             .message("url must not hold a user name or password, which anyone who may read Webhooks would see: sign deliveries with secretRef instead"),
         validation = Rule::new("!self.contains('#')")
@@ -53,19 +64,19 @@ pub struct WebhookSpec {
     pub url: String,
     /// The Secret that deliveries are signed with. Without it they carry no signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub secret_ref: Option<SecretReference>,
     /// Which events to send: names such as `training.completed`, or `training.*`, `deployment.*`, `model.*`, `usage.*`, `*`.
-    #[schemars(length(max = 16), inner(length(max = 64)))]
+    #[schemars(length(max = 16), inner(length(max = 64)), transform = super::each_item(KNOWN_EVENT, KNOWN_EVENT_MESSAGE))]
     #[x_kube(
         merge_strategy = ListMerge::Set,
         validation = Rule::new("self.size() > 0")
-            .message("events must name at least one event, such as training.completed, or \"*\" for all"),
-        validation = Rule::new("self.all(e, e in ['*', 'training.*', 'model.*', 'deployment.*', 'usage.*', 'training.started', 'training.completed', 'training.failed', 'model.deployed', 'deployment.created', 'deployment.paused', 'deployment.resumed', 'deployment.deleted', 'usage.threshold_reached'])")
-            .message("events may hold training.started, training.completed, training.failed, model.deployed, deployment.created, deployment.paused, deployment.resumed, deployment.deleted, usage.threshold_reached, and the patterns training.*, model.*, deployment.*, usage.* and \"*\"")
+            .message("events must name at least one event, such as training.completed, or \"*\" for all")
     )]
     pub events: Vec<String>,
     /// Labels of the object that an event is about. Absent or empty, it selects everything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub selector: Option<LabelSelector>,
     /// Holds deliveries, without dropping them: what happens meanwhile waits.
     #[serde(default)]
@@ -82,14 +93,14 @@ pub struct WebhookSpec {
 pub struct SecretReference {
     /// The Secret's name.
     #[schemars(length(max = 253))]
-    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')")
-        .message("name must be a Secret's name: lower-case letters, digits, '-' and '.'"))]
+    #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
+        .message("name must be a Secret's name: lower-case letters, digits, '-' and '.', such as ci-hook"))]
     pub name: String,
     /// The key whose bytes sign deliveries.
     #[serde(default = "default_secret_key")]
     #[schemars(length(max = 253))]
     #[x_kube(validation = Rule::new("self.matches('^[-._a-zA-Z0-9]+$')")
-        .message("key must be a key of the Secret: letters, digits, '-', '_' and '.'"))]
+        .message("key must be a key of the Secret: letters, digits, '-', '_' and '.', such as secret"))]
     pub key: String,
 }
 
@@ -100,8 +111,7 @@ pub struct DeliveryPolicy {
     /// The limit on one attempt, from connecting to the end of the answer: 1s to 60s.
     #[serde(default = "default_timeout")]
     #[schemars(length(max = 32))]
-    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$') ? duration(self) >= duration('1s') && duration(self) <= duration('60s') : false")
-        .message("timeout must be a duration from 1s to 60s, such as 30s"))]
+    #[x_kube(validation = duration("timeout", "1s", "60s", "30s"))]
     pub timeout: String,
     /// How often a failed delivery is tried again: 0 to 20 times.
     #[serde(default = "default_max_retries")]
@@ -120,14 +130,12 @@ pub struct DeliveryPolicy {
 /// Exponential backoff: `initial`, then `factor` times the wait before, at most `max`; each varied by 20% either way.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.initial) || !has(self.max) || !self.initial.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$') || !self.max.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$') || duration(self.initial) <= duration(self.max)")
-    .message("backoff.max must not be shorter than backoff.initial: raise max or lower initial"))]
+#[x_kube(validation = max_not_shorter_than_initial())]
 pub struct Backoff {
     /// The wait before the first retry: at least 10ms.
     #[serde(default = "default_initial")]
     #[schemars(length(max = 32))]
-    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$') ? duration(self) >= duration('10ms') && duration(self) <= duration('24h') : false")
-        .message("initial must be a duration from 10ms to 24h, such as 5s"))]
+    #[x_kube(validation = duration("initial", "10ms", "24h", "5s"))]
     pub initial: String,
     /// What each wait is multiplied by for the next: 1 to 10.
     #[serde(default = "default_factor")]
@@ -136,8 +144,7 @@ pub struct Backoff {
     /// The longest wait, also for a `Retry-After` of the endpoint: at most 24h.
     #[serde(default = "default_max")]
     #[schemars(length(max = 32))]
-    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$') ? duration(self) >= duration('10ms') && duration(self) <= duration('24h') : false")
-        .message("max must be a duration from 10ms to 24h, such as 1h"))]
+    #[x_kube(validation = duration("max", "10ms", "24h", "1h"))]
     pub max: String,
 }
 
@@ -148,8 +155,7 @@ pub struct LabelSelector {
     /// Labels that must be there with exactly this value.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
-    #[x_kube(validation = Rule::new("self.all(k, self[k].size() <= 63 && k.size() <= 317)")
-        .message("a label value has at most 63 characters, a label key at most 317"))]
+    #[x_kube(validation = Rule::new("self.all(key, !format.qualifiedName().validate(key).hasValue())").message(LABEL_KEY_MESSAGE))]
     pub match_labels: BTreeMap<String, LabelValue>,
     /// Further requirements; all of them must hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -161,6 +167,7 @@ pub struct LabelSelector {
 /// A label's value.
 #[derive(JsonSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(transparent)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": LABEL_VALUE, "message": LABEL_VALUE_MESSAGE}]))]
 pub struct LabelValue(#[schemars(length(max = 63))] pub String);
 
 /// One requirement of a label selector.
@@ -170,13 +177,14 @@ pub struct LabelValue(#[schemars(length(max = 63))] pub String);
     .message("In and NotIn need values; Exists and DoesNotExist must have none"))]
 pub struct LabelRequirement {
     /// The label's key.
-    #[schemars(length(min = 1, max = 317))]
+    #[schemars(length(max = 317))]
+    #[x_kube(validation = Rule::new("!format.qualifiedName().validate(self).hasValue()").message(LABEL_KEY_MESSAGE))]
     pub key: String,
     /// How the label's value relates to `values`.
     pub operator: LabelOperator,
     /// The values that `In` and `NotIn` compare with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(max = 63)))]
+    #[schemars(length(max = 64), inner(length(max = 63)), transform = super::each_item(LABEL_VALUE, LABEL_VALUE_MESSAGE))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub values: Vec<String>,
 }
@@ -199,7 +207,7 @@ pub struct WebhookStatus {
     pub observed_generation: Option<i64>,
     /// Scheme, host and port of the endpoint; never the path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 512))]
+    #[schemars(length(max = 2048))]
     pub endpoint: Option<String>,
     /// `Ready`: the subscription is live. `Healthy`: the endpoint acknowledges. `Stalled`: the spec cannot work as it stands.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -309,6 +317,22 @@ impl Default for Backoff {
     fn default() -> Self {
         Self { initial: default_initial(), factor: default_factor(), max: default_max() }
     }
+}
+
+/// The field is a duration within these bounds.
+fn duration(field: &str, least: &str, most: &str, example: &str) -> Rule {
+    let bounds = format!("duration(self) >= duration('{least}') && duration(self) <= duration('{most}')");
+    let message =
+        format!("{field} must be a duration from {least} to {most}, in whole h, m, s or ms, such as {example}");
+    Rule::new(format!("self.matches({DURATION}) ? {bounds} : false")).message(message.as_str())
+}
+
+/// The apiserver tries the rule on the default, `{}`, too, before it has filled that in.
+fn max_not_shorter_than_initial() -> Rule {
+    let unreadable = format!("!self.initial.matches({DURATION}) || !self.max.matches({DURATION})");
+    let ordered = "duration(self.initial) <= duration(self.max)";
+    Rule::new(format!("!has(self.initial) || !has(self.max) || {unreadable} || {ordered}"))
+        .message("backoff.max (1h unless given) must not be shorter than backoff.initial: raise max or lower initial")
 }
 
 fn default_secret_key() -> String {
