@@ -6,4 +6,5 @@ mod support;
 
 mod custom_resources;
 mod delivery;
+mod receivers;
 mod wire;
