@@ -8,8 +8,8 @@ use super::{EventType, id::EventId, json, payload::Data};
 /// A body has at most this many bytes.
 pub const MAX_BYTES: usize = 256 * 1024;
 
-/// `"2025-11-08T14:22:31Z"}`: what an attempt appends.
-const CLOSING_BYTES: usize = 23;
+/// `2025-11-08T14:22:31Z"}`: what an attempt appends.
+const CLOSING_BYTES: usize = 22;
 
 /// A body up to the value of `deliveredAt`.
 #[derive(Debug)]

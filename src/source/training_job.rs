@@ -44,7 +44,9 @@ struct SlimStatus {
     artifact: Option<String>,
     #[serde(deserialize_with = "metrics")]
     metrics: BTreeMap<String, Metric>,
+    #[serde(deserialize_with = "time")]
     started_at: Option<Timestamp>,
+    #[serde(deserialize_with = "time")]
     completed_at: Option<Timestamp>,
     reason: Option<String>,
     message: Option<String>,
@@ -73,6 +75,12 @@ impl Source for TrainingJobs {
             message: status.message,
         }))
     }
+}
+
+/// A time; one that is none counts as absent. The apiserver's `date-time` lets through what RFC 3339 does not, such as an
+/// offset of `+99:99`, and that must not cost the job its events.
+fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.and_then(|text| text.parse().ok()))
 }
 
 /// Keeps the first [`MAX_METRICS`] numbers and strings and drops the rest; whatever is no object is no metrics.
@@ -129,6 +137,18 @@ mod tests {
         let expected = [("loss".to_owned(), Metric::Text("NaN".into())), ("step".to_owned(), Metric::Number(12.0))];
         assert_eq!(facts.metrics, BTreeMap::from(expected));
         assert_eq!(facts.stage, Some(TrainingStage::Failed));
+    }
+
+    #[test]
+    fn a_time_that_is_none_counts_as_absent() {
+        let json = serde_json::json!({
+            "metadata": {"uid": "00000000-0000-0000-0000-000000000001", "resourceVersion": "7"},
+            "status": {"phase": "Running", "startedAt": "2025-11-08T14:22:31+99:99", "completedAt": "2025-11-08T14:22:31Z"}
+        });
+        let object = TrainingJobs::read(serde_json::from_value(json).unwrap()).unwrap();
+        let Facts::Training(facts) = object.facts else { panic!("training facts") };
+        assert_eq!(facts.started_at, None);
+        assert!(facts.completed_at.is_some());
     }
 
     #[test]

@@ -8,6 +8,8 @@ mod connections;
 mod custom_resources;
 mod delivery;
 mod operation;
+mod receivers;
 mod rollouts;
 mod sources;
 mod subscriptions;
+mod wire;
