@@ -6,3 +6,4 @@ mod support;
 
 mod custom_resources;
 mod delivery;
+mod examples;
