@@ -5,8 +5,12 @@ help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Watch the operator at work on a real control plane; KEEP=1 leaves it running
-	cargo build --bin llmtune-webhooks
-	cargo run --quiet --package llmtune-webhooks-harness --bin demo -- $(if $(KEEP),--keep)
+	@for tool in cargo cc go node; do \
+	  command -v $$tool >/dev/null || { echo "make demo needs Rust, a C compiler, Go and Node; $$tool is not in PATH" >&2; exit 1; }; \
+	done
+	cargo build --workspace --locked --bin llmtune-webhooks --bin demo
+	tests/control-plane/build etcd kube-apiserver kubectl >/dev/null
+	@$${CARGO_TARGET_DIR:-target}/debug/demo $(if $(KEEP),--keep)
 
 test: ## Run the whole suite, against a real control plane that is built where it is missing
 	tests/control-plane/build etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok >/dev/null

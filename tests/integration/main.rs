@@ -7,6 +7,7 @@ mod support;
 mod connections;
 mod custom_resources;
 mod delivery;
+mod examples;
 mod operation;
 mod receivers;
 mod rollouts;

@@ -278,5 +278,8 @@ impl ControlPlane {
 
 async fn config(kubeconfig: &Path) -> Result<Config, Box<dyn std::error::Error + Send + Sync>> {
     let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
-    Ok(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    // kube takes HTTPS_PROXY for loopback too.
+    config.proxy_url = None;
+    Ok(config)
 }

@@ -91,6 +91,8 @@ impl Operator {
             .args(["run", "--namespace", &options.namespace, "--identity", &options.identity])
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .env("KUBECONFIG", kubeconfig)
+            .env_remove("HTTPS_PROXY")
+            .env_remove("https_proxy")
             .env(
                 "RUST_LOG",
                 std::env::var("LLMTUNE_TEST_LOG").unwrap_or_else(|_| "info,llmtune_webhooks=debug".into()),
