@@ -172,6 +172,15 @@ impl Sender {
 }
 
 impl Attempted {
+    /// The attempt broke off inside the operator.
+    #[must_use]
+    pub fn broken(attempt: &Attempt) -> Self {
+        let error = "the operator broke off the attempt: please report this with its log".to_owned();
+        let exchange = Exchange { class: Class::Protocol, status: None, error: Some(error), duration: Duration::ZERO };
+        let outcome = outcome(attempt, AttemptResult::Failed { retry_after: None });
+        Self { outcome, exchange: Some(exchange), lost_key: None }
+    }
+
     /// No attempt was made, and none is to be until the subscription is given anew.
     #[must_use]
     pub fn withheld(attempt: &Attempt) -> Self {

@@ -5,10 +5,12 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, Hasher, RandomState},
     marker::PhantomData,
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
 
+use futures::FutureExt;
 use jiff::Timestamp;
 use kube::Client;
 use tokio::{
@@ -369,7 +371,11 @@ impl Leader {
             return;
         };
         let sender = Arc::clone(&self.sender);
-        self.attempts.spawn(async move { sender.attempt(&attempt, &resolved).await });
+        self.attempts.spawn(async move {
+            // A panic is a bug, and yet must not cost the delivery its place: it counts as a failed attempt.
+            let sending = AssertUnwindSafe(sender.attempt(&attempt, &resolved)).catch_unwind();
+            sending.await.unwrap_or_else(|_| Attempted::broken(&attempt))
+        });
     }
 
     fn ended(&mut self, attempted: Result<Attempted, tokio::task::JoinError>) {
