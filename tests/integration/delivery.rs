@@ -7,6 +7,7 @@ use std::{
 
 use llmtune_webhooks_harness::{
     eventually,
+    operator::Operator,
     receiver::{Answer, Received, Receiver},
 };
 use serde_json::{Value, json};
@@ -29,7 +30,8 @@ fn a_job_that_runs_and_completes_is_told_in_two_signed_posts() {
         let receiver = Receiver::start().await;
         scene.secret("ci-hook", "s3cret");
         scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci-hook"}}));
-        let _operator = scene.operator().await;
+        let options = scene.options().argument("--cluster-name=prod-eu");
+        let _operator = Operator::start_ready(&scene.plane, &options).await;
         scene.wait("webhook/ci", "condition=Ready");
         scene.job("llama");
         scene.phase("llama", "Pending");
@@ -40,6 +42,7 @@ fn a_job_that_runs_and_completes_is_told_in_two_signed_posts() {
         assert_eq!(received.len(), 2);
         assert_eq!(received[0].event(), "training.started");
         assert!(received.iter().all(|post| post.is_signed_with("s3cret")));
+        assert!(received.iter().all(|post| post.json()["cluster"] == "prod-eu"));
     });
 }
 

@@ -137,6 +137,36 @@ fn a_changed_secret_is_read_again_after_a_refusal() {
 }
 
 #[test]
+fn a_copy_of_a_secret_older_than_thirty_seconds_is_read_again_before_a_send() {
+    run(async {
+        let scene = Scene::new("aged").await;
+        let receiver = Receiver::start().await;
+        scene.secret("ci", "old");
+        scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci"}}));
+        let operator = scene.operator().await;
+        scene.wait("webhook/ci", "condition=Ready");
+        let jobs = Jobs::new(&scene).await;
+        scene.secret("ci", "new");
+        for number in 0..60 {
+            let name = format!("job-{number}");
+            jobs.create(&name).await;
+            jobs.start(&name).await;
+            let post = receiver.wait_for("training.started", &name, SOON).await;
+            if post.is_signed_with("new") {
+                let reads = operator.metric("llmtune_webhooks_api_requests_total", &[("resource", "secrets")]) as u64;
+                println!("signed with the new Secret after {number} s and {reads} reads");
+                assert!(number > 20 && reads == 2, "{number} s, {reads} reads");
+                return;
+            }
+            assert!(post.is_signed_with("old"));
+            // One event a second: the copy's age is what the test is about.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        panic!("the new Secret was never read");
+    });
+}
+
+#[test]
 fn a_secret_that_goes_holds_deliveries_and_without_one_they_are_unsigned_with_a_warning() {
     run(async {
         let scene = Scene::new("lost").await;
