@@ -54,6 +54,7 @@ struct Entry {
     standing: Option<Standing>,
     gone_generation: Option<i64>,
     dirty: Dirty,
+    conditions_changed: bool,
     written: Option<Instant>,
     writing: bool,
 }
@@ -80,6 +81,7 @@ impl Statuses {
             standing: None,
             gone_generation: None,
             dirty: Dirty::No,
+            conditions_changed: false,
             written: None,
             writing: false,
         });
@@ -117,10 +119,10 @@ impl Statuses {
         self.entries.remove(&webhook).map(|entry| entry.webhook)
     }
 
-    /// The conditions of a Webhook, for metrics.
-    pub fn conditions(&self, webhook: Uid) -> impl Iterator<Item = (&WebhookRef, &Condition)> {
-        let entry = self.entries.get(&webhook).into_iter();
-        entry.flat_map(|entry| entry.status.conditions.iter().map(|condition| (&entry.webhook, condition)))
+    /// The conditions of a Webhook, for metrics, if any has changed since they were last asked for.
+    pub fn changed_conditions(&mut self, webhook: Uid) -> Option<(&WebhookRef, &[Condition])> {
+        let entry = self.entries.get_mut(&webhook)?;
+        std::mem::take(&mut entry.conditions_changed).then_some((&entry.webhook, &entry.status.conditions))
     }
 
     /// The writes to begin now; each must be answered with [`Self::written`]. With `last`, all that is dirty.
@@ -166,6 +168,7 @@ impl Entry {
     }
 
     fn touch(&mut self, dirty: Dirty) {
+        self.conditions_changed |= dirty == Dirty::Conditions;
         self.dirty = self.dirty.max(dirty);
     }
 

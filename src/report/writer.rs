@@ -23,7 +23,7 @@ use super::{
     events::Notice,
     status::{StatusWrite, Statuses},
 };
-use crate::{api::Webhook, causes::Causes, engine::Verdict, event::object::Uid, subscription::resolve::WebhookRef};
+use crate::{api::Webhook, causes::Causes, event::object::Uid, subscription::resolve::WebhookRef};
 
 /// The field manager of everything that the operator applies.
 pub const FIELD_MANAGER: &str = "llmtune-webhooks";
@@ -79,25 +79,14 @@ impl Writer {
     }
 
     fn take(&self, statuses: &mut Statuses, note: Note) {
-        let notices = match note {
+        let (webhook, notices) = match note {
             Note::Standing { webhook, standing, found } => {
                 let uid = webhook.uid;
-                let notices = statuses.standing(webhook, standing, found, Timestamp::now());
-                self.export(statuses, uid);
-                notices
+                (uid, statuses.standing(webhook, standing, found, Timestamp::now()))
             }
-            Note::Enqueued { webhook, pending } => {
-                statuses.pending(webhook, pending);
-                return;
-            }
-            Note::Settled(settlement) => {
-                let notices = statuses.settled(&settlement);
-                if !notices.is_empty() || settlement.verdict == Verdict::Delivered {
-                    self.export(statuses, settlement.webhook);
-                }
-                notices
-            }
-            Note::Dropped { webhook, pending } => statuses.dropped(webhook, pending),
+            Note::Enqueued { webhook, pending } => return statuses.pending(webhook, pending),
+            Note::Settled(settlement) => (settlement.webhook, statuses.settled(&settlement)),
+            Note::Dropped { webhook, pending } => (webhook, statuses.dropped(webhook, pending)),
             Note::Removed(webhook) => {
                 if let Some(webhook) = statuses.remove(webhook) {
                     (self.conditions)(&webhook, None);
@@ -105,16 +94,15 @@ impl Writer {
                 return;
             }
         };
+        if let Some((webhook, conditions)) = statuses.changed_conditions(webhook) {
+            for condition in conditions {
+                (self.conditions)(webhook, Some((&condition.type_, &condition.status)));
+            }
+        }
         for notice in notices {
             if self.notices.try_send(notice).is_err() {
                 debug!("too many Events at once; one is left out");
             }
-        }
-    }
-
-    fn export(&self, statuses: &Statuses, webhook: Uid) {
-        for (webhook, condition) in statuses.conditions(webhook) {
-            (self.conditions)(webhook, Some((&condition.type_, &condition.status)));
         }
     }
 

@@ -45,7 +45,7 @@ const IDLE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
 /// The limit on one request that is no watch.
 const REQUEST: Duration = Duration::from_secs(30);
 /// Objects to a page of a list.
-const PAGE: u32 = 500;
+const PAGE: u32 = 250;
 /// etcd refuses objects over 1.5 MiB, the apiserver requests over 3 MiB; a longer line is no watch event.
 const MAX_LINE: usize = 8 << 20;
 /// A resource that was installed must be missing for this long before that is believed: an apiserver that has just begun
@@ -407,10 +407,9 @@ impl<S: Source> Watcher<S> {
     }
 
     /// GETs a whole answer.
-    async fn get(&self, request: Request<Vec<u8>>) -> Result<bytes::Bytes, WatchError> {
+    async fn get(&self, request: Request<Vec<u8>>) -> Result<Vec<u8>, WatchError> {
         let body = self.open(request, REQUEST).await?;
-        let collected = timeout(REQUEST, body.collect()).await.map_err(|_| WatchError::Silent(REQUEST))?;
-        Ok(collected?.to_bytes())
+        timeout(REQUEST, read_all(body)).await.map_err(|_| WatchError::Silent(REQUEST))?
     }
 
     /// Begins a GET; an answer other than 200 is an error.
@@ -431,6 +430,17 @@ impl<S: Source> Watcher<S> {
             code => WatchError::Status(code.as_u16(), status.message),
         })
     }
+}
+
+/// Reads a body into one buffer, without keeping its frames beside it.
+async fn read_all(mut body: Body) -> Result<Vec<u8>, WatchError> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    Ok(bytes)
 }
 
 /// How long to wait after so many failures in a row: 100 ms doubling up to 5 s.
