@@ -24,6 +24,6 @@ lint: ## Check formatting, clippy, dependencies
 generate: ## Write crds/ anew from the types
 	cargo run --quiet -- crds > crds/llmtune.io.yaml
 
-bench: ## Measure the figures and write docs/performance.md
-	cargo build --release --bin llmtune-webhooks
-	cargo run --release --package llmtune-webhooks-harness --bin bench
+bench: ## Measure the figures and write docs/performance.md; BENCH=--help tells how
+	cargo build --release --workspace --bins --locked
+	"$${CARGO_TARGET_DIR:-target}/release/bench" $(BENCH)

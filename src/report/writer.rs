@@ -29,7 +29,7 @@ use crate::{api::Webhook, causes::Causes, event::object::Uid, subscription::reso
 pub const FIELD_MANAGER: &str = "llmtune-webhooks";
 const REQUEST: Duration = Duration::from_secs(10);
 /// Notes are taken in batches this far apart, so that a busy engine does not wake the writer for each.
-const BATCH: Duration = Duration::from_millis(50);
+const BATCH: Duration = Duration::from_millis(100);
 const MAX_BATCH: usize = 4096;
 /// How long the last writes may take.
 const LAST: Duration = Duration::from_secs(5);

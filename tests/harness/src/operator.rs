@@ -26,6 +26,8 @@ pub struct OperatorOptions {
     pub watch: Vec<String>,
     pub identity: String,
     pub arguments: Vec<String>,
+    /// The operator's `RUST_LOG`.
+    pub log: String,
     /// The apiserver's port, where it is not the control plane's own.
     pub apiserver_port: Option<u16>,
 }
@@ -39,6 +41,7 @@ impl OperatorOptions {
             watch: vec![namespace.into()],
             identity: "operator-0".into(),
             arguments: Vec::new(),
+            log: std::env::var("LLMTUNE_TEST_LOG").unwrap_or_else(|_| "info,llmtune_webhooks=debug".into()),
             apiserver_port: None,
         }
     }
@@ -50,6 +53,11 @@ impl OperatorOptions {
 
     pub fn identity(mut self, identity: &str) -> Self {
         self.identity = identity.into();
+        self
+    }
+
+    pub fn log(mut self, filter: &str) -> Self {
+        self.log = filter.into();
         self
     }
 
@@ -93,10 +101,7 @@ impl Operator {
             .env("KUBECONFIG", kubeconfig)
             .env_remove("HTTPS_PROXY")
             .env_remove("https_proxy")
-            .env(
-                "RUST_LOG",
-                std::env::var("LLMTUNE_TEST_LOG").unwrap_or_else(|_| "info,llmtune_webhooks=debug".into()),
-            );
+            .env("RUST_LOG", &options.log);
         for namespace in &options.watch {
             command.args(["--watch-namespace", namespace]);
         }

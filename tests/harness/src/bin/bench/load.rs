@@ -1,0 +1,160 @@
+//! The load: jobs, and the statuses that a training platform would write.
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use kube::{
+    Client,
+    api::{Patch, PatchParams, PostParams},
+    core::Request,
+};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::transition::{Transition, completed_at, job_name, started_at};
+
+/// A patcher takes so many jobs through Running, then the same ones through Completed: neighbours in time are never of
+/// one job.
+const GROUP: u32 = 8;
+/// Patchers at a steady rate; each waits for its answers, so there must be enough to keep the rate.
+const STEADY_PATCHERS: u32 = 8;
+/// Requests under way while jobs are created.
+const CREATORS: u32 = 32;
+const ANNOTATIONS: usize = 8;
+const ANNOTATION_BYTES: usize = 256;
+
+/// The jobs of one namespace, and how often they have run.
+#[derive(Clone)]
+pub struct Load {
+    client: Client,
+    path: String,
+    jobs: u32,
+    runs: Arc<AtomicU32>,
+}
+
+/// What a stretch of load did.
+pub struct Driven {
+    pub transitions: Vec<Transition>,
+    /// From the first patch to the answer of the last.
+    pub elapsed: Duration,
+}
+
+#[derive(Clone, Copy)]
+enum Pace {
+    /// So many transitions at this interval.
+    Steady(u32, Duration),
+    /// One after the other, for so long.
+    FlatOut(Duration),
+}
+
+impl Load {
+    /// Creates the jobs, Pending, with 2 kB of annotations each.
+    pub async fn create(client: Client, namespace: &str, jobs: u32) -> Self {
+        let path = format!("/apis/llmtune.io/v1alpha1/namespaces/{namespace}/trainingjobs");
+        let load = Self { client, path, jobs, runs: Arc::default() };
+        let mut creators = JoinSet::new();
+        for creator in 0..CREATORS {
+            let load = load.clone();
+            creators.spawn(async move {
+                for job in (creator..jobs).step_by(CREATORS as usize) {
+                    let body = serde_json::to_vec(&manifest(job)).unwrap();
+                    let request = Request::new(&*load.path).create(&PostParams::default(), body).unwrap();
+                    load.client.request_text(request).await.unwrap();
+                    load.patch(job, &json!({"phase": "Pending", "jobId": format!("ltj-{job:08}")})).await;
+                }
+            });
+        }
+        creators.join_all().await;
+        load
+    }
+
+    /// Transitions at this rate, whatever becomes of them.
+    pub async fn steady(&self, rate: u32, duration: Duration) -> Driven {
+        let each = duration.as_secs_f64() * f64::from(rate) / f64::from(STEADY_PATCHERS);
+        let interval = Duration::from_secs(1) / rate;
+        self.drive(STEADY_PATCHERS, interval, Pace::Steady(each.round() as u32, interval * STEADY_PATCHERS)).await
+    }
+
+    /// Transitions as fast as the apiserver takes them from so many patchers.
+    pub async fn flat_out(&self, patchers: u32, duration: Duration) -> Driven {
+        self.drive(patchers, Duration::ZERO, Pace::FlatOut(duration)).await
+    }
+
+    async fn drive(&self, patchers: u32, stagger: Duration, pace: Pace) -> Driven {
+        let begun = Instant::now();
+        let mut tasks = JoinSet::new();
+        for patcher in 0..patchers {
+            tasks.spawn(self.clone().run_patcher(begun + stagger * patcher, pace));
+        }
+        let transitions = tasks.join_all().await.concat();
+        Driven { transitions, elapsed: begun.elapsed() }
+    }
+
+    async fn run_patcher(self, begin: Instant, pace: Pace) -> Vec<Transition> {
+        let mut done = Vec::new();
+        loop {
+            let first = self.runs.fetch_add(GROUP, Ordering::Relaxed);
+            for transition in group(first..first + GROUP) {
+                match pace {
+                    Pace::Steady(each, _) if done.len() as u32 >= each => return done,
+                    Pace::Steady(_, interval) => {
+                        tokio::time::sleep_until((begin + interval * done.len() as u32).into()).await;
+                    }
+                    Pace::FlatOut(limit) if begin.elapsed() >= limit => return done,
+                    Pace::FlatOut(_) => {}
+                }
+                self.patch(transition.run % self.jobs, &status(transition)).await;
+                done.push(transition);
+            }
+        }
+    }
+
+    async fn patch(&self, job: u32, status: &Value) {
+        let patch = Patch::Merge(json!({"status": status}));
+        let request = Request::new(&*self.path)
+            .patch_subresource("status", &job_name(job), &PatchParams::default(), &patch)
+            .unwrap();
+        self.client.request_text(request).await.unwrap();
+    }
+}
+
+fn group(runs: Range<u32>) -> impl Iterator<Item = Transition> {
+    let all = move |completed| runs.clone().map(move |run| Transition { run, completed });
+    all(false).chain(all(true))
+}
+
+fn status(transition: Transition) -> Value {
+    let Transition { run, completed } = transition;
+    if completed {
+        json!({
+            "phase": "Completed", "startedAt": started_at(run), "completedAt": completed_at(run),
+            "artifact": format!("s3://models/llama-sft-{run}"),
+            "metrics": {"train_loss": 1.0 + 1.0 / f64::from(run + 3), "epoch": 3, "step": 1200},
+        })
+    } else {
+        json!({
+            "phase": "Running", "startedAt": started_at(run),
+            "completedAt": null, "artifact": null, "metrics": null,
+        })
+    }
+}
+
+fn manifest(job: u32) -> Value {
+    let annotations = (0..ANNOTATIONS).map(|number| {
+        let value: String =
+            (0..ANNOTATION_BYTES).map(|index| char::from(b'a' + ((index * 7 + number) % 26) as u8)).collect();
+        (format!("training.example.com/note-{number}"), value)
+    });
+    let annotations: std::collections::BTreeMap<_, _> = annotations.collect();
+    json!({
+        "apiVersion": "llmtune.io/v1alpha1", "kind": "TrainingJob",
+        "metadata": {"name": job_name(job), "annotations": annotations, "labels": {"team": "research"}},
+        "spec": {"baseModel": "meta-llama/Llama-3.1-8B", "trainingMethod": "sft"},
+    })
+}

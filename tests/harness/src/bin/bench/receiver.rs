@@ -1,0 +1,81 @@
+//! The receiver: it acknowledges at once and notes when the last byte of each request had arrived. It has a thread of its
+//! own and reads no more of HTTP/1.1 than its two clients speak: requests with a Content-Length, over connections that stay.
+
+use std::{sync::mpsc, thread, time::Instant};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+const ACKNOWLEDGED: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+
+/// A request as it came.
+#[derive(Debug)]
+pub struct Post {
+    pub at: Instant,
+    /// `X-LLMTune-Signature`; empty where it is absent.
+    pub signature: String,
+    pub body: Vec<u8>,
+}
+
+/// Listens on loopback; the port, and what comes.
+pub fn start(name: &str) -> (u16, mpsc::Receiver<Post>) {
+    let (posts, incoming) = mpsc::channel();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serve = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::from_std(listener).unwrap();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(serve(stream, posts.clone()));
+            }
+        });
+    };
+    thread::Builder::new().name(name.into()).spawn(serve).unwrap();
+    (port, incoming)
+}
+
+async fn serve(mut stream: TcpStream, posts: mpsc::Sender<Post>) {
+    stream.set_nodelay(true).unwrap();
+    let mut buffer = Vec::with_capacity(16 << 10);
+    while let Ok(1..) = stream.read_buf(&mut buffer).await {
+        let at = Instant::now();
+        while let Some((post, length)) = read(&buffer, at) {
+            buffer.drain(..length);
+            if stream.write_all(ACKNOWLEDGED).await.is_err() || posts.send(post).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The first request in the buffer and its length, once it is complete.
+fn read(buffer: &[u8], at: Instant) -> Option<(Post, usize)> {
+    let head_end = buffer.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
+    let head = std::str::from_utf8(&buffer[..head_end]).unwrap();
+    let header = |wanted: &str| {
+        let mut headers = head.lines().filter_map(|line| line.split_once(':'));
+        headers.find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.trim())
+    };
+    let length: usize = header("content-length").expect("a POST has a Content-Length").parse().unwrap();
+    let body = buffer.get(head_end..head_end + length)?.to_vec();
+    let signature = header("x-llmtune-signature").unwrap_or_default().to_owned();
+    Some((Post { at, signature, body }, head_end + length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_read_once_it_is_complete() {
+        let bytes = b"POST / HTTP/1.1\r\nContent-Length: 2\r\nX-LLMTune-Signature: ab\r\n\r\n{}POST";
+        assert!(read(&bytes[..bytes.len() - 5], Instant::now()).is_none());
+        let (post, length) = read(bytes, Instant::now()).unwrap();
+        assert_eq!((post.signature.as_str(), post.body.as_slice(), length), ("ab", &b"{}"[..], bytes.len() - 4));
+    }
+}

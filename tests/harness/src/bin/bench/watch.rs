@@ -1,0 +1,92 @@
+//! The bare watch: when a client that only watches has a transition in its hands. It has a thread and a connection of its
+//! own, and looks for three words in each line.
+
+use std::{
+    sync::{Arc, mpsc},
+    thread,
+    time::Instant,
+};
+
+use http_body_util::BodyExt;
+use kube::{
+    api::{ListParams, WatchParams},
+    client::Body,
+    core::Request,
+};
+use llmtune_webhooks_harness::control_plane::ControlPlane;
+use serde_json::Value;
+
+use crate::transition::Transition;
+
+/// A transition, and when it came.
+pub type Sighting = (Transition, Instant);
+
+/// Begins to watch, and returns once the watch is open.
+pub async fn start(plane: Arc<ControlPlane>, namespace: &str, jobs: u32) -> mpsc::Receiver<Sighting> {
+    let (sightings, incoming) = mpsc::channel();
+    let (open, opened) = tokio::sync::oneshot::channel();
+    let path = format!("/apis/llmtune.io/v1alpha1/namespaces/{namespace}/trainingjobs");
+    let watch = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(watch(plane, path, jobs, sightings, open));
+    };
+    thread::Builder::new().name("bare-watch".into()).spawn(watch).unwrap();
+    opened.await.unwrap();
+    incoming
+}
+
+async fn watch(
+    plane: Arc<ControlPlane>,
+    path: String,
+    jobs: u32,
+    sightings: mpsc::Sender<Sighting>,
+    open: tokio::sync::oneshot::Sender<()>,
+) {
+    let client = plane.admin().await;
+    let collection = Request::new(path);
+    let list: Value = client.request(collection.list(&ListParams::default().limit(1)).unwrap()).await.unwrap();
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap();
+    let request = collection.watch(&WatchParams::default().timeout(3600), version).unwrap();
+    let mut body = client.send(request.map(Body::from)).await.unwrap().into_body();
+    open.send(()).unwrap();
+    let mut buffer: Vec<u8> = Vec::with_capacity(1 << 20);
+    while let Some(frame) = body.frame().await {
+        let data = frame.unwrap().into_data();
+        let at = Instant::now();
+        let Ok(data) = data else { continue };
+        let scanned = buffer.len();
+        buffer.extend_from_slice(&data);
+        let Some(newline) = buffer[scanned..].iter().rposition(|byte| *byte == b'\n') else { continue };
+        let end = scanned + newline + 1;
+        for line in std::str::from_utf8(&buffer[..end]).unwrap().lines() {
+            if let Some(transition) = read(line, jobs)
+                && sightings.send((transition, at)).is_err()
+            {
+                return;
+            }
+        }
+        buffer.drain(..end);
+    }
+    panic!("the bare watch has ended");
+}
+
+fn read(line: &str, jobs: u32) -> Option<Transition> {
+    let phase = word(line, "\"phase\":\"")?;
+    Transition::read(word(line, "\"name\":\"")?, phase, word(line, "\"startedAt\":\"")?, jobs)
+}
+
+/// What follows `key` up to the next quotation mark.
+fn word<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    line.split_once(key)?.1.split_once('"').map(|(word, _)| word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_tells_its_transition_past_managed_fields() {
+        let line = r#"{"type":"MODIFIED","object":{"metadata":{"managedFields":[{"fieldsV1":{"f:status":{"f:phase":{},"f:startedAt":{}}}}],"name":"job-000003"},"status":{"phase":"Running","startedAt":"2026-01-01T00:00:03Z"}}}"#;
+        assert_eq!(read(line, 10), Some(Transition { run: 3, completed: false }));
+    }
+}
