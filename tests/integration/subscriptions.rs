@@ -77,6 +77,33 @@ fn a_created_edited_suspended_or_deleted_webhook_takes_effect_without_a_restart(
 }
 
 #[test]
+fn an_edited_webhook_is_in_force_before_its_user_has_looked() {
+    run(async {
+        let scene = Scene::new("force").await;
+        let (before, after) = (Receiver::start().await, Receiver::start().await);
+        scene.webhook("ci", &before.url(), &json!({}));
+        let _operator = scene.operator().await;
+        let jobs = Jobs::new(&scene).await;
+        jobs.create("probe").await;
+        jobs.start("probe").await;
+        before.wait_for("training.started", "probe", SOON).await;
+        scene.webhook("ci", &after.url(), &json!({}));
+        let edited = Instant::now();
+        // Each start is a run of its own; the first that reaches the new endpoint tells that the edit is in force.
+        while after.count() == 0 {
+            jobs.start("probe").await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert!(edited.elapsed() < SOON);
+        }
+        println!("an edit was in force {:?} after kubectl had returned", edited.elapsed());
+        let old = before.count();
+        jobs.start("probe").await;
+        after.wait(2, SOON).await;
+        assert_eq!(before.count(), old, "the old endpoint gets nothing more");
+    });
+}
+
+#[test]
 fn a_missing_secret_holds_events_is_said_and_heals_when_it_appears() {
     run(async {
         let scene = Scene::new("secret").await;
