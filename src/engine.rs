@@ -51,6 +51,8 @@ pub enum Change {
     Deleted(Box<Object>),
     /// The object lives, but its watch no longer selects it.
     Unselected(Uid),
+    /// The object is there, in a form that cannot be read.
+    Unreadable(Uid),
     /// The list was complete, as of this version.
     ListEnded(u64),
     /// Everything up to this version has been seen.
@@ -93,6 +95,8 @@ pub struct Attempt {
     pub event: Arc<Event>,
     /// From 1.
     pub number: u32,
+    /// The generation of the spec that it is made under.
+    pub generation: i64,
 }
 
 /// What the engine wants done now.
@@ -109,6 +113,8 @@ pub enum Due {
 pub struct Outcome {
     pub webhook: Uid,
     pub delivery: DeliveryId,
+    /// The generation of the spec that the attempt was made under.
+    pub generation: i64,
     pub result: AttemptResult,
 }
 
@@ -131,9 +137,11 @@ pub struct Settled {
     pub webhook: Uid,
     pub delivery: DeliveryId,
     pub event: Arc<Event>,
-    /// The attempt that was settled, from 1; 0 where none was made.
+    /// The last attempt that was made, from 1; 0 where none was.
     pub attempt: u32,
     pub verdict: Verdict,
+    /// The endpoint has answered 410 Gone to the spec as it stands.
+    pub gone: bool,
     /// Deliveries of this Webhook that are still pending.
     pub pending: usize,
 }
@@ -266,6 +274,11 @@ impl Engine {
                 self.occur(id, occurred, now, &mut observed);
             }
             Change::Unselected(uid) => watch.mute(uid),
+            Change::Unreadable(uid) => {
+                if let Some(record) = watch.records.get_mut(&uid) {
+                    record.listing = watch.listing;
+                }
+            }
             Change::ListEnded(version) => {
                 let absent = watch.absent();
                 watch.stand = Stand::Live;
@@ -329,7 +342,8 @@ impl Engine {
                 event_type: event,
                 key: ObjectKey { watch, uid: object.uid },
                 body: body::open(envelope, payload::data(&object, &occurrence)),
-                object,
+                // The body has told the facts; what waits must weigh no more than the bound counts.
+                object: Arc::new(object.outline()),
                 observed_at: now,
             });
             for subscription in self.index.matching(&event) {
@@ -344,16 +358,15 @@ impl Engine {
 
     /// The next thing to do now; call until `None`.
     pub fn due(&mut self, now: Timestamp) -> Option<Due> {
-        let begin = self.pending.begin(now)?;
-        if !begin.gone {
-            let pending::Begin { webhook, delivery, event, attempt, .. } = begin;
-            return Some(Due::Attempt(Attempt { webhook, delivery, event, number: attempt }));
+        let pending::Begin { webhook, delivery, event, attempt, gone } = self.pending.begin(now)?;
+        if !gone {
+            let generation = self.index.get(webhook).map_or(0, |subscription| subscription.generation);
+            return Some(Due::Attempt(Attempt { webhook, delivery, event, number: attempt, generation }));
         }
-        let pending::Begin { webhook, delivery, event, attempt, .. } = begin;
         self.pending.ended(webhook, delivery);
         let settled = self.finish(webhook, delivery, event, attempt, Verdict::Exhausted);
         // The attempt that would have been was not made.
-        Some(Due::Exhausted(Settled { attempt: attempt - 1, ..settled }))
+        Some(Due::Exhausted(Settled { attempt: attempt - 1, gone, ..settled }))
     }
 
     /// When [`Self::due`] will have something new to do of its own accord.
@@ -365,22 +378,36 @@ impl Engine {
     /// Takes in how an attempt ended. `random` in [0, 1) varies the wait before a retry. `None` where the Webhook was
     /// deleted meanwhile.
     pub fn settle(&mut self, outcome: &Outcome, now: Timestamp, random: f64) -> Option<Settled> {
-        let Outcome { webhook, delivery: id, result } = *outcome;
+        let Outcome { webhook, delivery: id, generation, result } = *outcome;
         let delivery = self.pending.ended(webhook, id)?;
         let event = Arc::clone(&delivery.event);
         let attempt = delivery.failed_attempts + 1;
         let subscription = self.index.get(webhook)?;
+        let result = match result {
+            // The answer of an endpoint that the spec no longer names says nothing of the new one.
+            AttemptResult::Gone if generation != subscription.generation => AttemptResult::Failed { retry_after: None },
+            result => result,
+        };
         match result {
             AttemptResult::Withheld { hold } => {
                 self.pending.queue(webhook).held |= hold;
                 self.pending.put_back(webhook, id);
                 let pending = self.pending.count(webhook);
-                Some(Settled { webhook, delivery: id, event, attempt: 0, verdict: Verdict::Withheld, pending })
+                Some(Settled {
+                    webhook,
+                    delivery: id,
+                    event,
+                    attempt: 0,
+                    verdict: Verdict::Withheld,
+                    gone: false,
+                    pending,
+                })
             }
             AttemptResult::Acknowledged => Some(self.finish(webhook, id, event, attempt, Verdict::Delivered)),
             AttemptResult::Gone => {
-                self.pending.queue(webhook).gone = Some(subscription.generation);
-                Some(self.finish(webhook, id, event, attempt, Verdict::Exhausted))
+                self.pending.queue(webhook).gone = Some(generation);
+                let settled = self.finish(webhook, id, event, attempt, Verdict::Exhausted);
+                Some(Settled { gone: true, ..settled })
             }
             AttemptResult::Failed { .. } if attempt > subscription.max_retries => {
                 Some(self.finish(webhook, id, event, attempt, Verdict::Exhausted))
@@ -394,7 +421,15 @@ impl Engine {
                 }
                 self.pending.wait(webhook, id, due);
                 let pending = self.pending.count(webhook);
-                Some(Settled { webhook, delivery: id, event, attempt, verdict: Verdict::Retry(due), pending })
+                Some(Settled {
+                    webhook,
+                    delivery: id,
+                    event,
+                    attempt,
+                    verdict: Verdict::Retry(due),
+                    gone: false,
+                    pending,
+                })
             }
         }
     }
@@ -406,7 +441,7 @@ impl Engine {
             self.pending.leave_lane(webhook, event.key);
         }
         let pending = self.pending.count(webhook);
-        Settled { webhook, delivery: id, event, attempt, verdict, pending }
+        Settled { webhook, delivery: id, event, attempt, verdict, gone: false, pending }
     }
 }
 

@@ -13,7 +13,10 @@ use tokio::time::{Instant, timeout};
 use super::sign;
 use crate::{
     engine::{Attempt, AttemptResult, Outcome},
-    subscription::{resolve::Resolved, secret::SecretError},
+    subscription::{
+        resolve::Resolved,
+        secret::{KeyReference, SecretError},
+    },
 };
 
 /// Of an answer at most this much is read.
@@ -96,8 +99,8 @@ pub struct Attempted {
     pub outcome: Outcome,
     /// `None` where no request was made.
     pub exchange: Option<Exchange>,
-    /// The key that the Webhook signs with is gone.
-    pub lost_key: Option<SecretError>,
+    /// The key that the Webhook signs with is gone: which, and why.
+    pub lost_key: Option<(KeyReference, SecretError)>,
 }
 
 /// Sends deliveries over connections that all Webhooks share.
@@ -127,7 +130,7 @@ impl Sender {
             None => None,
             Some(key) => match key.current().await {
                 Ok(bytes) => Some(bytes),
-                Err(error) => return withheld(attempt, true, Some(error)),
+                Err(error) => return withheld(attempt, true, Some((key.reference().clone(), error))),
             },
         };
         if !(self.may_begin)() {
@@ -189,10 +192,11 @@ impl Attempted {
 }
 
 fn outcome(attempt: &Attempt, result: AttemptResult) -> Outcome {
-    Outcome { webhook: attempt.webhook, delivery: attempt.delivery, result }
+    let Attempt { webhook, delivery, generation, .. } = *attempt;
+    Outcome { webhook, delivery, generation, result }
 }
 
-fn withheld(attempt: &Attempt, hold: bool, lost_key: Option<SecretError>) -> Attempted {
+fn withheld(attempt: &Attempt, hold: bool, lost_key: Option<(KeyReference, SecretError)>) -> Attempted {
     Attempted { outcome: outcome(attempt, AttemptResult::Withheld { hold }), exchange: None, lost_key }
 }
 

@@ -64,7 +64,8 @@ pub(super) struct Pending {
     queues: HashMap<Uid, Queue>,
     runnable: VecDeque<Uid>,
     timers: BinaryHeap<Reverse<(Timestamp, Uid, DeliveryId)>>,
-    events: HashMap<EventId, usize>,
+    /// How many deliveries share an event, and the bytes that it was counted with.
+    events: HashMap<EventId, (usize, usize)>,
     total_bytes: usize,
 }
 
@@ -113,7 +114,7 @@ impl Pending {
         }
         queue.deliveries.insert(id, Delivery { event: Arc::clone(event), failed_attempts: 0, due: None });
         queue.bytes += size;
-        *self.events.entry(event.id).or_default() += 1;
+        self.events.entry(event.id).or_insert((0, size)).0 += 1;
         if !stored {
             self.total_bytes += size;
         }
@@ -242,11 +243,11 @@ impl Pending {
     }
 
     fn release(&mut self, event: &Event) {
-        if let Some(count) = self.events.get_mut(&event.id) {
+        if let Some((count, size)) = self.events.get_mut(&event.id) {
             *count -= 1;
             if *count == 0 {
+                self.total_bytes -= *size;
                 self.events.remove(&event.id);
-                self.total_bytes -= event.body.len();
             }
         }
     }

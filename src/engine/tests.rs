@@ -163,6 +163,57 @@ fn beyond_the_bound_events_are_dropped_and_counted_and_others_do_not_notice() {
     assert_eq!(engine.unsubscribe(Uid::from_u128(1001)), MAX_DELIVERIES);
 }
 
+fn outcome(attempt: &Attempt, result: AttemptResult) -> Outcome {
+    let Attempt { webhook, delivery, generation, .. } = *attempt;
+    Outcome { webhook, delivery, generation, result }
+}
+
+fn attempt(engine: &mut Engine, now: i64) -> Attempt {
+    match engine.due(at(now)) {
+        Some(Due::Attempt(attempt)) => attempt,
+        other => panic!("an attempt is due, not {other:?}"),
+    }
+}
+
+#[test]
+fn a_late_410_of_the_endpoint_before_the_edit_says_nothing_of_the_new_one() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 1, 5));
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    let late = attempt(&mut engine, 0);
+    engine.subscribe(Subscription { generation: 2, ..subscription(1, 1, 5) });
+    let settled = engine.settle(&outcome(&late, AttemptResult::Gone), at(0), 0.5).unwrap();
+    assert!(matches!(settled.verdict, Verdict::Retry(_)) && !settled.gone);
+    assert_eq!(attempt(&mut engine, 5000).number, 2);
+}
+
+#[test]
+fn an_endpoint_that_is_gone_exhausts_what_waits_without_an_attempt_and_keeps_the_order_of_what_is_under_way() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 2, 5));
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    engine.observe(seen(job(1, 6, TrainingStage::Completed)), at(0));
+    let first = attempt(&mut engine, 0);
+    engine.settle(&outcome(&first, AttemptResult::Failed { retry_after: None }), at(0), 0.5);
+    let second = attempt(&mut engine, 0);
+    let retry = attempt(&mut engine, 5000);
+    assert_eq!((second.number, retry.number), (1, 2));
+    assert!(engine.settle(&outcome(&retry, AttemptResult::Gone), at(5000), 0.5).unwrap().gone);
+    engine.settle(&outcome(&second, AttemptResult::Failed { retry_after: None }), at(5000), 0.5);
+    let Some(Due::Exhausted(settled)) = engine.due(at(9000)) else { panic!("the second is given up") };
+    assert_eq!((settled.attempt, settled.gone, settled.pending), (1, true, 0));
+}
+
+#[test]
+fn an_object_that_a_list_shows_in_unreadable_form_is_there() {
+    let mut engine = listed_engine(false);
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    engine.observe(change(Change::ListBegun), at(0));
+    engine.observe(change(Change::Unreadable(Uid::from_u128(1))), at(0));
+    assert!(engine.observe(change(Change::ListEnded(9)), at(0)).events.is_empty());
+    assert_eq!(engine.records(), 1);
+}
+
 /// One step of a simulated life.
 #[derive(Clone, Debug)]
 enum Step {
@@ -239,7 +290,7 @@ proptest! {
                             5..=8 => AttemptResult::Failed { retry_after: None },
                             _ => AttemptResult::Withheld { hold: false },
                         };
-                        let outcome = Outcome { webhook: attempt.webhook, delivery: attempt.delivery, result };
+                        let outcome = outcome(&attempt, result);
                         let settled = engine.settle(&outcome, at(now), 0.5).unwrap();
                         let life = lives.get_mut(&(attempt.webhook, attempt.event.id)).unwrap();
                         life.under_way = false;

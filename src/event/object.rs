@@ -95,6 +95,18 @@ pub struct Object {
     pub facts: Facts,
 }
 
+impl Object {
+    /// The object without its facts: what matching and reporting look at.
+    #[must_use]
+    pub fn outline(&self) -> Self {
+        let facts = match self.facts {
+            Facts::Training(_) => Facts::Training(TrainingFacts::default()),
+            Facts::Serving(_) => Facts::Serving(ServingFacts::default()),
+        };
+        Self { namespace: self.namespace.clone(), name: self.name.clone(), labels: self.labels.clone(), facts, ..*self }
+    }
+}
+
 /// The facts of an object, by lifecycle.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Facts {

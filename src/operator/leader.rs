@@ -39,8 +39,7 @@ use crate::{
     },
     subscription::{
         resolve::{Resolved, WebhookRef},
-        secret::SecretError,
-        watch::{Change, Controller, Update},
+        watch::{Change, Controller, LostKey, Update},
     },
 };
 
@@ -111,7 +110,7 @@ pub struct Leader {
     attempts: JoinSet<Attempted>,
     questions: HashMap<WatchId, mpsc::UnboundedSender<Question>>,
     notes: mpsc::UnboundedSender<Note>,
-    lost_keys: mpsc::UnboundedSender<(Uid, SecretError)>,
+    lost_keys: mpsc::UnboundedSender<LostKey>,
     random: RandomState,
     drawn: u64,
 }
@@ -387,9 +386,9 @@ impl Leader {
 
     fn settle(&mut self, attempted: Attempted) {
         let Attempted { outcome, exchange, lost_key } = attempted;
-        if let Some(error) = lost_key {
+        if let Some((reference, error)) = lost_key {
             // The controller lives as long as this loop.
-            let _ = self.lost_keys.send((outcome.webhook, error));
+            let _ = self.lost_keys.send((outcome.webhook, reference, error));
         }
         let now = self.clock.now();
         let random = self.random();
@@ -405,6 +404,7 @@ impl Leader {
         let Some(Known { webhook, .. }) = self.webhooks.get(&settled.webhook) else { return };
         let latency = now.duration_since(settled.event.observed_at).as_secs_f64();
         self.context.metrics.settled(webhook, &settled, exchange.as_ref(), latency);
+        let made = exchange.is_some();
         let error = exchange.as_ref().and_then(|exchange| exchange.error.clone());
         let WebhookRef { namespace, name, .. } = webhook;
         let (event, id, attempt) = (settled.event.event_type, settled.event.id, settled.attempt);
@@ -420,6 +420,8 @@ impl Leader {
             status_code: exchange.and_then(|exchange| exchange.status).map(|status| status.as_u16()),
             error,
             verdict: settled.verdict,
+            made,
+            gone: settled.gone,
             pending: settled.pending,
             at: now,
         }));

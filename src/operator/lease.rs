@@ -191,6 +191,7 @@ impl Elector {
                         if found.metadata.resource_version != lease.metadata.resource_version {
                             return Ok(None);
                         }
+                        sleep(self.retry_period().min(expiry.saturating_duration_since(Instant::now()))).await;
                         continue 'watch;
                     }
                     None => continue 'watch,

@@ -114,9 +114,9 @@ impl Metrics {
         if let Some(exchange) = exchange {
             self.attempts.with_label_values(&[namespace, name, exchange.class.label()]).inc();
             self.attempt_duration.observe(exchange.duration.as_secs_f64());
-        }
-        if settled.attempt > 1 {
-            self.retries.with_label_values(&[namespace, name]).inc();
+            if settled.attempt > 1 {
+                self.retries.with_label_values(&[namespace, name]).inc();
+            }
         }
         let event = settled.event.event_type.name();
         match settled.verdict {

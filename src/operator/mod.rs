@@ -41,7 +41,7 @@ pub enum Error {
     #[error("signals cannot be received: {0}")]
     Signals(std::io::Error),
     /// Another replica leads now; whoever runs this process starts it again, as a standby.
-    #[error("the lease was lost to {0:?}: stopping, so that nothing is sent twice")]
+    #[error("the lease was {}: stopping, so that nothing is sent twice", lost_to(.0))]
     LostLease(String),
 }
 
@@ -92,6 +92,10 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
         }
         Stopped::Lost(holder) => Err(Error::LostLease(holder)),
     }
+}
+
+fn lost_to(holder: &str) -> String {
+    if holder.is_empty() { "deleted or given back".to_owned() } else { format!("lost to {holder:?}") }
 }
 
 fn read_roots(args: &RunArgs) -> Result<Vec<reqwest::Certificate>, Error> {

@@ -28,7 +28,7 @@ use tokio::{
 use super::metrics::Metrics;
 use crate::source::watch::WatchHealth;
 
-/// A watch that has had no word from the apiserver for this long is stalled: it asks anew every half minute.
+/// A watch whose task has not turned for this long is stuck: it turns every half minute, apiserver or not.
 const STALLED_WATCH: Duration = Duration::from_secs(300);
 /// The engine's loop turns at least once a second.
 const STALLED_LOOP: Duration = Duration::from_secs(30);
@@ -99,9 +99,9 @@ impl Health {
             let _ = writeln!(complaints, "the engine's loop has not turned for {} s", now - beat);
         }
         for watch in lock(&self.watches).iter() {
-            let silent = now - watch.last_activity();
-            if silent > STALLED_WATCH.as_secs() as i64 {
-                let _ = writeln!(complaints, "the watch of {} has been silent for {silent} s", watch.kind);
+            let still = now - watch.last_turn();
+            if still > STALLED_WATCH.as_secs() as i64 {
+                let _ = writeln!(complaints, "the watch of {} has stood still for {still} s", watch.kind);
             }
         }
         if complaints.is_empty() { Ok(()) } else { Err(complaints) }

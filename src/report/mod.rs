@@ -36,8 +36,12 @@ pub enum Note {
 pub struct Settlement {
     pub webhook: Uid,
     pub event: Arc<Event>,
-    /// From 1; 0: given up without an attempt.
+    /// The last attempt that was made, from 1; 0 where none was.
     pub attempt: u32,
+    /// It was made just now; else the delivery was given up without one.
+    pub made: bool,
+    /// The endpoint has answered 410 Gone to the spec as it stands.
+    pub gone: bool,
     /// The answer's status, where there was an answer.
     pub status_code: Option<u16>,
     /// What went wrong, in at most 256 characters.

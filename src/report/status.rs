@@ -77,7 +77,7 @@ impl Statuses {
     ) -> Vec<Notice> {
         let entry = self.entries.entry(webhook.uid).or_insert_with(|| Entry {
             webhook,
-            status: found.map(|found| *found).unwrap_or_default(),
+            status: taken_over(found),
             standing: None,
             gone_generation: None,
             dirty: Dirty::No,
@@ -213,10 +213,7 @@ impl Entry {
         }
         self.status.observed_generation = Some(generation);
         self.status.endpoint = Some(standing.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
-        if self.standing.is_none() {
-            // Whatever another leader had pending is not pending here.
-            self.counts().pending = 0;
-        }
+        self.counts();
         self.standing = Some(standing);
         self.touch(Dirty::Conditions);
         notices
@@ -225,7 +222,7 @@ impl Entry {
     fn settle(&mut self, settlement: &Settlement) -> Vec<Notice> {
         let Settlement { event, attempt, at, .. } = settlement;
         self.counts().pending = settlement.pending as i64;
-        if *attempt > 1 {
+        if settlement.made && *attempt > 1 {
             self.counts().retries += 1;
         }
         self.touch(Dirty::Counters);
@@ -249,7 +246,7 @@ impl Entry {
                 let text = format!("the endpoint acknowledges deliveries again, {} first", event.event_type);
                 notices.push(Notice::normal(&self.webhook, "EndpointRecovered", text));
             }
-        } else if *attempt > 0 {
+        } else if settlement.made {
             self.status.consecutive_failures += 1;
             self.status.last_failure = Some(summary);
         }
@@ -281,7 +278,7 @@ impl Entry {
         let mut notices = Vec::new();
         let error = settlement.error.as_deref().unwrap_or("the endpoint is gone");
         let exhausted = settlement.verdict == Verdict::Exhausted;
-        if settlement.status_code == Some(410) {
+        if settlement.gone {
             self.gone_generation = Some(generation);
         }
         let gone = self.gone_generation == Some(generation);
@@ -368,6 +365,15 @@ impl Entry {
         self.touch(Dirty::Conditions);
         true
     }
+}
+
+/// The status found in the cluster; what another leader had pending is not pending here.
+fn taken_over(found: Option<Box<WebhookStatus>>) -> WebhookStatus {
+    let mut status = found.map(|found| *found).unwrap_or_default();
+    if let Some(counts) = &mut status.deliveries {
+        counts.pending = 0;
+    }
+    status
 }
 
 /// The object as users name it, such as `trainingjob/llama-sft`.

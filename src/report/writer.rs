@@ -69,10 +69,13 @@ impl Writer {
             self.begin(&mut statuses, &mut writes, false);
             sleep(BATCH).await;
         }
-        self.begin(&mut statuses, &mut writes, true);
         let _ = timeout(LAST, async {
-            while let Some(written) = writes.join_next().await {
-                settle(&mut statuses, written);
+            // Twice: a status that changed while it was being written is written once more.
+            for _ in 0..2 {
+                self.begin(&mut statuses, &mut writes, true);
+                while let Some(written) = writes.join_next().await {
+                    settle(&mut statuses, written);
+                }
             }
         })
         .await;
@@ -123,7 +126,7 @@ fn settle(statuses: &mut Statuses, written: Result<(Uid, bool), tokio::task::Joi
     }
 }
 
-/// Applies one status; true where it landed, or where the Webhook is gone.
+/// Applies one status; true where it landed, or where another Webhook has taken the name.
 async fn apply(client: Client, write: StatusWrite) -> (Uid, bool) {
     let StatusWrite { webhook, status } = write;
     let api: Api<Webhook> = Api::namespaced(client, &webhook.namespace);
@@ -138,7 +141,7 @@ async fn apply(client: Client, write: StatusWrite) -> (Uid, bool) {
     let result = timeout(REQUEST, api.patch_status(&webhook.name, &params, &Patch::Apply(&patch))).await;
     let landed = match result {
         Ok(Ok(_)) => true,
-        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => true,
+        Ok(Err(kube::Error::Api(status))) if status.code == 409 => true,
         Ok(Err(error)) => {
             warn!(namespace = webhook.namespace, webhook = webhook.name, error = %Causes(&error), "status not written; trying again");
             false

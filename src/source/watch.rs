@@ -27,7 +27,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::{info, warn};
 
@@ -51,6 +51,10 @@ const MAX_LINE: usize = 8 << 20;
 /// A resource that was installed must be missing for this long before that is believed: an apiserver that has just begun
 /// may not know its custom resources yet, and believing it would make all their objects new.
 const BELIEVED_MISSING: Duration = Duration::from_secs(15);
+/// The same for one that was never seen installed.
+const BELIEVED_ABSENT: Duration = Duration::from_secs(3);
+/// A watch is begun at most this often.
+const SHORTEST_TURN: Duration = Duration::from_millis(250);
 /// How often a resource that is not installed is looked for.
 const NOT_INSTALLED_INTERVAL: Duration = Duration::from_secs(3);
 
@@ -62,6 +66,7 @@ pub struct WatchHealth {
     /// The namespace; `None`: all.
     pub namespace: Option<String>,
     last_activity: AtomicI64,
+    last_turn: AtomicI64,
     installed: AtomicBool,
     synced: AtomicBool,
 }
@@ -74,6 +79,7 @@ impl WatchHealth {
             kind,
             namespace,
             last_activity: AtomicI64::new(Timestamp::now().as_second()),
+            last_turn: AtomicI64::new(Timestamp::now().as_second()),
             installed: AtomicBool::new(true),
             synced: AtomicBool::new(false),
         }
@@ -81,6 +87,19 @@ impl WatchHealth {
 
     fn touch(&self) {
         self.last_activity.store(Timestamp::now().as_second(), Ordering::Relaxed);
+        self.turn();
+    }
+
+    /// The watch's task has turned, whether the apiserver answered or not.
+    fn turn(&self) {
+        self.last_turn.store(Timestamp::now().as_second(), Ordering::Relaxed);
+    }
+
+    /// When the watch's task last turned, in unix seconds. While the apiserver is away it turns on: only a task that is
+    /// stuck stands still.
+    #[must_use]
+    pub fn last_turn(&self) -> i64 {
+        self.last_turn.load(Ordering::Relaxed)
     }
 
     /// When the apiserver last sent anything, in unix seconds.
@@ -145,6 +164,9 @@ pub struct Watcher<S> {
     pub source: PhantomData<S>,
 }
 
+/// An object that was read, or the uid of one that cannot be read.
+type Item = Result<Object, Option<Uid>>;
+
 /// A page of a list, as far as it is read.
 #[derive(Deserialize)]
 struct Page<T> {
@@ -192,6 +214,9 @@ impl<S: Source> Watcher<S> {
         let mut failures = 0;
         let mut missing: Option<Instant> = None;
         loop {
+            self.health.turn();
+            let begun = Instant::now();
+            let watching = position.is_some();
             let result = match position {
                 None => self.list().await.map(|version| position = Some(version)),
                 Some(ref mut version) => self.watch(version, &mut failures).await,
@@ -200,16 +225,23 @@ impl<S: Source> Watcher<S> {
                 Ok(()) => {
                     failures = 0;
                     missing = None;
+                    if watching {
+                        // One that ends at once would be begun again at once, for ever.
+                        sleep_until(begun + SHORTEST_TURN).await;
+                    }
                 }
                 Err(WatchError::Stopped) => return,
                 Err(WatchError::Expired) => {
                     info!(kind = S::KIND, "the watch's resourceVersion has expired; listing");
                     position = None;
+                    missing = None;
+                    sleep_until(begun + SHORTEST_TURN).await;
                 }
                 Err(WatchError::NotInstalled) => {
                     let since = *missing.get_or_insert_with(Instant::now);
                     let known = self.health.is_synced() && self.health.is_installed();
-                    if !known || since.elapsed() >= BELIEVED_MISSING {
+                    let believed = if known { BELIEVED_MISSING } else { BELIEVED_ABSENT };
+                    if since.elapsed() >= believed {
                         if self.not_installed().await.is_err() {
                             return;
                         }
@@ -220,6 +252,7 @@ impl<S: Source> Watcher<S> {
                 Err(error) => {
                     let wait = pause(failures);
                     failures += 1;
+                    missing = None;
                     warn!(kind = S::KIND, namespace = self.namespace.as_deref(), error = %Causes(&error), ?wait, "watch interrupted; trying again");
                     sleep(wait).await;
                 }
@@ -268,9 +301,13 @@ impl<S: Source> Watcher<S> {
             };
             let body = self.get(self.collection().list(&page)?).await?;
             self.health.touch();
-            let (meta, objects) = self.read_page(&body)?;
-            for object in objects {
-                self.send(Change::Seen(Box::new(object))).await?;
+            let (meta, items) = self.read_page(&body)?;
+            for item in items {
+                match item {
+                    Ok(object) => self.send(Change::Seen(Box::new(object))).await?,
+                    Err(Some(uid)) => self.send(Change::Unreadable(uid)).await?,
+                    Err(None) => {}
+                }
             }
             if let Some(next) = meta.continue_token.filter(|token| !token.is_empty()) {
                 token = Some(next);
@@ -287,28 +324,26 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Reads a page at once; where one object cannot be read, one by one.
-    fn read_page(&self, body: &[u8]) -> Result<(ListMeta, Vec<Object>), WatchError> {
+    fn read_page(&self, body: &[u8]) -> Result<(ListMeta, Vec<Item>), WatchError> {
         if let Ok(page) = serde_json::from_slice::<Page<S::Slim>>(body)
-            && let Ok(objects) = page.items.into_iter().map(S::read).collect()
+            && let Ok(items) = page.items.into_iter().map(|slim| S::read(slim).map(Ok)).collect()
         {
-            return Ok((page.metadata, objects));
+            return Ok((page.metadata, items));
         }
         let page: Page<&RawValue> = serde_json::from_slice(body)?;
-        let objects = page.items.into_iter().filter_map(|raw| self.read(raw.get()));
-        Ok((page.metadata, objects.collect()))
+        Ok((page.metadata, page.items.into_iter().map(|raw| self.read(raw.get())).collect()))
     }
 
     /// Reads one object; one that is malformed is counted, named in the log, and skipped.
-    fn read(&self, json: &str) -> Option<Object> {
+    fn read(&self, json: &str) -> Item {
         match serde_json::from_str::<S::Slim>(json).map_err(Malformed::from).and_then(S::read) {
-            Ok(object) => Some(object),
+            Ok(object) => Ok(object),
             Err(error) => {
                 self.malformed.inc();
-                let (namespace, name) = serde_json::from_str::<Partial>(json)
-                    .map(|partial| (partial.metadata.namespace, partial.metadata.name))
-                    .unwrap_or_default();
+                let metadata = serde_json::from_str(json).map(|partial: Partial| partial.metadata).unwrap_or_default();
+                let slim::SlimMeta { namespace, name, uid, .. } = metadata;
                 warn!(kind = S::KIND, namespace, name, error = %Causes(&error), "skipping a malformed object");
-                None
+                Err(Uid::parse(&uid))
             }
         }
     }
@@ -365,7 +400,7 @@ impl<S: Source> Watcher<S> {
                 });
             }
             kind => {
-                let Some(object) = self.read(json) else { return Ok(()) };
+                let Ok(object) = self.read(json) else { return Ok(()) };
                 *version = object.version;
                 match kind {
                     "DELETED" if S::SELECTOR.is_none() => Change::Deleted(Box::new(object)),

@@ -79,7 +79,8 @@ impl Subscription {
             generation,
             events: EventSet::default(),
             selector: Selector::default(),
-            max_retries: 0,
+            // An attempt under way when the spec broke must not be the last.
+            max_retries: u32::MAX,
             backoff: Backoff { initial: second, factor: 1, max: second },
             concurrency: 1,
             held: true,

@@ -110,6 +110,9 @@ struct Missing {
     stalled: bool,
 }
 
+/// A Webhook whose key was found missing when it was needed.
+pub type LostKey = (Uid, KeyReference, SecretError);
+
 type Reading = (Uid, KeyReference, Result<SigningKey, SecretError>);
 
 /// Looks after the Webhooks of some namespaces.
@@ -131,7 +134,7 @@ impl Controller {
 
     /// Runs until the receiver of the changes is gone. `namespaces`: empty means all. Over `lost_keys` come the Webhooks
     /// whose key was found missing when it was needed.
-    pub async fn run(mut self, namespaces: Vec<String>, mut lost_keys: mpsc::UnboundedReceiver<(Uid, SecretError)>) {
+    pub async fn run(mut self, namespaces: Vec<String>, mut lost_keys: mpsc::UnboundedReceiver<LostKey>) {
         let (events, mut incoming) = mpsc::channel(64);
         let apis: Vec<Api<DeserializeGuard<Webhook>>> = if namespaces.is_empty() {
             vec![Api::all(self.client.clone())]
@@ -144,7 +147,7 @@ impl Controller {
             watches.spawn(pump(api, scope, events.clone()));
         }
         let mut listings: Vec<Option<HashSet<Uid>>> = vec![None; scopes];
-        let mut unlisted = scopes;
+        let mut unlisted: HashSet<usize> = (0..scopes).collect();
         let mut scope_of: HashMap<Uid, usize> = HashMap::new();
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -152,17 +155,19 @@ impl Controller {
             let alive = tokio::select! {
                 Some((scope, event)) = incoming.recv() => match event {
                     Event::Init => { listings[scope] = Some(HashSet::new()); true }
-                    Event::InitApply(guard) | Event::Apply(guard) => match read(guard) {
-                        Some((webhook, object)) => {
-                            let uid = webhook.uid;
-                            if let Some(listing) = &mut listings[scope] {
-                                listing.insert(uid);
-                            }
-                            scope_of.insert(uid, scope);
-                            self.applied(webhook, object).await
+                    Event::InitApply(guard) | Event::Apply(guard) => {
+                        // One that cannot be read is there all the same.
+                        if let (Some(listing), Some(uid)) = (&mut listings[scope], uid(&guard)) {
+                            listing.insert(uid);
                         }
-                        None => true,
-                    },
+                        match read(guard) {
+                            Some((webhook, object)) => {
+                                scope_of.insert(webhook.uid, scope);
+                                self.applied(webhook, object).await
+                            }
+                            None => true,
+                        }
+                    }
                     Event::Delete(guard) => match uid(&guard) {
                         Some(uid) => { scope_of.remove(&uid); self.deleted(uid).await }
                         None => true,
@@ -178,17 +183,14 @@ impl Controller {
                             scope_of.remove(&uid);
                             alive &= self.deleted(uid).await;
                         }
-                        if unlisted > 0 {
-                            unlisted -= 1;
-                            if unlisted == 0 {
-                                info!(webhooks = self.entries.len(), "all Webhooks are listed");
-                                alive &= self.changes.send(Change::Listed).await.is_ok();
-                            }
+                        if unlisted.remove(&scope) && unlisted.is_empty() {
+                            info!(webhooks = self.entries.len(), "all Webhooks are listed");
+                            alive &= self.changes.send(Change::Listed).await.is_ok();
                         }
                         alive
                     }
                 },
-                Some((uid, error)) = lost_keys.recv() => self.lost(uid, error).await,
+                Some((uid, reference, error)) = lost_keys.recv() => self.lost(uid, &reference, error).await,
                 Some(Ok((uid, reference, result))) = self.readings.join_next() => self.read(uid, &reference, result).await,
                 _ = tick.tick() => self.look_again().await,
                 else => false,
@@ -239,11 +241,14 @@ impl Controller {
         self.entries.remove(&uid).is_none() || self.changes.send(Change::Removed(uid)).await.is_ok()
     }
 
-    /// The key was missing when it was needed.
-    async fn lost(&mut self, uid: Uid, error: SecretError) -> bool {
+    /// The key was missing when it was needed. One that the spec no longer names is not missed; handing the Webhook on
+    /// anew releases it either way.
+    async fn lost(&mut self, uid: Uid, reference: &KeyReference, error: SecretError) -> bool {
         let Some(entry) = self.entries.get_mut(&uid) else { return true };
-        entry.key = None;
-        entry.missing.get_or_insert_with(|| Missing::new(error));
+        if entry.reference.as_ref() == Some(reference) {
+            entry.key = None;
+            entry.missing.get_or_insert_with(|| Missing::new(error));
+        }
         self.publish(uid).await
     }
 
