@@ -6,6 +6,7 @@
 
 pub mod training_job;
 pub mod webhook;
+pub mod webhook_delivery;
 
 use kube::CustomResourceExt;
 use schemars::{Schema, SchemaGenerator, json_schema};
@@ -13,13 +14,14 @@ use serde_json::{Value, json};
 
 pub use training_job::TrainingJob;
 pub use webhook::Webhook;
+pub use webhook_delivery::WebhookDelivery;
 
 /// The group of all custom resources, labels and annotations.
 pub const GROUP: &str = "llmtune.io";
 
 /// Every custom resource definition, in the order in which `crds` prints them.
 pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
-    let definitions = [Webhook::crd(), TrainingJob::crd()];
+    let definitions = [Webhook::crd(), WebhookDelivery::crd(), TrainingJob::crd()];
     let tidied = definitions.iter().map(|definition| {
         let mut definition = serde_json::to_value(definition)?;
         tidy(&mut definition);

@@ -1,0 +1,201 @@
+//! `WebhookDelivery`: one delivery as an object: a test that a user asks for, or an event that the operator gave up on.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+const CONCRETE_EVENT: &str = "self in ['training.started', 'training.completed', 'training.failed', 'model.deployed', 'deployment.created', 'deployment.paused', 'deployment.resumed', 'deployment.deleted', 'usage.threshold_reached']";
+const CONCRETE_EVENT_MESSAGE: &str = "event must be one event and no pattern: training.started, training.completed, training.failed, model.deployed, deployment.created, deployment.paused, deployment.resumed, deployment.deleted or usage.threshold_reached";
+
+/// The annotation whose new value has a delivery sent again.
+pub const REDELIVER_ANNOTATION: &str = "llmtune.io/redeliver-requested-at";
+/// `spec.ttl` where it is not given.
+pub const DEFAULT_TTL: &str = "168h";
+
+/// What to deliver to which webhook. It names the event and never holds a body, since bodies are signed.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[kube(
+    group = "llmtune.io",
+    version = "v1alpha1",
+    kind = "WebhookDelivery",
+    plural = "webhookdeliveries",
+    shortname = "whd",
+    category = "llmtune",
+    namespaced,
+    status = "WebhookDeliveryStatus",
+    derive = "PartialEq",
+    doc = "One delivery. Make one to send a test; the operator makes one for an event that a webhook's endpoint did not acknowledge within its retries. Annotate it with llmtune.io/redeliver-requested-at=<time> to have it sent again. Its status is the operator's alone: the body in it gets signed.",
+    printcolumn(name = "Webhook", type_ = "string", json_path = ".spec.webhookRef.name"),
+    printcolumn(name = "Event", type_ = "string", json_path = ".status.event.type"),
+    printcolumn(name = "Object", type_ = "string", json_path = ".status.event.object.name"),
+    printcolumn(name = "Delivered", type_ = "string", json_path = ".status.conditions[?(@.type=='Delivered')].status"),
+    printcolumn(name = "Attempts", type_ = "integer", json_path = ".status.attempts"),
+    printcolumn(name = "Finished", type_ = "date", json_path = ".status.finishedAt", priority = "1"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Delivered')].reason",
+        priority = "1"
+    ),
+    printcolumn(name = "Event-Id", type_ = "string", json_path = ".status.event.id", priority = "1"),
+    printcolumn(name = "Last error", type_ = "string", json_path = ".status.lastAttempt.error", priority = "1"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self == oldSelf").message("spec cannot be changed: make a new WebhookDelivery, or set the annotation llmtune.io/redeliver-requested-at to the present time to have this one sent again"),
+    validation = Rule::new("has(self.test) || has(self.eventId)").message("spec must say what to send: to send a test, give test, such as test: {event: training.completed}"),
+    validation = Rule::new("!has(self.test) || !has(self.eventId)").message("spec may hold only one of test and eventId: remove eventId to send a test")
+)]
+pub struct WebhookDeliverySpec {
+    /// The webhook whose endpoint gets it, signed and retried as that webhook says.
+    #[x_kube(merge_strategy = MapMerge::Atomic)]
+    pub webhook_ref: WebhookReference,
+    /// Sends a made-up event, marked as a test. Exactly one of `test` and `eventId` must be given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(merge_strategy = MapMerge::Atomic)]
+    pub test: Option<TestRequest>,
+    /// The id of the event that this delivers. The operator gives it, where it keeps a delivery that it gave up on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^evt_[0-9a-f]{32}$')")
+        .message("eventId must be an event's id, evt_ and 32 digits from 0 to 9 and a to f, as the header X-LLMTune-Event-Id has it: to send a test, give test instead"))]
+    pub event_id: Option<String>,
+    /// How long this object is kept after it finished: more than 0, at most 8760h (a year).
+    #[serde(default = "default_ttl")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$') ? duration(self) > duration('0s') && duration(self) <= duration('8760h') : false")
+        .message("ttl must be a duration of more than 0 and at most 8760h, in whole h, m, s or ms, such as 168h"))]
+    pub ttl: String,
+}
+
+/// A webhook that the delivery's namespace hears of.
+#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct WebhookReference {
+    /// `Webhook`, in this namespace, or `ClusterWebhook`.
+    #[serde(default)]
+    pub kind: WebhookKind,
+    /// The webhook's name.
+    #[schemars(length(max = 63))]
+    #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
+        .message("name must be a webhook's name: 1 to 63 lower-case letters, digits, '-' and '.', such as ci"))]
+    pub name: String,
+}
+
+/// The kinds of webhooks.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq, Hash)]
+pub enum WebhookKind {
+    #[default]
+    Webhook,
+    ClusterWebhook,
+}
+
+/// A test event.
+#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct TestRequest {
+    /// Which event to make up, such as `training.completed`; no pattern. The webhook need not subscribe to it.
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new(CONCRETE_EVENT).message(CONCRETE_EVENT_MESSAGE))]
+    pub event: String,
+}
+
+/// How the delivery fares. The operator's alone: whoever may write it can have any body signed.
+#[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct WebhookDeliveryStatus {
+    /// The `metadata.generation` that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Delivered`: the endpoint acknowledged it. `Finished`: no further attempt follows, unless it is to be sent again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "super::conditions")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// What is delivered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<DeliveredEvent>,
+    /// How many attempts were made in the last round; each redelivery is a round of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub attempts: Option<i32>,
+    /// The newest attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_attempt: Option<DeliveryAttempt>,
+    /// When it finished; `spec.ttl` later the object is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// The value of the annotation llmtune.io/redeliver-requested-at that was last acted upon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub last_handled_redeliver_at: Option<String>,
+}
+
+/// An event, with what is needed to send it again.
+#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveredEvent {
+    /// The event's id, the same for every subscriber, retry and redelivery.
+    #[schemars(length(max = 64))]
+    pub id: String,
+    /// The event's name, such as `training.completed`.
+    #[serde(rename = "type")]
+    #[schemars(length(max = 64))]
+    pub event_type: String,
+    /// When it happened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub occurred_at: Option<Time>,
+    /// The how-manieth event of its object it is, from 1.
+    #[schemars(range(min = 0))]
+    pub sequence: i64,
+    /// Whether it was made up as a test.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub test: bool,
+    /// The object that the event is about; empty for a test.
+    pub object: EventObject,
+    /// The body as sent, up to the value of `deliveredAt`, which each attempt adds before it signs the whole.
+    #[schemars(length(max = 262_144))]
+    pub body: String,
+}
+
+/// The object that an event is about, in the delivery's namespace.
+#[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct EventObject {
+    /// The object's kind, such as `TrainingJob`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub kind: Option<String>,
+    /// The object's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub name: Option<String>,
+    /// The object's uid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub uid: Option<String>,
+}
+
+/// One attempt.
+#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryAttempt {
+    /// When the attempt ended.
+    pub time: Time,
+    /// Which attempt of its round it was, from 1.
+    #[schemars(range(min = 1))]
+    pub attempt: i32,
+    /// The answer's HTTP status, where there was an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_code: Option<i32>,
+    /// What went wrong, in at most 256 characters; never anything of the answer's body.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub error: Option<String>,
+}
+
+fn default_ttl() -> String {
+    DEFAULT_TTL.into()
+}
