@@ -4,6 +4,7 @@
 // Clippy takes the keys of several printcolumns for one attribute given twice.
 #![allow(clippy::duplicated_attributes)]
 
+pub mod ledger_segment;
 pub mod training_job;
 pub mod webhook;
 pub mod webhook_delivery;
@@ -12,6 +13,7 @@ use kube::CustomResourceExt;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
+pub use ledger_segment::LedgerSegment;
 pub use training_job::TrainingJob;
 pub use webhook::Webhook;
 pub use webhook_delivery::WebhookDelivery;
@@ -21,7 +23,7 @@ pub const GROUP: &str = "llmtune.io";
 
 /// Every custom resource definition, in the order in which `crds` prints them.
 pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
-    let definitions = [Webhook::crd(), WebhookDelivery::crd(), TrainingJob::crd()];
+    let definitions = [Webhook::crd(), WebhookDelivery::crd(), TrainingJob::crd(), LedgerSegment::crd()];
     let tidied = definitions.iter().map(|definition| {
         let mut definition = serde_json::to_value(definition)?;
         tidy(&mut definition);

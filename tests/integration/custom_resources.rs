@@ -8,7 +8,7 @@ use std::{fs, process::Command};
 use kube::Client;
 use llmtune_webhooks::{
     api::{
-        Webhook, WebhookDelivery,
+        LedgerSegment, Webhook, WebhookDelivery,
         webhook::{Backoff, DeliveryPolicy},
         webhook_delivery::{DEFAULT_TTL, REDELIVER_ANNOTATION},
     },
@@ -45,6 +45,7 @@ impl Apiserver {
             "Webhook" => "webhooks",
             "WebhookDelivery" => "webhookdeliveries",
             "TrainingJob" => "trainingjobs",
+            "LedgerSegment" => "ledgersegments",
             kind => panic!("{kind} has no path here"),
         };
         format!("/apis/llmtune.io/v1alpha1/namespaces/{}/{plural}", self.namespace)
@@ -162,6 +163,13 @@ fn given_up_status() -> Value {
         "finishedAt": TIME,
         "lastHandledRedeliverAt": TIME
     })
+}
+
+/// A `LedgerSegment`'s manifest with these fields over valid ones.
+fn segment(spec: Value) -> Value {
+    let valid = json!({"kind": "Journal", "epoch": 1, "term": 3, "sequence": 258, "records": 12, "bytes": 8, "data": "KLUv/QQA"});
+    let metadata = json!({"name": "journal-1-002"});
+    json!({"apiVersion": "llmtune.io/v1alpha1", "kind": "LedgerSegment", "metadata": metadata, "spec": over(valid, spec)})
 }
 
 /// Manifests with the field that the refusal must name and what it must say.
@@ -850,6 +858,65 @@ fn the_status_of_a_delivery_holds_what_is_needed_to_send_it_again() {
     });
 }
 
+#[test]
+fn an_invalid_ledger_segment_is_refused_with_what_is_wrong() {
+    run(async {
+        let apiserver = Apiserver::new().await;
+        let mut failures = Vec::new();
+        for (spec, field, says) in [
+            (json!({"kind": "Log"}), "spec.kind", "supported values: \"Journal\", \"Snapshot\""),
+            (json!({"kind": null}), "spec.kind", "Required value"),
+            (json!({"data": null}), "spec.data", "Required value"),
+            (json!({"data": 7}), "spec.data", "must be of type string"),
+            (json!({"data": "A".repeat(1_500_001)}), "spec.data", "Too long: may not be more than 1500000"),
+            (json!({"epoch": -1}), "spec.epoch", "greater than or equal to 0"),
+            (json!({"term": -1}), "spec.term", "greater than or equal to 0"),
+            (json!({"sequence": -1}), "spec.sequence", "greater than or equal to 0"),
+            (json!({"records": -1}), "spec.records", "greater than or equal to 0"),
+            (json!({"records": 2_147_483_648_i64}), "spec.records", "int32"),
+            (json!({"bytes": -1}), "spec.bytes", "greater than or equal to 0"),
+            (json!({"bytes": "8"}), "spec.bytes", "must be of type integer"),
+            (json!({"records": null}), "spec.records", "Required value"),
+            (json!({"number": 1}), "spec.number", "unknown field"),
+        ] {
+            let result = apiserver.try_out(&segment(spec.clone())).await;
+            failures.extend(complaint(&spec, field, says, result));
+        }
+        no_failures(&failures);
+    });
+}
+
+#[test]
+fn a_ledger_segment_is_written_anew_in_place() {
+    run(async {
+        let scene = Scene::new("segments").await;
+        let apiserver = Apiserver::of(&scene).await;
+        let stored = apiserver.create(&segment(json!({}))).await;
+        let most = i64::MAX;
+        for (generation, change) in [
+            json!({"kind": "Snapshot", "epoch": 0, "term": 0, "sequence": 0, "records": 0, "bytes": 0, "data": ""}),
+            json!({"epoch": most, "term": most, "sequence": most, "records": i32::MAX, "bytes": most}),
+            // What the schema takes, etcd must take too.
+            json!({"data": "A".repeat(1_500_000)}),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let written = apiserver.merge(&stored, "", &json!({"spec": change})).await.unwrap();
+            assert_eq!(written["metadata"]["generation"], generation + 2);
+            for (key, value) in change.as_object().unwrap() {
+                assert_eq!(&written["spec"][key], value, "{key}");
+            }
+            let read: LedgerSegment = serde_json::from_value(written.clone()).unwrap();
+            assert_eq!(serde_json::to_value(read.spec).unwrap(), written["spec"]);
+        }
+        let stale = apiserver.merge(&stored, "", &json!({"metadata": {"resourceVersion": "1"}})).await.unwrap_err();
+        assert!(stale.contains("the object has been modified"), "{stale}");
+        let status = apiserver.merge(&stored, "/status", &json!({"status": {}})).await.unwrap_err();
+        assert!(status.contains("not found"), "a segment has no status: {status}");
+    });
+}
+
 /// What kubectl prints, as cells; columns are at least three blanks apart.
 fn table(text: &str) -> Vec<Vec<&str>> {
     text.lines().map(|line| line.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect()
@@ -904,13 +971,14 @@ fn kubectl_shows_how_subscriptions_and_jobs_stand() {
 }
 
 #[test]
-fn kubectl_shows_how_deliveries_stand() {
+fn kubectl_shows_how_deliveries_and_the_ledger_stand() {
     run(async {
         let scene = Scene::new("delivery-columns").await;
         let apiserver = Apiserver::of(&scene).await;
         let stored = apiserver.create(&given_up("lost")).await;
         apiserver.merge(&stored, "/status", &json!({"status": given_up_status()})).await.unwrap();
         apiserver.create(&whd(json!({}))).await;
+        apiserver.create(&segment(json!({}))).await;
 
         let narrow = scene.kubectl(&["get", "whd"]);
         let rows = table(&narrow);
@@ -926,10 +994,19 @@ fn kubectl_shows_how_deliveries_stand() {
         assert_eq!(rows[1].len(), 11, "{wide}");
         scene.wait("whd/lost", "condition=Finished");
 
+        let narrow = scene.kubectl(&["get", "lseg"]);
+        let rows = table(&narrow);
+        assert_eq!(rows[0], ["NAME", "KIND", "TERM", "SEQUENCE", "RECORDS", "BYTES", "AGE"]);
+        assert_eq!(rows[1][..6], ["journal-1-002", "Journal", "3", "258", "12", "8"]);
+        let wide = scene.kubectl(&["get", "lseg", "-o", "wide"]);
+        let rows = table(&wide);
+        assert_eq!(rows[0], ["NAME", "KIND", "TERM", "SEQUENCE", "RECORDS", "BYTES", "EPOCH", "AGE"]);
+        assert_eq!(rows[1][6], "1");
+
         let category = scene.kubectl(&["get", "llmtune", "-o", "name"]);
         let names: Vec<&str> = category.lines().collect();
         let expected = ["webhookdelivery.llmtune.io/lost", "webhookdelivery.llmtune.io/try"];
-        assert_eq!(names, expected);
+        assert_eq!(names, expected, "the ledger is nothing that users look for");
     });
 }
 
@@ -1039,14 +1116,16 @@ fn the_apiserver_serves_the_definitions_without_reservation() {
         let plane = plane().await;
         let definitions = served_definitions(&plane.admin().await).await;
         let kinds: Vec<&Value> = definitions.iter().map(|definition| &definition["spec"]["names"]["kind"]).collect();
-        assert_eq!(kinds, ["TrainingJob", "WebhookDelivery", "Webhook"]);
+        assert_eq!(kinds, ["LedgerSegment", "TrainingJob", "WebhookDelivery", "Webhook"]);
         for definition in &definitions {
+            let internal = definition["spec"]["names"]["kind"] == "LedgerSegment";
+            let subresources = if internal { Value::Null } else { json!({"status": {}}) };
             for condition in definition["status"]["conditions"].as_array().unwrap() {
                 let expected = matches!(condition["type"].as_str().unwrap(), "NamesAccepted" | "Established");
                 assert!(expected && condition["status"] == "True", "{condition:#}");
             }
             for version in definition["spec"]["versions"].as_array().unwrap() {
-                assert_eq!(version["subresources"], json!({"status": {}}));
+                assert_eq!(version["subresources"], subresources);
             }
         }
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/crds");
