@@ -6,10 +6,13 @@
 //! 3. Who gets an event is decided when it is observed, by every Webhook that exists and matches then.
 //! 4. Absence is told by a complete list only; on a watch with a selector, by a GET in addition.
 //! 5. A position is what the engine has passed; during a list it stays.
+//! 6. Nothing from a watch is attempted before its baseline is flushed.
+//! 7. What a flush holds is complete: with its positions have landed all records and deliveries that they stand for.
 
 mod pending;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -20,16 +23,23 @@ use crate::{
         Event,
         body::{self, Envelope},
         id::{DeliveryId, EventId},
-        lifecycle::{Gone, Occurrence},
-        object::{Object, ObjectKey, Uid, WatchId},
+        lifecycle::Occurrence,
+        object::{Object, Uid, WatchId},
         payload,
     },
-    ledger::record::{Lifecycle, Record},
+    ledger::{
+        contents::{Contents, GivenUp, Reason, WatchEntry},
+        journal::{Flush, Memory, RememberedWatch},
+    },
     subscription::index::{Index, Subscription},
 };
 use pending::Pending;
+use watch::{Occurred, Watch};
 
-pub use pending::{MAX_BYTES, MAX_DELIVERIES, MAX_TOTAL_BYTES};
+pub use pending::{Keep, MAX_BYTES, MAX_DELIVERIES, MAX_SHELVED, MAX_TOTAL_BYTES};
+
+/// About how many bytes one flush takes before the next goes on.
+const FLUSH_BYTES: usize = 8 << 20;
 
 /// What a source saw.
 #[derive(Debug)]
@@ -43,6 +53,8 @@ pub struct Observation {
 /// One thing that a source can see.
 #[derive(Debug)]
 pub enum Change {
+    /// The store has moved back behind the watch's position: stages are compared from here on, not versions.
+    Restored,
     /// A complete list begins.
     ListBegun,
     /// The object as it is, from a list or a watch.
@@ -81,7 +93,9 @@ pub struct Observed {
     pub events: Vec<Arc<Event>>,
     /// Webhooks that got a delivery.
     pub enqueued: Vec<Uid>,
-    /// Webhooks whose bound was reached, one entry for each event that was dropped.
+    /// Deliveries given up at once, since their Webhook's bound was reached.
+    pub given_up: Vec<Settled>,
+    /// Webhooks that have no room at all, one entry for each event that was dropped.
     pub dropped: Vec<Uid>,
     /// Questions to ask the apiserver.
     pub questions: Vec<Question>,
@@ -106,6 +120,8 @@ pub enum Due {
     Attempt(Attempt),
     /// A delivery is given up without an attempt: its endpoint is gone.
     Exhausted(Settled),
+    /// A given-up delivery is to become an object; then [`Engine::kept`] is to be told.
+    Keep(Keep),
 }
 
 /// How an attempt ended.
@@ -116,6 +132,10 @@ pub struct Outcome {
     /// The generation of the spec that the attempt was made under.
     pub generation: i64,
     pub result: AttemptResult,
+    /// The answer's status, where there was an answer.
+    pub status_code: Option<u16>,
+    /// What went wrong, in at most 256 characters.
+    pub error: Option<String>,
 }
 
 /// The result of an attempt, as far as it decides what comes next.
@@ -142,6 +162,10 @@ pub struct Settled {
     pub verdict: Verdict,
     /// The endpoint has answered 410 Gone to the spec as it stands.
     pub gone: bool,
+    /// It was asked for again.
+    pub again: bool,
+    /// It was given up, and there is no room to keep it as an object.
+    pub dropped: bool,
     /// Deliveries of this Webhook that are still pending.
     pub pending: usize,
 }
@@ -167,60 +191,124 @@ pub struct Backlog {
     pub oldest: Option<Timestamp>,
 }
 
-/// Where a watch stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stand {
-    /// Nothing is known: what its first list shows is a baseline.
-    Fresh,
-    /// What is seen for the first time is new.
-    Live,
-}
-
-/// What the engine keeps of one watch.
-#[derive(Debug)]
-struct Watch {
-    /// The source's name, `resource.group`: part of every event id.
-    source: &'static str,
-    /// It has a label selector.
-    selective: bool,
-    stand: Stand,
-    listing: u16,
-    position: u64,
-    records: HashMap<Uid, Record>,
+/// What the ledger does not know yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unflushed {
+    Nothing,
+    /// Positions have moved, and nothing else.
+    Positions,
+    Changes,
 }
 
 /// The engine.
 #[derive(Debug)]
 pub struct Engine {
     cluster: Option<String>,
+    shards: usize,
+    /// The newest epoch given out.
     epoch: u64,
     watches: HashMap<WatchId, Watch>,
+    remembered: Vec<RememberedWatch>,
     index: Index,
     pending: Pending,
+    /// Records that have changed.
+    dirty: Vec<(WatchId, Uid)>,
+    watches_changed: bool,
+    moved: bool,
 }
 
 impl Engine {
-    /// An engine that knows nothing. `epoch` must be new whenever records are built anew, as here.
+    /// An engine that knows nothing. `epoch` must be newer than any that was given out before; `shards`: the parts of the
+    /// ledger's snapshot.
     #[must_use]
-    pub fn new(cluster: Option<String>, epoch: u64) -> Self {
-        Self { cluster, epoch, watches: HashMap::new(), index: Index::default(), pending: Pending::default() }
+    pub fn new(cluster: Option<String>, epoch: u64, shards: usize) -> Self {
+        Self {
+            cluster,
+            shards,
+            epoch,
+            watches: HashMap::new(),
+            remembered: Vec::new(),
+            index: Index::default(),
+            pending: Pending::new(shards),
+            dirty: Vec::new(),
+            watches_changed: false,
+            moved: false,
+        }
     }
 
-    /// Makes a watch known, before anything is observed on it.
-    pub fn add_watch(&mut self, watch: WatchId, source: &'static str, selective: bool) {
-        let new = Watch { source, selective, stand: Stand::Fresh, listing: 0, position: 0, records: HashMap::new() };
-        self.watches.entry(watch).or_insert(new);
+    /// An engine that knows what the ledger remembered.
+    #[must_use]
+    pub fn recover(cluster: Option<String>, epoch: u64, shards: usize, memory: Memory, now: Timestamp) -> Self {
+        let newest = memory.watches.iter().map(|watch| watch.entry.epoch).max().unwrap_or_default();
+        let mut engine = Self::new(cluster, epoch.max(newest + 1), shards);
+        for event in memory.events {
+            engine.pending.recover(event, now);
+        }
+        engine.remembered = memory.watches;
+        engine
+    }
+
+    /// Makes a watch known, before anything is observed on it. `name` tells its source, namespace and selector: what is
+    /// remembered under it is taken up.
+    pub fn add_watch(&mut self, id: WatchId, source: &'static str, name: &str, selective: bool) {
+        if self.watches.contains_key(&id) {
+            return;
+        }
+        let known = self.remembered.iter().position(|remembered| remembered.entry.watch == name);
+        let watch = if let Some(at) = known {
+            Watch::recover(source, selective, self.shards, self.remembered.swap_remove(at))
+        } else {
+            self.watches_changed = true;
+            Watch::new(source, selective, self.shards, name, self.next_epoch())
+        };
+        self.watches.insert(id, watch);
+    }
+
+    /// Forgets, in silence, the records of all watches that are remembered and were not made known.
+    pub fn forget_other_watches(&mut self) -> Vec<String> {
+        self.watches_changed |= !self.remembered.is_empty();
+        std::mem::take(&mut self.remembered).into_iter().map(|remembered| remembered.entry.watch).collect()
+    }
+
+    /// Ends a watch: its records are forgotten in silence, and what is still observed on it is dropped.
+    pub fn remove_watch(&mut self, id: WatchId) {
+        self.watches_changed |= self.watches.remove(&id).is_some();
+        self.pending.release_watch(id);
+    }
+
+    fn next_epoch(&mut self) -> u64 {
+        self.epoch += 1;
+        self.epoch
+    }
+
+    /// What was asked before a crash and not answered.
+    #[must_use]
+    pub fn open_questions(&self) -> Vec<Question> {
+        let watches = self.watches.iter();
+        watches.flat_map(|(id, watch)| watch.missed().map(|(uid, record)| watch::question(*id, uid, record))).flatten().collect()
     }
 
     /// Adds or replaces a subscription. A new generation of its spec forgives a 410.
     pub fn subscribe(&mut self, subscription: Subscription) {
-        let queue = self.pending.queue(subscription.uid);
+        let queue = self.pending.subscribed(subscription.uid);
         queue.concurrency = subscription.concurrency.max(1);
         queue.held = subscription.held;
         queue.gone = queue.gone.filter(|generation| *generation == subscription.generation);
         let uid = subscription.uid;
         self.index.insert(subscription);
         self.pending.wake(uid);
+    }
+
+    /// The endpoint is known to have answered 410 Gone to the spec of this generation.
+    pub fn mark_gone(&mut self, webhook: Uid, generation: i64) {
+        self.pending.queue(webhook).gone = Some(generation);
+        self.pending.wake(webhook);
+    }
+
+    /// Webhooks with deliveries that were recovered and that nobody has subscribed.
+    #[must_use]
+    pub fn orphans(&self) -> Vec<Uid> {
+        self.pending.orphans()
     }
 
     /// Removes a deleted Webhook with its deliveries, and tells how many those were.
@@ -249,13 +337,13 @@ impl Engine {
     /// How many objects are remembered.
     #[must_use]
     pub fn records(&self) -> usize {
-        self.watches.values().map(|watch| watch.records.len()).sum()
+        self.watches.values().map(Watch::len).sum()
     }
 
     /// What the watch has passed; 0 before its first list is complete.
     #[must_use]
     pub fn position(&self, watch: WatchId) -> u64 {
-        self.watches.get(&watch).map_or(0, |watch| watch.position)
+        self.watches.get(&watch).map_or(0, Watch::position)
     }
 
     /// Takes in what a source saw. An observation of an unknown watch is dropped.
@@ -263,73 +351,73 @@ impl Engine {
         let Observation { watch: id, change } = observation;
         let mut observed = Observed::default();
         let Some(watch) = self.watches.get_mut(&id) else { return observed };
+        let mut dirty = Vec::new();
         match change {
-            Change::ListBegun => watch.listing = watch.listing.wrapping_add(1),
+            Change::Restored => {
+                watch.distrust_versions(&mut dirty);
+                self.watches_changed = true;
+            }
+            Change::ListBegun => watch.begin_list(),
             Change::Seen(object) => {
-                let occurred = watch.seen(*object);
+                self.moved |= watch.pass(object.version);
+                let occurred = watch.seen(*object, &mut dirty);
                 self.occur(id, occurred, now, &mut observed);
             }
             Change::Deleted(object) => {
-                let occurred = watch.deleted(*object);
+                self.moved |= watch.pass(object.version);
+                let occurred = watch.deleted(*object, &mut dirty);
                 self.occur(id, occurred, now, &mut observed);
             }
-            Change::Unselected(uid) => watch.mute(uid),
-            Change::Unreadable(uid) => {
-                if let Some(record) = watch.records.get_mut(&uid) {
-                    record.listing = watch.listing;
-                }
-            }
+            Change::Unselected(uid) => watch.mute(uid, &mut dirty),
+            Change::Unreadable(uid) => watch.unreadable(uid),
             Change::ListEnded(version) => {
-                let absent = watch.absent();
-                watch.stand = Stand::Live;
-                watch.position = version;
+                let began = watch.end_list(version, &mut dirty);
+                self.watches_changed |= began;
+                self.moved = true;
+                let absent = watch.lacking();
                 for uid in absent {
-                    self.missed(id, uid, version, now, &mut observed);
+                    self.lacked(id, uid, now, &mut observed, &mut dirty);
                 }
             }
-            Change::Bookmark(version) => watch.position = watch.position.max(version),
+            Change::Bookmark(version) => self.moved |= watch.pass(version),
             Change::Answer { question, living } => {
-                let current = watch.records.get(&question.uid).filter(|record| record.version <= question.version);
-                if current.is_some() && living {
-                    watch.mute(question.uid);
-                } else if current.is_some() {
-                    let occurred = watch.vanished(question.uid);
+                if let Some(occurred) = watch.answer(&question, living, &mut dirty) {
                     self.occur(id, occurred, now, &mut observed);
                 }
             }
             Change::NotInstalled => {
-                watch.records.clear();
-                watch.stand = Stand::Live;
+                if !watch.is_absent() {
+                    let epoch = self.next_epoch();
+                    if let Some(watch) = self.watches.get_mut(&id) {
+                        watch.absent(epoch);
+                    }
+                    self.watches_changed = true;
+                }
             }
         }
+        self.dirty.extend(dirty.into_iter().map(|uid| (id, uid)));
         observed
     }
 
     /// A complete list lacked this object.
-    fn missed(&mut self, id: WatchId, uid: Uid, version: u64, now: Timestamp, observed: &mut Observed) {
+    fn lacked(&mut self, id: WatchId, uid: Uid, now: Timestamp, observed: &mut Observed, dirty: &mut Vec<Uid>) {
         let Some(watch) = self.watches.get_mut(&id) else { return };
-        let Some(record) = watch.records.get(&uid) else { return };
-        match &record.last {
-            Some(object) if watch.selective => observed.questions.push(Question {
-                watch: id,
-                uid,
-                namespace: object.namespace.clone(),
-                name: object.name.clone(),
-                version,
-            }),
-            _ => {
-                let occurred = watch.vanished(uid);
-                self.occur(id, occurred, now, observed);
-            }
+        if let Some(record) = watch.doubt(uid, dirty) {
+            observed.questions.extend(watch::question(id, uid, record));
+        } else {
+            let occurred = watch.vanished(uid, dirty);
+            self.occur(id, occurred, now, observed);
         }
     }
 
     /// Turns occurrences into events and hands each to every Webhook that matches now.
     fn occur(&mut self, watch: WatchId, occurred: Vec<Occurred>, now: Timestamp, observed: &mut Observed) {
-        let Some(source) = self.watches.get(&watch).map(|watch| watch.source) else { return };
+        let Some(known) = self.watches.get(&watch) else { return };
+        let (source, epoch) = (known.source, known.epoch());
+        let withhold = (!known.is_baselined()).then_some(watch);
         for Occurred { object, occurrence, sequence } in occurred {
             let Occurrence { event, name, count, .. } = occurrence;
-            let id = EventId::new(source, object.uid, event, name, count, self.epoch);
+            let id = EventId::new(source, object.uid, event, name, count, epoch);
             let envelope = Envelope {
                 id,
                 event,
@@ -340,16 +428,34 @@ impl Engine {
             let event = Arc::new(Event {
                 id,
                 event_type: event,
-                key: ObjectKey { watch, uid: object.uid },
                 body: body::open(envelope, payload::data(&object, &occurrence)),
                 // The body has told the facts; what waits must weigh no more than the bound counts.
                 object: Arc::new(object.outline()),
                 observed_at: now,
+                sequence,
             });
             for subscription in self.index.matching(&event) {
-                match self.pending.enqueue(subscription.uid, &event) {
-                    Ok(()) => observed.enqueued.push(subscription.uid),
-                    Err(pending::BoundReached) => observed.dropped.push(subscription.uid),
+                let webhook = subscription.uid;
+                if self.pending.enqueue(webhook, &event, withhold).is_ok() {
+                    observed.enqueued.push(webhook);
+                    continue;
+                }
+                let error = Some("the bound on pending deliveries is reached".to_owned());
+                let given_up = GivenUp { reason: Reason::BoundReached, at: now, attempts: 0, status_code: None, error };
+                if self.pending.shelve(webhook, &event, given_up) {
+                    observed.given_up.push(Settled {
+                        webhook,
+                        delivery: DeliveryId::new(event.id, webhook),
+                        event: Arc::clone(&event),
+                        attempt: 0,
+                        verdict: Verdict::Exhausted,
+                        gone: false,
+                        again: false,
+                        dropped: false,
+                        pending: self.pending.count(webhook),
+                    });
+                } else {
+                    observed.dropped.push(webhook);
                 }
             }
             observed.events.push(event);
@@ -358,15 +464,38 @@ impl Engine {
 
     /// The next thing to do now; call until `None`.
     pub fn due(&mut self, now: Timestamp) -> Option<Due> {
+        if let Some(keep) = self.pending.next_to_keep() {
+            return Some(Due::Keep(keep));
+        }
         let pending::Begin { webhook, delivery, event, attempt, gone } = self.pending.begin(now)?;
         if !gone {
             let generation = self.index.get(webhook).map_or(0, |subscription| subscription.generation);
             return Some(Due::Attempt(Attempt { webhook, delivery, event, number: attempt, generation }));
         }
         self.pending.ended(webhook, delivery);
-        let settled = self.finish(webhook, delivery, event, attempt, Verdict::Exhausted);
         // The attempt that would have been was not made.
-        Some(Due::Exhausted(Settled { attempt: attempt - 1, gone, ..settled }))
+        let made = attempt - 1;
+        let error = Some("the endpoint is gone".to_owned());
+        let given_up = GivenUp { reason: Reason::EndpointGone, at: now, attempts: made, status_code: None, error };
+        Some(Due::Exhausted(self.give_up(webhook, delivery, event, given_up, true)))
+    }
+
+    /// A given-up delivery has become an object, or never will.
+    pub fn kept(&mut self, webhook: Uid, delivery: DeliveryId) {
+        self.pending.kept(webhook, delivery);
+    }
+
+    /// Sends an event again to a Webhook, with retries anew; false where it is pending there already.
+    pub fn redeliver(&mut self, webhook: Uid, event: &Arc<Event>) -> bool {
+        self.index.get(webhook).is_some() && self.pending.enqueue_again(webhook, event)
+    }
+
+    /// The endpoint acknowledged something outside the engine's own deliveries: it is not gone.
+    pub fn forgive(&mut self, webhook: Uid) {
+        if self.index.get(webhook).is_some() {
+            self.pending.queue(webhook).gone = None;
+            self.pending.wake(webhook);
+        }
     }
 
     /// When [`Self::due`] will have something new to do of its own accord.
@@ -378,179 +507,107 @@ impl Engine {
     /// Takes in how an attempt ended. `random` in [0, 1) varies the wait before a retry. `None` where the Webhook was
     /// deleted meanwhile.
     pub fn settle(&mut self, outcome: &Outcome, now: Timestamp, random: f64) -> Option<Settled> {
-        let Outcome { webhook, delivery: id, generation, result } = *outcome;
+        let Outcome { webhook, delivery: id, generation, result, status_code, .. } = *outcome;
         let delivery = self.pending.ended(webhook, id)?;
         let event = Arc::clone(&delivery.event);
-        let attempt = delivery.failed_attempts + 1;
+        let (attempt, again) = (delivery.failed_attempts + 1, delivery.again);
         let subscription = self.index.get(webhook)?;
         let result = match result {
             // The answer of an endpoint that the spec no longer names says nothing of the new one.
             AttemptResult::Gone if generation != subscription.generation => AttemptResult::Failed { retry_after: None },
             result => result,
         };
-        match result {
+        let given_up = |reason| GivenUp { reason, at: now, attempts: attempt, status_code, error: outcome.error.clone() };
+        let (attempt, verdict) = match result {
             AttemptResult::Withheld { hold } => {
                 self.pending.queue(webhook).held |= hold;
                 self.pending.put_back(webhook, id);
-                let pending = self.pending.count(webhook);
-                Some(Settled {
-                    webhook,
-                    delivery: id,
-                    event,
-                    attempt: 0,
-                    verdict: Verdict::Withheld,
-                    gone: false,
-                    pending,
-                })
+                (0, Verdict::Withheld)
             }
-            AttemptResult::Acknowledged => Some(self.finish(webhook, id, event, attempt, Verdict::Delivered)),
+            AttemptResult::Acknowledged => {
+                if again {
+                    self.pending.queue(webhook).gone = None;
+                }
+                self.pending.remove(webhook, id);
+                (attempt, Verdict::Delivered)
+            }
             AttemptResult::Gone => {
                 self.pending.queue(webhook).gone = Some(generation);
-                let settled = self.finish(webhook, id, event, attempt, Verdict::Exhausted);
-                Some(Settled { gone: true, ..settled })
+                return Some(self.give_up(webhook, id, event, given_up(Reason::EndpointGone), true));
             }
             AttemptResult::Failed { .. } if attempt > subscription.max_retries => {
-                Some(self.finish(webhook, id, event, attempt, Verdict::Exhausted))
+                return Some(self.give_up(webhook, id, event, given_up(Reason::Exhausted), false));
             }
             AttemptResult::Failed { retry_after } => {
                 delivery.failed_attempts = attempt;
-                let due =
-                    now.checked_add(subscription.backoff.wait(attempt, random, retry_after)).unwrap_or(Timestamp::MAX);
-                if attempt == 1 {
-                    self.pending.leave_lane(webhook, event.key);
-                }
-                self.pending.wait(webhook, id, due);
-                let pending = self.pending.count(webhook);
-                Some(Settled {
-                    webhook,
-                    delivery: id,
-                    event,
-                    attempt,
-                    verdict: Verdict::Retry(due),
-                    gone: false,
-                    pending,
-                })
+                let wait = subscription.backoff.wait(attempt, random, retry_after);
+                let due = now.checked_add(wait).unwrap_or(Timestamp::MAX);
+                self.pending.wait(webhook, id, due, wait);
+                (attempt, Verdict::Retry(due))
             }
-        }
-    }
-
-    /// Ends a delivery with this attempt.
-    fn finish(&mut self, webhook: Uid, id: DeliveryId, event: Arc<Event>, attempt: u32, verdict: Verdict) -> Settled {
-        self.pending.remove(webhook, id);
-        if attempt == 1 {
-            self.pending.leave_lane(webhook, event.key);
-        }
+        };
         let pending = self.pending.count(webhook);
-        Settled { webhook, delivery: id, event, attempt, verdict, gone: false, pending }
+        Some(Settled { webhook, delivery: id, event, attempt, verdict, gone: false, again, dropped: false, pending })
     }
-}
 
-/// An occurrence with the object it happened to.
-struct Occurred {
-    object: Arc<Object>,
-    occurrence: Occurrence,
-    sequence: u32,
-}
+    /// Gives a delivery up.
+    fn give_up(&mut self, webhook: Uid, id: DeliveryId, event: Arc<Event>, given_up: GivenUp, gone: bool) -> Settled {
+        let attempt = given_up.attempts;
+        let again = self.pending.is_again(webhook, id);
+        let kept = self.pending.give_up(webhook, id, given_up);
+        let pending = self.pending.count(webhook);
+        let dropped = !kept && !again;
+        Settled { webhook, delivery: id, event, attempt, verdict: Verdict::Exhausted, gone, again, dropped, pending }
+    }
 
-impl Watch {
-    /// The object as it is.
-    fn seen(&mut self, object: Object) -> Vec<Occurred> {
-        let known = self.records.get_mut(&object.uid);
-        if let Some(record) = known {
-            record.listing = self.listing;
-            if object.version <= record.version {
-                return Vec::new();
-            }
-            record.version = object.version;
-            if object.owned {
-                record.muted = true;
-                record.last = None;
-                return Vec::new();
-            }
-            record.muted = false;
-        } else if object.owned {
-            return Vec::new();
+    /// What the ledger does not know yet.
+    #[must_use]
+    pub fn unflushed(&self) -> Unflushed {
+        if self.watches_changed || !self.dirty.is_empty() || self.pending.is_dirty() {
+            Unflushed::Changes
+        } else if self.moved {
+            Unflushed::Positions
         } else {
-            let lifecycle = match self.stand {
-                Stand::Fresh => Lifecycle::baseline(&object.facts, object.generation),
-                Stand::Live => Lifecycle::new(&object.facts),
-            };
-            let record = Record {
-                version: object.version,
-                generation: object.generation,
-                sequence: 0,
-                listing: self.listing,
-                muted: false,
-                lifecycle,
-                last: None,
-            };
-            self.records.insert(object.uid, record);
-        }
-        self.step(object)
-    }
-
-    /// Lets the record's lifecycle judge the object's state.
-    fn step(&mut self, object: Object) -> Vec<Occurred> {
-        let Some(record) = self.records.get_mut(&object.uid) else { return Vec::new() };
-        record.generation = object.generation;
-        let lifecycle = std::mem::replace(&mut record.lifecycle, Lifecycle::new(&object.facts));
-        let (occurrences, lifecycle) = lifecycle.step(&object.facts, object.generation);
-        record.lifecycle = lifecycle;
-        let keep = record.lifecycle.would_mind_going();
-        if occurrences.is_empty() && !keep {
-            record.last = None;
-            return Vec::new();
-        }
-        let object = Arc::new(object);
-        record.last = keep.then(|| Arc::clone(&object));
-        record.number(&object, occurrences)
-    }
-
-    /// The object is deleted: its final state is stepped first.
-    fn deleted(&mut self, object: Object) -> Vec<Occurred> {
-        if self.records.get(&object.uid).is_some_and(|record| object.version <= record.version) {
-            return Vec::new();
-        }
-        let uid = object.uid;
-        let mut occurred = self.seen(object);
-        occurred.extend(self.go(uid, Gone::Deleted));
-        occurred
-    }
-
-    /// The object was no longer there after a gap.
-    fn vanished(&mut self, uid: Uid) -> Vec<Occurred> {
-        self.go(uid, Gone::Vanished)
-    }
-
-    fn go(&mut self, uid: Uid, how: Gone) -> Vec<Occurred> {
-        let Some(mut record) = self.records.remove(&uid) else { return Vec::new() };
-        let Some(object) = record.last.take().filter(|_| !record.muted) else { return Vec::new() };
-        let lifecycle = std::mem::replace(&mut record.lifecycle, Lifecycle::new(&object.facts));
-        let occurrences = lifecycle.gone(how, record.generation);
-        record.number(&object, occurrences)
-    }
-
-    /// The object lives, but sends nothing until it is selected again.
-    fn mute(&mut self, uid: Uid) {
-        if let Some(record) = self.records.get_mut(&uid) {
-            record.muted = true;
-            record.listing = self.listing;
+            Unflushed::Nothing
         }
     }
 
-    /// The objects that the list which has just ended lacked.
-    fn absent(&self) -> Vec<Uid> {
-        let lacking = self.records.iter().filter(|(_, record)| record.listing != self.listing);
-        lacking.map(|(uid, _)| *uid).collect()
+    /// What is to be written next, and the parts of the snapshot that are wanted with it. Where there is too much for one
+    /// flush, it holds no positions and no snapshots, and the rest is to be asked for as soon as it has landed. No flush may be
+    /// asked for before the one before it has landed.
+    #[must_use]
+    pub fn flush(&mut self, wanted: &[usize]) -> Flush {
+        let mut budget = FLUSH_BYTES;
+        let mut contents = Contents { events: self.pending.changes(&mut budget), ..Contents::default() };
+        while budget > 0 {
+            let Some((id, uid)) = self.dirty.pop() else { break };
+            let Some(watch) = self.watches.get_mut(&id) else { continue };
+            if let Some(entry) = watch.change(uid) {
+                let facts = entry.record.as_ref().is_some_and(|record| record.last.is_some());
+                budget = budget.saturating_sub(if facts { 1024 } else { 192 });
+                contents.records.push(entry);
+            }
+        }
+        let mut snapshots = Vec::new();
+        if !self.pending.is_dirty() && self.dirty.is_empty() {
+            contents.watches = Some(self.watches.values_mut().filter_map(Watch::entry).collect::<Vec<WatchEntry>>());
+            self.watches_changed = false;
+            self.moved = false;
+            for shard in wanted {
+                let events = self.pending.snapshot(*shard);
+                let records = self.watches.values().flat_map(|watch| watch.snapshot(*shard)).collect();
+                snapshots.push((*shard, Contents { events, records, watches: None }));
+            }
+        }
+        Flush { contents, snapshots }
     }
-}
 
-impl Record {
-    fn number(&mut self, object: &Arc<Object>, occurrences: Vec<Occurrence>) -> Vec<Occurred> {
-        let numbered = occurrences.into_iter().map(|occurrence| {
-            self.sequence = self.sequence.saturating_add(1);
-            Occurred { object: Arc::clone(object), occurrence, sequence: self.sequence }
-        });
-        numbered.collect()
+    /// The flush that was asked for last has landed.
+    pub fn landed(&mut self) {
+        for (id, watch) in &mut self.watches {
+            if watch.landed() {
+                self.pending.release_watch(*id);
+            }
+        }
     }
 }

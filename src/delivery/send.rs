@@ -170,7 +170,12 @@ impl Sender {
             }
         };
         let exchange = Exchange { class, status, error: error.map(shorten), duration };
-        Attempted { outcome: outcome(attempt, result), exchange: Some(exchange), lost_key: None }
+        let outcome = Outcome {
+            status_code: status.map(|status| status.as_u16()),
+            error: exchange.error.clone(),
+            ..outcome(attempt, result)
+        };
+        Attempted { outcome, exchange: Some(exchange), lost_key: None }
     }
 }
 
@@ -180,7 +185,8 @@ impl Attempted {
     pub fn broken(attempt: &Attempt) -> Self {
         let error = "the operator broke off the attempt: please report this with its log".to_owned();
         let exchange = Exchange { class: Class::Protocol, status: None, error: Some(error), duration: Duration::ZERO };
-        let outcome = outcome(attempt, AttemptResult::Failed { retry_after: None });
+        let error = exchange.error.clone();
+        let outcome = Outcome { error, ..outcome(attempt, AttemptResult::Failed { retry_after: None }) };
         Self { outcome, exchange: Some(exchange), lost_key: None }
     }
 
@@ -193,7 +199,7 @@ impl Attempted {
 
 fn outcome(attempt: &Attempt, result: AttemptResult) -> Outcome {
     let Attempt { webhook, delivery, generation, .. } = *attempt;
-    Outcome { webhook, delivery, generation, result }
+    Outcome { webhook, delivery, generation, result, status_code: None, error: None }
 }
 
 fn withheld(attempt: &Attempt, hold: bool, lost_key: Option<(KeyReference, SecretError)>) -> Attempted {

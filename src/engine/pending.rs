@@ -4,19 +4,28 @@
 //! 2. First attempts of one object's events to one Webhook never overlap and go in the order of the events.
 //! 3. A held Webhook's deliveries wait and spend no attempts.
 //! 4. A Webhook holds at most [`MAX_DELIVERIES`] and [`MAX_BYTES`], all together [`MAX_TOTAL_BYTES`].
+//! 5. What is given up waits on a shelf until it has become an object; a Webhook's shelf holds at most [`MAX_SHELVED`].
 
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
 
-use crate::event::{
-    Event,
-    id::{DeliveryId, EventId},
-    object::{ObjectKey, Uid},
+use crate::{
+    event::{
+        Event,
+        id::{DeliveryId, EventId},
+        object::{Uid, WatchId},
+        unknown::Unknown,
+    },
+    ledger::{
+        contents::{DeliveryEntry, EventEntry, GivenUp},
+        journal::RememberedEvent,
+    },
 };
 
 /// Pending deliveries of one Webhook.
@@ -25,6 +34,8 @@ pub const MAX_DELIVERIES: usize = 10_000;
 pub const MAX_BYTES: usize = 16 << 20;
 /// Bytes of events that wait for any Webhook, each event counted once.
 pub const MAX_TOTAL_BYTES: usize = 64 << 20;
+/// Given-up deliveries of one Webhook that wait to become objects; also bounded by [`MAX_BYTES`].
+pub const MAX_SHELVED: usize = 1_000;
 
 /// An event on its way to one Webhook.
 #[derive(Debug)]
@@ -32,8 +43,27 @@ pub(super) struct Delivery {
     pub(super) event: Arc<Event>,
     /// Attempts that have been settled as failed.
     pub(super) failed_attempts: u32,
-    /// When the next attempt is due; `None` while it is ready or under way.
-    due: Option<Timestamp>,
+    /// When the next attempt is due, and the wait that it came from; `None` while it is ready or under way.
+    due: Option<(Timestamp, Duration)>,
+    /// Its first attempt is ready or under way: the object's next event waits for it.
+    in_lane: bool,
+    /// It was asked for again; the object that asks outlives a crash, so the ledger need not know.
+    pub(super) again: bool,
+    unknown: Unknown,
+}
+
+impl Delivery {
+    fn new(event: &Arc<Event>, again: bool) -> Self {
+        let event = Arc::clone(event);
+        Self { event, failed_attempts: 0, due: None, in_lane: !again, again, unknown: Unknown::NONE }
+    }
+}
+
+/// A given-up delivery that waits to become an object.
+#[derive(Debug)]
+struct Shelved {
+    event: Arc<Event>,
+    given_up: GivenUp,
 }
 
 /// The deliveries of one Webhook.
@@ -41,11 +71,17 @@ pub(super) struct Delivery {
 pub(super) struct Queue {
     deliveries: HashMap<DeliveryId, Delivery>,
     ready: VecDeque<DeliveryId>,
+    /// Those that were asked for again, where ready.
+    again: VecDeque<DeliveryId>,
     /// Objects with a first attempt ready or under way, and their later events.
-    lanes: HashMap<ObjectKey, VecDeque<DeliveryId>>,
+    lanes: HashMap<Uid, VecDeque<DeliveryId>>,
+    shelf: HashMap<DeliveryId, Shelved>,
     bytes: usize,
+    shelf_bytes: usize,
     in_flight: usize,
     runnable: bool,
+    /// The Webhook is known; until then a recovered queue waits.
+    subscribed: bool,
     pub(super) concurrency: usize,
     pub(super) held: bool,
     /// The endpoint answered 410 Gone to the spec of this generation.
@@ -54,8 +90,39 @@ pub(super) struct Queue {
 
 impl Queue {
     fn can_begin(&self) -> bool {
-        !self.ready.is_empty() && (self.gone.is_some() || (!self.held && self.in_flight < self.concurrency))
+        let free = !self.held && self.in_flight < self.concurrency;
+        (!self.ready.is_empty() && (self.gone.is_some() || free)) || (!self.again.is_empty() && free)
     }
+
+    fn next(&mut self) -> Option<DeliveryId> {
+        let free = !self.held && self.in_flight < self.concurrency;
+        if self.gone.is_some() || free {
+            let next = self.ready.pop_front();
+            if next.is_some() {
+                return next;
+            }
+        }
+        if free { self.again.pop_front() } else { None }
+    }
+
+    fn is_full(&self, size: usize) -> bool {
+        self.deliveries.len() >= MAX_DELIVERIES || self.bytes + size > MAX_BYTES
+    }
+}
+
+/// An event with those that it is on its way to.
+#[derive(Debug)]
+struct Stored {
+    event: Arc<Event>,
+    size: usize,
+    /// Deliveries that the ledger must know.
+    to: Vec<(Uid, DeliveryId)>,
+    /// Deliveries that were asked for again.
+    again: usize,
+    /// A flush has held the event.
+    written: bool,
+    dirty: bool,
+    unknown: Unknown,
 }
 
 /// All pending deliveries.
@@ -64,9 +131,14 @@ pub(super) struct Pending {
     queues: HashMap<Uid, Queue>,
     runnable: VecDeque<Uid>,
     timers: BinaryHeap<Reverse<(Timestamp, Uid, DeliveryId)>>,
-    /// How many deliveries share an event, and the bytes that it was counted with.
-    events: HashMap<EventId, (usize, usize)>,
+    /// By shard of the ledger's snapshot.
+    events: Vec<HashMap<EventId, Stored>>,
     total_bytes: usize,
+    /// What has changed, and whether a flush has held the event.
+    dirty: VecDeque<(EventId, bool)>,
+    /// First deliveries from a watch whose baseline is not flushed.
+    withheld: HashMap<WatchId, Vec<(Uid, DeliveryId)>>,
+    to_keep: VecDeque<(Uid, DeliveryId)>,
 }
 
 /// A delivery that may begin its next attempt now.
@@ -79,9 +151,101 @@ pub(super) struct Begin {
     pub(super) gone: bool,
 }
 
+/// A given-up delivery that is to become an object.
+#[derive(Clone, Debug)]
+pub struct Keep {
+    pub webhook: Uid,
+    pub delivery: DeliveryId,
+    pub event: Arc<Event>,
+    pub given_up: GivenUp,
+}
+
 impl Pending {
+    /// Nothing is pending; `shards`: the parts of the ledger's snapshot.
+    pub(super) fn new(shards: usize) -> Self {
+        Self { events: (0..shards).map(|_| HashMap::new()).collect(), ..Self::default() }
+    }
+
+    fn stored(&mut self, id: EventId) -> Option<&mut Stored> {
+        let shards = self.events.len();
+        self.events[id.shard(shards)].get_mut(&id)
+    }
+
+    fn touch(&mut self, id: EventId) {
+        let Some(stored) = self.stored(id) else { return };
+        if !stored.dirty {
+            stored.dirty = true;
+            let written = stored.written;
+            self.dirty.push_back((id, written));
+        }
+    }
+
+    /// Takes up what the ledger remembered. A due time is at most now plus the wait that it came from: the clock that it was
+    /// taken from may have been another.
+    pub(super) fn recover(&mut self, remembered: RememberedEvent, now: Timestamp) {
+        let RememberedEvent { event, deliveries, unknown } = remembered;
+        let event = Arc::new(event);
+        let size = event.body.len();
+        let mut to = Vec::with_capacity(deliveries.len());
+        for entry in deliveries {
+            let id = DeliveryId::new(event.id, entry.webhook);
+            to.push((entry.webhook, id));
+            let queue = self.queues.entry(entry.webhook).or_default();
+            if let Some(given_up) = entry.given_up {
+                queue.shelf.insert(id, Shelved { event: Arc::clone(&event), given_up });
+                queue.shelf_bytes += size;
+                continue;
+            }
+            let first = entry.failed == 0;
+            let wait = Duration::from_millis(entry.wait_millis);
+            let latest = now.checked_add(wait).unwrap_or(Timestamp::MAX);
+            let due = entry.due.map(|due| due.min(latest));
+            let delivery = Delivery {
+                event: Arc::clone(&event),
+                failed_attempts: entry.failed,
+                due: due.map(|due| (due, wait)),
+                in_lane: first,
+                again: false,
+                unknown: entry.unknown,
+            };
+            queue.deliveries.insert(id, delivery);
+            queue.bytes += size;
+            match due {
+                Some(due) => self.timers.push(Reverse((due, entry.webhook, id))),
+                None if first => {
+                    if let Some(lane) = queue.lanes.get_mut(&event.object.uid) {
+                        lane.push_back(id);
+                    } else {
+                        queue.lanes.insert(event.object.uid, VecDeque::new());
+                        queue.ready.push_back(id);
+                    }
+                }
+                None => queue.ready.push_back(id),
+            }
+        }
+        self.total_bytes += size;
+        let shards = self.events.len();
+        let stored = Stored { event, size, to, again: 0, written: true, dirty: false, unknown };
+        self.events[stored.event.id.shard(shards)].insert(stored.event.id, stored);
+    }
+
+    /// The Webhook is known: what is on its shelf may become objects.
+    pub(super) fn subscribed(&mut self, webhook: Uid) -> &mut Queue {
+        let queue = self.queues.entry(webhook).or_default();
+        if !std::mem::replace(&mut queue.subscribed, true) {
+            self.to_keep.extend(queue.shelf.keys().map(|id| (webhook, *id)));
+        }
+        queue
+    }
+
+    /// The queue of a Webhook.
     pub(super) fn queue(&mut self, webhook: Uid) -> &mut Queue {
         self.queues.entry(webhook).or_default()
+    }
+
+    /// Webhooks with deliveries that nobody has subscribed.
+    pub(super) fn orphans(&self) -> Vec<Uid> {
+        self.queues.iter().filter(|(_, queue)| !queue.subscribed).map(|(webhook, _)| *webhook).collect()
     }
 
     /// How many deliveries of this Webhook wait or are under way.
@@ -98,34 +262,84 @@ impl Pending {
     }
 
     /// Takes a delivery in, or refuses it because a bound is reached. A delivery that is already there stays as it is.
-    pub(super) fn enqueue(&mut self, webhook: Uid, event: &Arc<Event>) -> Result<(), BoundReached> {
+    /// With `withhold`, nothing of it is attempted before that watch is released.
+    pub(super) fn enqueue(
+        &mut self,
+        webhook: Uid,
+        event: &Arc<Event>,
+        withhold: Option<WatchId>,
+    ) -> Result<(), BoundReached> {
         let size = event.body.len();
-        let stored = self.events.contains_key(&event.id);
+        let stored = self.stored(event.id).is_some();
+        let total = self.total_bytes;
         let queue = self.queues.entry(webhook).or_default();
-        if queue.deliveries.len() >= MAX_DELIVERIES
-            || queue.bytes + size > MAX_BYTES
-            || (!stored && self.total_bytes + size > MAX_TOTAL_BYTES)
-        {
-            return Err(BoundReached);
-        }
         let id = DeliveryId::new(event.id, webhook);
-        if queue.deliveries.contains_key(&id) {
+        if queue.deliveries.contains_key(&id) || queue.shelf.contains_key(&id) {
             return Ok(());
         }
-        queue.deliveries.insert(id, Delivery { event: Arc::clone(event), failed_attempts: 0, due: None });
-        queue.bytes += size;
-        self.events.entry(event.id).or_insert((0, size)).0 += 1;
-        if !stored {
-            self.total_bytes += size;
+        if queue.is_full(size) || (!stored && total + size > MAX_TOTAL_BYTES) {
+            return Err(BoundReached);
         }
-        if let Some(lane) = queue.lanes.get_mut(&event.key) {
+        let delivery = Delivery::new(event, false);
+        queue.deliveries.insert(id, delivery);
+        queue.bytes += size;
+        if let Some(lane) = queue.lanes.get_mut(&event.object.uid) {
             lane.push_back(id);
         } else {
-            queue.lanes.insert(event.key, VecDeque::new());
-            queue.ready.push_back(id);
+            queue.lanes.insert(event.object.uid, VecDeque::new());
+            match withhold {
+                Some(watch) => self.withheld.entry(watch).or_default().push((webhook, id)),
+                None => queue.ready.push_back(id),
+            }
         }
+        self.store(event).to.push((webhook, id));
+        self.touch(event.id);
         self.wake(webhook);
         Ok(())
+    }
+
+    /// Takes a delivery in that is asked for again; false where it is pending already.
+    pub(super) fn enqueue_again(&mut self, webhook: Uid, event: &Arc<Event>) -> bool {
+        let id = DeliveryId::new(event.id, webhook);
+        let queue = self.queues.entry(webhook).or_default();
+        if queue.deliveries.contains_key(&id) {
+            return false;
+        }
+        let delivery = Delivery::new(event, true);
+        queue.deliveries.insert(id, delivery);
+        queue.bytes += event.body.len();
+        queue.again.push_back(id);
+        self.store(event).again += 1;
+        self.wake(webhook);
+        true
+    }
+
+    fn store(&mut self, event: &Arc<Event>) -> &mut Stored {
+        let shard = event.id.shard(self.events.len());
+        let size = event.body.len();
+        let total = &mut self.total_bytes;
+        self.events[shard].entry(event.id).or_insert_with(|| {
+            *total += size;
+            Stored {
+                event: Arc::clone(event),
+                size,
+                to: Vec::new(),
+                again: 0,
+                written: false,
+                dirty: false,
+                unknown: Unknown::NONE,
+            }
+        })
+    }
+
+    /// The watch's baseline is flushed: what was withheld may go.
+    pub(super) fn release_watch(&mut self, watch: WatchId) {
+        for (webhook, id) in self.withheld.remove(&watch).unwrap_or_default() {
+            if let Some(queue) = self.queues.get_mut(&webhook) {
+                queue.ready.push_back(id);
+            }
+            self.wake(webhook);
+        }
     }
 
     /// Lets the Webhook have its turn, if it can begin an attempt.
@@ -148,28 +362,28 @@ impl Pending {
             self.timers.pop();
             if let Some(queue) = self.queues.get_mut(&webhook)
                 && let Some(delivery) = queue.deliveries.get_mut(&id)
-                && delivery.due == Some(due)
+                && delivery.due.is_some_and(|(at, _)| at == due)
             {
                 delivery.due = None;
-                queue.ready.push_back(id);
+                if delivery.again { queue.again.push_back(id) } else { queue.ready.push_back(id) }
                 self.wake(webhook);
             }
         }
         while let Some(webhook) = self.runnable.pop_front() {
             let Some(queue) = self.queues.get_mut(&webhook) else { continue };
             queue.runnable = false;
-            if !queue.can_begin() {
+            let Some(id) = queue.next() else { continue };
+            let Some(delivery) = queue.deliveries.get(&id) else {
+                self.wake(webhook);
                 continue;
-            }
-            let Some(id) = queue.ready.pop_front() else { continue };
-            let Some(delivery) = queue.deliveries.get(&id) else { continue };
+            };
             queue.in_flight += 1;
             let begin = Begin {
                 webhook,
                 delivery: id,
                 event: Arc::clone(&delivery.event),
                 attempt: delivery.failed_attempts + 1,
-                gone: queue.gone.is_some(),
+                gone: queue.gone.is_some() && !delivery.again,
             };
             self.wake(webhook);
             return Some(begin);
@@ -177,9 +391,26 @@ impl Pending {
         None
     }
 
+    /// The next given-up delivery that is to become an object, told once.
+    pub(super) fn next_to_keep(&mut self) -> Option<Keep> {
+        while let Some((webhook, delivery)) = self.to_keep.pop_front() {
+            if let Some(shelved) = self.queues.get(&webhook).and_then(|queue| queue.shelf.get(&delivery)) {
+                let (event, given_up) = (Arc::clone(&shelved.event), shelved.given_up.clone());
+                return Some(Keep { webhook, delivery, event, given_up });
+            }
+        }
+        None
+    }
+
     /// When the next retry is due.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         self.timers.peek().map(|Reverse((due, _, _))| *due)
+    }
+
+    /// Whether a delivery was asked for again.
+    pub(super) fn is_again(&self, webhook: Uid, id: DeliveryId) -> bool {
+        let delivery = self.queues.get(&webhook).and_then(|queue| queue.deliveries.get(&id));
+        delivery.is_some_and(|delivery| delivery.again)
     }
 
     /// The delivery whose attempt has ended; its place among those under way is free again. `None` where the Webhook was
@@ -191,64 +422,208 @@ impl Pending {
     }
 
     /// Ends the delivery's first attempt: the object's next event may go.
-    pub(super) fn leave_lane(&mut self, webhook: Uid, key: ObjectKey) {
+    fn leave_lane(&mut self, webhook: Uid, id: DeliveryId) {
         if let Some(queue) = self.queues.get_mut(&webhook)
-            && let Some(lane) = queue.lanes.get_mut(&key)
+            && let Some(delivery) = queue.deliveries.get_mut(&id)
+            && std::mem::take(&mut delivery.in_lane)
+            && let Some(lane) = queue.lanes.get_mut(&delivery.event.object.uid)
         {
             match lane.pop_front() {
                 Some(next) => queue.ready.push_back(next),
                 None => {
-                    queue.lanes.remove(&key);
+                    queue.lanes.remove(&delivery.event.object.uid);
                 }
             }
         }
-        self.wake(webhook);
     }
 
     /// Puts a delivery back whose attempt was not made; it keeps its place.
     pub(super) fn put_back(&mut self, webhook: Uid, id: DeliveryId) {
-        if let Some(queue) = self.queues.get_mut(&webhook) {
-            queue.ready.push_front(id);
+        if let Some(queue) = self.queues.get_mut(&webhook)
+            && let Some(delivery) = queue.deliveries.get(&id)
+        {
+            if delivery.again { queue.again.push_front(id) } else { queue.ready.push_front(id) }
         }
         self.wake(webhook);
     }
 
     /// Lets a delivery wait for its retry.
-    pub(super) fn wait(&mut self, webhook: Uid, id: DeliveryId, due: Timestamp) {
+    pub(super) fn wait(&mut self, webhook: Uid, id: DeliveryId, due: Timestamp, wait: Duration) {
+        self.leave_lane(webhook, id);
+        let mut touched = None;
         if let Some(delivery) = self.queues.get_mut(&webhook).and_then(|queue| queue.deliveries.get_mut(&id)) {
-            delivery.due = Some(due);
+            delivery.due = Some((due, wait));
             self.timers.push(Reverse((due, webhook, id)));
+            touched = (!delivery.again).then_some(delivery.event.id);
+        }
+        if let Some(event) = touched {
+            self.touch(event);
         }
         self.wake(webhook);
     }
 
-    /// Removes a delivery that is delivered or given up.
+    /// Removes a delivery that is delivered.
     pub(super) fn remove(&mut self, webhook: Uid, id: DeliveryId) {
+        self.leave_lane(webhook, id);
         if let Some(queue) = self.queues.get_mut(&webhook)
             && let Some(delivery) = queue.deliveries.remove(&id)
         {
             queue.bytes -= delivery.event.body.len();
-            self.release(&delivery.event);
+            self.release(delivery.event.id, webhook, delivery.again);
         }
         self.wake(webhook);
+    }
+
+    /// Puts a delivery that is given up onto the shelf; false where that is full and it is thrown away.
+    pub(super) fn give_up(&mut self, webhook: Uid, id: DeliveryId, given_up: GivenUp) -> bool {
+        self.leave_lane(webhook, id);
+        let mut kept = false;
+        if let Some(queue) = self.queues.get_mut(&webhook)
+            && let Some(delivery) = queue.deliveries.remove(&id)
+        {
+            let size = delivery.event.body.len();
+            queue.bytes -= size;
+            let event = delivery.event.id;
+            kept = !delivery.again && queue.shelf.len() < MAX_SHELVED && queue.shelf_bytes + size <= MAX_BYTES;
+            if kept {
+                queue.shelf.insert(id, Shelved { event: delivery.event, given_up });
+                queue.shelf_bytes += size;
+                self.to_keep.push_back((webhook, id));
+                self.touch(event);
+            } else {
+                self.release(event, webhook, delivery.again);
+            }
+        }
+        self.wake(webhook);
+        kept
+    }
+
+    /// Puts an event for which the queue has no room straight onto the shelf; false where that is full too.
+    pub(super) fn shelve(&mut self, webhook: Uid, event: &Arc<Event>, given_up: GivenUp) -> bool {
+        let size = event.body.len();
+        let stored = self.stored(event.id).is_some();
+        let total = self.total_bytes;
+        let id = DeliveryId::new(event.id, webhook);
+        let queue = self.queues.entry(webhook).or_default();
+        if queue.shelf.len() >= MAX_SHELVED
+            || queue.shelf_bytes + size > MAX_BYTES
+            || (!stored && total + size > MAX_TOTAL_BYTES + MAX_BYTES)
+        {
+            return false;
+        }
+        queue.shelf.insert(id, Shelved { event: Arc::clone(event), given_up });
+        queue.shelf_bytes += size;
+        self.to_keep.push_back((webhook, id));
+        self.store(event).to.push((webhook, id));
+        self.touch(event.id);
+        true
+    }
+
+    /// A given-up delivery has become an object, or never will.
+    pub(super) fn kept(&mut self, webhook: Uid, id: DeliveryId) {
+        if let Some(queue) = self.queues.get_mut(&webhook)
+            && let Some(shelved) = queue.shelf.remove(&id)
+        {
+            queue.shelf_bytes -= shelved.event.body.len();
+            self.release(shelved.event.id, webhook, false);
+        }
     }
 
     /// Removes a deleted Webhook's deliveries and tells how many there were.
     pub(super) fn forget(&mut self, webhook: Uid) -> usize {
         let Some(queue) = self.queues.remove(&webhook) else { return 0 };
         for delivery in queue.deliveries.values() {
-            self.release(&delivery.event);
+            self.release(delivery.event.id, webhook, delivery.again);
         }
-        queue.deliveries.len()
+        for shelved in queue.shelf.values() {
+            self.release(shelved.event.id, webhook, false);
+        }
+        queue.deliveries.len() + queue.shelf.len()
     }
 
-    fn release(&mut self, event: &Event) {
-        if let Some((count, size)) = self.events.get_mut(&event.id) {
-            *count -= 1;
-            if *count == 0 {
-                self.total_bytes -= *size;
-                self.events.remove(&event.id);
+    /// One delivery of the event fewer.
+    fn release(&mut self, id: EventId, webhook: Uid, again: bool) {
+        let shard = id.shard(self.events.len());
+        let Some(stored) = self.events[shard].get_mut(&id) else { return };
+        if again {
+            stored.again = stored.again.saturating_sub(1);
+        } else {
+            stored.to.retain(|(to, _)| *to != webhook);
+        }
+        if stored.to.is_empty() && stored.again == 0 {
+            self.total_bytes -= stored.size;
+            // An event that no flush has held need not be told gone.
+            if stored.written && !stored.dirty {
+                self.dirty.push_back((id, true));
             }
+            self.events[shard].remove(&id);
+        } else if !again {
+            self.touch(id);
+        }
+    }
+
+    /// Whether the ledger does not know of everything here.
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// What has changed, up to about `budget` bytes.
+    pub(super) fn changes(&mut self, budget: &mut usize) -> Vec<EventEntry> {
+        let mut entries = Vec::new();
+        while *budget > 0 {
+            let Some((id, written)) = self.dirty.pop_front() else { break };
+            let shard = id.shard(self.events.len());
+            let Some(stored) = self.events[shard].get_mut(&id) else {
+                if !written {
+                    continue;
+                }
+                entries.push(EventEntry { id, event: None, deliveries: Vec::new(), unknown: Unknown::NONE });
+                *budget = budget.saturating_sub(64);
+                continue;
+            };
+            if !std::mem::take(&mut stored.dirty) {
+                continue;
+            }
+            let full = !stored.written && !stored.to.is_empty();
+            if stored.to.is_empty() && !stored.written {
+                continue;
+            }
+            stored.written = !stored.to.is_empty();
+            let stored = &self.events[shard][&id];
+            *budget = budget.saturating_sub(128 + 64 * stored.to.len() + if full { stored.size } else { 0 });
+            entries.push(self.entry(stored, full));
+        }
+        entries
+    }
+
+    /// Everything of one shard.
+    pub(super) fn snapshot(&self, shard: usize) -> Vec<EventEntry> {
+        let stored = self.events[shard].values().filter(|stored| !stored.to.is_empty());
+        stored.map(|stored| self.entry(stored, true)).collect()
+    }
+
+    fn entry(&self, stored: &Stored, full: bool) -> EventEntry {
+        let deliveries = stored.to.iter().filter_map(|(webhook, id)| {
+            let queue = self.queues.get(webhook)?;
+            let mut entry = DeliveryEntry::new(*webhook);
+            match queue.deliveries.get(id) {
+                Some(delivery) if !delivery.again => {
+                    entry.failed = delivery.failed_attempts;
+                    entry.unknown = delivery.unknown.clone();
+                    if let Some((due, wait)) = delivery.due {
+                        entry.due = Some(due);
+                        entry.wait_millis = wait.as_millis() as u64;
+                    }
+                }
+                _ => entry.given_up = Some(queue.shelf.get(id)?.given_up.clone()),
+            }
+            Some(entry)
+        });
+        EventEntry {
+            id: stored.event.id,
+            event: full.then(|| Arc::clone(&stored.event)),
+            deliveries: deliveries.collect(),
+            unknown: stored.unknown.clone(),
         }
     }
 }

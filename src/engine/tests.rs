@@ -59,11 +59,18 @@ fn change(change: Change) -> Observation {
 }
 
 fn listed_engine(selective: bool) -> Engine {
-    let mut engine = Engine::new(None, 1);
-    engine.add_watch(WATCH, "trainingjobs.llmtune.io", selective);
+    let mut engine = Engine::new(None, 1, 4);
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", selective);
     engine.observe(change(Change::ListBegun), at(0));
     engine.observe(change(Change::ListEnded(1)), at(0));
+    flushed(&mut engine);
     engine
+}
+
+fn flushed(engine: &mut Engine) -> Contents {
+    let flush = engine.flush(&[]);
+    engine.landed();
+    flush.contents
 }
 
 fn names(observed: &Observed) -> Vec<&'static str> {
@@ -88,12 +95,13 @@ fn a_list_that_lacks_an_object_tells_its_deletion_only_once_it_is_complete() {
         // The first list breaks off.
         engine.observe(change(Change::ListBegun), at(0));
         assert!(engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0)).events.is_empty());
-        assert_eq!(engine.position(WATCH), 1, "during a list the position stays");
+        engine.observe(seen(job(3, 8, TrainingStage::Pending)), at(0));
+        assert_eq!(engine.position(WATCH), 6, "during a list the position stays");
     }
     let observed = engine.observe(change(Change::ListEnded(9)), at(0));
     assert_eq!(names(&observed), ["training.failed"]);
     assert_eq!(engine.position(WATCH), 9);
-    assert_eq!(engine.records(), 1);
+    assert_eq!(engine.records(), 2);
 }
 
 #[test]
@@ -126,8 +134,8 @@ fn on_a_watch_with_a_selector_absence_is_asked_after() {
 
 #[test]
 fn a_kind_that_was_not_installed_has_no_baseline() {
-    let mut engine = Engine::new(None, 1);
-    engine.add_watch(WATCH, "trainingjobs.llmtune.io", false);
+    let mut engine = Engine::new(None, 1, 4);
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
     engine.observe(change(Change::NotInstalled), at(0));
     engine.observe(change(Change::ListBegun), at(0));
     assert_eq!(names(&engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0))), ["training.started"]);
@@ -148,15 +156,25 @@ fn a_webhook_gets_the_events_of_its_time_held_or_not_and_none_of_before() {
 }
 
 #[test]
-fn beyond_the_bound_events_are_dropped_and_counted_and_others_do_not_notice() {
+fn beyond_the_bound_events_become_objects_then_are_dropped_and_counted_and_others_do_not_notice() {
     let mut engine = listed_engine(false);
     engine.subscribe(Subscription { held: true, ..subscription(1, 1, 0) });
-    let mut dropped = 0;
-    for number in 0..=MAX_DELIVERIES as u128 + 4 {
-        dropped += engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0)).dropped.len();
+    let (mut given_up, mut dropped) = (0, 0);
+    for number in 0..=(MAX_DELIVERIES + MAX_SHELVED) as u128 + 4 {
+        let observed = engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+        given_up += observed.given_up.len();
+        dropped += observed.dropped.len();
     }
-    assert_eq!(dropped, 5);
+    assert_eq!((given_up, dropped), (MAX_SHELVED, 5));
     assert_eq!(engine.pending(Uid::from_u128(1001)), MAX_DELIVERIES);
+    let mut kept = 0;
+    while let Some(due) = engine.due(at(0)) {
+        let Due::Keep(keep) = due else { panic!("the Webhook is held") };
+        assert_eq!(keep.given_up.reason, Reason::BoundReached);
+        engine.kept(keep.webhook, keep.delivery);
+        kept += 1;
+    }
+    assert_eq!(kept, MAX_SHELVED);
     engine.subscribe(subscription(2, 1, 0));
     let observed = engine.observe(seen(job(1, 6, TrainingStage::Completed)), at(0));
     assert_eq!(observed.enqueued, [Uid::from_u128(1002)]);
@@ -165,7 +183,7 @@ fn beyond_the_bound_events_are_dropped_and_counted_and_others_do_not_notice() {
 
 fn outcome(attempt: &Attempt, result: AttemptResult) -> Outcome {
     let Attempt { webhook, delivery, generation, .. } = *attempt;
-    Outcome { webhook, delivery, generation, result }
+    Outcome { webhook, delivery, generation, result, status_code: None, error: None }
 }
 
 fn attempt(engine: &mut Engine, now: i64) -> Attempt {
@@ -200,6 +218,8 @@ fn an_endpoint_that_is_gone_exhausts_what_waits_without_an_attempt_and_keeps_the
     assert_eq!((second.number, retry.number), (1, 2));
     assert!(engine.settle(&outcome(&retry, AttemptResult::Gone), at(5000), 0.5).unwrap().gone);
     engine.settle(&outcome(&second, AttemptResult::Failed { retry_after: None }), at(5000), 0.5);
+    let Some(Due::Keep(keep)) = engine.due(at(5000)) else { panic!("the first becomes an object") };
+    assert_eq!((keep.delivery, keep.given_up.reason), (retry.delivery, Reason::EndpointGone));
     let Some(Due::Exhausted(settled)) = engine.due(at(9000)) else { panic!("the second is given up") };
     assert_eq!((settled.attempt, settled.gone, settled.pending), (1, true, 0));
 }
@@ -314,7 +334,14 @@ proptest! {
                 }
             }
             while let Some(due) = engine.due(at(now)) {
-                let Due::Attempt(attempt) = due else { panic!("no endpoint is gone") };
+                let attempt = match due {
+                    Due::Attempt(attempt) => attempt,
+                    Due::Keep(keep) => {
+                        engine.kept(keep.webhook, keep.delivery);
+                        continue;
+                    }
+                    Due::Exhausted(_) => panic!("no endpoint is gone"),
+                };
                 prop_assert!(!held.contains(&attempt.webhook), "a held Webhook begins nothing");
                 let life = lives.entry((attempt.webhook, attempt.event.id)).or_default();
                 prop_assert!(!life.ended && !life.under_way);

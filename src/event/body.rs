@@ -2,6 +2,7 @@
 //! `deliveredAt` comes last, so that an attempt appends twenty-odd bytes.
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::{EventType, id::EventId, json, payload::Data};
 
@@ -12,7 +13,8 @@ pub const MAX_BYTES: usize = 256 * 1024;
 const CLOSING_BYTES: usize = 22;
 
 /// A body up to the value of `deliveredAt`.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Opened(String);
 
 /// What the body says beside its data.
@@ -81,6 +83,18 @@ impl Opened {
         body.push_str(&whole.to_string());
         body.push_str("\"}");
         body
+    }
+
+    /// The body up to the value of `deliveredAt`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// A body that was kept as text, as [`Self::as_str`] gave it.
+    #[must_use]
+    pub fn kept(text: String) -> Self {
+        Self(text)
     }
 
     /// How many bytes are kept.

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
 
 use super::{EventType, object::Uid};
@@ -50,6 +51,42 @@ impl EventId {
         }
         Self(truncate(hash))
     }
+
+    /// The id of a test that the object of this uid asks for.
+    #[must_use]
+    pub fn of_test(uid: Uid) -> Self {
+        let mut hash = Sha256::new();
+        field(&mut hash, b"test");
+        field(&mut hash, uid.to_string().as_bytes());
+        Self(truncate(hash))
+    }
+
+    /// Parses what [`fmt::Display`] writes.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix("evt_").filter(|digits| digits.len() == 32)?;
+        let lower = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        lower.then(|| u128::from_str_radix(digits, 16).ok().map(Self))?
+    }
+
+    /// Which of `shards` parts of the ledger's snapshot the event belongs to.
+    #[must_use]
+    pub const fn shard(self, shards: usize) -> usize {
+        (self.0 % shards as u128) as usize
+    }
+}
+
+impl Serialize for EventId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for EventId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| D::Error::custom(format!("{text:?} is no event id")))
+    }
 }
 
 impl DeliveryId {
@@ -60,6 +97,12 @@ impl DeliveryId {
         field(&mut hash, event.to_string().as_bytes());
         field(&mut hash, webhook.to_string().as_bytes());
         Self(truncate(hash))
+    }
+
+    /// The name of the delivery's `WebhookDelivery`: names of objects hold no underscore.
+    #[must_use]
+    pub fn object_name(self) -> String {
+        format!("dlv-{:032x}", self.0)
     }
 }
 

@@ -7,13 +7,14 @@ pub mod json;
 pub mod lifecycle;
 pub mod object;
 pub mod payload;
+pub mod unknown;
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use jiff::Timestamp;
 
 use id::EventId;
-use object::{Object, ObjectKey};
+use object::{Facts, Object, ServingFacts, TrainingFacts, Uid};
 
 /// What can happen, by the name that subscribers use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,6 +44,34 @@ impl EventType {
         Self::DeploymentDeleted,
         Self::UsageThresholdReached,
     ];
+
+    /// The event of this name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|event| event.name() == name)
+    }
+
+    /// An object of the kind that such events are about, of which nothing but its name is known.
+    #[must_use]
+    pub fn outline(self, uid: Uid, namespace: String, name: String) -> Object {
+        let facts = match self {
+            Self::TrainingStarted | Self::TrainingCompleted | Self::TrainingFailed => {
+                Facts::Training(TrainingFacts::default())
+            }
+            _ => Facts::Serving(ServingFacts::default()),
+        };
+        Object {
+            uid,
+            version: 0,
+            generation: 0,
+            namespace,
+            name,
+            labels: BTreeMap::new(),
+            created_at: None,
+            owned: false,
+            facts,
+        }
+    }
 
     /// The event's name, such as `training.started`.
     #[must_use]
@@ -109,12 +138,12 @@ pub struct Event {
     pub id: EventId,
     /// What happened.
     pub event_type: EventType,
-    /// Which object it happened to, for ordering.
-    pub key: ObjectKey,
-    /// The object, for matching and reporting.
+    /// The object that it happened to, for ordering, matching and reporting.
     pub object: Arc<Object>,
     /// When the operator learned of it.
     pub observed_at: Timestamp,
+    /// The how-manieth event of its object it is, from 1.
+    pub sequence: u32,
     /// The body up to the value of `deliveredAt` (see [`body`]).
     pub body: body::Opened,
 }

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// A watch: one source's kind in one scope. Numbered by the operator, in the order of its configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +36,12 @@ impl Uid {
         Some(Self(value))
     }
 
+    /// Which of `shards` parts of the ledger's snapshot the object's record belongs to.
+    #[must_use]
+    pub const fn shard(self, shards: usize) -> usize {
+        (self.0 % shards as u128) as usize
+    }
+
     /// A uid of the given value, for tests and simulation.
     #[must_use]
     pub const fn from_u128(value: u128) -> Self {
@@ -63,17 +70,22 @@ impl fmt::Debug for Uid {
     }
 }
 
-/// Which object, within one process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectKey {
-    /// The watch that shows it.
-    pub watch: WatchId,
-    /// Its uid.
-    pub uid: Uid,
+impl Serialize for Uid {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Uid {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| D::Error::custom(format!("{text:?} is no UUID")))
+    }
 }
 
 /// An object as its source read it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Object {
     /// `metadata.uid`.
     pub uid: Uid,
@@ -86,10 +98,13 @@ pub struct Object {
     /// `metadata.name`.
     pub name: String,
     /// `metadata.labels`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// `metadata.creationTimestamp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<Timestamp>,
     /// Its controller is itself of a watched kind, which speaks for it.
+    #[serde(skip)]
     pub owned: bool,
     /// What its lifecycle looks at and its events tell.
     pub facts: Facts,
@@ -108,7 +123,8 @@ impl Object {
 }
 
 /// The facts of an object, by lifecycle.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Facts {
     /// A training job's.
     Training(TrainingFacts),
@@ -117,7 +133,7 @@ pub enum Facts {
 }
 
 /// The stages of the training lifecycle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum TrainingStage {
     Pending,
     Suspended,
@@ -150,31 +166,43 @@ impl TrainingStage {
 }
 
 /// What a training job says of itself.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct TrainingFacts {
     /// `None`: no stage that we know; moves nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<TrainingStage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub job_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub base_model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub training_method: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub artifact: Option<String>,
     /// At most 64 numbers and strings, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, Metric>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
 
 /// One figure of a training.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
 pub enum Metric {
     Number(f64),
     Text(String),
 }
 
 /// The stages of the serving lifecycle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ServingStage {
     /// Nothing to announce: not observed available.
     Pending,
@@ -187,17 +215,26 @@ pub enum ServingStage {
 }
 
 /// What a model deployment says of itself.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct ServingFacts {
     /// `None`: its status speaks of an older generation; moves nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<ServingStage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub deployment_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub model_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
     /// The newest rollout has been complete once, whatever the availability is now.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub rolled_out: bool,
     /// An autoscaler idles it: being at zero is no pause.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub autoscaled: bool,
 }

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::event::{
     lifecycle::{
         Gone, Occurrence,
@@ -10,29 +12,68 @@ use crate::event::{
         training::{self, TrainingRecord},
     },
     object::{Facts, Object},
+    unknown::Unknown,
 };
 
 /// What is remembered of one object.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// The newest `resourceVersion` that was seen of it.
+    /// The newest `resourceVersion` that was seen of it; in the ledger, the one of its last change that mattered.
     pub version: u64,
     /// `metadata.generation` as of then.
+    #[serde(default)]
     pub generation: i64,
     /// How many events of it there were.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub sequence: u32,
     /// The number of the last list of its watch that held it, or that it was seen after.
+    #[serde(skip)]
     pub listing: u16,
     /// It lives but is no longer selected, or is owned: it sends nothing until it is seen again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub muted: bool,
+    /// A list lacked it, and whether it lives is not known yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub missed: bool,
+    /// It waits for the next flush.
+    #[serde(skip)]
+    pub dirty: bool,
     /// What its lifecycle remembers.
+    #[serde(flatten)]
     pub lifecycle: Lifecycle,
     /// The object, while its going would be an event.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "shared")]
     pub last: Option<Arc<Object>>,
+    /// What a later release wrote.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// An object behind an `Arc`, written in its place.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::event::object::Object;
+
+    pub fn serialize<S: Serializer>(object: &Option<Arc<Object>>, serializer: S) -> Result<S::Ok, S::Error> {
+        object.as_deref().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<Object>>, D::Error> {
+        Ok(Option::<Object>::deserialize(deserializer)?.map(Arc::new))
+    }
 }
 
 /// What a lifecycle remembers.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Lifecycle {
     Training(TrainingRecord),
     Serving(ServingRecord),

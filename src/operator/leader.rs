@@ -202,7 +202,7 @@ impl Leader {
             publisher: tokio::spawn(publisher),
         };
         // Records are built anew at every start, so every start is an epoch of its own.
-        let engine = Engine::new(args.cluster_name.clone(), clock.wall.as_millisecond().unsigned_abs());
+        let engine = Engine::new(args.cluster_name.clone(), clock.wall.as_millisecond().unsigned_abs(), 64);
         let leader = Self {
             context,
             claim,
@@ -283,7 +283,7 @@ impl Leader {
     ) -> Arc<WatchHealth> {
         let id = WatchId(self.questions.len() as u16);
         let health = Arc::new(WatchHealth::new(S::KIND, namespace.clone()));
-        self.engine.add_watch(id, S::RESOURCE, S::SELECTOR.is_some());
+        self.engine.add_watch(id, S::RESOURCE, S::RESOURCE, S::SELECTOR.is_some());
         let watcher = Arc::new(Watcher::<S> {
             id,
             namespace,
@@ -357,6 +357,7 @@ impl Leader {
             match due {
                 Due::Attempt(attempt) => self.begin(attempt),
                 Due::Exhausted(settled) => self.settled(settled, None, now),
+                Due::Keep(keep) => self.engine.kept(keep.webhook, keep.delivery),
             }
         }
     }

@@ -6,6 +6,8 @@
 pub mod serving;
 pub mod training;
 
+use serde::{Deserialize, Serialize};
+
 use super::{EventType, id::OccurrenceName};
 
 /// An event that a lifecycle decided on, before it has an id and a body.
@@ -34,13 +36,20 @@ pub enum Gone {
 
 /// Counts the events of one type that bear the newest `generation` as their name. Generations only grow, so the older
 /// counts are never needed again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Tally {
     generation: i64,
     count: u32,
 }
 
 impl Tally {
+    /// Whether nothing was counted.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     /// A tally that has already met this generation, for a baseline: what was sent for it before is unknown.
     #[must_use]
     pub const fn met(generation: i64) -> Self {

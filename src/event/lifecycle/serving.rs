@@ -4,11 +4,14 @@
 //!   autoscaler idles it. `deployment.resumed`: active again after paused. `deployment.deleted`: gone after it was active.
 //! - `model.deployed`: Deployed, and its (model id, version) differs from the one last announced. No model id, no event.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Occurrence, Tally};
 use crate::event::{
     EventType,
     id::OccurrenceName,
     object::{ServingFacts, ServingStage},
+    unknown::Unknown,
 };
 
 /// A model id and its version.
@@ -16,7 +19,7 @@ pub type Model = (String, Option<String>);
 
 /// What being at zero replicas meant when it was reached. It is decided once: an annotation that changes later moves
 /// nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Zero {
     /// It is not at zero.
     #[default]
@@ -28,17 +31,24 @@ pub enum Zero {
 }
 
 /// What the lifecycle remembers of one deployment.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ServingRecord {
     /// It has been active once.
     pub active: bool,
     /// Whether and why it is at zero.
     pub zero: Zero,
     /// The model last announced.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub announced: Option<Box<Model>>,
+    #[serde(skip_serializing_if = "Tally::is_empty")]
     deployed: Tally,
+    #[serde(skip_serializing_if = "Tally::is_empty")]
     paused: Tally,
+    #[serde(skip_serializing_if = "Tally::is_empty")]
     resumed: Tally,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 impl ServingRecord {
@@ -67,6 +77,7 @@ impl ServingRecord {
             deployed: met,
             paused: met,
             resumed: met,
+            unknown: Unknown::NONE,
         }
     }
 

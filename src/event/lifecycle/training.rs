@@ -7,12 +7,14 @@
 //!   only with a new `startedAt`; without one it stays finished. Failed and Cancelled are final for their run.
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::{Gone, Occurrence, Tally};
 use crate::event::{
     EventType,
     id::OccurrenceName,
     object::{TrainingFacts, TrainingStage},
+    unknown::Unknown,
 };
 
 /// How many distinct `startedAt` a record remembers. A job that restarts more often still announces each; from there on
@@ -20,18 +22,23 @@ use crate::event::{
 const REMEMBERED_STARTS: usize = 32;
 
 /// What the lifecycle remembers of one job.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainingRecord {
     /// The stage it is in.
     pub stage: TrainingStage,
     /// How many runs were announced, or taken over by a baseline.
     pub run: u32,
     /// The distinct `startedAt` of those runs, the newest last, at most [`REMEMBERED_STARTS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     starts: Vec<Timestamp>,
     /// Whether the newest of `starts` is the present run's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     named: bool,
     /// Starts that had no `startedAt`.
+    #[serde(default, skip_serializing_if = "Tally::is_empty")]
     unnamed: Tally,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 impl TrainingRecord {
@@ -39,7 +46,14 @@ impl TrainingRecord {
     #[must_use]
     pub const fn new() -> Self {
         let unnamed = Tally { generation: 0, count: 0 };
-        Self { stage: TrainingStage::Pending, run: 0, starts: Vec::new(), named: false, unnamed }
+        Self {
+            stage: TrainingStage::Pending,
+            run: 0,
+            starts: Vec::new(),
+            named: false,
+            unnamed,
+            unknown: Unknown::NONE,
+        }
     }
 
     /// A job that was there before the operator was: its past counts as announced.
@@ -53,6 +67,7 @@ impl TrainingRecord {
             starts: facts.started_at.into_iter().collect(),
             named: facts.started_at.is_some(),
             unnamed: if ran { Tally::met(generation) } else { Tally::default() },
+            unknown: Unknown::NONE,
         }
     }
 

@@ -1,0 +1,433 @@
+//! One watch: its records, its position, and how far the ledger knows of them.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::Question;
+use crate::{
+    event::{
+        lifecycle::{Gone, Occurrence},
+        object::{Object, Uid, WatchId},
+        unknown::Unknown,
+    },
+    ledger::{
+        contents::{Group, RecordEntry, WatchEntry},
+        journal::RememberedWatch,
+        record::{Lifecycle, Record},
+    },
+};
+
+/// Where a watch stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stand {
+    /// Nothing is known: what its first list shows is a baseline.
+    Fresh,
+    /// What is seen for the first time is new.
+    Live,
+}
+
+/// How far the ledger knows what the records began from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Baseline {
+    Unwritten,
+    Written,
+    Landed,
+}
+
+/// What the engine keeps of one watch.
+#[derive(Debug)]
+pub(super) struct Watch {
+    /// The source's name, `resource.group`: part of every event id.
+    pub(super) source: &'static str,
+    /// It has a label selector.
+    selective: bool,
+    stand: Stand,
+    baseline: Baseline,
+    listing: u16,
+    in_list: bool,
+    absent: bool,
+    position: u64,
+    group: Arc<Group>,
+    /// By shard of the ledger's snapshot.
+    records: Vec<HashMap<Uid, Record>>,
+    unknown: Unknown,
+}
+
+/// An occurrence with the object it happened to.
+pub(super) struct Occurred {
+    pub(super) object: Arc<Object>,
+    pub(super) occurrence: Occurrence,
+    pub(super) sequence: u32,
+}
+
+/// What to ask about an object that a list lacked.
+pub(super) fn question(watch: WatchId, uid: Uid, record: &Record) -> Option<Question> {
+    let object = record.last.as_ref()?;
+    let (namespace, name) = (object.namespace.clone(), object.name.clone());
+    Some(Question { watch, uid, namespace, name, version: record.version })
+}
+
+impl Watch {
+    pub(super) fn new(source: &'static str, selective: bool, shards: usize, name: &str, epoch: u64) -> Self {
+        Self {
+            source,
+            selective,
+            stand: Stand::Fresh,
+            baseline: Baseline::Unwritten,
+            listing: 0,
+            in_list: false,
+            absent: false,
+            position: 0,
+            group: Arc::new(Group { watch: name.to_owned(), epoch }),
+            records: (0..shards).map(|_| HashMap::new()).collect(),
+            unknown: Unknown::NONE,
+        }
+    }
+
+    pub(super) fn recover(source: &'static str, selective: bool, shards: usize, remembered: RememberedWatch) -> Self {
+        let RememberedWatch { entry, records } = remembered;
+        let mut watch = Self::new(source, selective, shards, &entry.watch, entry.epoch);
+        for (uid, record) in records {
+            watch.records[uid.shard(shards)].insert(uid, record);
+        }
+        watch.stand = Stand::Live;
+        watch.baseline = Baseline::Landed;
+        watch.absent = entry.absent;
+        watch.position = entry.position;
+        watch.unknown = entry.unknown;
+        watch
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.records.iter().map(HashMap::len).sum()
+    }
+
+    pub(super) fn position(&self) -> u64 {
+        self.position
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.group.epoch
+    }
+
+    pub(super) fn is_absent(&self) -> bool {
+        self.absent
+    }
+
+    /// Whether the ledger knows what the records began from.
+    pub(super) fn is_baselined(&self) -> bool {
+        self.baseline == Baseline::Landed
+    }
+
+    fn record(&mut self, uid: Uid) -> Option<&mut Record> {
+        let shards = self.records.len();
+        self.records[uid.shard(shards)].get_mut(&uid)
+    }
+
+    fn remove(&mut self, uid: Uid) -> Option<Record> {
+        let shards = self.records.len();
+        self.records[uid.shard(shards)].remove(&uid)
+    }
+
+    fn touch(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
+        if self.stand == Stand::Fresh {
+            return;
+        }
+        if let Some(record) = self.record(uid)
+            && !std::mem::replace(&mut record.dirty, true)
+        {
+            dirty.push(uid);
+        }
+    }
+
+    /// Everything up to this version has been passed; during a list nothing is. Tells whether that is news.
+    pub(super) fn pass(&mut self, version: u64) -> bool {
+        let news = !self.in_list && version > self.position;
+        if news {
+            self.position = version;
+        }
+        news
+    }
+
+    pub(super) fn begin_list(&mut self) {
+        self.listing = self.listing.wrapping_add(1);
+        self.in_list = true;
+    }
+
+    /// The list was complete. Tells whether the ledger must know at once.
+    pub(super) fn end_list(&mut self, version: u64, dirty: &mut Vec<Uid>) -> bool {
+        self.in_list = false;
+        let began = self.stand == Stand::Fresh || self.absent;
+        if self.stand == Stand::Fresh {
+            self.stand = Stand::Live;
+            for (uid, record) in self.records.iter_mut().flatten() {
+                record.dirty = true;
+                dirty.push(*uid);
+            }
+        }
+        self.absent = false;
+        self.position = version;
+        began
+    }
+
+    /// The resource is not there: what comes of it is new, under an epoch of its own.
+    pub(super) fn absent(&mut self, epoch: u64) {
+        self.records.iter_mut().for_each(HashMap::clear);
+        self.stand = Stand::Live;
+        self.baseline = Baseline::Unwritten;
+        self.absent = true;
+        self.in_list = false;
+        self.position = 0;
+        self.group = Arc::new(Group { watch: self.group.watch.clone(), epoch });
+    }
+
+    /// Versions begin anew: the next list's objects are looked at whatever their versions.
+    pub(super) fn distrust_versions(&mut self, dirty: &mut Vec<Uid>) {
+        for (uid, record) in self.records.iter_mut().flatten() {
+            record.version = 0;
+            if !std::mem::replace(&mut record.dirty, true) {
+                dirty.push(*uid);
+            }
+        }
+    }
+
+    /// The object as it is.
+    pub(super) fn seen(&mut self, object: Object, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
+        let (listing, stand, uid) = (self.listing, self.stand, object.uid);
+        if let Some(record) = self.record(uid) {
+            record.listing = listing;
+            if object.version <= record.version {
+                return Vec::new();
+            }
+            record.version = object.version;
+            let changed = record.muted != object.owned || record.missed;
+            record.missed = false;
+            record.muted = object.owned;
+            if object.owned {
+                record.last = None;
+            }
+            if changed {
+                self.touch(uid, dirty);
+            }
+            if object.owned {
+                return Vec::new();
+            }
+        } else if object.owned {
+            return Vec::new();
+        } else {
+            let lifecycle = match stand {
+                Stand::Fresh => Lifecycle::baseline(&object.facts, object.generation),
+                Stand::Live => Lifecycle::new(&object.facts),
+            };
+            let shards = self.records.len();
+            self.records[uid.shard(shards)].insert(uid, Record::new(&object, listing, lifecycle));
+            self.touch(uid, dirty);
+        }
+        self.step(object, dirty)
+    }
+
+    /// Lets the record's lifecycle judge the object's state.
+    fn step(&mut self, object: Object, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
+        let uid = object.uid;
+        let Some(record) = self.record(uid) else { return Vec::new() };
+        record.generation = object.generation;
+        let before = record.lifecycle.clone();
+        let lifecycle = std::mem::replace(&mut record.lifecycle, Lifecycle::new(&object.facts));
+        let (occurrences, lifecycle) = lifecycle.step(&object.facts, object.generation);
+        record.lifecycle = lifecycle;
+        let keep = record.lifecycle.would_mind_going();
+        let mut changed = !occurrences.is_empty() || record.lifecycle != before;
+        let mut occurred = Vec::new();
+        if occurrences.is_empty() && !keep {
+            changed |= record.last.take().is_some();
+        } else {
+            changed |= !keep || !record.last.as_ref().is_some_and(|last| last.differs_in_version_alone(&object));
+            let object = Arc::new(object);
+            record.last = keep.then(|| Arc::clone(&object));
+            occurred = record.number(&object, occurrences);
+        }
+        if changed {
+            self.touch(uid, dirty);
+        }
+        occurred
+    }
+
+    /// The object is deleted: its final state is stepped first.
+    pub(super) fn deleted(&mut self, object: Object, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
+        let uid = object.uid;
+        if self.record(uid).is_some_and(|record| object.version <= record.version) {
+            return Vec::new();
+        }
+        let mut occurred = self.seen(object, dirty);
+        occurred.extend(self.go(uid, Gone::Deleted, dirty));
+        occurred
+    }
+
+    /// The object was no longer there after a gap.
+    pub(super) fn vanished(&mut self, uid: Uid, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
+        self.go(uid, Gone::Vanished, dirty)
+    }
+
+    fn go(&mut self, uid: Uid, how: Gone, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
+        let Some(mut record) = self.remove(uid) else { return Vec::new() };
+        // A dirty record is told of already; then the flush finds it gone.
+        if !record.dirty && self.stand == Stand::Live {
+            dirty.push(uid);
+        }
+        let Some(object) = record.last.take().filter(|_| !record.muted) else { return Vec::new() };
+        let lifecycle = std::mem::replace(&mut record.lifecycle, Lifecycle::new(&object.facts));
+        let occurrences = lifecycle.gone(how, record.generation);
+        record.number(&object, occurrences)
+    }
+
+    /// The object lives, but sends nothing until it is selected again.
+    pub(super) fn mute(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
+        let listing = self.listing;
+        if let Some(record) = self.record(uid) {
+            let changed = !record.muted || record.missed;
+            record.muted = true;
+            record.missed = false;
+            record.listing = listing;
+            if changed {
+                self.touch(uid, dirty);
+            }
+        }
+    }
+
+    /// The object is there.
+    pub(super) fn unreadable(&mut self, uid: Uid) {
+        let listing = self.listing;
+        if let Some(record) = self.record(uid) {
+            record.listing = listing;
+        }
+    }
+
+    /// The objects that the list which has just ended lacked.
+    pub(super) fn lacking(&self) -> Vec<Uid> {
+        let records = self.records.iter().flatten();
+        records.filter(|(_, record)| record.listing != self.listing).map(|(uid, _)| *uid).collect()
+    }
+
+    /// On a watch with a selector, absence from a list may mean only that the label went: it is to be asked after, where
+    /// going would be an event.
+    pub(super) fn doubt(&mut self, uid: Uid, dirty: &mut Vec<Uid>) -> Option<&Record> {
+        if !self.selective || self.record(uid)?.last.is_none() {
+            return None;
+        }
+        self.record(uid)?.missed = true;
+        self.touch(uid, dirty);
+        self.record(uid).map(|record| &*record)
+    }
+
+    /// Objects that are asked after.
+    pub(super) fn missed(&self) -> impl Iterator<Item = (Uid, &Record)> {
+        let records = self.records.iter().flatten();
+        records.filter(|(_, record)| record.missed).map(|(uid, record)| (*uid, record))
+    }
+
+    /// Takes in an answer; it is void once the object has been seen anew.
+    pub(super) fn answer(&mut self, question: &Question, living: bool, dirty: &mut Vec<Uid>) -> Option<Vec<Occurred>> {
+        let record = self.record(question.uid)?;
+        if !record.missed || record.version > question.version {
+            return None;
+        }
+        if living {
+            self.mute(question.uid, dirty);
+            return None;
+        }
+        Some(self.vanished(question.uid, dirty))
+    }
+
+    /// A record that changed, for the next flush.
+    pub(super) fn change(&mut self, uid: Uid) -> Option<RecordEntry> {
+        let group = Arc::clone(&self.group);
+        let record = self.record(uid);
+        let record = match record {
+            // It was told already.
+            Some(record) if !record.dirty => return None,
+            Some(record) => {
+                record.dirty = false;
+                Some(record.clone())
+            }
+            None => None,
+        };
+        Some(RecordEntry { group, uid, record })
+    }
+
+    /// All records of one shard.
+    pub(super) fn snapshot(&self, shard: usize) -> Vec<RecordEntry> {
+        if self.stand == Stand::Fresh {
+            return Vec::new();
+        }
+        let records = self.records[shard].iter();
+        records.map(|(uid, record)| RecordEntry { group: Arc::clone(&self.group), uid: *uid, record: Some(record.clone()) }).collect()
+    }
+
+    /// The watch, for the flush that holds all changes; `None` while it has no baseline.
+    pub(super) fn entry(&mut self) -> Option<WatchEntry> {
+        if self.stand == Stand::Fresh {
+            return None;
+        }
+        if self.baseline == Baseline::Unwritten {
+            self.baseline = Baseline::Written;
+        }
+        Some(WatchEntry {
+            watch: self.group.watch.clone(),
+            epoch: self.group.epoch,
+            position: self.position,
+            absent: self.absent,
+            unknown: self.unknown.clone(),
+        })
+    }
+
+    /// The flush has landed; tells whether the baseline was in it.
+    pub(super) fn landed(&mut self) -> bool {
+        let landed = self.baseline == Baseline::Written;
+        if landed {
+            self.baseline = Baseline::Landed;
+        }
+        landed
+    }
+}
+
+impl Record {
+    fn new(object: &Object, listing: u16, lifecycle: Lifecycle) -> Self {
+        Self {
+            version: object.version,
+            generation: object.generation,
+            sequence: 0,
+            listing,
+            muted: false,
+            missed: false,
+            dirty: false,
+            lifecycle,
+            last: None,
+            unknown: Unknown::NONE,
+        }
+    }
+
+    fn number(&mut self, object: &Arc<Object>, occurrences: Vec<Occurrence>) -> Vec<Occurred> {
+        let numbered = occurrences.into_iter().map(|occurrence| {
+            self.sequence = self.sequence.saturating_add(1);
+            Occurred { object: Arc::clone(object), occurrence, sequence: self.sequence }
+        });
+        numbered.collect()
+    }
+}
+
+impl Object {
+    /// Whether the other tells the same in a newer version.
+    fn differs_in_version_alone(&self, other: &Self) -> bool {
+        let Self { uid, version: _, generation, namespace, name, labels, created_at, owned, facts } = self;
+        (uid, generation, namespace, name, labels, created_at, owned, facts)
+            == (
+                &other.uid,
+                &other.generation,
+                &other.namespace,
+                &other.name,
+                &other.labels,
+                &other.created_at,
+                &other.owned,
+                &other.facts,
+            )
+    }
+}

@@ -1,0 +1,306 @@
+//! What a segment holds, and how it is written: JSON, compressed with zstd, in base64.
+
+use std::{borrow::Cow, collections::HashMap, io, sync::Arc};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::record::Record;
+use crate::event::{Event, EventType, body::Opened, id::EventId, object::Uid, unknown::Unknown};
+
+/// The largest text that a segment's data is unpacked to; more is no ledger of ours.
+const MAX_UNPACKED: usize = 1 << 30;
+const LEVEL: i32 = 3;
+
+/// A watch, and what its records belong to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WatchEntry {
+    /// Source, namespace and selector.
+    pub watch: String,
+    /// When its records were last built anew: they belong to this name and this number.
+    pub epoch: u64,
+    /// Everything up to this `resourceVersion` has been passed; 0: no list was ever complete.
+    pub position: u64,
+    /// Its resource was not installed: when it comes, everything of it is new.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub absent: bool,
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// What records belong to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Group {
+    pub watch: String,
+    pub epoch: u64,
+}
+
+/// A record as it is now; `None`: it is gone.
+#[derive(Clone, Debug)]
+pub struct RecordEntry {
+    pub group: Arc<Group>,
+    pub uid: Uid,
+    pub record: Option<Record>,
+}
+
+/// An event's deliveries as they are now; none: it is done with.
+#[derive(Clone, Debug)]
+pub struct EventEntry {
+    pub id: EventId,
+    /// The event; `None` where a segment before this one holds it.
+    pub event: Option<Arc<Event>>,
+    pub deliveries: Vec<DeliveryEntry>,
+    pub unknown: Unknown,
+}
+
+/// A delivery that is not acknowledged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryEntry {
+    /// The Webhook's uid.
+    pub webhook: Uid,
+    /// Attempts that failed.
+    #[serde(default)]
+    pub failed: u32,
+    /// When the next attempt is due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<Timestamp>,
+    /// The wait that the due time came from, in milliseconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub wait_millis: u64,
+    /// It is given up, and waits to become an object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given_up: Option<GivenUp>,
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+impl DeliveryEntry {
+    /// A delivery that nothing has happened to.
+    #[must_use]
+    pub const fn new(webhook: Uid) -> Self {
+        Self { webhook, failed: 0, due: None, wait_millis: 0, given_up: None, unknown: Unknown::NONE }
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Why and when a delivery was given up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GivenUp {
+    pub reason: Reason,
+    pub at: Timestamp,
+    /// Attempts that were made.
+    pub attempts: u32,
+    /// Of the last of them: the answer's status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_code: Option<u16>,
+    /// Of the last of them: what went wrong, in at most 256 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Why a delivery was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reason {
+    /// All retries failed.
+    Exhausted,
+    /// The endpoint answered 410 Gone.
+    EndpointGone,
+    /// The bound on pending deliveries was reached.
+    BoundReached,
+}
+
+/// What a segment holds, in the order in which it may be split.
+#[derive(Clone, Debug, Default)]
+pub struct Contents {
+    pub events: Vec<EventEntry>,
+    pub records: Vec<RecordEntry>,
+    /// All watches; only where everything that they have passed is here or has landed.
+    pub watches: Option<Vec<WatchEntry>>,
+}
+
+impl Contents {
+    /// How many entries there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.events.len() + self.records.len()
+    }
+
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0 && self.watches.is_none()
+    }
+
+    /// Takes the second half of the entries away, with the positions.
+    #[must_use]
+    pub fn split_off_half(&mut self) -> Self {
+        let half = self.len() / 2;
+        let watches = self.watches.take();
+        if half < self.events.len() {
+            let events = self.events.split_off(half);
+            return Self { events, records: std::mem::take(&mut self.records), watches };
+        }
+        Self { events: Vec::new(), records: self.records.split_off(half - self.events.len()), watches }
+    }
+
+    /// Puts what a snapshot had no room for before what a flush holds.
+    pub fn prepend(&mut self, mut other: Self) {
+        other.events.append(&mut self.events);
+        other.records.append(&mut self.records);
+        self.events = other.events;
+        self.records = other.records;
+    }
+}
+
+/// Why a segment cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    #[error("its data is no base64: {0}")]
+    Base64(#[from] base64::DecodeError),
+    #[error("its data cannot be unpacked: {0}")]
+    Zstd(#[from] io::Error),
+    #[error("its data cannot be read: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// A segment's text.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Text<'a> {
+    /// The uid of the namespace that the ledger lives in.
+    pub(super) home: Uid,
+    /// Names the leader that wrote it, beside its term.
+    pub(super) leader: u64,
+    /// Of a snapshot: which part of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) shard: Option<usize>,
+    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) events: Vec<EventText<'a>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) records: Vec<GroupText>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) watches: Option<Vec<WatchEntry>>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct EventText<'a> {
+    pub(super) id: EventId,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(super) event: Option<EventBody<'a>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) deliveries: Vec<DeliveryEntry>,
+    #[serde(flatten)]
+    pub(super) unknown: Unknown,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct EventBody<'a> {
+    #[serde(rename = "type")]
+    event_type: Cow<'a, str>,
+    uid: Uid,
+    namespace: Cow<'a, str>,
+    name: Cow<'a, str>,
+    sequence: u32,
+    observed_at: Timestamp,
+    body: Cow<'a, str>,
+}
+
+impl EventBody<'_> {
+    /// The event; `None` where this release does not know its type.
+    pub(super) fn read(self, id: EventId) -> Option<Event> {
+        let event_type = EventType::parse(&self.event_type)?;
+        Some(Event {
+            id,
+            event_type,
+            object: Arc::new(event_type.outline(self.uid, self.namespace.into_owned(), self.name.into_owned())),
+            observed_at: self.observed_at,
+            sequence: self.sequence,
+            body: Opened::kept(self.body.into_owned()),
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct GroupText {
+    pub(super) watch: String,
+    pub(super) epoch: u64,
+    #[serde(default, skip_serializing_if = "Objects::is_empty")]
+    pub(super) objects: Objects,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) gone: Vec<Uid>,
+}
+
+/// Records by uid: a map in the text, a list here.
+#[derive(Default)]
+pub(super) struct Objects(pub(super) Vec<(Uid, Record)>);
+
+impl Objects {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for Objects {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(uid, record)| (uid, record)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Objects {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let map: HashMap<Uid, Record> = HashMap::deserialize(deserializer)?;
+        Ok(Self(map.into_iter().collect()))
+    }
+}
+
+/// Writes the contents of one segment.
+pub(super) fn pack(home: Uid, leader: u64, shard: Option<usize>, contents: &Contents) -> Result<String, Unreadable> {
+    let events = contents.events.iter().map(|entry| EventText {
+        id: entry.id,
+        event: entry.event.as_deref().map(|event| EventBody {
+            event_type: event.event_type.name().into(),
+            uid: event.object.uid,
+            namespace: event.object.namespace.as_str().into(),
+            name: event.object.name.as_str().into(),
+            sequence: event.sequence,
+            observed_at: event.observed_at,
+            body: event.body.as_str().into(),
+        }),
+        deliveries: entry.deliveries.clone(),
+        unknown: entry.unknown.clone(),
+    });
+    let mut records: Vec<GroupText> = Vec::new();
+    for RecordEntry { group, uid, record } in &contents.records {
+        let known = records.iter().rposition(|text| text.watch == group.watch && text.epoch == group.epoch);
+        let at = known.unwrap_or_else(|| {
+            let Group { watch, epoch } = (**group).clone();
+            records.push(GroupText { watch, epoch, objects: Objects::default(), gone: Vec::new() });
+            records.len() - 1
+        });
+        match record {
+            Some(record) => records[at].objects.0.push((*uid, record.clone())),
+            None => records[at].gone.push(*uid),
+        }
+    }
+    let text = Text { home, leader, shard, events: events.collect(), records, watches: contents.watches.clone() };
+    let json = serde_json::to_vec(&text)?;
+    Ok(STANDARD.encode(zstd::bulk::compress(&json, LEVEL)?))
+}
+
+/// The JSON of a segment's data.
+pub(super) fn unpack(data: &str) -> Result<Vec<u8>, Unreadable> {
+    let packed = STANDARD.decode(data)?;
+    let mut json = Vec::new();
+    let decoder = zstd::stream::read::Decoder::new(&packed[..])?;
+    io::Read::read_to_end(&mut io::Read::take(decoder, MAX_UNPACKED as u64), &mut json)?;
+    Ok(json)
+}
