@@ -285,7 +285,10 @@ impl Engine {
     #[must_use]
     pub fn open_questions(&self) -> Vec<Question> {
         let watches = self.watches.iter();
-        watches.flat_map(|(id, watch)| watch.missed().map(|(uid, record)| watch::question(*id, uid, record))).flatten().collect()
+        watches
+            .flat_map(|(id, watch)| watch.missed().map(|(uid, record)| watch::question(*id, uid, record)))
+            .flatten()
+            .collect()
     }
 
     /// Adds or replaces a subscription. A new generation of its spec forgives a 410.
@@ -517,7 +520,8 @@ impl Engine {
             AttemptResult::Gone if generation != subscription.generation => AttemptResult::Failed { retry_after: None },
             result => result,
         };
-        let given_up = |reason| GivenUp { reason, at: now, attempts: attempt, status_code, error: outcome.error.clone() };
+        let given_up =
+            |reason| GivenUp { reason, at: now, attempts: attempt, status_code, error: outcome.error.clone() };
         let (attempt, verdict) = match result {
             AttemptResult::Withheld { hold } => {
                 self.pending.queue(webhook).held |= hold;

@@ -365,7 +365,11 @@ impl Pending {
                 && delivery.due.is_some_and(|(at, _)| at == due)
             {
                 delivery.due = None;
-                if delivery.again { queue.again.push_back(id) } else { queue.ready.push_back(id) }
+                if delivery.again {
+                    queue.again.push_back(id)
+                } else {
+                    queue.ready.push_back(id)
+                }
                 self.wake(webhook);
             }
         }

@@ -359,7 +359,13 @@ impl Watch {
             return Vec::new();
         }
         let records = self.records[shard].iter();
-        records.map(|(uid, record)| RecordEntry { group: Arc::clone(&self.group), uid: *uid, record: Some(record.clone()) }).collect()
+        records
+            .map(|(uid, record)| RecordEntry {
+                group: Arc::clone(&self.group),
+                uid: *uid,
+                record: Some(record.clone()),
+            })
+            .collect()
     }
 
     /// The watch, for the flush that holds all changes; `None` while it has no baseline.

@@ -145,6 +145,8 @@ pub enum Nothing {
     Unreadable(String, String),
     #[error("journal segment number {0} is missing")]
     Missing(u64),
+    #[error("the journal's ring is full")]
+    Full,
 }
 
 /// Opens the newest ledger of this home among all segments that were found.
@@ -400,7 +402,8 @@ impl Journal {
             }
             segments.push(segment);
         }
-        if self.next - first > (self.covered.iter().copied().min().unwrap_or(1) + self.shape.ring).saturating_sub(first) {
+        if self.next - first > (self.covered.iter().copied().min().unwrap_or(1) + self.shape.ring).saturating_sub(first)
+        {
             return Err(LayOutError::Full(segments.len()));
         }
         for segment in &rewritten {

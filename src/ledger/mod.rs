@@ -12,3 +12,4 @@
 pub mod contents;
 pub mod journal;
 pub mod record;
+pub mod store;

@@ -6,6 +6,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     marker::PhantomData,
     panic::AssertUnwindSafe,
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -28,8 +29,12 @@ use super::{
 };
 use crate::{
     delivery::send::{Attempted, Exchange, Sender},
-    engine::{Attempt, Due, Engine, Observation, Question, Settled, Verdict},
+    engine::{Attempt, Due, Engine, Observation, Question, Settled, Unflushed, Verdict},
     event::object::{Uid, WatchId},
+    ledger::{
+        journal::{Journal, Nothing, Shape},
+        store::{Ledger, LedgerError, Store},
+    },
     report::{Note, Settlement, events, writer::Writer},
     source::{
         Source,
@@ -50,6 +55,14 @@ const BATCH: usize = 64;
 /// How long attempts under way may still take once the operator is told to stop.
 const LAST_ATTEMPTS: Duration = Duration::from_secs(10);
 
+/// A flush begins this long after the first change, so that it takes what follows at once along.
+const FLUSH_AFTER: Duration = Duration::from_millis(100);
+/// Flushes begin at least this far apart.
+const FLUSH_EVERY: Duration = Duration::from_millis(500);
+/// Positions that moved alone are written this often.
+const POSITIONS_EVERY: Duration = Duration::from_secs(60);
+/// How long the last flush may take.
+const LAST_FLUSH: Duration = Duration::from_secs(10);
 /// How long the last Events may take.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
@@ -81,6 +94,10 @@ pub enum Stopped {
     Shutdown,
     /// Another holds the Lease.
     Lost(String),
+    /// The ledger cannot be gone on with.
+    LostLedger(LedgerError),
+    /// A task that everything depends on has ended.
+    Broken(&'static str),
 }
 
 /// A Webhook as the loop knows it.
@@ -97,6 +114,21 @@ pub struct Context {
     pub roots: Vec<reqwest::Certificate>,
     pub metrics: Metrics,
     pub health: Arc<Health>,
+    /// A number that grows from leader to leader.
+    pub epoch: u64,
+}
+
+/// The ledger's side of the loop.
+struct Flushing {
+    store: Store,
+    /// `None` while a flush is under way.
+    journal: Option<Journal>,
+    under_way: JoinSet<(Journal, Result<(), LedgerError>)>,
+    begun: Instant,
+    /// Since when there has been something to write.
+    changed: Option<Instant>,
+    /// The last flush had no room for everything.
+    more: bool,
 }
 
 /// The loop's state.
@@ -105,6 +137,7 @@ pub struct Leader {
     claim: Claim,
     clock: Clock,
     engine: Engine,
+    flushing: Flushing,
     sender: Arc<Sender>,
     webhooks: HashMap<Uid, Known>,
     attempts: JoinSet<Attempted>,
@@ -136,7 +169,18 @@ impl Leader {
         lost: &mut oneshot::Receiver<String>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<Stopped, reqwest::Error> {
-        let (mut leader, mut beside) = Self::start(context, claim)?;
+        let mut shutdown = std::pin::pin!(shutdown);
+        let store = {
+            let claim = claim.clone();
+            Store::new(context.client.clone(), &context.args.namespace, Arc::new(move || claim.holds()))
+        };
+        let leader = RandomState::new().hash_one(context.epoch);
+        let ledger = tokio::select! {
+            ledger = store.open(leader, context.epoch) => ledger,
+            () = &mut shutdown => return Ok(Stopped::Shutdown),
+            holder = &mut *lost => return Ok(Stopped::Lost(holder.unwrap_or_default())),
+        };
+        let (mut leader, mut beside) = Self::start(context, claim, store, ledger)?;
         let stopped = leader.work(&mut beside, lost, shutdown).await;
         info!(?stopped, "stopping");
         beside.sources.abort_all();
@@ -150,8 +194,15 @@ impl Leader {
             if timeout(LAST_ATTEMPTS, finish).await.is_err() {
                 warn!(attempts = leader.attempts.len(), "attempts did not end in time; they are cut off");
             }
+            if timeout(LAST_FLUSH, leader.last_flush()).await.is_err() {
+                warn!("the last flush did not land in time; what it held is told again by the next leader");
+            }
         }
         let metrics = leader.context.metrics.clone();
+        metrics.leader.set(0);
+        if matches!(stopped, Stopped::Broken(_)) {
+            return Ok(stopped);
+        }
         // The writer ends with the last sender of notes, the publisher with the writer.
         drop(leader);
         if let Err(error) = beside.writer.await {
@@ -160,11 +211,10 @@ impl Leader {
         if timeout(LAST_EVENTS, beside.publisher).await.is_err() {
             debug!("the last Events were not published");
         }
-        metrics.leader.set(0);
         Ok(stopped)
     }
 
-    fn start(context: Context, claim: Claim) -> Result<(Self, Beside), reqwest::Error> {
+    fn start(context: Context, claim: Claim, store: Store, ledger: Ledger) -> Result<(Self, Beside), reqwest::Error> {
         let Context { client, args, metrics, .. } = &context;
         let may_begin = {
             let claim = claim.clone();
@@ -201,13 +251,31 @@ impl Leader {
             writer: tokio::spawn(writer.run()),
             publisher: tokio::spawn(publisher),
         };
-        // Records are built anew at every start, so every start is an epoch of its own.
-        let engine = Engine::new(args.cluster_name.clone(), clock.wall.as_millisecond().unsigned_abs(), 64);
-        let leader = Self {
+        let Ledger { journal, memory, began } = ledger;
+        tell(began.as_ref(), &journal);
+        if memory.unknown_events > 0 {
+            let events = memory.unknown_events;
+            warn!(
+                events,
+                "the ledger holds events of a type that this release does not know; they wait for one that does"
+            );
+        }
+        let shards = Shape::default().shards;
+        let engine = Engine::recover(args.cluster_name.clone(), context.epoch, shards, memory, clock.now());
+        let flushing = Flushing {
+            store,
+            journal: Some(journal),
+            under_way: JoinSet::new(),
+            begun: Instant::now(),
+            changed: None,
+            more: false,
+        };
+        let mut leader = Self {
             context,
             claim,
             clock,
             engine,
+            flushing,
             sender,
             webhooks: HashMap::new(),
             attempts: JoinSet::new(),
@@ -217,6 +285,7 @@ impl Leader {
             random: RandomState::new(),
             drawn: 0,
         };
+        leader.add_watches();
         Ok((leader, beside))
     }
 
@@ -224,15 +293,16 @@ impl Leader {
         &mut self,
         beside: &mut Beside,
         lost: &mut oneshot::Receiver<String>,
-        shutdown: impl Future<Output = ()>,
+        mut shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> Stopped {
         let mut batch = Vec::with_capacity(BATCH);
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut shutdown = std::pin::pin!(shutdown);
         loop {
             let next_due = self.engine.next_due().filter(|_| self.claim.holds());
-            let wake = next_due.map_or_else(Instant::now, |due| self.clock.instant(due));
+            let next_due = next_due.map(|due| self.clock.instant(due));
+            let next_flush = self.next_flush();
+            let next = next_due.into_iter().chain(next_flush).min();
             tokio::select! {
                 // What is rare comes first, so that a flood of observations cannot hold it up.
                 biased;
@@ -243,13 +313,23 @@ impl Leader {
                     self.context.metrics.leader.set(i64::from(self.claim.holds()));
                 }
                 Some(done) = beside.refreshes.recv() => self.refresh(done),
-                Some(change) = beside.changes.recv() => match change {
-                    Change::Updated(update) => self.updated(*update),
-                    Change::Removed(uid) => self.removed(uid),
+                change = beside.changes.recv() => match change {
+                    Some(Change::Updated(update)) => self.updated(*update),
+                    Some(Change::Removed(uid)) => self.removed(uid),
                     // No source is observed before all Webhooks are listed.
-                    Change::Listed => if let Some(observe) = beside.observe.take() {
+                    Some(Change::Listed) => if let Some(observe) = beside.observe.take() {
+                        self.drop_orphans();
                         self.start_sources(&mut beside.sources, &observe);
                     },
+                    None => return Stopped::Broken("the task that looks after the Webhooks"),
+                },
+                _ = &mut beside.writer => return Stopped::Broken("the task that writes statuses"),
+                _ = &mut beside.publisher => return Stopped::Broken("the task that publishes Events"),
+                Some(_) = beside.sources.join_next() => return Stopped::Broken("a task that watches a source"),
+                Some(flushed) = self.flushing.under_way.join_next() => match flushed {
+                    Ok((journal, Ok(()))) => self.flushed(journal),
+                    Ok((_, Err(error))) => return Stopped::LostLedger(error),
+                    Err(_) => return Stopped::Broken("the task that writes the ledger"),
                 },
                 Some(attempted) = self.attempts.join_next() => self.ended(attempted),
                 _ = beside.observations.recv_many(&mut batch, BATCH), if beside.observe.is_none() => {
@@ -257,21 +337,108 @@ impl Leader {
                         self.observe(observation);
                     }
                 }
-                () = sleep_until(wake), if next_due.is_some() => {}
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
             self.begin_due();
+            if self.next_flush().is_some_and(|at| at <= Instant::now()) {
+                self.flush();
+            }
+        }
+    }
+
+    /// When the next flush is to begin; `None` where there is nothing to write, or one is under way.
+    fn next_flush(&mut self) -> Option<Instant> {
+        let flushing = &mut self.flushing;
+        let journal = flushing.journal.as_ref()?;
+        if flushing.more || journal.is_pressed() {
+            return Some(flushing.begun);
+        }
+        match self.engine.unflushed() {
+            Unflushed::Nothing => None,
+            Unflushed::Positions => Some(flushing.begun + POSITIONS_EVERY),
+            Unflushed::Changes => {
+                let changed = *flushing.changed.get_or_insert_with(Instant::now);
+                Some((changed + FLUSH_AFTER).max(flushing.begun + FLUSH_EVERY))
+            }
+        }
+    }
+
+    /// Begins a flush of what has changed.
+    fn flush(&mut self) {
+        let Some(journal) = self.flushing.journal.take() else { return };
+        let flush = self.engine.flush(&journal.wanted());
+        self.flushing.more = flush.contents.watches.is_none();
+        self.flushing.begun = Instant::now();
+        self.flushing.changed = None;
+        self.flushing.under_way.spawn(self.flushing.store.clone().flush(journal, flush));
+    }
+
+    /// A flush has landed.
+    fn flushed(&mut self, journal: Journal) {
+        let metrics = &self.context.metrics;
+        metrics.ledger_flush_duration.observe(self.flushing.begun.elapsed().as_secs_f64());
+        metrics.ledger_bytes.set(journal.bytes() as i64);
+        self.flushing.journal = Some(journal);
+        self.engine.landed();
+    }
+
+    /// Writes all that is left.
+    async fn last_flush(&mut self) {
+        loop {
+            if self.flushing.journal.is_some() {
+                if !self.flushing.more && self.engine.unflushed() == Unflushed::Nothing {
+                    return;
+                }
+                self.flush();
+            }
+            match self.flushing.under_way.join_next().await {
+                Some(Ok((journal, Ok(())))) => self.flushed(journal),
+                Some(Ok((_, Err(error)))) => return warn!(%error, "the last flush was not written"),
+                Some(Err(error)) => return warn!(%error, "the last flush was not written"),
+                None => return,
+            }
+        }
+    }
+
+    /// Drops what was under way to Webhooks that were deleted while nobody led.
+    fn drop_orphans(&mut self) {
+        for uid in self.engine.orphans() {
+            let dropped = self.engine.unsubscribe(uid);
+            if dropped > 0 {
+                info!(webhook = %uid, dropped, "a Webhook was deleted meanwhile; what was under way to it is dropped");
+            }
+        }
+    }
+
+    /// The namespaces to watch; `None`: all of them.
+    fn scopes(&self) -> Vec<Option<String>> {
+        let namespaces = &self.context.args.watch_namespaces;
+        if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() }
+    }
+
+    /// Makes all watches known to the engine, in the order in which they are started.
+    fn add_watches(&mut self) {
+        for (at, scope) in self.scopes().into_iter().enumerate() {
+            let id = WatchId(2 * at as u16);
+            let scope = scope.as_deref();
+            self.engine.add_watch(id, TrainingJobs::RESOURCE, &TrainingJobs::watch_name(scope), false);
+            self.engine.add_watch(WatchId(id.0 + 1), Deployments::RESOURCE, &Deployments::watch_name(scope), true);
+        }
+        for watch in self.engine.forget_other_watches() {
+            info!(watch, "what is remembered of this watch is forgotten: it is no longer configured");
         }
     }
 
     fn start_sources(&mut self, tasks: &mut JoinSet<()>, observations: &mpsc::Sender<Observation>) {
-        let namespaces = self.context.args.watch_namespaces.iter().cloned().map(Some);
-        let scopes: Vec<Option<String>> = if namespaces.len() == 0 { vec![None] } else { namespaces.collect() };
         let mut health = Vec::new();
-        for scope in scopes {
+        for scope in self.scopes() {
             health.push(self.start_source(TrainingJobs, scope.clone(), tasks, observations));
             health.push(self.start_source(Deployments, scope, tasks, observations));
         }
         self.context.health.set_watches(health);
+        for question in self.engine.open_questions() {
+            self.ask(question);
+        }
     }
 
     fn start_source<S: Source>(
@@ -283,7 +450,6 @@ impl Leader {
     ) -> Arc<WatchHealth> {
         let id = WatchId(self.questions.len() as u16);
         let health = Arc::new(WatchHealth::new(S::KIND, namespace.clone()));
-        self.engine.add_watch(id, S::RESOURCE, S::RESOURCE, S::SELECTOR.is_some());
         let watcher = Arc::new(Watcher::<S> {
             id,
             namespace,
@@ -296,7 +462,8 @@ impl Leader {
         let (ask, asked) = mpsc::unbounded_channel();
         self.questions.insert(id, ask);
         tasks.spawn(Arc::clone(&watcher).answer(asked));
-        tasks.spawn(watcher.run(None));
+        let position = Some(self.engine.position(id)).filter(|position| *position > 0);
+        tasks.spawn(watcher.run(position));
         health
     }
 
@@ -314,11 +481,19 @@ impl Leader {
             self.count_dropped(webhook, DropReason::Bound, 1);
             self.note(Note::Dropped { webhook, pending: self.engine.pending(webhook) });
         }
+        let now = self.clock.now();
+        for settled in observed.given_up {
+            self.settled(settled, None, now);
+        }
         for question in observed.questions {
-            if let Some(ask) = self.questions.get(&question.watch) {
-                // The other end lives as long as the sources do.
-                let _ = ask.send(question);
-            }
+            self.ask(question);
+        }
+    }
+
+    fn ask(&self, question: Question) {
+        if let Some(ask) = self.questions.get(&question.watch) {
+            // The other end lives as long as the sources do.
+            let _ = ask.send(question);
         }
     }
 
@@ -454,5 +629,17 @@ impl Leader {
         let mut hasher = self.random.build_hasher();
         hasher.write_u64(self.drawn);
         (hasher.finish() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+/// Says how the ledger goes on.
+fn tell(began: Option<&Nothing>, journal: &Journal) {
+    let (epoch, term) = (journal.epoch(), journal.term());
+    match began {
+        None => info!(epoch, term, "going on from the ledger"),
+        Some(why) => warn!(
+            epoch, %why,
+            "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past"
+        ),
     }
 }

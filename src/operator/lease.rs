@@ -73,6 +73,8 @@ pub struct Elector {
 pub struct Leadership {
     /// The right to act.
     pub claim: Claim,
+    /// Milliseconds after 1970 at which the Lease was acquired, by a clock that never goes back from leader to leader.
+    pub acquired: u64,
     /// Resolves once another has taken the Lease, with its identity.
     pub lost: oneshot::Receiver<String>,
     release: oneshot::Sender<()>,
@@ -203,8 +205,13 @@ impl Elector {
     /// Writes the Lease as this process's. `None` where another was faster.
     async fn lead(&self, found: Option<&Lease>) -> Result<Option<Leadership>, kube::Error> {
         let begun = Instant::now();
-        let now = MicroTime(Timestamp::now());
         let before = found.and_then(|lease| lease.spec.as_ref());
+        // Later than whatever the leader before wrote, whose clock may be ahead: epochs are taken from it.
+        let times = before.map(|spec| [spec.acquire_time.clone(), spec.renew_time.clone()]);
+        let latest = times.into_iter().flatten().flatten().map(|time| time.0).max().unwrap_or(Timestamp::MIN);
+        let now = Timestamp::now().max(latest.checked_add(Duration::from_millis(1)).unwrap_or(Timestamp::MAX));
+        let acquired = now.as_millisecond().unsigned_abs();
+        let now = MicroTime(now);
         let same = found.is_some_and(|lease| holder(lease) == self.identity);
         let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or_default();
         let lease = Lease {
@@ -229,7 +236,7 @@ impl Elector {
         let (lost_sender, lost) = oneshot::channel();
         let (release, released) = oneshot::channel();
         let renewing = tokio::spawn(self.clone().renew(*lease, claim.clone(), lost_sender, released));
-        Ok(Some(Leadership { claim, lost, release, renewing }))
+        Ok(Some(Leadership { claim, acquired, lost, release, renewing }))
     }
 
     /// Renews the Lease until it is lost or to be released.

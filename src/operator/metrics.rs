@@ -33,6 +33,8 @@ pub struct Metrics {
     pub watch_last_activity: IntGaugeVec,
     pub malformed: IntCounterVec,
     pub ledger_records: IntGauge,
+    pub ledger_bytes: IntGauge,
+    pub ledger_flush_duration: Histogram,
     pub api_requests: IntCounterVec,
     pub leader: IntGauge,
 }
@@ -102,6 +104,12 @@ impl Metrics {
                 &["kind"],
             )?,
             malformed: counters("malformed_objects_total", "Objects that could not be read.", &["kind"])?,
+            ledger_bytes: on
+                .add(IntGauge::with_opts(opts("ledger_bytes", "Bytes of data in the ledger's segments.")))?,
+            ledger_flush_duration: on.add(Histogram::with_opts(histogram(
+                "ledger_flush_duration_seconds",
+                "From the beginning of a flush to the landing of its last segment.",
+            )))?,
             ledger_records: on.add(IntGauge::with_opts(opts("ledger_records", "Objects that are remembered.")))?,
             api_requests: counters("api_requests_total", "Requests to the apiserver.", &["verb", "resource", "code"])?,
             leader: on.add(IntGauge::with_opts(opts("leader", "1 while this process may act as the leader.")))?,

@@ -13,6 +13,7 @@ use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
+use crate::ledger::store::LedgerError;
 use config::RunArgs;
 use leader::{Context, Leader, Stopped};
 use lease::Elector;
@@ -43,6 +44,12 @@ pub enum Error {
     /// Another replica leads now; whoever runs this process starts it again, as a standby.
     #[error("the lease was {}: stopping, so that nothing is sent twice", lost_to(.0))]
     LostLease(String),
+    /// The ledger is another's now, or the store was restored; a new start takes up what is there.
+    #[error("the ledger: {0}; stopping, to start again from what is there")]
+    Ledger(#[from] LedgerError),
+    /// A task that everything depends on has ended.
+    #[error("{0} ended unexpectedly: please report this with the log")]
+    Broken(&'static str),
 }
 
 /// Runs the operator until SIGTERM or SIGINT, or until it loses its Lease to another.
@@ -84,13 +91,15 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
     };
     health.set_role(Role::Leader);
     let claim = leadership.claim.clone();
-    let context = Context { client, args, roots, metrics, health };
+    let context = Context { client, args, roots, metrics, health, epoch: leadership.acquired };
     match Leader::run(context, claim, &mut leadership.lost, shutdown).await? {
         Stopped::Shutdown => {
             leadership.release().await;
             Ok(())
         }
         Stopped::Lost(holder) => Err(Error::LostLease(holder)),
+        Stopped::LostLedger(error) => Err(Error::Ledger(error)),
+        Stopped::Broken(task) => Err(Error::Broken(task)),
     }
 }
 

@@ -28,6 +28,14 @@ pub trait Source: Send + Sync + 'static {
     /// What the source says of the object; an error names what is wrong with it.
     fn read(slim: Self::Slim) -> Result<Object, Malformed>;
 
+    /// What the ledger calls the watch of one namespace, or of all.
+    #[must_use]
+    fn watch_name(namespace: Option<&str>) -> String {
+        let selected = Self::SELECTOR.map(|selector| format!(" where {selector}")).unwrap_or_default();
+        let scope = namespace.map(|namespace| format!(" in {namespace}")).unwrap_or_default();
+        format!("{}{selected}{scope}", Self::RESOURCE)
+    }
+
     /// The path of the collection, in one namespace or in all.
     #[must_use]
     fn path(namespace: Option<&str>) -> String {

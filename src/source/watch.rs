@@ -114,7 +114,7 @@ impl WatchHealth {
         self.installed.load(Ordering::Relaxed)
     }
 
-    /// Whether its first list is complete.
+    /// Whether its first list is complete, or what the ledger remembers of it is gone on from.
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Relaxed)
@@ -126,6 +126,8 @@ impl WatchHealth {
 enum WatchError {
     #[error("the resourceVersion has expired")]
     Expired,
+    #[error("the store is behind the watch")]
+    Restored,
     #[error("the resource is not installed")]
     NotInstalled,
     #[error("the apiserver answered {0}: {1}")]
@@ -219,7 +221,10 @@ impl<S: Source> Watcher<S> {
             let watching = position.is_some();
             let result = match position {
                 None => self.list().await.map(|version| position = Some(version)),
-                Some(ref mut version) => self.watch(version, &mut failures).await,
+                Some(ref mut version) => match self.is_there_yet(*version).await {
+                    Ok(()) => self.watch(version, &mut failures).await,
+                    Err(error) => Err(error),
+                },
             };
             match result {
                 Ok(()) => {
@@ -236,6 +241,18 @@ impl<S: Source> Watcher<S> {
                     position = None;
                     missing = None;
                     sleep_until(begun + SHORTEST_TURN).await;
+                }
+                Err(WatchError::Restored) => {
+                    warn!(
+                        kind = S::KIND,
+                        ?position,
+                        "the store is older than what was seen of it: it was restored from a backup; comparing what is there"
+                    );
+                    if self.send(Change::Restored).await.is_err() {
+                        return;
+                    }
+                    position = None;
+                    missing = None;
                 }
                 Err(WatchError::NotInstalled) => {
                     let since = *missing.get_or_insert_with(Instant::now);
@@ -323,6 +340,14 @@ impl<S: Source> Watcher<S> {
         }
     }
 
+    /// Whether the store has reached this version: a watch from the future would wait in silence.
+    async fn is_there_yet(&self, version: u64) -> Result<(), WatchError> {
+        let one = ListParams { limit: Some(1), ..ListParams::default() };
+        let body = self.get(self.collection().list(&one)?).await?;
+        let page: Page<&RawValue> = serde_json::from_slice(&body)?;
+        if slim::version(&page.metadata.resource_version)? < version { Err(WatchError::Restored) } else { Ok(()) }
+    }
+
     /// Reads a page at once; where one object cannot be read, one by one.
     fn read_page(&self, body: &[u8]) -> Result<(ListMeta, Vec<Item>), WatchError> {
         if let Ok(page) = serde_json::from_slice::<Page<S::Slim>>(body)
@@ -357,6 +382,7 @@ impl<S: Source> Watcher<S> {
         };
         let mut body = self.open(self.collection().watch(&params, &version.to_string())?, IDLE).await?;
         self.health.touch();
+        self.health.synced.store(true, Ordering::Relaxed);
         let mut buffer = BytesMut::new();
         let mut scanned = 0;
         loop {

@@ -1,0 +1,259 @@
+//! The ledger's segments in the apiserver: read once by a new leader, then written one by one.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{
+    Api, Client,
+    api::{ListParams, ObjectMeta, PostParams},
+};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, error, info, warn};
+
+use super::journal::{
+    self, Flush, Found, Journal, Judgement, Kind, LayOutError, Memory, Nothing, Opened, Segment, Shape,
+};
+use crate::{
+    api::ledger_segment::{LedgerSegment, LedgerSegmentSpec, SegmentKind},
+    causes::Causes,
+    event::object::Uid,
+};
+
+/// Velero leaves out what bears it: a ledger that is restored beside newer objects would tell old news.
+const EXCLUDE_FROM_BACKUP: (&str, &str) = ("velero.io/exclude-from-backup", "true");
+const REQUEST: Duration = Duration::from_secs(10);
+/// Segments to a page: each holds up to a megabyte.
+const PAGE: u32 = 64;
+const CLAIM_POLL: Duration = Duration::from_millis(50);
+
+/// Asked before each write: the leader's claim.
+pub type MayWrite = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// Why the ledger cannot be gone on with.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// Another leader has claimed it, or the store was restored under it.
+    #[error("segment {0} was changed by another leader, deleted, or restored from a backup")]
+    Lost(String),
+    /// A flush cannot be written.
+    #[error(transparent)]
+    LayOut(#[from] LayOutError),
+}
+
+/// Where the segments lie.
+#[derive(Clone)]
+pub struct Store {
+    client: Client,
+    namespace: String,
+    may_write: MayWrite,
+}
+
+/// A ledger that was opened and claimed.
+pub struct Ledger {
+    pub journal: Journal,
+    pub memory: Memory,
+    /// Why a new epoch has begun; `None` where the ledger goes on.
+    pub began: Option<Nothing>,
+}
+
+impl Store {
+    #[must_use]
+    pub fn new(client: Client, namespace: &str, may_write: MayWrite) -> Self {
+        Self { client, namespace: namespace.to_owned(), may_write }
+    }
+
+    fn api(&self) -> Api<LedgerSegment> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Reads the whole ledger and claims it; tries until it has it. `leader`: a number that no other leader has; `epoch`: newer
+    /// than any that an earlier leader may have begun.
+    pub async fn open(&self, leader: u64, epoch: u64) -> Ledger {
+        let mut failures = 0;
+        loop {
+            match self.try_open(leader, epoch).await {
+                Ok(Some(ledger)) => return ledger,
+                Ok(None) => info!("another leader's last write to the ledger has just landed; reading it again"),
+                Err(error) => {
+                    warn!(error = %Causes(&error), "the ledger cannot be read yet; trying again");
+                    sleep(pause(failures)).await;
+                    failures += 1;
+                }
+            }
+        }
+    }
+
+    /// `None`: somebody wrote between the reading and the claim.
+    async fn try_open(&self, leader: u64, epoch: u64) -> Result<Option<Ledger>, kube::Error> {
+        let begun = Instant::now();
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let home = call(namespaces.get(&self.namespace)).await?.metadata.uid;
+        let Some(home) = home.as_deref().and_then(Uid::parse) else {
+            return Err(kube::Error::Service(format!("namespace {} has no uid", self.namespace).into()));
+        };
+        let found = self.read().await?;
+        let read = begun.elapsed();
+        let opened = tokio::task::spawn_blocking(move || journal::open(&found, home, Shape::default(), leader)).await;
+        let opened = opened.map_err(|error| kube::Error::Service(error.into()))?;
+        let found_anew = |why: Nothing, newest: u64| {
+            let journal = Journal::found(home, epoch.max(newest + 1), Shape::default(), leader);
+            Ledger { journal, memory: Memory::default(), began: Some(why) }
+        };
+        let mut ledger = match opened {
+            Opened::Ours(journal, memory) => Ledger { journal: *journal, memory: *memory, began: None },
+            Opened::Nothing { why, newest } => found_anew(why, newest),
+        };
+        let claim = match ledger.journal.claim() {
+            Ok(claim) => claim,
+            Err(refused) => {
+                error!(error = %refused, "the ledger has no room for a claim");
+                let newest = ledger.journal.epoch();
+                ledger = found_anew(Nothing::Full, newest);
+                ledger.journal.claim().map_err(|error| kube::Error::Service(error.into()))?
+            }
+        };
+        if self.write(&mut ledger.journal, &claim).await.is_err() {
+            return Ok(None);
+        }
+        let Ledger { journal, memory, .. } = &ledger;
+        let records: usize = memory.watches.iter().map(|watch| watch.records.len()).sum();
+        info!(
+            epoch = journal.epoch(), term = journal.term(), records, events = memory.events.len(), bytes = journal.bytes(),
+            ?read, all = ?begun.elapsed(), "the ledger is open"
+        );
+        Ok(Some(ledger))
+    }
+
+    async fn read(&self) -> Result<Vec<Found>, kube::Error> {
+        let api = self.api();
+        let mut found = Vec::new();
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let list = call(api.list(&page)).await?;
+            found.extend(list.items.into_iter().map(read));
+            match list.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(found),
+            }
+        }
+    }
+
+    /// Writes a flush, one segment after the other; returns once all have landed.
+    pub async fn flush(self, mut journal: Journal, flush: Flush) -> (Journal, Result<(), LedgerError>) {
+        let laid_out = tokio::task::spawn_blocking(move || {
+            let segments = journal.lay_out(flush);
+            (journal, segments)
+        });
+        let (mut journal, segments) = match laid_out.await {
+            Ok(laid_out) => laid_out,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        let segments = match segments {
+            Ok(segments) => segments,
+            Err(error) => return (journal, Err(error.into())),
+        };
+        for segment in &segments {
+            if let Err(error) = self.write(&mut journal, segment).await {
+                return (journal, Err(error));
+            }
+        }
+        (journal, Ok(()))
+    }
+
+    /// Writes one segment until it has landed or another is found in its place.
+    async fn write(&self, journal: &mut Journal, segment: &Segment) -> Result<(), LedgerError> {
+        let mut failures = 0;
+        loop {
+            while !(self.may_write)() {
+                sleep(CLAIM_POLL).await;
+            }
+            let error = match self.put(segment, journal.version(segment)).await {
+                Ok(version) => {
+                    journal.landed(segment, version);
+                    return Ok(());
+                }
+                Err(kube::Error::Api(status))
+                    if status.code == 409 || (status.code == 404 && journal.version(segment).is_some()) =>
+                {
+                    match call(self.api().get_opt(&segment.name)).await {
+                        Ok(found) => match journal.judge(segment, found.map(read)) {
+                            Judgement::Landed => return Ok(()),
+                            Judgement::Again => {
+                                debug!(segment = segment.name, "an older leader's late write is replaced");
+                                continue;
+                            }
+                            Judgement::Lost => return Err(LedgerError::Lost(segment.name.clone())),
+                        },
+                        Err(error) => error,
+                    }
+                }
+                Err(error) => error,
+            };
+            warn!(segment = segment.name, error = %Causes(&error), "the ledger was not written; trying again");
+            sleep(pause(failures)).await;
+            failures += 1;
+        }
+    }
+
+    async fn put(&self, segment: &Segment, version: Option<&str>) -> Result<String, kube::Error> {
+        let Segment { name, kind, epoch, term, sequence, records, data } = segment;
+        let (key, value) = EXCLUDE_FROM_BACKUP;
+        let object = LedgerSegment {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                labels: Some([(key.to_owned(), value.to_owned())].into()),
+                resource_version: version.map(str::to_owned),
+                ..ObjectMeta::default()
+            },
+            spec: LedgerSegmentSpec {
+                kind: match kind {
+                    Kind::Journal => SegmentKind::Journal,
+                    Kind::Snapshot => SegmentKind::Snapshot,
+                },
+                epoch: *epoch as i64,
+                term: *term as i64,
+                sequence: *sequence as i64,
+                records: *records as i32,
+                bytes: data.len() as i64,
+                data: data.clone(),
+            },
+        };
+        let api = self.api();
+        let params = PostParams::default();
+        let written = match version {
+            Some(_) => call(api.replace(name, &params, &object)).await?,
+            None => call(api.create(&params, &object)).await?,
+        };
+        Ok(written.metadata.resource_version.unwrap_or_default())
+    }
+}
+
+fn read(object: LedgerSegment) -> Found {
+    let LedgerSegment { metadata, spec } = object;
+    let segment = Segment {
+        name: metadata.name.unwrap_or_default(),
+        kind: match spec.kind {
+            SegmentKind::Journal => Kind::Journal,
+            SegmentKind::Snapshot => Kind::Snapshot,
+        },
+        epoch: spec.epoch.unsigned_abs(),
+        term: spec.term.unsigned_abs(),
+        sequence: spec.sequence.unsigned_abs(),
+        records: spec.records.unsigned_abs() as usize,
+        data: spec.data,
+    };
+    Found { segment, version: metadata.resource_version.unwrap_or_default() }
+}
+
+async fn call<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    let elapsed = || kube::Error::Service(format!("the apiserver did not answer within {REQUEST:?}").into());
+    timeout(REQUEST, request).await.map_err(|_| elapsed())?
+}
+
+/// How long to wait after so many failures in a row: 100 ms doubling up to 5 s.
+fn pause(failures: u32) -> Duration {
+    Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5))
+}
