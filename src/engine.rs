@@ -111,6 +111,8 @@ pub struct Attempt {
     pub number: u32,
     /// The generation of the spec that it is made under.
     pub generation: i64,
+    /// It sends a sample, and is not the engine's.
+    pub test: bool,
 }
 
 /// What the engine wants done now.
@@ -427,6 +429,7 @@ impl Engine {
                 occurred_at: payload::occurred_at(&object, &occurrence, now),
                 sequence,
                 cluster: self.cluster.as_deref(),
+                test: false,
             };
             let event = Arc::new(Event {
                 id,
@@ -473,7 +476,8 @@ impl Engine {
         let pending::Begin { webhook, delivery, event, attempt, gone } = self.pending.begin(now)?;
         if !gone {
             let generation = self.index.get(webhook).map_or(0, |subscription| subscription.generation);
-            return Some(Due::Attempt(Attempt { webhook, delivery, event, number: attempt, generation }));
+            let number = attempt;
+            return Some(Due::Attempt(Attempt { webhook, delivery, event, number, generation, test: false }));
         }
         self.pending.ended(webhook, delivery);
         // The attempt that would have been was not made.

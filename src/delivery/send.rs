@@ -210,6 +210,9 @@ fn headers(attempt: &Attempt, signature: Option<&str>) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(12);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert("x-llmtune-event", HeaderValue::from_static(attempt.event.event_type.name()));
+    if attempt.test {
+        headers.insert("x-llmtune-test", HeaderValue::from_static("true"));
+    }
     headers.insert("x-llmtune-attempt", HeaderValue::from(attempt.number));
     let mut text = |name: &'static str, value: &str| {
         // Ids and hexadecimal digits are always valid header values.

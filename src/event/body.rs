@@ -27,6 +27,8 @@ pub struct Envelope<'a> {
     pub sequence: u32,
     /// `--cluster-name`, where it is set.
     pub cluster: Option<&'a str>,
+    /// It is a test's sample.
+    pub test: bool,
 }
 
 /// Writes all but the time of the attempt. Beyond [`MAX_BYTES`] `metrics` goes, then the largest members of `data`, one
@@ -65,6 +67,9 @@ fn write(envelope: Envelope<'_>, data: &Data, truncated: bool) -> String {
     if let Some(cluster) = envelope.cluster {
         out.push_str(",\"cluster\":");
         json::write_string(&mut out, cluster);
+    }
+    if envelope.test {
+        out.push_str(",\"test\":true");
     }
     if truncated {
         out.push_str(",\"truncated\":true");

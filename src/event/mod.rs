@@ -7,6 +7,7 @@ pub mod json;
 pub mod lifecycle;
 pub mod object;
 pub mod payload;
+pub mod sample;
 pub mod unknown;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};

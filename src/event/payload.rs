@@ -13,7 +13,7 @@ use super::{
 pub struct Data(pub Vec<(&'static str, String)>);
 
 impl Data {
-    fn text(&mut self, name: &'static str, value: &str) {
+    pub(super) fn text(&mut self, name: &'static str, value: &str) {
         let mut text = String::with_capacity(value.len() + 2);
         json::write_string(&mut text, value);
         self.0.push((name, text));

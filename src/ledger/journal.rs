@@ -1,7 +1,7 @@
 //! Where each segment goes, and whose it is: the ring, the snapshots, the claim of a new leader, recovery. Pure: whoever
 //! holds a [`Journal`] writes its segments in order, and tells it what the apiserver answered.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     contents::{self, Contents, DeliveryEntry, GroupText, Text, Unreadable, WatchEntry},
@@ -238,7 +238,7 @@ struct Rebuilt {
     watches: Vec<WatchEntry>,
     groups: HashMap<(String, u64), HashMap<Uid, Record>>,
     events: HashMap<EventId, RememberedEvent>,
-    unknown: HashMap<EventId, ()>,
+    unknown: HashSet<EventId>,
 }
 
 impl Rebuilt {
@@ -255,7 +255,7 @@ impl Rebuilt {
             }
             if let Some(body) = event.event {
                 let Some(read) = body.read(event.id) else {
-                    self.unknown.insert(event.id, ());
+                    self.unknown.insert(event.id);
                     continue;
                 };
                 let (deliveries, unknown) = (event.deliveries, event.unknown);
@@ -263,7 +263,7 @@ impl Rebuilt {
             } else if let Some(known) = self.events.get_mut(&event.id) {
                 known.deliveries = event.deliveries;
                 known.unknown = event.unknown;
-            } else if !self.unknown.contains_key(&event.id) {
+            } else if !self.unknown.contains(&event.id) {
                 let lost = format!("its deliveries are there, and the event is not: {}", event.id);
                 return Err(Nothing::Unreadable("(several)".into(), lost));
             }

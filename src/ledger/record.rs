@@ -62,6 +62,8 @@ mod shared {
 
     use crate::event::object::Object;
 
+    // The signature that serde asks for.
+    #[allow(clippy::ref_option)]
     pub fn serialize<S: Serializer>(object: &Option<Arc<Object>>, serializer: S) -> Result<S::Ok, S::Error> {
         object.as_deref().serialize(serializer)
     }

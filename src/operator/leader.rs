@@ -28,14 +28,25 @@ use super::{
     server::{Health, Refresh},
 };
 use crate::{
+    api::webhook::WebhookStatus,
     delivery::send::{Attempted, Exchange, Sender},
     engine::{Attempt, Due, Engine, Observation, Question, Settled, Unflushed, Verdict},
-    event::object::{Uid, WatchId},
+    event::{
+        Event, EventType,
+        id::DeliveryId,
+        object::{Uid, WatchId},
+        sample::sample,
+    },
     ledger::{
         journal::{Journal, Nothing, Shape},
         store::{Ledger, LedgerError, Store},
     },
-    report::{Note, Settlement, events, writer::Writer},
+    report::{
+        Note, Settlement,
+        deliveries::{Answer, Asked, Deliveries, DeliveryRef, FromDeliveries, Kept, Order},
+        events,
+        writer::Writer,
+    },
     source::{
         Source,
         deployment::Deployments,
@@ -141,6 +152,10 @@ pub struct Leader {
     sender: Arc<Sender>,
     webhooks: HashMap<Uid, Known>,
     attempts: JoinSet<Attempted>,
+    tests: JoinSet<(DeliveryRef, Arc<Event>, Attempted)>,
+    /// Who asked for a delivery again.
+    again: HashMap<(Uid, DeliveryId), DeliveryRef>,
+    orders: mpsc::UnboundedSender<Order>,
     questions: HashMap<WatchId, mpsc::UnboundedSender<Question>>,
     notes: mpsc::UnboundedSender<Note>,
     lost_keys: mpsc::UnboundedSender<LostKey>,
@@ -157,6 +172,8 @@ struct Beside {
     observe: Option<mpsc::Sender<Observation>>,
     sources: JoinSet<()>,
     controller: JoinHandle<()>,
+    deliveries: JoinHandle<()>,
+    from_deliveries: mpsc::UnboundedReceiver<FromDeliveries>,
     writer: JoinHandle<()>,
     publisher: JoinHandle<()>,
 }
@@ -205,6 +222,9 @@ impl Leader {
         }
         // The writer ends with the last sender of notes, the publisher with the writer.
         drop(leader);
+        if let Err(error) = beside.deliveries.await {
+            warn!(%error, "the last answers to requests were not written");
+        }
         if let Err(error) = beside.writer.await {
             warn!(%error, "the last statuses were not written");
         }
@@ -224,6 +244,8 @@ impl Leader {
         let clock = Clock::new();
         let (notes, incoming_notes) = mpsc::unbounded_channel();
         let (lost_keys, incoming_lost_keys) = mpsc::unbounded_channel();
+        let (orders, incoming_orders) = mpsc::unbounded_channel();
+        let (back, from_deliveries) = mpsc::unbounded_channel();
         let (change, changes) = mpsc::channel(256);
         let (observe, observations) = mpsc::channel(OBSERVATIONS);
         let (notices, incoming_notices) = mpsc::channel(256);
@@ -237,6 +259,8 @@ impl Leader {
                 None => metrics.forget_conditions(webhook),
             })
         };
+        let deliveries =
+            Deliveries { client: client.clone(), orders: incoming_orders, back, may_write: may_begin.clone() };
         let may_write = may_begin.clone();
         let writer = Writer { client: client.clone(), notes: incoming_notes, notices, may_write, conditions };
         let publisher = events::publish(client.clone(), incoming_notices, move || may_begin());
@@ -248,6 +272,8 @@ impl Leader {
             observe: Some(observe),
             sources: JoinSet::new(),
             controller: tokio::spawn(controller.run(args.watch_namespaces.clone(), incoming_lost_keys)),
+            deliveries: tokio::spawn(deliveries.run(args.watch_namespaces.clone())),
+            from_deliveries,
             writer: tokio::spawn(writer.run()),
             publisher: tokio::spawn(publisher),
         };
@@ -279,6 +305,9 @@ impl Leader {
             sender,
             webhooks: HashMap::new(),
             attempts: JoinSet::new(),
+            tests: JoinSet::new(),
+            again: HashMap::new(),
+            orders,
             questions: HashMap::new(),
             notes,
             lost_keys,
@@ -323,6 +352,13 @@ impl Leader {
                     },
                     None => return Stopped::Broken("the task that looks after the Webhooks"),
                 },
+                Some(message) = beside.from_deliveries.recv() => match message {
+                    FromDeliveries::Kept(kept) => self.kept(kept),
+                    FromDeliveries::Asked(Asked::Test { object, event }) => self.test(object, event),
+                    FromDeliveries::Asked(Asked::Again { object, event }) => self.deliver_again(object, &event),
+                },
+                Some(tested) = self.tests.join_next() => self.tested(tested),
+                _ = &mut beside.deliveries => return Stopped::Broken("the task that looks after WebhookDelivery objects"),
                 _ = &mut beside.writer => return Stopped::Broken("the task that writes statuses"),
                 _ = &mut beside.publisher => return Stopped::Broken("the task that publishes Events"),
                 Some(_) = beside.sources.join_next() => return Stopped::Broken("a task that watches a source"),
@@ -499,13 +535,18 @@ impl Leader {
 
     fn updated(&mut self, update: Update) {
         let Update { webhook, subscription, resolved, standing, found } = update;
+        let gone = found.as_deref().and_then(gone_generation).filter(|gone| *gone == subscription.generation);
         self.engine.subscribe(subscription);
+        if let Some(generation) = gone {
+            self.engine.mark_gone(webhook.uid, generation);
+        }
         self.webhooks.insert(webhook.uid, Known { webhook: webhook.clone(), resolved });
         self.note(Note::Standing { webhook, standing, found });
     }
 
     fn removed(&mut self, uid: Uid) {
         let dropped = self.engine.unsubscribe(uid);
+        self.again.retain(|(webhook, _), _| *webhook != uid);
         self.count_dropped(uid, DropReason::WebhookDeleted, dropped as u64);
         if let Some(known) = self.webhooks.remove(&uid) {
             let WebhookRef { namespace, name, .. } = &known.webhook;
@@ -532,7 +573,10 @@ impl Leader {
             match due {
                 Due::Attempt(attempt) => self.begin(attempt),
                 Due::Exhausted(settled) => self.settled(settled, None, now),
-                Due::Keep(keep) => self.engine.kept(keep.webhook, keep.delivery),
+                Due::Keep(keep) => match self.webhooks.get(&keep.webhook) {
+                    Some(known) => self.order(Order::Keep(known.webhook.clone(), keep)),
+                    None => self.engine.kept(keep.webhook, keep.delivery),
+                },
             }
         }
     }
@@ -577,6 +621,11 @@ impl Leader {
         if settled.verdict == Verdict::Withheld {
             return;
         }
+        self.answer_again(&settled, exchange.as_ref(), now);
+        if settled.dropped {
+            self.count_dropped(settled.webhook, DropReason::Bound, 1);
+            self.note(Note::Dropped { webhook: settled.webhook, pending: settled.pending });
+        }
         let Some(Known { webhook, .. }) = self.webhooks.get(&settled.webhook) else { return };
         let latency = now.duration_since(settled.event.observed_at).as_secs_f64();
         self.context.metrics.settled(webhook, &settled, exchange.as_ref(), latency);
@@ -601,6 +650,133 @@ impl Leader {
             pending: settled.pending,
             at: now,
         }));
+    }
+
+    fn order(&self, order: Order) {
+        // The task that takes orders lives as long as this loop.
+        let _ = self.orders.send(order);
+    }
+
+    /// A given-up delivery is an object now, or is dropped.
+    fn kept(&mut self, kept: Kept) {
+        self.engine.kept(kept.webhook, kept.delivery);
+        if !kept.landed {
+            self.count_dropped(kept.webhook, DropReason::NotKept, 1);
+            self.note(Note::Dropped { webhook: kept.webhook, pending: self.engine.pending(kept.webhook) });
+        }
+    }
+
+    /// The Webhook of this name beside the object that asks.
+    fn named(&self, object: &DeliveryRef) -> Option<&Known> {
+        let of_name =
+            |known: &&Known| known.webhook.name == object.webhook && known.webhook.namespace == object.namespace;
+        self.webhooks.values().find(of_name)
+    }
+
+    /// Sends a sample once, past what waits: a test tells of the endpoint, not of the queue.
+    fn test(&mut self, object: DeliveryRef, event: EventType) {
+        let now = self.clock.now();
+        let cluster = self.context.args.cluster_name.as_deref();
+        let event = Arc::new(sample(event, object.uid, &object.namespace, cluster, now));
+        let Some(Known { webhook, resolved }) = self.named(&object) else {
+            return self.no_webhook(object, Some(event), true);
+        };
+        let Some(resolved) = resolved.clone() else {
+            let message = format!("Webhook {} is not ready: its conditions say what it lacks", webhook.name);
+            let webhook = Some(webhook.clone());
+            let answer = Answer { webhook, ..unsent(object, Some(event), true, "WebhookNotReady", message, now) };
+            return self.order(Order::Answer(Box::new(answer)));
+        };
+        let attempt = Attempt {
+            webhook: webhook.uid,
+            delivery: DeliveryId::new(event.id, webhook.uid),
+            event: Arc::clone(&event),
+            number: 1,
+            generation: 0,
+            test: true,
+        };
+        let sender = Arc::clone(&self.sender);
+        self.tests.spawn(async move {
+            let sending = AssertUnwindSafe(sender.attempt(&attempt, &resolved)).catch_unwind();
+            let attempted = sending.await.unwrap_or_else(|_| Attempted::broken(&attempt));
+            (object, event, attempted)
+        });
+    }
+
+    fn tested(&mut self, tested: Result<(DeliveryRef, Arc<Event>, Attempted), tokio::task::JoinError>) {
+        let (object, event, attempted) = match tested {
+            Ok(tested) => tested,
+            Err(error) => return warn!(%error, "a test broke off"),
+        };
+        let now = self.clock.now();
+        let Some(webhook) = self.named(&object).map(|known| known.webhook.clone()) else {
+            return self.no_webhook(object, Some(event), true);
+        };
+        let Some(exchange) = attempted.exchange else {
+            let message = format!("nothing was sent: the Secret of Webhook {} cannot be read", webhook.name);
+            let answer = unsent(object, Some(event), true, "WebhookNotReady", message, now);
+            return self.order(Order::Answer(Box::new(Answer { webhook: Some(webhook), ..answer })));
+        };
+        let delivered = exchange.error.is_none() && exchange.status.is_some();
+        if delivered {
+            self.engine.forgive(webhook.uid);
+            self.note(Note::Reached { webhook: webhook.uid, at: now });
+        }
+        let error = exchange.error.clone();
+        let answer = Answer {
+            object,
+            webhook: Some(webhook),
+            event: Some(event),
+            test: true,
+            delivered,
+            reason: if delivered { "Acknowledged" } else { "NotAcknowledged" },
+            message: error.clone().unwrap_or_else(|| "the endpoint acknowledged the test".into()),
+            attempts: 1,
+            status_code: exchange.status.map(|status| status.as_u16()),
+            error,
+            at: now,
+        };
+        self.order(Order::Answer(Box::new(answer)));
+    }
+
+    /// Sends a kept event again, with retries anew.
+    fn deliver_again(&mut self, object: DeliveryRef, event: &Arc<Event>) {
+        let Some(uid) = self.named(&object).map(|known| known.webhook.uid) else {
+            return self.no_webhook(object, Some(Arc::clone(event)), false);
+        };
+        self.engine.redeliver(uid, event);
+        // Where it is pending already, that delivery's end is the answer.
+        self.again.insert((uid, DeliveryId::new(event.id, uid)), object);
+    }
+
+    fn no_webhook(&self, object: DeliveryRef, event: Option<Arc<Event>>, test: bool) {
+        let message = format!("there is no Webhook {} in this namespace", object.webhook);
+        let answer = unsent(object, event, test, "WebhookNotFound", message, self.clock.now());
+        self.order(Order::Answer(Box::new(answer)));
+    }
+
+    /// Tells whoever asked for this delivery again how it ended.
+    fn answer_again(&mut self, settled: &Settled, exchange: Option<&Exchange>, now: Timestamp) {
+        if !matches!(settled.verdict, Verdict::Delivered | Verdict::Exhausted) {
+            return;
+        }
+        let Some(object) = self.again.remove(&(settled.webhook, settled.delivery)) else { return };
+        let delivered = settled.verdict == Verdict::Delivered;
+        let error = exchange.and_then(|exchange| exchange.error.clone());
+        let answer = Answer {
+            object,
+            webhook: None,
+            event: Some(Arc::clone(&settled.event)),
+            test: false,
+            delivered,
+            reason: if delivered { "Acknowledged" } else { "Exhausted" },
+            message: error.clone().unwrap_or_else(|| "the endpoint acknowledged the delivery".into()),
+            attempts: settled.attempt,
+            status_code: exchange.and_then(|exchange| exchange.status).map(|status| status.as_u16()),
+            error,
+            at: now,
+        };
+        self.order(Order::Answer(Box::new(answer)));
     }
 
     /// Sets the gauges that only the engine knows.
@@ -632,6 +808,30 @@ impl Leader {
     }
 }
 
+/// The answer to a request that nothing was sent for.
+fn unsent(
+    object: DeliveryRef,
+    event: Option<Arc<Event>>,
+    test: bool,
+    reason: &'static str,
+    message: String,
+    at: Timestamp,
+) -> Answer {
+    Answer {
+        object,
+        webhook: None,
+        event,
+        test,
+        delivered: false,
+        reason,
+        message,
+        attempts: 0,
+        status_code: None,
+        error: None,
+        at,
+    }
+}
+
 /// Says how the ledger goes on.
 fn tell(began: Option<&Nothing>, journal: &Journal) {
     let (epoch, term) = (journal.epoch(), journal.term());
@@ -642,4 +842,10 @@ fn tell(began: Option<&Nothing>, journal: &Journal) {
             "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past"
         ),
     }
+}
+
+/// The generation of the spec whose endpoint has answered 410 Gone, as the leader before wrote it down.
+fn gone_generation(status: &WebhookStatus) -> Option<i64> {
+    let gone = status.conditions.iter().find(|condition| condition.reason == "EndpointGone")?;
+    gone.observed_generation
 }

@@ -183,10 +183,12 @@ pub enum DropReason {
     Bound,
     /// Its Webhook was deleted.
     WebhookDeleted,
+    /// It was given up, and could not be kept as an object.
+    NotKept,
 }
 
 impl DropReason {
-    const ALL: [Self; 2] = [Self::Bound, Self::WebhookDeleted];
+    const ALL: [Self; 3] = [Self::Bound, Self::WebhookDeleted, Self::NotKept];
 
     /// The value of the label `reason`.
     #[must_use]
@@ -194,6 +196,7 @@ impl DropReason {
         match self {
             Self::Bound => "bound_reached",
             Self::WebhookDeleted => "webhook_deleted",
+            Self::NotKept => "not_kept",
         }
     }
 }

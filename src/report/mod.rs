@@ -1,6 +1,7 @@
 //! What users see: Webhook status and Kubernetes Events. The engine's results come in as notes; writes go out at a rate
 //! that does not depend on the rate of deliveries.
 
+pub mod deliveries;
 pub mod events;
 pub mod status;
 pub mod writer;
@@ -27,6 +28,8 @@ pub enum Note {
     Settled(Settlement),
     /// An event was thrown away because a bound was reached.
     Dropped { webhook: Uid, pending: usize },
+    /// The endpoint acknowledged a test.
+    Reached { webhook: Uid, at: Timestamp },
     /// The Webhook is deleted.
     Removed(Uid),
 }

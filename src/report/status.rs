@@ -114,6 +114,18 @@ impl Statuses {
         self.entries.get_mut(&settlement.webhook).map(|entry| entry.settle(settlement)).unwrap_or_default()
     }
 
+    /// Takes in that the endpoint acknowledged a test: if it was gone, it is there again.
+    pub fn reached(&mut self, webhook: Uid, at: Timestamp) -> Vec<Notice> {
+        let Some(entry) = self.entries.get_mut(&webhook) else { return Vec::new() };
+        if entry.gone_generation.take().is_none() {
+            return Vec::new();
+        }
+        let generation = entry.status.observed_generation.unwrap_or_default();
+        entry.condition("Healthy", true, "Acknowledged", "the endpoint acknowledges deliveries", generation, at);
+        let text = "the endpoint acknowledges deliveries again, a test first";
+        vec![Notice::normal(&entry.webhook, "EndpointRecovered", text.into())]
+    }
+
     /// Forgets a deleted Webhook.
     pub fn remove(&mut self, webhook: Uid) -> Option<WebhookRef> {
         self.entries.remove(&webhook).map(|entry| entry.webhook)
@@ -239,6 +251,7 @@ impl Entry {
         if settlement.verdict == Verdict::Delivered {
             self.counts().succeeded += 1;
             self.status.consecutive_failures = 0;
+            self.gone_generation = None;
             self.status.last_success = Some(summary);
             let failing = self.status_of("Healthy") == Some("False");
             self.condition("Healthy", true, "Acknowledged", "the endpoint acknowledges deliveries", generation, *at);

@@ -89,6 +89,7 @@ impl Writer {
             }
             Note::Enqueued { webhook, pending } => return statuses.pending(webhook, pending),
             Note::Settled(settlement) => (settlement.webhook, statuses.settled(&settlement)),
+            Note::Reached { webhook, at } => (webhook, statuses.reached(webhook, at)),
             Note::Dropped { webhook, pending } => (webhook, statuses.dropped(webhook, pending)),
             Note::Removed(webhook) => {
                 if let Some(webhook) = statuses.remove(webhook) {

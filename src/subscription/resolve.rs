@@ -122,7 +122,7 @@ impl Plan {
 }
 
 /// A Gateway API duration (GEP-2257): whole numbers, each with its unit, in any order and as often as you like; their sum.
-fn duration(field: &'static str, text: &str) -> Result<Duration, SpecError> {
+pub fn duration(field: &'static str, text: &str) -> Result<Duration, SpecError> {
     sum_of_units(text).ok_or_else(|| SpecError::Duration(field, text.to_owned()))
 }
 

@@ -146,6 +146,7 @@ impl Payload {
             occurred_at: payload::occurred_at(&self.object, &self.occurrence, self.observed_at),
             sequence: self.sequence,
             cluster: self.cluster.as_deref(),
+            test: false,
         };
         body::open(envelope, self.data()).close(self.delivered_at)
     }

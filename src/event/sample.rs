@@ -1,0 +1,111 @@
+//! The sample payload of any event, for the test of a Webhook.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    Event, EventType,
+    body::{self, Envelope},
+    id::{EventId, OccurrenceName},
+    lifecycle::Occurrence,
+    object::{Facts, Metric, Object, ServingFacts, TrainingFacts, TrainingStage, Uid},
+    payload::{self, Data},
+};
+
+/// What every sample is named.
+const NAME: &str = "sample";
+
+/// A sample of this event, marked as a test. `uid`: of the object that asks for it, which names the event.
+#[must_use]
+pub fn sample(event: EventType, uid: Uid, namespace: &str, cluster: Option<&str>, now: Timestamp) -> Event {
+    let started_at = now.checked_sub(SignedDuration::from_mins(42)).unwrap_or(now);
+    let whole = |at: Timestamp| Timestamp::from_second(at.as_second()).unwrap_or(at);
+    let text = |text: &str| Some(text.to_owned());
+    let (stage, status) = match event {
+        EventType::TrainingStarted => (TrainingStage::Running, Some("running")),
+        EventType::TrainingCompleted => (TrainingStage::Completed, Some("completed")),
+        EventType::TrainingFailed => (TrainingStage::Failed, Some("failed")),
+        _ => (TrainingStage::Pending, None),
+    };
+    let ended = stage.is_finished().then(|| whole(now));
+    let facts = if status.is_some() {
+        Facts::Training(TrainingFacts {
+            stage: Some(stage),
+            job_id: text("job-sample"),
+            base_model: text("meta-llama/Llama-3.1-8B"),
+            training_method: text("sft"),
+            artifact: ended.filter(|_| stage == TrainingStage::Completed).and(text("s3://models/sample")),
+            metrics: BTreeMap::from([("loss".to_owned(), Metric::Number(0.42))]),
+            started_at: Some(whole(started_at)),
+            completed_at: ended,
+            reason: ended.filter(|_| stage == TrainingStage::Failed).and(text("OOMKilled")),
+            message: ended.filter(|_| stage == TrainingStage::Failed).and(text("a worker ran out of memory")),
+        })
+    } else {
+        Facts::Serving(ServingFacts {
+            deployment_id: text("dep-sample"),
+            model_id: text("llama-3.1-8b-sample"),
+            version: text("1"),
+            environment: text("test"),
+            endpoint: text("https://models.example.com/sample"),
+            ..ServingFacts::default()
+        })
+    };
+    let object = Object {
+        uid,
+        version: 0,
+        generation: 1,
+        namespace: namespace.to_owned(),
+        name: NAME.to_owned(),
+        labels: BTreeMap::new(),
+        created_at: Some(whole(started_at)),
+        owned: false,
+        facts,
+    };
+    let run = u32::from(status.is_some());
+    let occurrence = Occurrence { event, name: OccurrenceName::Generation(1), count: 1, status, run };
+    let data = match event {
+        EventType::UsageThresholdReached => usage(namespace),
+        _ => payload::data(&object, &occurrence),
+    };
+    let id = EventId::of_test(uid);
+    let occurred_at = payload::occurred_at(&object, &occurrence, now);
+    let envelope = Envelope { id, event, occurred_at, sequence: 1, cluster, test: true };
+    Event {
+        id,
+        event_type: event,
+        body: body::open(envelope, data),
+        object: Arc::new(object.outline()),
+        observed_at: now,
+        sequence: 1,
+    }
+}
+
+fn usage(namespace: &str) -> Data {
+    let mut data = Data::default();
+    data.text("name", NAME);
+    data.text("namespace", namespace);
+    data.0.push(("threshold", "80".to_owned()));
+    data
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn every_event_has_a_sample_that_says_it_is_a_test() {
+        for event in EventType::ALL {
+            let now = Timestamp::from_second(1_700_000_000).unwrap();
+            let sample = sample(event, Uid::from_u128(7), "research", Some("east"), now);
+            let body: Value = serde_json::from_str(&sample.body.close(now)).unwrap();
+            assert_eq!(body["test"], true);
+            assert_eq!(body["event"], event.name());
+            assert_eq!(body["id"], sample.id.to_string());
+            assert_eq!(body["data"]["namespace"], "research");
+        }
+    }
+}
