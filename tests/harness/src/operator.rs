@@ -181,7 +181,7 @@ impl Operator {
     /// Waits for a line in the log since the last start.
     pub async fn wait_log(&self, text: &str, limit: Duration) {
         eventually(&format!("the log says {text:?}"), limit, || async { self.log().contains(text).then_some(()) })
-        .await;
+            .await;
     }
 }
 
