@@ -10,6 +10,7 @@ mod delivery;
 mod examples;
 mod operation;
 mod receivers;
+mod recovery;
 mod rollouts;
 mod sources;
 mod subscriptions;

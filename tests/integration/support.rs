@@ -8,7 +8,7 @@ use std::{
 use futures::StreamExt;
 use kube::{
     Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use llmtune_webhooks::api::training_job::{TrainingJob, TrainingJobSpec};
 use llmtune_webhooks_harness::{
@@ -205,7 +205,14 @@ impl Jobs {
     pub async fn create(&self, name: &str) {
         let spec = TrainingJobSpec { base_model: Some("meta-llama/Llama-3.1-8B".into()), ..TrainingJobSpec::default() };
         let job = TrainingJob::new(name, spec);
-        persist(|| async { self.api.create(&PostParams::default(), &job).await }).await;
+        persist(|| async {
+            match self.api.create(&PostParams::default(), &job).await {
+                // An earlier call's answer was lost.
+                Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+                result => result.map(|_| ()),
+            }
+        })
+        .await;
     }
 
     pub async fn phase(&self, name: &str, phase: &str) {
@@ -218,7 +225,18 @@ impl Jobs {
         self.status(name, &json!({"phase": "Running", "startedAt": now})).await;
     }
 
-    async fn status(&self, name: &str, status: &Value) {
+    /// Ends a run, and says when.
+    pub async fn complete(&self, name: &str) {
+        let now = jiff::Timestamp::now().to_string();
+        self.status(name, &json!({"phase": "Completed", "completedAt": now})).await;
+    }
+
+    pub async fn delete(&self, name: &str) {
+        persist(|| async { self.api.delete(name, &DeleteParams::default()).await }).await;
+    }
+
+    /// Merges this into the status.
+    pub async fn status(&self, name: &str, status: &Value) {
         let patch = json!({"status": status});
         persist(|| async { self.api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await }).await;
     }
@@ -248,7 +266,7 @@ impl Jobs {
                 let run: tokio::task::JoinHandle<()> = running.remove(&number).unwrap();
                 completing.spawn(async move {
                     run.await.unwrap();
-                    jobs.phase(&name, "Completed").await;
+                    jobs.complete(&name).await;
                 });
             } else {
                 running.insert(number, tokio::spawn(async move { jobs.start(&name).await }));

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, OnceLock},
@@ -90,6 +91,51 @@ impl ControlPlane {
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("default={peer}")]);
         *self.etcd.lock().unwrap() = Some(Process::start("etcd", &mut command, &folder.join("etcd.log")));
+    }
+
+    /// Stops etcd gracefully: what was written is on disk then, although it does not sync.
+    pub fn stop_etcd(&self) {
+        if let Some(mut process) = self.etcd.lock().unwrap().take() {
+            process.stop(Duration::from_secs(30));
+        }
+    }
+
+    /// Halts etcd; requests to the apiserver that need it hang.
+    pub fn freeze_etcd(&self) {
+        self.etcd.lock().unwrap().as_ref().expect("etcd runs").freeze();
+    }
+
+    pub fn thaw_etcd(&self) {
+        self.etcd.lock().unwrap().as_ref().expect("etcd runs").thaw();
+    }
+
+    /// A copy of etcd's data folder as a crash would leave it now. Nobody is interrupted for longer than that takes.
+    pub fn copy_etcd(&self) -> PathBuf {
+        let copy = temporary_folder("etcd-copy");
+        self.freeze_etcd();
+        copy_folder(&self.folder.join("etcd"), &copy);
+        self.thaw_etcd();
+        copy
+    }
+
+    /// Puts etcd back to a copy of its data folder, the apiserver restarted with it, and waits until both are ready.
+    pub async fn restore_etcd(&self, copy: &Path) {
+        self.stop_apiserver();
+        self.stop_etcd();
+        let folder = self.folder.join("etcd");
+        fs::remove_dir_all(&folder).unwrap();
+        copy_folder(copy, &folder);
+        self.start_etcd();
+        self.start_apiserver();
+        self.wait_ready().await;
+    }
+
+    /// Replaces kube-apiserver by a new process, whose watch cache reaches no further back than its start, and waits until
+    /// that is ready.
+    pub async fn restart_apiserver(&self) {
+        self.stop_apiserver();
+        self.start_apiserver();
+        self.wait_ready().await;
     }
 
     pub fn start_apiserver(&self) {
@@ -273,6 +319,19 @@ impl ControlPlane {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let output = self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    // Only an owner's folder is good enough for etcd.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
-    path::PathBuf,
-    process::Command,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
@@ -67,10 +67,17 @@ impl OperatorOptions {
     }
 }
 
+/// How long an operator that is told to stop may take.
+const STOPPING: Duration = Duration::from_secs(30);
+
 /// A running operator.
 pub struct Operator {
     pub process: Process,
     pub port: u16,
+    pub options: OperatorOptions,
+    kubeconfig: PathBuf,
+    /// Where the running process's part of the log begins: all processes of one operator write to the same.
+    log_begins: usize,
 }
 
 /// Applies the roles that ship, for an operator in this namespace.
@@ -93,21 +100,31 @@ impl Operator {
         let token = plane.token(&options.namespace, "llmtune-webhooks").await;
         let name = format!("operator-{}-{}", options.namespace, options.identity);
         let kubeconfig = plane.write_kubeconfig_for(&name, &token, options.apiserver_port.unwrap_or(plane.port));
-        let port = free_port();
-        let mut command = Command::new(&options.binary);
-        command
-            .args(["run", "--namespace", &options.namespace, "--identity", &options.identity])
-            .args(["--listen", &format!("127.0.0.1:{port}")])
-            .env("KUBECONFIG", kubeconfig)
-            .env_remove("HTTPS_PROXY")
-            .env_remove("https_proxy")
-            .env("RUST_LOG", &options.log);
-        for namespace in &options.watch {
-            command.args(["--watch-namespace", namespace]);
-        }
-        command.args(&options.arguments);
         let log = temporary_folder("operator").join("operator.log");
-        Self { process: Process::start(&name, &mut command, &log), port }
+        let (process, port) = launch(options, &kubeconfig, &log);
+        Self { process, port, options: options.clone(), kubeconfig, log_begins: 0 }
+    }
+
+    /// Starts it again with the same options, as kubelet does a container; kills it first if it still runs. Its port is
+    /// another then. Asks nothing of the apiserver.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        self.log_begins = self.process.log_text().len();
+        let log = self.process.log.clone();
+        (self.process, self.port) = launch(&self.options, &self.kubeconfig, &log);
+    }
+
+    /// Starts it again if it has ended by itself; tells how it ended.
+    pub fn revive(&mut self) -> Option<ExitStatus> {
+        let status = self.process.try_wait()?;
+        self.restart();
+        Some(status)
+    }
+
+    /// Tells it to stop, and waits until it has.
+    pub fn stop(&mut self) {
+        let status = self.process.stop(STOPPING);
+        assert!(status.success(), "the operator ended with {status}\n{}", self.process.log_tail());
     }
 
     /// Starts it and waits until it watches.
@@ -156,13 +173,35 @@ impl Operator {
         metric(&self.metrics(), name, labels)
     }
 
-    /// Waits for a line in the log.
-    pub async fn wait_log(&self, text: &str, limit: Duration) {
-        eventually(&format!("the log says {text:?}"), limit, || async {
-            self.process.log_text().contains(text).then_some(())
-        })
-        .await;
+    /// The log since the last start.
+    pub fn log(&self) -> String {
+        self.process.log_text().split_off(self.log_begins)
     }
+
+    /// Waits for a line in the log since the last start.
+    pub async fn wait_log(&self, text: &str, limit: Duration) {
+        eventually(&format!("the log says {text:?}"), limit, || async { self.log().contains(text).then_some(()) })
+            .await;
+    }
+}
+
+/// Starts an operator's process; also tells the port at which it serves its metrics.
+fn launch(options: &OperatorOptions, kubeconfig: &Path, log: &Path) -> (Process, u16) {
+    let name = format!("operator-{}-{}", options.namespace, options.identity);
+    let port = free_port();
+    let mut command = Command::new(&options.binary);
+    command
+        .args(["run", "--namespace", &options.namespace, "--identity", &options.identity])
+        .args(["--listen", &format!("127.0.0.1:{port}")])
+        .env("KUBECONFIG", kubeconfig)
+        .env_remove("HTTPS_PROXY")
+        .env_remove("https_proxy")
+        .env("RUST_LOG", &options.log);
+    for namespace in &options.watch {
+        command.args(["--watch-namespace", namespace]);
+    }
+    command.args(&options.arguments);
+    (Process::start(&name, &mut command, log), port)
 }
 
 /// The sum of a metric's series that bear all these labels.

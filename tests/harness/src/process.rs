@@ -104,6 +104,32 @@ impl Process {
         assert!(status.success(), "kill -{signal} {}", self.name);
     }
 
+    /// Halts all its threads with SIGSTOP; returns once they stand still (Linux).
+    pub fn freeze(&self) {
+        self.signal("STOP");
+        let begun = Instant::now();
+        while self.state() != Some('T') {
+            assert!(begun.elapsed() < Duration::from_secs(5), "{} does not stand still", self.name);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Lets it go on with SIGCONT.
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    /// Asks it to end with SIGTERM, and waits until it has.
+    pub fn stop(&mut self, limit: Duration) -> ExitStatus {
+        self.signal("TERM");
+        self.wait(limit)
+    }
+
+    fn state(&self) -> Option<char> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).ok()?;
+        stat.rsplit(") ").next()?.chars().next()
+    }
+
     /// The exit status, once it has ended.
     pub fn try_wait(&mut self) -> Option<ExitStatus> {
         let status = self.child.try_wait().unwrap()?;
@@ -167,6 +193,25 @@ impl Process {
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
         line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or_default()
     }
+}
+
+/// Whether this process has an IPv4 connection between these local and remote ports (Linux).
+pub fn has_connection(pid: u32, local: u16, remote: u16) -> bool {
+    // proc_pid_net(5): sl, local_address, rem_address, st, tx:rx, tr:tm, retrnsmt, uid, timeout, inode.
+    let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let (local, remote) = (format!(":{local:04X}"), format!(":{remote:04X}"));
+    let sockets: Vec<String> = table
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let between = fields.get(1)?.ends_with(&local) && fields.get(2)?.ends_with(&remote);
+            between.then_some(format!("socket:[{}]", fields.get(9)?))
+        })
+        .collect();
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    descriptors
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .any(|link| sockets.iter().any(|socket| link.as_os_str() == socket.as_str()))
 }
 
 impl Drop for Process {

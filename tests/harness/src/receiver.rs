@@ -1,6 +1,7 @@
 //! An HTTP receiver on loopback that remembers every request and answers as it is told.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -8,11 +9,12 @@ use std::{
 use axum::{
     Router,
     body::Bytes,
-    extract::State,
+    extract::{ConnectInfo, State},
     http::{HeaderMap, StatusCode, Uri},
     response::{IntoResponse, Response},
 };
 use serde_json::Value;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::eventually;
 
@@ -20,6 +22,8 @@ use crate::eventually;
 #[derive(Clone, Debug)]
 pub struct Received {
     pub at: Instant,
+    /// Whose connection it came on.
+    pub from: SocketAddr,
     pub path: String,
     pub headers: HeaderMap,
     pub body: String,
@@ -42,6 +46,19 @@ impl Received {
     /// The name of the object that the event is about.
     pub fn name(&self) -> String {
         self.json()["data"]["name"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub fn event_id(&self) -> &str {
+        self.header("x-llmtune-event-id")
+    }
+
+    pub fn delivery_id(&self) -> &str {
+        self.header("x-llmtune-delivery-id")
+    }
+
+    /// The body up to `deliveredAt`: the part that is the same in every attempt.
+    pub fn lasting_body(&self) -> &str {
+        self.body.rsplit_once(",\"deliveredAt\":").map_or(&self.body, |(lasting, _)| lasting)
     }
 
     pub fn attempt(&self) -> u32 {
@@ -96,11 +113,15 @@ impl Receiver {
 
     /// A receiver that answers each request as `behaviour` says.
     pub async fn answering(behaviour: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve(TcpListener::bind("127.0.0.1:0").await.unwrap(), behaviour)
+    }
+
+    fn serve(listener: TcpListener, behaviour: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
         let port = listener.local_addr().unwrap().port();
         let shared = Shared { received: Arc::default(), behaviour: Arc::new(Mutex::new(Arc::new(behaviour))) };
         let router = Router::new().fallback(handle).with_state(shared.clone());
-        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        let server = tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
         Self { port, shared, server }
     }
 
@@ -151,15 +172,45 @@ impl Receiver {
     }
 }
 
+/// A port of ours at which nothing listens: connections to it are refused, until it is opened.
+pub struct Closed {
+    pub port: u16,
+    socket: TcpSocket,
+}
+
+impl Closed {
+    pub fn reserve() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self { port: socket.local_addr().unwrap().port(), socket }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/hook", self.port)
+    }
+
+    /// From now on a receiver listens here, which acknowledges everything.
+    pub fn open(self) -> Receiver {
+        Receiver::serve(self.socket.listen(1024).unwrap(), |_| Answer::status(200))
+    }
+}
+
 impl Drop for Receiver {
     fn drop(&mut self) {
         self.server.abort();
     }
 }
 
-async fn handle(State(shared): State<Shared>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+async fn handle(
+    State(shared): State<Shared>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let received = Received {
         at: Instant::now(),
+        from,
         path: uri.path().to_owned(),
         headers,
         body: String::from_utf8_lossy(&body).into_owned(),

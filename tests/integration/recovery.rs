@@ -1,0 +1,752 @@
+//! Nothing is lost: operators killed, halted and replaced, apiservers and stores that break under them, a ledger that is
+//! deleted, endpoints that are down meanwhile.
+
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{BuildHasher, RandomState},
+    mem::swap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use llmtune_webhooks_harness::{
+    eventually,
+    operator::Operator,
+    process::has_connection,
+    proxy::Proxy,
+    receiver::{Answer, Closed, Received, Receiver},
+};
+use serde_json::{Value, json};
+use tokio::time::{sleep, sleep_until};
+
+use crate::{
+    sources::{deployment, rolled_out},
+    support::{Jobs, SOON, Scene, run},
+};
+
+const SECRET: &str = "s3cret";
+/// The shortest there is.
+const LEASE: &str = "--lease-duration=3s";
+const LEASE_DURATION: Duration = Duration::from_secs(3);
+/// The log, where a watch cannot be resumed.
+const EXPIRED: &str = "resourceVersion has expired";
+/// The log, where records are built anew.
+const NEW_EPOCH: &str = "new epoch";
+
+/// A receiver whose Webhook `ci` has a secret.
+async fn signed_receiver(scene: &Scene) -> Receiver {
+    let receiver = Receiver::start().await;
+    scene.secret("ci", SECRET);
+    scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci"}}));
+    receiver
+}
+
+/// Two replicas of which the first leads.
+async fn replicas(scene: &Scene) -> (Operator, Operator) {
+    let options = scene.options().argument(LEASE);
+    let mut first = Operator::start(&scene.plane, &options.clone().identity("one")).await;
+    first.wait_readyz("leader", SOON).await;
+    let mut second = Operator::start(&scene.plane, &options.identity("two")).await;
+    second.wait_readyz("standby: one leads", SOON).await;
+    (first, second)
+}
+
+/// Waits until the operator leads and watches; starts it again where it ends by itself, as kubelet would.
+async fn leads(operator: &mut Operator, limit: Duration) {
+    let begun = Instant::now();
+    while !operator.get("/readyz").is_some_and(|(status, text)| status == 200 && text.starts_with("leader")) {
+        assert!(begun.elapsed() < limit, "not leading within {limit:?}\n{}", operator.process.log_tail());
+        if let Some(status) = operator.revive() {
+            println!("the operator ended with {status} and is started again");
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until a new apiserver serves the custom resources.
+async fn served(scene: &Scene) {
+    eventually("the custom resources are served", SOON, || async {
+        scene.plane.kubectl(&["get", "trainingjobs,webhooks", "--all-namespaces"]).status.success().then_some(())
+    })
+    .await;
+}
+
+/// Waits for so many requests beyond those that have come already.
+async fn flows(receiver: &Receiver, more: usize) {
+    receiver.wait(receiver.count() + more, Duration::from_secs(90)).await;
+}
+
+/// Waits until no request has come for a second.
+async fn quiet(receiver: &Receiver) {
+    let (mut count, mut since) = (receiver.count(), Instant::now());
+    while since.elapsed() < Duration::from_secs(1) {
+        sleep(Duration::from_millis(50)).await;
+        if receiver.count() != count {
+            (count, since) = (receiver.count(), Instant::now());
+        }
+    }
+}
+
+/// Waits for so many different events, as long as anything comes at all; returns the first request of each, and how many
+/// requests were repeats. A repeat is the same delivery of the same event in the same words.
+async fn distinct(receiver: &Receiver, expected: usize) -> (Vec<Received>, usize) {
+    let (mut count, mut since) = (0, Instant::now());
+    loop {
+        let received = receiver.received();
+        let ids: HashSet<&str> = received.iter().map(Received::event_id).collect();
+        if ids.len() >= expected {
+            break;
+        }
+        if received.len() != count {
+            (count, since) = (received.len(), Instant::now());
+        }
+        let missing = expected - ids.len();
+        assert!(since.elapsed() < SOON, "{missing} of {expected} events are missing after {count} requests");
+        sleep(Duration::from_millis(100)).await;
+    }
+    quiet(receiver).await;
+    let mut first: Vec<Received> = Vec::new();
+    let mut places = HashMap::new();
+    let mut repeats = 0;
+    for post in receiver.received() {
+        let place = *places.entry(post.event_id().to_owned()).or_insert(first.len());
+        if let Some(known) = first.get(place) {
+            repeats += 1;
+            assert_eq!(post.delivery_id(), known.delivery_id());
+            assert_eq!(post.lasting_body(), known.lasting_body());
+        } else {
+            first.push(post);
+        }
+    }
+    assert_eq!(first.len(), expected, "an event has one id");
+    (first, repeats)
+}
+
+/// Waits until every transition of so many driven jobs has come, signed and in order, each under one id; tells how many
+/// requests were repeats.
+async fn all_arrive(receiver: &Receiver, jobs: usize) -> usize {
+    let (first, repeats) = distinct(receiver, 2 * jobs).await;
+    assert!(first.iter().all(|post| post.is_signed_with(SECRET)));
+    in_order(&first, jobs);
+    println!("0 of {} transitions missing, {repeats} repeats", 2 * jobs);
+    repeats
+}
+
+/// Each of so many jobs has started, and then completed.
+fn in_order(first: &[Received], jobs: usize) {
+    let mut by_job: HashMap<String, Vec<(String, u64)>> = HashMap::new();
+    for post in first {
+        let sequence = post.json()["sequence"].as_u64().unwrap();
+        by_job.entry(post.name()).or_default().push((post.event(), sequence));
+    }
+    assert_eq!(by_job.len(), jobs);
+    let expected = [("training.started".to_owned(), 1), ("training.completed".to_owned(), 2)];
+    for (job, events) in by_job {
+        assert_eq!(events, expected, "{job}");
+    }
+}
+
+/// Random numbers (splitmix64) that `LLMTUNE_TEST_SEED` brings back.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        let given = std::env::var("LLMTUNE_TEST_SEED").ok().map(|seed| seed.parse().unwrap());
+        let seed = given.unwrap_or_else(|| RandomState::new().hash_one(0));
+        println!("LLMTUNE_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    /// A time below this.
+    fn within(&mut self, limit: Duration) -> Duration {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        limit.mul_f64(((mixed ^ (mixed >> 31)) >> 11) as f64 / (1_u64 << 53) as f64)
+    }
+}
+
+#[test]
+fn an_operator_killed_ten_times_under_load_loses_none_of_two_thousand_transitions() {
+    run(async {
+        let scene = Scene::new("kills").await;
+        let receiver = signed_receiver(&scene).await;
+        let mut operator = scene.operator().await;
+        let jobs = Jobs::new(&scene).await;
+        let driving = tokio::spawn(async move { jobs.drive(1000, 100).await });
+        flows(&receiver, 50).await;
+        let mut random = Random::new();
+        let mut moments: Vec<Duration> = (0..10).map(|_| random.within(Duration::from_secs(16))).collect();
+        moments.sort_unstable();
+        let begun = tokio::time::Instant::now();
+        for moment in &moments {
+            sleep_until(begun + *moment).await;
+            operator.restart();
+        }
+        let took = driving.await.unwrap();
+        println!("2,000 transitions driven in {took:?}, killed at {moments:?}");
+        all_arrive(&receiver, 1000).await;
+    });
+}
+
+#[test]
+fn an_operator_and_an_apiserver_killed_together_under_load_lose_nothing() {
+    run(async {
+        let scene = Scene::alone("both").await;
+        let receiver = signed_receiver(&scene).await;
+        let mut operator = scene.operator().await;
+        let jobs = Jobs::new(&scene).await;
+        let driver = jobs.clone();
+        let driving = tokio::spawn(async move { driver.drive(300, 20).await });
+        for round in 0..3 {
+            flows(&receiver, 5).await;
+            operator.process.kill();
+            // The ledger's position is now older than all that the next apiserver's watch cache holds.
+            jobs.create(&format!("between-{round}")).await;
+            scene.plane.stop_apiserver();
+            operator.restart();
+            scene.plane.start_apiserver();
+            let stopped = Instant::now();
+            scene.plane.wait_ready().await;
+            leads(&mut operator, Duration::from_secs(60)).await;
+            println!("leading again {:?} after the apiserver was killed", stopped.elapsed());
+        }
+        driving.await.unwrap();
+        all_arrive(&receiver, 300).await;
+        let log = operator.process.log_text();
+        let expired = log.lines().filter(|line| line.contains(EXPIRED) && line.contains("TrainingJob")).count();
+        println!("the watch of the jobs found its position expired {expired} times");
+        assert!(expired >= 3, "after each start");
+    });
+}
+
+/// etcd stands still for twenty seconds under load; with `kill` the operator is killed and started again meanwhile.
+async fn frozen_etcd(name: &str, kill: bool) {
+    let scene = Scene::alone(name).await;
+    let receiver = signed_receiver(&scene).await;
+    let mut operator = scene.operator().await;
+    let jobs = Jobs::new(&scene).await;
+    let driving = tokio::spawn(async move { jobs.drive(300, 20).await });
+    flows(&receiver, 60).await;
+    let begun = tokio::time::Instant::now();
+    scene.plane.freeze_etcd();
+    if kill {
+        sleep_until(begun + Duration::from_secs(10)).await;
+        operator.restart();
+    }
+    sleep_until(begun + Duration::from_secs(20)).await;
+    scene.plane.thaw_etcd();
+    let thawed = Instant::now();
+    leads(&mut operator, Duration::from_secs(60)).await;
+    flows(&receiver, 1).await;
+    println!("a delivery {:?} after etcd went on", thawed.elapsed());
+    driving.await.unwrap();
+    all_arrive(&receiver, 300).await;
+}
+
+#[test]
+fn an_etcd_that_stands_still_for_twenty_seconds_under_load_costs_no_event() {
+    run(frozen_etcd("frozen", false));
+}
+
+#[test]
+fn an_operator_killed_while_etcd_stands_still_loses_nothing() {
+    run(frozen_etcd("frozen-killed", true));
+}
+
+/// What happened while the operator was down is told once each when it is back. With `forgotten` the apiserver's memory of
+/// it is gone too, and a list must be compared.
+async fn while_it_was_down(scene: &Scene, forgotten: bool) {
+    let receiver = signed_receiver(scene).await;
+    let mut operator = scene.operator().await;
+    let jobs = Jobs::new(scene).await;
+    for name in ["deleted", "finishes", "runs", "done"] {
+        jobs.create(name).await;
+        jobs.start(name).await;
+    }
+    jobs.complete("done").await;
+    for name in ["removed", "serves"] {
+        scene.apply(&deployment(name, 1, "1"));
+        rolled_out(scene, name);
+    }
+    receiver.wait(9, SOON).await;
+    operator.stop();
+    let before = receiver.count();
+
+    jobs.complete("finishes").await;
+    for name in ["new", "brief"] {
+        jobs.create(name).await;
+        jobs.start(name).await;
+        jobs.complete(name).await;
+    }
+    jobs.delete("brief").await;
+    jobs.delete("deleted").await;
+    scene.kubectl(&["delete", "deployment", "removed"]);
+    scene.kubectl(&["annotate", "trainingjob/runs", "trainingjob/done", "deployment/serves", "noise=1"]);
+    if forgotten {
+        scene.plane.restart_apiserver().await;
+        served(scene).await;
+    }
+    operator.restart();
+
+    let mut expected = vec![
+        ("deployment.deleted", "removed"),
+        ("training.completed", "finishes"),
+        ("training.completed", "new"),
+        ("training.failed", "deleted"),
+        ("training.started", "new"),
+    ];
+    if !forgotten {
+        // What came and went within the outage has left its trace in the watch alone.
+        expected.extend([("training.completed", "brief"), ("training.started", "brief")]);
+    }
+    let begun = Instant::now();
+    receiver.wait(before + expected.len(), SOON).await;
+    println!("{} events {:?} after the start", expected.len(), begun.elapsed());
+    jobs.create("next").await;
+    jobs.start("next").await;
+    receiver.wait_for("training.started", "next", SOON).await;
+    expected.push(("training.started", "next"));
+    quiet(&receiver).await;
+    let received = &receiver.received()[before..];
+    let mut events: Vec<(String, String)> = received.iter().map(|post| (post.event(), post.name())).collect();
+    events.sort_unstable();
+    expected.sort_unstable();
+    assert!(events.iter().map(|(event, name)| (event.as_str(), name.as_str())).eq(expected.clone()), "{events:?}");
+    let failed = received.iter().find(|post| post.event() == "training.failed").unwrap().json();
+    assert_eq!(failed["data"]["status"], if forgotten { "unknown" } else { "cancelled" });
+    let log = operator.log();
+    assert_eq!(log.contains(EXPIRED), forgotten);
+    assert!(!log.contains(NEW_EPOCH), "its ledger is whole");
+}
+
+#[test]
+fn what_happened_while_the_operator_was_down_is_read_from_the_watch() {
+    run(async {
+        while_it_was_down(&Scene::new("resumed").await, false).await;
+    });
+}
+
+#[test]
+fn what_happened_beyond_the_reach_of_the_watch_while_the_operator_was_down_is_found_by_comparing() {
+    run(async {
+        while_it_was_down(&Scene::alone("compared").await, true).await;
+    });
+}
+
+#[test]
+fn of_two_replicas_under_load_leaders_killed_in_turn_lose_nothing() {
+    run(async {
+        let scene = Scene::new("turns").await;
+        let receiver = signed_receiver(&scene).await;
+        let (mut leader, mut standby) = replicas(&scene).await;
+        let jobs = Jobs::new(&scene).await;
+        let driving = tokio::spawn(async move { jobs.drive(450, 25).await });
+        for _ in 0..5 {
+            flows(&receiver, 10).await;
+            leader.process.kill();
+            let killed = Instant::now();
+            leads(&mut standby, SOON).await;
+            println!(
+                "the other replica leads {:?} after kill -9, with a lease of {LEASE_DURATION:?}",
+                killed.elapsed()
+            );
+            leader.restart();
+            leader.wait_readyz("standby", SOON).await;
+            swap(&mut leader, &mut standby);
+        }
+        driving.await.unwrap();
+        all_arrive(&receiver, 450).await;
+    });
+}
+
+/// etcd goes back to a copy that is older than what the operator has seen. With `running` that happens under the operator,
+/// else while it is down.
+async fn restored_etcd(name: &str, running: bool) {
+    let scene = Scene::alone(name).await;
+    let receiver = signed_receiver(&scene).await;
+    let mut operator = scene.operator().await;
+    let jobs = Jobs::new(&scene).await;
+    let unchanged: Vec<String> = (0..20).map(|number| format!("unchanged-{number}")).collect();
+    for name in unchanged.iter().map(String::as_str).chain(["touched", "finishes"]) {
+        jobs.create(name).await;
+        jobs.start(name).await;
+    }
+    for name in unchanged.iter().skip(10) {
+        jobs.complete(name).await;
+    }
+    for name in ["serves", "removed"] {
+        scene.apply(&deployment(name, 1, "1"));
+        rolled_out(&scene, name);
+    }
+    receiver.wait(36, SOON).await;
+    // All of that is in the ledger once the operator has stopped. The copy's Lease is the running operator's own.
+    operator.stop();
+    operator.restart();
+    leads(&mut operator, SOON).await;
+    let copy = scene.plane.copy_etcd();
+
+    jobs.complete("finishes").await;
+    jobs.create("later").await;
+    jobs.start("later").await;
+    scene.kubectl(&["delete", "deployment", "removed"]);
+    // Positions and an object's version run far ahead of what the restored store will hand out for long.
+    for step in 0..400 {
+        jobs.status("touched", &json!({"metrics": {"step": step}})).await;
+    }
+    jobs.create("last").await;
+    jobs.start("last").await;
+    for (event, name) in
+        [("training.completed", "finishes"), ("training.started", "later"), ("training.started", "last")]
+    {
+        receiver.wait_for(event, name, SOON).await;
+    }
+    receiver.wait_for("deployment.deleted", "removed", SOON).await;
+    quiet(&receiver).await;
+    let before = receiver.count();
+    assert_eq!(before, 40, "{:?}", receiver.events());
+
+    if running {
+        scene.plane.restore_etcd(&copy).await;
+    } else {
+        operator.stop();
+        scene.plane.restore_etcd(&copy).await;
+        operator.restart();
+    }
+    served(&scene).await;
+    let restored = Instant::now();
+    let changing = async {
+        for name in ["touched", "unchanged-0"] {
+            jobs.complete(name).await;
+        }
+        jobs.create("new").await;
+        jobs.start("new").await;
+        jobs.complete("new").await;
+    };
+    let keeping = async {
+        let expected =
+            [("training.completed", "touched"), ("training.completed", "unchanged-0"), ("training.completed", "new")];
+        let come = |(event, name): (&str, &str)| {
+            let received = &receiver.received()[before..];
+            received.iter().any(|post| post.event() == event && post.name() == name)
+        };
+        while !expected.into_iter().all(come) {
+            if let Some(status) = operator.revive() {
+                println!("the operator ended with {status} and is started again");
+            }
+            let missing: Vec<_> = expected.into_iter().filter(|expected| !come(*expected)).collect();
+            assert!(
+                restored.elapsed() < Duration::from_secs(90),
+                "missing {missing:?} of {:?}",
+                &receiver.events()[before..]
+            );
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::join!(changing, keeping);
+    println!("new transitions delivered {:?} after the restore", restored.elapsed());
+    quiet(&receiver).await;
+    let mut ids = HashSet::new();
+    let mut events = receiver.received().split_off(before);
+    events.retain(|post| ids.insert(post.event_id().to_owned()));
+    let events: Vec<(String, String)> = events.iter().map(|post| (post.event(), post.name())).collect();
+    println!("since the restore: {events:?}");
+    // The copy knows neither the end of `finishes` and `removed` nor the beginning of the others: those are told again, or
+    // not. Whatever the copy did know is told of only if it changes.
+    let news = ["touched", "unchanged-0", "new"];
+    let contested = ["finishes", "removed", "later", "last"];
+    for (event, name) in &events {
+        assert!(news.contains(&name.as_str()) || contested.contains(&name.as_str()), "{event} of {name}");
+    }
+    let about_news = events.iter().filter(|(_, name)| news.contains(&name.as_str())).count();
+    assert_eq!(about_news, 4, "one id each: {events:?}");
+}
+
+#[test]
+fn an_etcd_restored_under_a_running_operator_makes_no_false_events_and_hides_no_new_ones() {
+    run(restored_etcd("restored-running", true));
+}
+
+#[test]
+fn an_etcd_restored_under_a_stopped_operator_makes_no_false_events_and_hides_no_new_ones() {
+    run(restored_etcd("restored-stopped", false));
+}
+
+/// Which of these processes sent each request of a receiver, while it answers like this.
+fn senders(
+    receiver: &Receiver,
+    processes: [u32; 2],
+    status: impl Fn() -> u16 + Send + Sync + 'static,
+) -> Arc<Mutex<Vec<Option<u32>>>> {
+    let senders: Arc<Mutex<Vec<Option<u32>>>> = Arc::default();
+    let (remembered, port) = (Arc::clone(&senders), receiver.port);
+    receiver.answer(move |post| {
+        let sender = processes.into_iter().find(|process| has_connection(*process, post.from.port(), port));
+        remembered.lock().unwrap().push(sender);
+        Answer::status(status())
+    });
+    senders
+}
+
+/// Failures are repeated every two seconds, for longer than a test runs.
+fn patient() -> Value {
+    json!({"delivery": {"maxRetries": 20, "backoff": {"initial": "2s", "factor": 1, "max": "2s"}}})
+}
+
+/// Waits until no attempt is under way: each that has come is settled.
+async fn idle(operator: &Operator, receivers: &[&Receiver]) {
+    eventually("all attempts are settled", SOON, || async {
+        let come: usize = receivers.iter().map(|receiver| receiver.count()).sum();
+        (operator.metric("llmtune_webhooks_attempts_total", &[]) as usize == come).then_some(())
+    })
+    .await;
+}
+
+/// Waits until a deposed leader ends or stands by, and tells which.
+async fn gives_way(operator: &mut Operator) -> String {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = operator.process.try_wait() {
+            return format!("ended with {status}");
+        }
+        if operator.get("/readyz").is_some_and(|(_, text)| text.starts_with("standby")) {
+            return "stands by".into();
+        }
+        assert!(begun.elapsed() < SOON, "neither ended nor standing by\n{}", operator.process.log_tail());
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[test]
+fn a_leader_halted_past_its_lease_and_replaced_makes_no_further_attempt() {
+    run(async {
+        let scene = Scene::new("halted").await;
+        let (good, failing) = (Receiver::start().await, Receiver::start().await);
+        scene.webhook("good", &good.url(), &json!({}));
+        scene.webhook("failing", &failing.url(), &patient());
+        let (mut first, mut second) = replicas(&scene).await;
+        let processes = [first.process.pid(), second.process.pid()];
+        let failure = Arc::new(Mutex::new(500));
+        let answer = Arc::clone(&failure);
+        let good_senders = senders(&good, processes, || 200);
+        let failing_senders = senders(&failing, processes, move || *answer.lock().unwrap());
+        let jobs = Jobs::new(&scene).await;
+        for number in 0..20 {
+            jobs.create(&format!("job-{number:04}")).await;
+        }
+        let each = async |numbers: std::ops::Range<usize>, completes: bool| {
+            for number in numbers {
+                let name = format!("job-{number:04}");
+                if completes { jobs.complete(&name).await } else { jobs.start(&name).await }
+            }
+        };
+        each(0..10, false).await;
+        good.wait(10, SOON).await;
+        failing.wait(20, SOON).await;
+        idle(&first, &[&good, &failing]).await;
+        first.process.freeze();
+        let (halted, seen) = (Instant::now(), (good.count(), failing.count()));
+        let of_the_first = |senders: &[Option<u32>]| senders.iter().all(|sender| *sender == Some(processes[0]));
+        assert!(of_the_first(&good_senders.lock().unwrap()) && of_the_first(&failing_senders.lock().unwrap()));
+
+        // All this lies in the sockets of the old leader when it wakes up, and its retries are due.
+        each(10..20, false).await;
+        each(0..10, true).await;
+        second.wait_readyz("leader", SOON).await;
+        println!("the other replica leads {:?} after the first was halted", halted.elapsed());
+        distinct(&good, 30).await;
+        first.process.thaw();
+        each(10..20, true).await;
+        println!("the old leader {}", gives_way(&mut first).await);
+        *failure.lock().unwrap() = 200;
+        let (events, repeats) = distinct(&good, 40).await;
+        in_order(&events, 20);
+        println!("0 of 40 events missing, {repeats} repeats");
+        eventually("what had failed is delivered", SOON, || async {
+            let labels = [("webhook", "failing"), ("result", "delivered")];
+            (second.metric("llmtune_webhooks_deliveries_total", &labels) as usize == 40).then_some(())
+        })
+        .await;
+        let late = [&good_senders.lock().unwrap()[seen.0..], &failing_senders.lock().unwrap()[seen.1..]].concat();
+        assert!(late.iter().all(|sender| *sender == Some(processes[1])), "{processes:?}: {late:?}");
+    });
+}
+
+#[test]
+fn a_leader_halted_past_its_lease_that_nobody_took_attempts_nothing_until_it_has_renewed_it() {
+    run(async {
+        let scene = Scene::new("halted-alone").await;
+        let (good, failing) = (Receiver::start().await, Receiver::answering(|_| Answer::status(500)).await);
+        scene.webhook("good", &good.url(), &json!({}));
+        scene.webhook("failing", &failing.url(), &patient());
+        let proxy = Proxy::start(scene.plane.port).await;
+        let mut options = scene.options().argument(LEASE);
+        options.apiserver_port = Some(proxy.port);
+        let mut operator = Operator::start_ready(&scene.plane, &options).await;
+        let jobs = Jobs::new(&scene).await;
+        for number in 0..10 {
+            jobs.create(&format!("job-{number:04}")).await;
+            jobs.start(&format!("job-{number:04}")).await;
+        }
+        good.wait(10, SOON).await;
+        failing.wait(20, SOON).await;
+        idle(&operator, &[&good, &failing]).await;
+        operator.process.freeze();
+        let halted = tokio::time::Instant::now();
+        let seen = (good.count(), failing.count());
+        for number in 0..10 {
+            jobs.complete(&format!("job-{number:04}")).await;
+        }
+        sleep_until(halted + LEASE_DURATION + Duration::from_secs(1)).await;
+        // So that it cannot renew, however fast it is.
+        proxy.cut();
+        operator.process.thaw();
+        eventually("it sees that its claim has lapsed", SOON, || async {
+            (operator.metric("llmtune_webhooks_leader", &[]) as u64 == 0).then_some(())
+        })
+        .await;
+        sleep(Duration::from_secs(3)).await;
+        assert_eq!((good.count(), failing.count()), seen, "events and retries are due, and no attempt begins");
+        proxy.mend();
+        failing.answer(|_| Answer::status(200));
+        let mended = Instant::now();
+        let (events, repeats) = distinct(&good, 20).await;
+        println!("0 of 20 events missing, {repeats} repeats, {:?} after the apiserver was back", mended.elapsed());
+        in_order(&events, 10);
+        distinct(&failing, 20).await;
+        operator.wait_log("nobody held it meanwhile", SOON).await;
+        assert!(operator.process.try_wait().is_none(), "it goes on");
+    });
+}
+
+#[test]
+fn a_graceful_handover_under_load_loses_nothing_repeats_nothing_and_takes_less_than_two_seconds() {
+    run(async {
+        let scene = Scene::new("graceful").await;
+        let receiver = signed_receiver(&scene).await;
+        let (mut leader, mut standby) = replicas(&scene).await;
+        let jobs = Jobs::new(&scene).await;
+        let driving = tokio::spawn(async move { jobs.drive(300, 50).await });
+        for _ in 0..3 {
+            flows(&receiver, 50).await;
+            let told = Instant::now();
+            leader.stop();
+            let (ended, count) = (Instant::now(), receiver.count());
+            let received = receiver.wait(count + 1, SOON).await;
+            let gap = received[count].at - ended;
+            println!("ended {:?} after SIGTERM; the other's first delivery {gap:?} after that", ended - told);
+            // The bound is two seconds on a machine that does nothing else.
+            assert!(gap < Duration::from_secs(5), "{gap:?}");
+            leader.restart();
+            leader.wait_readyz("standby", SOON).await;
+            swap(&mut leader, &mut standby);
+        }
+        driving.await.unwrap();
+        assert_eq!(all_arrive(&receiver, 300).await, 0);
+    });
+}
+
+#[test]
+fn without_its_ledger_the_operator_begins_a_new_epoch_says_so_and_sends_nothing_for_the_past() {
+    run(async {
+        let scene = Scene::new("epoch").await;
+        let receiver = signed_receiver(&scene).await;
+        let mut operator = scene.operator().await;
+        let jobs = Jobs::new(&scene).await;
+        for name in ["runs", "done"] {
+            jobs.create(name).await;
+            jobs.start(name).await;
+        }
+        jobs.complete("done").await;
+        scene.apply(&deployment("serves", 1, "1"));
+        rolled_out(&scene, "serves");
+        receiver.wait(5, SOON).await;
+        operator.stop();
+        let segments = scene.kubectl(&["get", "ledgersegments", "-o", "name"]);
+        println!("{} segments deleted", segments.lines().count());
+        assert!(!segments.is_empty());
+        scene.kubectl(&["delete", "ledgersegments", "--all"]);
+        operator.restart();
+        operator.wait_log(NEW_EPOCH, SOON).await;
+        leads(&mut operator, SOON).await;
+        jobs.complete("runs").await;
+        receiver.wait_for("training.completed", "runs", SOON).await;
+        quiet(&receiver).await;
+        assert_eq!(receiver.count(), 6, "{:?}", receiver.events());
+    });
+}
+
+#[test]
+fn events_that_wait_for_a_dead_endpoint_survive_a_kill_and_their_attempts_go_on_counting() {
+    run(async {
+        let scene = Scene::new("dead").await;
+        let endpoint = Closed::reserve();
+        scene.webhook("ci", &endpoint.url(), &json!({}));
+        let mut operator = scene.operator().await;
+        let jobs = Jobs::new(&scene).await;
+        let five = async |prefix: &str| {
+            for number in 0..5 {
+                let name = format!("{prefix}-{number}");
+                jobs.create(&name).await;
+                jobs.start(&name).await;
+                jobs.complete(&name).await;
+            }
+        };
+        five("tried").await;
+        // The second attempts come five seconds after the first, the third half a minute.
+        eventually("each event was tried twice", SOON, || async {
+            let labels = [("webhook", "ci"), ("outcome", "connect")];
+            (operator.metric("llmtune_webhooks_attempts_total", &labels) as u64 >= 20).then_some(())
+        })
+        .await;
+        operator.process.kill();
+        five("untried").await;
+        let receiver = endpoint.open();
+        operator.restart();
+        let restarted = Instant::now();
+        receiver.wait(20, Duration::from_secs(60)).await;
+        println!("all delivered {:?} after the restart", restarted.elapsed());
+        let (events, repeats) = distinct(&receiver, 20).await;
+        assert_eq!(repeats, 0, "each was acknowledged the first time");
+        let (tried, untried): (Vec<Received>, Vec<Received>) =
+            events.into_iter().partition(|post| post.name().starts_with("tried"));
+        println!("attempts: {:?}", tried.iter().map(Received::attempt).collect::<Vec<_>>());
+        assert_eq!(tried.len(), 10);
+        assert!(tried.iter().all(|post| post.attempt() > 1));
+        assert!(untried.iter().all(|post| post.attempt() == 1));
+        in_order(&untried, 5);
+    });
+}
+
+#[test]
+fn deliveries_of_a_webhook_deleted_while_the_operator_was_down_are_dropped_and_no_others() {
+    run(async {
+        let scene = Scene::new("bereft").await;
+        let (goes, stays) = (Closed::reserve(), Closed::reserve());
+        scene.webhook("goes", &goes.url(), &patient());
+        scene.webhook("stays", &stays.url(), &patient());
+        let mut operator = scene.operator().await;
+        let jobs = Jobs::new(&scene).await;
+        for number in 0..5 {
+            let name = format!("job-{number}");
+            jobs.create(&name).await;
+            jobs.start(&name).await;
+            jobs.complete(&name).await;
+        }
+        for webhook in ["goes", "stays"] {
+            eventually("each event was tried", SOON, || async {
+                let labels = [("webhook", webhook), ("outcome", "connect")];
+                (operator.metric("llmtune_webhooks_attempts_total", &labels) as u64 >= 10).then_some(())
+            })
+            .await;
+        }
+        operator.stop();
+        scene.kubectl(&["delete", "webhook", "goes"]);
+        let (goes, stays) = (goes.open(), stays.open());
+        operator.restart();
+        let (events, repeats) = distinct(&stays, 10).await;
+        assert_eq!((events.len(), repeats), (10, 0));
+        operator.wait_log("dropped=10", SOON).await;
+        assert_eq!(goes.count(), 0, "{:?}", goes.events());
+    });
+}
