@@ -366,9 +366,9 @@ impl Pending {
             {
                 delivery.due = None;
                 if delivery.again {
-                    queue.again.push_back(id)
+                    queue.again.push_back(id);
                 } else {
-                    queue.ready.push_back(id)
+                    queue.ready.push_back(id);
                 }
                 self.wake(webhook);
             }

@@ -312,10 +312,13 @@ impl Deliveries {
         }
         match (spec.test.and_then(|test| EventType::parse(&test.event)), status.event) {
             (Some(event), _) => self.send(FromDeliveries::Asked(Asked::Test { object, event })),
-            (None, Some(kept)) => match event(&object.namespace, &kept) {
-                Some(event) => self.send(FromDeliveries::Asked(Asked::Again { object, event: Arc::new(event) })),
-                None => warn!(namespace = object.namespace, name = object.name, "a kept event cannot be read"),
-            },
+            (None, Some(kept)) => {
+                if let Some(event) = event(&object.namespace, &kept) {
+                    self.send(FromDeliveries::Asked(Asked::Again { object, event: Arc::new(event) }))
+                } else {
+                    warn!(namespace = object.namespace, name = object.name, "a kept event cannot be read")
+                }
+            }
             (None, None) => {
                 state.asked.remove(&uid);
             }
@@ -640,7 +643,7 @@ impl Call {
                 Ok(_) => return,
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return,
                 Err(error) => {
-                    warn!(namespace, name, error = %Causes(&error), "a WebhookDelivery was not deleted; trying again")
+                    warn!(namespace, name, error = %Causes(&error), "a WebhookDelivery was not deleted; trying again");
                 }
             }
             sleep(pause(failures)).await;
