@@ -42,7 +42,7 @@ impl Uid {
         (self.0 % shards as u128) as usize
     }
 
-    /// A uid of the given value, for tests and simulation.
+    /// A uid of the given value, for what has none and for tests.
     #[must_use]
     pub const fn from_u128(value: u128) -> Self {
         Self(value)

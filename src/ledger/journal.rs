@@ -176,46 +176,46 @@ fn open_epoch(
     epoch: u64,
 ) -> Result<Option<(Journal, Memory)>, Nothing> {
     let of_epoch: Vec<&Found> = found.iter().filter(|found| found.segment.epoch == epoch).collect();
-    let mut jsons = Vec::with_capacity(of_epoch.len());
-    for found in &of_epoch {
-        let unreadable = |error: Unreadable| Nothing::Unreadable(found.segment.name.clone(), error.to_string());
-        jsons.push(contents::unpack(&found.segment.data).map_err(unreadable)?);
-    }
-    let mut snapshots: Vec<(usize, u64, Text<'_>)> = Vec::new();
-    let mut journal: Vec<(u64, Text<'_>)> = Vec::new();
-    for (found, json) in of_epoch.iter().zip(&jsons) {
-        let Segment { name, kind, sequence, .. } = &found.segment;
-        let unreadable = |error: String| Nothing::Unreadable(name.clone(), error);
-        let text: Text<'_> = serde_json::from_slice(json).map_err(|error| unreadable(error.to_string()))?;
+    let of_kind = |kind| of_epoch.iter().map(|found| &found.segment).filter(move |segment| segment.kind == kind);
+    let mut rebuilt = Rebuilt::default();
+    let mut covered = vec![1; shape.shards];
+    // One after the other: together their texts are many times what they add up to.
+    for segment in of_kind(Kind::Snapshot) {
+        let unreadable = |error: String| Nothing::Unreadable(segment.name.clone(), error);
+        let json = contents::unpack(&segment.data).map_err(|error| unreadable(error.to_string()))?;
+        let text: Text<'_> = serde_json::from_slice(&json).map_err(|error| unreadable(error.to_string()))?;
         if text.home != home {
             return Ok(None);
         }
-        match (kind, text.shard) {
-            (Kind::Journal, _) => journal.push((*sequence, text)),
-            (Kind::Snapshot, Some(shard)) if shard < shape.shards => snapshots.push((shard, *sequence, text)),
-            (Kind::Snapshot, shard) => return Err(unreadable(format!("{shard:?} is no part of a snapshot"))),
-        }
-    }
-    journal.sort_by_key(|(sequence, _)| *sequence);
-    let mut covered = vec![1; shape.shards];
-    for (shard, sequence, _) in &snapshots {
-        covered[*shard] = *sequence;
-    }
-    let oldest = covered.iter().copied().min().unwrap_or(1);
-    let last = journal.last().map_or(0, |(sequence, _)| *sequence);
-    journal.retain(|(sequence, _)| *sequence >= oldest);
-    let missing = (oldest..=last.max(oldest)).zip(journal.iter().map(|(sequence, _)| Some(*sequence)).chain([None]));
-    for (expected, sequence) in missing {
-        if sequence != Some(expected) {
-            return Err(Nothing::Missing(expected));
-        }
-    }
-    let mut rebuilt = Rebuilt::default();
-    for (shard, _, text) in snapshots {
+        let Some(shard) = text.shard.filter(|shard| *shard < shape.shards) else {
+            return Err(unreadable(format!("{:?} is no part of a snapshot", text.shard)));
+        };
+        covered[shard] = segment.sequence;
         rebuilt.apply(text, |other| other == shard, shape.shards)?;
     }
-    for (sequence, text) in journal {
-        rebuilt.apply(text, |shard| sequence >= covered[shard], shape.shards)?;
+    let mut journal: Vec<&Segment> = of_kind(Kind::Journal).collect();
+    journal.sort_by_key(|segment| segment.sequence);
+    let last = journal.last().map_or(0, |segment| segment.sequence);
+    let oldest = covered.iter().copied().min().unwrap_or(1);
+    let mut expected = oldest;
+    for segment in journal {
+        let unreadable = |error: String| Nothing::Unreadable(segment.name.clone(), error);
+        let json = contents::unpack(&segment.data).map_err(|error| unreadable(error.to_string()))?;
+        let text: Text<'_> = serde_json::from_slice(&json).map_err(|error| unreadable(error.to_string()))?;
+        if text.home != home {
+            return Ok(None);
+        }
+        if segment.sequence < oldest {
+            continue;
+        }
+        if segment.sequence != expected {
+            return Err(Nothing::Missing(expected));
+        }
+        expected += 1;
+        rebuilt.apply(text, |shard| segment.sequence >= covered[shard], shape.shards)?;
+    }
+    if expected <= last.max(oldest) {
+        return Err(Nothing::Missing(expected));
     }
     let writing = Journal {
         shape,

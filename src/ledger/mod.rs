@@ -13,3 +13,5 @@ pub mod contents;
 pub mod journal;
 pub mod record;
 pub mod store;
+#[cfg(test)]
+mod tests;

@@ -77,6 +77,13 @@ impl Store {
             match self.try_open(leader, epoch).await {
                 Ok(Some(ledger)) => return ledger,
                 Ok(None) => info!("another leader's last write to the ledger has just landed; reading it again"),
+                Err(kube::Error::Api(status)) if status.code == 404 => {
+                    warn!(
+                        "LedgerSegment is not installed: apply the custom resource definitions of this release; trying again"
+                    );
+                    sleep(pause(failures)).await;
+                    failures += 1;
+                }
                 Err(error) => {
                     warn!(error = %Causes(&error), "the ledger cannot be read yet; trying again");
                     sleep(pause(failures)).await;

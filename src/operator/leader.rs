@@ -23,7 +23,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     config::RunArgs,
-    lease::Claim,
+    lease::{Claim, LEASE},
     metrics::{DropReason, Metrics},
     server::{Health, Refresh},
 };
@@ -44,7 +44,7 @@ use crate::{
     report::{
         Note, Settlement,
         deliveries::{Answer, Asked, Deliveries, DeliveryRef, FromDeliveries, Kept, Order},
-        events,
+        events::{self, Notice},
         writer::Writer,
     },
     source::{
@@ -262,6 +262,11 @@ impl Leader {
         let deliveries =
             Deliveries { client: client.clone(), orders: incoming_orders, back, may_write: may_begin.clone() };
         let may_write = may_begin.clone();
+        let Ledger { journal, memory, began } = ledger;
+        if let Some(notice) = tell(began.as_ref(), &journal, &args.namespace) {
+            // The first into an empty channel.
+            let _ = notices.try_send(notice);
+        }
         let writer = Writer { client: client.clone(), notes: incoming_notes, notices, may_write, conditions };
         let publisher = events::publish(client.clone(), incoming_notices, move || may_begin());
         let controller = Controller::new(client.clone(), change);
@@ -277,8 +282,6 @@ impl Leader {
             writer: tokio::spawn(writer.run()),
             publisher: tokio::spawn(publisher),
         };
-        let Ledger { journal, memory, began } = ledger;
-        tell(began.as_ref(), &journal);
         if memory.unknown_events > 0 {
             let events = memory.unknown_events;
             warn!(
@@ -832,16 +835,19 @@ fn unsent(
     }
 }
 
-/// Says how the ledger goes on.
-fn tell(began: Option<&Nothing>, journal: &Journal) {
+/// Says how the ledger goes on; a new epoch is worth an Event.
+fn tell(began: Option<&Nothing>, journal: &Journal, namespace: &str) -> Option<Notice> {
     let (epoch, term) = (journal.epoch(), journal.term());
-    match began {
-        None => info!(epoch, term, "going on from the ledger"),
-        Some(why) => warn!(
-            epoch, %why,
-            "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past"
-        ),
-    }
+    let Some(why) = began else {
+        info!(epoch, term, "going on from the ledger");
+        return None;
+    };
+    warn!(
+        epoch, %why,
+        "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past"
+    );
+    let note = format!("{why}: all objects that are there now are a baseline, and nothing is sent for their past");
+    Some(Notice::new_epoch(namespace, LEASE, !matches!(why, Nothing::Fresh), note))
 }
 
 /// The generation of the spec whose endpoint has answered 410 Gone, as the leader before wrote it down.

@@ -293,13 +293,19 @@ impl Elector {
 
     async fn give_back(&self, mut lease: Lease, claim: &Claim) {
         claim.extend(claim.origin);
-        let now = MicroTime(Timestamp::now());
-        let spec = lease.spec.get_or_insert_default();
-        spec.holder_identity = Some(String::new());
-        spec.lease_duration_seconds = Some(1);
-        spec.acquire_time = Some(now.clone());
-        spec.renew_time = Some(now);
-        match self.write(&lease).await {
+        let released = match self.write(&freed(&lease)).await {
+            Ok(Written::Conflict) => match self.call(self.api.get_opt(LEASE)).await {
+                // A renewal of ours had landed although its answer never came.
+                Ok(Some(found)) if self.is_ours(&found, &lease) => {
+                    lease = found;
+                    self.write(&freed(&lease)).await
+                }
+                Ok(_) => Ok(Written::Conflict),
+                Err(error) => Err(error),
+            },
+            released => released,
+        };
+        match released {
             Ok(Written::Landed(_)) => info!("the lease is released"),
             Ok(Written::Conflict) => debug!("the lease had been taken before it was released"),
             Err(error) => warn!(error = %Causes(&error), "the lease was not released; others take it when it expires"),
@@ -326,6 +332,20 @@ impl Elector {
         let elapsed = || kube::Error::Service(format!("the apiserver did not answer within {limit:?}").into());
         timeout(limit, request).await.map_err(|_| elapsed())?
     }
+}
+
+/// The Lease without a holder, as client-go gives it back.
+fn freed(lease: &Lease) -> Lease {
+    let mut freed = lease.clone();
+    let spec = freed.spec.get_or_insert_default();
+    // Not before what was written last: the next leader's epoch is taken from it.
+    let latest = spec.acquire_time.iter().chain(&spec.renew_time).map(|time| time.0).max().unwrap_or(Timestamp::MIN);
+    let now = MicroTime(Timestamp::now().max(latest));
+    spec.holder_identity = Some(String::new());
+    spec.lease_duration_seconds = Some(1);
+    spec.acquire_time = Some(now.clone());
+    spec.renew_time = Some(now);
+    freed
 }
 
 fn holder(lease: &Lease) -> String {

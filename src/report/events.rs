@@ -60,6 +60,20 @@ impl Notice {
         Self { warning: true, ..Self::normal(webhook, reason, note) }
     }
 
+    /// The ledger has begun anew; told of the Lease, beside which it lies.
+    #[must_use]
+    pub fn new_epoch(namespace: &str, lease: &str, warning: bool, note: String) -> Self {
+        let regarding = ObjectReference {
+            api_version: Some("coordination.k8s.io/v1".into()),
+            kind: Some("Lease".into()),
+            namespace: Some(namespace.into()),
+            name: Some(lease.into()),
+            ..ObjectReference::default()
+        };
+        let reason = "NewLedgerEpoch".into();
+        Self { webhook: Uid::from_u128(0), warning, reason, note, regarding, related: None }
+    }
+
     /// Bad news about the object whose event a Webhook did not get.
     #[must_use]
     pub fn about_object(webhook: &WebhookRef, object: &Object, reason: &str, note: String) -> Self {

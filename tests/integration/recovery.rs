@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::Engine as _;
 use llmtune_webhooks_harness::{
     eventually,
     operator::Operator,
@@ -748,5 +749,40 @@ fn deliveries_of_a_webhook_deleted_while_the_operator_was_down_are_dropped_and_n
         assert_eq!((events.len(), repeats), (10, 0));
         operator.wait_log("dropped=10", SOON).await;
         assert_eq!(goes.count(), 0, "{:?}", goes.events());
+    });
+}
+
+#[test]
+fn a_segment_is_shown_as_json_and_bears_what_backups_and_people_look_for() {
+    run(async {
+        let scene = Scene::new("segments").await;
+        let receiver = Receiver::start().await;
+        scene.webhook("ci", &receiver.url(), &json!({}));
+        let operator = scene.operator().await;
+        scene.job("llama");
+        scene.phase("llama", "Running");
+        receiver.wait_for("training.started", "llama", SOON).await;
+        let shown = eventually("the job is in the ledger", SOON, || async {
+            let names = scene.kubectl(&["get", "lseg", "-l", "velero.io/exclude-from-backup=true", "-o", "name"]);
+            let mut shown = names.lines().map(|name| {
+                // The command of docs/operations.md, but for the two filters.
+                let data = scene.kubectl(&["get", name, "-o", "jsonpath={.spec.data}"]);
+                let packed = base64::engine::general_purpose::STANDARD.decode(data).unwrap();
+                let json: Value = serde_json::from_slice(&zstd::decode_all(&packed[..]).unwrap()).unwrap();
+                json
+            });
+            shown.find(|json| json.to_string().contains("\"name\":\"llama\""))
+        })
+        .await;
+        let group = &shown["records"][0];
+        assert_eq!(group["watch"], format!("trainingjobs.llmtune.io in {}", scene.namespace));
+        let record = group["objects"].as_object().unwrap().values().next().unwrap();
+        assert_eq!(record["training"]["stage"], "Running");
+        assert_eq!(record["last"]["name"], "llama");
+        let table = scene.kubectl(&["get", "ledgersegments"]);
+        let columns: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+        assert_eq!(columns, ["NAME", "KIND", "TERM", "SEQUENCE", "RECORDS", "BYTES", "AGE"]);
+        assert!(operator.metric("llmtune_webhooks_ledger_bytes", &[]) > 0.0);
+        assert!(operator.metric("llmtune_webhooks_ledger_flush_duration_seconds_count", &[]) > 0.0);
     });
 }

@@ -55,16 +55,18 @@ fn without_the_trainingjob_kind_deployments_are_served_and_the_kind_is_picked_up
     run(async {
         let plane = Arc::new(ControlPlane::start().await);
         let definitions = std::fs::read_to_string(root().join("crds/llmtune.io.yaml")).unwrap();
-        let (webhooks, jobs): (Vec<&str>, Vec<&str>) = definitions
+        let (jobs, others): (Vec<&str>, Vec<&str>) = definitions
             .split("---\n")
             .filter(|text| !text.is_empty())
-            .partition(|text| text.contains("plural: webhooks"));
+            .partition(|text| text.contains("plural: trainingjobs"));
         let install = |text: &str| {
             let output = plane.kubectl_with_input(&["apply", "--server-side", "-f", "-"], text);
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             plane.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
         };
-        install(webhooks[0]);
+        for definition in others {
+            install(definition);
+        }
         let scene = Scene::on(Arc::clone(&plane), "absent").await;
         let receiver = Receiver::start().await;
         scene.webhook("ci", &receiver.url(), &json!({}));
