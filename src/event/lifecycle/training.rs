@@ -85,6 +85,8 @@ impl TrainingRecord {
         if self.starts.len() >= REMEMBERED_STARTS {
             self.starts.remove(0);
         }
+        // Nearly every job has one.
+        self.starts.reserve_exact(1);
         self.starts.push(start);
         self.named = true;
     }
