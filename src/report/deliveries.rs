@@ -155,7 +155,7 @@ struct Entry {
 /// What a call to the apiserver came to.
 enum Done {
     Kept { webhook: WebhookRef, delivery: DeliveryId, object: Option<(Uid, Entry)> },
-    Answered { object: Uid },
+    Answered { object: DeliveryRef },
     Deleted { object: Uid },
 }
 
@@ -165,6 +165,8 @@ struct State {
     expiries: BinaryHeap<Reverse<(Timestamp, Uid)>>,
     /// Objects with a request under way.
     asked: HashSet<Uid>,
+    /// What changed of them meanwhile.
+    later: HashMap<Uid, WebhookDelivery>,
     deleting: HashSet<Uid>,
     /// Creations under way, by namespace and Webhook.
     creating: HashMap<(String, String), usize>,
@@ -181,6 +183,7 @@ impl Deliveries {
         } else {
             namespaces.iter().map(|namespace| Api::namespaced(self.client.clone(), namespace)).collect()
         };
+        let scopes = apis.len();
         let mut watches = JoinSet::new();
         for (scope, api) in apis.into_iter().enumerate() {
             watches.spawn(pump(api, scope, events.clone()));
@@ -188,6 +191,9 @@ impl Deliveries {
         let permits = Arc::new(Semaphore::new(CONCURRENT));
         let mut calls: JoinSet<Done> = JoinSet::new();
         let mut state = State::default();
+        let mut unlisted: HashSet<usize> = (0..scopes).collect();
+        // Whether there is room is known once all objects are.
+        let mut early = Vec::new();
         let mut listed: HashMap<usize, HashSet<Uid>> = HashMap::new();
         let mut scope_of: HashMap<Uid, usize> = HashMap::new();
         let mut tick = interval(Duration::from_millis(500));
@@ -221,19 +227,17 @@ impl Deliveries {
                             }
                             !gone
                         });
+                        if unlisted.remove(&scope) && unlisted.is_empty() {
+                            for order in early.drain(..) {
+                                self.obey(&mut state, &mut calls, &permits, order);
+                            }
+                        }
                     }
                 },
                 order = self.orders.recv() => match order {
                     None => break,
-                    Some(Order::Keep(webhook, keep)) => self.keep(&mut state, &mut calls, &permits, webhook, keep),
-                    Some(Order::Answer(answer)) => {
-                        let call = self.call();
-                        calls.spawn(with_permit(Arc::clone(&permits), async move {
-                            let object = answer.object.uid;
-                            call.answer(&answer).await;
-                            Done::Answered { object }
-                        }));
-                    }
+                    Some(order) if unlisted.is_empty() => self.obey(&mut state, &mut calls, &permits, order),
+                    Some(order) => early.push(order),
                 },
                 Some(done) = calls.join_next() => match done {
                     Ok(done) => self.done(&mut state, done),
@@ -256,6 +260,21 @@ impl Deliveries {
         }
     }
 
+    fn obey(&self, state: &mut State, calls: &mut JoinSet<Done>, permits: &Arc<Semaphore>, order: Order) {
+        match order {
+            Order::Keep(webhook, keep) => self.keep(state, calls, permits, webhook, keep),
+            Order::Answer(answer) => self.answer(calls, permits, *answer),
+        }
+    }
+
+    fn answer(&self, calls: &mut JoinSet<Done>, permits: &Arc<Semaphore>, answer: Answer) {
+        let call = self.call();
+        calls.spawn(with_permit(Arc::clone(permits), async move {
+            call.answer(&answer).await;
+            Done::Answered { object: answer.object }
+        }));
+    }
+
     fn call(&self) -> Call {
         Call { client: self.client.clone(), may_write: Arc::clone(&self.may_write) }
     }
@@ -267,12 +286,14 @@ impl Deliveries {
 
     /// Takes an object in, and hands on what it asks for.
     fn seen(&self, state: &mut State, uid: Uid, object: WebhookDelivery) {
+        if state.asked.contains(&uid) {
+            state.later.insert(uid, object.clone());
+        }
+        let request = request_of(&object);
         let WebhookDelivery { metadata, spec, status } = object;
         let status = status.unwrap_or_default();
         let namespace = metadata.namespace.unwrap_or_default();
         let name = metadata.name.unwrap_or_default();
-        let annotation = metadata.annotations.as_ref().and_then(|annotations| annotations.get(REDELIVER_ANNOTATION));
-        let request = annotation.filter(|text| !text.is_empty()).map(|text| text.chars().take(MAX_REQUEST).collect());
         let finished_at = status.finished_at.as_ref().map(|time| time.0);
         let ttl = duration("ttl", &spec.ttl).or_else(|_| duration("ttl", DEFAULT_TTL)).unwrap_or_default();
         let handled = request == status.last_handled_redeliver_at || request.is_none();
@@ -301,6 +322,7 @@ impl Deliveries {
         let due = (spec.test.is_some() && finished_at.is_none()) || (!handled && request.is_some());
         if !due {
             state.asked.remove(&uid);
+            state.later.remove(&uid);
             if spec.test.is_none() && finished_at.is_none() {
                 let after = Timestamp::now().checked_add(UNKNOWN_AFTER).unwrap_or(Timestamp::MAX);
                 state.unknown.push((after, object));
@@ -316,7 +338,7 @@ impl Deliveries {
                 if let Some(event) = event(&object.namespace, &kept) {
                     self.send(FromDeliveries::Asked(Asked::Again { object, event: Arc::new(event) }));
                 } else {
-                    warn!(namespace = object.namespace, name = object.name, "a kept event cannot be read")
+                    warn!(namespace = object.namespace, name = object.name, "a kept event cannot be read");
                 }
             }
             (None, None) => {
@@ -379,7 +401,13 @@ impl Deliveries {
                 self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed }));
             }
             Done::Answered { object } => {
-                state.asked.remove(&object);
+                state.asked.remove(&object.uid);
+                // Another request may have come while this one was under way.
+                if let Some(later) = state.later.remove(&object.uid)
+                    && request_of(&later) != object.request
+                {
+                    self.seen(state, object.uid, later);
+                }
             }
             Done::Deleted { object } => {
                 state.deleting.remove(&object);
@@ -410,11 +438,7 @@ impl Deliveries {
                 error: None,
                 at: now,
             };
-            let call = self.call();
-            calls.spawn(with_permit(Arc::clone(permits), async move {
-                call.answer(&answer).await;
-                Done::Answered { object: answer.object.uid }
-            }));
+            self.answer(calls, permits, answer);
         }
     }
 }
@@ -431,6 +455,7 @@ impl State {
     fn forget(&mut self, uid: Uid) {
         self.entries.remove(&uid);
         self.asked.remove(&uid);
+        self.later.remove(&uid);
         self.deleting.remove(&uid);
     }
 
@@ -650,6 +675,12 @@ impl Call {
             failures += 1;
         }
     }
+}
+
+/// What an object asks for, cut to what a status holds.
+fn request_of(object: &WebhookDelivery) -> Option<String> {
+    let request = object.metadata.annotations.as_ref()?.get(REDELIVER_ANNOTATION)?;
+    (!request.is_empty()).then(|| request.chars().take(MAX_REQUEST).collect())
 }
 
 fn labels(webhook: &WebhookRef, event: EventType) -> std::collections::BTreeMap<String, String> {
