@@ -304,7 +304,10 @@ impl Watch {
     /// The objects that the list which has just ended lacked.
     pub(super) fn lacking(&self) -> Vec<Uid> {
         let records = self.records.iter().flatten();
-        records.filter(|(_, record)| record.listing != self.listing).map(|(uid, _)| *uid).collect()
+        let mut lacking: Vec<Uid> =
+            records.filter(|(_, record)| record.listing != self.listing).map(|(uid, _)| *uid).collect();
+        lacking.sort_unstable();
+        lacking
     }
 
     /// On a watch with a selector, absence from a list may mean only that the label went: it is to be asked after, where
