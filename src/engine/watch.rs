@@ -149,6 +149,10 @@ impl Watch {
     }
 
     pub(super) fn begin_list(&mut self) {
+        // What a first list showed that broke off is no baseline.
+        if self.stand == Stand::Fresh {
+            self.records.iter_mut().for_each(HashMap::clear);
+        }
         self.listing = self.listing.wrapping_add(1);
         self.in_list = true;
     }
