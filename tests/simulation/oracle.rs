@@ -13,12 +13,16 @@ use llmtune_webhooks::{
         journal::{Kind as SegmentKind, Memory, Segment},
         record::Lifecycle,
     },
+    subscription::index::Subscription,
 };
 
 use crate::{
     process::Hook,
-    store::{DEPLOYMENTS, KINDS, Life, Store, kind_of_uid},
+    store::{DEPLOYMENTS, KINDS, Life, Store},
 };
+
+/// More lists than this are not tried in every combination.
+const MOST_GAPS: usize = 12;
 
 /// What a list passed over: all between the position that it replaced and its own version.
 #[derive(Debug)]
@@ -55,20 +59,24 @@ pub struct Oracle {
     lost: Vec<Life>,
     /// Objects that changed on a timeline whose leader outlived it.
     tainted: HashSet<Uid>,
+    /// Objects of a watch with a selector that the engine may begin anew with, and repeat what it told of them: those that
+    /// lost and regained their label and went before the watcher asked after them, and those without a label whose going
+    /// would be no event, when a list is compared.
+    pub begun_anew: HashSet<Uid>,
+    /// The versions that objects were unselected at; a position need not have passed them.
+    unselected: HashSet<(Uid, u64)>,
     pub required: usize,
     pub excused: usize,
 }
 
-/// What a lifecycle makes of an object's history.
-struct Implied {
-    version: u64,
-    tick: u64,
+/// What somebody who sees an object's history tells of it.
+struct Told {
     event: EventType,
     id: EventId,
-    /// The version from which on its evidence is hidden.
-    until: u64,
-    /// What going meant is told after a gap too, if the record from before the gap would mind it: since when it would.
-    minding: u64,
+    /// The version at which it shows.
+    version: u64,
+    /// When it can have happened at the earliest.
+    tick: u64,
 }
 
 impl Oracle {
@@ -79,6 +87,16 @@ impl Oracle {
     /// A list replaces a position.
     pub fn gap(&mut self, kind: usize, from: u64, to: u64) {
         self.gaps.push(Gap { kind, from: from.min(to), to });
+    }
+
+    pub fn unselected(&mut self, uid: Uid, version: u64) {
+        self.unselected.insert((uid, version));
+    }
+
+    /// A list is compared.
+    pub fn forgotten(&mut self, store: &Store, kind: usize) {
+        let unselected = |life: &&Life| life.kind == kind && life.states.iter().any(|state| !state.selected);
+        self.begun_anew.extend(store.lives.values().filter(unselected).map(|life| life.uid));
     }
 
     fn is_in_gap(&self, kind: usize, first: u64, last: u64) -> bool {
@@ -157,7 +175,10 @@ impl Oracle {
     }
 
     /// An attempt begins.
-    pub fn attempted(&mut self, webhook: Uid, event: EventId, number: u32) {
+    pub fn attempted(&mut self, webhook: Uid, object: Uid, event: EventId, number: u32) {
+        if self.begun_anew.contains(&object) {
+            return;
+        }
         if self.sealed.contains(&(webhook, event)) {
             self.fail(format!("{event} goes to {webhook:?} again although its end was flushed"));
         }
@@ -203,6 +224,9 @@ impl Oracle {
         let deleted = lives.iter().find_map(|life| life.deleted);
         let gone = deleted.is_some() || !store.lives.contains_key(&uid);
         let version = version.or(deleted.map(|(at, _)| at));
+        if self.tainted.contains(&uid) {
+            return;
+        }
         let what = format!("{} of {name} ({uid:?}) at {version:?}", event.event_type);
         let Some(baseline) = baseline else {
             self.fail(format!("{what} is told before its watch has a baseline"));
@@ -215,8 +239,8 @@ impl Oracle {
             if event.event_type == EventType::DeploymentDeleted && !gone {
                 self.fail(format!("{what} is told of a deployment that lives"));
             }
-            let once = matches!(event.event_type, EventType::DeploymentCreated | EventType::DeploymentDeleted);
-            self.named(kind, (uid, event.event_type, version.filter(|_| !once).unwrap_or_default()), event.id);
+            let version = version.filter(|_| !happens_once(event.event_type)).unwrap_or_default();
+            self.named(kind, (uid, event.event_type, version), event.id);
             return;
         }
         let true_of = |start, stage: Option<TrainingStage>, generation| {
@@ -244,9 +268,6 @@ impl Oracle {
     /// One id per occurrence, and one occurrence per id, as far as no list hides which it was.
     fn named(&mut self, kind: usize, occurrence: (Uid, EventType, u64), id: EventId) {
         let (uid, event, version) = occurrence;
-        if self.tainted.contains(&uid) {
-            return;
-        }
         let meanings = self.meanings.entry(id).or_default();
         meanings.insert(occurrence);
         let versions: Vec<u64> = meanings.iter().map(|(_, _, version)| *version).collect();
@@ -266,129 +287,139 @@ impl Oracle {
         }
     }
 
-    /// At the end of all: what the history implies has reached every subscriber.
+    /// At the end of all: each object's events have reached every subscriber of their time, as they are told by somebody
+    /// who sees the whole history but for what lists passed over.
     pub fn judge(&mut self, store: &Store, hooks: &BTreeMap<Uid, Hook>) {
         for life in store.lives.values() {
             let Some((epoch, _)) = self.current[life.kind] else { continue };
-            let baseline = self.baseline(life.kind, epoch);
             if self.tainted.contains(&life.uid) {
                 continue;
             }
-            for implied in history(life, baseline) {
-                for (webhook, hook) in hooks {
-                    let subscription = &hook.subscription;
-                    let wants = subscription.events.contains(implied.event)
-                        && subscription.selector.matches(&BTreeMap::from([("team".into(), life.team.into())]))
-                        && hook.created < implied.tick;
-                    if wants {
-                        self.must_have_reached(life, &implied, *webhook);
-                    }
+            let baseline = self.baseline(life.kind, epoch);
+            let (all, missing) = self.missing(life, baseline, &[], hooks);
+            self.required += all;
+            let Some(missing) = missing else { continue };
+            let hidden = |gap: &&Gap| {
+                let mut versions = life.states.iter().map(|state| state.version).chain(life.deleted.map(|(at, _)| at));
+                gap.kind == life.kind && versions.any(|version| gap.from < version && version <= gap.to)
+            };
+            let whole = self.gaps.iter().filter(hidden);
+            let later = whole.clone().flat_map(|gap| {
+                let passed = self.unselected.iter().filter(|(uid, at)| *uid == life.uid && gap.from < *at && *at < gap.to);
+                passed.map(|(_, at)| Gap { from: *at, ..*gap })
+            });
+            let gaps: Vec<Gap> = whole.map(|gap| Gap { ..*gap }).chain(later).take(MOST_GAPS).collect();
+            let mut choices = (1..1_usize << gaps.len()).map(|choice| {
+                let chosen: Vec<&Gap> = (0..gaps.len()).filter(|at| choice >> at & 1 == 1).map(|at| &gaps[at]).collect();
+                self.missing(life, baseline, &chosen, hooks).1
+            });
+            let excused = choices.any(|missing| missing.is_none());
+            drop(choices);
+            if !excused {
+                self.fail(format!("{missing} of {} ({:?}), although no list explains it", life.name, life.uid));
+            }
+            self.excused += 1;
+        }
+    }
+
+    /// How many deliveries somebody tells who lists instead of these gaps, and the first that never arrived.
+    fn missing(&self, life: &Life, baseline: u64, gaps: &[&Gap], hooks: &BTreeMap<Uid, Hook>) -> (usize, Option<String>) {
+        let labels = BTreeMap::from([("team".into(), life.team.into())]);
+        let mut all = 0;
+        for told in tell(life, baseline, gaps) {
+            for (webhook, hook) in hooks {
+                let Subscription { events, selector, .. } = &hook.subscription;
+                if !events.contains(told.event) || !selector.matches(&labels) || hook.created >= told.tick {
+                    continue;
+                }
+                all += 1;
+                let occurrence = (life.uid, told.event, if happens_once(told.event) { 0 } else { told.version });
+                let reached = if life.kind == DEPLOYMENTS {
+                    let names = self.names.get(&occurrence).into_iter().flatten();
+                    names.into_iter().any(|id| self.reached.contains(&(*webhook, *id)))
+                } else {
+                    self.reached.contains(&(*webhook, told.id))
+                };
+                if !reached {
+                    return (all, Some(format!("{webhook:?} never got the {} at {}", told.event, told.version)));
                 }
             }
         }
-    }
-
-    fn must_have_reached(&mut self, life: &Life, implied: &Implied, webhook: Uid) {
-        self.required += 1;
-        let Implied { version, event, id, until, minding, .. } = *implied;
-        let once = matches!(event, EventType::DeploymentCreated | EventType::DeploymentDeleted);
-        let occurrence = (life.uid, event, if once { 0 } else { version });
-        let reached = if life.kind == DEPLOYMENTS {
-            self.names.get(&occurrence).into_iter().flatten().any(|id| self.reached.contains(&(webhook, *id)))
-        } else {
-            self.reached.contains(&(webhook, id))
-        };
-        if reached {
-            return;
-        }
-        let deleted = life.deleted.map_or(u64::MAX, |(at, _)| at);
-        let excused = if version == deleted {
-            self.is_in_gap(life.kind, minding, deleted)
-        } else if life.kind == DEPLOYMENTS {
-            self.is_in_gap(life.kind, version, version)
-        } else {
-            self.is_in_gap(life.kind, version, until)
-        };
-        if !excused {
-            let what = format!("{event} of {} ({:?}) at {version}, hidden at {until}, never reached {webhook:?}", life.name, life.uid);
-            self.fail(what);
-        }
-        self.excused += 1;
-        // A run that ended unseen, of an object that went unseen, still ends once.
-        if matches!(event, EventType::TrainingCompleted | EventType::TrainingFailed) && version != deleted && until == deleted {
-            let start = life.states.iter().find(|state| state.version == version).and_then(|state| match &state.facts {
-                Facts::Training(facts) => facts.started_at,
-                Facts::Serving(_) => None,
-            });
-            let Some(start) = start else { return };
-            let source = KINDS[life.kind].source;
-            let failed = EventId::new(source, life.uid, EventType::TrainingFailed, OccurrenceName::StartedAt(start), 1, 0);
-            let gaps = self.gaps.iter().filter(|gap| gap.kind == life.kind && gap.from < version && until <= gap.to);
-            let unknown = gaps.clone().any(|gap| gap.from < minding);
-            if !unknown && !self.reached.contains(&(webhook, failed)) {
-                self.fail(format!("the run of {} that ended at {version} and went at {deleted} never ended for {webhook:?}", life.name));
-            }
-        }
+        (all, None)
     }
 }
 
-/// What an observer that sees everything after this version tells.
-fn history(life: &Life, baseline: u64) -> Vec<Implied> {
-    let mut implied = Vec::new();
+const fn happens_once(event: EventType) -> bool {
+    matches!(event, EventType::DeploymentCreated | EventType::DeploymentDeleted)
+}
+
+/// How an object shows itself.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Sight {
+    /// In the log, as of this state.
+    State(usize),
+    Deleted,
+    Listed,
+}
+
+fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
     let deleted = life.deleted.map_or(u64::MAX, |(at, _)| at);
-    if deleted <= baseline {
-        return implied;
+    let changes = || {
+        let states = life.states.iter().enumerate().map(|(at, state)| (state.version, Sight::State(at), state.tick));
+        states.chain(life.deleted.map(|(at, tick)| (at, Sight::Deleted, tick)))
+    };
+    let is_hidden = |version| gaps.iter().any(|gap| gap.from < version && version <= gap.to);
+    let visible = changes().filter(|(version, ..)| *version > baseline && !is_hidden(*version));
+    let lists = gaps.iter().filter(|gap| gap.to > baseline).map(|gap| (gap.to, Sight::Listed));
+    let mut sights: Vec<(u64, Sight)> = visible.map(|(version, sight, _)| (version, sight)).chain(lists).collect();
+    sights.sort_by_key(|(version, sight)| (*version, *sight == Sight::Listed));
+    sights.dedup();
+
+    let source = KINDS[life.kind].source;
+    let as_of = |version: u64| life.states.iter().rfind(|state| state.version <= version);
+    let mut record = None;
+    let (mut muted, mut newest, mut generation) = (false, 0, 0);
+    if let Some(state) = as_of(baseline).filter(|state| state.selected && deleted > baseline) {
+        record = Some(Lifecycle::baseline(&state.facts, state.generation));
+        (newest, generation) = (state.version, state.generation);
     }
-    let source = KINDS[kind_of_uid(life.uid)].source;
-    let mut record: Option<Lifecycle> = None;
-    let mut minding = None;
-    let mut selected = false;
-    for (at, state) in life.states.iter().enumerate() {
-        let next = life.states.get(at + 1).map_or(u64::MAX, |next| next.version);
-        selected = state.selected;
-        if next <= baseline {
-            continue;
-        }
-        if state.version <= baseline {
-            if selected {
-                let lifecycle = Lifecycle::baseline(&state.facts, state.generation);
-                minding = lifecycle.would_mind_going().then_some(baseline);
-                record = Some(lifecycle);
+    let mut passed = baseline;
+    let mut told = Vec::new();
+    for (version, sight) in sights {
+        let tick = changes().filter(|(at, ..)| *at > passed).map(|(_, _, tick)| tick).min().unwrap_or(u64::MAX);
+        passed = version;
+        let (state, gone) = match sight {
+            Sight::State(at) => (Some(&life.states[at]), None),
+            Sight::Deleted => (as_of(version), Some(Gone::Deleted)),
+            Sight::Listed if version >= deleted => (None, Some(Gone::Vanished)),
+            Sight::Listed => (as_of(version), None),
+        };
+        let mut occurrences = Vec::new();
+        match state {
+            Some(state) if state.selected => {
+                muted = false;
+                if state.version > newest || record.is_none() {
+                    let before = record.unwrap_or_else(|| Lifecycle::new(&state.facts));
+                    let (told, after) = before.step(&state.facts, state.generation);
+                    occurrences.extend(told.into_iter().map(|occurrence| (occurrence, state.version)));
+                    record = Some(after);
+                    (newest, generation) = (state.version, state.generation);
+                }
             }
-            continue;
+            Some(_) => muted = true,
+            None => {}
         }
-        if !selected {
-            minding = None;
-            continue;
+        if let (Some(how), false, Some(before)) = (gone, muted, record.clone()) {
+            record = None;
+            occurrences.extend(before.gone(how, generation).into_iter().map(|occurrence| (occurrence, deleted)));
         }
-        let before = record.take().unwrap_or_else(|| Lifecycle::new(&state.facts));
-        let (occurrences, after) = before.clone().step(&state.facts, state.generation);
-        let since = minding.unwrap_or(state.version);
-        let begins = occurrences.iter().any(|occurrence| occurrence.event == EventType::TrainingStarted);
-        minding = after.would_mind_going().then_some(if begins { state.version } else { since });
-        for occurrence in occurrences {
-            let hides = |later: &&crate::store::State| {
-                let (again, _) = before.clone().step(&later.facts, later.generation);
-                !later.selected || !again.iter().any(|other| (other.event, other.name) == (occurrence.event, occurrence.name))
-            };
-            implied.push(Implied {
-                version: state.version,
-                tick: state.tick,
-                event: occurrence.event,
-                id: EventId::new(source, life.uid, occurrence.event, occurrence.name, 1, 0),
-                until: life.states[at + 1..].iter().find(hides).map_or(deleted, |later| later.version),
-                minding: since,
-            });
-        }
-        record = Some(after);
-    }
-    let Some(last) = life.states.last() else { return implied };
-    if let (Some((version, tick)), true, Some(record)) = (life.deleted, selected, record) {
-        for occurrence in record.gone(Gone::Deleted, last.generation) {
+        told.extend(occurrences.into_iter().map(|(occurrence, version)| {
             let id = EventId::new(source, life.uid, occurrence.event, occurrence.name, 1, 0);
-            let minding = minding.unwrap_or(version);
-            implied.push(Implied { version, tick, event: occurrence.event, id, until: version, minding });
+            Told { event: occurrence.event, id, version, tick }
+        }));
+        if version >= deleted {
+            break;
         }
     }
-    implied
+    told
 }

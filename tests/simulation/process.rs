@@ -85,11 +85,12 @@ impl Env {
     }
 }
 
-/// An observation on its way to the engine; a list's carry its version.
+/// An observation on its way to the engine.
 #[derive(Debug)]
 pub struct Item {
     pub kind: usize,
     pub change: Change,
+    /// The version of the list, or of the change that unselected an object; a restore lowers it to where its timeline ended.
     pub as_of: u64,
 }
 
@@ -344,20 +345,27 @@ impl Process {
         let Some(Item { kind, change, as_of }) = self.queue.pop_front() else { return };
         env.say(|| format!("#{} observes {} {}", self.number, KINDS[kind].name, brief(&change)));
         let subject = subject(&change);
+        let begins = self.baseline[kind].is_none();
+        if matches!(change, Change::ListEnded(_)) && KINDS[kind].selective {
+            env.oracle.forgotten(&env.store, kind);
+        }
         match &change {
             Change::ListBegun if self.baseline[kind].is_some() => {
                 env.oracle.gap(kind, engine.position(id(kind)), as_of);
             }
-            Change::ListEnded(version) if self.baseline[kind].is_none() => self.baseline[kind] = Some(*version),
+            Change::ListEnded(_) if self.baseline[kind].is_none() => self.baseline[kind] = Some(as_of),
+            Change::Deleted(object) if KINDS[kind].selective => {
+                let deleted = env.store.lives.get(&object.uid).and_then(|life| life.deleted);
+                if deleted.is_none_or(|(version, _)| version != object.version) {
+                    env.oracle.begun_anew.insert(object.uid);
+                }
+            }
+            Change::Unselected(uid) => env.oracle.unselected(*uid, as_of),
             Change::NotInstalled if self.baseline[kind].is_none() => self.baseline[kind] = Some(0),
             _ => {}
         }
-        let fresh = match &change {
-            Change::ListEnded(version) => self.baseline[kind] == Some(*version) && !self.baselined[kind],
-            _ => self.baseline[kind].is_none(),
-        };
         let observed = engine.observe(Observation { watch: id(kind), change }, env.now());
-        let baseline = self.baseline[kind].filter(|_| !fresh);
+        let baseline = self.baseline[kind].filter(|_| !begins);
         for event in &observed.events {
             env.say(|| format!("#{} tells {} of {} as {}", self.number, event.event_type, event.object.name, event.id));
             self.told.insert(event.id);
@@ -499,7 +507,7 @@ impl Process {
         if self.attempts.iter().any(|other| other.webhook == webhook && other.event.id == event.id) {
             oracle.fail("two attempts of one delivery at once".into());
         }
-        oracle.attempted(webhook, event.id, number);
+        oracle.attempted(webhook, event.object.uid, event.id, number);
         if number == 1 {
             let object = event.object.uid;
             let same = |other: &&Attempt| other.webhook == webhook && other.number == 1 && other.event.object.uid == object;
@@ -584,6 +592,13 @@ impl Process {
 
     /// The store went back under it, and all connections broke.
     pub fn restored(&mut self, env: &mut Env) {
+        let version = env.store.version;
+        for item in &mut self.queue {
+            item.as_of = item.as_of.min(version);
+        }
+        for baseline in self.baseline.iter_mut().flatten() {
+            *baseline = (*baseline).min(version);
+        }
         for watcher in &mut self.watchers {
             watcher.interrupt();
             watcher.check(env, &mut self.queue);

@@ -123,9 +123,9 @@ impl Watcher {
             }
             Stage::Asking(object) => {
                 self.stage = Stage::Following;
-                let change =
-                    if env.store.lives(object.uid) { Change::Unselected(object.uid) } else { Change::Deleted(object) };
-                self.push(queue, change, 0);
+                let (uid, version) = (object.uid, object.version);
+                let change = if env.store.lives(uid) { Change::Unselected(uid) } else { Change::Deleted(object) };
+                self.push(queue, change, version);
             }
         }
     }
