@@ -14,7 +14,7 @@ mod pending;
 mod tests;
 mod watch;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -209,7 +209,7 @@ pub struct Engine {
     shards: usize,
     /// The newest epoch given out.
     epoch: u64,
-    watches: HashMap<WatchId, Watch>,
+    watches: BTreeMap<WatchId, Watch>,
     remembered: Vec<RememberedWatch>,
     index: Index,
     pending: Pending,
@@ -228,7 +228,7 @@ impl Engine {
             cluster,
             shards,
             epoch,
-            watches: HashMap::new(),
+            watches: BTreeMap::new(),
             remembered: Vec::new(),
             index: Index::default(),
             pending: Pending::new(shards),

@@ -233,7 +233,9 @@ impl Pending {
     pub(super) fn subscribed(&mut self, webhook: Uid) -> &mut Queue {
         let queue = self.queues.entry(webhook).or_default();
         if !std::mem::replace(&mut queue.subscribed, true) {
-            self.to_keep.extend(queue.shelf.keys().map(|id| (webhook, *id)));
+            let mut shelved: Vec<DeliveryId> = queue.shelf.keys().copied().collect();
+            shelved.sort_unstable();
+            self.to_keep.extend(shelved.into_iter().map(|id| (webhook, id)));
         }
         queue
     }
@@ -536,13 +538,14 @@ impl Pending {
     /// Removes a deleted Webhook's deliveries and tells how many there were.
     pub(super) fn forget(&mut self, webhook: Uid) -> usize {
         let Some(queue) = self.queues.remove(&webhook) else { return 0 };
-        for delivery in queue.deliveries.values() {
-            self.release(delivery.event.id, webhook, delivery.again);
+        let deliveries = queue.deliveries.values().map(|delivery| (delivery.event.id, delivery.again));
+        let shelved = queue.shelf.values().map(|shelved| (shelved.event.id, false));
+        let mut forgotten: Vec<(EventId, bool)> = deliveries.chain(shelved).collect();
+        forgotten.sort_unstable();
+        for (event, again) in &forgotten {
+            self.release(*event, webhook, *again);
         }
-        for shelved in queue.shelf.values() {
-            self.release(shelved.event.id, webhook, false);
-        }
-        queue.deliveries.len() + queue.shelf.len()
+        forgotten.len()
     }
 
     /// One delivery of the event fewer.

@@ -149,6 +149,10 @@ impl Watch {
     }
 
     pub(super) fn begin_list(&mut self) {
+        // What a first list showed that broke off is no baseline.
+        if self.stand == Stand::Fresh {
+            self.records.iter_mut().for_each(HashMap::clear);
+        }
         self.listing = self.listing.wrapping_add(1);
         self.in_list = true;
     }
@@ -304,7 +308,10 @@ impl Watch {
     /// The objects that the list which has just ended lacked.
     pub(super) fn lacking(&self) -> Vec<Uid> {
         let records = self.records.iter().flatten();
-        records.filter(|(_, record)| record.listing != self.listing).map(|(uid, _)| *uid).collect()
+        let mut lacking: Vec<Uid> =
+            records.filter(|(_, record)| record.listing != self.listing).map(|(uid, _)| *uid).collect();
+        lacking.sort_unstable();
+        lacking
     }
 
     /// On a watch with a selector, absence from a list may mean only that the label went: it is to be asked after, where

@@ -1,0 +1,79 @@
+//! What can happen to an object next.
+
+use jiff::Timestamp;
+use llmtune_webhooks::event::object::{Facts, ServingFacts, ServingStage, TrainingFacts, TrainingStage};
+
+use crate::random::Random;
+
+/// The facts and the generation after a change. `serial` is never twice the same: it names runs.
+pub fn next(random: &mut Random, facts: &Facts, generation: i64, serial: i64) -> (Facts, i64) {
+    match facts {
+        Facts::Training(facts) => (Facts::Training(train(random, facts, serial)), generation),
+        Facts::Serving(facts) => {
+            let (facts, generation) = serve(random, facts, generation);
+            (Facts::Serving(facts), generation)
+        }
+    }
+}
+
+fn train(random: &mut Random, facts: &TrainingFacts, serial: i64) -> TrainingFacts {
+    use TrainingStage::{Cancelled, Completed, Failed, Pending, Running, Suspended};
+    let begun = Timestamp::from_second(1_700_000_000 + serial).ok();
+    let same = facts.started_at;
+    let (stage, started_at) = match (facts.stage.unwrap_or(Pending), random.below(100)) {
+        (Pending, 0..70) | (Completed | Failed, 0..35) => (Running, begun),
+        (Pending, 70..80) => (Suspended, same),
+        (Pending, 80..90) => (Completed, begun),
+        (Pending, 90..95) => (Cancelled, same),
+        (Suspended, 0..40) => (Running, begun),
+        (Suspended, 40..60) => (Running, same.or(begun)),
+        (Suspended, 60..80) | (Running, 65..72) => (Pending, same),
+        (Running, 0..40) => (Completed, same),
+        (Running, 40..52) => (Failed, same),
+        (Running, 52..57) => (Cancelled, same),
+        (Running, 57..65) => (Suspended, same),
+        (Running, 72..80) => (Running, begun),
+        (stage, _) => (stage, same),
+    };
+    let message = Some(format!("step {serial}"));
+    TrainingFacts { stage: Some(stage), started_at, message, ..TrainingFacts::default() }
+}
+
+fn serve(random: &mut Random, facts: &ServingFacts, mut generation: i64) -> (ServingFacts, i64) {
+    use ServingStage::{Available, Deployed, Paused, Pending};
+    let mut facts = facts.clone();
+    let roll = random.below(100);
+    let stage = match (facts.stage.unwrap_or(Pending), roll) {
+        (Pending, 0..50) | (Paused, 0..35) => Available,
+        (Pending, 50..80) | (Available, 0..40) | (Paused, 35..80) => Deployed,
+        (Available | Deployed, 40..50) => Pending,
+        (Available, 50..75) | (Deployed, 0..40) => Paused,
+        (Deployed, 50..90) => {
+            facts.version = Some(random.below(3).to_string());
+            if roll < 70 {
+                facts.rolled_out = false;
+                Available
+            } else {
+                Deployed
+            }
+        }
+        (stage, _) => stage,
+    };
+    facts.rolled_out |= stage == Deployed;
+    facts.autoscaled = stage == Paused && (facts.autoscaled || (facts.stage != Some(Paused) && random.chance(5)));
+    // Who is scaled to zero has been changed since it was created.
+    if (stage == Paused && generation == 1) || random.chance(10) {
+        generation += 1;
+    }
+    facts.stage = Some(stage);
+    (facts, generation)
+}
+
+pub fn first(random: &mut Random, kind: usize) -> Facts {
+    if kind == crate::store::DEPLOYMENTS {
+        let version = Some(random.below(3).to_string());
+        let stage = Some(ServingStage::Pending);
+        return Facts::Serving(ServingFacts { stage, model_id: Some("m".into()), version, ..ServingFacts::default() });
+    }
+    Facts::Training(TrainingFacts { stage: Some(TrainingStage::Pending), ..TrainingFacts::default() })
+}

@@ -1,0 +1,169 @@
+//! The engine and its ledger in a simulated world: objects change, endpoints fail, PUTs get lost, the store is restored,
+//! processes are killed and paused between any two steps. `SEED=n` repeats one run and tells what happens in it; `SEEDS=n`
+//! sets how many there are.
+
+#![allow(missing_docs)]
+
+mod life;
+mod oracle;
+mod process;
+mod random;
+mod store;
+mod watcher;
+mod world;
+
+use std::{
+    panic,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::Instant,
+};
+
+/// What a run came across.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(clippy::struct_excessive_bools)]
+pub struct Met {
+    pub compacted: bool,
+    pub restored: bool,
+    pub overlap: bool,
+    pub wrapped: bool,
+    pub split: bool,
+    pub unanswered: bool,
+    pub overflow: bool,
+    pub late_snapshot: bool,
+    pub new_epoch: bool,
+    pub incomplete: bool,
+    pub withdrawn: bool,
+    pub stopped: bool,
+}
+
+impl Met {
+    const NAMES: [&str; 12] = [
+        "list and compare after compaction",
+        "store restored",
+        "two leaders at once",
+        "ring wrapped",
+        "flush split",
+        "PUT landed unanswered",
+        "snapshot overflowed into the journal",
+        "late snapshot by an old term",
+        "new epoch",
+        "flush in several turns",
+        "watch withdrawn",
+        "stopped gracefully",
+    ];
+    /// So many of them each must be met by some seed.
+    const NEEDED: usize = 5;
+
+    const fn flags(self) -> [bool; 12] {
+        [
+            self.compacted,
+            self.restored,
+            self.overlap,
+            self.wrapped,
+            self.split,
+            self.unanswered,
+            self.overflow,
+            self.late_snapshot,
+            self.new_epoch,
+            self.incomplete,
+            self.withdrawn,
+            self.stopped,
+        ]
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    met: [usize; 12],
+    required: usize,
+    excused: usize,
+    failed: Vec<(u64, String)>,
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().and_then(|value| value.parse().ok())
+}
+
+fn run_safely(seed: u64, trace: bool) -> Result<world::Ended, String> {
+    panic::catch_unwind(|| world::run(seed, trace)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+    })
+}
+
+fn run_all(seeds: u64) -> Tally {
+    let next = AtomicU64::new(0);
+    let stop = AtomicU64::new(0);
+    let worker = || {
+        let mut tally = Tally::default();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds || stop.load(Ordering::Relaxed) >= number("FAILURES").unwrap_or(1) {
+                return tally;
+            }
+            let violation = match run_safely(seed, false) {
+                Err(panic) => Some(panic),
+                Ok(ended) => {
+                    for (count, met) in tally.met.iter_mut().zip(ended.met.flags()) {
+                        *count += usize::from(met);
+                    }
+                    tally.required += ended.required;
+                    tally.excused += ended.excused;
+                    ended.violation
+                }
+            };
+            if let Some(violation) = violation {
+                stop.fetch_add(1, Ordering::Relaxed);
+                tally.failed.push((seed, violation));
+            }
+        }
+    };
+    let workers = thread::available_parallelism().map_or(2, usize::from);
+    thread::scope(|scope| {
+        let handles: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
+        let mut total = Tally::default();
+        for tally in handles.into_iter().filter_map(|handle| handle.join().ok()) {
+            for (sum, count) in total.met.iter_mut().zip(tally.met) {
+                *sum += count;
+            }
+            total.required += tally.required;
+            total.excused += tally.excused;
+            total.failed.extend(tally.failed);
+        }
+        total.failed.sort();
+        total
+    })
+}
+
+#[test]
+fn nothing_is_lost_repeated_or_made_up_whatever_happens() {
+    if let Some(seed) = number("SEED") {
+        let ended = world::run(seed, true);
+        assert!(ended.violation.is_none(), "seed {seed}: {}", ended.violation.unwrap_or_default());
+        return;
+    }
+    let seeds = number("SEEDS").unwrap_or(5000);
+    let begun = Instant::now();
+    let tally = run_all(seeds);
+    let told = tally.failed.iter().map(|(seed, violation)| {
+        format!("seed {seed}: {violation}\n    SEED={seed} cargo test --test simulation -- --nocapture")
+    });
+    let told: Vec<String> = told.collect();
+    println!("{seeds} seeds in {:?}; {} deliveries required, of those {} excused", begun.elapsed(), tally.required, tally.excused);
+    for (name, count) in Met::NAMES.iter().zip(tally.met) {
+        println!("{count:6} {name}");
+    }
+    assert!(told.is_empty(), "\n{}", told.join("\n"));
+    for (name, count) in Met::NAMES.iter().zip(tally.met).take(Met::NEEDED) {
+        assert!(count > 0, "no seed met: {name}");
+    }
+}
+
+#[test]
+fn a_seed_repeats_its_run() {
+    for seed in 0..20 {
+        let (one, other) = (world::run(seed, false), world::run(seed, false));
+        assert_eq!(one.fingerprint, other.fingerprint, "seed {seed}");
+    }
+}

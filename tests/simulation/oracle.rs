@@ -1,0 +1,425 @@
+//! What must hold whatever happens. It sees the model's whole history, and every event, attempt and flush.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use llmtune_webhooks::{
+    event::{
+        Event, EventType,
+        id::{EventId, OccurrenceName},
+        lifecycle::Gone,
+        object::{Facts, TrainingStage, Uid},
+    },
+    ledger::{
+        journal::{Kind as SegmentKind, Memory, Segment},
+        record::Lifecycle,
+    },
+    subscription::index::Subscription,
+};
+
+use crate::{
+    process::Hook,
+    store::{DEPLOYMENTS, KINDS, Life, Store},
+};
+
+/// More lists than this are not tried in every combination.
+const MOST_GAPS: usize = 12;
+
+/// What a list passed over: all between the position that it replaced and its own version.
+#[derive(Debug)]
+struct Gap {
+    kind: usize,
+    from: u64,
+    to: u64,
+}
+
+/// What a watch had been flushed with.
+type Flushed = Option<(u64, u64)>;
+
+#[derive(Default)]
+pub struct Oracle {
+    pub violation: Option<String>,
+    /// Acknowledged, kept as an object, or counted as dropped.
+    pub reached: HashSet<(Uid, EventId)>,
+    pub was_led: bool,
+    /// By watch: the ledger has known a baseline of it.
+    pub had_baseline: [bool; 3],
+    gaps: Vec<Gap>,
+    /// Of serving events: which occurrences an id stood for, and the other way round.
+    meanings: HashMap<EventId, BTreeSet<(Uid, EventType, u64)>>,
+    names: HashMap<(Uid, EventType, u64), BTreeSet<EventId>>,
+    /// Deliveries whose end has been flushed.
+    sealed: HashSet<(Uid, EventId)>,
+    failed: HashMap<(Uid, EventId), u32>,
+    /// The version of the list that each epoch of a watch began with.
+    epochs: BTreeMap<(usize, u64), u64>,
+    current: [Flushed; 3],
+    /// Per epoch of the ledger, who leads.
+    terms: BTreeMap<u64, (u64, u64)>,
+    /// Lives of timelines that a restore ended.
+    lost: Vec<Life>,
+    /// Objects that changed on a timeline whose leader outlived it.
+    tainted: HashSet<Uid>,
+    /// Objects of a watch with a selector that the engine may begin anew with, and repeat what it told of them: those that
+    /// lost and regained their label and went before the watcher asked after them, and those without a label whose going
+    /// would be no event, when a list is compared.
+    pub begun_anew: HashSet<Uid>,
+    /// The versions that objects were unselected at; a position need not have passed them.
+    unselected: HashSet<(Uid, u64)>,
+    pub required: usize,
+    pub excused: usize,
+}
+
+/// What somebody who sees an object's history tells of it.
+struct Told {
+    event: EventType,
+    id: EventId,
+    /// The version at which it shows.
+    version: u64,
+    /// When it can have happened at the earliest.
+    tick: u64,
+}
+
+impl Oracle {
+    pub fn fail(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    /// A list replaces a position.
+    pub fn gap(&mut self, kind: usize, from: u64, to: u64) {
+        self.gaps.push(Gap { kind, from: from.min(to), to });
+    }
+
+    pub fn unselected(&mut self, uid: Uid, version: u64) {
+        self.unselected.insert((uid, version));
+    }
+
+    /// A list is compared.
+    pub fn forgotten(&mut self, store: &Store, kind: usize) {
+        let unselected = |life: &&Life| life.kind == kind && life.states.iter().any(|state| !state.selected);
+        self.begun_anew.extend(store.lives.values().filter(unselected).map(|life| life.uid));
+    }
+
+    fn is_in_gap(&self, kind: usize, first: u64, last: u64) -> bool {
+        self.gaps.iter().any(|gap| gap.kind == kind && gap.from < first && last <= gap.to)
+    }
+
+    /// The version that an epoch of a watch began with.
+    pub fn baseline(&self, kind: usize, epoch: u64) -> u64 {
+        self.epochs.get(&(kind, epoch)).copied().unwrap_or_default()
+    }
+
+    /// A flush names this epoch.
+    pub fn epoch(&mut self, kind: usize, epoch: u64, baseline: Option<u64>) {
+        self.epochs.entry((kind, epoch)).or_insert(baseline.unwrap_or_default());
+    }
+
+    /// A new leader begins its work.
+    pub fn leads(&mut self, epoch: u64, term: u64, leader: u64) {
+        self.was_led = true;
+        self.terms.insert(epoch, (term, leader));
+    }
+
+    /// A segment has landed.
+    pub fn put(&mut self, segment: &Segment, owner: u64) {
+        if segment.kind == SegmentKind::Journal
+            && let Some((term, leader)) = self.terms.get(&segment.epoch)
+            && *leader != owner
+            && segment.term <= *term
+        {
+            let what = format!("#{owner} wrote {} in term {} although #{leader} leads in term {term}", segment.name, segment.term);
+            self.fail(what);
+        }
+    }
+
+    /// The ledger was lost: what was remembered is forgotten.
+    pub fn ledger_lost(&mut self) {
+        self.sealed.clear();
+        self.failed.clear();
+        self.current = [None; 3];
+        self.had_baseline = [false; 3];
+    }
+
+    /// What a ledger remembers must not be older than what was flushed.
+    pub fn recovered(&mut self, memory: &Memory) {
+        for (kind, watch) in KINDS.iter().enumerate() {
+            let entry = memory.watches.iter().find(|known| known.entry.watch == watch.name).map(|known| &known.entry);
+            self.had_baseline[kind] |= entry.is_some();
+            if let Some((epoch, position)) = self.current[kind]
+                && entry.is_none_or(|entry| entry.epoch < epoch || (entry.epoch == epoch && entry.position < position))
+                && !(entry.is_none() && kind == DEPLOYMENTS)
+            {
+                self.fail(format!("the ledger forgot where {} is: {position} in epoch {epoch}", watch.name));
+            }
+        }
+    }
+
+    /// A flush has landed whole.
+    pub fn landed(
+        &mut self,
+        complete: bool,
+        ended: Vec<(Uid, EventId)>,
+        failed: Vec<(Uid, EventId, u32)>,
+        watches: Vec<(usize, u64, u64)>,
+    ) {
+        self.sealed.extend(ended);
+        for (webhook, event, count) in failed {
+            self.failed.insert((webhook, event), count);
+        }
+        if complete {
+            self.current = [None; 3];
+            for (kind, epoch, position) in watches {
+                self.current[kind] = Some((epoch, position));
+                self.had_baseline[kind] = true;
+            }
+        }
+    }
+
+    /// An attempt begins.
+    pub fn attempted(&mut self, webhook: Uid, object: Uid, event: EventId, number: u32) {
+        if self.begun_anew.contains(&object) {
+            return;
+        }
+        if self.sealed.contains(&(webhook, event)) {
+            self.fail(format!("{event} goes to {webhook:?} again although its end was flushed"));
+        }
+        let failed = self.failed.get(&(webhook, event)).copied().unwrap_or_default();
+        if number <= failed {
+            self.fail(format!("attempt {number} of {event} to {webhook:?}, although {failed} failures were flushed"));
+        }
+    }
+
+    /// The store went back to this version; `outlived`: by the leader.
+    pub fn restored(&mut self, now: &Store, before: &Store, outlived: bool) {
+        let version = before.version;
+        for life in now.lives.values() {
+            let changed = life.now().version > version || life.deleted.is_some_and(|(at, _)| at > version);
+            if changed {
+                self.lost.push(life.clone());
+                if outlived {
+                    self.tainted.insert(life.uid);
+                }
+            }
+        }
+        self.gaps.retain_mut(|gap| {
+            gap.to = gap.to.min(version);
+            gap.from < version
+        });
+        self.meanings.retain(|_, meanings| {
+            meanings.retain(|(_, _, at)| *at <= version);
+            !meanings.is_empty()
+        });
+        self.names.retain(|(_, _, at), _| *at <= version);
+        self.epochs.values_mut().for_each(|baseline| *baseline = (*baseline).min(version));
+        self.sealed.clear();
+        self.failed.clear();
+        self.terms.clear();
+        self.current = [None; 3];
+    }
+
+    /// The engine tells an event, seen in an object of this version; `baseline`: of the watch's epoch.
+    pub fn occurred(&mut self, store: &Store, kind: usize, version: Option<u64>, baseline: Option<u64>, event: &Event) {
+        let (uid, name) = (event.object.uid, &event.object.name);
+        let lost = self.lost.iter().filter(|life| life.uid == uid);
+        let lives: Vec<Life> = store.lives.get(&uid).into_iter().chain(lost).cloned().collect();
+        let deleted = lives.iter().find_map(|life| life.deleted);
+        let gone = deleted.is_some() || !store.lives.contains_key(&uid);
+        let version = version.or(deleted.map(|(at, _)| at));
+        if self.tainted.contains(&uid) {
+            return;
+        }
+        let what = format!("{} of {name} ({uid:?}) at {version:?}", event.event_type);
+        let Some(baseline) = baseline else {
+            self.fail(format!("{what} is told before its watch has a baseline"));
+            return;
+        };
+        if version.is_some_and(|version| version <= baseline) {
+            self.fail(format!("{what} is told although it belongs to the baseline of {baseline}"));
+        }
+        if kind == DEPLOYMENTS {
+            if event.event_type == EventType::DeploymentDeleted && !gone {
+                self.fail(format!("{what} is told of a deployment that lives"));
+            }
+            let version = version.filter(|_| !happens_once(event.event_type)).unwrap_or_default();
+            self.named(kind, (uid, event.event_type, version), event.id);
+            return;
+        }
+        let true_of = |start, stage: Option<TrainingStage>, generation| {
+            let name = match start {
+                Some(start) => OccurrenceName::StartedAt(start),
+                None => OccurrenceName::Generation(generation),
+            };
+            let fits = match event.event_type {
+                EventType::TrainingStarted => stage.is_some_and(|stage| stage == TrainingStage::Running || stage.is_finished()),
+                EventType::TrainingCompleted => stage == Some(TrainingStage::Completed),
+                _ => gone || matches!(stage, Some(TrainingStage::Failed | TrainingStage::Cancelled)),
+            };
+            fits && EventId::new(KINDS[kind].source, uid, event.event_type, name, 1, 0) == event.id
+        };
+        let states = lives.iter().flat_map(|life| &life.states);
+        let holds = states.clone().any(|state| match &state.facts {
+            Facts::Training(facts) => true_of(facts.started_at, facts.stage, state.generation),
+            Facts::Serving(_) => false,
+        });
+        if !holds {
+            self.fail(format!("{what} is told, and never was, or not under this id"));
+        }
+    }
+
+    /// One id per occurrence, and one occurrence per id, as far as no list hides which it was.
+    fn named(&mut self, kind: usize, occurrence: (Uid, EventType, u64), id: EventId) {
+        let (uid, event, version) = occurrence;
+        let meanings = self.meanings.entry(id).or_default();
+        meanings.insert(occurrence);
+        let versions: Vec<u64> = meanings.iter().map(|(_, _, version)| *version).collect();
+        if meanings.iter().any(|(other, kind, _)| (*other, *kind) != (uid, event)) {
+            self.fail(format!("{id} stands for events of two objects or types"));
+        }
+        let names = self.names.entry(occurrence).or_default();
+        names.insert(id);
+        let many = names.len() > 1 && version > 0;
+        for other in versions {
+            if other != version && !self.is_in_gap(kind, version.min(other), version.max(other)) {
+                self.fail(format!("{id} stands for {event} of {uid:?} at {other} and at {version}"));
+            }
+        }
+        if many && !self.is_in_gap(kind, version, version) {
+            self.fail(format!("{event} of {uid:?} at {version} has two ids"));
+        }
+    }
+
+    /// At the end of all: each object's events have reached every subscriber of their time, as they are told by somebody
+    /// who sees the whole history but for what lists passed over.
+    pub fn judge(&mut self, store: &Store, hooks: &BTreeMap<Uid, Hook>) {
+        for life in store.lives.values() {
+            let Some((epoch, _)) = self.current[life.kind] else { continue };
+            if self.tainted.contains(&life.uid) {
+                continue;
+            }
+            let baseline = self.baseline(life.kind, epoch);
+            let (all, missing) = self.missing(life, baseline, &[], hooks);
+            self.required += all;
+            let Some(missing) = missing else { continue };
+            let hidden = |gap: &&Gap| {
+                let mut versions = life.states.iter().map(|state| state.version).chain(life.deleted.map(|(at, _)| at));
+                gap.kind == life.kind && versions.any(|version| gap.from < version && version <= gap.to)
+            };
+            let whole = self.gaps.iter().filter(hidden);
+            let later = whole.clone().flat_map(|gap| {
+                let passed = self.unselected.iter().filter(|(uid, at)| *uid == life.uid && gap.from < *at && *at < gap.to);
+                passed.map(|(_, at)| Gap { from: *at, ..*gap })
+            });
+            let gaps: Vec<Gap> = whole.map(|gap| Gap { ..*gap }).chain(later).take(MOST_GAPS).collect();
+            let mut choices = (1..1_usize << gaps.len()).map(|choice| {
+                let chosen: Vec<&Gap> = (0..gaps.len()).filter(|at| choice >> at & 1 == 1).map(|at| &gaps[at]).collect();
+                self.missing(life, baseline, &chosen, hooks).1
+            });
+            let excused = choices.any(|missing| missing.is_none());
+            drop(choices);
+            if !excused {
+                self.fail(format!("{missing} of {} ({:?}), although no list explains it", life.name, life.uid));
+            }
+            self.excused += 1;
+        }
+    }
+
+    /// How many deliveries somebody tells who lists instead of these gaps, and the first that never arrived.
+    fn missing(&self, life: &Life, baseline: u64, gaps: &[&Gap], hooks: &BTreeMap<Uid, Hook>) -> (usize, Option<String>) {
+        let labels = BTreeMap::from([("team".into(), life.team.into())]);
+        let mut all = 0;
+        for told in tell(life, baseline, gaps) {
+            for (webhook, hook) in hooks {
+                let Subscription { events, selector, .. } = &hook.subscription;
+                if !events.contains(told.event) || !selector.matches(&labels) || hook.created >= told.tick {
+                    continue;
+                }
+                all += 1;
+                let occurrence = (life.uid, told.event, if happens_once(told.event) { 0 } else { told.version });
+                let reached = if life.kind == DEPLOYMENTS {
+                    let names = self.names.get(&occurrence).into_iter().flatten();
+                    names.into_iter().any(|id| self.reached.contains(&(*webhook, *id)))
+                } else {
+                    self.reached.contains(&(*webhook, told.id))
+                };
+                if !reached {
+                    return (all, Some(format!("{webhook:?} never got the {} at {}", told.event, told.version)));
+                }
+            }
+        }
+        (all, None)
+    }
+}
+
+const fn happens_once(event: EventType) -> bool {
+    matches!(event, EventType::DeploymentCreated | EventType::DeploymentDeleted)
+}
+
+/// How an object shows itself.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Sight {
+    /// In the log, as of this state.
+    State(usize),
+    Deleted,
+    Listed,
+}
+
+fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
+    let deleted = life.deleted.map_or(u64::MAX, |(at, _)| at);
+    let changes = || {
+        let states = life.states.iter().enumerate().map(|(at, state)| (state.version, Sight::State(at), state.tick));
+        states.chain(life.deleted.map(|(at, tick)| (at, Sight::Deleted, tick)))
+    };
+    let is_hidden = |version| gaps.iter().any(|gap| gap.from < version && version <= gap.to);
+    let visible = changes().filter(|(version, ..)| *version > baseline && !is_hidden(*version));
+    let lists = gaps.iter().filter(|gap| gap.to > baseline).map(|gap| (gap.to, Sight::Listed));
+    let mut sights: Vec<(u64, Sight)> = visible.map(|(version, sight, _)| (version, sight)).chain(lists).collect();
+    sights.sort_by_key(|(version, sight)| (*version, *sight == Sight::Listed));
+    sights.dedup();
+
+    let source = KINDS[life.kind].source;
+    let as_of = |version: u64| life.states.iter().rfind(|state| state.version <= version);
+    let mut record = None;
+    let (mut muted, mut newest, mut generation) = (false, 0, 0);
+    if let Some(state) = as_of(baseline).filter(|state| state.selected && deleted > baseline) {
+        record = Some(Lifecycle::baseline(&state.facts, state.generation));
+        (newest, generation) = (state.version, state.generation);
+    }
+    let mut passed = baseline;
+    let mut told = Vec::new();
+    for (version, sight) in sights {
+        let tick = changes().filter(|(at, ..)| *at > passed).map(|(_, _, tick)| tick).min().unwrap_or(u64::MAX);
+        passed = version;
+        let (state, gone) = match sight {
+            Sight::State(at) => (Some(&life.states[at]), None),
+            Sight::Deleted => (as_of(version), Some(Gone::Deleted)),
+            Sight::Listed if version >= deleted => (None, Some(Gone::Vanished)),
+            Sight::Listed => (as_of(version), None),
+        };
+        let mut occurrences = Vec::new();
+        match state {
+            Some(state) if state.selected => {
+                muted = false;
+                if state.version > newest || record.is_none() {
+                    let before = record.unwrap_or_else(|| Lifecycle::new(&state.facts));
+                    let (told, after) = before.step(&state.facts, state.generation);
+                    occurrences.extend(told.into_iter().map(|occurrence| (occurrence, state.version)));
+                    record = Some(after);
+                    (newest, generation) = (state.version, state.generation);
+                }
+            }
+            Some(_) => muted = true,
+            None => {}
+        }
+        if let (Some(how), false, Some(before)) = (gone, muted, record.clone()) {
+            record = None;
+            occurrences.extend(before.gone(how, generation).into_iter().map(|occurrence| (occurrence, deleted)));
+        }
+        told.extend(occurrences.into_iter().map(|(occurrence, version)| {
+            let id = EventId::new(source, life.uid, occurrence.event, occurrence.name, 1, 0);
+            Told { event: occurrence.event, id, version, tick }
+        }));
+        if version >= deleted {
+            break;
+        }
+    }
+    told
+}

@@ -1,0 +1,181 @@
+//! A model of the apiserver's store: the objects of three watches with all that ever happened to them, the log of each
+//! watch as far as it is not compacted, and the ledger's segments, all under one version.
+
+use std::collections::BTreeMap;
+
+use llmtune_webhooks::{
+    event::object::{Facts, Object, Uid},
+    ledger::journal::{Found, Segment},
+};
+
+pub struct Kind {
+    pub source: &'static str,
+    pub name: &'static str,
+    pub selective: bool,
+}
+
+pub const KINDS: [Kind; 3] = [
+    Kind { source: "trainingjobs.llmtune.io", name: "jobs", selective: false },
+    Kind { source: "trainings.example.com", name: "labelled jobs", selective: true },
+    Kind { source: "deployments.apps", name: "deployments", selective: false },
+];
+pub const DEPLOYMENTS: usize = 2;
+
+/// The uid of the object of this number.
+pub fn object_uid(kind: usize, number: u64) -> Uid {
+    Uid::from_u128(u128::from(number) * 4 + kind as u128)
+}
+
+/// Which watch the object belongs to.
+pub fn kind_of_uid(uid: Uid) -> usize {
+    uid.shard(4)
+}
+
+/// An object between two changes.
+#[derive(Clone, Debug)]
+pub struct State {
+    pub version: u64,
+    pub tick: u64,
+    pub generation: i64,
+    pub selected: bool,
+    pub facts: Facts,
+}
+
+/// An object and all that happened to it.
+#[derive(Clone, Debug)]
+pub struct Life {
+    pub uid: Uid,
+    pub kind: usize,
+    pub name: String,
+    pub team: &'static str,
+    pub states: Vec<State>,
+    /// The version and the tick of its deletion.
+    pub deleted: Option<(u64, u64)>,
+}
+
+impl Life {
+    pub fn now(&self) -> &State {
+        &self.states[self.states.len() - 1]
+    }
+
+    fn object(&self, state: &State, version: u64) -> Object {
+        Object {
+            uid: self.uid,
+            version,
+            generation: state.generation,
+            namespace: "ns".into(),
+            name: self.name.clone(),
+            labels: BTreeMap::from([("team".into(), self.team.into())]),
+            created_at: None,
+            owned: false,
+            facts: state.facts.clone(),
+        }
+    }
+}
+
+/// What a watch is told.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub object: Object,
+    pub deleted: bool,
+}
+
+/// What became of a PUT.
+pub enum Answer {
+    Landed(String),
+    Conflict,
+}
+
+#[derive(Clone, Default)]
+pub struct Store {
+    pub version: u64,
+    pub lives: BTreeMap<Uid, Life>,
+    pub logs: [Vec<Entry>; 3],
+    pub compacted: [u64; 3],
+    pub segments: BTreeMap<String, (Segment, u64)>,
+    /// Somebody took a part of the ledger away.
+    pub ledger_harmed: bool,
+}
+
+impl Store {
+    pub fn create(&mut self, mut life: Life) {
+        self.version += 1;
+        life.states[0].version = self.version;
+        let state = life.now();
+        if state.selected {
+            let object = life.object(state, state.version);
+            self.logs[life.kind].push(Entry { object, deleted: false });
+        }
+        self.lives.insert(life.uid, life);
+    }
+
+    pub fn update(&mut self, uid: Uid, mut state: State) {
+        self.version += 1;
+        state.version = self.version;
+        let Some(life) = self.lives.get_mut(&uid) else { return };
+        let was_selected = life.now().selected;
+        let entry = match (was_selected, state.selected) {
+            (_, true) => Some(Entry { object: life.object(&state, state.version), deleted: false }),
+            // What is no longer selected is told as it was, under the version of the change.
+            (true, false) => Some(Entry { object: life.object(life.now(), state.version), deleted: true }),
+            (false, false) => None,
+        };
+        life.states.push(state);
+        self.logs[life.kind].extend(entry);
+    }
+
+    pub fn delete(&mut self, uid: Uid, tick: u64) {
+        self.version += 1;
+        let Some(life) = self.lives.get_mut(&uid) else { return };
+        life.deleted = Some((self.version, tick));
+        if life.now().selected {
+            let entry = Entry { object: life.object(life.now(), self.version), deleted: true };
+            self.logs[life.kind].push(entry);
+        }
+    }
+
+    pub fn lives(&self, uid: Uid) -> bool {
+        self.lives.get(&uid).is_some_and(|life| life.deleted.is_none())
+    }
+
+    /// What a list of this watch holds now, in the order of its keys.
+    pub fn list(&self, kind: usize) -> Vec<Object> {
+        let lives = self.lives.values().filter(|life| life.kind == kind && life.deleted.is_none() && life.now().selected);
+        let mut objects: Vec<Object> = lives.map(|life| life.object(life.now(), life.now().version)).collect();
+        objects.sort_by(|one, other| one.name.cmp(&other.name));
+        objects
+    }
+
+    /// What the log tells next after this version.
+    pub fn after(&self, kind: usize, version: u64) -> Option<&Entry> {
+        let log = &self.logs[kind];
+        log.get(log.partition_point(|entry| entry.object.version <= version))
+    }
+
+    /// Forgets the log up to this version.
+    pub fn compact(&mut self, kind: usize, version: u64) {
+        self.compacted[kind] = self.compacted[kind].max(version);
+        let gone = self.compacted[kind];
+        self.logs[kind].retain(|entry| entry.object.version > gone);
+    }
+
+    /// Writes a segment, if what it replaces has this version; `None`: if there is none.
+    pub fn put(&mut self, segment: &Segment, replaces: Option<&str>) -> Answer {
+        let there = self.segments.get(&segment.name).map(|(_, version)| version.to_string());
+        if there.as_deref() != replaces {
+            return Answer::Conflict;
+        }
+        self.version += 1;
+        self.segments.insert(segment.name.clone(), (segment.clone(), self.version));
+        Answer::Landed(self.version.to_string())
+    }
+
+    pub fn found(&self, name: &str) -> Option<Found> {
+        let (segment, version) = self.segments.get(name)?;
+        Some(Found { segment: segment.clone(), version: version.to_string() })
+    }
+
+    pub fn all_found(&self) -> Vec<Found> {
+        self.segments.keys().filter_map(|name| self.found(name)).collect()
+    }
+}

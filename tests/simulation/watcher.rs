@@ -1,0 +1,146 @@
+//! A watcher, as `source::watch` has it: resumes where its position is, lists where that is too old, asks after what a
+//! selector no longer shows. Its observations go through the process's queue.
+
+use std::collections::VecDeque;
+
+use llmtune_webhooks::{
+    engine::Change,
+    event::object::{Object, Uid},
+};
+
+use crate::{
+    process::{Env, Item},
+    store::KINDS,
+};
+
+#[derive(Debug)]
+pub enum Stage {
+    /// Before it resumes, it asks how far the store is.
+    Checking,
+    Listing { objects: VecDeque<Object>, version: u64 },
+    Following,
+    /// A DELETED came on a watch with a selector.
+    Asking(Box<Object>),
+}
+
+#[derive(Debug)]
+pub struct Watcher {
+    pub kind: usize,
+    /// `None`: it lists.
+    pub position: Option<u64>,
+    /// The newest version that it has come across.
+    pub newest: u64,
+    pub stage: Stage,
+}
+
+impl Watcher {
+    pub fn new(kind: usize, position: u64) -> Self {
+        Self { kind, position: (position > 0).then_some(position), newest: position, stage: Stage::Checking }
+    }
+
+    fn push(&self, queue: &mut VecDeque<Item>, change: Change, as_of: u64) {
+        queue.push_back(Item { kind: self.kind, change, as_of });
+    }
+
+    fn saw(&mut self, version: u64) {
+        self.position = Some(version);
+        self.newest = self.newest.max(version);
+    }
+
+    /// The connection breaks.
+    pub fn interrupt(&mut self) {
+        self.stage = Stage::Checking;
+    }
+
+    /// Asks for the store's version; one behind what is known means that the store was restored.
+    pub fn check(&mut self, env: &Env, queue: &mut VecDeque<Item>) {
+        if env.store.version < self.newest {
+            self.newest = 0;
+            self.position = None;
+            self.push(queue, Change::Restored, 0);
+        }
+    }
+
+    pub fn step(&mut self, env: &mut Env, queue: &mut VecDeque<Item>) {
+        match std::mem::replace(&mut self.stage, Stage::Checking) {
+            Stage::Checking => {
+                if !env.installed[self.kind] {
+                    self.position = None;
+                    self.push(queue, Change::NotInstalled, 0);
+                    return;
+                }
+                self.check(env, queue);
+                match self.position {
+                    Some(position) if position >= env.store.compacted[self.kind] => self.stage = Stage::Following,
+                    known => {
+                        env.met.compacted |= known.is_some();
+                        self.position = None;
+                        let version = env.store.version;
+                        self.newest = self.newest.max(version);
+                        let objects = env.store.list(self.kind).into();
+                        self.push(queue, Change::ListBegun, version);
+                        self.stage = Stage::Listing { objects, version };
+                    }
+                }
+            }
+            Stage::Listing { mut objects, version } => {
+                if env.breaks(6) {
+                    return;
+                }
+                for _ in 0..3 {
+                    if let Some(object) = objects.pop_front() {
+                        self.push(queue, Change::Seen(Box::new(object)), version);
+                    }
+                }
+                if objects.is_empty() {
+                    self.push(queue, Change::ListEnded(version), version);
+                    self.saw(version);
+                } else {
+                    self.stage = Stage::Listing { objects, version };
+                }
+            }
+            Stage::Following => {
+                let position = self.position.unwrap_or_default();
+                if env.breaks(4) || position < env.store.compacted[self.kind] {
+                    return;
+                }
+                self.stage = Stage::Following;
+                let Some(entry) = env.store.after(self.kind, position) else {
+                    let version = env.store.version;
+                    if version > position && env.random.chance(30) {
+                        self.saw(version);
+                        self.push(queue, Change::Bookmark(version), 0);
+                    }
+                    return;
+                };
+                let (object, deleted) = (entry.object.clone(), entry.deleted);
+                self.saw(object.version);
+                match deleted {
+                    true if KINDS[self.kind].selective => self.stage = Stage::Asking(Box::new(object)),
+                    true => self.push(queue, Change::Deleted(Box::new(object)), 0),
+                    false => self.push(queue, Change::Seen(Box::new(object)), 0),
+                }
+            }
+            Stage::Asking(object) => {
+                self.stage = Stage::Following;
+                let (uid, version) = (object.uid, object.version);
+                let change = if env.store.lives(uid) { Change::Unselected(uid) } else { Change::Deleted(object) };
+                self.push(queue, change, version);
+            }
+        }
+    }
+
+    /// Whether it has told everything.
+    pub fn is_at_end(&self, env: &Env) -> bool {
+        matches!(self.stage, Stage::Following)
+            && env.store.after(self.kind, self.position.unwrap_or_default()).is_none()
+    }
+}
+
+/// The object that a change is about.
+pub fn subject(change: &Change) -> Option<(Uid, u64)> {
+    match change {
+        Change::Seen(object) | Change::Deleted(object) => Some((object.uid, object.version)),
+        _ => None,
+    }
+}

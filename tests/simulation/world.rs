@@ -1,0 +1,591 @@
+//! One run: what happens, in which order, is drawn from the seed. In the end everything heals, and the oracle judges.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use llmtune_webhooks::{
+    delivery::schedule::Backoff,
+    event::{EventSet, object::Uid},
+    ledger::journal::{Kind as SegmentKind, Shape},
+    subscription::index::{Requirement, Selector, Subscription},
+};
+
+use crate::{
+    Met, life,
+    oracle::Oracle,
+    process::{Env, Hook, Mode, Phase, Process},
+    random::Random,
+    store::{Answer, DEPLOYMENTS, Life, State, Store, object_uid},
+};
+
+/// Steps before everything heals.
+const STEPS: usize = 420;
+/// Rounds after which a world that does not come to rest never will.
+const PATIENCE: usize = 3000;
+const TEAMS: [&str; 2] = ["red", "blue"];
+
+#[derive(Clone, Copy, Debug)]
+enum Action {
+    Create,
+    Change,
+    Delete,
+    Select,
+    HookCreate,
+    HookDelete,
+    HookHold,
+    Endpoint,
+    Compact,
+    Backup,
+    Restore,
+    HarmLedger,
+    Install,
+    Reconfigure,
+    Start,
+    Kill,
+    Pause,
+    Resume,
+    Stop,
+    Watch,
+    Consume,
+    Answer,
+    Flush,
+    Network,
+    Due,
+    End,
+    Keep,
+}
+
+pub struct World {
+    env: Env,
+    processes: Vec<Process>,
+    backups: Vec<Store>,
+    actions: Vec<Action>,
+    serial: u64,
+    /// Who holds the Lease.
+    holder: u64,
+}
+
+/// How a run ended.
+pub struct Ended {
+    pub violation: Option<String>,
+    pub met: Met,
+    pub required: usize,
+    pub excused: usize,
+    /// The same for every run of this seed.
+    pub fingerprint: (u64, u64, usize),
+}
+
+pub fn run(seed: u64, trace: bool) -> Ended {
+    let mut world = World::new(seed, trace);
+    for _ in 0..STEPS {
+        world.step();
+        if world.env.oracle.violation.is_some() {
+            break;
+        }
+    }
+    world.heal();
+    world.die();
+    world.heal();
+    let World { mut env, .. } = world;
+    if env.oracle.violation.is_none() {
+        env.oracle.judge(&env.store, &env.hooks);
+    }
+    Ended {
+        fingerprint: (env.random.next(), env.store.version, env.oracle.reached.len()),
+        required: env.oracle.required,
+        excused: env.oracle.excused,
+        violation: env.oracle.violation,
+        met: env.met,
+    }
+}
+
+impl World {
+    fn new(seed: u64, trace: bool) -> Self {
+        let mut random = Random::new(seed);
+        let shape = Shape {
+            ring: 24 + random.below(17) as u64,
+            shards: 4,
+            limit: if random.chance(40) { 900 + random.below(1500) } else { 1 << 20 },
+        };
+        let actions = Self::actions(&mut random);
+        let installed = [true, !random.chance(10), true];
+        let env = Env {
+            random,
+            store: Store { version: 1, ..Store::default() },
+            installed,
+            with_deployments: true,
+            hooks: BTreeMap::new(),
+            network: Vec::new(),
+            oracle: Oracle::default(),
+            met: Met::default(),
+            shape,
+            millis: 0,
+            tick: 0,
+            calm: false,
+            trace,
+        };
+        let mut world = Self { env, processes: Vec::new(), backups: Vec::new(), actions, serial: 0, holder: 0 };
+        for _ in 0..world.env.random.below(6) {
+            world.create();
+        }
+        for _ in 0..=world.env.random.below(3) {
+            world.create_hook();
+        }
+        world
+    }
+
+    /// Each seed has its own mixture of what happens.
+    fn actions(random: &mut Random) -> Vec<Action> {
+        use Action::{
+            Answer, Backup, Change, Compact, Consume, Create, Delete, Due, End, Endpoint, Flush, HarmLedger, HookCreate,
+            HookDelete, HookHold, Install, Keep, Kill, Network, Pause, Reconfigure, Restore, Resume, Select, Start, Stop, Watch,
+        };
+        let mut rare = |action, percent, most: usize| {
+            let often = if random.chance(percent) { 1 + random.below(most) } else { 0 };
+            (action, often)
+        };
+        let mixture = [
+            rare(Kill, 80, 8),
+            rare(Pause, 50, 5),
+            rare(Stop, 30, 3),
+            rare(Compact, 70, 10),
+            rare(Restore, 12, 2),
+            rare(HarmLedger, 8, 6),
+            rare(Reconfigure, 12, 3),
+            rare(HookCreate, 50, 3),
+            rare(HookDelete, 30, 2),
+            rare(HookHold, 50, 6),
+            rare(Endpoint, 70, 10),
+            rare(Delete, 90, 8),
+            rare(Select, 70, 12),
+            rare(Flush, 100, 40),
+            rare(Network, 100, 60),
+            rare(Watch, 100, 80),
+            rare(Consume, 100, 80),
+            (Create, 8),
+            (Change, 40),
+            (Backup, 2),
+            (Install, 1),
+            (Start, 12),
+            (Resume, 6),
+            (Watch, 30),
+            (Consume, 30),
+            (Flush, 8),
+            (Network, 20),
+            (Answer, 8),
+            (Due, 30),
+            (End, 25),
+            (Keep, 6),
+        ];
+        mixture.into_iter().flat_map(|(action, often)| std::iter::repeat_n(action, often)).collect()
+    }
+
+    fn step(&mut self) {
+        self.env.tick += 1;
+        self.env.millis += 1 + self.env.random.below(120) as i64;
+        if self.env.random.chance(20) {
+            self.env.store.version += 1;
+        }
+        let action = self.actions[self.env.random.below(self.actions.len())];
+        self.act(action);
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Create => self.create(),
+            Action::Change => self.change(),
+            Action::Delete => {
+                if let Some(uid) = self.some_life(None) {
+                    self.env.say(|| format!("{uid:?} is deleted"));
+                    self.env.store.delete(uid, self.env.tick);
+                }
+            }
+            Action::Select => self.select(),
+            Action::HookCreate => self.create_hook(),
+            Action::HookDelete => self.delete_hook(),
+            Action::HookHold => self.hold(),
+            Action::Endpoint => self.endpoint(),
+            Action::Compact => {
+                let kind = self.env.random.below(3);
+                let version = self.env.store.version.saturating_sub(self.env.random.below(12) as u64);
+                self.env.say(|| format!("compaction of {kind} at {version}"));
+                self.env.store.compact(kind, version);
+            }
+            Action::Backup => self.backups.push(self.env.store.clone()),
+            Action::Restore => self.restore(),
+            Action::HarmLedger => self.harm(),
+            Action::Install => self.env.installed = [true; 3],
+            Action::Reconfigure => {
+                if !self.processes.iter().any(Process::is_alive) {
+                    self.env.with_deployments = !self.env.with_deployments;
+                }
+            }
+            Action::Start => self.start(),
+            Action::Kill => {
+                if let Some(at) = self.some_process(Process::is_alive) {
+                    self.processes[at].kill(&mut self.env);
+                }
+            }
+            Action::Pause => {
+                if let Some(at) = self.some_process(|process| process.is_alive() && !process.paused) {
+                    self.env.say(|| "a pause".into());
+                    self.processes[at].paused = true;
+                }
+            }
+            Action::Resume => self.resume(),
+            Action::Stop => {
+                if let Some(at) = self.some_process(Process::is_working) {
+                    self.env.say(|| "told to stop".into());
+                    self.processes[at].stopping = true;
+                }
+            }
+            Action::Network => self.network(),
+            Action::Watch | Action::Consume | Action::Answer | Action::Flush | Action::Due | Action::End | Action::Keep => {
+                if let Some(at) = self.some_process(|process| process.phase == Phase::Leading && !process.paused) {
+                    self.work(at, action);
+                }
+            }
+        }
+        for process in &mut self.processes {
+            if process.is_alive() && process.stopping && !process.paused && process.has_stopped() {
+                process.phase = Phase::Dead;
+                self.env.met.stopped = true;
+            }
+        }
+        self.processes.retain(Process::is_alive);
+    }
+
+    fn work(&mut self, at: usize, action: Action) {
+        let (process, env) = (&mut self.processes[at], &mut self.env);
+        match action {
+            Action::Flush => process.flush(env),
+            _ if process.lapsed => {}
+            Action::End => process.end_attempt(env),
+            _ if process.stopping => {}
+            Action::Watch => {
+                let which = env.random.below(3);
+                process.watch(env, which);
+            }
+            Action::Consume => {
+                for _ in 0..=env.random.below(3) {
+                    process.consume(env);
+                }
+            }
+            Action::Answer => process.answer(env),
+            Action::Due => process.due(env),
+            Action::Keep => process.keep(env),
+            _ => {}
+        }
+    }
+
+    fn some_process(&mut self, fits: impl Fn(&Process) -> bool) -> Option<usize> {
+        let fitting: Vec<usize> = (0..self.processes.len()).filter(|at| fits(&self.processes[*at])).collect();
+        (!fitting.is_empty()).then(|| fitting[self.env.random.below(fitting.len())])
+    }
+
+    fn some_life(&mut self, kind: Option<usize>) -> Option<Uid> {
+        let lives = self.env.store.lives.values().filter(|life| life.deleted.is_none() && kind.is_none_or(|kind| life.kind == kind));
+        let uids: Vec<Uid> = lives.map(|life| life.uid).collect();
+        (!uids.is_empty()).then(|| uids[self.env.random.below(uids.len())])
+    }
+
+    fn create(&mut self) {
+        let Env { random, store, installed, tick, .. } = &mut self.env;
+        let kind = random.below(3);
+        if !installed[kind] || store.lives.values().filter(|life| life.deleted.is_none()).count() > 11 {
+            return;
+        }
+        self.serial += 1;
+        let state = State { version: 0, tick: *tick, generation: 1, selected: !random.chance(10) || kind != 1, facts: life::first(random, kind) };
+        store.create(Life {
+            uid: object_uid(kind, self.serial),
+            kind,
+            name: format!("object-{:02}-{}", random.below(90), self.serial),
+            team: TEAMS[random.below(2)],
+            states: vec![state],
+            deleted: None,
+        });
+    }
+
+    fn change(&mut self) {
+        let Some(uid) = self.some_life(None) else { return };
+        let Some(life) = self.env.store.lives.get(&uid) else { return };
+        self.serial += 1;
+        let now = life.now().clone();
+        let (facts, generation) = life::next(&mut self.env.random, &now.facts, now.generation, self.serial as i64);
+        self.env.store.update(uid, State { tick: self.env.tick, generation, facts, ..now });
+        self.env.say(|| format!("{uid:?} is now {:?}", self.env.store.lives[&uid].now()));
+    }
+
+    /// The label comes or goes, perhaps together with a change.
+    fn select(&mut self) {
+        let Some(uid) = self.some_life(Some(1)) else { return };
+        let Some(life) = self.env.store.lives.get(&uid) else { return };
+        self.serial += 1;
+        let mut state = State { tick: self.env.tick, ..life.now().clone() };
+        state.selected = !state.selected;
+        if self.env.random.chance(30) {
+            (state.facts, _) = life::next(&mut self.env.random, &state.facts, 1, self.serial as i64);
+        }
+        self.env.say(|| format!("{uid:?} is now {state:?}"));
+        self.env.store.update(uid, state);
+    }
+
+    fn create_hook(&mut self) {
+        if self.env.hooks.len() >= 4 {
+            return;
+        }
+        self.serial += 1;
+        let random = &mut self.env.random;
+        let patterns: &[&str] = [&["*"][..], &["*"], &["training.*"], &["deployment.*", "training.failed"]][random.below(4)];
+        let team = TEAMS[random.below(2)].to_owned();
+        let selector =
+            if random.chance(20) { vec![Requirement::In("team".into(), [team].into())] } else { Vec::new() };
+        let uid = Uid::from_u128(1 << 64 | u128::from(self.serial));
+        let (initial, max) = (Duration::from_millis(100), Duration::from_secs(1));
+        let subscription = Subscription {
+            uid,
+            namespace: "ns".into(),
+            name: format!("webhook-{}", self.serial),
+            generation: 1,
+            events: EventSet::parse(patterns).unwrap_or_default(),
+            selector: Selector(selector),
+            max_retries: random.below(4) as u32,
+            backoff: Backoff { initial, factor: 2, max },
+            concurrency: 1 + random.below(3),
+            held: random.chance(15),
+        };
+        self.env.say(|| format!("{uid:?} is a Webhook for {patterns:?}"));
+        self.env.hooks.insert(uid, Hook { subscription, mode: Mode::Well, created: self.env.tick, gone: None });
+        self.tell(uid);
+    }
+
+    fn some_hook(&mut self) -> Option<Uid> {
+        let uids: Vec<Uid> = self.env.hooks.keys().copied().collect();
+        (!uids.is_empty()).then(|| uids[self.env.random.below(uids.len())])
+    }
+
+    fn delete_hook(&mut self) {
+        if let Some(uid) = self.some_hook() {
+            self.env.hooks.remove(&uid);
+            for process in self.processes.iter_mut().filter(|process| process.is_working()) {
+                if let Some(engine) = &mut process.engine {
+                    engine.unsubscribe(uid);
+                }
+            }
+        }
+    }
+
+    fn hold(&mut self) {
+        if let Some(uid) = self.some_hook()
+            && let Some(hook) = self.env.hooks.get_mut(&uid)
+        {
+            hook.subscription.held = !hook.subscription.held;
+            self.tell(uid);
+        }
+    }
+
+    fn endpoint(&mut self) {
+        let Some(uid) = self.some_hook() else { return };
+        let mode = [Mode::Well, Mode::Well, Mode::Failing, Mode::Slow, Mode::Gone][self.env.random.below(5)];
+        let edited = self.env.random.chance(50);
+        let Some(hook) = self.env.hooks.get_mut(&uid) else { return };
+        hook.mode = mode;
+        if edited {
+            hook.subscription.generation += 1;
+            hook.gone = None;
+            self.tell(uid);
+        }
+    }
+
+    /// Whoever works learns of a Webhook at once.
+    fn tell(&mut self, uid: Uid) {
+        let Some(hook) = self.env.hooks.get(&uid) else { return };
+        for process in self.processes.iter_mut().filter(|process| process.is_working()) {
+            if let Some(engine) = &mut process.engine {
+                engine.subscribe(hook.subscription.clone());
+            }
+        }
+    }
+
+    /// The store goes back to an earlier state; its log is empty then.
+    fn restore(&mut self) {
+        if self.backups.is_empty() {
+            return;
+        }
+        let at = self.env.random.below(self.backups.len());
+        self.backups.truncate(at + 1);
+        let mut store = self.backups[at].clone();
+        for kind in 0..3 {
+            store.compact(kind, store.version);
+        }
+        let outlives = self.env.random.chance(50);
+        for process in &mut self.processes {
+            if !process.is_working() || !outlives {
+                process.kill(&mut self.env);
+            }
+        }
+        self.processes.retain(Process::is_alive);
+        self.env.met.restored = true;
+        let outlived = !self.processes.is_empty();
+        self.env.say(|| format!("the store is restored as of {}, outlived: {outlived}", store.version));
+        self.env.oracle.restored(&self.env.store, &store, outlived);
+        self.env.store = store;
+        self.env.store.ledger_harmed |= outlived;
+        self.env.network.clear();
+        for process in &mut self.processes {
+            process.restored(&mut self.env);
+        }
+    }
+
+    /// All of the ledger is deleted, or a piece of it is garbled.
+    fn harm(&mut self) {
+        if self.processes.iter().any(Process::is_alive) || self.env.store.segments.is_empty() {
+            return;
+        }
+        self.env.store.ledger_harmed = true;
+        self.env.say(|| "the ledger is harmed".into());
+        if self.env.random.chance(40) {
+            self.env.store.segments.clear();
+            return;
+        }
+        let newest = self.env.store.segments.values().map(|(segment, _)| segment.epoch).max();
+        let mut segments: Vec<_> =
+            self.env.store.segments.values_mut().filter(|(segment, _)| Some(segment.epoch) == newest).collect();
+        let at = self.env.random.below(segments.len());
+        segments[at].0.data.insert(0, '?');
+    }
+
+    /// Another process leads, where nobody does.
+    fn start(&mut self) {
+        if let Some(at) = self.some_process(|process| process.phase == Phase::Reading && !process.paused) {
+            self.processes[at].open(&mut self.env);
+            return;
+        }
+        if self.processes.iter().all(|process| process.paused || process.lapsed) {
+            self.serial += 1;
+            self.holder = self.serial;
+            self.processes.push(Process::new(self.serial));
+        }
+    }
+
+    fn resume(&mut self) {
+        let Some(at) = self.some_process(|process| process.paused) else { return };
+        let process = &mut self.processes[at];
+        process.paused = false;
+        process.lapsed = process.number != self.holder;
+        self.env.say(|| format!("#{} runs on, lapsed: {}", process.number, process.lapsed));
+        if process.lapsed && process.phase != Phase::Leading {
+            process.phase = Phase::Dead;
+            return;
+        }
+        if !process.lapsed {
+            process.sync_hooks(&self.env);
+        }
+        process.resend(&mut self.env);
+        let leads = |process: &Process| process.phase == Phase::Leading;
+        self.env.met.overlap |= self.processes[at].lapsed && self.processes.iter().filter(|process| leads(process)).count() > 1;
+    }
+
+    /// Something happens to a PUT under way.
+    fn network(&mut self) {
+        if self.env.network.is_empty() {
+            return;
+        }
+        let at = self.env.random.below(self.env.network.len());
+        let luck = if self.env.calm { 0 } else { self.env.random.below(100) };
+        let put = &self.env.network[at];
+        let owner = self.processes.iter().position(|process| !process.paused && process.waits_for(put));
+        match (owner, luck) {
+            (Some(owner), 0..76) => {
+                let answer = self.land(at);
+                self.processes[owner].answered(&mut self.env, answer);
+            }
+            // It lands, and the answer is lost.
+            (Some(owner), 76..84) => {
+                self.land(at);
+                self.processes[owner].resend(&mut self.env);
+            }
+            (Some(owner), 84..90) => {
+                self.env.network.swap_remove(at);
+                self.processes[owner].resend(&mut self.env);
+            }
+            // It may yet land late.
+            (Some(owner), 90..96) => self.processes[owner].resend(&mut self.env),
+            (None, 0..50) => {
+                self.land(at);
+            }
+            (None, 50..70) => {
+                self.env.network.swap_remove(at);
+            }
+            _ => {}
+        }
+    }
+
+    fn land(&mut self, at: usize) -> Answer {
+        let put = self.env.network.swap_remove(at);
+        let answer = self.env.store.put(&put.segment, put.replaces.as_deref());
+        if let Answer::Landed(version) = &answer {
+            self.env.say(|| format!("#{}'s {} lands at {version}", put.owner, put.segment.name));
+            self.env.oracle.put(&put.segment, put.owner);
+            self.env.met.wrapped |= put.segment.kind == SegmentKind::Journal && put.segment.sequence >= self.env.shape.ring;
+            let newest = self.processes.iter().filter(|process| process.phase == Phase::Leading).map(Process::term).max();
+            self.env.met.late_snapshot |= put.segment.kind == SegmentKind::Snapshot && newest.is_some_and(|term| put.segment.term < term);
+        }
+        answer
+    }
+
+    /// The last leader is killed without warning.
+    fn die(&mut self) {
+        for process in &mut self.processes {
+            process.kill(&mut self.env);
+        }
+        self.processes.clear();
+        self.env.calm = false;
+    }
+
+    /// Endpoints are well, one process leads, and it comes to rest.
+    fn heal(&mut self) {
+        self.env.calm = true;
+        self.env.installed = [true; 3];
+        let uids: Vec<Uid> = self.env.hooks.keys().copied().collect();
+        for uid in uids {
+            if let Some(hook) = self.env.hooks.get_mut(&uid) {
+                hook.mode = Mode::Well;
+                hook.subscription.held = false;
+            }
+            self.tell(uid);
+        }
+        for process in &mut self.processes {
+            if process.paused || process.lapsed || process.stopping {
+                process.kill(&mut self.env);
+            }
+        }
+        for _ in 0..PATIENCE {
+            self.processes.retain(Process::is_alive);
+            if self.env.oracle.violation.is_some() {
+                return;
+            }
+            self.env.tick += 1;
+            self.env.millis += 50;
+            self.start();
+            self.network();
+            let Some(at) = self.processes.iter().position(|process| process.phase == Phase::Leading) else { continue };
+            let (process, env) = (&mut self.processes[at], &mut self.env);
+            for which in 0..=DEPLOYMENTS {
+                process.watch(env, which);
+            }
+            process.consume(env);
+            process.consume(env);
+            process.answer(env);
+            process.due(env);
+            process.due(env);
+            process.end_attempt(env);
+            process.keep(env);
+            process.flush(env);
+            if process.rests(env) && self.env.network.is_empty() {
+                return;
+            }
+        }
+        self.env.oracle.fail("it does not come to rest".into());
+    }
+}
