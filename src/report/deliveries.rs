@@ -185,7 +185,11 @@ impl Deliveries {
         for (scope, api) in apis.into_iter().enumerate() {
             watches.spawn(pump(api, scope, events.clone()));
         }
-        let permits = Arc::new(Semaphore::new(CONCURRENT));
+        let call = Call {
+            client: self.client.clone(),
+            may_write: Arc::clone(&self.may_write),
+            permits: Arc::new(Semaphore::new(CONCURRENT)),
+        };
         let mut calls: JoinSet<Done> = JoinSet::new();
         let mut state = State::default();
         let mut listed: HashMap<usize, HashSet<Uid>> = HashMap::new();
@@ -225,15 +229,8 @@ impl Deliveries {
                 },
                 order = self.orders.recv() => match order {
                     None => break,
-                    Some(Order::Keep(webhook, keep)) => self.keep(&mut state, &mut calls, &permits, webhook, keep),
-                    Some(Order::Answer(answer)) => {
-                        let call = self.call();
-                        calls.spawn(with_permit(Arc::clone(&permits), async move {
-                            let object = answer.object.uid;
-                            call.answer(&answer).await;
-                            Done::Answered { object }
-                        }));
-                    }
+                    Some(Order::Keep(webhook, keep)) => self.keep(&mut state, &mut calls, &call, webhook, keep),
+                    Some(Order::Answer(answer)) => { calls.spawn(call.clone().answered(*answer)); }
                 },
                 Some(done) = calls.join_next() => match done {
                     Ok(done) => self.done(&mut state, done),
@@ -241,9 +238,9 @@ impl Deliveries {
                 },
                 _ = tick.tick() => {
                     for uid in state.expired(Timestamp::now()) {
-                        self.delete(&mut state, &mut calls, &permits, uid);
+                        delete(&mut state, &mut calls, &call, uid);
                     }
-                    self.give_up_unknown(&mut state, &mut calls, &permits);
+                    give_up_unknown(&mut state, &mut calls, &call);
                 }
             }
         }
@@ -254,10 +251,6 @@ impl Deliveries {
                 "calls about WebhookDelivery objects did not end in time; they are made again by the next leader"
             );
         }
-    }
-
-    fn call(&self) -> Call {
-        Call { client: self.client.clone(), may_write: Arc::clone(&self.may_write) }
     }
 
     fn send(&self, message: FromDeliveries) {
@@ -325,19 +318,12 @@ impl Deliveries {
         }
     }
 
-    fn keep(
-        &self,
-        state: &mut State,
-        calls: &mut JoinSet<Done>,
-        permits: &Arc<Semaphore>,
-        webhook: WebhookRef,
-        keep: Keep,
-    ) {
+    fn keep(&self, state: &mut State, calls: &mut JoinSet<Done>, call: &Call, webhook: WebhookRef, keep: Keep) {
         let key = (webhook.namespace.clone(), webhook.name.clone());
         let size = keep.event.body.len();
         match state.room(&key, size) {
             Room::Enough => {}
-            Room::After(uid) => self.delete(state, calls, permits, uid),
+            Room::After(uid) => delete(state, calls, call, uid),
             Room::None => {
                 return self.send(FromDeliveries::Kept(Kept {
                     webhook: webhook.uid,
@@ -347,23 +333,11 @@ impl Deliveries {
             }
         }
         *state.creating.entry(key).or_default() += 1;
-        let call = self.call();
-        calls.spawn(with_permit(Arc::clone(permits), async move {
+        let call = call.clone();
+        calls.spawn(async move {
             let object = call.keep(&webhook, &keep).await;
             Done::Kept { webhook, delivery: keep.delivery, object }
-        }));
-    }
-
-    fn delete(&self, state: &mut State, calls: &mut JoinSet<Done>, permits: &Arc<Semaphore>, uid: Uid) {
-        let Some(entry) = state.entries.get(&uid) else { return };
-        if !state.deleting.insert(uid) {
-            return;
-        }
-        let (call, namespace, name) = (self.call(), entry.namespace.clone(), entry.name.clone());
-        calls.spawn(with_permit(Arc::clone(permits), async move {
-            call.delete(&namespace, &name, uid).await;
-            Done::Deleted { object: uid }
-        }));
+        });
     }
 
     fn done(&self, state: &mut State, done: Done) {
@@ -384,37 +358,6 @@ impl Deliveries {
             Done::Deleted { object } => {
                 state.deleting.remove(&object);
             }
-        }
-    }
-
-    /// Says of objects that name an event which the operator does not have that nothing can come of them.
-    fn give_up_unknown(&self, state: &mut State, calls: &mut JoinSet<Done>, permits: &Arc<Semaphore>) {
-        let now = Timestamp::now();
-        let due: Vec<DeliveryRef> =
-            state.unknown.extract_if(.., |(after, _)| *after <= now).map(|(_, object)| object).collect();
-        for object in due {
-            if state.entries.get(&object.uid).is_none_or(|entry| entry.bytes > 0) {
-                continue;
-            }
-            let text = "the operator has no event of this id: only deliveries that it has created hold one; to test a Webhook write spec.test";
-            let answer = Answer {
-                object,
-                webhook: None,
-                event: None,
-                test: false,
-                delivered: false,
-                reason: "EventUnknown",
-                message: text.into(),
-                attempts: 0,
-                status_code: None,
-                error: None,
-                at: now,
-            };
-            let call = self.call();
-            calls.spawn(with_permit(Arc::clone(permits), async move {
-                call.answer(&answer).await;
-                Done::Answered { object: answer.object.uid }
-            }));
         }
     }
 }
@@ -464,16 +407,50 @@ impl State {
     }
 }
 
-async fn with_permit<T>(permits: Arc<Semaphore>, call: impl Future<Output = T>) -> T {
-    // The semaphore is never closed.
-    let _permit = permits.acquire().await;
-    call.await
+fn delete(state: &mut State, calls: &mut JoinSet<Done>, call: &Call, uid: Uid) {
+    let Some(entry) = state.entries.get(&uid) else { return };
+    if !state.deleting.insert(uid) {
+        return;
+    }
+    let (call, namespace, name) = (call.clone(), entry.namespace.clone(), entry.name.clone());
+    calls.spawn(async move {
+        call.delete(&namespace, &name, uid).await;
+        Done::Deleted { object: uid }
+    });
 }
 
-/// Calls to the apiserver, each tried until it is answered for good.
+/// Says of objects that name an event which the operator does not have that nothing can come of them.
+fn give_up_unknown(state: &mut State, calls: &mut JoinSet<Done>, call: &Call) {
+    let now = Timestamp::now();
+    let due: Vec<DeliveryRef> =
+        state.unknown.extract_if(.., |(after, _)| *after <= now).map(|(_, object)| object).collect();
+    for object in due {
+        if state.entries.get(&object.uid).is_none_or(|entry| entry.bytes > 0) {
+            continue;
+        }
+        let text = "the operator has no event of this id: only deliveries that it has created hold one; to test a Webhook write spec.test";
+        calls.spawn(call.clone().answered(Answer {
+            object,
+            webhook: None,
+            event: None,
+            test: false,
+            delivered: false,
+            reason: "EventUnknown",
+            message: text.into(),
+            attempts: 0,
+            status_code: None,
+            error: None,
+            at: now,
+        }));
+    }
+}
+
+/// Calls to the apiserver, each tried until it is answered for good. One that is to be tried again holds up no other.
+#[derive(Clone)]
 struct Call {
     client: Client,
     may_write: Arc<dyn Fn() -> bool + Send + Sync>,
+    permits: Arc<Semaphore>,
 }
 
 impl Call {
@@ -481,10 +458,24 @@ impl Call {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    async fn claim(&self) {
-        while !(self.may_write)() {
+    /// Makes a request in its turn, and not before the claim holds.
+    async fn request<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+        let _permit = loop {
+            // The semaphore is never closed.
+            let permit = self.permits.acquire().await;
+            if (self.may_write)() {
+                break permit;
+            }
+            drop(permit);
             sleep(Duration::from_millis(100)).await;
-        }
+        };
+        let elapsed = || kube::Error::Service(format!("the apiserver did not answer within {REQUEST:?}").into());
+        timeout(REQUEST, request).await.map_err(|_| elapsed())?
+    }
+
+    async fn answered(self, answer: Answer) -> Done {
+        self.answer(&answer).await;
+        Done::Answered { object: answer.object.uid }
     }
 
     /// Creates the object of a given-up delivery; `None` where it cannot be had, for good.
@@ -509,16 +500,18 @@ impl Call {
         let api = self.api(&webhook.namespace);
         let mut failures = 0;
         let created = loop {
-            self.claim().await;
-            let error = match request(api.create(&PostParams::default(), &object)).await {
+            let error = match self.request(api.create(&PostParams::default(), &object)).await {
                 Ok(created) => break created,
                 Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => {
-                    match request(api.get(&name)).await {
+                    match self.request(api.get(&name)).await {
                         Ok(found) if found.spec.webhook_ref == object.spec.webhook_ref => break found,
                         // Somebody else's, which names another Webhook: the event is not for that one.
                         Ok(found) => {
                             let uid = found.metadata.uid.as_deref().and_then(Uid::parse)?;
                             self.delete(&webhook.namespace, &name, uid).await;
+                            // It may be held by finalizers.
+                            sleep(pause(failures)).await;
+                            failures += 1;
                             continue;
                         }
                         Err(error) => error,
@@ -614,10 +607,9 @@ impl Call {
         };
         let mut failures = 0;
         loop {
-            self.claim().await;
-            let mut result = request(api.patch_status(name, &params, &Patch::Apply(&status))).await.map(|_| ());
+            let mut result = self.request(api.patch_status(name, &params, &Patch::Apply(&status))).await.map(|_| ());
             if let (Ok(()), Some(marks)) = (&result, &marks) {
-                result = request(api.patch(name, &params, &Patch::Apply(marks))).await.map(|_| ());
+                result = self.request(api.patch(name, &params, &Patch::Apply(marks))).await.map(|_| ());
             }
             let error = match result {
                 Ok(()) => return true,
@@ -638,8 +630,7 @@ impl Call {
         let params = DeleteParams::default().preconditions(preconditions);
         let mut failures = 0;
         loop {
-            self.claim().await;
-            match request(self.api(namespace).delete(name, &params)).await {
+            match self.request(self.api(namespace).delete(name, &params)).await {
                 Ok(_) => return,
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return,
                 Err(error) => {
@@ -778,11 +769,6 @@ fn read(guard: DeserializeGuard<WebhookDelivery>) -> Option<WebhookDelivery> {
             warn!(kind = "WebhookDelivery", namespace, name, error = invalid.error, "skipping a malformed object");
         })
         .ok()
-}
-
-async fn request<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
-    let elapsed = || kube::Error::Service(format!("the apiserver did not answer within {REQUEST:?}").into());
-    timeout(REQUEST, request).await.map_err(|_| elapsed())?
 }
 
 /// How long to wait after so many failures in a row: 100 ms doubling up to 5 s.
