@@ -143,6 +143,8 @@ pub struct Deliveries {
 /// What is remembered of an object.
 #[derive(Debug)]
 struct Entry {
+    /// The newest version known: what is older says nothing any more.
+    version: u64,
     namespace: String,
     name: String,
     webhook: String,
@@ -152,11 +154,33 @@ struct Entry {
     expires: Option<Timestamp>,
 }
 
+/// A request that is under way.
+#[derive(Debug)]
+struct UnderWay {
+    request: Option<String>,
+    /// Another has come meanwhile.
+    another: bool,
+}
+
 /// What a call to the apiserver came to.
 enum Done {
-    Kept { webhook: WebhookRef, delivery: DeliveryId, object: Option<(Uid, Entry)> },
-    Answered { object: Uid },
-    Deleted { object: Uid },
+    Kept {
+        webhook: WebhookRef,
+        delivery: DeliveryId,
+        object: Option<(Uid, Entry)>,
+    },
+    /// `version`: of the object with its answer.
+    Answered {
+        object: Uid,
+        version: u64,
+    },
+    Read {
+        uid: Uid,
+        object: Option<Box<WebhookDelivery>>,
+    },
+    Deleted {
+        object: Uid,
+    },
 }
 
 #[derive(Default)]
@@ -164,7 +188,7 @@ struct State {
     entries: HashMap<Uid, Entry>,
     expiries: BinaryHeap<Reverse<(Timestamp, Uid)>>,
     /// Objects with a request under way.
-    asked: HashSet<Uid>,
+    asked: HashMap<Uid, UnderWay>,
     deleting: HashSet<Uid>,
     /// Creations under way, by namespace and Webhook.
     creating: HashMap<(String, String), usize>,
@@ -205,6 +229,8 @@ impl Deliveries {
                         let Some(uid) = object.metadata.uid.as_deref().and_then(Uid::parse) else { continue };
                         if let Some(listed) = listed.get_mut(&scope) {
                             listed.insert(uid);
+                            // A list has the last word: an etcd that was restored counts from lower on.
+                            state.entries.remove(&uid);
                         }
                         scope_of.insert(uid, scope);
                         self.seen(&mut state, uid, object);
@@ -233,7 +259,7 @@ impl Deliveries {
                     Some(Order::Answer(answer)) => { calls.spawn(call.clone().answered(*answer)); }
                 },
                 Some(done) = calls.join_next() => match done {
-                    Ok(done) => self.done(&mut state, done),
+                    Ok(done) => self.done(&mut state, &mut calls, &call, done),
                     Err(error) => warn!(error = %Causes(&error), "a call about a WebhookDelivery broke off"),
                 },
                 _ = tick.tick() => {
@@ -260,6 +286,10 @@ impl Deliveries {
 
     /// Takes an object in, and hands on what it asks for.
     fn seen(&self, state: &mut State, uid: Uid, object: WebhookDelivery) {
+        let version = version(&object);
+        if state.entries.get(&uid).is_some_and(|known| known.version > version) {
+            return;
+        }
         let WebhookDelivery { metadata, spec, status } = object;
         let status = status.unwrap_or_default();
         let namespace = metadata.namespace.unwrap_or_default();
@@ -270,6 +300,7 @@ impl Deliveries {
         let ttl = duration("ttl", &spec.ttl).or_else(|_| duration("ttl", DEFAULT_TTL)).unwrap_or_default();
         let handled = request == status.last_handled_redeliver_at || request.is_none();
         let entry = Entry {
+            version,
             namespace: namespace.clone(),
             name: name.clone(),
             webhook: spec.webhook_ref.name.clone(),
@@ -293,16 +324,20 @@ impl Deliveries {
         };
         let due = (spec.test.is_some() && finished_at.is_none()) || (!handled && request.is_some());
         if !due {
-            state.asked.remove(&uid);
             if spec.test.is_none() && finished_at.is_none() {
                 let after = Timestamp::now().checked_add(UNKNOWN_AFTER).unwrap_or(Timestamp::MAX);
                 state.unknown.push((after, object));
             }
             return;
         }
-        if spec.webhook_ref.kind != WebhookKind::Webhook || !state.asked.insert(uid) {
+        if spec.webhook_ref.kind != WebhookKind::Webhook {
             return;
         }
+        if let Some(under_way) = state.asked.get_mut(&uid) {
+            under_way.another |= under_way.request != request;
+            return;
+        }
+        state.asked.insert(uid, UnderWay { request, another: false });
         match (spec.test.and_then(|test| EventType::parse(&test.event)), status.event) {
             (Some(event), _) => self.send(FromDeliveries::Asked(Asked::Test { object, event })),
             (None, Some(kept)) => {
@@ -340,7 +375,7 @@ impl Deliveries {
         });
     }
 
-    fn done(&self, state: &mut State, done: Done) {
+    fn done(&self, state: &mut State, calls: &mut JoinSet<Done>, call: &Call, done: Done) {
         match done {
             Done::Kept { webhook, delivery, object } => {
                 let landed = object.is_some();
@@ -352,8 +387,19 @@ impl Deliveries {
                 }
                 self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed }));
             }
-            Done::Answered { object } => {
-                state.asked.remove(&object);
+            Done::Answered { object: uid, version } => {
+                let Some(entry) = state.entries.get_mut(&uid) else { return };
+                entry.version = entry.version.max(version);
+                let another = state.asked.remove(&uid).is_some_and(|under_way| under_way.another);
+                if another {
+                    let (call, namespace, name) = (call.clone(), entry.namespace.clone(), entry.name.clone());
+                    calls.spawn(async move { Done::Read { uid, object: call.read(&namespace, &name).await } });
+                }
+            }
+            Done::Read { uid, object } => {
+                if let Some(object) = object.filter(|object| object.metadata.uid.as_deref() == Some(&uid.to_string())) {
+                    self.seen(state, uid, *object);
+                }
             }
             Done::Deleted { object } => {
                 state.deleting.remove(&object);
@@ -474,8 +520,24 @@ impl Call {
     }
 
     async fn answered(self, answer: Answer) -> Done {
-        self.answer(&answer).await;
-        Done::Answered { object: answer.object.uid }
+        let version = self.answer(&answer).await.unwrap_or_default();
+        Done::Answered { object: answer.object.uid, version }
+    }
+
+    /// The object as it is now, if it is.
+    async fn read(&self, namespace: &str, name: &str) -> Option<Box<WebhookDelivery>> {
+        let api = self.api(namespace);
+        let mut failures = 0;
+        loop {
+            match self.request(api.get_opt(name)).await {
+                Ok(object) => return object.map(Box::new),
+                Err(error) => {
+                    warn!(namespace, name, error = %Causes(&error), "a WebhookDelivery was not read; trying again");
+                }
+            }
+            sleep(pause(failures)).await;
+            failures += 1;
+        }
     }
 
     /// Creates the object of a given-up delivery; `None` where it cannot be had, for good.
@@ -531,7 +593,8 @@ impl Call {
             failures += 1;
         };
         let uid = created.metadata.uid.as_deref().and_then(Uid::parse)?;
-        let entry = Entry {
+        let mut entry = Entry {
+            version: version(&created),
             namespace: webhook.namespace.clone(),
             name: name.clone(),
             webhook: webhook.name.clone(),
@@ -572,11 +635,12 @@ impl Call {
             error: given_up.error.clone(),
             at: given_up.at,
         };
-        self.answer(&answer).await.then_some((uid, entry))
+        entry.version = self.answer(&answer).await?;
+        Some((uid, entry))
     }
 
-    /// Writes how a delivery ended; false where its object is gone.
-    async fn answer(&self, answer: &Answer) -> bool {
+    /// Writes how a delivery ended, and tells the object's version then; `None` where the object is gone.
+    async fn answer(&self, answer: &Answer) -> Option<u64> {
         let DeliveryRef { namespace, name, uid, .. } = &answer.object;
         let api = self.api(namespace);
         let params = PatchParams::apply(FIELD_MANAGER).force();
@@ -592,7 +656,7 @@ impl Call {
             Ok(status) => header(json!({"status": status})),
             Err(error) => {
                 warn!(namespace, name, %error, "a WebhookDelivery's status cannot be written");
-                return false;
+                return None;
             }
         };
         // A test is made by its user: its owner and its labels come with its answer.
@@ -607,15 +671,15 @@ impl Call {
         };
         let mut failures = 0;
         loop {
-            let mut result = self.request(api.patch_status(name, &params, &Patch::Apply(&status))).await.map(|_| ());
-            if let (Ok(()), Some(marks)) = (&result, &marks) {
-                result = self.request(api.patch(name, &params, &Patch::Apply(marks))).await.map(|_| ());
+            let mut result = self.request(api.patch_status(name, &params, &Patch::Apply(&status))).await;
+            if let (Ok(_), Some(marks)) = (&result, &marks) {
+                result = self.request(api.patch(name, &params, &Patch::Apply(marks))).await;
             }
             let error = match result {
-                Ok(()) => return true,
+                Ok(object) => return Some(version(&object)),
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => {
                     debug!(namespace, name, error = status.message, "a WebhookDelivery's status was refused");
-                    return false;
+                    return None;
                 }
                 Err(error) => error,
             };
@@ -641,6 +705,10 @@ impl Call {
             failures += 1;
         }
     }
+}
+
+fn version(object: &WebhookDelivery) -> u64 {
+    object.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 fn labels(webhook: &WebhookRef, event: EventType) -> std::collections::BTreeMap<String, String> {
