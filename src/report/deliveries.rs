@@ -77,6 +77,8 @@ pub struct DeliveryRef {
     conditions: Vec<Condition>,
     /// The request that is answered.
     request: Option<String>,
+    /// The only version of the object that an answer is for; `None`: any.
+    only: Option<u64>,
 }
 
 /// What users ask for.
@@ -321,12 +323,14 @@ impl Deliveries {
             generation: metadata.generation.unwrap_or_default(),
             conditions: status.conditions,
             request: request.clone(),
+            only: None,
         };
         let due = (spec.test.is_some() && finished_at.is_none()) || (!handled && request.is_some());
         if !due {
             if spec.test.is_none() && finished_at.is_none() {
                 let after = Timestamp::now().checked_add(UNKNOWN_AFTER).unwrap_or(Timestamp::MAX);
-                state.unknown.push((after, object));
+                // The event may yet come, from this leader or from one before whose write is under way.
+                state.unknown.push((after, DeliveryRef { only: Some(version), ..object }));
             }
             return;
         }
@@ -618,6 +622,7 @@ impl Call {
             generation: created.metadata.generation.unwrap_or_default(),
             conditions: Vec::new(),
             request: None,
+            only: None,
         };
         let answer = Answer {
             object,
@@ -641,7 +646,7 @@ impl Call {
 
     /// Writes how a delivery ended, and tells the object's version then; `None` where the object is gone.
     async fn answer(&self, answer: &Answer) -> Option<u64> {
-        let DeliveryRef { namespace, name, uid, .. } = &answer.object;
+        let DeliveryRef { namespace, name, uid, only, .. } = &answer.object;
         let api = self.api(namespace);
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let header = |mut rest: serde_json::Value| {
@@ -650,6 +655,9 @@ impl Call {
             rest["metadata"]["name"] = name.as_str().into();
             // With the uid an object that was deleted and created anew under this name is left alone.
             rest["metadata"]["uid"] = uid.to_string().into();
+            if let Some(version) = only {
+                rest["metadata"]["resourceVersion"] = version.to_string().into();
+            }
             rest
         };
         let status = match serde_json::to_value(status(answer)) {
