@@ -151,7 +151,8 @@ struct Entry {
     name: String,
     webhook: String,
     bytes: usize,
-    delivered: bool,
+    /// Nothing is lost with it: it is delivered, or holds no event.
+    spent: bool,
     /// When it is to go.
     expires: Option<Timestamp>,
 }
@@ -162,6 +163,14 @@ struct UnderWay {
     request: Option<String>,
     /// Another has come meanwhile.
     another: bool,
+}
+
+/// An object that is being created.
+#[derive(Debug)]
+struct Creating {
+    namespace: String,
+    webhook: String,
+    bytes: usize,
 }
 
 /// What a call to the apiserver came to.
@@ -192,8 +201,8 @@ struct State {
     /// Objects with a request under way.
     asked: HashMap<Uid, UnderWay>,
     deleting: HashSet<Uid>,
-    /// Creations under way, by namespace and Webhook.
-    creating: HashMap<(String, String), usize>,
+    /// Creations under way, by the object's name.
+    creating: HashMap<String, Creating>,
     /// Objects that name an event and have none, and when to give up on them.
     unknown: Vec<(Timestamp, DeliveryRef)>,
 }
@@ -307,7 +316,7 @@ impl Deliveries {
             name: name.clone(),
             webhook: spec.webhook_ref.name.clone(),
             bytes: status.event.as_ref().map_or(0, |event| event.body.len()),
-            delivered: holds(&status.conditions, "Delivered"),
+            spent: status.event.is_none() || holds(&status.conditions, "Delivered"),
             // One that is asked for again does not go before it is answered.
             expires: finished_at.filter(|_| handled).and_then(|at| at.checked_add(ttl).ok()),
         };
@@ -358,9 +367,9 @@ impl Deliveries {
     }
 
     fn keep(&self, state: &mut State, calls: &mut JoinSet<Done>, call: &Call, webhook: WebhookRef, keep: Keep) {
-        let key = (webhook.namespace.clone(), webhook.name.clone());
-        let size = keep.event.body.len();
-        match state.room(&key, size) {
+        let bytes = keep.event.body.len();
+        let creating = Creating { namespace: webhook.namespace.clone(), webhook: webhook.name.clone(), bytes };
+        match state.room(&creating) {
             Room::Enough => {}
             Room::After(uid) => delete(state, calls, call, uid),
             Room::None => {
@@ -371,7 +380,7 @@ impl Deliveries {
                 }));
             }
         }
-        *state.creating.entry(key).or_default() += 1;
+        state.creating.insert(keep.delivery.object_name(), creating);
         let call = call.clone();
         calls.spawn(async move {
             let object = call.keep(&webhook, &keep).await;
@@ -383,11 +392,11 @@ impl Deliveries {
         match done {
             Done::Kept { webhook, delivery, object } => {
                 let landed = object.is_some();
-                if let Some(creating) = state.creating.get_mut(&(webhook.namespace, webhook.name)) {
-                    *creating = creating.saturating_sub(1);
-                }
-                if let Some((uid, entry)) = object {
-                    state.entries.entry(uid).or_insert(entry);
+                state.creating.remove(&delivery.object_name());
+                if let Some((uid, entry)) = object
+                    && state.entries.get(&uid).is_none_or(|known| known.version < entry.version)
+                {
+                    state.entries.insert(uid, entry);
                 }
                 self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed }));
             }
@@ -427,19 +436,22 @@ impl State {
         self.deleting.remove(&uid);
     }
 
-    fn room(&self, key: &(String, String), size: usize) -> Room {
-        let of_webhook = || {
-            let entries = self.entries.iter().filter(|(uid, _)| !self.deleting.contains(uid));
-            entries.filter(|(_, entry)| entry.namespace == key.0 && entry.webhook == key.1)
-        };
-        let creating = self.creating.get(key).copied().unwrap_or_default();
-        let count = of_webhook().count() + creating;
-        let bytes: usize = of_webhook().map(|(_, entry)| entry.bytes).sum();
-        if count < MAX_OBJECTS && bytes + size <= MAX_BYTES {
+    fn room(&self, new: &Creating) -> Room {
+        let entries = self.entries.iter().filter(|(uid, entry)| {
+            entry.namespace == new.namespace
+                && entry.webhook == new.webhook
+                && !self.deleting.contains(*uid)
+                && !self.creating.contains_key(&entry.name)
+        });
+        let creating =
+            self.creating.values().filter(|other| other.namespace == new.namespace && other.webhook == new.webhook);
+        let sizes = entries.clone().map(|(_, entry)| entry.bytes).chain(creating.map(|other| other.bytes));
+        let (count, bytes) = sizes.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size));
+        if count < MAX_OBJECTS && bytes + new.bytes <= MAX_BYTES {
             return Room::Enough;
         }
-        let delivered = of_webhook().filter(|(_, entry)| entry.delivered);
-        delivered.min_by_key(|(_, entry)| entry.expires).map_or(Room::None, |(uid, _)| Room::After(*uid))
+        let oldest = entries.filter(|(_, entry)| entry.spent).filter_map(|(uid, entry)| Some((entry.expires?, *uid)));
+        oldest.min().map_or(Room::None, |(_, uid)| Room::After(uid))
     }
 
     fn expired(&mut self, now: Timestamp) -> Vec<Uid> {
@@ -603,7 +615,7 @@ impl Call {
             name: name.clone(),
             webhook: webhook.name.clone(),
             bytes: event.body.len(),
-            delivered: false,
+            spent: false,
             expires: None,
         };
         if created.status.as_ref().is_some_and(|status| status.event.is_some()) {
