@@ -582,8 +582,8 @@ impl Call {
                 Ok(created) => break created,
                 Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => {
                     match self.request(api.get(&name)).await {
-                        Ok(found) if found.spec.webhook_ref == object.spec.webhook_ref => break found,
-                        // Somebody else's, which names another Webhook: the event is not for that one.
+                        Ok(found) if found.spec == object.spec || holds_event(&found, &object.spec) => break found,
+                        // Somebody else's: it names another Webhook or another event, or does not last.
                         Ok(found) => {
                             let uid = found.metadata.uid.as_deref().and_then(Uid::parse)?;
                             self.delete(&webhook.namespace, &name, uid).await;
@@ -618,7 +618,7 @@ impl Call {
             spent: false,
             expires: None,
         };
-        if created.status.as_ref().is_some_and(|status| status.event.is_some()) {
+        if holds_event(&created, &object.spec) {
             return Some((uid, entry));
         }
         let (reason, message) = match given_up.reason {
@@ -729,6 +729,12 @@ impl Call {
 
 fn version(object: &WebhookDelivery) -> u64 {
     object.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
+/// Whether it is the object of this delivery, and has its event.
+fn holds_event(found: &WebhookDelivery, spec: &WebhookDeliverySpec) -> bool {
+    let event = found.status.as_ref().and_then(|status| status.event.as_ref());
+    found.spec.webhook_ref == spec.webhook_ref && event.is_some_and(|event| Some(&event.id) == spec.event_id.as_ref())
 }
 
 fn labels(webhook: &WebhookRef, event: EventType) -> std::collections::BTreeMap<String, String> {
