@@ -74,6 +74,8 @@ const FLUSH_EVERY: Duration = Duration::from_millis(500);
 const POSITIONS_EVERY: Duration = Duration::from_secs(60);
 /// How long the last flush may take.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
+/// What is asked of a Webhook that is not known or not ready waits this long: they may have been applied together.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long the last Events may take.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
@@ -153,6 +155,8 @@ pub struct Leader {
     webhooks: HashMap<Uid, Known>,
     attempts: JoinSet<Attempted>,
     tests: JoinSet<(DeliveryRef, Arc<Event>, Attempted)>,
+    /// What was asked of Webhooks that are not known or not ready, and how long they are waited for.
+    asked: Vec<(Instant, Asked)>,
     /// Who asked for a delivery again.
     again: HashMap<(Uid, DeliveryId), DeliveryRef>,
     orders: mpsc::UnboundedSender<Order>,
@@ -306,6 +310,7 @@ impl Leader {
             webhooks: HashMap::new(),
             attempts: JoinSet::new(),
             tests: JoinSet::new(),
+            asked: Vec::new(),
             again: HashMap::new(),
             orders,
             questions: HashMap::new(),
@@ -340,6 +345,7 @@ impl Leader {
                 _ = tick.tick() => {
                     self.context.health.beat();
                     self.context.metrics.leader.set(i64::from(self.claim.holds()));
+                    self.ask_again();
                 }
                 Some(done) = beside.refreshes.recv() => self.refresh(done),
                 change = beside.changes.recv() => match change {
@@ -352,10 +358,10 @@ impl Leader {
                     },
                     None => return Stopped::Broken("the task that looks after the Webhooks"),
                 },
-                Some(message) = beside.from_deliveries.recv() => match message {
+                // Nobody is told that there is no such Webhook before all are listed.
+                Some(message) = beside.from_deliveries.recv(), if beside.observe.is_none() => match message {
                     FromDeliveries::Kept(kept) => self.kept(kept),
-                    FromDeliveries::Asked(Asked::Test { object, event }) => self.test(object, event),
-                    FromDeliveries::Asked(Asked::Again { object, event }) => self.deliver_again(object, &event),
+                    FromDeliveries::Asked(asked) => self.asked(asked, Instant::now() + PATIENCE),
                 },
                 Some(tested) = self.tests.join_next() => self.tested(tested),
                 _ = &mut beside.deliveries => return Stopped::Broken("the task that looks after WebhookDelivery objects"),
@@ -542,6 +548,7 @@ impl Leader {
         }
         self.webhooks.insert(webhook.uid, Known { webhook: webhook.clone(), resolved });
         self.note(Note::Standing { webhook, standing, found });
+        self.ask_again();
     }
 
     fn removed(&mut self, uid: Uid) {
@@ -671,6 +678,30 @@ impl Leader {
         let of_name =
             |known: &&Known| known.webhook.name == object.webhook && known.webhook.namespace == object.namespace;
         self.webhooks.values().find(of_name)
+    }
+
+    /// Does what users ask for, once its Webhook is known and ready, or at `until` as it then is.
+    fn asked(&mut self, asked: Asked, until: Instant) {
+        let (Asked::Test { object, .. } | Asked::Again { object, .. }) = &asked;
+        let ready = match (self.named(object), &asked) {
+            (None, _) => false,
+            (Some(known), Asked::Test { .. }) => known.resolved.is_some(),
+            (Some(_), Asked::Again { .. }) => true,
+        };
+        if !ready && Instant::now() < until {
+            self.asked.push((until, asked));
+            return;
+        }
+        match asked {
+            Asked::Test { object, event } => self.test(object, event),
+            Asked::Again { object, event } => self.deliver_again(object, &event),
+        }
+    }
+
+    fn ask_again(&mut self) {
+        for (until, asked) in std::mem::take(&mut self.asked) {
+            self.asked(asked, until);
+        }
     }
 
     /// Sends a sample once, past what waits: a test tells of the endpoint, not of the queue.
