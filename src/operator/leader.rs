@@ -30,7 +30,7 @@ use super::{
 use crate::{
     api::webhook::WebhookStatus,
     delivery::send::{Attempted, Exchange, Sender},
-    engine::{Attempt, Due, Engine, Observation, Question, Settled, Unflushed, Verdict},
+    engine::{Attempt, AttemptResult, Due, Engine, Observation, Question, Settled, Unflushed, Verdict},
     event::{
         Event, EventType,
         id::DeliveryId,
@@ -158,7 +158,7 @@ pub struct Leader {
     /// What was asked of Webhooks that are not known or not ready, and how long they are waited for.
     asked: Vec<(Instant, Asked)>,
     /// Who asked for a delivery again.
-    again: HashMap<(Uid, DeliveryId), DeliveryRef>,
+    again: HashMap<(Uid, DeliveryId), (DeliveryRef, Arc<Event>)>,
     orders: mpsc::UnboundedSender<Order>,
     questions: HashMap<WatchId, mpsc::UnboundedSender<Question>>,
     notes: mpsc::UnboundedSender<Note>,
@@ -210,6 +210,9 @@ impl Leader {
             let finish = async {
                 while let Some(attempted) = leader.attempts.join_next().await {
                     leader.ended(attempted);
+                }
+                while let Some(tested) = leader.tests.join_next().await {
+                    leader.tested(tested);
                 }
             };
             if timeout(LAST_ATTEMPTS, finish).await.is_err() {
@@ -553,7 +556,7 @@ impl Leader {
 
     fn removed(&mut self, uid: Uid) {
         let dropped = self.engine.unsubscribe(uid);
-        self.again.retain(|(webhook, _), _| *webhook != uid);
+        let again: Vec<_> = self.again.extract_if(|(webhook, _), _| *webhook == uid).collect();
         self.count_dropped(uid, DropReason::WebhookDeleted, dropped as u64);
         if let Some(known) = self.webhooks.remove(&uid) {
             let WebhookRef { namespace, name, .. } = &known.webhook;
@@ -561,6 +564,9 @@ impl Leader {
             self.context.metrics.forget(&known.webhook);
         }
         self.note(Note::Removed(uid));
+        for (_, (object, event)) in again {
+            self.no_webhook(object, Some(event), false);
+        }
     }
 
     fn count_dropped(&self, uid: Uid, reason: DropReason, count: u64) {
@@ -744,6 +750,10 @@ impl Leader {
             return self.no_webhook(object, Some(event), true);
         };
         let Some(exchange) = attempted.exchange else {
+            if attempted.outcome.result == (AttemptResult::Withheld { hold: false }) {
+                // The claim had lapsed.
+                return self.asked.push((Instant::now() + PATIENCE, Asked::Test { object, event: event.event_type }));
+            }
             let message = format!("nothing was sent: the Secret of Webhook {} cannot be read", webhook.name);
             let answer = unsent(object, Some(event), true, "WebhookNotReady", message, now);
             return self.order(Order::Answer(Box::new(Answer { webhook: Some(webhook), ..answer })));
@@ -777,7 +787,7 @@ impl Leader {
         };
         self.engine.redeliver(uid, event);
         // Where it is pending already, that delivery's end is the answer.
-        self.again.insert((uid, DeliveryId::new(event.id, uid)), object);
+        self.again.insert((uid, DeliveryId::new(event.id, uid)), (object, Arc::clone(event)));
     }
 
     fn no_webhook(&self, object: DeliveryRef, event: Option<Arc<Event>>, test: bool) {
@@ -791,16 +801,21 @@ impl Leader {
         if !matches!(settled.verdict, Verdict::Delivered | Verdict::Exhausted) {
             return;
         }
-        let Some(object) = self.again.remove(&(settled.webhook, settled.delivery)) else { return };
+        let Some((object, event)) = self.again.remove(&(settled.webhook, settled.delivery)) else { return };
         let delivered = settled.verdict == Verdict::Delivered;
+        let reason = match settled.verdict {
+            Verdict::Delivered => "Acknowledged",
+            _ if settled.gone => "EndpointGone",
+            _ => "Exhausted",
+        };
         let error = exchange.and_then(|exchange| exchange.error.clone());
         let answer = Answer {
             object,
             webhook: None,
-            event: Some(Arc::clone(&settled.event)),
+            event: Some(event),
             test: false,
             delivered,
-            reason: if delivered { "Acknowledged" } else { "Exhausted" },
+            reason,
             message: error.clone().unwrap_or_else(|| "the endpoint acknowledged the delivery".into()),
             attempts: settled.attempt,
             status_code: exchange.and_then(|exchange| exchange.status).map(|status| status.as_u16()),
