@@ -30,7 +30,7 @@ use super::{
 use crate::{
     api::webhook::WebhookStatus,
     delivery::send::{Attempted, Exchange, Sender},
-    engine::{Attempt, Due, Engine, Observation, Question, Settled, Unflushed, Verdict},
+    engine::{Attempt, AttemptResult, Due, Engine, Observation, Question, Settled, Unflushed, Verdict},
     event::{
         Event, EventType,
         id::DeliveryId,
@@ -74,6 +74,8 @@ const FLUSH_EVERY: Duration = Duration::from_millis(500);
 const POSITIONS_EVERY: Duration = Duration::from_secs(60);
 /// How long the last flush may take.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
+/// What is asked of a Webhook that is not known or not ready waits this long: they may have been applied together.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long the last Events may take.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
@@ -153,8 +155,10 @@ pub struct Leader {
     webhooks: HashMap<Uid, Known>,
     attempts: JoinSet<Attempted>,
     tests: JoinSet<(DeliveryRef, Arc<Event>, Attempted)>,
+    /// What was asked of Webhooks that are not known or not ready, and how long they are waited for.
+    asked: Vec<(Instant, Asked)>,
     /// Who asked for a delivery again.
-    again: HashMap<(Uid, DeliveryId), DeliveryRef>,
+    again: HashMap<(Uid, DeliveryId), (DeliveryRef, Arc<Event>)>,
     orders: mpsc::UnboundedSender<Order>,
     questions: HashMap<WatchId, mpsc::UnboundedSender<Question>>,
     notes: mpsc::UnboundedSender<Note>,
@@ -206,6 +210,9 @@ impl Leader {
             let finish = async {
                 while let Some(attempted) = leader.attempts.join_next().await {
                     leader.ended(attempted);
+                }
+                while let Some(tested) = leader.tests.join_next().await {
+                    leader.tested(tested);
                 }
             };
             if timeout(LAST_ATTEMPTS, finish).await.is_err() {
@@ -309,6 +316,7 @@ impl Leader {
             webhooks: HashMap::new(),
             attempts: JoinSet::new(),
             tests: JoinSet::new(),
+            asked: Vec::new(),
             again: HashMap::new(),
             orders,
             questions: HashMap::new(),
@@ -343,6 +351,7 @@ impl Leader {
                 _ = tick.tick() => {
                     self.context.health.beat();
                     self.context.metrics.leader.set(i64::from(self.claim.holds()));
+                    self.ask_again();
                 }
                 Some(done) = beside.refreshes.recv() => self.refresh(done),
                 change = beside.changes.recv() => match change {
@@ -355,10 +364,10 @@ impl Leader {
                     },
                     None => return Stopped::Broken("the task that looks after the Webhooks"),
                 },
-                Some(message) = beside.from_deliveries.recv() => match message {
+                // Nobody is told that there is no such Webhook before all are listed.
+                Some(message) = beside.from_deliveries.recv(), if beside.observe.is_none() => match message {
                     FromDeliveries::Kept(kept) => self.kept(kept),
-                    FromDeliveries::Asked(Asked::Test { object, event }) => self.test(object, event),
-                    FromDeliveries::Asked(Asked::Again { object, event }) => self.deliver_again(object, &event),
+                    FromDeliveries::Asked(asked) => self.asked(asked, Instant::now() + PATIENCE),
                 },
                 Some(tested) = self.tests.join_next() => self.tested(tested),
                 _ = &mut beside.deliveries => return Stopped::Broken("the task that looks after WebhookDelivery objects"),
@@ -545,11 +554,12 @@ impl Leader {
         }
         self.webhooks.insert(webhook.uid, Known { webhook: webhook.clone(), resolved });
         self.note(Note::Standing { webhook, standing, found });
+        self.ask_again();
     }
 
     fn removed(&mut self, uid: Uid) {
         let dropped = self.engine.unsubscribe(uid);
-        self.again.retain(|(webhook, _), _| *webhook != uid);
+        let again: Vec<_> = self.again.extract_if(|(webhook, _), _| *webhook == uid).collect();
         self.count_dropped(uid, DropReason::WebhookDeleted, dropped as u64);
         if let Some(known) = self.webhooks.remove(&uid) {
             let WebhookRef { namespace, name, .. } = &known.webhook;
@@ -557,6 +567,9 @@ impl Leader {
             self.context.metrics.forget(&known.webhook);
         }
         self.note(Note::Removed(uid));
+        for (_, (object, event)) in again {
+            self.no_webhook(object, Some(event), false);
+        }
     }
 
     fn count_dropped(&self, uid: Uid, reason: DropReason, count: u64) {
@@ -676,6 +689,30 @@ impl Leader {
         self.webhooks.values().find(of_name)
     }
 
+    /// Does what users ask for, once its Webhook is known and ready, or at `until` as it then is.
+    fn asked(&mut self, asked: Asked, until: Instant) {
+        let (Asked::Test { object, .. } | Asked::Again { object, .. }) = &asked;
+        let ready = match (self.named(object), &asked) {
+            (None, _) => false,
+            (Some(known), Asked::Test { .. }) => known.resolved.is_some(),
+            (Some(_), Asked::Again { .. }) => true,
+        };
+        if !ready && Instant::now() < until {
+            self.asked.push((until, asked));
+            return;
+        }
+        match asked {
+            Asked::Test { object, event } => self.test(object, event),
+            Asked::Again { object, event } => self.deliver_again(object, &event),
+        }
+    }
+
+    fn ask_again(&mut self) {
+        for (until, asked) in std::mem::take(&mut self.asked) {
+            self.asked(asked, until);
+        }
+    }
+
     /// Sends a sample once, past what waits: a test tells of the endpoint, not of the queue.
     fn test(&mut self, object: DeliveryRef, event: EventType) {
         let now = self.clock.now();
@@ -716,6 +753,10 @@ impl Leader {
             return self.no_webhook(object, Some(event), true);
         };
         let Some(exchange) = attempted.exchange else {
+            if attempted.outcome.result == (AttemptResult::Withheld { hold: false }) {
+                // The claim had lapsed.
+                return self.asked.push((Instant::now() + PATIENCE, Asked::Test { object, event: event.event_type }));
+            }
             let message = format!("nothing was sent: the Secret of Webhook {} cannot be read", webhook.name);
             let answer = unsent(object, Some(event), true, "WebhookNotReady", message, now);
             return self.order(Order::Answer(Box::new(Answer { webhook: Some(webhook), ..answer })));
@@ -749,7 +790,7 @@ impl Leader {
         };
         self.engine.redeliver(uid, event);
         // Where it is pending already, that delivery's end is the answer.
-        self.again.insert((uid, DeliveryId::new(event.id, uid)), object);
+        self.again.insert((uid, DeliveryId::new(event.id, uid)), (object, Arc::clone(event)));
     }
 
     fn no_webhook(&self, object: DeliveryRef, event: Option<Arc<Event>>, test: bool) {
@@ -763,16 +804,21 @@ impl Leader {
         if !matches!(settled.verdict, Verdict::Delivered | Verdict::Exhausted) {
             return;
         }
-        let Some(object) = self.again.remove(&(settled.webhook, settled.delivery)) else { return };
+        let Some((object, event)) = self.again.remove(&(settled.webhook, settled.delivery)) else { return };
         let delivered = settled.verdict == Verdict::Delivered;
+        let reason = match settled.verdict {
+            Verdict::Delivered => "Acknowledged",
+            _ if settled.gone => "EndpointGone",
+            _ => "Exhausted",
+        };
         let error = exchange.and_then(|exchange| exchange.error.clone());
         let answer = Answer {
             object,
             webhook: None,
-            event: Some(Arc::clone(&settled.event)),
+            event: Some(event),
             test: false,
             delivered,
-            reason: if delivered { "Acknowledged" } else { "Exhausted" },
+            reason,
             message: error.clone().unwrap_or_else(|| "the endpoint acknowledged the delivery".into()),
             attempts: settled.attempt,
             status_code: exchange.and_then(|exchange| exchange.status).map(|status| status.as_u16()),

@@ -77,6 +77,8 @@ pub struct DeliveryRef {
     conditions: Vec<Condition>,
     /// The request that is answered.
     request: Option<String>,
+    /// The only version of the object that an answer is for; `None`: any.
+    only: Option<u64>,
 }
 
 /// What users ask for.
@@ -143,20 +145,53 @@ pub struct Deliveries {
 /// What is remembered of an object.
 #[derive(Debug)]
 struct Entry {
+    /// The newest version known: what is older says nothing any more.
+    version: u64,
     namespace: String,
     name: String,
     webhook: String,
     bytes: usize,
-    delivered: bool,
+    /// Nothing is lost with it: it is delivered, or holds no event.
+    spent: bool,
     /// When it is to go.
     expires: Option<Timestamp>,
 }
 
+/// A request that is under way.
+#[derive(Debug)]
+struct UnderWay {
+    request: Option<String>,
+    /// Another has come meanwhile.
+    another: bool,
+}
+
+/// An object that is being created.
+#[derive(Debug)]
+struct Creating {
+    namespace: String,
+    webhook: String,
+    bytes: usize,
+}
+
 /// What a call to the apiserver came to.
 enum Done {
-    Kept { webhook: WebhookRef, delivery: DeliveryId, object: Option<(Uid, Entry)> },
-    Answered { object: DeliveryRef },
-    Deleted { object: Uid },
+    Kept {
+        webhook: WebhookRef,
+        delivery: DeliveryId,
+        object: Option<(Uid, Entry)>,
+    },
+    /// `version`: of the object with its answer.
+    Answered {
+        object: Uid,
+        version: u64,
+    },
+    Read {
+        uid: Uid,
+        object: Option<Box<WebhookDelivery>>,
+    },
+    Deleted {
+        object: Uid,
+    },
 }
 
 #[derive(Default)]
@@ -164,12 +199,10 @@ struct State {
     entries: HashMap<Uid, Entry>,
     expiries: BinaryHeap<Reverse<(Timestamp, Uid)>>,
     /// Objects with a request under way.
-    asked: HashSet<Uid>,
-    /// What changed of them meanwhile.
-    later: HashMap<Uid, WebhookDelivery>,
+    asked: HashMap<Uid, UnderWay>,
     deleting: HashSet<Uid>,
-    /// Creations under way, by namespace and Webhook.
-    creating: HashMap<(String, String), usize>,
+    /// Creations under way, by the object's name.
+    creating: HashMap<String, Creating>,
     /// Objects that name an event and have none, and when to give up on them.
     unknown: Vec<(Timestamp, DeliveryRef)>,
 }
@@ -183,17 +216,20 @@ impl Deliveries {
         } else {
             namespaces.iter().map(|namespace| Api::namespaced(self.client.clone(), namespace)).collect()
         };
-        let scopes = apis.len();
+        let mut unlisted: HashSet<usize> = (0..apis.len()).collect();
+        // Whether there is room is known once all objects are.
+        let mut early = Vec::new();
         let mut watches = JoinSet::new();
         for (scope, api) in apis.into_iter().enumerate() {
             watches.spawn(pump(api, scope, events.clone()));
         }
-        let permits = Arc::new(Semaphore::new(CONCURRENT));
+        let call = Call {
+            client: self.client.clone(),
+            may_write: Arc::clone(&self.may_write),
+            permits: Arc::new(Semaphore::new(CONCURRENT)),
+        };
         let mut calls: JoinSet<Done> = JoinSet::new();
         let mut state = State::default();
-        let mut unlisted: HashSet<usize> = (0..scopes).collect();
-        // Whether there is room is known once all objects are.
-        let mut early = Vec::new();
         let mut listed: HashMap<usize, HashSet<Uid>> = HashMap::new();
         let mut scope_of: HashMap<Uid, usize> = HashMap::new();
         let mut tick = interval(Duration::from_millis(500));
@@ -207,6 +243,8 @@ impl Deliveries {
                         let Some(uid) = object.metadata.uid.as_deref().and_then(Uid::parse) else { continue };
                         if let Some(listed) = listed.get_mut(&scope) {
                             listed.insert(uid);
+                            // A list has the last word: an etcd that was restored counts from lower on.
+                            state.entries.remove(&uid);
                         }
                         scope_of.insert(uid, scope);
                         self.seen(&mut state, uid, object);
@@ -229,25 +267,25 @@ impl Deliveries {
                         });
                         if unlisted.remove(&scope) && unlisted.is_empty() {
                             for order in early.drain(..) {
-                                self.obey(&mut state, &mut calls, &permits, order);
+                                self.obey(&mut state, &mut calls, &call, order);
                             }
                         }
                     }
                 },
                 order = self.orders.recv() => match order {
                     None => break,
-                    Some(order) if unlisted.is_empty() => self.obey(&mut state, &mut calls, &permits, order),
+                    Some(order) if unlisted.is_empty() => self.obey(&mut state, &mut calls, &call, order),
                     Some(order) => early.push(order),
                 },
                 Some(done) = calls.join_next() => match done {
-                    Ok(done) => self.done(&mut state, done),
+                    Ok(done) => self.done(&mut state, &mut calls, &call, done),
                     Err(error) => warn!(error = %Causes(&error), "a call about a WebhookDelivery broke off"),
                 },
                 _ = tick.tick() => {
                     for uid in state.expired(Timestamp::now()) {
-                        self.delete(&mut state, &mut calls, &permits, uid);
+                        delete(&mut state, &mut calls, &call, uid);
                     }
-                    self.give_up_unknown(&mut state, &mut calls, &permits);
+                    give_up_unknown(&mut state, &mut calls, &call);
                 }
             }
         }
@@ -260,23 +298,13 @@ impl Deliveries {
         }
     }
 
-    fn obey(&self, state: &mut State, calls: &mut JoinSet<Done>, permits: &Arc<Semaphore>, order: Order) {
+    fn obey(&self, state: &mut State, calls: &mut JoinSet<Done>, call: &Call, order: Order) {
         match order {
-            Order::Keep(webhook, keep) => self.keep(state, calls, permits, webhook, keep),
-            Order::Answer(answer) => self.answer(calls, permits, *answer),
+            Order::Keep(webhook, keep) => self.keep(state, calls, call, webhook, keep),
+            Order::Answer(answer) => {
+                calls.spawn(call.clone().answered(*answer));
+            }
         }
-    }
-
-    fn answer(&self, calls: &mut JoinSet<Done>, permits: &Arc<Semaphore>, answer: Answer) {
-        let call = self.call();
-        calls.spawn(with_permit(Arc::clone(permits), async move {
-            call.answer(&answer).await;
-            Done::Answered { object: answer.object }
-        }));
-    }
-
-    fn call(&self) -> Call {
-        Call { client: self.client.clone(), may_write: Arc::clone(&self.may_write) }
     }
 
     fn send(&self, message: FromDeliveries) {
@@ -286,23 +314,26 @@ impl Deliveries {
 
     /// Takes an object in, and hands on what it asks for.
     fn seen(&self, state: &mut State, uid: Uid, object: WebhookDelivery) {
-        if state.asked.contains(&uid) {
-            state.later.insert(uid, object.clone());
+        let version = version(&object);
+        if state.entries.get(&uid).is_some_and(|known| known.version > version) {
+            return;
         }
-        let request = request_of(&object);
         let WebhookDelivery { metadata, spec, status } = object;
         let status = status.unwrap_or_default();
         let namespace = metadata.namespace.unwrap_or_default();
         let name = metadata.name.unwrap_or_default();
+        let annotation = metadata.annotations.as_ref().and_then(|annotations| annotations.get(REDELIVER_ANNOTATION));
+        let request = annotation.filter(|text| !text.is_empty()).map(|text| text.chars().take(MAX_REQUEST).collect());
         let finished_at = status.finished_at.as_ref().map(|time| time.0);
         let ttl = duration("ttl", &spec.ttl).or_else(|_| duration("ttl", DEFAULT_TTL)).unwrap_or_default();
         let handled = request == status.last_handled_redeliver_at || request.is_none();
         let entry = Entry {
+            version,
             namespace: namespace.clone(),
             name: name.clone(),
             webhook: spec.webhook_ref.name.clone(),
             bytes: status.event.as_ref().map_or(0, |event| event.body.len()),
-            delivered: holds(&status.conditions, "Delivered"),
+            spent: status.event.is_none() || holds(&status.conditions, "Delivered"),
             // One that is asked for again does not go before it is answered.
             expires: finished_at.filter(|_| handled).and_then(|at| at.checked_add(ttl).ok()),
         };
@@ -318,20 +349,25 @@ impl Deliveries {
             generation: metadata.generation.unwrap_or_default(),
             conditions: status.conditions,
             request: request.clone(),
+            only: None,
         };
         let due = (spec.test.is_some() && finished_at.is_none()) || (!handled && request.is_some());
         if !due {
-            state.asked.remove(&uid);
-            state.later.remove(&uid);
             if spec.test.is_none() && finished_at.is_none() {
                 let after = Timestamp::now().checked_add(UNKNOWN_AFTER).unwrap_or(Timestamp::MAX);
-                state.unknown.push((after, object));
+                // The event may yet come, from this leader or from one before whose write is under way.
+                state.unknown.push((after, DeliveryRef { only: Some(version), ..object }));
             }
             return;
         }
-        if spec.webhook_ref.kind != WebhookKind::Webhook || !state.asked.insert(uid) {
+        if spec.webhook_ref.kind != WebhookKind::Webhook {
             return;
         }
+        if let Some(under_way) = state.asked.get_mut(&uid) {
+            under_way.another |= under_way.request != request;
+            return;
+        }
+        state.asked.insert(uid, UnderWay { request, another: false });
         match (spec.test.and_then(|test| EventType::parse(&test.event)), status.event) {
             (Some(event), _) => self.send(FromDeliveries::Asked(Asked::Test { object, event })),
             (None, Some(kept)) => {
@@ -347,19 +383,12 @@ impl Deliveries {
         }
     }
 
-    fn keep(
-        &self,
-        state: &mut State,
-        calls: &mut JoinSet<Done>,
-        permits: &Arc<Semaphore>,
-        webhook: WebhookRef,
-        keep: Keep,
-    ) {
-        let key = (webhook.namespace.clone(), webhook.name.clone());
-        let size = keep.event.body.len();
-        match state.room(&key, size) {
+    fn keep(&self, state: &mut State, calls: &mut JoinSet<Done>, call: &Call, webhook: WebhookRef, keep: Keep) {
+        let bytes = keep.event.body.len();
+        let creating = Creating { namespace: webhook.namespace.clone(), webhook: webhook.name.clone(), bytes };
+        match state.room(&creating) {
             Room::Enough => {}
-            Room::After(uid) => self.delete(state, calls, permits, uid),
+            Room::After(uid) => delete(state, calls, call, uid),
             Room::None => {
                 return self.send(FromDeliveries::Kept(Kept {
                     webhook: webhook.uid,
@@ -368,77 +397,43 @@ impl Deliveries {
                 }));
             }
         }
-        *state.creating.entry(key).or_default() += 1;
-        let call = self.call();
-        calls.spawn(with_permit(Arc::clone(permits), async move {
+        state.creating.insert(keep.delivery.object_name(), creating);
+        let call = call.clone();
+        calls.spawn(async move {
             let object = call.keep(&webhook, &keep).await;
             Done::Kept { webhook, delivery: keep.delivery, object }
-        }));
+        });
     }
 
-    fn delete(&self, state: &mut State, calls: &mut JoinSet<Done>, permits: &Arc<Semaphore>, uid: Uid) {
-        let Some(entry) = state.entries.get(&uid) else { return };
-        if !state.deleting.insert(uid) {
-            return;
-        }
-        let (call, namespace, name) = (self.call(), entry.namespace.clone(), entry.name.clone());
-        calls.spawn(with_permit(Arc::clone(permits), async move {
-            call.delete(&namespace, &name, uid).await;
-            Done::Deleted { object: uid }
-        }));
-    }
-
-    fn done(&self, state: &mut State, done: Done) {
+    fn done(&self, state: &mut State, calls: &mut JoinSet<Done>, call: &Call, done: Done) {
         match done {
             Done::Kept { webhook, delivery, object } => {
                 let landed = object.is_some();
-                if let Some(creating) = state.creating.get_mut(&(webhook.namespace, webhook.name)) {
-                    *creating = creating.saturating_sub(1);
-                }
-                if let Some((uid, entry)) = object {
-                    state.entries.entry(uid).or_insert(entry);
+                state.creating.remove(&delivery.object_name());
+                if let Some((uid, entry)) = object
+                    && state.entries.get(&uid).is_none_or(|known| known.version < entry.version)
+                {
+                    state.entries.insert(uid, entry);
                 }
                 self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed }));
             }
-            Done::Answered { object } => {
-                state.asked.remove(&object.uid);
-                // Another request may have come while this one was under way.
-                if let Some(later) = state.later.remove(&object.uid)
-                    && request_of(&later) != object.request
-                {
-                    self.seen(state, object.uid, later);
+            Done::Answered { object: uid, version } => {
+                let Some(entry) = state.entries.get_mut(&uid) else { return };
+                entry.version = entry.version.max(version);
+                let another = state.asked.remove(&uid).is_some_and(|under_way| under_way.another);
+                if another {
+                    let (call, namespace, name) = (call.clone(), entry.namespace.clone(), entry.name.clone());
+                    calls.spawn(async move { Done::Read { uid, object: call.read(&namespace, &name).await } });
+                }
+            }
+            Done::Read { uid, object } => {
+                if let Some(object) = object.filter(|object| object.metadata.uid.as_deref() == Some(&uid.to_string())) {
+                    self.seen(state, uid, *object);
                 }
             }
             Done::Deleted { object } => {
                 state.deleting.remove(&object);
             }
-        }
-    }
-
-    /// Says of objects that name an event which the operator does not have that nothing can come of them.
-    fn give_up_unknown(&self, state: &mut State, calls: &mut JoinSet<Done>, permits: &Arc<Semaphore>) {
-        let now = Timestamp::now();
-        let due: Vec<DeliveryRef> =
-            state.unknown.extract_if(.., |(after, _)| *after <= now).map(|(_, object)| object).collect();
-        for object in due {
-            if state.entries.get(&object.uid).is_none_or(|entry| entry.bytes > 0) {
-                continue;
-            }
-            let text = "the operator has no event of this id: only deliveries that it has created hold one; to test a Webhook write spec.test";
-            let answer = Answer {
-                object,
-                webhook: None,
-                event: None,
-                test: false,
-                delivered: false,
-                reason: "EventUnknown",
-                message: text.into(),
-                attempts: 0,
-                status_code: None,
-                error: None,
-                at: now,
-            };
-            self.answer(calls, permits, answer);
         }
     }
 }
@@ -455,23 +450,25 @@ impl State {
     fn forget(&mut self, uid: Uid) {
         self.entries.remove(&uid);
         self.asked.remove(&uid);
-        self.later.remove(&uid);
         self.deleting.remove(&uid);
     }
 
-    fn room(&self, key: &(String, String), size: usize) -> Room {
-        let of_webhook = || {
-            let entries = self.entries.iter().filter(|(uid, _)| !self.deleting.contains(uid));
-            entries.filter(|(_, entry)| entry.namespace == key.0 && entry.webhook == key.1)
-        };
-        let creating = self.creating.get(key).copied().unwrap_or_default();
-        let count = of_webhook().count() + creating;
-        let bytes: usize = of_webhook().map(|(_, entry)| entry.bytes).sum();
-        if count < MAX_OBJECTS && bytes + size <= MAX_BYTES {
+    fn room(&self, new: &Creating) -> Room {
+        let entries = self.entries.iter().filter(|(uid, entry)| {
+            entry.namespace == new.namespace
+                && entry.webhook == new.webhook
+                && !self.deleting.contains(*uid)
+                && !self.creating.contains_key(&entry.name)
+        });
+        let creating =
+            self.creating.values().filter(|other| other.namespace == new.namespace && other.webhook == new.webhook);
+        let sizes = entries.clone().map(|(_, entry)| entry.bytes).chain(creating.map(|other| other.bytes));
+        let (count, bytes) = sizes.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size));
+        if count < MAX_OBJECTS && bytes + new.bytes <= MAX_BYTES {
             return Room::Enough;
         }
-        let delivered = of_webhook().filter(|(_, entry)| entry.delivered);
-        delivered.min_by_key(|(_, entry)| entry.expires).map_or(Room::None, |(uid, _)| Room::After(*uid))
+        let oldest = entries.filter(|(_, entry)| entry.spent).filter_map(|(uid, entry)| Some((entry.expires?, *uid)));
+        oldest.min().map_or(Room::None, |(_, uid)| Room::After(uid))
     }
 
     fn expired(&mut self, now: Timestamp) -> Vec<Uid> {
@@ -489,16 +486,50 @@ impl State {
     }
 }
 
-async fn with_permit<T>(permits: Arc<Semaphore>, call: impl Future<Output = T>) -> T {
-    // The semaphore is never closed.
-    let _permit = permits.acquire().await;
-    call.await
+fn delete(state: &mut State, calls: &mut JoinSet<Done>, call: &Call, uid: Uid) {
+    let Some(entry) = state.entries.get(&uid) else { return };
+    if !state.deleting.insert(uid) {
+        return;
+    }
+    let (call, namespace, name) = (call.clone(), entry.namespace.clone(), entry.name.clone());
+    calls.spawn(async move {
+        call.delete(&namespace, &name, uid).await;
+        Done::Deleted { object: uid }
+    });
 }
 
-/// Calls to the apiserver, each tried until it is answered for good.
+/// Says of objects that name an event which the operator does not have that nothing can come of them.
+fn give_up_unknown(state: &mut State, calls: &mut JoinSet<Done>, call: &Call) {
+    let now = Timestamp::now();
+    let due: Vec<DeliveryRef> =
+        state.unknown.extract_if(.., |(after, _)| *after <= now).map(|(_, object)| object).collect();
+    for object in due {
+        if state.entries.get(&object.uid).is_none_or(|entry| entry.bytes > 0) {
+            continue;
+        }
+        let text = "the operator has no event of this id: only deliveries that it has created hold one; to test a Webhook write spec.test";
+        calls.spawn(call.clone().answered(Answer {
+            object,
+            webhook: None,
+            event: None,
+            test: false,
+            delivered: false,
+            reason: "EventUnknown",
+            message: text.into(),
+            attempts: 0,
+            status_code: None,
+            error: None,
+            at: now,
+        }));
+    }
+}
+
+/// Calls to the apiserver, each tried until it is answered for good. One that is to be tried again holds up no other.
+#[derive(Clone)]
 struct Call {
     client: Client,
     may_write: Arc<dyn Fn() -> bool + Send + Sync>,
+    permits: Arc<Semaphore>,
 }
 
 impl Call {
@@ -506,9 +537,39 @@ impl Call {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    async fn claim(&self) {
-        while !(self.may_write)() {
+    /// Makes a request in its turn, and not before the claim holds.
+    async fn request<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+        let _permit = loop {
+            // The semaphore is never closed.
+            let permit = self.permits.acquire().await;
+            if (self.may_write)() {
+                break permit;
+            }
+            drop(permit);
             sleep(Duration::from_millis(100)).await;
+        };
+        let elapsed = || kube::Error::Service(format!("the apiserver did not answer within {REQUEST:?}").into());
+        timeout(REQUEST, request).await.map_err(|_| elapsed())?
+    }
+
+    async fn answered(self, answer: Answer) -> Done {
+        let version = self.answer(&answer).await.unwrap_or_default();
+        Done::Answered { object: answer.object.uid, version }
+    }
+
+    /// The object as it is now, if it is.
+    async fn read(&self, namespace: &str, name: &str) -> Option<Box<WebhookDelivery>> {
+        let api = self.api(namespace);
+        let mut failures = 0;
+        loop {
+            match self.request(api.get_opt(name)).await {
+                Ok(object) => return object.map(Box::new),
+                Err(error) => {
+                    warn!(namespace, name, error = %Causes(&error), "a WebhookDelivery was not read; trying again");
+                }
+            }
+            sleep(pause(failures)).await;
+            failures += 1;
         }
     }
 
@@ -534,16 +595,18 @@ impl Call {
         let api = self.api(&webhook.namespace);
         let mut failures = 0;
         let created = loop {
-            self.claim().await;
-            let error = match request(api.create(&PostParams::default(), &object)).await {
+            let error = match self.request(api.create(&PostParams::default(), &object)).await {
                 Ok(created) => break created,
                 Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => {
-                    match request(api.get(&name)).await {
-                        Ok(found) if found.spec.webhook_ref == object.spec.webhook_ref => break found,
-                        // Somebody else's, which names another Webhook: the event is not for that one.
+                    match self.request(api.get(&name)).await {
+                        Ok(found) if found.spec == object.spec || holds_event(&found, &object.spec) => break found,
+                        // Somebody else's: it names another Webhook or another event, or does not last.
                         Ok(found) => {
                             let uid = found.metadata.uid.as_deref().and_then(Uid::parse)?;
                             self.delete(&webhook.namespace, &name, uid).await;
+                            // It may be held by finalizers.
+                            sleep(pause(failures)).await;
+                            failures += 1;
                             continue;
                         }
                         Err(error) => error,
@@ -563,15 +626,16 @@ impl Call {
             failures += 1;
         };
         let uid = created.metadata.uid.as_deref().and_then(Uid::parse)?;
-        let entry = Entry {
+        let mut entry = Entry {
+            version: version(&created),
             namespace: webhook.namespace.clone(),
             name: name.clone(),
             webhook: webhook.name.clone(),
             bytes: event.body.len(),
-            delivered: false,
+            spent: false,
             expires: None,
         };
-        if created.status.as_ref().is_some_and(|status| status.event.is_some()) {
+        if holds_event(&created, &object.spec) {
             return Some((uid, entry));
         }
         let (reason, message) = match given_up.reason {
@@ -587,6 +651,7 @@ impl Call {
             generation: created.metadata.generation.unwrap_or_default(),
             conditions: Vec::new(),
             request: None,
+            only: None,
         };
         let answer = Answer {
             object,
@@ -604,12 +669,13 @@ impl Call {
             error: given_up.error.clone(),
             at: given_up.at,
         };
-        self.answer(&answer).await.then_some((uid, entry))
+        entry.version = self.answer(&answer).await?;
+        Some((uid, entry))
     }
 
-    /// Writes how a delivery ended; false where its object is gone.
-    async fn answer(&self, answer: &Answer) -> bool {
-        let DeliveryRef { namespace, name, uid, .. } = &answer.object;
+    /// Writes how a delivery ended, and tells the object's version then; `None` where the object is gone.
+    async fn answer(&self, answer: &Answer) -> Option<u64> {
+        let DeliveryRef { namespace, name, uid, only, .. } = &answer.object;
         let api = self.api(namespace);
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let header = |mut rest: serde_json::Value| {
@@ -618,13 +684,16 @@ impl Call {
             rest["metadata"]["name"] = name.as_str().into();
             // With the uid an object that was deleted and created anew under this name is left alone.
             rest["metadata"]["uid"] = uid.to_string().into();
+            if let Some(version) = only {
+                rest["metadata"]["resourceVersion"] = version.to_string().into();
+            }
             rest
         };
         let status = match serde_json::to_value(status(answer)) {
             Ok(status) => header(json!({"status": status})),
             Err(error) => {
                 warn!(namespace, name, %error, "a WebhookDelivery's status cannot be written");
-                return false;
+                return None;
             }
         };
         // A test is made by its user: its owner and its labels come with its answer.
@@ -639,16 +708,15 @@ impl Call {
         };
         let mut failures = 0;
         loop {
-            self.claim().await;
-            let mut result = request(api.patch_status(name, &params, &Patch::Apply(&status))).await.map(|_| ());
-            if let (Ok(()), Some(marks)) = (&result, &marks) {
-                result = request(api.patch(name, &params, &Patch::Apply(marks))).await.map(|_| ());
+            let mut result = self.request(api.patch_status(name, &params, &Patch::Apply(&status))).await;
+            if let (Ok(_), Some(marks)) = (&result, &marks) {
+                result = self.request(api.patch(name, &params, &Patch::Apply(marks))).await;
             }
             let error = match result {
-                Ok(()) => return true,
+                Ok(object) => return Some(version(&object)),
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => {
                     debug!(namespace, name, error = status.message, "a WebhookDelivery's status was refused");
-                    return false;
+                    return None;
                 }
                 Err(error) => error,
             };
@@ -663,8 +731,7 @@ impl Call {
         let params = DeleteParams::default().preconditions(preconditions);
         let mut failures = 0;
         loop {
-            self.claim().await;
-            match request(self.api(namespace).delete(name, &params)).await {
+            match self.request(self.api(namespace).delete(name, &params)).await {
                 Ok(_) => return,
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return,
                 Err(error) => {
@@ -677,10 +744,14 @@ impl Call {
     }
 }
 
-/// What an object asks for, cut to what a status holds.
-fn request_of(object: &WebhookDelivery) -> Option<String> {
-    let request = object.metadata.annotations.as_ref()?.get(REDELIVER_ANNOTATION)?;
-    (!request.is_empty()).then(|| request.chars().take(MAX_REQUEST).collect())
+fn version(object: &WebhookDelivery) -> u64 {
+    object.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
+/// Whether it is the object of this delivery, and has its event.
+fn holds_event(found: &WebhookDelivery, spec: &WebhookDeliverySpec) -> bool {
+    let event = found.status.as_ref().and_then(|status| status.event.as_ref());
+    found.spec.webhook_ref == spec.webhook_ref && event.is_some_and(|event| Some(&event.id) == spec.event_id.as_ref())
 }
 
 fn labels(webhook: &WebhookRef, event: EventType) -> std::collections::BTreeMap<String, String> {
@@ -809,11 +880,6 @@ fn read(guard: DeserializeGuard<WebhookDelivery>) -> Option<WebhookDelivery> {
             warn!(kind = "WebhookDelivery", namespace, name, error = invalid.error, "skipping a malformed object");
         })
         .ok()
-}
-
-async fn request<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
-    let elapsed = || kube::Error::Service(format!("the apiserver did not answer within {REQUEST:?}").into());
-    timeout(REQUEST, request).await.map_err(|_| elapsed())?
 }
 
 /// How long to wait after so many failures in a row: 100 ms doubling up to 5 s.

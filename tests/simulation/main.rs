@@ -150,7 +150,12 @@ fn nothing_is_lost_repeated_or_made_up_whatever_happens() {
         format!("seed {seed}: {violation}\n    SEED={seed} cargo test --test simulation -- --nocapture")
     });
     let told: Vec<String> = told.collect();
-    println!("{seeds} seeds in {:?}; {} deliveries required, of those {} excused", begun.elapsed(), tally.required, tally.excused);
+    println!(
+        "{seeds} seeds in {:?}; {} deliveries required, of those {} excused",
+        begun.elapsed(),
+        tally.required,
+        tally.excused
+    );
     for (name, count) in Met::NAMES.iter().zip(tally.met) {
         println!("{count:6} {name}");
     }

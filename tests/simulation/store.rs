@@ -140,7 +140,8 @@ impl Store {
 
     /// What a list of this watch holds now, in the order of its keys.
     pub fn list(&self, kind: usize) -> Vec<Object> {
-        let lives = self.lives.values().filter(|life| life.kind == kind && life.deleted.is_none() && life.now().selected);
+        let lives =
+            self.lives.values().filter(|life| life.kind == kind && life.deleted.is_none() && life.now().selected);
         let mut objects: Vec<Object> = lives.map(|life| life.object(life.now(), life.now().version)).collect();
         objects.sort_by(|one, other| one.name.cmp(&other.name));
         objects
