@@ -49,13 +49,15 @@ pub(super) struct Delivery {
     in_lane: bool,
     /// It was asked for again; the object that asks outlives a crash, so the ledger need not know.
     pub(super) again: bool,
+    /// The watch that it is from, if that had no flushed baseline then.
+    withheld: Option<WatchId>,
     unknown: Unknown,
 }
 
 impl Delivery {
     fn new(event: &Arc<Event>, again: bool) -> Self {
         let event = Arc::clone(event);
-        Self { event, failed_attempts: 0, due: None, in_lane: !again, again, unknown: Unknown::NONE }
+        Self { event, failed_attempts: 0, due: None, in_lane: !again, again, withheld: None, unknown: Unknown::NONE }
     }
 }
 
@@ -136,7 +138,7 @@ pub(super) struct Pending {
     total_bytes: usize,
     /// What has changed, and whether a flush has held the event.
     dirty: VecDeque<(EventId, bool)>,
-    /// First deliveries from a watch whose baseline is not flushed.
+    /// For each watch whose baseline is not flushed, the deliveries that could begin.
     withheld: HashMap<WatchId, Vec<(Uid, DeliveryId)>>,
     to_keep: VecDeque<(Uid, DeliveryId)>,
 }
@@ -206,6 +208,7 @@ impl Pending {
                 due: due.map(|due| (due, wait)),
                 in_lane: first,
                 again: false,
+                withheld: None,
                 unknown: entry.unknown,
             };
             queue.deliveries.insert(id, delivery);
@@ -282,15 +285,16 @@ impl Pending {
         if queue.is_full(size) || (!stored && total + size > MAX_TOTAL_BYTES) {
             return Err(BoundReached);
         }
-        let delivery = Delivery::new(event, false);
+        let delivery = Delivery { withheld: withhold, ..Delivery::new(event, false) };
         queue.deliveries.insert(id, delivery);
         queue.bytes += size;
+        let waiting = withhold.map(|watch| self.withheld.entry(watch).or_default());
         if let Some(lane) = queue.lanes.get_mut(&event.object.uid) {
             lane.push_back(id);
         } else {
             queue.lanes.insert(event.object.uid, VecDeque::new());
-            match withhold {
-                Some(watch) => self.withheld.entry(watch).or_default().push((webhook, id)),
+            match waiting {
+                Some(waiting) => waiting.push((webhook, id)),
                 None => queue.ready.push_back(id),
             }
         }
@@ -434,11 +438,14 @@ impl Pending {
             && std::mem::take(&mut delivery.in_lane)
             && let Some(lane) = queue.lanes.get_mut(&delivery.event.object.uid)
         {
-            match lane.pop_front() {
-                Some(next) => queue.ready.push_back(next),
-                None => {
-                    queue.lanes.remove(&delivery.event.object.uid);
-                }
+            let Some(next) = lane.pop_front() else {
+                queue.lanes.remove(&delivery.event.object.uid);
+                return;
+            };
+            let withheld = queue.deliveries.get(&next).and_then(|delivery| delivery.withheld);
+            match withheld.and_then(|watch| self.withheld.get_mut(&watch)) {
+                Some(waiting) => waiting.push((webhook, next)),
+                None => queue.ready.push_back(next),
             }
         }
     }

@@ -134,8 +134,8 @@ fn event(number: u128, body: &str) -> EventEntry {
     EventEntry { id, event: Some(Arc::new(event)), deliveries, unknown: Unknown::NONE }
 }
 
-fn watches() -> Option<Vec<WatchEntry>> {
-    Some(vec![WatchEntry { watch: "w".into(), epoch: 5, position: 40, absent: false, unknown: Unknown::NONE }])
+fn watches() -> Vec<WatchEntry> {
+    vec![WatchEntry { watch: "w".into(), epoch: 5, position: 40, absent: false, unknown: Unknown::NONE }]
 }
 
 fn begun(contents: Contents, snapshots: Vec<(usize, Contents)>) -> Kept {
@@ -151,7 +151,8 @@ fn begun(contents: Contents, snapshots: Vec<(usize, Contents)>) -> Kept {
 #[test]
 fn what_is_written_comes_back() {
     let records = vec![entry(training(1)), entry(serving(2))];
-    let kept = begun(Contents { events: vec![event(1, "a"), event(2, "b")], records, watches: watches() }, Vec::new());
+    let kept =
+        begun(Contents { events: vec![event(1, "a"), event(2, "b")], records, watches: Some(watches()) }, Vec::new());
     let (journal, memory) = kept.open();
     assert_eq!((journal.epoch(), journal.term()), (1, 2));
     let [watch] = &memory.watches[..] else { panic!("one watch") };
@@ -171,7 +172,7 @@ fn what_is_written_comes_back() {
 #[test]
 fn what_a_later_release_added_to_records_events_deliveries_and_watches_is_kept() {
     let records = vec![entry(training(1)), entry(serving(2))];
-    let mut kept = begun(Contents { events: vec![event(1, "a")], records, watches: watches() }, Vec::new());
+    let mut kept = begun(Contents { events: vec![event(1, "a")], records, watches: Some(watches()) }, Vec::new());
     kept.doctor(|text| {
         text["later"] = json!({"section": true});
         for event in text.get_mut("events").and_then(Value::as_array_mut).into_iter().flatten() {
@@ -217,7 +218,7 @@ fn a_flush_too_large_for_one_segment_is_split_with_the_positions_in_the_last() {
     let records = (1..=8).map(|number| entry(training(number))).collect();
     let events: Vec<EventEntry> = events.into_iter().filter(|event| event.id.shard(SHAPE.shards) == 0).collect();
     let snapshot = Contents { events: events.clone(), ..Contents::default() };
-    let kept = begun(Contents { events: Vec::new(), records, watches: watches() }, vec![(0, snapshot)]);
+    let kept = begun(Contents { events: Vec::new(), records, watches: Some(watches()) }, vec![(0, snapshot)]);
     let journal: Vec<&Segment> = kept.0.values().filter(|segment| segment.kind == Kind::Journal).collect();
     assert!(journal.len() > 2 && kept.0.values().all(|segment| segment.data.len() <= SHAPE.limit), "{}", journal.len());
     let with_positions: Vec<u64> = journal
@@ -232,7 +233,7 @@ fn a_flush_too_large_for_one_segment_is_split_with_the_positions_in_the_last() {
 
 #[test]
 fn a_ring_that_turns_many_times_stays_readable_because_snapshots_go_ahead_of_it() {
-    let mut kept = begun(Contents { watches: watches(), ..Contents::default() }, Vec::new());
+    let mut kept = begun(Contents { watches: Some(watches()), ..Contents::default() }, Vec::new());
     let (mut journal, _) = kept.open();
     let claim = journal.claim().unwrap();
     kept.write(&mut journal, vec![claim]);
@@ -244,7 +245,8 @@ fn a_ring_that_turns_many_times_stays_readable_because_snapshots_go_ahead_of_it(
             (shard, Contents { records, ..Contents::default() })
         });
         let snapshots = snapshots.collect();
-        let contents = Contents { records: vec![entry(training(turn + 1))], watches: watches(), ..Contents::default() };
+        let contents =
+            Contents { records: vec![entry(training(turn + 1))], watches: Some(watches()), ..Contents::default() };
         let segments = journal.lay_out(Flush { contents, snapshots }).unwrap();
         kept.write(&mut journal, segments);
         let (_, memory) = kept.open();
@@ -255,8 +257,12 @@ fn a_ring_that_turns_many_times_stays_readable_because_snapshots_go_ahead_of_it(
 
 #[test]
 fn a_missing_or_unreadable_segment_and_anothers_ledger_begin_a_new_epoch() {
-    let kept =
-        || begun(Contents { records: vec![entry(training(1))], watches: watches(), ..Contents::default() }, Vec::new());
+    let kept = || {
+        begun(
+            Contents { records: vec![entry(training(1))], watches: Some(watches()), ..Contents::default() },
+            Vec::new(),
+        )
+    };
     let opened = |kept: &Kept| match open(&kept.found(), HOME, SHAPE, 8) {
         Opened::Nothing { why, newest } => (why, newest),
         Opened::Ours(..) => panic!("it must not be gone on with"),
@@ -275,7 +281,7 @@ fn a_missing_or_unreadable_segment_and_anothers_ledger_begin_a_new_epoch() {
 
 #[test]
 fn a_conflict_is_judged_by_what_is_in_the_place() {
-    let kept = begun(Contents { watches: watches(), ..Contents::default() }, vec![(0, Contents::default())]);
+    let kept = begun(Contents { watches: Some(watches()), ..Contents::default() }, vec![(0, Contents::default())]);
     let (mut journal, _) = kept.open();
     let claim = journal.claim().unwrap();
     let found = |segment: &Segment| Some(Found { segment: segment.clone(), version: "9".into() });
@@ -284,7 +290,7 @@ fn a_conflict_is_judged_by_what_is_in_the_place() {
     assert_eq!(journal.judge(&claim, found(&Segment { term: 9, ..claim.clone() })), Judgement::Lost);
     assert_eq!(journal.judge(&claim, None), Judgement::Lost);
     let flush = Flush {
-        contents: Contents { watches: watches(), ..Contents::default() },
+        contents: Contents { watches: Some(watches()), ..Contents::default() },
         snapshots: vec![(0, Contents::default())],
     };
     let segments = journal.lay_out(flush).unwrap();
