@@ -66,3 +66,17 @@ impl Tally {
         self.count
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Tally;
+
+    #[test]
+    fn a_tally_counts_within_a_generation_and_begins_anew_with_the_next() {
+        let mut tally = Tally::default();
+        assert!(tally.is_empty());
+        assert_eq!([0, 0, 3, 3, 3, 4].map(|generation| tally.next(generation)), [1, 2, 1, 2, 3, 1]);
+        assert!(!tally.is_empty());
+        assert_eq!([5, 6].map(|generation| Tally::met(5).next(generation)), [2, 1]);
+    }
+}
