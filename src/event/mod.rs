@@ -153,6 +153,8 @@ pub struct Event {
 mod tests {
     use jiff::Timestamp;
 
+    use TrainingStage::{Cancelled, Completed, Failed, Pending, Running, Suspended};
+
     use super::{
         body::{self, Envelope},
         id::{DeliveryId, OccurrenceName},
@@ -281,7 +283,6 @@ mod tests {
         ] {
             assert_eq!(Uid::parse(wrong), None, "{wrong}");
         }
-        use TrainingStage::{Cancelled, Completed, Failed, Pending, Running, Suspended};
         for stage in [Pending, Suspended, Running, Completed, Failed, Cancelled] {
             assert_eq!(TrainingStage::parse(&format!("{stage:?}")), Some(stage));
         }
