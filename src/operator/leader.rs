@@ -28,7 +28,6 @@ use super::{
     server::{Health, Refresh},
 };
 use crate::{
-    api::webhook::WebhookStatus,
     delivery::send::{Attempted, Exchange, Sender},
     engine::{Attempt, AttemptResult, Due, Engine, Observation, Question, Settled, Unflushed, Verdict},
     event::{
@@ -45,6 +44,7 @@ use crate::{
         Note, Settlement,
         deliveries::{Answer, Asked, Deliveries, DeliveryRef, FromDeliveries, Kept, Order},
         events,
+        status::gone_generation,
         writer::Writer,
     },
     source::{
@@ -888,10 +888,4 @@ fn tell(began: Option<&Nothing>, journal: &Journal) {
             "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past"
         ),
     }
-}
-
-/// The generation of the spec whose endpoint has answered 410 Gone, as the leader before wrote it down.
-fn gone_generation(status: &WebhookStatus) -> Option<i64> {
-    let gone = status.conditions.iter().find(|condition| condition.reason == "EndpointGone")?;
-    gone.observed_generation
 }

@@ -77,9 +77,9 @@ impl Statuses {
     ) -> Vec<Notice> {
         let entry = self.entries.entry(webhook.uid).or_insert_with(|| Entry {
             webhook,
+            gone_generation: found.as_deref().and_then(gone_generation),
             status: taken_over(found),
             standing: None,
-            gone_generation: None,
             dirty: Dirty::No,
             conditions_changed: false,
             written: None,
@@ -387,6 +387,13 @@ fn taken_over(found: Option<Box<WebhookStatus>>) -> WebhookStatus {
         counts.pending = 0;
     }
     status
+}
+
+/// The generation of the spec whose endpoint has answered 410 Gone, as it was written down.
+#[must_use]
+pub fn gone_generation(status: &WebhookStatus) -> Option<i64> {
+    let gone = status.conditions.iter().find(|condition| condition.reason == "EndpointGone")?;
+    gone.observed_generation
 }
 
 /// The object as users name it, such as `trainingjob/llama-sft`.
