@@ -289,14 +289,20 @@ impl Entry {
     /// Whether a failed attempt makes the endpoint unhealthy, and what is to be said of it.
     fn judge_failure(&mut self, settlement: &Settlement, generation: i64) -> Vec<Notice> {
         let mut notices = Vec::new();
-        let error = settlement.error.as_deref().unwrap_or("the endpoint is gone");
+        let error = settlement.error.as_deref().unwrap_or(if settlement.gone {
+            "the endpoint is gone"
+        } else {
+            "too many deliveries are pending for another to wait"
+        });
         let exhausted = settlement.verdict == Verdict::Exhausted;
         if settlement.gone {
             self.gone_generation = Some(generation);
         }
         let gone = self.gone_generation == Some(generation);
         let healthy = self.status_of("Healthy") == Some("True");
-        if gone || exhausted || !healthy || self.status.consecutive_failures >= UNHEALTHY_AFTER {
+        // What found no room says nothing of the endpoint.
+        let judged = settlement.made || settlement.gone;
+        if judged && (gone || exhausted || !healthy || self.status.consecutive_failures >= UNHEALTHY_AFTER) {
             let (reason, message) = if gone {
                 let text = "the endpoint answered 410 Gone; nothing is sent until the spec changes: correct spec.url or delete the Webhook";
                 ("EndpointGone", text.to_owned())
