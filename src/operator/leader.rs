@@ -28,7 +28,6 @@ use super::{
     server::{Health, Refresh},
 };
 use crate::{
-    api::webhook::WebhookStatus,
     delivery::send::{Attempted, Exchange, Sender},
     engine::{Attempt, AttemptResult, Due, Engine, Observation, Question, Settled, Unflushed, Verdict},
     event::{
@@ -45,6 +44,7 @@ use crate::{
         Note, Settlement,
         deliveries::{Answer, Asked, Deliveries, DeliveryRef, FromDeliveries, Kept, Order},
         events::{self, Notice},
+        status::gone_generation,
         writer::Writer,
     },
     source::{
@@ -553,7 +553,13 @@ impl Leader {
             self.engine.mark_gone(webhook.uid, generation);
         }
         self.webhooks.insert(webhook.uid, Known { webhook: webhook.clone(), resolved });
+        let (uid, first) = (webhook.uid, found.is_some());
         self.note(Note::Standing { webhook, standing, found });
+        let pending = self.engine.pending(uid);
+        if first && pending > 0 {
+            // Recovered from the ledger.
+            self.note(Note::Enqueued { webhook: uid, pending });
+        }
         self.ask_again();
     }
 
@@ -894,10 +900,4 @@ fn tell(began: Option<&Nothing>, journal: &Journal, namespace: &str) -> Option<N
     );
     let note = format!("{why}: all objects that are there now are a baseline, and nothing is sent for their past");
     Some(Notice::new_epoch(namespace, LEASE, !matches!(why, Nothing::Fresh), note))
-}
-
-/// The generation of the spec whose endpoint has answered 410 Gone, as the leader before wrote it down.
-fn gone_generation(status: &WebhookStatus) -> Option<i64> {
-    let gone = status.conditions.iter().find(|condition| condition.reason == "EndpointGone")?;
-    gone.observed_generation
 }

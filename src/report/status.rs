@@ -77,9 +77,9 @@ impl Statuses {
     ) -> Vec<Notice> {
         let entry = self.entries.entry(webhook.uid).or_insert_with(|| Entry {
             webhook,
+            gone_generation: found.as_deref().and_then(gone_generation),
             status: taken_over(found),
             standing: None,
-            gone_generation: None,
             dirty: Dirty::No,
             conditions_changed: false,
             written: None,
@@ -289,14 +289,20 @@ impl Entry {
     /// Whether a failed attempt makes the endpoint unhealthy, and what is to be said of it.
     fn judge_failure(&mut self, settlement: &Settlement, generation: i64) -> Vec<Notice> {
         let mut notices = Vec::new();
-        let error = settlement.error.as_deref().unwrap_or("the endpoint is gone");
+        let error = settlement.error.as_deref().unwrap_or(if settlement.gone {
+            "the endpoint is gone"
+        } else {
+            "too many deliveries are pending for another to wait"
+        });
         let exhausted = settlement.verdict == Verdict::Exhausted;
         if settlement.gone {
             self.gone_generation = Some(generation);
         }
         let gone = self.gone_generation == Some(generation);
         let healthy = self.status_of("Healthy") == Some("True");
-        if gone || exhausted || !healthy || self.status.consecutive_failures >= UNHEALTHY_AFTER {
+        // What found no room says nothing of the endpoint.
+        let judged = settlement.made || settlement.gone;
+        if judged && (gone || exhausted || !healthy || self.status.consecutive_failures >= UNHEALTHY_AFTER) {
             let (reason, message) = if gone {
                 let text = "the endpoint answered 410 Gone; nothing is sent until the spec changes: correct spec.url or delete the Webhook";
                 ("EndpointGone", text.to_owned())
@@ -380,13 +386,20 @@ impl Entry {
     }
 }
 
-/// The status found in the cluster; what another leader had pending is not pending here.
+/// The status found in the cluster; what is pending is told by the engine.
 fn taken_over(found: Option<Box<WebhookStatus>>) -> WebhookStatus {
     let mut status = found.map(|found| *found).unwrap_or_default();
     if let Some(counts) = &mut status.deliveries {
         counts.pending = 0;
     }
     status
+}
+
+/// The generation of the spec whose endpoint has answered 410 Gone, as it was written down.
+#[must_use]
+pub fn gone_generation(status: &WebhookStatus) -> Option<i64> {
+    let gone = status.conditions.iter().find(|condition| condition.reason == "EndpointGone")?;
+    gone.observed_generation
 }
 
 /// The object as users name it, such as `trainingjob/llama-sft`.
