@@ -38,9 +38,6 @@ use watch::{Occurred, Watch};
 
 pub use pending::{Keep, MAX_BYTES, MAX_DELIVERIES, MAX_SHELVED, MAX_TOTAL_BYTES};
 
-/// About how many bytes one flush takes before the next goes on.
-const FLUSH_BYTES: usize = 8 << 20;
-
 /// What a source saw.
 #[derive(Debug)]
 pub struct Observation {
@@ -580,12 +577,11 @@ impl Engine {
         }
     }
 
-    /// What is to be written next, and the parts of the snapshot that are wanted with it. Where there is too much for one
-    /// flush, it holds no positions and no snapshots, and the rest is to be asked for as soon as it has landed. No flush may be
+    /// What is to be written next, and the parts of the snapshot that are wanted with it. Where there is more than about
+    /// `budget` bytes, it holds no positions and no snapshots, and the rest is to be asked for as soon as it has landed. No flush may be
     /// asked for before the one before it has landed.
     #[must_use]
-    pub fn flush(&mut self, wanted: &[usize]) -> Flush {
-        let mut budget = FLUSH_BYTES;
+    pub fn flush(&mut self, wanted: &[usize], mut budget: usize) -> Flush {
         let mut contents = Contents { events: self.pending.changes(&mut budget), ..Contents::default() };
         while budget > 0 {
             let Some((id, uid)) = self.dirty.pop() else { break };

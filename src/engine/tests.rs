@@ -68,7 +68,7 @@ fn listed_engine(selective: bool) -> Engine {
 }
 
 fn flushed(engine: &mut Engine) -> Contents {
-    let flush = engine.flush(&[]);
+    let flush = engine.flush(&[], usize::MAX);
     engine.landed();
     flush.contents
 }

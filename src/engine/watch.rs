@@ -167,6 +167,7 @@ impl Watch {
                 record.dirty = true;
                 dirty.push(*uid);
             }
+            dirty.sort_unstable();
         }
         self.absent = false;
         self.position = version;
@@ -192,6 +193,7 @@ impl Watch {
                 dirty.push(*uid);
             }
         }
+        dirty.sort_unstable();
     }
 
     /// The object as it is.

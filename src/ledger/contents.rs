@@ -184,8 +184,8 @@ pub(super) struct Text<'a> {
     pub(super) shard: Option<usize>,
     #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
     pub(super) events: Vec<EventText<'a>>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) records: Vec<GroupText>,
+    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) records: Vec<GroupText<'a>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) watches: Option<Vec<WatchEntry>>,
 }
@@ -230,35 +230,36 @@ impl EventBody<'_> {
 }
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct GroupText {
-    pub(super) watch: String,
+pub(super) struct GroupText<'a> {
+    #[serde(borrow)]
+    pub(super) watch: Cow<'a, str>,
     pub(super) epoch: u64,
     #[serde(default, skip_serializing_if = "Objects::is_empty")]
-    pub(super) objects: Objects,
+    pub(super) objects: Objects<'a>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) gone: Vec<Uid>,
 }
 
 /// Records by uid: a map in the text, a list here.
 #[derive(Default)]
-pub(super) struct Objects(pub(super) Vec<(Uid, Record)>);
+pub(super) struct Objects<'a>(pub(super) Vec<(Uid, Cow<'a, Record>)>);
 
-impl Objects {
+impl Objects<'_> {
     fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-impl Serialize for Objects {
+impl Serialize for Objects<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(uid, record)| (uid, record)))
     }
 }
 
-impl<'de> Deserialize<'de> for Objects {
+impl<'de> Deserialize<'de> for Objects<'_> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let map: HashMap<Uid, Record> = HashMap::deserialize(deserializer)?;
-        Ok(Self(map.into_iter().collect()))
+        Ok(Self(map.into_iter().map(|(uid, record)| (uid, Cow::Owned(record))).collect()))
     }
 }
 
@@ -278,16 +279,17 @@ pub(super) fn pack(home: Uid, leader: u64, shard: Option<usize>, contents: &Cont
         deliveries: entry.deliveries.clone(),
         unknown: entry.unknown.clone(),
     });
-    let mut records: Vec<GroupText> = Vec::new();
+    let mut records: Vec<GroupText<'_>> = Vec::new();
     for RecordEntry { group, uid, record } in &contents.records {
         let known = records.iter().rposition(|text| text.watch == group.watch && text.epoch == group.epoch);
         let at = known.unwrap_or_else(|| {
-            let Group { watch, epoch } = (**group).clone();
+            let Group { watch, epoch } = &**group;
+            let (watch, epoch) = (watch.as_str().into(), *epoch);
             records.push(GroupText { watch, epoch, objects: Objects::default(), gone: Vec::new() });
             records.len() - 1
         });
         match record {
-            Some(record) => records[at].objects.0.push((*uid, record.clone())),
+            Some(record) => records[at].objects.0.push((*uid, Cow::Borrowed(record))),
             None => records[at].gone.push(*uid),
         }
     }

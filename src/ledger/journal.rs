@@ -269,10 +269,10 @@ impl Rebuilt {
             }
         }
         for GroupText { watch, epoch, objects, gone } in text.records {
-            let group = self.groups.entry((watch, epoch)).or_default();
+            let group = self.groups.entry((watch.into_owned(), epoch)).or_default();
             for (uid, record) in objects.0 {
                 if wanted(uid.shard(shards)) {
-                    group.insert(uid, record);
+                    group.insert(uid, record.into_owned());
                 }
             }
             for uid in gone {

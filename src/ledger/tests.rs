@@ -194,7 +194,7 @@ fn what_a_later_release_added_to_records_events_deliveries_and_watches_is_kept()
     let now = at(100);
     let mut engine = crate::engine::Engine::recover(None, 1, SHAPE.shards, memory, now);
     engine.add_watch(crate::event::object::WatchId(0), "s", "w", false);
-    let flush = engine.flush(&[0, 1]);
+    let flush = engine.flush(&[0, 1], usize::MAX);
     let segments = journal.lay_out(flush).unwrap();
     let mut later = 0;
     for segment in &segments {

@@ -70,6 +70,8 @@ const LAST_ATTEMPTS: Duration = Duration::from_secs(10);
 const FLUSH_AFTER: Duration = Duration::from_millis(100);
 /// Flushes begin at least this far apart.
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
+/// About how many bytes one flush takes before the next goes on; compressed they fit into a segment as a rule.
+const FLUSH_BYTES: usize = 2 << 20;
 /// Positions that moved alone are written this often.
 const POSITIONS_EVERY: Duration = Duration::from_secs(60);
 /// How long the last flush may take.
@@ -414,7 +416,9 @@ impl Leader {
     /// Begins a flush of what has changed.
     fn flush(&mut self) {
         let Some(journal) = self.flushing.journal.take() else { return };
-        let flush = self.engine.flush(&journal.wanted());
+        // Only a flush of everything lets snapshots go ahead of the ring.
+        let budget = if journal.is_pressed() { usize::MAX } else { FLUSH_BYTES };
+        let flush = self.engine.flush(&journal.wanted(), budget);
         self.flushing.more = flush.contents.watches.is_none();
         self.flushing.begun = Instant::now();
         self.flushing.changed = None;

@@ -151,6 +151,9 @@ fn kind_of(name: &str) -> Option<usize> {
     KINDS.iter().position(|kind| kind.name == name)
 }
 
+/// Bytes that one flush takes: little enough that some take several turns.
+const BUDGET: usize = 1_500;
+
 impl Process {
     pub fn new(number: u64) -> Self {
         Self {
@@ -409,7 +412,7 @@ impl Process {
         if !due {
             return;
         }
-        let mut flush = engine.flush(&journal.wanted());
+        let mut flush = engine.flush(&journal.wanted(), if journal.is_pressed() { usize::MAX } else { BUDGET });
         flush.contents.records.sort_by_key(|entry| entry.uid);
         for (_, snapshot) in &mut flush.snapshots {
             snapshot.events.sort_by_key(|entry| entry.id);
