@@ -335,12 +335,13 @@ impl Deliveries {
             only: None,
         };
         let due = (spec.test.is_some() && finished_at.is_none()) || (!handled && request.is_some());
+        if spec.test.is_none() && status.event.is_none() && (due || finished_at.is_none()) {
+            let after = Timestamp::now().checked_add(UNKNOWN_AFTER).unwrap_or(Timestamp::MAX);
+            // The event may yet come, from this leader or from one before whose write is under way.
+            state.unknown.push((after, DeliveryRef { only: Some(version), ..object }));
+            return;
+        }
         if !due {
-            if spec.test.is_none() && finished_at.is_none() {
-                let after = Timestamp::now().checked_add(UNKNOWN_AFTER).unwrap_or(Timestamp::MAX);
-                // The event may yet come, from this leader or from one before whose write is under way.
-                state.unknown.push((after, DeliveryRef { only: Some(version), ..object }));
-            }
             return;
         }
         if spec.webhook_ref.kind != WebhookKind::Webhook {
