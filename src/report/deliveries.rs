@@ -216,6 +216,8 @@ impl Deliveries {
         } else {
             namespaces.iter().map(|namespace| Api::namespaced(self.client.clone(), namespace)).collect()
         };
+        let mut unlisted: HashSet<usize> = (0..apis.len()).collect();
+        let mut early = Vec::new();
         let mut watches = JoinSet::new();
         for (scope, api) in apis.into_iter().enumerate() {
             watches.spawn(pump(api, scope, events.clone()));
@@ -262,10 +264,17 @@ impl Deliveries {
                             }
                             !gone
                         });
+                        if unlisted.remove(&scope) && unlisted.is_empty() {
+                            for (webhook, keep) in std::mem::take(&mut early) {
+                                self.keep(&mut state, &mut calls, &call, webhook, keep);
+                            }
+                        }
                     }
                 },
                 order = self.orders.recv() => match order {
                     None => break,
+                    // How many there are is known once all are listed.
+                    Some(Order::Keep(webhook, keep)) if !unlisted.is_empty() => early.push((webhook, keep)),
                     Some(Order::Keep(webhook, keep)) => self.keep(&mut state, &mut calls, &call, webhook, keep),
                     Some(Order::Answer(answer)) => { calls.spawn(call.clone().answered(*answer)); }
                 },
