@@ -365,9 +365,9 @@ impl Deliveries {
             (Some(event), _) => self.send(FromDeliveries::Asked(Asked::Test { object, event })),
             (None, Some(kept)) => {
                 if let Some(event) = event(&object.namespace, &kept) {
-                    self.send(FromDeliveries::Asked(Asked::Again { object, event: Arc::new(event) }))
+                    self.send(FromDeliveries::Asked(Asked::Again { object, event: Arc::new(event) }));
                 } else {
-                    warn!(namespace = object.namespace, name = object.name, "a kept event cannot be read")
+                    warn!(namespace = object.namespace, name = object.name, "a kept event cannot be read");
                 }
             }
             (None, None) => {
