@@ -76,8 +76,10 @@ const FLUSH_BYTES: usize = 2 << 20;
 const POSITIONS_EVERY: Duration = Duration::from_secs(60);
 /// How long the last flush may take.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
-/// What is asked of a Webhook that is not known or not ready waits this long: they may have been applied together.
+/// What is asked of a Webhook that is not known waits this long: they may have been applied together.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// A Webhook may be this old before a test says that it is not ready: its Secret may have been applied together with it.
+const READY_WITHIN: Duration = Duration::from_secs(5);
 /// How long the last Events may take.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
@@ -119,6 +121,7 @@ pub enum Stopped {
 struct Known {
     webhook: WebhookRef,
     resolved: Option<Arc<Resolved>>,
+    since: Instant,
 }
 
 /// What the leader works with.
@@ -556,8 +559,9 @@ impl Leader {
         if let Some(generation) = gone {
             self.engine.mark_gone(webhook.uid, generation);
         }
-        self.webhooks.insert(webhook.uid, Known { webhook: webhook.clone(), resolved });
         let (uid, first) = (webhook.uid, found.is_some());
+        let since = self.webhooks.get(&webhook.uid).map_or_else(Instant::now, |known| known.since);
+        self.webhooks.insert(webhook.uid, Known { webhook: webhook.clone(), resolved, since });
         self.note(Note::Standing { webhook, standing, found });
         let pending = self.engine.pending(uid);
         if first && pending > 0 {
@@ -702,12 +706,14 @@ impl Leader {
     /// Does what users ask for, once its Webhook is known and ready, or at `until` as it then is.
     fn asked(&mut self, asked: Asked, until: Instant) {
         let (Asked::Test { object, .. } | Asked::Again { object, .. }) = &asked;
-        let ready = match (self.named(object), &asked) {
-            (None, _) => false,
-            (Some(known), Asked::Test { .. }) => known.resolved.is_some(),
-            (Some(_), Asked::Again { .. }) => true,
+        let wait = match self.named(object) {
+            None => Instant::now() < until,
+            Some(Known { resolved: None, since, .. }) if matches!(asked, Asked::Test { .. }) => {
+                since.elapsed() < READY_WITHIN
+            }
+            Some(_) => false,
         };
-        if !ready && Instant::now() < until {
+        if wait {
             self.asked.push((until, asked));
             return;
         }
@@ -728,7 +734,7 @@ impl Leader {
         let now = self.clock.now();
         let cluster = self.context.args.cluster_name.as_deref();
         let event = Arc::new(sample(event, object.uid, &object.namespace, cluster, now));
-        let Some(Known { webhook, resolved }) = self.named(&object) else {
+        let Some(Known { webhook, resolved, .. }) = self.named(&object) else {
             return self.no_webhook(object, Some(event), true);
         };
         let Some(resolved) = resolved.clone() else {

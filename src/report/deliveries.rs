@@ -217,7 +217,6 @@ impl Deliveries {
             namespaces.iter().map(|namespace| Api::namespaced(self.client.clone(), namespace)).collect()
         };
         let mut unlisted: HashSet<usize> = (0..apis.len()).collect();
-        // Whether there is room is known once all objects are.
         let mut early = Vec::new();
         let mut watches = JoinSet::new();
         for (scope, api) in apis.into_iter().enumerate() {
@@ -266,16 +265,18 @@ impl Deliveries {
                             !gone
                         });
                         if unlisted.remove(&scope) && unlisted.is_empty() {
-                            for order in early.drain(..) {
-                                self.obey(&mut state, &mut calls, &call, order);
+                            for (webhook, keep) in std::mem::take(&mut early) {
+                                self.keep(&mut state, &mut calls, &call, webhook, keep);
                             }
                         }
                     }
                 },
                 order = self.orders.recv() => match order {
                     None => break,
-                    Some(order) if unlisted.is_empty() => self.obey(&mut state, &mut calls, &call, order),
-                    Some(order) => early.push(order),
+                    // How many there are is known once all are listed.
+                    Some(Order::Keep(webhook, keep)) if !unlisted.is_empty() => early.push((webhook, keep)),
+                    Some(Order::Keep(webhook, keep)) => self.keep(&mut state, &mut calls, &call, webhook, keep),
+                    Some(Order::Answer(answer)) => { calls.spawn(call.clone().answered(*answer)); }
                 },
                 Some(done) = calls.join_next() => match done {
                     Ok(done) => self.done(&mut state, &mut calls, &call, done),
@@ -295,15 +296,6 @@ impl Deliveries {
                 calls = calls.len(),
                 "calls about WebhookDelivery objects did not end in time; they are made again by the next leader"
             );
-        }
-    }
-
-    fn obey(&self, state: &mut State, calls: &mut JoinSet<Done>, call: &Call, order: Order) {
-        match order {
-            Order::Keep(webhook, keep) => self.keep(state, calls, call, webhook, keep),
-            Order::Answer(answer) => {
-                calls.spawn(call.clone().answered(*answer));
-            }
         }
     }
 
@@ -352,12 +344,13 @@ impl Deliveries {
             only: None,
         };
         let due = (spec.test.is_some() && finished_at.is_none()) || (!handled && request.is_some());
+        if spec.test.is_none() && status.event.is_none() && (due || finished_at.is_none()) {
+            let after = Timestamp::now().checked_add(UNKNOWN_AFTER).unwrap_or(Timestamp::MAX);
+            // The event may yet come, from this leader or from one before whose write is under way.
+            state.unknown.push((after, DeliveryRef { only: Some(version), ..object }));
+            return;
+        }
         if !due {
-            if spec.test.is_none() && finished_at.is_none() {
-                let after = Timestamp::now().checked_add(UNKNOWN_AFTER).unwrap_or(Timestamp::MAX);
-                // The event may yet come, from this leader or from one before whose write is under way.
-                state.unknown.push((after, DeliveryRef { only: Some(version), ..object }));
-            }
             return;
         }
         if spec.webhook_ref.kind != WebhookKind::Webhook {

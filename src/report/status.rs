@@ -105,7 +105,7 @@ impl Statuses {
         entry.counts().pending = pending as i64;
         entry.counts().dropped += 1;
         entry.touch(Dirty::Counters);
-        let text = "an event was dropped: the bound on pending deliveries is reached; see why the endpoint does not acknowledge them";
+        let text = "an event was dropped: it could neither wait nor be kept as a WebhookDelivery; see why the endpoint does not acknowledge deliveries, and whether a quota keeps those from being kept";
         vec![Notice::warning(&entry.webhook, "DeliveriesDropped", text.into())]
     }
 

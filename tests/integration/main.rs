@@ -6,6 +6,7 @@ mod support;
 
 mod connections;
 mod custom_resources;
+mod deliveries;
 mod delivery;
 mod examples;
 mod operation;
