@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod counters;
 mod latency;
 mod load;
 mod page;
@@ -12,6 +13,7 @@ mod subject;
 mod tally;
 mod transition;
 mod watch;
+mod writes;
 
 use std::{
     path::PathBuf,
@@ -76,6 +78,8 @@ struct Args {
 enum Part {
     /// Latency, CPU and memory beside the floor.
     Latency,
+    /// Writes to the apiserver and bytes to etcd at 1, 50 and 500 transitions a second.
+    Writes,
 }
 
 /// What the parts share.
@@ -99,6 +103,7 @@ impl Part {
     const fn title(self) -> &'static str {
         match self {
             Self::Latency => "Beside the floor",
+            Self::Writes => "Writes",
         }
     }
 }
@@ -127,6 +132,7 @@ impl Bench {
     async fn measure(&self, part: Part) -> Result<Page, String> {
         match part {
             Part::Latency => latency::run(self).await,
+            Part::Writes => writes::run(self).await,
         }
     }
 
