@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod counters;
+mod faults;
 mod latency;
 mod load;
 mod page;
@@ -80,6 +81,8 @@ enum Part {
     Latency,
     /// Writes to the apiserver and bytes to etcd at 1, 50 and 500 transitions a second.
     Writes,
+    /// What is lost and repeated over kill -9 and over failing answers.
+    Faults,
 }
 
 /// What the parts share.
@@ -104,6 +107,7 @@ impl Part {
         match self {
             Self::Latency => "Beside the floor",
             Self::Writes => "Writes",
+            Self::Faults => "Faults",
         }
     }
 }
@@ -133,6 +137,7 @@ impl Bench {
         match part {
             Part::Latency => latency::run(self).await,
             Part::Writes => writes::run(self).await,
+            Part::Faults => faults::run(self).await,
         }
     }
 
