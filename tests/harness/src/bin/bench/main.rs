@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod behaviour;
 mod counters;
 mod faults;
+mod handover;
 mod latency;
 mod load;
 mod page;
@@ -83,6 +85,8 @@ enum Part {
     Writes,
     /// What is lost and repeated over kill -9 and over failing answers.
     Faults,
+    /// How soon an edit, a handover, a takeover and a Secret are in force.
+    Behaviour,
 }
 
 /// What the parts share.
@@ -108,6 +112,7 @@ impl Part {
             Self::Latency => "Beside the floor",
             Self::Writes => "Writes",
             Self::Faults => "Faults",
+            Self::Behaviour => "Behaviour",
         }
     }
 }
@@ -138,6 +143,7 @@ impl Bench {
             Part::Latency => latency::run(self).await,
             Part::Writes => writes::run(self).await,
             Part::Faults => faults::run(self).await,
+            Part::Behaviour => behaviour::run(self).await,
         }
     }
 
