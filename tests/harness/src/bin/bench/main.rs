@@ -8,6 +8,7 @@ mod counters;
 mod faults;
 mod handover;
 mod latency;
+mod ledger;
 mod load;
 mod page;
 mod receiver;
@@ -87,6 +88,8 @@ enum Part {
     Faults,
     /// How soon an edit, a handover, a takeover and a Secret are in force.
     Behaviour,
+    /// First sync, memory, flushes and restarts with 100,000 finished jobs.
+    Ledger,
 }
 
 /// What the parts share.
@@ -113,6 +116,7 @@ impl Part {
             Self::Writes => "Writes",
             Self::Faults => "Faults",
             Self::Behaviour => "Behaviour",
+            Self::Ledger => "The ledger",
         }
     }
 }
@@ -144,6 +148,7 @@ impl Bench {
             Part::Writes => writes::run(self).await,
             Part::Faults => faults::run(self).await,
             Part::Behaviour => behaviour::run(self).await,
+            Part::Ledger => ledger::run(self).await,
         }
     }
 
