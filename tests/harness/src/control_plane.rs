@@ -23,6 +23,7 @@ use serde_json::json;
 
 use crate::{
     eventually,
+    operator::get,
     process::{Process, free_port, temporary_folder},
     root,
 };
@@ -265,6 +266,17 @@ impl ControlPlane {
         let mut config = config(&self.kubeconfig("admin")).await.unwrap();
         config.read_timeout = Some(Duration::from_secs(120));
         Client::try_from(config).unwrap()
+    }
+
+    /// etcd's own metrics.
+    pub fn etcd_metrics(&self) -> String {
+        get(self.etcd_port, "/metrics").expect("etcd serves its metrics").1
+    }
+
+    /// kube-apiserver's own metrics.
+    pub async fn apiserver_metrics(&self) -> String {
+        let request = axum::http::Request::get("/metrics").body(Vec::new()).unwrap();
+        self.admin().await.request_text(request).await.unwrap()
     }
 
     /// A new namespace.

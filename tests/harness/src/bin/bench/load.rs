@@ -14,6 +14,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
     core::Request,
 };
+use llmtune_webhooks_harness::{control_plane::ControlPlane, eventually};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -24,8 +25,15 @@ use crate::transition::{Transition, completed_at, job_name, started_at};
 const GROUP: u32 = 8;
 /// Patchers at a steady rate; each waits for its answers, so there must be enough to keep the rate.
 const STEADY_PATCHERS: u32 = 8;
+/// The same at rates beyond `FAST`.
+const FAST_PATCHERS: u32 = 24;
+const FAST: u32 = 100;
 /// Requests under way while jobs are created.
 const CREATORS: u32 = 32;
+const WITHOUT_SUBRESOURCE: &str = r#"[{"op": "remove", "path": "/spec/versions/0/subresources"}]"#;
+const WITH_SUBRESOURCE: &str = r#"[{"op": "add", "path": "/spec/versions/0/subresources", "value": {"status": {}}}]"#;
+/// How long the apiserver may take to serve a changed resource.
+const SERVED: Duration = Duration::from_secs(30);
 const ANNOTATIONS: usize = 8;
 const ANNOTATION_BYTES: usize = 256;
 
@@ -45,6 +53,13 @@ pub struct Driven {
     pub elapsed: Duration,
 }
 
+/// What the jobs are when they are created.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Pending,
+    Completed,
+}
+
 #[derive(Clone, Copy)]
 enum Pace {
     /// So many transitions at this interval.
@@ -54,31 +69,43 @@ enum Pace {
 }
 
 impl Load {
-    /// Creates the jobs, Pending, with 2 kB of annotations each.
-    pub async fn create(client: Client, namespace: &str, jobs: u32) -> Self {
+    /// Creates the jobs with 2 kB of annotations each. Statuses are created with them, in one request instead of two:
+    /// until all are there, the resource is without its subresource.
+    pub async fn create(plane: &ControlPlane, client: Client, namespace: &str, jobs: u32, phase: Phase) -> Self {
         let path = format!("/apis/llmtune.io/v1alpha1/namespaces/{namespace}/trainingjobs");
         let load = Self { client, path, jobs, runs: Arc::default() };
+        let change = |patch: &str| {
+            let output = plane.kubectl(&["patch", "crd", "trainingjobs.llmtune.io", "--type=json", "-p", patch]);
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        };
+        change(WITHOUT_SUBRESOURCE);
+        eventually("a status is created with its job", SERVED, || async {
+            let probe = PostParams { dry_run: true, ..PostParams::default() };
+            load.post(0, phase, &probe).await.contains("\"phase\"").then_some(())
+        })
+        .await;
         let mut creators = JoinSet::new();
         for creator in 0..CREATORS {
             let load = load.clone();
             creators.spawn(async move {
                 for job in (creator..jobs).step_by(CREATORS as usize) {
-                    let body = serde_json::to_vec(&manifest(job)).unwrap();
-                    let request = Request::new(&*load.path).create(&PostParams::default(), body).unwrap();
-                    load.client.request_text(request).await.unwrap();
-                    load.patch(job, &json!({"phase": "Pending", "jobId": format!("ltj-{job:08}")})).await;
+                    load.post(job, phase, &PostParams::default()).await;
                 }
             });
         }
         creators.join_all().await;
+        change(WITH_SUBRESOURCE);
+        eventually("statuses are written apart again", SERVED, || async { load.try_patch(0, &json!({})).await.ok() })
+            .await;
         load
     }
 
     /// Transitions at this rate, whatever becomes of them.
     pub async fn steady(&self, rate: u32, duration: Duration) -> Driven {
-        let each = duration.as_secs_f64() * f64::from(rate) / f64::from(STEADY_PATCHERS);
+        let patchers = if rate > FAST { FAST_PATCHERS } else { STEADY_PATCHERS };
+        let each = duration.as_secs_f64() * f64::from(rate) / f64::from(patchers);
         let interval = Duration::from_secs(1) / rate;
-        self.drive(STEADY_PATCHERS, interval, Pace::Steady(each.round() as u32, interval * STEADY_PATCHERS)).await
+        self.drive(patchers, interval, Pace::Steady(each.round() as u32, interval * patchers)).await
     }
 
     /// Transitions as fast as the apiserver takes them from so many patchers.
@@ -115,12 +142,35 @@ impl Load {
         }
     }
 
+    async fn post(&self, job: u32, phase: Phase, params: &PostParams) -> String {
+        let mut manifest = manifest(job);
+        manifest["status"] = first_status(job, phase);
+        let request = Request::new(&*self.path).create(params, serde_json::to_vec(&manifest).unwrap()).unwrap();
+        self.client.request_text(request).await.unwrap()
+    }
+
     async fn patch(&self, job: u32, status: &Value) {
+        self.try_patch(job, status).await.unwrap();
+    }
+
+    async fn try_patch(&self, job: u32, status: &Value) -> Result<(), kube::Error> {
         let patch = Patch::Merge(json!({"status": status}));
         let request = Request::new(&*self.path)
             .patch_subresource("status", &job_name(job), &PatchParams::default(), &patch)
             .unwrap();
-        self.client.request_text(request).await.unwrap();
+        self.client.request_text(request).await.map(drop)
+    }
+}
+
+fn first_status(job: u32, phase: Phase) -> Value {
+    let id = format!("ltj-{job:08}");
+    match phase {
+        Phase::Pending => json!({"phase": "Pending", "jobId": id}),
+        Phase::Completed => json!({
+            "phase": "Completed", "jobId": id, "artifact": format!("s3://models/llama-sft-{job}"),
+            "startedAt": "2025-11-08T09:00:00Z", "completedAt": "2025-11-08T14:22:31Z",
+            "metrics": {"train_loss": 1.0 + 1.0 / f64::from(job + 3), "epoch": 3, "step": 1200},
+        }),
     }
 }
 

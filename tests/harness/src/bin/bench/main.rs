@@ -1,16 +1,23 @@
-//! `make bench`: the operator against the floor on a real apiserver, in one run, into `docs/performance.md`.
-//!
-//! It fails where a transition is not posted, is posted twice, or is not signed: a fast figure of a lossy run is worthless.
+//! `make bench`: the operator on a real apiserver, held against the floor, against the load alone and against its targets,
+//! into `docs/performance.md`. Each part has a control plane of its own and a section of the page.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod behaviour;
+mod counters;
+mod faults;
+mod handover;
+mod latency;
+mod ledger;
 mod load;
+mod page;
 mod receiver;
 mod report;
 mod subject;
 mod tally;
 mod transition;
 mod watch;
+mod writes;
 
 use std::{
     path::PathBuf,
@@ -19,31 +26,39 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use kube::Client;
 use llmtune_webhooks_harness::{control_plane::ControlPlane, root};
 
-use load::{Driven, Load};
-use report::{Round, Setting, Stretch};
-use subject::{Memory, Scene, Subject, Synced};
-use tally::Tally;
+use load::{Load, Phase};
+use page::Page;
+use subject::Scene;
 
 const SECRET: &str = "a secret of the benchmark's own";
 /// Connections are opened and caches filled before anything is measured.
 const WARM_UP: Duration = Duration::from_secs(1);
 
-/// Measures the operator against the floor.
-#[derive(Parser)]
+/// Measures the operator.
+#[derive(Clone, Parser)]
 struct Args {
-    /// Training jobs that are there throughout.
+    /// What to measure; everything where nothing is named.
+    parts: Vec<Part>,
+    /// Training jobs that are there throughout; in `ledger` there are those of `--finished`.
     #[arg(long, default_value_t = 6000, value_parser = clap::value_parser!(u32).range(500..=1_000_000))]
     jobs: u32,
-    /// Length of the steady load; two thirds of it as fast as it goes, a third without load.
-    #[arg(long, default_value_t = 30)]
+    /// Finished training jobs that the ledger is measured with.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(500..=1_000_000))]
+    finished: u32,
+    /// Webhooks that restarts are measured with.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    webhooks: u32,
+    /// Length of the steady load; others are in proportion.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(3..))]
     seconds: u64,
-    /// Rounds of the operator and of the floor, by turns.
+    /// Rounds of whatever is measured several times.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Transitions a second of the steady load.
+    /// Transitions a second of the steady load of `latency`.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rate: u32,
     /// Patches under way at once where it goes as fast as it can.
@@ -63,14 +78,128 @@ struct Args {
     floor: Option<PathBuf>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Latency, CPU and memory beside the floor.
+    Latency,
+    /// Writes to the apiserver and bytes to etcd at 1, 50 and 500 transitions a second.
+    Writes,
+    /// What is lost and repeated over kill -9 and over failing answers.
+    Faults,
+    /// How soon an edit, a handover, a takeover and a Secret are in force.
+    Behaviour,
+    /// First sync, memory, flushes and restarts with 100,000 finished jobs.
+    Ledger,
+}
+
+/// What the parts share.
+struct Bench {
+    args: Args,
+    operator: PathBuf,
+    floor: PathBuf,
+    begun: Instant,
+}
+
+/// A control plane with jobs.
+struct Stage {
+    plane: Arc<ControlPlane>,
+    namespace: String,
+    client: Client,
+    load: Load,
+    jobs: u32,
+}
+
+impl Part {
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Latency => "Beside the floor",
+            Self::Writes => "Writes",
+            Self::Faults => "Faults",
+            Self::Behaviour => "Behaviour",
+            Self::Ledger => "The ledger",
+        }
+    }
+}
+
+impl Bench {
+    fn say(&self, text: &str) {
+        println!("{:>6.1} s  {text}", self.begun.elapsed().as_secs_f64());
+    }
+
+    async fn stage(&self, jobs: u32, phase: Phase) -> Stage {
+        self.say("starting etcd and kube-apiserver");
+        let plane = Arc::new(ControlPlane::start().await);
+        plane.install_crds();
+        let namespace = plane.namespace("bench").await;
+        let client = plane.admin().await;
+        self.say(&format!("creating {jobs} TrainingJobs"));
+        let load = Load::create(&plane, client.clone(), &namespace, jobs, phase).await;
+        Stage { plane, namespace, client, load, jobs }
+    }
+
+    fn scene<'a>(&self, stage: &'a Stage) -> Scene<'a> {
+        let (operator, floor) = (self.operator.clone(), self.floor.clone());
+        Scene { plane: &stage.plane, namespace: &stage.namespace, jobs: stage.jobs, secret: SECRET, operator, floor }
+    }
+
+    async fn measure(&self, part: Part) -> Result<Page, String> {
+        match part {
+            Part::Latency => latency::run(self).await,
+            Part::Writes => writes::run(self).await,
+            Part::Faults => faults::run(self).await,
+            Part::Behaviour => behaviour::run(self).await,
+            Part::Ledger => ledger::run(self).await,
+        }
+    }
+
+    fn save(&self, part: &str, text: &str) -> Result<(), String> {
+        println!("{text}");
+        if self.args.quick {
+            return Ok(());
+        }
+        let path = root().join(&self.args.output);
+        page::save(&path, part, text).map_err(|error| format!("{}: {error}", path.display()))?;
+        self.say(&format!("written to {}", path.display()));
+        Ok(())
+    }
+
+    /// Measures the parts, and tells which targets were missed. What one has measured is kept when another fails.
+    async fn run(&self) -> Result<Vec<String>, String> {
+        let parts = if self.args.parts.is_empty() { Part::value_variants() } else { &self.args.parts };
+        let stamp = format!("`{}`, {}, {}", command(), jiff::Timestamp::now().strftime("%Y-%m-%d"), report::version());
+        self.save("machine", &report::machine())?;
+        let (mut missed, mut failed) = (Vec::new(), Vec::new());
+        for part in parts {
+            let name = part.to_possible_value().unwrap().get_name().to_owned();
+            self.say(&format!("{name}: begins"));
+            match self.measure(*part).await {
+                Ok(page) => {
+                    self.save(&name, &format!("\n## {}\n\n{stamp}\n{}", part.title(), page.text))?;
+                    missed.extend(page.missed);
+                }
+                Err(error) => {
+                    eprintln!("bench: {name}: {error}");
+                    failed.push(name);
+                }
+            }
+        }
+        if failed.is_empty() { Ok(missed) } else { Err(format!("there are no figures of {}", failed.join(", "))) }
+    }
+}
+
 fn main() -> ExitCode {
     let mut args = Args::parse();
     if args.quick {
-        (args.jobs, args.seconds, args.rounds) = (500, 6, 1);
+        (args.jobs, args.finished, args.webhooks, args.seconds, args.rounds) = (500, 2000, 10, 6, 1);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    match runtime.block_on(run(&args)) {
-        Ok(()) => ExitCode::SUCCESS,
+    match runtime.block_on(run(args)) {
+        Ok(missed) => {
+            for row in missed {
+                println!("target missed: {row}");
+            }
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("bench: {error}");
             ExitCode::FAILURE
@@ -78,118 +207,18 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(args: &Args) -> Result<(), String> {
+async fn run(args: Args) -> Result<Vec<String>, String> {
     let beside = std::env::current_exe().map_err(|error| error.to_string())?;
     let binary = |given: &Option<PathBuf>, name: &str| {
         let path = given.clone().unwrap_or_else(|| beside.with_file_name(name));
         if path.is_file() { Ok(path) } else { Err(format!("{} is not built; run `make bench`", path.display())) }
     };
     let (operator, floor) = (binary(&args.operator, "llmtune-webhooks")?, binary(&args.floor, "floor")?);
-    let begun = Instant::now();
-    let say = |text: &str| println!("{:>5.1} s  {text}", begun.elapsed().as_secs_f64());
-
-    say("starting etcd and kube-apiserver");
-    let plane = Arc::new(ControlPlane::start().await);
-    plane.install_crds();
-    let namespace = plane.namespace("bench").await;
-    let client = plane.admin().await;
-    say(&format!("creating {} TrainingJobs", args.jobs));
-    let load = Load::create(client.clone(), &namespace, args.jobs).await;
-    let sightings = watch::start(Arc::clone(&plane), &namespace, args.jobs).await;
-    let (operator_port, operator_posts) = receiver::start("operators-receiver");
-    let (floor_port, floor_posts) = receiver::start("floors-receiver");
-    let scene = Scene { plane: &plane, namespace: &namespace, jobs: args.jobs, secret: SECRET, operator, floor };
-    scene.subscribe(operator_port);
-
-    let (mut operators, mut floors) = (Vec::new(), Vec::new());
-    for number in 1..=args.rounds {
-        for is_operator in [true, false] {
-            let name = format!("{} {number}", if is_operator { "operator" } else { "floor" });
-            let say = |text: &str| say(&format!("{name}: {text}"));
-            say("starting");
-            let (subject, synced) =
-                if is_operator { scene.start_operator(&client).await } else { scene.start_floor(floor_port).await };
-            let posts = if is_operator { &operator_posts } else { &floor_posts };
-            let mut tally = Tally::new(&sightings, posts, SECRET, args.jobs);
-            let round = measure(args, &load, &subject, synced, &mut tally, &say)
-                .await
-                .map_err(|error| format!("{name}: {error}\n{}", subject.process().log_tail()))?;
-            subject.stop();
-            if is_operator { operators.push(round) } else { floors.push(round) }
-        }
-    }
-
-    let command = if args.quick { "bench --quick".into() } else { command() };
-    let Args { jobs, rate, patchers, seconds, .. } = *args;
-    let setting = Setting { command, jobs, rate, patchers, seconds, debug: cfg!(debug_assertions) };
-    let page = report::page(&setting, &operators, &floors);
-    println!("{page}");
-    if !args.quick {
-        let path = root().join(&args.output);
-        report::save(&path, &page).map_err(|error| format!("{}: {error}", path.display()))?;
-        say(&format!("written to {}", path.display()));
-    }
-    Ok(())
+    Bench { args, operator, floor, begun: Instant::now() }.run().await
 }
 
 /// What somebody else would type to measure the same.
 fn command() -> String {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.is_empty() { "make bench".into() } else { format!("make bench BENCH=\"{}\"", arguments.join(" ")) }
-}
-
-async fn measure(
-    args: &Args,
-    load: &Load,
-    subject: &Subject,
-    synced: Synced,
-    tally: &mut Tally<'_>,
-    say: &impl Fn(&str),
-) -> Result<Round, String> {
-    let Synced { cpu, wall, memory: Memory { resident, .. } } = synced;
-    say(&format!("in sync after {} ms, {} ms of CPU, {resident} KiB", wall.as_millis(), cpu.as_millis()));
-    tally.settle(&load.steady(args.rate, WARM_UP).await.transitions).await?;
-
-    let quiet = Duration::from_secs(args.seconds.div_ceil(3));
-    let before = subject.cpu();
-    tokio::time::sleep(quiet).await;
-    let idle = subject.cpu().saturating_sub(before).as_secs_f64() / quiet.as_secs_f64();
-    say(&format!("{:.2} ms of CPU per second without load", idle * 1e3));
-
-    let length = Duration::from_secs(args.seconds);
-    let steady = stretch(subject, tally, load.steady(args.rate, length)).await?;
-    say(&described(&steady));
-    let flat_out = stretch(subject, tally, load.flat_out(args.patchers, length * 2 / 3)).await?;
-    say(&described(&flat_out));
-    Ok(Round { synced, idle, steady, flat_out, loaded: subject.memory() })
-}
-
-async fn stretch(
-    subject: &Subject,
-    tally: &mut Tally<'_>,
-    load: impl Future<Output = Driven>,
-) -> Result<Stretch, String> {
-    let writes_before = subject.writes();
-    let cpu_before = subject.cpu();
-    let Driven { transitions, elapsed } = load.await;
-    let latencies = tally.settle(&transitions).await?;
-    let cpu = subject.cpu().saturating_sub(cpu_before);
-    let mut writes = subject.writes();
-    for (resource, count) in writes_before {
-        *writes.entry(resource).or_default() -= count;
-    }
-    Ok(Stretch { latencies, cpu, elapsed, writes })
-}
-
-fn described(stretch: &Stretch) -> String {
-    let mut sorted = stretch.latencies.clone();
-    sorted.sort_by(f64::total_cmp);
-    let deliveries = sorted.len() as f64;
-    format!(
-        "{deliveries} deliveries at {:.0}/s: p50 {:.2} ms, p99 {:.2} ms, {:.0} µs of CPU each",
-        deliveries / stretch.elapsed.as_secs_f64(),
-        tally::percentile(&sorted, 0.5),
-        tally::percentile(&sorted, 0.99),
-        stretch.cpu.as_secs_f64() * 1e6 / deliveries,
-    )
 }

@@ -1,7 +1,15 @@
-//! The receiver: it acknowledges at once and notes when the last byte of each request had arrived. It has a thread of its
+//! The receiver: it acknowledges at once, or fails a share, and notes when the last byte of each request had arrived. It has a thread of its
 //! own and reads no more of HTTP/1.1 than its two clients speak: requests with a Content-Length, over connections that stay.
 
-use std::{sync::mpsc, thread, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Instant,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -9,6 +17,7 @@ use tokio::{
 };
 
 const ACKNOWLEDGED: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+const FAILED: &[u8] = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n";
 
 /// A request as it came.
 #[derive(Debug)]
@@ -17,10 +26,17 @@ pub struct Post {
     /// `X-LLMTune-Signature`; empty where it is absent.
     pub signature: String,
     pub body: Vec<u8>,
+    /// Whether the answer was 200.
+    pub acknowledged: bool,
 }
 
 /// Listens on loopback; the port, and what comes.
 pub fn start(name: &str) -> (u16, mpsc::Receiver<Post>) {
+    start_failing(name, 0)
+}
+
+/// The same; so many of a hundred requests are answered 500.
+pub fn start_failing(name: &str, percent: u64) -> (u16, mpsc::Receiver<Post>) {
     let (posts, incoming) = mpsc::channel();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -29,9 +45,10 @@ pub fn start(name: &str) -> (u16, mpsc::Receiver<Post>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let listener = TcpListener::from_std(listener).unwrap();
+            let requests = Arc::new(AtomicU64::new(0));
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(serve(stream, posts.clone()));
+                tokio::spawn(serve(stream, posts.clone(), Arc::clone(&requests), percent));
             }
         });
     };
@@ -39,18 +56,28 @@ pub fn start(name: &str) -> (u16, mpsc::Receiver<Post>) {
     (port, incoming)
 }
 
-async fn serve(mut stream: TcpStream, posts: mpsc::Sender<Post>) {
+async fn serve(mut stream: TcpStream, posts: mpsc::Sender<Post>, requests: Arc<AtomicU64>, percent: u64) {
     stream.set_nodelay(true).unwrap();
     let mut buffer = Vec::with_capacity(16 << 10);
     while let Ok(1..) = stream.read_buf(&mut buffer).await {
         let at = Instant::now();
-        while let Some((post, length)) = read(&buffer, at) {
+        while let Some((mut post, length)) = read(&buffer, at) {
             buffer.drain(..length);
-            if stream.write_all(ACKNOWLEDGED).await.is_err() || posts.send(post).is_err() {
+            let number = requests.fetch_add(1, Ordering::Relaxed);
+            post.acknowledged = scattered(number) % 100 >= percent;
+            let answer = if post.acknowledged { ACKNOWLEDGED } else { FAILED };
+            if stream.write_all(answer).await.is_err() || posts.send(post).is_err() {
                 return;
             }
         }
     }
+}
+
+/// A number that looks random, the same in every run (the finalizer of splitmix64).
+fn scattered(number: u64) -> u64 {
+    let mixed = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 /// The first request in the buffer and its length, once it is complete.
@@ -64,12 +91,18 @@ fn read(buffer: &[u8], at: Instant) -> Option<(Post, usize)> {
     let length: usize = header("content-length").expect("a POST has a Content-Length").parse().unwrap();
     let body = buffer.get(head_end..head_end + length)?.to_vec();
     let signature = header("x-llmtune-signature").unwrap_or_default().to_owned();
-    Some((Post { at, signature, body }, head_end + length))
+    Some((Post { at, signature, body, acknowledged: true }, head_end + length))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_share_that_fails_is_the_one_asked_for() {
+        let failing = (1..=10_000).filter(|number| scattered(*number) % 100 < 30).count();
+        assert!((2_900..3_100).contains(&failing), "{failing}");
+    }
 
     #[test]
     fn a_request_is_read_once_it_is_complete() {

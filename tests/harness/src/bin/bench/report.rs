@@ -1,17 +1,14 @@
-//! The figures, and the page that shows them.
+//! The figures of the operator beside the floor, the page that shows them, and the machine.
 
-use std::{collections::BTreeMap, fmt::Write, fs, path::Path, process::Command, time::Duration};
+use std::{collections::BTreeMap, fmt::Write, fs, process::Command, time::Duration};
 
 use llmtune_webhooks_harness::{control_plane::tool, root};
 
 use crate::{
+    page::Page,
     subject::{Memory, Synced},
     tally::percentile,
 };
-
-/// The page keeps what people wrote outside of these two lines.
-const BEGIN: &str = "<!-- written by `make bench`: begin -->";
-const END: &str = "<!-- written by `make bench`: end -->";
 
 /// One stretch of load on one subject.
 #[derive(Default)]
@@ -37,12 +34,10 @@ pub struct Round {
 
 /// What was run.
 pub struct Setting {
-    pub command: String,
     pub jobs: u32,
     pub rate: u32,
     pub patchers: u32,
     pub seconds: u64,
-    pub debug: bool,
 }
 
 struct Figure {
@@ -102,27 +97,41 @@ fn figures(setting: &Setting, rounds: &[Round]) -> Vec<Figure> {
 }
 
 /// The page, as Markdown.
-pub fn page(setting: &Setting, operator: &[Round], floor: &[Round]) -> String {
-    let mut page = String::new();
-    machine(&mut page, setting);
+pub fn page(setting: &Setting, operator: &[Round], floor: &[Round]) -> Page {
+    let (mut page, mut missed) = (String::new(), Vec::new());
     method(&mut page, setting, operator.len());
     let (ours, lowest) = (figures(setting, operator), figures(setting, floor));
     page.push_str("\n| figure | target | operator | floor | operator ÷ floor |\n|---|---|---|---|---|\n");
     for (ours, lowest) in ours.iter().zip(&lowest) {
         let Figure { name, target, digits, value } = ours;
-        let target = target.map_or_else(
-            || "–".into(),
-            |target| format!("≤ {target}{}", if *value <= target { "" } else { ", missed" }),
-        );
+        let misses = target.is_some_and(|target| value.is_nan() || *value > target);
+        if misses {
+            missed.push(format!("{name}: {value:.digits$}"));
+        }
+        let word = if misses { ", missed" } else { "" };
+        let target = target.map_or_else(|| "–".into(), |target| format!("≤ {target}{word}"));
         let ratio = if lowest.value > 0.0 { format!("{:.2}", value / lowest.value) } else { "–".into() };
         let _ = writeln!(page, "| {name} | {target} | {value:.digits$} | {:.digits$} | {ratio} |", lowest.value);
     }
     rounds(&mut page, setting, operator, floor);
     writes(&mut page, setting, operator);
-    page
+    Page { text: page, missed }
 }
 
-fn machine(page: &mut String, setting: &Setting) {
+/// Which operator was measured.
+pub fn version() -> String {
+    let commit = output(Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=10"]));
+    let build = if cfg!(debug_assertions) { "debug build: these are no figures to quote" } else { "release build" };
+    format!("operator {} at {}, {build}", env!("CARGO_PKG_VERSION"), commit.trim())
+}
+
+fn output(command: &mut Command) -> String {
+    let output = command.current_dir(root()).output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+}
+
+/// What it was measured on.
+pub fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let after = |text: &str, key: &str| {
         let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
@@ -130,30 +139,22 @@ fn machine(page: &mut String, setting: &Setting) {
     };
     let memory: f64 = after(&read("/proc/meminfo"), "MemTotal").trim_end_matches(" kB").parse().unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let output = |command: &mut Command| {
-        let output = command.current_dir(root()).output();
-        output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
-    };
     let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
-    let commit = output(Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=10"]));
     let apiserver = output(Command::new(tool("kube-apiserver")).arg("--version"));
     let etcd = output(Command::new(tool("etcd")).arg("--version"));
     let rows = [
-        ("date", jiff::Timestamp::now().strftime("%Y-%m-%d").to_string()),
-        ("command", format!("`{}`", setting.command)),
         ("processor", format!("{}, {cores} cores", after(&read("/proc/cpuinfo"), "model name"))),
         ("memory", format!("{:.1} GiB", memory / 1024.0 / 1024.0)),
         ("kernel", format!("Linux {}", read("/proc/sys/kernel/osrelease").trim())),
         ("compiler", first_line(output(Command::new("rustc").arg("--version")))),
-        ("operator", format!("{} at {}", env!("CARGO_PKG_VERSION"), commit.trim())),
-        ("build", if setting.debug { "debug: these are no figures to quote" } else { "release" }.into()),
         ("kube-apiserver", apiserver.trim().trim_start_matches("Kubernetes ").to_owned()),
         ("etcd", after(&etcd, "etcd Version")),
     ];
-    page.push_str("\n| | |\n|---|---|\n");
+    let mut page = String::from("\n| | |\n|---|---|\n");
     for (name, value) in rows {
         let _ = writeln!(page, "| {name} | {value} |");
     }
+    page
 }
 
 fn method(page: &mut String, setting: &Setting, rounds: usize) {
@@ -231,33 +232,4 @@ fn writes(page: &mut String, setting: &Setting, operator: &[Round]) {
         }
     }
     row("all", steady_writes.values().sum(), flat_out_writes.values().sum());
-}
-
-/// Writes the page between its two lines in the file, which is made where it is missing.
-pub fn save(path: &Path, page: &str) -> std::io::Result<()> {
-    let text = fs::read_to_string(path).unwrap_or_else(|_| format!("# Performance\n\n{BEGIN}\n{END}\n"));
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    fs::write(path, splice(&text, page))
-}
-
-fn splice(text: &str, page: &str) -> String {
-    let (before, after) = match (text.split_once(BEGIN), text.split_once(END)) {
-        (Some((before, _)), Some((_, after))) => (before.to_owned(), after),
-        _ => (format!("{text}\n"), "\n"),
-    };
-    format!("{before}{BEGIN}\n{page}\n{END}{after}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_people_wrote_around_the_figures_stays() {
-        let text = format!("# Title\nabove\n{BEGIN}\nold\n{END}\nbelow\n");
-        assert_eq!(splice(&text, "new"), format!("# Title\nabove\n{BEGIN}\nnew\n{END}\nbelow\n"));
-        assert_eq!(splice("bare\n", "new"), format!("bare\n\n{BEGIN}\nnew\n{END}\n"));
-    }
 }

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use kube::{Client, api::GetParams, core::Request};
 use llmtune_webhooks_harness::{
     control_plane::ControlPlane,
@@ -16,6 +17,9 @@ use llmtune_webhooks_harness::{
     process::{Process, temporary_folder},
 };
 use serde_json::{Value, json};
+
+/// How long a subject may take to be in sync.
+const SYNCED: Duration = Duration::from_mins(3);
 
 /// Where the jobs are, and what a subject is told of them.
 pub struct Scene<'a> {
@@ -42,11 +46,13 @@ pub struct Synced {
 }
 
 /// Resident memory in KiB.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {
     pub resident: u64,
     /// Of it, what is not the program's own file, whose pages the kernel maps as it likes.
     pub anonymous: u64,
+    /// The most that was ever resident.
+    pub peak: u64,
 }
 
 impl Synced {
@@ -58,36 +64,67 @@ impl Synced {
 impl Scene<'_> {
     /// The Webhook that the operator serves.
     pub fn subscribe(&self, port: u16) {
-        let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
-            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bench"}, "stringData": {"secret": self.secret}},
-            {"apiVersion": "llmtune.io/v1alpha1", "kind": "Webhook", "metadata": {"name": "bench"}, "spec": {
-                "url": format!("http://127.0.0.1:{port}/hook"), "events": ["training.*"], "secretRef": {"name": "bench"},
-            }},
-        ]});
+        self.apply(&self.webhook("bench", port, &json!({})));
+    }
+
+    /// A Webhook for every training event, with these fields of its spec beside, and its Secret.
+    pub fn webhook(&self, name: &str, port: u16, spec: &Value) -> Vec<Value> {
+        let mut webhook = json!({
+            "apiVersion": "llmtune.io/v1alpha1", "kind": "Webhook", "metadata": {"name": name}, "spec": {
+                "url": format!("http://127.0.0.1:{port}/hook"), "events": ["training.*"], "secretRef": {"name": name},
+            },
+        });
+        webhook["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        vec![self.signing_key(name), webhook]
+    }
+
+    /// The Secret of this name.
+    pub fn signing_key(&self, name: &str) -> Value {
+        let data = json!({"secret": self.secret});
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data})
+    }
+
+    /// Applies these objects in the jobs' namespace.
+    pub fn apply(&self, objects: &[Value]) {
+        let objects = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         let apply = ["-n", self.namespace, "apply", "--server-side", "-f", "-"];
         let output = self.plane.kubectl_with_input(&apply, &objects.to_string());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Starts the operator, which knows nothing yet, and waits until it watches.
-    pub async fn start_operator(&self, client: &Client) -> (Subject, Synced) {
-        // Its Lease and its ledger are new, so that what happened since the last round is a baseline.
+    /// How to run an operator whose Lease and ledger are new, so that what has happened is a baseline.
+    pub async fn options(&self) -> OperatorOptions {
         let home = self.plane.namespace("operator").await;
         let mut options = OperatorOptions::new(&self.operator.display().to_string(), &home).log("info");
         options.watch = vec![self.namespace.to_owned()];
-        let mut operator = Operator::start(self.plane, &options).await;
-        let begun = Instant::now();
-        operator.wait_ready().await;
+        options
+    }
+
+    /// Whether this Webhook is Ready; `None` otherwise.
+    pub async fn is_ready(&self, client: &Client, name: &str) -> Option<()> {
         let webhooks = Request::new(format!("/apis/llmtune.io/v1alpha1/namespaces/{}/webhooks", self.namespace));
-        eventually("the Webhook is Ready, and every job is known", Duration::from_secs(30), || async {
-            let request = webhooks.get("bench", &GetParams::default()).ok()?;
-            let webhook: Value = client.request(request).await.ok()?;
-            let mut conditions = webhook["status"]["conditions"].as_array()?.iter();
-            conditions.find(|condition| condition["type"] == "Ready" && condition["status"] == "True")?;
+        let webhook: Value = client.request(webhooks.get(name, &GetParams::default()).ok()?).await.ok()?;
+        let mut conditions = webhook["status"]["conditions"].as_array()?.iter();
+        conditions.find(|condition| condition["type"] == "Ready" && condition["status"] == "True").map(|_| ())
+    }
+
+    /// Starts an operator and waits until it watches, knows every job and has a Webhook that is Ready.
+    pub async fn start(&self, client: &Client, options: &OperatorOptions) -> (Operator, Synced) {
+        let mut operator = Operator::start(self.plane, options).await;
+        let begun = Instant::now();
+        operator.wait_readyz("leader", SYNCED).await;
+        eventually("the Webhook is Ready, and every job is known", SYNCED, || async {
+            self.is_ready(client, "bench").await?;
             (operator.metric("llmtune_webhooks_ledger_records", &[]) as u32 == self.jobs).then_some(())
         })
         .await;
         let synced = Synced::since(begun, &operator.process);
+        (operator, synced)
+    }
+
+    /// Starts the operator, which knows nothing yet, and waits until it watches.
+    pub async fn start_operator(&self, client: &Client) -> (Subject, Synced) {
+        let (operator, synced) = self.start(client, &self.options().await).await;
         (Subject::Operator(Box::new(operator)), synced)
     }
 
@@ -99,10 +136,8 @@ impl Scene<'_> {
             .env("KUBECONFIG", self.plane.kubeconfig("admin"));
         let begun = Instant::now();
         let process = Process::start("floor", &mut command, &temporary_folder("floor").join("floor.log"));
-        eventually("the floor watches", Duration::from_mins(1), || async {
-            process.log_text().contains("watching").then_some(())
-        })
-        .await;
+        eventually("the floor watches", SYNCED, || async { process.log_text().contains("watching").then_some(()) })
+            .await;
         let synced = Synced::since(begun, &process);
         (Subject::Floor(process), synced)
     }
@@ -122,21 +157,22 @@ impl Subject {
 
     /// How many writes to the apiserver it has made, by resource.
     pub fn writes(&self) -> BTreeMap<String, u64> {
-        let Self::Operator(operator) = self else { return BTreeMap::new() };
-        let text = operator.metrics();
-        let resources = text.lines().filter(|line| line.starts_with("llmtune_webhooks_api_requests_total{"));
-        let resources = resources.filter_map(|line| line.split_once("resource=\"")?.1.split('"').next());
-        let of = |resource: &str| -> f64 {
-            let verbs = ["create", "update", "patch", "delete"];
-            let writes =
-                |verb| metric(&text, "llmtune_webhooks_api_requests_total", &[("resource", resource), ("verb", verb)]);
-            verbs.into_iter().map(writes).sum()
-        };
-        resources.map(|resource| (resource.to_owned(), of(resource) as u64)).collect()
+        match self {
+            Self::Operator(operator) => writes(&operator.metrics()),
+            Self::Floor(_) => BTreeMap::new(),
+        }
     }
 
     pub fn memory(&self) -> Memory {
         memory(self.process())
+    }
+
+    /// Kills it with SIGKILL.
+    pub fn kill(&mut self) {
+        match self {
+            Self::Operator(operator) => operator.process.kill(),
+            Self::Floor(process) => process.kill(),
+        }
     }
 
     /// Ends it as Kubernetes does.
@@ -150,15 +186,33 @@ impl Subject {
     }
 }
 
-fn memory(process: &Process) -> Memory {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or_default();
-    let anonymous = line.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or_default();
-    Memory { resident: process.resident_kib(), anonymous }
+/// How many writes to the apiserver an operator's metrics tell of, by resource.
+pub fn writes(text: &str) -> BTreeMap<String, u64> {
+    let resources = text.lines().filter(|line| line.starts_with("llmtune_webhooks_api_requests_total{"));
+    let resources = resources.filter_map(|line| line.split_once("resource=\"")?.1.split('"').next());
+    let of = |resource: &str| -> f64 {
+        let verbs = ["create", "update", "patch", "delete"];
+        let writes =
+            |verb| metric(text, "llmtune_webhooks_api_requests_total", &[("resource", resource), ("verb", verb)]);
+        verbs.into_iter().map(writes).sum()
+    };
+    resources.map(|resource| (resource.to_owned(), of(resource) as u64)).collect()
+}
+
+pub fn memory(process: &Process) -> Memory {
+    let [anonymous, peak] = ["RssAnon:", "VmHWM:"].map(|field| process.status_kib(field));
+    Memory { resident: process.resident_kib(), anonymous, peak }
+}
+
+/// When this process logged that it leads, since its last start.
+pub fn leading_since(operator: &Operator) -> Option<Instant> {
+    let log = operator.log();
+    let at: Timestamp = log.lines().find(|line| line.contains(": leading "))?.split(' ').next()?.parse().ok()?;
+    Instant::now().checked_sub(Timestamp::now().duration_since(at).try_into().ok()?)
 }
 
 /// User and system time of all its threads, in nanoseconds where the kernel counts them.
-fn cpu(process: &Process) -> Duration {
+pub fn cpu(process: &Process) -> Duration {
     let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).into_iter().flatten().flatten();
     let nanoseconds: u64 = tasks
         .filter_map(|task| {

@@ -1,7 +1,7 @@
 //! Holds what was seen against what was done: every transition must be on the bare watch once and have one POST, signed.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::mpsc::{Receiver, TryRecvError},
     time::{Duration, Instant},
 };
@@ -25,12 +25,34 @@ pub struct Tally<'a> {
     expected: HashSet<Transition>,
     seen: HashMap<Transition, Instant>,
     posted: HashMap<Transition, Instant>,
+    repeated: Vec<Transition>,
+    /// When each POST came, repeats included.
+    arrivals: Vec<Instant>,
+}
+
+/// What became of transitions where not all need arrive, and not once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reckoning {
+    pub transitions: usize,
+    /// Never acknowledged.
+    pub lost: usize,
+    /// Acknowledged again.
+    pub repeats: usize,
+}
+
+impl std::ops::AddAssign for Reckoning {
+    fn add_assign(&mut self, other: Self) {
+        self.transitions += other.transitions;
+        self.lost += other.lost;
+        self.repeats += other.repeats;
+    }
 }
 
 impl<'a> Tally<'a> {
     pub fn new(sightings: &'a Receiver<Sighting>, posts: &'a Receiver<Post>, secret: &'a str, jobs: u32) -> Self {
         let (expected, seen, posted) = (HashSet::new(), HashMap::new(), HashMap::new());
-        Self { sightings, posts, secret, jobs, expected, seen, posted }
+        let (repeated, arrivals) = (Vec::new(), Vec::new());
+        Self { sightings, posts, secret, jobs, expected, seen, posted, repeated, arrivals }
     }
 
     /// Waits until all of these have been seen and posted, and half a second more for what must not come. The latency of
@@ -51,11 +73,9 @@ impl<'a> Tally<'a> {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(REST).await;
-        self.drain()?;
-        let strangers = self.posted.keys().filter(|one| !self.expected.contains(one)).count();
-        if strangers > 0 {
-            return Err(format!("{strangers} POSTs tell of what did not happen"));
+        self.rest().await?;
+        if let Some(transition) = self.repeated.first() {
+            return Err(format!("{transition:?} was posted twice"));
         }
         let latency = |one| {
             let (posted, seen): (Instant, Instant) = (self.posted[one], self.seen[one]);
@@ -66,7 +86,40 @@ impl<'a> Tally<'a> {
         Ok(transitions.iter().map(latency).collect())
     }
 
-    fn drain(&mut self) -> Result<(), String> {
+    /// Waits until all of these have been acknowledged, or nothing has come for `patience`.
+    pub async fn reckon(&mut self, transitions: &[Transition], patience: Duration) -> Result<Reckoning, String> {
+        self.expected.extend(transitions);
+        let (mut arrivals, mut since) = (0, Instant::now());
+        loop {
+            self.drain()?;
+            let lost = transitions.iter().filter(|one| !self.posted.contains_key(*one)).count();
+            if self.arrivals.len() != arrivals {
+                (arrivals, since) = (self.arrivals.len(), Instant::now());
+            }
+            if lost == 0 || since.elapsed() > patience {
+                self.rest().await?;
+                let repeats = std::mem::take(&mut self.repeated).len();
+                return Ok(Reckoning { transitions: transitions.len(), lost, repeats });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// When the first POST came at or after this moment.
+    pub fn first_since(&self, moment: Instant) -> Option<Instant> {
+        self.arrivals.iter().copied().filter(|at| *at >= moment).min()
+    }
+
+    /// Waits for what must not come.
+    async fn rest(&mut self) -> Result<(), String> {
+        tokio::time::sleep(REST).await;
+        self.drain()?;
+        let strangers = self.posted.keys().filter(|one| !self.expected.contains(one)).count();
+        if strangers > 0 { Err(format!("{strangers} POSTs tell of what did not happen")) } else { Ok(()) }
+    }
+
+    /// Takes in what has come.
+    pub fn drain(&mut self) -> Result<(), String> {
         for (transition, at) in arrived(self.sightings)? {
             if self.seen.insert(transition, at).is_some() {
                 return Err(format!("{transition:?} was on the bare watch twice"));
@@ -74,8 +127,13 @@ impl<'a> Tally<'a> {
         }
         for post in arrived(self.posts)? {
             let transition = self.read(&post)?;
-            if self.posted.insert(transition, post.at).is_some() {
-                return Err(format!("{transition:?} was posted twice"));
+            self.arrivals.push(post.at);
+            if !post.acknowledged {
+                continue;
+            }
+            match self.posted.entry(transition) {
+                Entry::Occupied(_) => self.repeated.push(transition),
+                Entry::Vacant(place) => drop(place.insert(post.at)),
             }
         }
         Ok(())
