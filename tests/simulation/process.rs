@@ -109,6 +109,7 @@ struct Flushing {
     /// Whether it holds all changes.
     complete: bool,
     ended: Vec<(Uid, EventId)>,
+    told: Vec<EventId>,
     failed: Vec<(Uid, EventId, u32)>,
     watches: Vec<(usize, u64, u64)>,
 }
@@ -141,6 +142,7 @@ pub struct Process {
     first_attempts: HashMap<(Uid, Uid), (Timestamp, u32, EventId)>,
     /// Events that this process told first.
     told: BTreeSet<EventId>,
+    told_since: Vec<EventId>,
 }
 
 fn id(kind: usize) -> WatchId {
@@ -174,6 +176,7 @@ impl Process {
             baselined: [false; 3],
             first_attempts: HashMap::new(),
             told: BTreeSet::new(),
+            told_since: Vec::new(),
         }
     }
 
@@ -369,6 +372,7 @@ impl Process {
         for event in &observed.events {
             env.say(|| format!("#{} tells {} of {} as {}", self.number, event.event_type, event.object.name, event.id));
             self.told.insert(event.id);
+            self.told_since.push(event.id);
             let version = subject.filter(|(uid, _)| *uid == event.object.uid).map(|(_, version)| version);
             env.oracle.occurred(&env.store, kind, version, baseline, event);
         }
@@ -413,6 +417,7 @@ impl Process {
         let mut flushing = Flushing { complete, ..Flushing::default() };
         if complete {
             flushing.ended = std::mem::take(&mut self.ended);
+            flushing.told = std::mem::take(&mut self.told_since);
         }
         for entry in &flush.contents.events {
             let deliveries = entry.deliveries.iter();
@@ -454,7 +459,8 @@ impl Process {
         for (kind, ..) in &flushing.watches {
             self.baselined[*kind] = true;
         }
-        let Flushing { complete, ended, failed, watches, .. } = flushing;
+        let Flushing { complete, told, ended, failed, watches, .. } = flushing;
+        env.oracle.recorded.extend(told);
         env.oracle.landed(complete, ended, failed, watches);
     }
 
@@ -501,7 +507,7 @@ impl Process {
             oracle.fail("more attempts than the Webhook's retries".into());
         }
         let kind = kind_of_uid(event.object.uid);
-        if !(if self.told.contains(&event.id) { self.baselined[kind] } else { oracle.had_baseline[kind] }) {
+        if self.told.contains(&event.id) && !self.baselined[kind] {
             oracle.fail("an attempt before its watch's baseline is flushed".into());
         }
         if self.attempts.iter().any(|other| other.webhook == webhook && other.event.id == event.id) {
@@ -518,6 +524,7 @@ impl Process {
             if let Some(before) = self.first_attempts.insert((webhook, object), this)
                 && before.2 != this.2
                 && before >= this
+                && !oracle.begun_anew.contains(&object)
             {
                 oracle.fail(format!("first attempts out of order: {before:?} before {this:?}"));
             }

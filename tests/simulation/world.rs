@@ -104,7 +104,7 @@ impl World {
         let shape = Shape {
             ring: 24 + random.below(17) as u64,
             shards: 4,
-            limit: if random.chance(40) { 900 + random.below(1500) } else { 1 << 20 },
+            limit: if random.chance(60) { 700 + random.below(1300) } else { 1 << 20 },
         };
         let actions = Self::actions(&mut random);
         let installed = [true, !random.chance(10), true];
