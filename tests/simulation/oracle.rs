@@ -41,6 +41,8 @@ pub struct Oracle {
     /// Acknowledged, kept as an object, or counted as dropped.
     pub reached: HashSet<(Uid, EventId)>,
     pub was_led: bool,
+    /// The epoch of the ledger.
+    ledger: u64,
     /// Events whose record has been flushed.
     pub recorded: HashSet<EventId>,
     gaps: Vec<Gap>,
@@ -131,15 +133,19 @@ impl Oracle {
         }
     }
 
-    /// The ledger was lost: what was remembered is forgotten.
-    pub fn ledger_lost(&mut self) {
+    /// A ledger begins: what was remembered is forgotten.
+    pub fn begins(&mut self, epoch: u64) {
+        self.ledger = epoch;
         self.sealed.clear();
         self.failed.clear();
         self.current = [None; 3];
     }
 
     /// What a ledger remembers must not be older than what was flushed.
-    pub fn recovered(&mut self, memory: &Memory) {
+    pub fn recovered(&mut self, epoch: u64, memory: &Memory) {
+        if epoch > self.ledger {
+            self.begins(epoch);
+        }
         for (kind, watch) in KINDS.iter().enumerate() {
             let entry = memory.watches.iter().find(|known| known.entry.watch == watch.name).map(|known| &known.entry);
             if let Some((epoch, position)) = self.current[kind]

@@ -196,7 +196,8 @@ impl Process {
         match journal::open(&found, HOME, env.shape, self.number) {
             Opened::Ours(journal, memory) => {
                 env.say(|| format!("#{} reads the ledger: epoch {} term {}", self.number, journal.epoch(), journal.term()));
-                env.oracle.recovered(&memory);
+                env.oracle.recovered(journal.epoch(), &memory);
+                env.store.ledger_harmed = false;
                 self.journal = Some(*journal);
                 self.memory = Some(memory);
             }
@@ -288,7 +289,7 @@ impl Process {
                 Engine::recover(None, epoch, shards, *memory, now)
             }
             None => {
-                env.oracle.ledger_lost();
+                env.oracle.begins(journal.epoch());
                 env.store.ledger_harmed = false;
                 Engine::new(None, epoch, shards)
             }
@@ -373,6 +374,9 @@ impl Process {
             env.say(|| format!("#{} tells {} of {} as {}", self.number, event.event_type, event.object.name, event.id));
             self.told.insert(event.id);
             self.told_since.push(event.id);
+            // Told anew, it goes anew; if it was flushed before, that is caught.
+            let ended = self.flushing.iter_mut().map(|flushing| &mut flushing.ended).chain([&mut self.ended]);
+            ended.for_each(|ended| ended.retain(|(_, known)| *known != event.id));
             let version = subject.filter(|(uid, _)| *uid == event.object.uid).map(|(_, version)| version);
             env.oracle.occurred(&env.store, kind, version, baseline, event);
         }

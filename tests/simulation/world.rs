@@ -102,9 +102,9 @@ impl World {
     fn new(seed: u64, trace: bool) -> Self {
         let mut random = Random::new(seed);
         let shape = Shape {
-            ring: 24 + random.below(17) as u64,
+            ring: 26 + random.below(17) as u64,
             shards: 4,
-            limit: if random.chance(60) { 700 + random.below(1300) } else { 1 << 20 },
+            limit: if random.chance(60) { 1000 + random.below(1500) } else { 1 << 20 },
         };
         let actions = Self::actions(&mut random);
         let installed = [true, !random.chance(10), true];
