@@ -56,7 +56,7 @@ pub struct Oracle {
     epochs: BTreeMap<(usize, u64), u64>,
     current: [Flushed; 3],
     /// Per epoch of the ledger, who leads.
-    terms: BTreeMap<u64, (u64, u64)>,
+    pub terms: BTreeMap<u64, (u64, u64)>,
     /// Lives of timelines that a restore ended.
     lost: Vec<Life>,
     /// Objects that changed on a timeline whose leader outlived it.

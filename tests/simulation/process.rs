@@ -92,6 +92,8 @@ pub struct Item {
     pub change: Change,
     /// The version of the list, or of the change that unselected an object; a restore lowers it to where its timeline ended.
     pub as_of: u64,
+    /// It was seen before the store was restored.
+    pub outdated: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +141,8 @@ pub struct Process {
     baseline: [Option<u64>; 3],
     /// By watch: the ledger knows its baseline.
     baselined: [bool; 3],
+    /// By watch: the store was restored to this version, and no list was complete since.
+    restored_to: [Option<u64>; 3],
     first_attempts: HashMap<(Uid, Uid), (Timestamp, u32, EventId)>,
     /// Events that this process told first.
     told: BTreeSet<EventId>,
@@ -174,6 +178,7 @@ impl Process {
             ended: Vec::new(),
             baseline: [None; 3],
             baselined: [false; 3],
+            restored_to: [None; 3],
             first_attempts: HashMap::new(),
             told: BTreeSet::new(),
             told_since: Vec::new(),
@@ -346,7 +351,7 @@ impl Process {
     /// Lets the engine take in the next observation.
     pub fn consume(&mut self, env: &mut Env) {
         let Some(engine) = &mut self.engine else { return };
-        let Some(Item { kind, change, as_of }) = self.queue.pop_front() else { return };
+        let Some(Item { kind, change, as_of, outdated }) = self.queue.pop_front() else { return };
         env.say(|| format!("#{} observes {} {}", self.number, KINDS[kind].name, brief(&change)));
         let subject = subject(&change);
         let begins = self.baseline[kind].is_none();
@@ -355,7 +360,8 @@ impl Process {
         }
         match &change {
             Change::ListBegun if self.baseline[kind].is_some() => {
-                env.oracle.gap(kind, engine.position(id(kind)), as_of);
+                let position = engine.position(id(kind));
+                env.oracle.gap(kind, self.restored_to[kind].map_or(position, |version| version.min(position)), as_of);
             }
             Change::ListEnded(_) if self.baseline[kind].is_none() => self.baseline[kind] = Some(as_of),
             Change::Deleted(object) if KINDS[kind].selective => {
@@ -367,6 +373,9 @@ impl Process {
             Change::Unselected(uid) => env.oracle.unselected(*uid, as_of),
             Change::NotInstalled if self.baseline[kind].is_none() => self.baseline[kind] = Some(0),
             _ => {}
+        }
+        if matches!(change, Change::ListEnded(_)) && !outdated {
+            self.restored_to[kind] = None;
         }
         let observed = engine.observe(Observation { watch: id(kind), change }, env.now());
         let baseline = self.baseline[kind].filter(|_| !begins);
@@ -380,8 +389,9 @@ impl Process {
             let version = subject.filter(|(uid, _)| *uid == event.object.uid).map(|(_, version)| version);
             env.oracle.occurred(&env.store, kind, version, baseline, event);
         }
-        if !observed.given_up.is_empty() || !observed.dropped.is_empty() {
-            env.oracle.fail("a bound was reached".into());
+        for webhook in observed.dropped {
+            env.met.dropped = true;
+            env.oracle.reached.extend(observed.events.iter().map(|event| (webhook, event.id)));
         }
         self.questions.extend(observed.questions);
     }
@@ -394,7 +404,7 @@ impl Process {
         let question = self.questions.swap_remove(env.random.below(self.questions.len()));
         let living = env.store.lives(question.uid);
         let kind = usize::from(question.watch.0);
-        self.queue.push_back(Item { kind, change: Change::Answer { question, living }, as_of: 0 });
+        self.queue.push_back(Item { kind, change: Change::Answer { question, living }, as_of: 0, outdated: false });
     }
 
     /// Begins a flush, where one is due.
@@ -603,10 +613,17 @@ impl Process {
 
     /// The store went back under it, and all connections broke.
     pub fn restored(&mut self, env: &mut Env) {
+        // What it held may have landed on the timeline that is no more.
+        if let Some(flushing) = &mut self.flushing {
+            let Flushing { rest, watches, .. } = std::mem::take(flushing);
+            *flushing = Flushing { rest, watches, ..Flushing::default() };
+        }
         let version = env.store.version;
         for item in &mut self.queue {
             item.as_of = item.as_of.min(version);
+            item.outdated = true;
         }
+        self.restored_to = [Some(version); 3];
         for baseline in self.baseline.iter_mut().flatten() {
             *baseline = (*baseline).min(version);
         }
@@ -627,6 +644,15 @@ impl Process {
             }
         }
         self.phase = Phase::Dead;
+    }
+
+    /// How many events it told since the last flush of everything.
+    pub fn unflushed(&self) -> usize {
+        self.told_since.len()
+    }
+
+    pub fn is_flushing(&self) -> bool {
+        self.flushing.is_some()
     }
 
     pub fn term(&self) -> u64 {
@@ -657,7 +683,7 @@ impl Process {
 
 fn brief(change: &Change) -> String {
     match change {
-        Change::Seen(object) => format!("seen {} {:?}", object.version, object.facts),
+        Change::Seen(object) => format!("seen {} {:.200}", object.version, format!("{:?}", object.facts)),
         Change::Deleted(object) => format!("deleted {} {}", object.version, object.name),
         Change::Answer { question, living } => format!("answer {} living {living}", question.name),
         other => format!("{other:?}"),
