@@ -199,7 +199,7 @@ impl Oracle {
             let changed = life.now().version > version || life.deleted.is_some_and(|(at, _)| at > version);
             if changed {
                 self.lost.push(life.clone());
-                if outlived {
+                if outlived && !life.has_only_been_touched_since(version) {
                     self.tainted.insert(life.uid);
                 }
             }

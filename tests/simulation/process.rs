@@ -74,6 +74,12 @@ impl Env {
         Timestamp::from_millisecond(1_800_000_000_000 + self.millis).unwrap_or(Timestamp::MAX)
     }
 
+    pub fn judge(&mut self) {
+        if self.oracle.violation.is_none() {
+            self.oracle.judge(&self.store, &self.hooks);
+        }
+    }
+
     pub fn breaks(&mut self, percent: usize) -> bool {
         !self.calm && self.random.chance(percent)
     }
@@ -135,6 +141,8 @@ pub struct Process {
     /// The PUT that it waits for.
     put: Option<Segment>,
     flushing: Option<Flushing>,
+    /// The last flush did not hold everything.
+    has_more: bool,
     /// Ended deliveries that no flush has told of.
     ended: Vec<(Uid, EventId)>,
     /// By watch: the version of the list that was its baseline; `None`: not known yet.
@@ -175,6 +183,7 @@ impl Process {
             keeps: Vec::new(),
             put: None,
             flushing: None,
+            has_more: false,
             ended: Vec::new(),
             baseline: [None; 3],
             baselined: [false; 3],
@@ -473,6 +482,7 @@ impl Process {
         for (kind, ..) in &flushing.watches {
             self.baselined[*kind] = true;
         }
+        self.has_more = !flushing.complete;
         let Flushing { complete, told, ended, failed, watches, .. } = flushing;
         env.oracle.recorded.extend(told);
         env.oracle.landed(complete, ended, failed, watches);
@@ -651,8 +661,9 @@ impl Process {
         self.told_since.len()
     }
 
+    /// Between two turns of a flush, or in one.
     pub fn is_flushing(&self) -> bool {
-        self.flushing.is_some()
+        self.flushing.is_some() || self.has_more
     }
 
     pub fn term(&self) -> u64 {

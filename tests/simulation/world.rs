@@ -86,12 +86,11 @@ pub fn run(seed: u64, trace: bool) -> Ended {
         }
     }
     world.heal();
+    world.env.judge();
     world.die();
     world.heal();
+    world.env.judge();
     let World { mut env, .. } = world;
-    if env.oracle.violation.is_none() {
-        env.oracle.judge(&env.store, &env.hooks);
-    }
     Ended {
         fingerprint: (env.random.next(), env.store.version, env.oracle.reached.len()),
         required: env.oracle.required,
@@ -186,7 +185,7 @@ impl World {
     fn large_actions() -> Vec<Action> {
         use Action::{Change, Consume, Create, Due, End, Flush, Kill, Network, Start, Watch};
         let mixture =
-            [(Create, 25), (Change, 60), (Watch, 90), (Consume, 90), (Flush, 20), (Network, 30), (Start, 12), (Kill, 12), (Due, 2), (End, 2)];
+            [(Create, 25), (Change, 60), (Watch, 90), (Consume, 90), (Flush, 20), (Network, 30), (Start, 15), (Kill, 15), (Due, 2), (End, 2)];
         mixture.into_iter().flat_map(|(action, often)| std::iter::repeat_n(action, often)).collect()
     }
 
