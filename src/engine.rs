@@ -212,6 +212,8 @@ pub struct Engine {
     pending: Pending,
     /// Records that have changed.
     dirty: Vec<(WatchId, Uid)>,
+    /// Records that are gone, held back until a flush that holds all changes.
+    gone: Vec<(WatchId, Uid)>,
     watches_changed: bool,
     moved: bool,
 }
@@ -230,6 +232,7 @@ impl Engine {
             index: Index::default(),
             pending: Pending::new(shards),
             dirty: Vec::new(),
+            gone: Vec::new(),
             watches_changed: false,
             moved: false,
         }
@@ -568,7 +571,7 @@ impl Engine {
     /// What the ledger does not know yet.
     #[must_use]
     pub fn unflushed(&self) -> Unflushed {
-        if self.watches_changed || !self.dirty.is_empty() || self.pending.is_dirty() {
+        if self.watches_changed || !self.dirty.is_empty() || !self.gone.is_empty() || self.pending.is_dirty() {
             Unflushed::Changes
         } else if self.moved {
             Unflushed::Positions
@@ -586,21 +589,30 @@ impl Engine {
         while budget > 0 {
             let Some((id, uid)) = self.dirty.pop() else { break };
             let Some(watch) = self.watches.get_mut(&id) else { continue };
-            if let Some(entry) = watch.change(uid) {
-                let facts = entry.record.as_ref().is_some_and(|record| record.last.is_some());
-                budget = budget.saturating_sub(if facts { 1024 } else { 192 });
-                contents.records.push(entry);
+            match watch.change(uid) {
+                None => {}
+                Some(entry) if entry.record.is_none() => self.gone.push((id, uid)),
+                Some(entry) => {
+                    let facts = entry.record.as_ref().is_some_and(|record| record.last.is_some());
+                    budget = budget.saturating_sub(if facts { 1024 } else { 192 });
+                    contents.records.push(entry);
+                }
             }
         }
         let mut snapshots = Vec::new();
         if !self.pending.is_dirty() && self.dirty.is_empty() {
+            for (id, uid) in std::mem::take(&mut self.gone) {
+                // In a store that was restored it may be back.
+                let entry = self.watches.get_mut(&id).and_then(|watch| watch.change(uid));
+                contents.gone.extend(entry.filter(|entry| entry.record.is_none()));
+            }
             contents.watches = Some(self.watches.values_mut().filter_map(Watch::entry).collect::<Vec<WatchEntry>>());
             self.watches_changed = false;
             self.moved = false;
             for shard in wanted {
                 let events = self.pending.snapshot(*shard);
                 let records = self.watches.values().flat_map(|watch| watch.snapshot(*shard)).collect();
-                snapshots.push((*shard, Contents { events, records, watches: None }));
+                snapshots.push((*shard, Contents { events, records, ..Contents::default() }));
             }
         }
         Flush { contents, snapshots }

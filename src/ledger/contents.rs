@@ -122,6 +122,9 @@ pub enum Reason {
 pub struct Contents {
     pub events: Vec<EventEntry>,
     pub records: Vec<RecordEntry>,
+    /// Records that are gone. They land with the positions: an object whose deletion is seen again without its record would be
+    /// told from its beginning.
+    pub gone: Vec<RecordEntry>,
     /// All watches; only where everything that they have passed is here or has landed.
     pub watches: Option<Vec<WatchEntry>>,
 }
@@ -130,7 +133,7 @@ impl Contents {
     /// How many entries there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.events.len() + self.records.len()
+        self.events.len() + self.records.len() + self.gone.len()
     }
 
     /// Whether there is nothing to write.
@@ -142,13 +145,20 @@ impl Contents {
     /// Takes the second half of the entries away, with the positions.
     #[must_use]
     pub fn split_off_half(&mut self) -> Self {
-        let half = self.len() / 2;
-        let watches = self.watches.take();
-        if half < self.events.len() {
-            let events = self.events.split_off(half);
-            return Self { events, records: std::mem::take(&mut self.records), watches };
+        let mut rest = Self { watches: self.watches.take(), ..Self::default() };
+        let half = (self.events.len() + self.records.len()) / 2;
+        if self.events.is_empty() && self.records.is_empty() {
+            rest.gone = self.gone.split_off(self.gone.len() / 2);
+            return rest;
         }
-        Self { events: Vec::new(), records: self.records.split_off(half - self.events.len()), watches }
+        rest.gone = std::mem::take(&mut self.gone);
+        if half < self.events.len() {
+            rest.events = self.events.split_off(half);
+            rest.records = std::mem::take(&mut self.records);
+        } else {
+            rest.records = self.records.split_off(half - self.events.len());
+        }
+        rest
     }
 
     /// Puts what a snapshot had no room for before what a flush holds.
@@ -280,7 +290,7 @@ pub(super) fn pack(home: Uid, leader: u64, shard: Option<usize>, contents: &Cont
         unknown: entry.unknown.clone(),
     });
     let mut records: Vec<GroupText<'_>> = Vec::new();
-    for RecordEntry { group, uid, record } in &contents.records {
+    for RecordEntry { group, uid, record } in contents.records.iter().chain(&contents.gone) {
         let known = records.iter().rposition(|text| text.watch == group.watch && text.epoch == group.epoch);
         let at = known.unwrap_or_else(|| {
             let Group { watch, epoch } = &**group;

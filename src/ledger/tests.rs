@@ -151,8 +151,15 @@ fn begun(contents: Contents, snapshots: Vec<(usize, Contents)>) -> Kept {
 #[test]
 fn what_is_written_comes_back() {
     let records = vec![entry(training(1)), entry(serving(2))];
-    let kept =
-        begun(Contents { events: vec![event(1, "a"), event(2, "b")], records, watches: Some(watches()) }, Vec::new());
+    let kept = begun(
+        Contents {
+            events: vec![event(1, "a"), event(2, "b")],
+            records,
+            watches: Some(watches()),
+            ..Contents::default()
+        },
+        Vec::new(),
+    );
     let (journal, memory) = kept.open();
     assert_eq!((journal.epoch(), journal.term()), (1, 2));
     let [watch] = &memory.watches[..] else { panic!("one watch") };
@@ -172,7 +179,10 @@ fn what_is_written_comes_back() {
 #[test]
 fn what_a_later_release_added_to_records_events_deliveries_and_watches_is_kept() {
     let records = vec![entry(training(1)), entry(serving(2))];
-    let mut kept = begun(Contents { events: vec![event(1, "a")], records, watches: Some(watches()) }, Vec::new());
+    let mut kept = begun(
+        Contents { events: vec![event(1, "a")], records, watches: Some(watches()), ..Contents::default() },
+        Vec::new(),
+    );
     kept.doctor(|text| {
         text["later"] = json!({"section": true});
         for event in text.get_mut("events").and_then(Value::as_array_mut).into_iter().flatten() {
@@ -218,7 +228,10 @@ fn a_flush_too_large_for_one_segment_is_split_with_the_positions_in_the_last() {
     let records = (1..=8).map(|number| entry(training(number))).collect();
     let events: Vec<EventEntry> = events.into_iter().filter(|event| event.id.shard(SHAPE.shards) == 0).collect();
     let snapshot = Contents { events: events.clone(), ..Contents::default() };
-    let kept = begun(Contents { events: Vec::new(), records, watches: Some(watches()) }, vec![(0, snapshot)]);
+    let kept = begun(
+        Contents { events: Vec::new(), records, watches: Some(watches()), ..Contents::default() },
+        vec![(0, snapshot)],
+    );
     let journal: Vec<&Segment> = kept.0.values().filter(|segment| segment.kind == Kind::Journal).collect();
     assert!(journal.len() > 2 && kept.0.values().all(|segment| segment.data.len() <= SHAPE.limit), "{}", journal.len());
     let with_positions: Vec<u64> = journal

@@ -1,7 +1,9 @@
 //! What can happen to an object next.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
-use llmtune_webhooks::event::object::{Facts, ServingFacts, ServingStage, TrainingFacts, TrainingStage};
+use llmtune_webhooks::event::object::{Facts, Metric, ServingFacts, ServingStage, TrainingFacts, TrainingStage};
 
 use crate::random::Random;
 
@@ -67,6 +69,13 @@ fn serve(random: &mut Random, facts: &ServingFacts, mut generation: i64) -> (Ser
     }
     facts.stage = Some(stage);
     (facts, generation)
+}
+
+/// Makes the events of a job almost as large as they may be, so that a flush does not hold all that there is to tell.
+pub fn inflate(facts: &mut Facts) {
+    if let Facts::Training(facts) = facts {
+        facts.metrics = BTreeMap::from([("log".into(), Metric::Text("-".repeat(250_000)))]);
+    }
 }
 
 pub fn first(random: &mut Random, kind: usize) -> Facts {

@@ -35,10 +35,11 @@ pub struct Met {
     pub incomplete: bool,
     pub withdrawn: bool,
     pub stopped: bool,
+    pub dropped: bool,
 }
 
 impl Met {
-    const NAMES: [&str; 12] = [
+    const NAMES: [&str; 13] = [
         "list and compare after compaction",
         "store restored",
         "two leaders at once",
@@ -51,11 +52,12 @@ impl Met {
         "flush in several turns",
         "watch withdrawn",
         "stopped gracefully",
+        "delivery dropped",
     ];
     /// So many of them each must be met by some seed.
     const NEEDED: usize = 5;
 
-    const fn flags(self) -> [bool; 12] {
+    const fn flags(self) -> [bool; 13] {
         [
             self.compacted,
             self.restored,
@@ -69,13 +71,14 @@ impl Met {
             self.incomplete,
             self.withdrawn,
             self.stopped,
+            self.dropped,
         ]
     }
 }
 
 #[derive(Default)]
 struct Tally {
-    met: [usize; 12],
+    met: [usize; 13],
     required: usize,
     excused: usize,
     failed: Vec<(u64, String)>,

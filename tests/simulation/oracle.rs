@@ -41,8 +41,10 @@ pub struct Oracle {
     /// Acknowledged, kept as an object, or counted as dropped.
     pub reached: HashSet<(Uid, EventId)>,
     pub was_led: bool,
-    /// By watch: the ledger has known a baseline of it.
-    pub had_baseline: [bool; 3],
+    /// The epoch of the ledger.
+    ledger: u64,
+    /// Events whose record has been flushed.
+    pub recorded: HashSet<EventId>,
     gaps: Vec<Gap>,
     /// Of serving events: which occurrences an id stood for, and the other way round.
     meanings: HashMap<EventId, BTreeSet<(Uid, EventType, u64)>>,
@@ -54,7 +56,7 @@ pub struct Oracle {
     epochs: BTreeMap<(usize, u64), u64>,
     current: [Flushed; 3],
     /// Per epoch of the ledger, who leads.
-    terms: BTreeMap<u64, (u64, u64)>,
+    pub terms: BTreeMap<u64, (u64, u64)>,
     /// Lives of timelines that a restore ended.
     lost: Vec<Life>,
     /// Objects that changed on a timeline whose leader outlived it.
@@ -65,6 +67,8 @@ pub struct Oracle {
     pub begun_anew: HashSet<Uid>,
     /// The versions that objects were unselected at; a position need not have passed them.
     unselected: HashSet<(Uid, u64)>,
+    /// Versions of records that landed before their watch's position did.
+    ahead: HashSet<(Uid, u64)>,
     pub required: usize,
     pub excused: usize,
 }
@@ -87,6 +91,11 @@ impl Oracle {
     /// A list replaces a position.
     pub fn gap(&mut self, kind: usize, from: u64, to: u64) {
         self.gaps.push(Gap { kind, from: from.min(to), to });
+    }
+
+    /// A flush that leaves something behind holds the object's record, which is newer than the position then.
+    pub fn ahead(&mut self, uid: Uid, version: u64) {
+        self.ahead.insert((uid, version));
     }
 
     pub fn unselected(&mut self, uid: Uid, version: u64) {
@@ -134,19 +143,21 @@ impl Oracle {
         }
     }
 
-    /// The ledger was lost: what was remembered is forgotten.
-    pub fn ledger_lost(&mut self) {
+    /// A ledger begins: what was remembered is forgotten.
+    pub fn begins(&mut self, epoch: u64) {
+        self.ledger = epoch;
         self.sealed.clear();
         self.failed.clear();
         self.current = [None; 3];
-        self.had_baseline = [false; 3];
     }
 
     /// What a ledger remembers must not be older than what was flushed.
-    pub fn recovered(&mut self, memory: &Memory) {
+    pub fn recovered(&mut self, epoch: u64, memory: &Memory) {
+        if epoch > self.ledger {
+            self.begins(epoch);
+        }
         for (kind, watch) in KINDS.iter().enumerate() {
             let entry = memory.watches.iter().find(|known| known.entry.watch == watch.name).map(|known| &known.entry);
-            self.had_baseline[kind] |= entry.is_some();
             if let Some((epoch, position)) = self.current[kind]
                 && entry.is_none_or(|entry| entry.epoch < epoch || (entry.epoch == epoch && entry.position < position))
                 && !(entry.is_none() && kind == DEPLOYMENTS)
@@ -164,7 +175,8 @@ impl Oracle {
         failed: Vec<(Uid, EventId, u32)>,
         watches: Vec<(usize, u64, u64)>,
     ) {
-        self.sealed.extend(ended);
+        // What the ledger had of a flush that was cut off is repeated once more when its record is built again.
+        self.sealed.extend(ended.into_iter().filter(|(_, event)| self.recorded.contains(event)));
         for (webhook, event, count) in failed {
             self.failed.insert((webhook, event), count);
         }
@@ -172,7 +184,6 @@ impl Oracle {
             self.current = [None; 3];
             for (kind, epoch, position) in watches {
                 self.current[kind] = Some((epoch, position));
-                self.had_baseline[kind] = true;
             }
         }
     }
@@ -198,7 +209,7 @@ impl Oracle {
             let changed = life.now().version > version || life.deleted.is_some_and(|(at, _)| at > version);
             if changed {
                 self.lost.push(life.clone());
-                if outlived {
+                if outlived && !life.has_only_been_touched_since(version) {
                     self.tainted.insert(life.uid);
                 }
             }
@@ -214,6 +225,7 @@ impl Oracle {
         self.names.retain(|(_, _, at), _| *at <= version);
         self.epochs.values_mut().for_each(|baseline| *baseline = (*baseline).min(version));
         self.sealed.clear();
+        self.recorded.clear();
         self.failed.clear();
         self.terms.clear();
         self.current = [None; 3];
@@ -221,6 +233,8 @@ impl Oracle {
 
     /// The engine tells an event, seen in an object of this version; `baseline`: of the watch's epoch.
     pub fn occurred(&mut self, store: &Store, kind: usize, version: Option<u64>, baseline: Option<u64>, event: &Event) {
+        // Told anew, it is sent anew.
+        self.failed.retain(|(_, id), _| *id != event.id);
         let (uid, name) = (event.object.uid, &event.object.name);
         let lost = self.lost.iter().filter(|life| life.uid == uid);
         let lives: Vec<Life> = store.lives.get(&uid).into_iter().chain(lost).cloned().collect();
@@ -283,7 +297,10 @@ impl Oracle {
         names.insert(id);
         let many = names.len() > 1 && version > 0;
         for other in versions {
-            if other != version && !self.is_in_gap(kind, version.min(other), version.max(other)) {
+            let (first, last) = (version.min(other), version.max(other));
+            // A count that was never flushed is given again where a list hides what it counted.
+            let hidden = !self.recorded.contains(&id) && self.is_in_gap(kind, first, first);
+            if first != last && !hidden && !self.is_in_gap(kind, first, last) {
                 self.fail(format!("{id} stands for {event} of {uid:?} at {other} and at {version}"));
             }
         }
@@ -310,8 +327,8 @@ impl Oracle {
             };
             let whole = self.gaps.iter().filter(hidden);
             let later = whole.clone().flat_map(|gap| {
-                let passed =
-                    self.unselected.iter().filter(|(uid, at)| *uid == life.uid && gap.from < *at && *at < gap.to);
+                let passed = self.unselected.iter().chain(&self.ahead);
+                let passed = passed.filter(|(uid, at)| *uid == life.uid && gap.from < *at && *at < gap.to);
                 passed.map(|(_, at)| Gap { from: *at, ..*gap })
             });
             let gaps: Vec<Gap> = whole.map(|gap| Gap { ..*gap }).chain(later).take(MOST_GAPS).collect();

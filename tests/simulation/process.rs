@@ -74,6 +74,12 @@ impl Env {
         Timestamp::from_millisecond(1_800_000_000_000 + self.millis).unwrap_or(Timestamp::MAX)
     }
 
+    pub fn judge(&mut self) {
+        if self.oracle.violation.is_none() {
+            self.oracle.judge(&self.store, &self.hooks);
+        }
+    }
+
     pub fn breaks(&mut self, percent: usize) -> bool {
         !self.calm && self.random.chance(percent)
     }
@@ -92,6 +98,8 @@ pub struct Item {
     pub change: Change,
     /// The version of the list, or of the change that unselected an object; a restore lowers it to where its timeline ended.
     pub as_of: u64,
+    /// It was seen before the store was restored.
+    pub outdated: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +117,7 @@ struct Flushing {
     /// Whether it holds all changes.
     complete: bool,
     ended: Vec<(Uid, EventId)>,
+    told: Vec<EventId>,
     failed: Vec<(Uid, EventId, u32)>,
     watches: Vec<(usize, u64, u64)>,
 }
@@ -132,15 +141,20 @@ pub struct Process {
     /// The PUT that it waits for.
     put: Option<Segment>,
     flushing: Option<Flushing>,
+    /// The last flush did not hold everything.
+    has_more: bool,
     /// Ended deliveries that no flush has told of.
     ended: Vec<(Uid, EventId)>,
     /// By watch: the version of the list that was its baseline; `None`: not known yet.
     baseline: [Option<u64>; 3],
     /// By watch: the ledger knows its baseline.
     baselined: [bool; 3],
+    /// By watch: the store was restored to this version, and no list was complete since.
+    restored_to: [Option<u64>; 3],
     first_attempts: HashMap<(Uid, Uid), (Timestamp, u32, EventId)>,
     /// Events that this process told first.
     told: BTreeSet<EventId>,
+    told_since: Vec<EventId>,
 }
 
 fn id(kind: usize) -> WatchId {
@@ -151,7 +165,7 @@ fn kind_of(name: &str) -> Option<usize> {
     KINDS.iter().position(|kind| kind.name == name)
 }
 
-/// Bytes that one flush takes: little enough that some take several turns.
+/// Bytes that one flush takes: little enough that many take several turns.
 const BUDGET: usize = 1_500;
 
 impl Process {
@@ -172,11 +186,14 @@ impl Process {
             keeps: Vec::new(),
             put: None,
             flushing: None,
+            has_more: false,
             ended: Vec::new(),
             baseline: [None; 3],
             baselined: [false; 3],
+            restored_to: [None; 3],
             first_attempts: HashMap::new(),
             told: BTreeSet::new(),
+            told_since: Vec::new(),
         }
     }
 
@@ -198,7 +215,8 @@ impl Process {
                 env.say(|| {
                     format!("#{} reads the ledger: epoch {} term {}", self.number, journal.epoch(), journal.term())
                 });
-                env.oracle.recovered(&memory);
+                env.oracle.recovered(journal.epoch(), &memory);
+                env.store.ledger_harmed = false;
                 self.journal = Some(*journal);
                 self.memory = Some(memory);
             }
@@ -295,7 +313,7 @@ impl Process {
                 Engine::recover(None, epoch, shards, *memory, now)
             }
             None => {
-                env.oracle.ledger_lost();
+                env.oracle.begins(journal.epoch());
                 env.store.ledger_harmed = false;
                 Engine::new(None, epoch, shards)
             }
@@ -352,7 +370,7 @@ impl Process {
     /// Lets the engine take in the next observation.
     pub fn consume(&mut self, env: &mut Env) {
         let Some(engine) = &mut self.engine else { return };
-        let Some(Item { kind, change, as_of }) = self.queue.pop_front() else { return };
+        let Some(Item { kind, change, as_of, outdated }) = self.queue.pop_front() else { return };
         env.say(|| format!("#{} observes {} {}", self.number, KINDS[kind].name, brief(&change)));
         let subject = subject(&change);
         let begins = self.baseline[kind].is_none();
@@ -361,7 +379,8 @@ impl Process {
         }
         match &change {
             Change::ListBegun if self.baseline[kind].is_some() => {
-                env.oracle.gap(kind, engine.position(id(kind)), as_of);
+                let position = engine.position(id(kind));
+                env.oracle.gap(kind, self.restored_to[kind].map_or(position, |version| version.min(position)), as_of);
             }
             Change::ListEnded(_) if self.baseline[kind].is_none() => self.baseline[kind] = Some(as_of),
             Change::Deleted(object) if KINDS[kind].selective => {
@@ -374,16 +393,24 @@ impl Process {
             Change::NotInstalled if self.baseline[kind].is_none() => self.baseline[kind] = Some(0),
             _ => {}
         }
+        if matches!(change, Change::ListEnded(_)) && !outdated {
+            self.restored_to[kind] = None;
+        }
         let observed = engine.observe(Observation { watch: id(kind), change }, env.now());
         let baseline = self.baseline[kind].filter(|_| !begins);
         for event in &observed.events {
             env.say(|| format!("#{} tells {} of {} as {}", self.number, event.event_type, event.object.name, event.id));
             self.told.insert(event.id);
+            self.told_since.push(event.id);
+            // Told anew, it goes anew; if it was flushed before, that is caught.
+            let ended = self.flushing.iter_mut().map(|flushing| &mut flushing.ended).chain([&mut self.ended]);
+            ended.for_each(|ended| ended.retain(|(_, known)| *known != event.id));
             let version = subject.filter(|(uid, _)| *uid == event.object.uid).map(|(_, version)| version);
             env.oracle.occurred(&env.store, kind, version, baseline, event);
         }
-        if !observed.given_up.is_empty() || !observed.dropped.is_empty() {
-            env.oracle.fail("a bound was reached".into());
+        for webhook in observed.dropped {
+            env.met.dropped = true;
+            env.oracle.reached.extend(observed.events.iter().map(|event| (webhook, event.id)));
         }
         self.questions.extend(observed.questions);
     }
@@ -396,7 +423,7 @@ impl Process {
         let question = self.questions.swap_remove(env.random.below(self.questions.len()));
         let living = env.store.lives(question.uid);
         let kind = usize::from(question.watch.0);
-        self.queue.push_back(Item { kind, change: Change::Answer { question, living }, as_of: 0 });
+        self.queue.push_back(Item { kind, change: Change::Answer { question, living }, as_of: 0, outdated: false });
     }
 
     /// Begins a flush, where one is due.
@@ -420,9 +447,17 @@ impl Process {
         }
         let complete = flush.contents.watches.is_some();
         env.met.incomplete |= !complete;
+        if !complete {
+            for entry in &flush.contents.records {
+                if let Some(record) = &entry.record {
+                    env.oracle.ahead(entry.uid, record.version);
+                }
+            }
+        }
         let mut flushing = Flushing { complete, ..Flushing::default() };
         if complete {
             flushing.ended = std::mem::take(&mut self.ended);
+            flushing.told = std::mem::take(&mut self.told_since);
         }
         for entry in &flush.contents.events {
             let deliveries = entry.deliveries.iter();
@@ -470,7 +505,9 @@ impl Process {
         for (kind, ..) in &flushing.watches {
             self.baselined[*kind] = true;
         }
-        let Flushing { complete, ended, failed, watches, .. } = flushing;
+        self.has_more = !flushing.complete;
+        let Flushing { complete, told, ended, failed, watches, .. } = flushing;
+        env.oracle.recorded.extend(told);
         env.oracle.landed(complete, ended, failed, watches);
     }
 
@@ -522,7 +559,7 @@ impl Process {
             oracle.fail("more attempts than the Webhook's retries".into());
         }
         let kind = kind_of_uid(event.object.uid);
-        if !(if self.told.contains(&event.id) { self.baselined[kind] } else { oracle.had_baseline[kind] }) {
+        if self.told.contains(&event.id) && !self.baselined[kind] {
             oracle.fail("an attempt before its watch's baseline is flushed".into());
         }
         if self.attempts.iter().any(|other| other.webhook == webhook && other.event.id == event.id) {
@@ -540,6 +577,7 @@ impl Process {
             if let Some(before) = self.first_attempts.insert((webhook, object), this)
                 && before.2 != this.2
                 && before >= this
+                && !oracle.begun_anew.contains(&object)
             {
                 oracle.fail(format!("first attempts out of order: {before:?} before {this:?}"));
             }
@@ -614,10 +652,17 @@ impl Process {
 
     /// The store went back under it, and all connections broke.
     pub fn restored(&mut self, env: &mut Env) {
+        // What it held may have landed on the timeline that is no more.
+        if let Some(flushing) = &mut self.flushing {
+            let Flushing { rest, watches, .. } = std::mem::take(flushing);
+            *flushing = Flushing { rest, watches, ..Flushing::default() };
+        }
         let version = env.store.version;
         for item in &mut self.queue {
             item.as_of = item.as_of.min(version);
+            item.outdated = true;
         }
+        self.restored_to = [Some(version); 3];
         for baseline in self.baseline.iter_mut().flatten() {
             *baseline = (*baseline).min(version);
         }
@@ -638,6 +683,16 @@ impl Process {
             }
         }
         self.phase = Phase::Dead;
+    }
+
+    /// How many events it told since the last flush of everything.
+    pub fn unflushed(&self) -> usize {
+        self.told_since.len()
+    }
+
+    /// Between two turns of a flush, or in one.
+    pub fn is_flushing(&self) -> bool {
+        self.flushing.is_some() || self.has_more
     }
 
     pub fn term(&self) -> u64 {
@@ -668,7 +723,7 @@ impl Process {
 
 fn brief(change: &Change) -> String {
     match change {
-        Change::Seen(object) => format!("seen {} {:?}", object.version, object.facts),
+        Change::Seen(object) => format!("seen {} {:.200}", object.version, format!("{:?}", object.facts)),
         Change::Deleted(object) => format!("deleted {} {}", object.version, object.name),
         Change::Answer { question, living } => format!("answer {} living {living}", question.name),
         other => format!("{other:?}"),

@@ -58,6 +58,21 @@ impl Life {
         &self.states[self.states.len() - 1]
     }
 
+    /// Whether nothing that a lifecycle looks at has changed since this version.
+    pub fn has_only_been_touched_since(&self, version: u64) -> bool {
+        let Some(then) = self.states.iter().rfind(|state| state.version <= version) else { return false };
+        let same = |state: &State| {
+            let facts = match (&then.facts, &state.facts) {
+                (Facts::Training(then), Facts::Training(now)) => {
+                    (then.stage, then.started_at) == (now.stage, now.started_at)
+                }
+                (then, now) => then == now,
+            };
+            facts && (then.generation, then.selected) == (state.generation, state.selected)
+        };
+        self.deleted.is_none() && self.states.iter().filter(|state| state.version > version).all(same)
+    }
+
     fn object(&self, state: &State, version: u64) -> Object {
         Object {
             uid: self.uid,

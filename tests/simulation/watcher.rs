@@ -42,7 +42,7 @@ impl Watcher {
     }
 
     fn push(&self, queue: &mut VecDeque<Item>, change: Change, as_of: u64) {
-        queue.push_back(Item { kind: self.kind, change, as_of });
+        queue.push_back(Item { kind: self.kind, change, as_of, outdated: false });
     }
 
     fn saw(&mut self, version: u64) {

@@ -21,6 +21,8 @@ use crate::{
 const STEPS: usize = 420;
 /// Rounds after which a world that does not come to rest never will.
 const PATIENCE: usize = 3000;
+/// One in so many worlds has large events.
+const LARGE: u64 = 250;
 const TEAMS: [&str; 2] = ["red", "blue"];
 
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +64,7 @@ pub struct World {
     serial: u64,
     /// Who holds the Lease.
     holder: u64,
+    large: bool,
 }
 
 /// How a run ended.
@@ -76,19 +79,18 @@ pub struct Ended {
 
 pub fn run(seed: u64, trace: bool) -> Ended {
     let mut world = World::new(seed, trace);
-    for _ in 0..STEPS {
+    for _ in 0..if world.large { 4 * STEPS } else { STEPS } {
         world.step();
         if world.env.oracle.violation.is_some() {
             break;
         }
     }
     world.heal();
+    world.env.judge();
     world.die();
     world.heal();
+    world.env.judge();
     let World { mut env, .. } = world;
-    if env.oracle.violation.is_none() {
-        env.oracle.judge(&env.store, &env.hooks);
-    }
     Ended {
         fingerprint: (env.random.next(), env.store.version, env.oracle.reached.len()),
         required: env.oracle.required,
@@ -101,12 +103,13 @@ pub fn run(seed: u64, trace: bool) -> Ended {
 impl World {
     fn new(seed: u64, trace: bool) -> Self {
         let mut random = Random::new(seed);
+        let large = seed % LARGE == LARGE - 1;
         let shape = Shape {
-            ring: 24 + random.below(17) as u64,
+            ring: 26 + random.below(17) as u64,
             shards: 4,
-            limit: if random.chance(40) { 900 + random.below(1500) } else { 1 << 20 },
+            limit: if random.chance(60) && !large { 1000 + random.below(1500) } else { 1 << 20 },
         };
-        let actions = Self::actions(&mut random);
+        let actions = if large { Self::large_actions() } else { Self::actions(&mut random) };
         let installed = [true, !random.chance(10), true];
         let env = Env {
             random,
@@ -123,7 +126,7 @@ impl World {
             calm: false,
             trace,
         };
-        let mut world = Self { env, processes: Vec::new(), backups: Vec::new(), actions, serial: 0, holder: 0 };
+        let mut world = Self { env, processes: Vec::new(), backups: Vec::new(), actions, serial: 0, holder: 0, large };
         for _ in 0..world.env.random.below(6) {
             world.create();
         }
@@ -180,6 +183,23 @@ impl World {
         mixture.into_iter().flat_map(|(action, often)| std::iter::repeat_n(action, often)).collect()
     }
 
+    fn large_actions() -> Vec<Action> {
+        use Action::{Change, Consume, Create, Due, End, Flush, Kill, Network, Start, Watch};
+        let mixture = [
+            (Create, 25),
+            (Change, 60),
+            (Watch, 90),
+            (Consume, 90),
+            (Flush, 20),
+            (Network, 30),
+            (Start, 15),
+            (Kill, 15),
+            (Due, 2),
+            (End, 2),
+        ];
+        mixture.into_iter().flat_map(|(action, often)| std::iter::repeat_n(action, often)).collect()
+    }
+
     fn step(&mut self) {
         self.env.tick += 1;
         self.env.millis += 1 + self.env.random.below(120) as i64;
@@ -222,7 +242,8 @@ impl World {
             }
             Action::Start => self.start(),
             Action::Kill => {
-                if let Some(at) = self.some_process(Process::is_alive) {
+                let large = self.large;
+                if let Some(at) = self.some_process(|process| process.is_alive() && (!large || process.is_flushing())) {
                     self.processes[at].kill(&mut self.env);
                 }
             }
@@ -264,6 +285,8 @@ impl World {
     fn work(&mut self, at: usize, action: Action) {
         let (process, env) = (&mut self.processes[at], &mut self.env);
         match action {
+            // Enough must come together.
+            Action::Flush if self.large && process.unflushed() < 60 && env.random.chance(98) => {}
             Action::Flush => process.flush(env),
             _ if process.lapsed => {}
             Action::End => process.end_attempt(env),
@@ -302,8 +325,9 @@ impl World {
 
     fn create(&mut self) {
         let Env { random, store, installed, tick, .. } = &mut self.env;
-        let kind = random.below(3);
-        if !installed[kind] || store.lives.values().filter(|life| life.deleted.is_none()).count() > 11 {
+        let kind = if self.large { 0 } else { random.below(3) };
+        let most = if self.large { 40 } else { 12 };
+        if !installed[kind] || store.lives.values().filter(|life| life.deleted.is_none()).count() >= most {
             return;
         }
         self.serial += 1;
@@ -329,9 +353,14 @@ impl World {
         let Some(life) = self.env.store.lives.get(&uid) else { return };
         self.serial += 1;
         let now = life.now().clone();
-        let (facts, generation) = life::next(&mut self.env.random, &now.facts, now.generation, self.serial as i64);
+        let (mut facts, generation) = life::next(&mut self.env.random, &now.facts, now.generation, self.serial as i64);
+        if self.large {
+            life::inflate(&mut facts);
+        }
         self.env.store.update(uid, State { tick: self.env.tick, generation, facts, ..now });
-        self.env.say(|| format!("{uid:?} is now {:?}", self.env.store.lives[&uid].now()));
+        if !self.large {
+            self.env.say(|| format!("{uid:?} is now {:?}", self.env.store.lives[&uid].now()));
+        }
     }
 
     /// The label comes or goes, perhaps together with a change.
@@ -354,10 +383,14 @@ impl World {
         }
         self.serial += 1;
         let random = &mut self.env.random;
-        let patterns: &[&str] =
-            [&["*"][..], &["*"], &["training.*"], &["deployment.*", "training.failed"]][random.below(4)];
+        let patterns: &[&str] = [&["*"][..], &["*"], &["training.*"], &["deployment.*", "training.failed"]]
+            [if self.large { 0 } else { random.below(4) }];
         let team = TEAMS[random.below(2)].to_owned();
-        let selector = if random.chance(20) { vec![Requirement::In("team".into(), [team].into())] } else { Vec::new() };
+        let selector = if random.chance(20) && !self.large {
+            vec![Requirement::In("team".into(), [team].into())]
+        } else {
+            Vec::new()
+        };
         let uid = Uid::from_u128(1 << 64 | u128::from(self.serial));
         let (initial, max) = (Duration::from_millis(100), Duration::from_secs(1));
         let subscription = Subscription {
@@ -463,6 +496,7 @@ impl World {
         self.env.store.ledger_harmed = true;
         self.env.say(|| "the ledger is harmed".into());
         if self.env.random.chance(40) {
+            self.env.oracle.terms.clear();
             self.env.store.segments.clear();
             return;
         }
