@@ -200,6 +200,11 @@ impl Watch {
         if let Some(record) = self.record(uid) {
             record.listing = listing;
             if object.version <= record.version {
+                // A flush may tell of a change that its position has not passed: what unselected the object before is then
+                // observed again, and must not outlast this.
+                if object.version == record.version && !object.owned && std::mem::take(&mut record.muted) {
+                    self.touch(uid, dirty);
+                }
                 return Vec::new();
             }
             record.version = object.version;
