@@ -208,6 +208,19 @@ fn attempt(engine: &mut Engine, now: i64) -> Attempt {
 }
 
 #[test]
+fn what_is_delivered_is_told_gone_although_it_was_asked_for_again_before_the_flush() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 1, 0));
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    assert_eq!(flushed(&mut engine).events.len(), 1);
+    let first = attempt(&mut engine, 0);
+    engine.settle(&outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
+    assert!(engine.redeliver(first.webhook, &first.event));
+    let [gone] = &flushed(&mut engine).events[..] else { panic!("the ledger must know") };
+    assert!(gone.id == first.event.id && gone.deliveries.is_empty());
+}
+
+#[test]
 fn a_late_410_of_the_endpoint_before_the_edit_says_nothing_of_the_new_one() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 1, 5));
