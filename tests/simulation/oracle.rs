@@ -128,7 +128,10 @@ impl Oracle {
             && *leader != owner
             && segment.term <= *term
         {
-            let what = format!("#{owner} wrote {} in term {} although #{leader} leads in term {term}", segment.name, segment.term);
+            let what = format!(
+                "#{owner} wrote {} in term {} although #{leader} leads in term {term}",
+                segment.name, segment.term
+            );
             self.fail(what);
         }
     }
@@ -254,7 +257,9 @@ impl Oracle {
                 None => OccurrenceName::Generation(generation),
             };
             let fits = match event.event_type {
-                EventType::TrainingStarted => stage.is_some_and(|stage| stage == TrainingStage::Running || stage.is_finished()),
+                EventType::TrainingStarted => {
+                    stage.is_some_and(|stage| stage == TrainingStage::Running || stage.is_finished())
+                }
                 EventType::TrainingCompleted => stage == Some(TrainingStage::Completed),
                 _ => gone || matches!(stage, Some(TrainingStage::Failed | TrainingStage::Cancelled)),
             };
@@ -313,12 +318,14 @@ impl Oracle {
             };
             let whole = self.gaps.iter().filter(hidden);
             let later = whole.clone().flat_map(|gap| {
-                let passed = self.unselected.iter().filter(|(uid, at)| *uid == life.uid && gap.from < *at && *at < gap.to);
+                let passed =
+                    self.unselected.iter().filter(|(uid, at)| *uid == life.uid && gap.from < *at && *at < gap.to);
                 passed.map(|(_, at)| Gap { from: *at, ..*gap })
             });
             let gaps: Vec<Gap> = whole.map(|gap| Gap { ..*gap }).chain(later).take(MOST_GAPS).collect();
             let mut choices = (1..1_usize << gaps.len()).map(|choice| {
-                let chosen: Vec<&Gap> = (0..gaps.len()).filter(|at| choice >> at & 1 == 1).map(|at| &gaps[at]).collect();
+                let chosen: Vec<&Gap> =
+                    (0..gaps.len()).filter(|at| choice >> at & 1 == 1).map(|at| &gaps[at]).collect();
                 self.missing(life, baseline, &chosen, hooks).1
             });
             let excused = choices.any(|missing| missing.is_none());
@@ -331,7 +338,13 @@ impl Oracle {
     }
 
     /// How many deliveries somebody tells who lists instead of these gaps, and the first that never arrived.
-    fn missing(&self, life: &Life, baseline: u64, gaps: &[&Gap], hooks: &BTreeMap<Uid, Hook>) -> (usize, Option<String>) {
+    fn missing(
+        &self,
+        life: &Life,
+        baseline: u64,
+        gaps: &[&Gap],
+        hooks: &BTreeMap<Uid, Hook>,
+    ) -> (usize, Option<String>) {
         let labels = BTreeMap::from([("team".into(), life.team.into())]);
         let mut all = 0;
         for told in tell(life, baseline, gaps) {

@@ -209,7 +209,9 @@ impl Process {
         let fresh_epoch = env.now().as_millisecond() as u64;
         match journal::open(&found, HOME, env.shape, self.number) {
             Opened::Ours(journal, memory) => {
-                env.say(|| format!("#{} reads the ledger: epoch {} term {}", self.number, journal.epoch(), journal.term()));
+                env.say(|| {
+                    format!("#{} reads the ledger: epoch {} term {}", self.number, journal.epoch(), journal.term())
+                });
                 env.oracle.recovered(journal.epoch(), &memory);
                 env.store.ledger_harmed = false;
                 self.journal = Some(*journal);
@@ -238,7 +240,12 @@ impl Process {
 
     fn send(&mut self, env: &mut Env, segment: Segment) {
         let replaces = self.journal.as_ref().and_then(|journal| journal.version(&segment)).map(str::to_owned);
-        env.say(|| format!("#{} puts {} term {} sequence {} over {replaces:?}", self.number, segment.name, segment.term, segment.sequence));
+        env.say(|| {
+            format!(
+                "#{} puts {} term {} sequence {} over {replaces:?}",
+                self.number, segment.name, segment.term, segment.sequence
+            )
+        });
         env.network.push(Put { owner: self.number, segment: segment.clone(), replaces });
         self.put = Some(segment);
     }
@@ -399,7 +406,6 @@ impl Process {
             env.oracle.occurred(&env.store, kind, version, baseline, event);
         }
         for webhook in observed.dropped {
-            env.met.dropped = true;
             env.oracle.reached.extend(observed.events.iter().map(|event| (webhook, event.id)));
         }
         self.questions.extend(observed.questions);
@@ -464,7 +470,13 @@ impl Process {
         env.met.split |= parts.clone().count() > 1;
         env.met.overflow |= parts.map(|segment| segment.records).sum::<usize>() > entries;
         flushing.rest = segments.into();
-        env.say(|| format!("#{} flushes {entries} entries, complete: {complete}, {} segments", self.number, flushing.rest.len()));
+        env.say(|| {
+            format!(
+                "#{} flushes {entries} entries, complete: {complete}, {} segments",
+                self.number,
+                flushing.rest.len()
+            )
+        });
         self.flushing = Some(flushing);
         self.next_segment(env);
     }
@@ -503,7 +515,12 @@ impl Process {
                     return;
                 }
                 Some(Due::Attempt(attempt)) => {
-                    env.say(|| format!("#{} attempts {} to {:?}, number {}", self.number, attempt.event.id, attempt.webhook, attempt.number));
+                    env.say(|| {
+                        format!(
+                            "#{} attempts {} to {:?}, number {}",
+                            self.number, attempt.event.id, attempt.webhook, attempt.number
+                        )
+                    });
                     self.begun(env, attempt);
                     return;
                 }
@@ -540,7 +557,8 @@ impl Process {
         oracle.attempted(webhook, event.object.uid, event.id, number);
         if number == 1 {
             let object = event.object.uid;
-            let same = |other: &&Attempt| other.webhook == webhook && other.number == 1 && other.event.object.uid == object;
+            let same =
+                |other: &&Attempt| other.webhook == webhook && other.number == 1 && other.event.object.uid == object;
             if self.attempts.iter().find(same).is_some() {
                 oracle.fail("first attempts of one object's events overlap".into());
             }

@@ -63,7 +63,9 @@ impl Life {
         let Some(then) = self.states.iter().rfind(|state| state.version <= version) else { return false };
         let same = |state: &State| {
             let facts = match (&then.facts, &state.facts) {
-                (Facts::Training(then), Facts::Training(now)) => (then.stage, then.started_at) == (now.stage, now.started_at),
+                (Facts::Training(then), Facts::Training(now)) => {
+                    (then.stage, then.started_at) == (now.stage, now.started_at)
+                }
                 (then, now) => then == now,
             };
             facts && (then.generation, then.selected) == (state.generation, state.selected)
@@ -153,7 +155,8 @@ impl Store {
 
     /// What a list of this watch holds now, in the order of its keys.
     pub fn list(&self, kind: usize) -> Vec<Object> {
-        let lives = self.lives.values().filter(|life| life.kind == kind && life.deleted.is_none() && life.now().selected);
+        let lives =
+            self.lives.values().filter(|life| life.kind == kind && life.deleted.is_none() && life.now().selected);
         let mut objects: Vec<Object> = lives.map(|life| life.object(life.now(), life.now().version)).collect();
         objects.sort_by(|one, other| one.name.cmp(&other.name));
         objects

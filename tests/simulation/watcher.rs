@@ -17,7 +17,10 @@ use crate::{
 pub enum Stage {
     /// Before it resumes, it asks how far the store is.
     Checking,
-    Listing { objects: VecDeque<Object>, version: u64 },
+    Listing {
+        objects: VecDeque<Object>,
+        version: u64,
+    },
     Following,
     /// A DELETED came on a watch with a selector.
     Asking(Box<Object>),

@@ -128,7 +128,16 @@ impl World {
             calm: false,
             trace,
         };
-        let mut world = Self { env, processes: Vec::new(), backups: Vec::new(), actions, serial: 0, holder: 0, large, quiet: false };
+        let mut world = Self {
+            env,
+            processes: Vec::new(),
+            backups: Vec::new(),
+            actions,
+            serial: 0,
+            holder: 0,
+            large,
+            quiet: false,
+        };
         for _ in 0..world.env.random.below(6) {
             world.create();
         }
@@ -141,8 +150,9 @@ impl World {
     /// Each seed has its own mixture of what happens.
     fn actions(random: &mut Random) -> Vec<Action> {
         use Action::{
-            Answer, Backup, Change, Compact, Consume, Create, Delete, Due, End, Endpoint, Flush, HarmLedger, HookCreate,
-            HookDelete, HookHold, Install, Keep, Kill, Network, Pause, Reconfigure, Restore, Resume, Select, Start, Stop, Watch,
+            Answer, Backup, Change, Compact, Consume, Create, Delete, Due, End, Endpoint, Flush, HarmLedger,
+            HookCreate, HookDelete, HookHold, Install, Keep, Kill, Network, Pause, Reconfigure, Restore, Resume,
+            Select, Start, Stop, Watch,
         };
         let mut rare = |action, percent, most: usize| {
             let often = if random.chance(percent) { 1 + random.below(most) } else { 0 };
@@ -186,8 +196,18 @@ impl World {
 
     fn large_actions() -> Vec<Action> {
         use Action::{Change, Consume, Create, Due, End, Flush, Kill, Network, Start, Watch};
-        let mixture =
-            [(Create, 25), (Change, 60), (Watch, 90), (Consume, 90), (Flush, 20), (Network, 30), (Start, 15), (Kill, 15), (Due, 2), (End, 2)];
+        let mixture = [
+            (Create, 25),
+            (Change, 60),
+            (Watch, 90),
+            (Consume, 90),
+            (Flush, 20),
+            (Network, 30),
+            (Start, 15),
+            (Kill, 15),
+            (Due, 2),
+            (End, 2),
+        ];
         mixture.into_iter().flat_map(|(action, often)| std::iter::repeat_n(action, often)).collect()
     }
 
@@ -257,7 +277,13 @@ impl World {
                 }
             }
             Action::Network => self.network(),
-            Action::Watch | Action::Consume | Action::Answer | Action::Flush | Action::Due | Action::End | Action::Keep => {
+            Action::Watch
+            | Action::Consume
+            | Action::Answer
+            | Action::Flush
+            | Action::Due
+            | Action::End
+            | Action::Keep => {
                 if let Some(at) = self.some_process(|process| process.phase == Phase::Leading && !process.paused) {
                     self.work(at, action);
                 }
@@ -303,7 +329,12 @@ impl World {
     }
 
     fn some_life(&mut self, kind: Option<usize>) -> Option<Uid> {
-        let lives = self.env.store.lives.values().filter(|life| life.deleted.is_none() && kind.is_none_or(|kind| life.kind == kind));
+        let lives = self
+            .env
+            .store
+            .lives
+            .values()
+            .filter(|life| life.deleted.is_none() && kind.is_none_or(|kind| life.kind == kind));
         let uids: Vec<Uid> = lives.map(|life| life.uid).collect();
         (!uids.is_empty()).then(|| uids[self.env.random.below(uids.len())])
     }
@@ -316,7 +347,13 @@ impl World {
             return;
         }
         self.serial += 1;
-        let state = State { version: 0, tick: *tick, generation: 1, selected: !random.chance(10) || kind != 1, facts: life::first(random, kind) };
+        let state = State {
+            version: 0,
+            tick: *tick,
+            generation: 1,
+            selected: !random.chance(10) || kind != 1,
+            facts: life::first(random, kind),
+        };
         store.create(Life {
             uid: object_uid(kind, self.serial),
             kind,
@@ -366,10 +403,14 @@ impl World {
         }
         self.serial += 1;
         let random = &mut self.env.random;
-        let patterns: &[&str] = [&["*"][..], &["*"], &["training.*"], &["deployment.*", "training.failed"]][if self.large { 0 } else { random.below(4) }];
+        let patterns: &[&str] = [&["*"][..], &["*"], &["training.*"], &["deployment.*", "training.failed"]]
+            [if self.large { 0 } else { random.below(4) }];
         let team = TEAMS[random.below(2)].to_owned();
-        let selector =
-            if random.chance(20) && !self.large { vec![Requirement::In("team".into(), [team].into())] } else { Vec::new() };
+        let selector = if random.chance(20) && !self.large {
+            vec![Requirement::In("team".into(), [team].into())]
+        } else {
+            Vec::new()
+        };
         let uid = Uid::from_u128(1 << 64 | u128::from(self.serial));
         let (initial, max) = (Duration::from_millis(100), Duration::from_secs(1));
         let subscription = Subscription {
@@ -516,7 +557,8 @@ impl World {
         }
         process.resend(&mut self.env);
         let leads = |process: &Process| process.phase == Phase::Leading;
-        self.env.met.overlap |= self.processes[at].lapsed && self.processes.iter().filter(|process| leads(process)).count() > 1;
+        self.env.met.overlap |=
+            self.processes[at].lapsed && self.processes.iter().filter(|process| leads(process)).count() > 1;
     }
 
     /// Something happens to a PUT under way.
@@ -560,9 +602,12 @@ impl World {
         if let Answer::Landed(version) = &answer {
             self.env.say(|| format!("#{}'s {} lands at {version}", put.owner, put.segment.name));
             self.env.oracle.put(&put.segment, put.owner);
-            self.env.met.wrapped |= put.segment.kind == SegmentKind::Journal && put.segment.sequence >= self.env.shape.ring;
-            let newest = self.processes.iter().filter(|process| process.phase == Phase::Leading).map(Process::term).max();
-            self.env.met.late_snapshot |= put.segment.kind == SegmentKind::Snapshot && newest.is_some_and(|term| put.segment.term < term);
+            self.env.met.wrapped |=
+                put.segment.kind == SegmentKind::Journal && put.segment.sequence >= self.env.shape.ring;
+            let newest =
+                self.processes.iter().filter(|process| process.phase == Phase::Leading).map(Process::term).max();
+            self.env.met.late_snapshot |=
+                put.segment.kind == SegmentKind::Snapshot && newest.is_some_and(|term| put.segment.term < term);
         }
         answer
     }
