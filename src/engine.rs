@@ -599,6 +599,10 @@ impl Engine {
                 }
             }
         }
+        if self.dirty.is_empty() {
+            // After a first list it is as long as that.
+            self.dirty.shrink_to(1024);
+        }
         let mut snapshots = Vec::new();
         if !self.pending.is_dirty() && self.dirty.is_empty() {
             for (id, uid) in std::mem::take(&mut self.gone) {

@@ -587,7 +587,11 @@ impl Pending {
         while *budget > 0 {
             let Some((id, written)) = self.dirty.pop_front() else { break };
             let shard = id.shard(self.events.len());
-            let Some(stored) = self.events[shard].get_mut(&id) else {
+            let stored = self.events[shard].get_mut(&id);
+            let dirty = stored.map(|stored| std::mem::take(&mut stored.dirty));
+            // One that is there only because it was asked for again is gone as far as the ledger is concerned.
+            let known = self.events[shard].get_mut(&id).filter(|stored| stored.written || !stored.to.is_empty());
+            let Some(stored) = known else {
                 if !written {
                     continue;
                 }
@@ -595,13 +599,10 @@ impl Pending {
                 *budget = budget.saturating_sub(64);
                 continue;
             };
-            if !std::mem::take(&mut stored.dirty) {
+            if dirty != Some(true) {
                 continue;
             }
             let full = !stored.written && !stored.to.is_empty();
-            if stored.to.is_empty() && !stored.written {
-                continue;
-            }
             stored.written = !stored.to.is_empty();
             let stored = &self.events[shard][&id];
             *budget = budget.saturating_sub(128 + 64 * stored.to.len() + if full { stored.size } else { 0 });

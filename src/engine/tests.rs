@@ -133,6 +133,20 @@ fn on_a_watch_with_a_selector_absence_is_asked_after() {
 }
 
 #[test]
+fn a_label_that_went_and_came_back_before_the_newest_state_mutes_nothing_when_it_is_observed_again() {
+    let mut engine = listed_engine(true);
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    // The record was flushed, the position behind it was not: the log is read again.
+    engine.observe(change(Change::Unselected(Uid::from_u128(1))), at(0));
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    engine.observe(change(Change::ListBegun), at(0));
+    let observed = engine.observe(change(Change::ListEnded(9)), at(0));
+    let [question] = &observed.questions[..] else { panic!("{:?}", observed.questions) };
+    let answer = Change::Answer { question: question.clone(), living: false };
+    assert_eq!(names(&engine.observe(change(answer), at(0))), ["training.failed"]);
+}
+
+#[test]
 fn a_kind_that_was_not_installed_has_no_baseline() {
     let mut engine = Engine::new(None, 1, 4);
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
@@ -191,6 +205,19 @@ fn attempt(engine: &mut Engine, now: i64) -> Attempt {
         Some(Due::Attempt(attempt)) => attempt,
         other => panic!("an attempt is due, not {other:?}"),
     }
+}
+
+#[test]
+fn what_is_delivered_is_told_gone_although_it_was_asked_for_again_before_the_flush() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 1, 0));
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    assert_eq!(flushed(&mut engine).events.len(), 1);
+    let first = attempt(&mut engine, 0);
+    engine.settle(&outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
+    assert!(engine.redeliver(first.webhook, &first.event));
+    let [gone] = &flushed(&mut engine).events[..] else { panic!("the ledger must know") };
+    assert!(gone.id == first.event.id && gone.deliveries.is_empty());
 }
 
 #[test]

@@ -86,9 +86,7 @@ impl Watch {
     pub(super) fn recover(source: &'static str, selective: bool, shards: usize, remembered: RememberedWatch) -> Self {
         let RememberedWatch { entry, records } = remembered;
         let mut watch = Self::new(source, selective, shards, &entry.watch, entry.epoch);
-        for (uid, record) in records {
-            watch.records[uid.shard(shards)].insert(uid, record);
-        }
+        watch.records = records;
         watch.stand = Stand::Live;
         watch.baseline = Baseline::Landed;
         watch.absent = entry.absent;
@@ -202,6 +200,11 @@ impl Watch {
         if let Some(record) = self.record(uid) {
             record.listing = listing;
             if object.version <= record.version {
+                // A flush may tell of a change that its position has not passed: what unselected the object before is then
+                // observed again, and must not outlast this.
+                if object.version == record.version && !object.owned && std::mem::take(&mut record.muted) {
+                    self.touch(uid, dirty);
+                }
                 return Vec::new();
             }
             record.version = object.version;

@@ -1,10 +1,13 @@
 //! What a segment holds, and how it is written: JSON, compressed with zstd, in base64.
 
-use std::{borrow::Cow, collections::HashMap, io, sync::Arc};
+use std::{borrow::Cow, fmt, io, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{
+    Deserialize, Serialize, Serializer,
+    de::{MapAccess, Visitor},
+};
 
 use super::record::Record;
 use crate::event::{Event, EventType, body::Opened, id::EventId, object::Uid, unknown::Unknown};
@@ -146,7 +149,7 @@ impl Contents {
     #[must_use]
     pub fn split_off_half(&mut self) -> Self {
         let mut rest = Self { watches: self.watches.take(), ..Self::default() };
-        let half = (self.events.len() + self.records.len()) / 2;
+        let half = (self.len() - self.gone.len()) / 2;
         if self.events.is_empty() && self.records.is_empty() {
             rest.gone = self.gone.split_off(self.gone.len() / 2);
             return rest;
@@ -268,8 +271,25 @@ impl Serialize for Objects<'_> {
 
 impl<'de> Deserialize<'de> for Objects<'_> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let map: HashMap<Uid, Record> = HashMap::deserialize(deserializer)?;
-        Ok(Self(map.into_iter().map(|(uid, record)| (uid, Cow::Owned(record))).collect()))
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Vec<(Uid, Cow<'static, Record>)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("records by uid")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some((uid, record)) = map.next_entry()? {
+                    entries.push((uid, Cow::Owned(record)));
+                }
+                Ok(entries)
+            }
+        }
+
+        Ok(Self(deserializer.deserialize_map(Entries)?))
     }
 }
 

@@ -114,7 +114,8 @@ pub struct Memory {
 #[derive(Debug)]
 pub struct RememberedWatch {
     pub entry: WatchEntry,
-    pub records: HashMap<Uid, Record>,
+    /// By shard of the snapshot.
+    pub records: Vec<HashMap<Uid, Record>>,
 }
 
 /// An event that is not done with.
@@ -229,14 +230,14 @@ fn open_epoch(
         versions: of_epoch.iter().map(|found| (found.segment.name.clone(), found.version.clone())).collect(),
         sizes: of_epoch.iter().map(|found| (found.segment.name.clone(), found.segment.data.len())).collect(),
     };
-    Ok(Some((writing, rebuilt.memory())))
+    Ok(Some((writing, rebuilt.memory(shape.shards))))
 }
 
 /// What the segments add up to.
 #[derive(Default)]
 struct Rebuilt {
     watches: Vec<WatchEntry>,
-    groups: HashMap<(String, u64), HashMap<Uid, Record>>,
+    groups: HashMap<(String, u64), Vec<HashMap<Uid, Record>>>,
     events: HashMap<EventId, RememberedEvent>,
     unknown: HashSet<EventId>,
 }
@@ -269,15 +270,17 @@ impl Rebuilt {
             }
         }
         for GroupText { watch, epoch, objects, gone } in text.records {
-            let group = self.groups.entry((watch.into_owned(), epoch)).or_default();
+            let group = self.groups.entry((watch.into_owned(), epoch)).or_insert_with(|| vec![HashMap::new(); shards]);
             for (uid, record) in objects.0 {
-                if wanted(uid.shard(shards)) {
-                    group.insert(uid, record.into_owned());
+                let shard = uid.shard(shards);
+                if wanted(shard) {
+                    group[shard].insert(uid, record.into_owned());
                 }
             }
             for uid in gone {
-                if wanted(uid.shard(shards)) {
-                    group.remove(&uid);
+                let shard = uid.shard(shards);
+                if wanted(shard) {
+                    group[shard].remove(&uid);
                 }
             }
         }
@@ -288,9 +291,10 @@ impl Rebuilt {
     }
 
     /// A watch without a position has no baseline, and its records count for nothing.
-    fn memory(mut self) -> Memory {
+    fn memory(mut self, shards: usize) -> Memory {
         let watches = self.watches.into_iter().filter(|watch| watch.position > 0 || watch.absent).map(|entry| {
-            let records = self.groups.remove(&(entry.watch.clone(), entry.epoch)).unwrap_or_default();
+            let records = self.groups.remove(&(entry.watch.clone(), entry.epoch));
+            let records = records.unwrap_or_else(|| vec![HashMap::new(); shards]);
             RememberedWatch { entry, records }
         });
         let watches = watches.collect();

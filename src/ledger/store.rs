@@ -1,6 +1,7 @@
 //! The ledger's segments in the apiserver: read once by a new leader, then written one by one.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -26,7 +27,7 @@ use crate::{
 const EXCLUDE_FROM_BACKUP: (&str, &str) = ("velero.io/exclude-from-backup", "true");
 const REQUEST: Duration = Duration::from_secs(10);
 /// Segments to a page: each holds up to a megabyte.
-const PAGE: u32 = 64;
+const PAGE: u32 = 16;
 const CLAIM_POLL: Duration = Duration::from_millis(50);
 
 /// Asked before each write: the leader's claim.
@@ -103,8 +104,9 @@ impl Store {
         };
         let found = self.read().await?;
         let read = begun.elapsed();
-        let opened = tokio::task::spawn_blocking(move || journal::open(&found, home, Shape::default(), leader)).await;
-        let opened = opened.map_err(|error| kube::Error::Service(error.into()))?;
+        // Here and not on another thread: nothing else is under way yet, and that thread's heap would keep what it took.
+        let opened = journal::open(&found, home, Shape::default(), leader);
+        drop(found);
         let found_anew = |why: Nothing, newest: u64| {
             let journal = Journal::found(home, epoch.max(newest + 1), Shape::default(), leader);
             Ledger { journal, memory: Memory::default(), began: Some(why) }
@@ -126,7 +128,7 @@ impl Store {
             return Ok(None);
         }
         let Ledger { journal, memory, .. } = &ledger;
-        let records: usize = memory.watches.iter().map(|watch| watch.records.len()).sum();
+        let records: usize = memory.watches.iter().flat_map(|watch| &watch.records).map(HashMap::len).sum();
         info!(
             epoch = journal.epoch(), term = journal.term(), records, events = memory.events.len(), bytes = journal.bytes(),
             ?read, all = ?begun.elapsed(), "the ledger is open"

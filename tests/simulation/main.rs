@@ -35,11 +35,10 @@ pub struct Met {
     pub incomplete: bool,
     pub withdrawn: bool,
     pub stopped: bool,
-    pub dropped: bool,
 }
 
 impl Met {
-    const NAMES: [&str; 13] = [
+    const NAMES: [&str; 12] = [
         "list and compare after compaction",
         "store restored",
         "two leaders at once",
@@ -52,12 +51,11 @@ impl Met {
         "flush in several turns",
         "watch withdrawn",
         "stopped gracefully",
-        "delivery dropped",
     ];
     /// So many of them each must be met by some seed.
     const NEEDED: usize = 5;
 
-    const fn flags(self) -> [bool; 13] {
+    const fn flags(self) -> [bool; 12] {
         [
             self.compacted,
             self.restored,
@@ -71,14 +69,13 @@ impl Met {
             self.incomplete,
             self.withdrawn,
             self.stopped,
-            self.dropped,
         ]
     }
 }
 
 #[derive(Default)]
 struct Tally {
-    met: [usize; 13],
+    met: [usize; 12],
     required: usize,
     excused: usize,
     failed: Vec<(u64, String)>,

@@ -409,7 +409,6 @@ impl Process {
             env.oracle.occurred(&env.store, kind, version, baseline, event);
         }
         for webhook in observed.dropped {
-            env.met.dropped = true;
             env.oracle.reached.extend(observed.events.iter().map(|event| (webhook, event.id)));
         }
         self.questions.extend(observed.questions);

@@ -65,6 +65,8 @@ pub struct World {
     /// Who holds the Lease.
     holder: u64,
     large: bool,
+    /// Until the next restore nothing happens that matters: its leader may outlive it.
+    quiet: bool,
 }
 
 /// How a run ended.
@@ -126,7 +128,16 @@ impl World {
             calm: false,
             trace,
         };
-        let mut world = Self { env, processes: Vec::new(), backups: Vec::new(), actions, serial: 0, holder: 0, large };
+        let mut world = Self {
+            env,
+            processes: Vec::new(),
+            backups: Vec::new(),
+            actions,
+            serial: 0,
+            holder: 0,
+            large,
+            quiet: false,
+        };
         for _ in 0..world.env.random.below(6) {
             world.create();
         }
@@ -152,7 +163,7 @@ impl World {
             rare(Pause, 50, 5),
             rare(Stop, 30, 3),
             rare(Compact, 70, 10),
-            rare(Restore, 12, 2),
+            rare(Restore, 12, 4),
             rare(HarmLedger, 8, 6),
             rare(Reconfigure, 12, 3),
             rare(HookCreate, 50, 3),
@@ -212,6 +223,7 @@ impl World {
 
     fn act(&mut self, action: Action) {
         match action {
+            Action::Create | Action::Delete | Action::Select | Action::Kill | Action::Pause if self.quiet => {}
             Action::Create => self.create(),
             Action::Change => self.change(),
             Action::Delete => {
@@ -231,7 +243,11 @@ impl World {
                 self.env.say(|| format!("compaction of {kind} at {version}"));
                 self.env.store.compact(kind, version);
             }
-            Action::Backup => self.backups.push(self.env.store.clone()),
+            Action::Backup => {
+                self.backups.push(self.env.store.clone());
+                let restores = self.actions.iter().any(|action| matches!(action, Action::Restore));
+                self.quiet = restores && self.env.random.chance(60);
+            }
             Action::Restore => self.restore(),
             Action::HarmLedger => self.harm(),
             Action::Install => self.env.installed = [true; 3],
@@ -353,6 +369,10 @@ impl World {
         let Some(life) = self.env.store.lives.get(&uid) else { return };
         self.serial += 1;
         let now = life.now().clone();
+        if self.quiet {
+            self.env.store.update(uid, State { tick: self.env.tick, ..now });
+            return;
+        }
         let (mut facts, generation) = life::next(&mut self.env.random, &now.facts, now.generation, self.serial as i64);
         if self.large {
             life::inflate(&mut facts);
@@ -463,8 +483,10 @@ impl World {
         if self.backups.is_empty() {
             return;
         }
-        let at = self.env.random.below(self.backups.len());
+        let last = self.backups.len() - 1;
+        let at = if self.env.random.chance(70) { last } else { self.env.random.below(last + 1) };
         self.backups.truncate(at + 1);
+        self.quiet = false;
         let mut store = self.backups[at].clone();
         for kind in 0..3 {
             store.compact(kind, store.version);
