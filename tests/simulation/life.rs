@@ -18,6 +18,8 @@ pub fn next(random: &mut Random, facts: &Facts, generation: i64, serial: i64) ->
     }
 }
 
+// By where a job comes from; its ways to one stage are many.
+#[allow(clippy::match_same_arms)]
 fn train(random: &mut Random, facts: &TrainingFacts, serial: i64) -> TrainingFacts {
     use TrainingStage::{Cancelled, Completed, Failed, Pending, Running, Suspended};
     let begun = Timestamp::from_second(1_700_000_000 + serial).ok();

@@ -123,6 +123,7 @@ struct Flushing {
 }
 
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)]
 pub struct Process {
     pub number: u64,
     pub phase: Phase,
@@ -301,22 +302,19 @@ impl Process {
         let Some(journal) = &self.journal else { return };
         env.oracle.leads(journal.epoch(), journal.term(), self.number);
         let mut positions = [0; 3];
-        let mut engine = match self.memory.take() {
-            Some(memory) => {
-                for watch in &memory.watches {
-                    if let Some(kind) = kind_of(&watch.entry.watch) {
-                        self.baseline[kind] = Some(env.oracle.baseline(kind, watch.entry.epoch));
-                        self.baselined[kind] = true;
-                        positions[kind] = watch.entry.position;
-                    }
+        let mut engine = if let Some(memory) = self.memory.take() {
+            for watch in &memory.watches {
+                if let Some(kind) = kind_of(&watch.entry.watch) {
+                    self.baseline[kind] = Some(env.oracle.baseline(kind, watch.entry.epoch));
+                    self.baselined[kind] = true;
+                    positions[kind] = watch.entry.position;
                 }
-                Engine::recover(None, epoch, shards, *memory, now)
             }
-            None => {
-                env.oracle.begins(journal.epoch());
-                env.store.ledger_harmed = false;
-                Engine::new(None, epoch, shards)
-            }
+            Engine::recover(None, epoch, shards, *memory, now)
+        } else {
+            env.oracle.begins(journal.epoch());
+            env.store.ledger_harmed = false;
+            Engine::new(None, epoch, shards)
         };
         let kinds = if env.with_deployments { 0..=DEPLOYMENTS } else { 0..=DEPLOYMENTS - 1 };
         for kind in kinds.clone() {

@@ -107,9 +107,9 @@ impl World {
         let mut random = Random::new(seed);
         let large = seed % LARGE == LARGE - 1;
         let shape = Shape {
-            ring: 26 + random.below(17) as u64,
+            ring: 28 + random.below(17) as u64,
             shards: 4,
-            limit: if random.chance(60) && !large { 1000 + random.below(1500) } else { 1 << 20 },
+            limit: if random.chance(75) && !large { 900 + random.below(1300) } else { 1 << 20 },
         };
         let actions = if large { Self::large_actions() } else { Self::actions(&mut random) };
         let installed = [true, !random.chance(10), true];
