@@ -263,7 +263,8 @@ impl Watch {
     /// The object is deleted: its final state is stepped first.
     pub(super) fn deleted(&mut self, object: Object, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
         let uid = object.uid;
-        if self.record(uid).is_some_and(|record| object.version <= record.version) {
+        // Its going was told, and the position had not passed it when that was flushed.
+        if self.record(uid).is_none_or(|record| object.version <= record.version) {
             return Vec::new();
         }
         let mut occurred = self.seen(object, dirty);

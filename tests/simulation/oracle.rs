@@ -57,6 +57,8 @@ pub struct Oracle {
     current: [Flushed; 3],
     /// Per epoch of the ledger, who leads.
     pub terms: BTreeMap<u64, (u64, u64)>,
+    /// Leaders that outlived a restore: what they wrote late is not part of the ledger.
+    pub outlived: HashSet<u64>,
     /// Lives of timelines that a restore ended.
     lost: Vec<Life>,
     /// Objects that changed on a timeline whose leader outlived it.
@@ -133,6 +135,7 @@ impl Oracle {
         if segment.kind == SegmentKind::Journal
             && let Some((term, leader)) = self.terms.get(&segment.epoch)
             && *leader != owner
+            && !self.outlived.contains(&owner)
             && segment.term <= *term
         {
             let what = format!(
@@ -170,11 +173,15 @@ impl Oracle {
     /// A flush has landed whole.
     pub fn landed(
         &mut self,
+        epoch: u64,
         complete: bool,
         ended: Vec<(Uid, EventId)>,
         failed: Vec<(Uid, EventId, u32)>,
         watches: Vec<(usize, u64, u64)>,
     ) {
+        if epoch < self.ledger {
+            return;
+        }
         // What the ledger had of a flush that was cut off is repeated once more when its record is built again.
         self.sealed.extend(ended.into_iter().filter(|(_, event)| self.recorded.contains(event)));
         for (webhook, event, count) in failed {

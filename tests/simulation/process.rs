@@ -505,7 +505,9 @@ impl Process {
         self.has_more = !flushing.complete;
         let Flushing { complete, told, ended, failed, watches, .. } = flushing;
         env.oracle.recorded.extend(told);
-        env.oracle.landed(complete, ended, failed, watches);
+        if let Some(journal) = &self.journal {
+            env.oracle.landed(journal.epoch(), complete, ended, failed, watches);
+        }
     }
 
     /// Does what the engine wants done.
@@ -636,6 +638,7 @@ impl Process {
         if luck < 10 {
             return;
         }
+        env.say(|| format!("#{} keeps {} of {webhook:?} as an object", self.number, event.id));
         env.oracle.reached.insert(key);
         if luck < 20 {
             return;

@@ -58,7 +58,7 @@ impl Life {
         &self.states[self.states.len() - 1]
     }
 
-    /// Whether nothing that a lifecycle looks at has changed since this version.
+    /// Whether it is a job, and nothing that its lifecycle looks at has changed since this version.
     pub fn has_only_been_touched_since(&self, version: u64) -> bool {
         let Some(then) = self.states.iter().rfind(|state| state.version <= version) else { return false };
         let same = |state: &State| {
@@ -66,7 +66,8 @@ impl Life {
                 (Facts::Training(then), Facts::Training(now)) => {
                     (then.stage, then.started_at) == (now.stage, now.started_at)
                 }
-                (then, now) => then == now,
+                // An event of theirs is known by the version that it shows at.
+                _ => false,
             };
             facts && (then.generation, then.selected) == (state.generation, state.selected)
         };

@@ -506,6 +506,7 @@ impl World {
         self.env.store.ledger_harmed |= outlived;
         self.env.network.clear();
         for process in &mut self.processes {
+            self.env.oracle.outlived.insert(process.number);
             process.restored(&mut self.env);
         }
     }
