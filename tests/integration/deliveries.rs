@@ -756,6 +756,8 @@ fn what_a_gone_endpoint_would_have_got_is_kept_until_a_test_or_a_redelivery_find
         assert_eq!(receiver.count(), 1, "nothing is sent to it: {:?}", receiver.events());
         gone().await;
 
+        // Nothing is told again after this one.
+        operator.stop();
         operator.restart();
         operator.wait_ready().await;
         receiver.answer(|_| Answer::status(200));
