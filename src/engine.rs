@@ -533,9 +533,7 @@ impl Engine {
                 (0, Verdict::Withheld)
             }
             AttemptResult::Acknowledged => {
-                if again {
-                    self.pending.queue(webhook).gone = None;
-                }
+                self.pending.queue(webhook).gone = None;
                 self.pending.remove(webhook, id);
                 (attempt, Verdict::Delivered)
             }

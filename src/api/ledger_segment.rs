@@ -33,6 +33,10 @@ pub struct LedgerSegmentSpec {
     /// The term of the leader that wrote it.
     #[schemars(range(min = 0))]
     pub term: i64,
+    /// Which leader wrote it: a number of its own, beside the term.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub leader: i64,
     /// Of a journal segment its place in the journal; of a snapshot the first place of the journal to apply on top.
     #[schemars(range(min = 0))]
     pub sequence: i64,

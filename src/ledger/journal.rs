@@ -42,6 +42,8 @@ pub struct Segment {
     pub kind: Kind,
     pub epoch: u64,
     pub term: u64,
+    /// Which leader wrote it, beside its term: a number of its own, below 2^63.
+    pub leader: u64,
     /// Of a journal segment its place in the journal, from 1; of a snapshot the first place to apply on top of it.
     pub sequence: u64,
     /// Entries in it.
@@ -178,6 +180,13 @@ fn open_epoch(
 ) -> Result<Option<(Journal, Memory)>, Nothing> {
     let of_epoch: Vec<&Found> = found.iter().filter(|found| found.segment.epoch == epoch).collect();
     let of_kind = |kind| of_epoch.iter().map(|found| &found.segment).filter(move |segment| segment.kind == kind);
+    let writer = |segment: &Segment| (segment.term, segment.leader);
+    let mut journal: Vec<&Segment> = of_kind(Kind::Journal).collect();
+    journal.sort_by_key(|segment| segment.sequence);
+    // A leader's term is above all that it read. Where terms do not rise from one to the next, a leader that outlived a
+    // restore of the store wrote on from its own place; what it wrote is overwritten in its turn.
+    let stray = journal.windows(2).position(|pair| writer(pair[0]) != writer(pair[1]) && pair[1].term <= pair[0].term);
+    journal.truncate(stray.map_or(journal.len(), |last| last + 1));
     let mut rebuilt = Rebuilt::default();
     let mut covered = vec![1; shape.shards];
     // One after the other: together their texts are many times what they add up to.
@@ -191,11 +200,14 @@ fn open_epoch(
         let Some(shard) = text.shard.filter(|shard| *shard < shape.shards) else {
             return Err(unreadable(format!("{:?} is no part of a snapshot", text.shard)));
         };
+        let flush =
+            journal.binary_search_by_key(&segment.sequence, |flush| flush.sequence).map(|at| writer(journal[at]));
+        if flush != Ok(writer(segment)) {
+            return Err(Nothing::Missing(segment.sequence));
+        }
         covered[shard] = segment.sequence;
         rebuilt.apply(text, |other| other == shard, shape.shards)?;
     }
-    let mut journal: Vec<&Segment> = of_kind(Kind::Journal).collect();
-    journal.sort_by_key(|segment| segment.sequence);
     let last = journal.last().map_or(0, |segment| segment.sequence);
     let oldest = covered.iter().copied().min().unwrap_or(1);
     let mut expected = oldest;
@@ -388,6 +400,7 @@ impl Journal {
                 kind: Kind::Snapshot,
                 epoch: self.epoch,
                 term: self.term,
+                leader: self.leader,
                 sequence: first,
                 records: snapshot.len(),
                 data,
@@ -429,6 +442,7 @@ impl Journal {
             kind: Kind::Journal,
             epoch: self.epoch,
             term: self.term,
+            leader: self.leader,
             sequence,
             records: contents.len(),
             data,
@@ -439,6 +453,18 @@ impl Journal {
     #[must_use]
     pub fn version(&self, segment: &Segment) -> Option<&str> {
         self.versions.get(&segment.name).map(String::as_str)
+    }
+
+    /// The name and the version of what this leader wrote before a journal segment that must not exist yet: where that is
+    /// not there any more, the store was restored under it, and the segment must not be written.
+    #[must_use]
+    pub fn predecessor(&self, segment: &Segment) -> Option<(String, &str)> {
+        if segment.kind == Kind::Snapshot || self.versions.contains_key(&segment.name) {
+            return None;
+        }
+        let before = format!("journal-{}-{:03}", self.epoch, segment.sequence.checked_sub(1)? % self.shape.ring);
+        let version = self.versions.get(&before)?;
+        Some((before, version))
     }
 
     /// A write has landed, as this version.

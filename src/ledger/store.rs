@@ -70,7 +70,7 @@ impl Store {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// Reads the whole ledger and claims it; tries until it has it. `leader`: a number that no other leader has; `epoch`: newer
+    /// Reads the whole ledger and claims it; tries until it has it. `leader`: a number below 2^63 that no other leader has; `epoch`: newer
     /// than any that an earlier leader may have begun.
     pub async fn open(&self, leader: u64, epoch: u64) -> Ledger {
         let mut failures = 0;
@@ -179,6 +179,18 @@ impl Store {
             while !(self.may_write)() {
                 sleep(CLAIM_POLL).await;
             }
+            if let Some((before, version)) = journal.predecessor(segment) {
+                match call(self.api().get_opt(&before)).await {
+                    Ok(Some(found)) if found.metadata.resource_version.as_deref() == Some(version) => {}
+                    Ok(_) => return Err(LedgerError::Lost(before)),
+                    Err(error) => {
+                        warn!(segment = segment.name, error = %Causes(&error), "the ledger was not written; trying again");
+                        sleep(pause(failures)).await;
+                        failures += 1;
+                        continue;
+                    }
+                }
+            }
             let error = match self.put(segment, journal.version(segment)).await {
                 Ok(version) => {
                     journal.landed(segment, version);
@@ -208,7 +220,7 @@ impl Store {
     }
 
     async fn put(&self, segment: &Segment, version: Option<&str>) -> Result<String, kube::Error> {
-        let Segment { name, kind, epoch, term, sequence, records, data } = segment;
+        let Segment { name, kind, epoch, term, leader, sequence, records, data } = segment;
         let (key, value) = EXCLUDE_FROM_BACKUP;
         let object = LedgerSegment {
             metadata: ObjectMeta {
@@ -224,6 +236,7 @@ impl Store {
                 },
                 epoch: *epoch as i64,
                 term: *term as i64,
+                leader: *leader as i64,
                 sequence: *sequence as i64,
                 records: *records as i32,
                 bytes: data.len() as i64,
@@ -250,6 +263,7 @@ fn read(object: LedgerSegment) -> Found {
         },
         epoch: spec.epoch.unsigned_abs(),
         term: spec.term.unsigned_abs(),
+        leader: spec.leader.unsigned_abs(),
         sequence: spec.sequence.unsigned_abs(),
         records: spec.records.unsigned_abs() as usize,
         data: spec.data,

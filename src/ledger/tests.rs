@@ -318,3 +318,20 @@ fn a_conflict_is_judged_by_what_is_in_the_place() {
     let newer = Segment { term: 3, data: "newer".into(), ..snapshot.clone() };
     assert_eq!(journal.judge(snapshot, found(&newer)), Judgement::Lost);
 }
+
+#[test]
+fn what_a_leader_that_outlived_a_restore_wrote_behind_a_newer_claim_is_overwritten() {
+    let mut kept = begun(
+        Contents { records: vec![entry(training(1))], watches: Some(watches()), ..Contents::default() },
+        Vec::new(),
+    );
+    let (mut newer, _) = kept.open();
+    let claim = newer.claim().unwrap();
+    kept.write(&mut newer, vec![claim.clone()]);
+    let stray =
+        Segment { name: "journal-1-005".into(), sequence: 5, term: 1, leader: 7, ..kept.0["journal-1-002"].clone() };
+    kept.0.insert(stray.name.clone(), stray);
+    let (mut next, memory) = kept.open();
+    assert_eq!(memory.watches[0].records.iter().flatten().count(), 1);
+    assert_eq!(next.claim().unwrap().sequence, claim.sequence + 1);
+}

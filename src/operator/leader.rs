@@ -200,7 +200,7 @@ impl Leader {
             let claim = claim.clone();
             Store::new(context.client.clone(), &context.args.namespace, Arc::new(move || claim.holds()))
         };
-        let leader = RandomState::new().hash_one(context.epoch);
+        let leader = RandomState::new().hash_one(context.epoch) >> 1;
         let ledger = tokio::select! {
             ledger = store.open(leader, context.epoch) => ledger,
             () = &mut shutdown => return Ok(Stopped::Shutdown),
