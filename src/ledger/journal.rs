@@ -165,6 +165,9 @@ pub fn open(found: &[Found], home: Uid, shape: Shape, leader: u64) -> Opened {
     Opened::Nothing { why, newest }
 }
 
+/// A term, and the leader that writes in it.
+type Writer = (u64, u64);
+
 /// The ledger of this epoch; `None`: it is another's.
 fn open_epoch(
     found: &[Found],
@@ -179,40 +182,49 @@ fn open_epoch(
         let unreadable = |error: Unreadable| Nothing::Unreadable(found.segment.name.clone(), error.to_string());
         jsons.push(contents::unpack(&found.segment.data).map_err(unreadable)?);
     }
-    let mut snapshots: Vec<(usize, u64, Text<'_>)> = Vec::new();
-    let mut journal: Vec<(u64, Text<'_>)> = Vec::new();
+    let mut snapshots: Vec<(usize, u64, Writer, Text<'_>)> = Vec::new();
+    let mut journal: Vec<(u64, Writer, Text<'_>)> = Vec::new();
     for (found, json) in of_epoch.iter().zip(&jsons) {
-        let Segment { name, kind, sequence, .. } = &found.segment;
+        let Segment { name, kind, sequence, term, .. } = &found.segment;
         let unreadable = |error: String| Nothing::Unreadable(name.clone(), error);
         let text: Text<'_> = serde_json::from_slice(json).map_err(|error| unreadable(error.to_string()))?;
         if text.home != home {
             return Ok(None);
         }
+        let writer = (*term, text.leader);
         match (kind, text.shard) {
-            (Kind::Journal, _) => journal.push((*sequence, text)),
-            (Kind::Snapshot, Some(shard)) if shard < shape.shards => snapshots.push((shard, *sequence, text)),
+            (Kind::Journal, _) => journal.push((*sequence, writer, text)),
+            (Kind::Snapshot, Some(shard)) if shard < shape.shards => snapshots.push((shard, *sequence, writer, text)),
             (Kind::Snapshot, shard) => return Err(unreadable(format!("{shard:?} is no part of a snapshot"))),
         }
     }
-    journal.sort_by_key(|(sequence, _)| *sequence);
+    journal.sort_by_key(|(sequence, ..)| *sequence);
+    // A leader's term is above all that it read. Where terms do not rise from one to the next, a leader that outlived a
+    // restore of the store wrote on from its own place; what it wrote is overwritten in its turn.
+    let stray = journal.windows(2).position(|pair| pair[0].1 != pair[1].1 && pair[1].1.0 <= pair[0].1.0);
+    journal.truncate(stray.map_or(journal.len(), |last| last + 1));
     let mut covered = vec![1; shape.shards];
-    for (shard, sequence, _) in &snapshots {
+    for (shard, sequence, writer, _) in &snapshots {
+        let flush = journal.binary_search_by_key(sequence, |(sequence, ..)| *sequence).map(|at| journal[at].1);
+        if flush != Ok(*writer) {
+            return Err(Nothing::Missing(*sequence));
+        }
         covered[*shard] = *sequence;
     }
     let oldest = covered.iter().copied().min().unwrap_or(1);
-    let last = journal.last().map_or(0, |(sequence, _)| *sequence);
-    journal.retain(|(sequence, _)| *sequence >= oldest);
-    let missing = (oldest..=last.max(oldest)).zip(journal.iter().map(|(sequence, _)| Some(*sequence)).chain([None]));
+    let last = journal.last().map_or(0, |(sequence, ..)| *sequence);
+    journal.retain(|(sequence, ..)| *sequence >= oldest);
+    let missing = (oldest..=last.max(oldest)).zip(journal.iter().map(|(sequence, ..)| Some(*sequence)).chain([None]));
     for (expected, sequence) in missing {
         if sequence != Some(expected) {
             return Err(Nothing::Missing(expected));
         }
     }
     let mut rebuilt = Rebuilt::default();
-    for (shard, _, text) in snapshots {
+    for (shard, .., text) in snapshots {
         rebuilt.apply(text, |other| other == shard, shape.shards)?;
     }
-    for (sequence, text) in journal {
+    for (sequence, _, text) in journal {
         rebuilt.apply(text, |shard| sequence >= covered[shard], shape.shards)?;
     }
     let writing = Journal {
