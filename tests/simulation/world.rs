@@ -603,6 +603,7 @@ impl World {
         if let Answer::Landed(version) = &answer {
             self.env.say(|| format!("#{}'s {} lands at {version}", put.owner, put.segment.name));
             self.env.oracle.put(&put.segment, put.owner);
+            self.env.store.ledger_harmed |= self.env.oracle.outlived.contains(&put.owner);
             self.env.met.wrapped |=
                 put.segment.kind == SegmentKind::Journal && put.segment.sequence >= self.env.shape.ring;
             let newest =
