@@ -143,7 +143,7 @@ fn nothing_is_lost_repeated_or_made_up_whatever_happens() {
         assert!(ended.violation.is_none(), "seed {seed}: {}", ended.violation.unwrap_or_default());
         return;
     }
-    let seeds = number("SEEDS").unwrap_or(8000);
+    let seeds = number("SEEDS").unwrap_or(10_000);
     let begun = Instant::now();
     let tally = run_all(seeds);
     let told = tally.failed.iter().map(|(seed, violation)| {

@@ -163,7 +163,7 @@ impl World {
             rare(Pause, 50, 5),
             rare(Stop, 30, 3),
             rare(Compact, 70, 10),
-            rare(Restore, 12, 4),
+            rare(Restore, 22, 4),
             rare(HarmLedger, 8, 6),
             rare(Reconfigure, 12, 3),
             rare(HookCreate, 50, 3),
