@@ -37,6 +37,10 @@ pub struct LedgerSegmentSpec {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub leader: i64,
+    /// Of a journal segment: the leader that wrote the one before it.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub after: i64,
     /// Of a journal segment its place in the journal; of a snapshot the first place of the journal to apply on top.
     #[schemars(range(min = 0))]
     pub sequence: i64,

@@ -44,6 +44,8 @@ pub struct Segment {
     pub term: u64,
     /// Which leader wrote it, beside its term: a number of its own, below 2^63.
     pub leader: u64,
+    /// Of a journal segment: the leader that wrote the one before it.
+    pub after: u64,
     /// Of a journal segment its place in the journal, from 1; of a snapshot the first place to apply on top of it.
     pub sequence: u64,
     /// Entries in it.
@@ -93,6 +95,8 @@ pub struct Journal {
     epoch: u64,
     term: u64,
     leader: u64,
+    /// The first place that this leader writes to, and the leader before it.
+    begun: (u64, u64),
     /// The next place.
     next: u64,
     /// Per shard, the first place that its snapshot does not cover.
@@ -183,9 +187,12 @@ fn open_epoch(
     let writer = |segment: &Segment| (segment.term, segment.leader);
     let mut journal: Vec<&Segment> = of_kind(Kind::Journal).collect();
     journal.sort_by_key(|segment| segment.sequence);
-    // A leader's term is above all that it read. Where terms do not rise from one to the next, a leader that outlived a
-    // restore of the store wrote on from its own place; what it wrote is overwritten in its turn.
-    let stray = journal.windows(2).position(|pair| writer(pair[0]) != writer(pair[1]) && pair[1].term <= pair[0].term);
+    // A leader that outlived a restore of the store wrote on from its own place, after a segment that is not there: what it
+    // wrote is overwritten in its turn.
+    let stray = journal.windows(2).position(|pair| {
+        let (before, next) = (pair[0], pair[1]);
+        next.after != before.leader && (next.sequence == before.sequence + 1 || next.term <= before.term)
+    });
     journal.truncate(stray.map_or(journal.len(), |last| last + 1));
     let mut rebuilt = Rebuilt::default();
     let mut covered = vec![1; shape.shards];
@@ -208,7 +215,7 @@ fn open_epoch(
         covered[shard] = segment.sequence;
         rebuilt.apply(text, |other| other == shard, shape.shards)?;
     }
-    let last = journal.last().map_or(0, |segment| segment.sequence);
+    let (last, before) = journal.last().map_or((0, 0), |segment| (segment.sequence, segment.leader));
     let oldest = covered.iter().copied().min().unwrap_or(1);
     let mut expected = oldest;
     for segment in journal {
@@ -236,6 +243,7 @@ fn open_epoch(
         epoch,
         term: of_epoch.iter().map(|found| found.segment.term).max().unwrap_or_default() + 1,
         leader,
+        begun: (last + 1, before),
         next: last + 1,
         covered,
         flushes: 0,
@@ -322,7 +330,7 @@ impl Journal {
     pub fn found(home: Uid, epoch: u64, shape: Shape, leader: u64) -> Self {
         let covered = vec![1; shape.shards];
         let (versions, sizes) = (HashMap::new(), HashMap::new());
-        Self { shape, home, epoch, term: 1, leader, next: 1, covered, flushes: 0, versions, sizes }
+        Self { shape, home, epoch, term: 1, leader, begun: (1, 0), next: 1, covered, flushes: 0, versions, sizes }
     }
 
     /// Which epoch it is.
@@ -401,6 +409,7 @@ impl Journal {
                 epoch: self.epoch,
                 term: self.term,
                 leader: self.leader,
+                after: 0,
                 sequence: first,
                 records: snapshot.len(),
                 data,
@@ -443,6 +452,7 @@ impl Journal {
             epoch: self.epoch,
             term: self.term,
             leader: self.leader,
+            after: if sequence == self.begun.0 { self.begun.1 } else { self.leader },
             sequence,
             records: contents.len(),
             data,

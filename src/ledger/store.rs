@@ -220,7 +220,7 @@ impl Store {
     }
 
     async fn put(&self, segment: &Segment, version: Option<&str>) -> Result<String, kube::Error> {
-        let Segment { name, kind, epoch, term, leader, sequence, records, data } = segment;
+        let Segment { name, kind, epoch, term, leader, after, sequence, records, data } = segment;
         let (key, value) = EXCLUDE_FROM_BACKUP;
         let object = LedgerSegment {
             metadata: ObjectMeta {
@@ -237,6 +237,7 @@ impl Store {
                 epoch: *epoch as i64,
                 term: *term as i64,
                 leader: *leader as i64,
+                after: *after as i64,
                 sequence: *sequence as i64,
                 records: *records as i32,
                 bytes: data.len() as i64,
@@ -264,6 +265,7 @@ fn read(object: LedgerSegment) -> Found {
         epoch: spec.epoch.unsigned_abs(),
         term: spec.term.unsigned_abs(),
         leader: spec.leader.unsigned_abs(),
+        after: spec.after.unsigned_abs(),
         sequence: spec.sequence.unsigned_abs(),
         records: spec.records.unsigned_abs() as usize,
         data: spec.data,

@@ -328,8 +328,14 @@ fn what_a_leader_that_outlived_a_restore_wrote_behind_a_newer_claim_is_overwritt
     let (mut newer, _) = kept.open();
     let claim = newer.claim().unwrap();
     kept.write(&mut newer, vec![claim.clone()]);
-    let stray =
-        Segment { name: "journal-1-005".into(), sequence: 5, term: 1, leader: 7, ..kept.0["journal-1-002"].clone() };
+    let stray = Segment {
+        name: "journal-1-005".into(),
+        sequence: 5,
+        term: 1,
+        leader: 7,
+        after: 7,
+        ..kept.0["journal-1-002"].clone()
+    };
     kept.0.insert(stray.name.clone(), stray);
     let (mut next, memory) = kept.open();
     assert_eq!(memory.watches[0].records.iter().flatten().count(), 1);

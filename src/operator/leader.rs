@@ -7,7 +7,7 @@ use std::{
     marker::PhantomData,
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -512,6 +512,7 @@ impl Leader {
             observations: observations.clone(),
             health: Arc::clone(&health),
             malformed: self.context.metrics.malformed.with_label_values(&[S::KIND]),
+            newest: AtomicU64::new(0),
             source: PhantomData,
         });
         let (ask, asked) = mpsc::unbounded_channel();

@@ -7,7 +7,7 @@ use std::{
     marker::PhantomData,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -162,6 +162,8 @@ pub struct Watcher<S> {
     pub health: Arc<WatchHealth>,
     /// Objects that could not be read.
     pub malformed: IntCounter,
+    /// The newest version of the store that was seen; 0 where a restore has put an end to what it means.
+    pub newest: AtomicU64,
     /// The source.
     pub source: PhantomData<S>,
 }
@@ -219,6 +221,7 @@ impl<S: Source> Watcher<S> {
             self.health.turn();
             let begun = Instant::now();
             let watching = position.is_some();
+            self.newest.fetch_max(position.unwrap_or_default(), Ordering::Relaxed);
             let result = match position {
                 None => self.list().await.map(|version| position = Some(version)),
                 Some(ref mut version) => match self.is_there_yet(*version).await {
@@ -251,6 +254,7 @@ impl<S: Source> Watcher<S> {
                     if self.send(Change::Restored).await.is_err() {
                         return;
                     }
+                    self.newest.store(0, Ordering::Relaxed);
                     position = None;
                     missing = None;
                 }
@@ -307,8 +311,8 @@ impl<S: Source> Watcher<S> {
 
     /// Reads the whole collection, as of one consistent version, in pages.
     async fn list(&self) -> Result<u64, WatchError> {
-        self.send(Change::ListBegun).await?;
         let mut token = None;
+        let mut begun = false;
         loop {
             let page = ListParams {
                 limit: Some(PAGE),
@@ -319,6 +323,16 @@ impl<S: Source> Watcher<S> {
             let body = self.get(self.collection().list(&page)?).await?;
             self.health.touch();
             let (meta, items) = self.read_page(&body)?;
+            let version = slim::version(&meta.resource_version)?;
+            if !std::mem::replace(&mut begun, true) {
+                // A list that broke off, or a watch that expired, may have seen a store that is no more.
+                if version < self.newest.fetch_max(version, Ordering::Relaxed) {
+                    warn!(kind = S::KIND, "the store is older than what was seen of it: it was restored from a backup");
+                    self.newest.store(version, Ordering::Relaxed);
+                    self.send(Change::Restored).await?;
+                }
+                self.send(Change::ListBegun).await?;
+            }
             for item in items {
                 match item {
                     Ok(object) => self.send(Change::Seen(Box::new(object))).await?,
@@ -330,7 +344,6 @@ impl<S: Source> Watcher<S> {
                 token = Some(next);
                 continue;
             }
-            let version = slim::version(&meta.resource_version)?;
             if !self.health.installed.swap(true, Ordering::Relaxed) {
                 info!(kind = S::KIND, "{} is installed now", S::RESOURCE);
             }
