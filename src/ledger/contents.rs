@@ -179,6 +179,9 @@ pub(super) struct Text<'a> {
     pub(super) home: Uid,
     /// Names the leader that wrote it, beside its term.
     pub(super) leader: u64,
+    /// Of a journal segment: the leader that wrote the one before it.
+    #[serde(default)]
+    pub(super) after: u64,
     /// Of a snapshot: which part of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) shard: Option<usize>,
@@ -263,7 +266,12 @@ impl<'de> Deserialize<'de> for Objects {
 }
 
 /// Writes the contents of one segment.
-pub(super) fn pack(home: Uid, leader: u64, shard: Option<usize>, contents: &Contents) -> Result<String, Unreadable> {
+pub(super) fn pack(
+    home: Uid,
+    (leader, after): (u64, u64),
+    shard: Option<usize>,
+    contents: &Contents,
+) -> Result<String, Unreadable> {
     let events = contents.events.iter().map(|entry| EventText {
         id: entry.id,
         event: entry.event.as_deref().map(|event| EventBody {
@@ -291,7 +299,8 @@ pub(super) fn pack(home: Uid, leader: u64, shard: Option<usize>, contents: &Cont
             None => records[at].gone.push(*uid),
         }
     }
-    let text = Text { home, leader, shard, events: events.collect(), records, watches: contents.watches.clone() };
+    let (events, watches) = (events.collect(), contents.watches.clone());
+    let text = Text { home, leader, after, shard, events, records, watches };
     let json = serde_json::to_vec(&text)?;
     Ok(STANDARD.encode(zstd::bulk::compress(&json, LEVEL)?))
 }

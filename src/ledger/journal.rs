@@ -91,6 +91,8 @@ pub struct Journal {
     epoch: u64,
     term: u64,
     leader: u64,
+    /// The first place that this leader writes to, and the leader before it.
+    begun: (u64, u64),
     /// The next place.
     next: u64,
     /// Per shard, the first place that its snapshot does not cover.
@@ -199,9 +201,12 @@ fn open_epoch(
         }
     }
     journal.sort_by_key(|(sequence, ..)| *sequence);
-    // A leader's term is above all that it read. Where terms do not rise from one to the next, a leader that outlived a
-    // restore of the store wrote on from its own place; what it wrote is overwritten in its turn.
-    let stray = journal.windows(2).position(|pair| pair[0].1 != pair[1].1 && pair[1].1.0 <= pair[0].1.0);
+    // A leader that outlived a restore of the store wrote on from its own place, after a segment that is not there: what it
+    // wrote is overwritten in its turn.
+    let stray = journal.windows(2).position(|pair| {
+        let (before, after) = (&pair[0], &pair[1]);
+        after.2.after != before.2.leader && (after.0 == before.0 + 1 || after.1.0 <= before.1.0)
+    });
     journal.truncate(stray.map_or(journal.len(), |last| last + 1));
     let mut covered = vec![1; shape.shards];
     for (shard, sequence, writer, _) in &snapshots {
@@ -212,7 +217,7 @@ fn open_epoch(
         covered[*shard] = *sequence;
     }
     let oldest = covered.iter().copied().min().unwrap_or(1);
-    let last = journal.last().map_or(0, |(sequence, ..)| *sequence);
+    let (last, before) = journal.last().map_or((0, 0), |(sequence, _, text)| (*sequence, text.leader));
     journal.retain(|(sequence, ..)| *sequence >= oldest);
     let missing = (oldest..=last.max(oldest)).zip(journal.iter().map(|(sequence, ..)| Some(*sequence)).chain([None]));
     for (expected, sequence) in missing {
@@ -233,6 +238,7 @@ fn open_epoch(
         epoch,
         term: of_epoch.iter().map(|found| found.segment.term).max().unwrap_or_default() + 1,
         leader,
+        begun: (last + 1, before),
         next: last + 1,
         covered,
         flushes: 0,
@@ -316,7 +322,7 @@ impl Journal {
     pub fn found(home: Uid, epoch: u64, shape: Shape, leader: u64) -> Self {
         let covered = vec![1; shape.shards];
         let (versions, sizes) = (HashMap::new(), HashMap::new());
-        Self { shape, home, epoch, term: 1, leader, next: 1, covered, flushes: 0, versions, sizes }
+        Self { shape, home, epoch, term: 1, leader, begun: (1, 0), next: 1, covered, flushes: 0, versions, sizes }
     }
 
     /// Which epoch it is.
@@ -382,7 +388,7 @@ impl Journal {
         let mut rewritten = Vec::with_capacity(snapshots.len());
         for (shard, mut snapshot) in snapshots {
             let data = loop {
-                let data = contents::pack(self.home, self.leader, Some(shard), &snapshot)?;
+                let data = contents::pack(self.home, (self.leader, 0), Some(shard), &snapshot)?;
                 if data.len() <= self.shape.limit || snapshot.len() <= 1 {
                     break data;
                 }
@@ -426,8 +432,9 @@ impl Journal {
     }
 
     fn journal_segment(&mut self, contents: &Contents) -> Result<Segment, LayOutError> {
-        let data = contents::pack(self.home, self.leader, None, contents)?;
         let sequence = self.next;
+        let after = if sequence == self.begun.0 { self.begun.1 } else { self.leader };
+        let data = contents::pack(self.home, (self.leader, after), None, contents)?;
         self.next += 1;
         Ok(Segment {
             name: format!("journal-{}-{:03}", self.epoch, sequence % self.shape.ring),
