@@ -662,7 +662,7 @@ impl Process {
             item.as_of = item.as_of.min(version);
             item.outdated = true;
         }
-        self.restored_to = [Some(version); 3];
+        self.restored_to = self.restored_to.map(|before| Some(before.map_or(version, |before| before.min(version))));
         for baseline in self.baseline.iter_mut().flatten() {
             *baseline = (*baseline).min(version);
         }
