@@ -4,6 +4,7 @@
 //! through the rooms.
 
 pub mod api;
+mod calls;
 mod causes;
 pub mod delivery;
 pub mod engine;

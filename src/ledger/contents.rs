@@ -190,8 +190,6 @@ pub enum Unreadable {
 pub(super) struct Text<'a> {
     /// The uid of the namespace that the ledger lives in.
     pub(super) home: Uid,
-    /// Names the leader that wrote it, beside its term.
-    pub(super) leader: u64,
     /// Of a snapshot: which part of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) shard: Option<usize>,
@@ -294,7 +292,7 @@ impl<'de> Deserialize<'de> for Objects<'_> {
 }
 
 /// Writes the contents of one segment.
-pub(super) fn pack(home: Uid, leader: u64, shard: Option<usize>, contents: &Contents) -> Result<String, Unreadable> {
+pub(super) fn pack(home: Uid, shard: Option<usize>, contents: &Contents) -> Result<String, Unreadable> {
     let events = contents.events.iter().map(|entry| EventText {
         id: entry.id,
         event: entry.event.as_deref().map(|event| EventBody {
@@ -323,7 +321,7 @@ pub(super) fn pack(home: Uid, leader: u64, shard: Option<usize>, contents: &Cont
             None => records[at].gone.push(*uid),
         }
     }
-    let text = Text { home, leader, shard, events: events.collect(), records, watches: contents.watches.clone() };
+    let text = Text { home, shard, events: events.collect(), records, watches: contents.watches.clone() };
     let json = serde_json::to_vec(&text)?;
     Ok(STANDARD.encode(zstd::bulk::compress(&json, LEVEL)?))
 }

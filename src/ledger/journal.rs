@@ -198,14 +198,14 @@ fn open_epoch(
     let mut covered = vec![1; shape.shards];
     // One after the other: together their texts are many times what they add up to.
     for segment in of_kind(Kind::Snapshot) {
-        let unreadable = |error: String| Nothing::Unreadable(segment.name.clone(), error);
-        let json = contents::unpack(&segment.data).map_err(|error| unreadable(error.to_string()))?;
-        let text: Text<'_> = serde_json::from_slice(&json).map_err(|error| unreadable(error.to_string()))?;
+        let json = unpack(segment)?;
+        let text = read(segment, &json)?;
         if text.home != home {
             return Ok(None);
         }
         let Some(shard) = text.shard.filter(|shard| *shard < shape.shards) else {
-            return Err(unreadable(format!("{:?} is no part of a snapshot", text.shard)));
+            let problem = format!("{:?} is no part of a snapshot", text.shard);
+            return Err(Nothing::Unreadable(segment.name.clone(), problem));
         };
         let flush =
             journal.binary_search_by_key(&segment.sequence, |flush| flush.sequence).map(|at| writer(journal[at]));
@@ -219,9 +219,8 @@ fn open_epoch(
     let oldest = covered.iter().copied().min().unwrap_or(1);
     let mut expected = oldest;
     for segment in journal {
-        let unreadable = |error: String| Nothing::Unreadable(segment.name.clone(), error);
-        let json = contents::unpack(&segment.data).map_err(|error| unreadable(error.to_string()))?;
-        let text: Text<'_> = serde_json::from_slice(&json).map_err(|error| unreadable(error.to_string()))?;
+        let json = unpack(segment)?;
+        let text = read(segment, &json)?;
         if text.home != home {
             return Ok(None);
         }
@@ -251,6 +250,14 @@ fn open_epoch(
         sizes: of_epoch.iter().map(|found| (found.segment.name.clone(), found.segment.data.len())).collect(),
     };
     Ok(Some((writing, rebuilt.memory(shape.shards))))
+}
+
+fn unpack(segment: &Segment) -> Result<Vec<u8>, Nothing> {
+    contents::unpack(&segment.data).map_err(|error| Nothing::Unreadable(segment.name.clone(), error.to_string()))
+}
+
+fn read<'a>(segment: &Segment, json: &'a [u8]) -> Result<Text<'a>, Nothing> {
+    serde_json::from_slice(json).map_err(|error| Nothing::Unreadable(segment.name.clone(), error.to_string()))
 }
 
 /// What the segments add up to.
@@ -393,10 +400,11 @@ impl Journal {
     pub fn lay_out(&mut self, flush: Flush) -> Result<Vec<Segment>, LayOutError> {
         let Flush { mut contents, snapshots } = flush;
         let first = self.next;
+        let shards: Vec<usize> = snapshots.iter().map(|(shard, _)| *shard).collect();
         let mut rewritten = Vec::with_capacity(snapshots.len());
         for (shard, mut snapshot) in snapshots {
             let data = loop {
-                let data = contents::pack(self.home, self.leader, Some(shard), &snapshot)?;
+                let data = contents::pack(self.home, Some(shard), &snapshot)?;
                 if data.len() <= self.shape.limit || snapshot.len() <= 1 {
                     break data;
                 }
@@ -432,10 +440,8 @@ impl Journal {
         {
             return Err(LayOutError::Full(segments.len()));
         }
-        for segment in &rewritten {
-            if let Some(shard) = segment.name.rsplit('-').next().and_then(|shard| shard.parse::<usize>().ok()) {
-                self.covered[shard] = first;
-            }
+        for shard in shards {
+            self.covered[shard] = first;
         }
         self.flushes += 1;
         segments.extend(rewritten);
@@ -443,7 +449,7 @@ impl Journal {
     }
 
     fn journal_segment(&mut self, contents: &Contents) -> Result<Segment, LayOutError> {
-        let data = contents::pack(self.home, self.leader, None, contents)?;
+        let data = contents::pack(self.home, None, contents)?;
         let sequence = self.next;
         self.next += 1;
         Ok(Segment {

@@ -11,7 +11,7 @@ use kube::{
     Api, Client,
     api::{ListParams, ObjectMeta, PostParams},
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
 use super::journal::{
@@ -19,6 +19,7 @@ use super::journal::{
 };
 use crate::{
     api::ledger_segment::{LedgerSegment, LedgerSegmentSpec, SegmentKind},
+    calls::{pause, within},
     causes::Causes,
     event::object::Uid,
 };
@@ -98,7 +99,7 @@ impl Store {
     async fn try_open(&self, leader: u64, epoch: u64) -> Result<Option<Ledger>, kube::Error> {
         let begun = Instant::now();
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        let home = call(namespaces.get(&self.namespace)).await?.metadata.uid;
+        let home = within(REQUEST, namespaces.get(&self.namespace)).await?.metadata.uid;
         let Some(home) = home.as_deref().and_then(Uid::parse) else {
             return Err(kube::Error::Service(format!("namespace {} has no uid", self.namespace).into()));
         };
@@ -141,7 +142,7 @@ impl Store {
         let mut found = Vec::new();
         let mut page = ListParams::default().limit(PAGE);
         loop {
-            let list = call(api.list(&page)).await?;
+            let list = within(REQUEST, api.list(&page)).await?;
             found.extend(list.items.into_iter().map(read));
             match list.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page = page.continue_token(&token),
@@ -180,7 +181,7 @@ impl Store {
                 sleep(CLAIM_POLL).await;
             }
             if let Some((before, version)) = journal.predecessor(segment) {
-                match call(self.api().get_opt(&before)).await {
+                match within(REQUEST, self.api().get_opt(&before)).await {
                     Ok(Some(found)) if found.metadata.resource_version.as_deref() == Some(version) => {}
                     Ok(_) => return Err(LedgerError::Lost(before)),
                     Err(error) => {
@@ -199,7 +200,7 @@ impl Store {
                 Err(kube::Error::Api(status))
                     if status.code == 409 || (status.code == 404 && journal.version(segment).is_some()) =>
                 {
-                    match call(self.api().get_opt(&segment.name)).await {
+                    match within(REQUEST, self.api().get_opt(&segment.name)).await {
                         Ok(found) => match journal.judge(segment, found.map(read)) {
                             Judgement::Landed => return Ok(()),
                             Judgement::Again => {
@@ -247,8 +248,8 @@ impl Store {
         let api = self.api();
         let params = PostParams::default();
         let written = match version {
-            Some(_) => call(api.replace(name, &params, &object)).await?,
-            None => call(api.create(&params, &object)).await?,
+            Some(_) => within(REQUEST, api.replace(name, &params, &object)).await?,
+            None => within(REQUEST, api.create(&params, &object)).await?,
         };
         Ok(written.metadata.resource_version.unwrap_or_default())
     }
@@ -271,14 +272,4 @@ fn read(object: LedgerSegment) -> Found {
         data: spec.data,
     };
     Found { segment, version: metadata.resource_version.unwrap_or_default() }
-}
-
-async fn call<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
-    let elapsed = || kube::Error::Service(format!("the apiserver did not answer within {REQUEST:?}").into());
-    timeout(REQUEST, request).await.map_err(|_| elapsed())?
-}
-
-/// How long to wait after so many failures in a row: 100 ms doubling up to 5 s.
-fn pause(failures: u32) -> Duration {
-    Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5))
 }

@@ -30,7 +30,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use crate::causes::Causes;
+use crate::{calls::within, causes::Causes};
 
 /// The Lease's name, in the operator's namespace.
 pub const LEASE: &str = "llmtune-webhooks";
@@ -328,9 +328,7 @@ impl Elector {
     }
 
     async fn call<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
-        let limit = self.request_timeout();
-        let elapsed = || kube::Error::Service(format!("the apiserver did not answer within {limit:?}").into());
-        timeout(limit, request).await.map_err(|_| elapsed())?
+        within(self.request_timeout(), request).await
     }
 }
 

@@ -13,14 +13,13 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
 use kube::{
     Api, Client,
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
     core::DeserializeGuard,
-    runtime::watcher::{self, Event as Seen, watcher},
+    runtime::watcher::{self, Event as Seen},
 };
 use serde_json::json;
 use tokio::{
@@ -39,6 +38,7 @@ use crate::{
             WebhookDeliveryStatus, WebhookKind, WebhookReference,
         },
     },
+    calls::{pause, pump, within},
     causes::Causes,
     engine::{Keep, MAX_BYTES},
     event::{
@@ -220,7 +220,9 @@ impl Deliveries {
         let mut early = Vec::new();
         let mut watches = JoinSet::new();
         for (scope, api) in apis.into_iter().enumerate() {
-            watches.spawn(pump(api, scope, events.clone()));
+            // Each object may hold a body of 256 KiB.
+            let config = watcher::Config::default().timeout(30).page_size(20);
+            watches.spawn(pump(api, config, scope, events.clone()));
         }
         let call = Call {
             client: self.client.clone(),
@@ -541,8 +543,7 @@ impl Call {
             drop(permit);
             sleep(Duration::from_millis(100)).await;
         };
-        let elapsed = || kube::Error::Service(format!("the apiserver did not answer within {REQUEST:?}").into());
-        timeout(REQUEST, request).await.map_err(|_| elapsed())?
+        within(REQUEST, request).await
     }
 
     async fn answered(self, answer: Answer) -> Done {
@@ -838,32 +839,6 @@ fn event(namespace: &str, kept: &DeliveredEvent) -> Option<Event> {
     })
 }
 
-/// Feeds one watch of objects in, for as long as somebody listens.
-async fn pump(
-    api: Api<DeserializeGuard<WebhookDelivery>>,
-    scope: usize,
-    events: mpsc::Sender<(usize, Seen<DeserializeGuard<WebhookDelivery>>)>,
-) {
-    let mut failures = 0;
-    // Each object may hold a body of 256 KiB.
-    let mut stream = watcher(api, watcher::Config::default().timeout(30).page_size(20)).boxed();
-    while let Some(item) = stream.next().await {
-        match item {
-            Ok(event) => {
-                failures = 0;
-                if events.send((scope, event)).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                warn!(kind = "WebhookDelivery", error = %Causes(&error), "watch interrupted; trying again");
-                sleep(pause(failures)).await;
-                failures += 1;
-            }
-        }
-    }
-}
-
 /// The object, or `None` for one that cannot be read, which is named in the log.
 fn read(guard: DeserializeGuard<WebhookDelivery>) -> Option<WebhookDelivery> {
     guard
@@ -873,9 +848,4 @@ fn read(guard: DeserializeGuard<WebhookDelivery>) -> Option<WebhookDelivery> {
             warn!(kind = "WebhookDelivery", namespace, name, error = invalid.error, "skipping a malformed object");
         })
         .ok()
-}
-
-/// How long to wait after so many failures in a row: 100 ms doubling up to 5 s.
-fn pause(failures: u32) -> Duration {
-    Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5))
 }

@@ -33,6 +33,7 @@ use tracing::{info, warn};
 
 use super::{Malformed, Source, slim};
 use crate::{
+    calls::pause,
     causes::Causes,
     engine::{Change, Observation, Question},
     event::object::{Object, Uid, WatchId},
@@ -515,9 +516,4 @@ async fn read_all(mut body: Body) -> Result<Vec<u8>, WatchError> {
         }
     }
     Ok(bytes)
-}
-
-/// How long to wait after so many failures in a row: 100 ms doubling up to 5 s.
-fn pause(failures: u32) -> Duration {
-    Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5))
 }

@@ -10,17 +10,16 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
 use kube::{
     Api, Client, ResourceExt,
     core::DeserializeGuard,
-    runtime::watcher::{self, Event, watcher},
+    runtime::watcher::{self, Event},
 };
 use secrecy::ExposeSecret;
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval},
 };
 use tracing::{info, warn};
 
@@ -31,7 +30,7 @@ use super::{
 };
 use crate::{
     api::{Webhook, webhook::WebhookStatus},
-    causes::Causes,
+    calls::pump,
     event::object::Uid,
 };
 
@@ -144,7 +143,7 @@ impl Controller {
         let scopes = apis.len();
         let mut watches = JoinSet::new();
         for (scope, api) in apis.into_iter().enumerate() {
-            watches.spawn(pump(api, scope, events.clone()));
+            watches.spawn(pump(api, watcher::Config::default().timeout(30), scope, events.clone()));
         }
         let mut listings: Vec<Option<HashSet<Uid>>> = vec![None; scopes];
         let mut unlisted: HashSet<usize> = (0..scopes).collect();
@@ -397,32 +396,6 @@ impl Missing {
     fn look_again(&mut self) {
         let now = Instant::now();
         self.look_again = now + if now < self.since + LONG_MISSING { LOOK_AGAIN } else { LOOK_AGAIN_LATER };
-    }
-}
-
-/// Feeds one watch of Webhooks into the controller, for as long as that listens.
-async fn pump(
-    api: Api<DeserializeGuard<Webhook>>,
-    scope: usize,
-    events: mpsc::Sender<(usize, Event<DeserializeGuard<Webhook>>)>,
-) {
-    let mut failures = 0_u32;
-    let mut stream = watcher(api, watcher::Config::default().timeout(30)).boxed();
-    while let Some(item) = stream.next().await {
-        match item {
-            Ok(event) => {
-                failures = 0;
-                if events.send((scope, event)).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                let wait = Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5));
-                failures += 1;
-                warn!(kind = "Webhook", error = %Causes(&error), ?wait, "watch interrupted; trying again");
-                sleep(wait).await;
-            }
-        }
     }
 }
 
