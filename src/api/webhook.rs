@@ -14,7 +14,7 @@ const LABEL_VALUE: &str = "!format.labelValue().validate(self).hasValue()";
 const LABEL_VALUE_MESSAGE: &str =
     "a label's value is empty or at most 63 letters, digits, '-', '_' and '.', with a letter or digit first and last";
 /// A Gateway API duration (GEP-2257), as a CEL literal.
-const DURATION: &str = "'^([0-9]{1,5}(h|m|s|ms)){1,4}$'";
+pub(super) const DURATION: &str = "'^([0-9]{1,5}(h|m|s|ms)){1,4}$'";
 
 /// Where to send which events, and how.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]

@@ -1,9 +1,11 @@
 //! `WebhookDelivery`: one delivery as an object: a test that a user asks for, or an event that the operator gave up on.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::{CustomResource, KubeSchema};
+use kube::{CustomResource, KubeSchema, core::Rule};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::webhook::DURATION;
 
 const CONCRETE_EVENT: &str = "self in ['training.started', 'training.completed', 'training.failed', 'model.deployed', 'deployment.created', 'deployment.paused', 'deployment.resumed', 'deployment.deleted', 'usage.threshold_reached']";
 const CONCRETE_EVENT_MESSAGE: &str = "event must be one event and no pattern: training.started, training.completed, training.failed, model.deployed, deployment.created, deployment.paused, deployment.resumed, deployment.deleted or usage.threshold_reached";
@@ -65,8 +67,7 @@ pub struct WebhookDeliverySpec {
     /// How long this object is kept after it finished: more than 0, at most 8760h (a year).
     #[serde(default = "default_ttl")]
     #[schemars(length(max = 32))]
-    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$') ? duration(self) > duration('0s') && duration(self) <= duration('8760h') : false")
-        .message("ttl must be a duration of more than 0 and at most 8760h, in whole h, m, s or ms, such as 168h"))]
+    #[x_kube(validation = ttl_rule())]
     pub ttl: String,
 }
 
@@ -194,6 +195,12 @@ pub struct DeliveryAttempt {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub error: Option<String>,
+}
+
+fn ttl_rule() -> Rule {
+    let bounds = "duration(self) > duration('0s') && duration(self) <= duration('8760h')";
+    Rule::new(format!("self.matches({DURATION}) ? {bounds} : false"))
+        .message("ttl must be a duration of more than 0 and at most 8760h, in whole h, m, s or ms, such as 168h")
 }
 
 fn default_ttl() -> String {
