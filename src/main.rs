@@ -38,7 +38,8 @@ fn run(args: RunArgs) -> Result<(), Box<dyn std::error::Error>> {
     // Both HTTP clients use it; without it the first TLS connection would panic.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(operator::run(args))?)
+    // As a task: what `block_on` itself runs is woken through the kernel, twice for each delivery.
+    Ok(runtime.block_on(async { tokio::spawn(operator::run(args)).await })??)
 }
 
 fn crds() -> Result<(), Box<dyn std::error::Error>> {

@@ -5,7 +5,7 @@
 
 use std::{error::Error as _, io, sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use reqwest::{Client, Response, Url, redirect};
 use tokio::time::{Instant, timeout};
@@ -206,27 +206,37 @@ fn withheld(attempt: &Attempt, hold: bool, lost_key: Option<(KeyReference, Secre
     Attempted { outcome: outcome(attempt, AttemptResult::Withheld { hold }), exchange: None, lost_key }
 }
 
+const EVENT: HeaderName = HeaderName::from_static("x-llmtune-event");
+const TEST: HeaderName = HeaderName::from_static("x-llmtune-test");
+const ATTEMPT: HeaderName = HeaderName::from_static("x-llmtune-attempt");
+const EVENT_ID: HeaderName = HeaderName::from_static("x-llmtune-event-id");
+const DELIVERY_ID: HeaderName = HeaderName::from_static("x-llmtune-delivery-id");
+const SIGNATURE: HeaderName = HeaderName::from_static("x-llmtune-signature");
+/// The same signature under the names that GitHub's receivers and generic ones look for.
+const PREFIXED_SIGNATURES: [HeaderName; 2] =
+    [HeaderName::from_static("x-hub-signature-256"), HeaderName::from_static("x-signature")];
+
 fn headers(attempt: &Attempt, signature: Option<&str>) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(12);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert("x-llmtune-event", HeaderValue::from_static(attempt.event.event_type.name()));
+    headers.insert(EVENT, HeaderValue::from_static(attempt.event.event_type.name()));
     if attempt.test {
-        headers.insert("x-llmtune-test", HeaderValue::from_static("true"));
+        headers.insert(TEST, HeaderValue::from_static("true"));
     }
-    headers.insert("x-llmtune-attempt", HeaderValue::from(attempt.number));
-    let mut text = |name: &'static str, value: &str| {
+    headers.insert(ATTEMPT, HeaderValue::from(attempt.number));
+    let mut text = |name: HeaderName, value: String| {
         // Ids and hexadecimal digits are always valid header values.
-        if let Ok(value) = HeaderValue::from_str(value) {
+        if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(name, value);
         }
     };
-    text("x-llmtune-event-id", &attempt.event.id.to_string());
-    text("x-llmtune-delivery-id", &attempt.delivery.to_string());
+    text(EVENT_ID, attempt.event.id.to_string());
+    text(DELIVERY_ID, attempt.delivery.to_string());
     if let Some(signature) = signature {
-        let prefixed = format!("sha256={signature}");
-        text("x-llmtune-signature", signature);
-        text("x-hub-signature-256", &prefixed);
-        text("x-signature", &prefixed);
+        text(SIGNATURE, signature.to_owned());
+        for name in PREFIXED_SIGNATURES {
+            text(name, format!("sha256={signature}"));
+        }
     }
     headers
 }

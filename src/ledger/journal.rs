@@ -99,8 +99,9 @@ pub struct Journal {
     begun: (u64, u64),
     /// The next place.
     next: u64,
-    /// Per shard, the first place that its snapshot does not cover.
+    /// Per shard, the first place that its snapshot does not cover, and the oldest of them.
     covered: Vec<u64>,
+    oldest: u64,
     flushes: u64,
     versions: HashMap<String, String>,
     sizes: HashMap<String, usize>,
@@ -245,6 +246,7 @@ fn open_epoch(
         begun: (last + 1, before),
         next: last + 1,
         covered,
+        oldest,
         flushes: 0,
         versions: of_epoch.iter().map(|found| (found.segment.name.clone(), found.version.clone())).collect(),
         sizes: of_epoch.iter().map(|found| (found.segment.name.clone(), found.segment.data.len())).collect(),
@@ -337,7 +339,8 @@ impl Journal {
     pub fn found(home: Uid, epoch: u64, shape: Shape, leader: u64) -> Self {
         let covered = vec![1; shape.shards];
         let (versions, sizes) = (HashMap::new(), HashMap::new());
-        Self { shape, home, epoch, term: 1, leader, begun: (1, 0), next: 1, covered, flushes: 0, versions, sizes }
+        let (begun, next, oldest) = ((1, 0), 1, 1);
+        Self { shape, home, epoch, term: 1, leader, begun, next, covered, oldest, flushes: 0, versions, sizes }
     }
 
     /// Which epoch it is.
@@ -372,7 +375,7 @@ impl Journal {
     pub fn wanted(&self) -> Vec<usize> {
         let mut shards: Vec<usize> = (0..self.shape.shards).collect();
         shards.sort_by_key(|shard| self.covered[*shard]);
-        let pressing = shards.iter().filter(|shard| self.is_pressing(**shard)).count();
+        let pressing = self.covered.iter().filter(|covered| self.is_pressing(**covered)).count();
         let regular = usize::from(self.flushes % 2 == 1 && self.next > 2);
         shards.truncate(pressing.max(regular));
         shards
@@ -381,25 +384,24 @@ impl Journal {
     /// Whether a flush is needed although nothing has changed.
     #[must_use]
     pub fn is_pressed(&self) -> bool {
-        (0..self.shape.shards).any(|shard| self.is_pressing(shard))
+        self.is_pressing(self.oldest)
     }
 
     /// A snapshot is this old only after claims or split flushes: in the regular turn its age is twice the number of shards.
-    fn is_pressing(&self, shard: usize) -> bool {
+    fn is_pressing(&self, covered: u64) -> bool {
         let tolerated = 2 * self.shape.shards as u64 + self.shape.ring / 16;
-        self.next - self.covered[shard] > tolerated
+        self.next - covered > tolerated
     }
 
     /// Free places of the ring.
     fn room(&self) -> u64 {
-        let oldest = self.covered.iter().copied().min().unwrap_or(1);
-        (oldest + self.shape.ring).saturating_sub(self.next)
+        (self.oldest + self.shape.ring).saturating_sub(self.next)
     }
 
     /// Turns a flush into segments; each must have landed before the next is written.
     pub fn lay_out(&mut self, flush: Flush) -> Result<Vec<Segment>, LayOutError> {
         let Flush { mut contents, snapshots } = flush;
-        let first = self.next;
+        let (first, room) = (self.next, self.room());
         let shards: Vec<usize> = snapshots.iter().map(|(shard, _)| *shard).collect();
         let mut rewritten = Vec::with_capacity(snapshots.len());
         for (shard, mut snapshot) in snapshots {
@@ -436,13 +438,13 @@ impl Journal {
             }
             segments.push(segment);
         }
-        if self.next - first > (self.covered.iter().copied().min().unwrap_or(1) + self.shape.ring).saturating_sub(first)
-        {
+        if self.next - first > room {
             return Err(LayOutError::Full(segments.len()));
         }
         for shard in shards {
             self.covered[shard] = first;
         }
+        self.oldest = self.covered.iter().copied().min().unwrap_or(1);
         self.flushes += 1;
         segments.extend(rewritten);
         Ok(segments)

@@ -6,10 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::{HeaderValue, header::ACCEPT};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
-    Api, Client,
-    api::{ListParams, ObjectMeta, PostParams},
+    Api, Client, Resource,
+    api::{ListParams, ObjectMeta, PartialObjectMeta, PostParams},
+    core::Request,
 };
 use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
@@ -30,6 +32,9 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// Segments to a page: each holds up to a megabyte.
 const PAGE: u32 = 16;
 const CLAIM_POLL: Duration = Duration::from_millis(50);
+/// The answer to a write repeats what was written, unless only its metadata is asked for.
+const METADATA_ONLY: HeaderValue =
+    HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
 
 /// Asked before each write: the leader's claim.
 pub type MayWrite = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -245,12 +250,16 @@ impl Store {
                 data: data.clone(),
             },
         };
-        let api = self.api();
+        let body = serde_json::to_vec(&object).map_err(kube::Error::SerdeError)?;
+        let segments = Request::new(LedgerSegment::url_path(&(), Some(&self.namespace)));
         let params = PostParams::default();
-        let written = match version {
-            Some(_) => within(REQUEST, api.replace(name, &params, &object)).await?,
-            None => within(REQUEST, api.create(&params, &object)).await?,
+        let request = match version {
+            Some(_) => segments.replace(name, &params, body),
+            None => segments.create(&params, body),
         };
+        let mut request = request.map_err(kube::Error::BuildRequest)?;
+        request.headers_mut().insert(ACCEPT, METADATA_ONLY);
+        let written: PartialObjectMeta<LedgerSegment> = within(REQUEST, self.client.request(request)).await?;
         Ok(written.metadata.resource_version.unwrap_or_default())
     }
 }
