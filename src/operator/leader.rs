@@ -1,13 +1,17 @@
 //! The leader's work: the loop that owns the engine. Everything flows through here once, and nothing here waits for
 //! anything but the next thing to do.
 
+mod clock;
+mod flushing;
+mod requests;
+mod sources;
+
 use std::{
     collections::HashMap,
     hash::{BuildHasher, Hasher, RandomState},
-    marker::PhantomData,
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::{Arc, atomic::AtomicU64},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,41 +27,33 @@ use tracing::{debug, info, warn};
 
 use super::{
     config::RunArgs,
-    lease::{Claim, LEASE},
+    lease::Claim,
     metrics::{DropReason, Metrics},
     server::{Health, Refresh},
 };
 use crate::{
     delivery::send::{Attempted, Exchange, Sender},
-    engine::{Attempt, AttemptResult, Due, Engine, Observation, Question, Settled, Unflushed, Verdict},
-    event::{
-        Event, EventType,
-        id::DeliveryId,
-        object::{Uid, WatchId},
-        sample::sample,
-    },
+    engine::{Attempt, Due, Engine, Observation, Question, Settled, Verdict},
+    event::object::{Uid, WatchId},
     ledger::{
-        journal::{Journal, Nothing, Shape},
+        journal::Shape,
         store::{Ledger, LedgerError, Store},
     },
     report::{
         Note, Settlement,
-        deliveries::{Answer, Asked, Deliveries, DeliveryRef, FromDeliveries, Kept, Order},
-        events::{self, Notice},
+        deliveries::{Deliveries, FromDeliveries, Kept, Order},
+        events,
         status::gone_generation,
         writer::Writer,
-    },
-    source::{
-        Source,
-        deployment::Deployments,
-        training_job::TrainingJobs,
-        watch::{WatchHealth, Watcher},
     },
     subscription::{
         resolve::{Resolved, WebhookRef},
         watch::{Change, Controller, LostKey, Update},
     },
 };
+use clock::Clock;
+use flushing::{Flushing, tell};
+use requests::Requests;
 
 /// Observations that may wait for the engine.
 const OBSERVATIONS: usize = 1024;
@@ -65,44 +61,10 @@ const OBSERVATIONS: usize = 1024;
 const BATCH: usize = 64;
 /// How long attempts under way may still take once the operator is told to stop.
 const LAST_ATTEMPTS: Duration = Duration::from_secs(10);
-
-/// A flush begins this long after the first change, so that it takes what follows at once along.
-const FLUSH_AFTER: Duration = Duration::from_millis(100);
-/// Flushes begin at least this far apart.
-const FLUSH_EVERY: Duration = Duration::from_millis(500);
-/// About how many bytes one flush takes before the next goes on; compressed they fit into a segment as a rule.
-const FLUSH_BYTES: usize = 2 << 20;
-/// Positions that moved alone are written this often.
-const POSITIONS_EVERY: Duration = Duration::from_secs(60);
 /// How long the last flush may take.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
-/// What is asked of a Webhook that is not known waits this long: they may have been applied together.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// A Webhook may be this old before a test says that it is not ready: its Secret may have been applied together with it.
-const READY_WITHIN: Duration = Duration::from_secs(5);
 /// How long the last Events may take.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
-
-/// A wall clock that does not jump: it was right when the process began, and runs evenly from there.
-#[derive(Clone, Copy, Debug)]
-struct Clock {
-    wall: Timestamp,
-    origin: Instant,
-}
-
-impl Clock {
-    fn new() -> Self {
-        Self { wall: Timestamp::now(), origin: Instant::now() }
-    }
-
-    fn now(&self) -> Timestamp {
-        self.wall.checked_add(self.origin.elapsed()).unwrap_or(Timestamp::MAX)
-    }
-
-    fn instant(&self, at: Timestamp) -> Instant {
-        self.origin + Duration::try_from(at.duration_since(self.wall)).unwrap_or_default()
-    }
-}
 
 /// Why the leader stopped.
 #[derive(Debug)]
@@ -136,19 +98,6 @@ pub struct Context {
     pub epoch: u64,
 }
 
-/// The ledger's side of the loop.
-struct Flushing {
-    store: Store,
-    /// `None` while a flush is under way.
-    journal: Option<Journal>,
-    under_way: JoinSet<(Journal, Result<(), LedgerError>)>,
-    begun: Instant,
-    /// Since when there has been something to write.
-    changed: Option<Instant>,
-    /// The last flush had no room for everything.
-    more: bool,
-}
-
 /// The loop's state.
 pub struct Leader {
     context: Context,
@@ -159,11 +108,7 @@ pub struct Leader {
     sender: Arc<Sender>,
     webhooks: HashMap<Uid, Known>,
     attempts: JoinSet<Attempted>,
-    tests: JoinSet<(DeliveryRef, Arc<Event>, Attempted)>,
-    /// What was asked of Webhooks that are not known or not ready, and how long they are waited for.
-    asked: Vec<(Instant, Asked)>,
-    /// Who asked for a delivery again.
-    again: HashMap<(Uid, DeliveryId), (DeliveryRef, Arc<Event>)>,
+    requests: Requests,
     orders: mpsc::UnboundedSender<Order>,
     questions: HashMap<WatchId, mpsc::UnboundedSender<Question>>,
     notes: mpsc::UnboundedSender<Note>,
@@ -216,14 +161,14 @@ impl Leader {
                 while let Some(attempted) = leader.attempts.join_next().await {
                     leader.ended(attempted);
                 }
-                while let Some(tested) = leader.tests.join_next().await {
+                while let Some(tested) = leader.requests.tests.join_next().await {
                     leader.tested(tested);
                 }
             };
             if timeout(LAST_ATTEMPTS, finish).await.is_err() {
                 warn!(attempts = leader.attempts.len(), "attempts did not end in time; they are cut off");
             }
-            if timeout(LAST_FLUSH, leader.last_flush()).await.is_err() {
+            if timeout(LAST_FLUSH, leader.flushing.finish(&mut leader.engine, &leader.context.metrics)).await.is_err() {
                 warn!("the last flush did not land in time; what it held is told again by the next leader");
             }
         }
@@ -303,14 +248,7 @@ impl Leader {
         }
         let shards = Shape::default().shards;
         let engine = Engine::recover(args.cluster_name.clone(), context.epoch, shards, memory, clock.now());
-        let flushing = Flushing {
-            store,
-            journal: Some(journal),
-            under_way: JoinSet::new(),
-            begun: Instant::now(),
-            changed: None,
-            more: false,
-        };
+        let flushing = Flushing::new(store, journal);
         let mut leader = Self {
             context,
             claim,
@@ -320,9 +258,7 @@ impl Leader {
             sender,
             webhooks: HashMap::new(),
             attempts: JoinSet::new(),
-            tests: JoinSet::new(),
-            asked: Vec::new(),
-            again: HashMap::new(),
+            requests: Requests::default(),
             orders,
             questions: HashMap::new(),
             notes,
@@ -346,7 +282,7 @@ impl Leader {
         loop {
             let next_due = self.engine.next_due().filter(|_| self.claim.holds());
             let next_due = next_due.map(|due| self.clock.instant(due));
-            let next_flush = self.next_flush();
+            let next_flush = self.flushing.next(&self.engine);
             let next = next_due.into_iter().chain(next_flush).min();
             tokio::select! {
                 // What is rare comes first, so that a flood of observations cannot hold it up.
@@ -372,15 +308,17 @@ impl Leader {
                 // Nobody is told that there is no such Webhook before all are listed.
                 Some(message) = beside.from_deliveries.recv(), if beside.observe.is_none() => match message {
                     FromDeliveries::Kept(kept) => self.kept(kept),
-                    FromDeliveries::Asked(asked) => self.asked(asked, Instant::now() + PATIENCE),
+                    FromDeliveries::Asked(asked) => self.asked(asked),
                 },
-                Some(tested) = self.tests.join_next() => self.tested(tested),
+                Some(tested) = self.requests.tests.join_next() => self.tested(tested),
                 _ = &mut beside.deliveries => return Stopped::Broken("the task that looks after WebhookDelivery objects"),
                 _ = &mut beside.writer => return Stopped::Broken("the task that writes statuses"),
                 _ = &mut beside.publisher => return Stopped::Broken("the task that publishes Events"),
                 Some(_) = beside.sources.join_next() => return Stopped::Broken("a task that watches a source"),
-                Some(flushed) = self.flushing.under_way.join_next() => match flushed {
-                    Ok((journal, Ok(()))) => self.flushed(journal),
+                Some(flushed) = self.flushing.ended() => match flushed {
+                    Ok((journal, Ok(()))) => {
+                        self.flushing.landed(journal, &mut self.engine, &self.context.metrics);
+                    }
                     Ok((_, Err(error))) => return Stopped::LostLedger(error),
                     Err(_) => return Stopped::Broken("the task that writes the ledger"),
                 },
@@ -393,64 +331,8 @@ impl Leader {
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
             self.begin_due();
-            if self.next_flush().is_some_and(|at| at <= Instant::now()) {
-                self.flush();
-            }
-        }
-    }
-
-    /// When the next flush is to begin; `None` where there is nothing to write, or one is under way.
-    fn next_flush(&mut self) -> Option<Instant> {
-        let flushing = &mut self.flushing;
-        let journal = flushing.journal.as_ref()?;
-        if flushing.more || journal.is_pressed() {
-            return Some(flushing.begun);
-        }
-        match self.engine.unflushed() {
-            Unflushed::Nothing => None,
-            Unflushed::Positions => Some(flushing.begun + POSITIONS_EVERY),
-            Unflushed::Changes => {
-                let changed = *flushing.changed.get_or_insert_with(Instant::now);
-                Some((changed + FLUSH_AFTER).max(flushing.begun + FLUSH_EVERY))
-            }
-        }
-    }
-
-    /// Begins a flush of what has changed.
-    fn flush(&mut self) {
-        let Some(journal) = self.flushing.journal.take() else { return };
-        // Only a flush of everything lets snapshots go ahead of the ring.
-        let budget = if journal.is_pressed() { usize::MAX } else { FLUSH_BYTES };
-        let flush = self.engine.flush(&journal.wanted(), budget);
-        self.flushing.more = flush.contents.watches.is_none();
-        self.flushing.begun = Instant::now();
-        self.flushing.changed = None;
-        self.flushing.under_way.spawn(self.flushing.store.clone().flush(journal, flush));
-    }
-
-    /// A flush has landed.
-    fn flushed(&mut self, journal: Journal) {
-        let metrics = &self.context.metrics;
-        metrics.ledger_flush_duration.observe(self.flushing.begun.elapsed().as_secs_f64());
-        metrics.ledger_bytes.set(journal.bytes() as i64);
-        self.flushing.journal = Some(journal);
-        self.engine.landed();
-    }
-
-    /// Writes all that is left.
-    async fn last_flush(&mut self) {
-        loop {
-            if self.flushing.journal.is_some() {
-                if !self.flushing.more && self.engine.unflushed() == Unflushed::Nothing {
-                    return;
-                }
-                self.flush();
-            }
-            match self.flushing.under_way.join_next().await {
-                Some(Ok((journal, Ok(())))) => self.flushed(journal),
-                Some(Ok((_, Err(error)))) => return warn!(%error, "the last flush was not written"),
-                Some(Err(error)) => return warn!(%error, "the last flush was not written"),
-                None => return,
+            if self.flushing.next(&self.engine).is_some_and(|at| at <= Instant::now()) {
+                self.flushing.begin(&mut self.engine);
             }
         }
     }
@@ -463,64 +345,6 @@ impl Leader {
                 info!(webhook = %uid, dropped, "a Webhook was deleted meanwhile; what was under way to it is dropped");
             }
         }
-    }
-
-    /// The namespaces to watch; `None`: all of them.
-    fn scopes(&self) -> Vec<Option<String>> {
-        let namespaces = &self.context.args.watch_namespaces;
-        if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() }
-    }
-
-    /// Makes all watches known to the engine, in the order in which they are started.
-    fn add_watches(&mut self) {
-        for (at, scope) in self.scopes().into_iter().enumerate() {
-            let id = WatchId(2 * at as u16);
-            let scope = scope.as_deref();
-            self.engine.add_watch(id, TrainingJobs::RESOURCE, &TrainingJobs::watch_name(scope), false);
-            self.engine.add_watch(WatchId(id.0 + 1), Deployments::RESOURCE, &Deployments::watch_name(scope), true);
-        }
-        for watch in self.engine.forget_other_watches() {
-            info!(watch, "what is remembered of this watch is forgotten: it is no longer configured");
-        }
-    }
-
-    fn start_sources(&mut self, tasks: &mut JoinSet<()>, observations: &mpsc::Sender<Observation>) {
-        let mut health = Vec::new();
-        for scope in self.scopes() {
-            health.push(self.start_source(TrainingJobs, scope.clone(), tasks, observations));
-            health.push(self.start_source(Deployments, scope, tasks, observations));
-        }
-        self.context.health.set_watches(health);
-        for question in self.engine.open_questions() {
-            self.ask(question);
-        }
-    }
-
-    fn start_source<S: Source>(
-        &mut self,
-        _source: S,
-        namespace: Option<String>,
-        tasks: &mut JoinSet<()>,
-        observations: &mpsc::Sender<Observation>,
-    ) -> Arc<WatchHealth> {
-        let id = WatchId(self.questions.len() as u16);
-        let health = Arc::new(WatchHealth::new(S::KIND, namespace.clone()));
-        let watcher = Arc::new(Watcher::<S> {
-            id,
-            namespace,
-            client: self.context.client.clone(),
-            observations: observations.clone(),
-            health: Arc::clone(&health),
-            malformed: self.context.metrics.malformed.with_label_values(&[S::KIND]),
-            newest: AtomicU64::new(0),
-            source: PhantomData,
-        });
-        let (ask, asked) = mpsc::unbounded_channel();
-        self.questions.insert(id, ask);
-        tasks.spawn(Arc::clone(&watcher).answer(asked));
-        let position = Some(self.engine.position(id)).filter(|position| *position > 0);
-        tasks.spawn(watcher.run(position));
-        health
     }
 
     fn observe(&mut self, observation: Observation) {
@@ -574,7 +398,7 @@ impl Leader {
 
     fn removed(&mut self, uid: Uid) {
         let dropped = self.engine.unsubscribe(uid);
-        let again: Vec<_> = self.again.extract_if(|(webhook, _), _| *webhook == uid).collect();
+        let asked = self.requests.of_webhook(uid);
         self.count_dropped(uid, DropReason::WebhookDeleted, dropped as u64);
         if let Some(known) = self.webhooks.remove(&uid) {
             let WebhookRef { namespace, name, .. } = &known.webhook;
@@ -582,7 +406,7 @@ impl Leader {
             self.context.metrics.forget(&known.webhook);
         }
         self.note(Note::Removed(uid));
-        for (_, (object, event)) in again {
+        for (object, event) in asked {
             self.no_webhook(object, Some(event), false);
         }
     }
@@ -697,154 +521,6 @@ impl Leader {
         }
     }
 
-    /// The Webhook of this name beside the object that asks.
-    fn named(&self, object: &DeliveryRef) -> Option<&Known> {
-        let of_name =
-            |known: &&Known| known.webhook.name == object.webhook && known.webhook.namespace == object.namespace;
-        self.webhooks.values().find(of_name)
-    }
-
-    /// Does what users ask for, once its Webhook is known and ready, or at `until` as it then is.
-    fn asked(&mut self, asked: Asked, until: Instant) {
-        let (Asked::Test { object, .. } | Asked::Again { object, .. }) = &asked;
-        let wait = match self.named(object) {
-            None => Instant::now() < until,
-            Some(Known { resolved: None, since, .. }) if matches!(asked, Asked::Test { .. }) => {
-                since.elapsed() < READY_WITHIN
-            }
-            Some(_) => false,
-        };
-        if wait {
-            self.asked.push((until, asked));
-            return;
-        }
-        match asked {
-            Asked::Test { object, event } => self.test(object, event),
-            Asked::Again { object, event } => self.deliver_again(object, &event),
-        }
-    }
-
-    fn ask_again(&mut self) {
-        for (until, asked) in std::mem::take(&mut self.asked) {
-            self.asked(asked, until);
-        }
-    }
-
-    /// Sends a sample once, past what waits: a test tells of the endpoint, not of the queue.
-    fn test(&mut self, object: DeliveryRef, event: EventType) {
-        let now = self.clock.now();
-        let cluster = self.context.args.cluster_name.as_deref();
-        let event = Arc::new(sample(event, object.uid, &object.namespace, cluster, now));
-        let Some(Known { webhook, resolved, .. }) = self.named(&object) else {
-            return self.no_webhook(object, Some(event), true);
-        };
-        let Some(resolved) = resolved.clone() else {
-            let message = format!("Webhook {} is not ready: its conditions say what it lacks", webhook.name);
-            let webhook = Some(webhook.clone());
-            let answer = Answer { webhook, ..unsent(object, Some(event), true, "WebhookNotReady", message, now) };
-            return self.order(Order::Answer(Box::new(answer)));
-        };
-        let attempt = Attempt {
-            webhook: webhook.uid,
-            delivery: DeliveryId::new(event.id, webhook.uid),
-            event: Arc::clone(&event),
-            number: 1,
-            generation: 0,
-            test: true,
-        };
-        let sender = Arc::clone(&self.sender);
-        self.tests.spawn(async move {
-            let sending = AssertUnwindSafe(sender.attempt(&attempt, &resolved)).catch_unwind();
-            let attempted = sending.await.unwrap_or_else(|_| Attempted::broken(&attempt));
-            (object, event, attempted)
-        });
-    }
-
-    fn tested(&mut self, tested: Result<(DeliveryRef, Arc<Event>, Attempted), tokio::task::JoinError>) {
-        let (object, event, attempted) = match tested {
-            Ok(tested) => tested,
-            Err(error) => return warn!(%error, "a test broke off"),
-        };
-        let now = self.clock.now();
-        let Some(webhook) = self.named(&object).map(|known| known.webhook.clone()) else {
-            return self.no_webhook(object, Some(event), true);
-        };
-        let Some(exchange) = attempted.exchange else {
-            if attempted.outcome.result == (AttemptResult::Withheld { hold: false }) {
-                // The claim had lapsed.
-                return self.asked.push((Instant::now() + PATIENCE, Asked::Test { object, event: event.event_type }));
-            }
-            let message = format!("nothing was sent: the Secret of Webhook {} cannot be read", webhook.name);
-            let answer = unsent(object, Some(event), true, "WebhookNotReady", message, now);
-            return self.order(Order::Answer(Box::new(Answer { webhook: Some(webhook), ..answer })));
-        };
-        let delivered = exchange.error.is_none() && exchange.status.is_some();
-        if delivered {
-            self.engine.forgive(webhook.uid);
-            self.note(Note::Reached { webhook: webhook.uid, at: now });
-        }
-        let error = exchange.error.clone();
-        let answer = Answer {
-            object,
-            webhook: Some(webhook),
-            event: Some(event),
-            test: true,
-            delivered,
-            reason: if delivered { "Acknowledged" } else { "NotAcknowledged" },
-            message: error.clone().unwrap_or_else(|| "the endpoint acknowledged the test".into()),
-            attempts: 1,
-            status_code: exchange.status.map(|status| status.as_u16()),
-            error,
-            at: now,
-        };
-        self.order(Order::Answer(Box::new(answer)));
-    }
-
-    /// Sends a kept event again, with retries anew.
-    fn deliver_again(&mut self, object: DeliveryRef, event: &Arc<Event>) {
-        let Some(uid) = self.named(&object).map(|known| known.webhook.uid) else {
-            return self.no_webhook(object, Some(Arc::clone(event)), false);
-        };
-        self.engine.redeliver(uid, event);
-        // Where it is pending already, that delivery's end is the answer.
-        self.again.insert((uid, DeliveryId::new(event.id, uid)), (object, Arc::clone(event)));
-    }
-
-    fn no_webhook(&self, object: DeliveryRef, event: Option<Arc<Event>>, test: bool) {
-        let message = format!("there is no Webhook {} in this namespace", object.webhook);
-        let answer = unsent(object, event, test, "WebhookNotFound", message, self.clock.now());
-        self.order(Order::Answer(Box::new(answer)));
-    }
-
-    /// Tells whoever asked for this delivery again how it ended.
-    fn answer_again(&mut self, settled: &Settled, exchange: Option<&Exchange>, now: Timestamp) {
-        if !matches!(settled.verdict, Verdict::Delivered | Verdict::Exhausted) {
-            return;
-        }
-        let Some((object, event)) = self.again.remove(&(settled.webhook, settled.delivery)) else { return };
-        let delivered = settled.verdict == Verdict::Delivered;
-        let reason = match settled.verdict {
-            Verdict::Delivered => "Acknowledged",
-            _ if settled.gone => "EndpointGone",
-            _ => "Exhausted",
-        };
-        let error = exchange.and_then(|exchange| exchange.error.clone());
-        let answer = Answer {
-            object,
-            webhook: None,
-            event: Some(event),
-            test: false,
-            delivered,
-            reason,
-            message: error.clone().unwrap_or_else(|| "the endpoint acknowledged the delivery".into()),
-            attempts: settled.attempt,
-            status_code: exchange.and_then(|exchange| exchange.status).map(|status| status.as_u16()),
-            error,
-            at: now,
-        };
-        self.order(Order::Answer(Box::new(answer)));
-    }
-
     /// Sets the gauges that only the engine knows.
     fn refresh(&self, done: Refresh) {
         let now = self.clock.now();
@@ -872,43 +548,4 @@ impl Leader {
         hasher.write_u64(self.drawn);
         (hasher.finish() >> 11) as f64 / (1_u64 << 53) as f64
     }
-}
-
-/// The answer to a request that nothing was sent for.
-fn unsent(
-    object: DeliveryRef,
-    event: Option<Arc<Event>>,
-    test: bool,
-    reason: &'static str,
-    message: String,
-    at: Timestamp,
-) -> Answer {
-    Answer {
-        object,
-        webhook: None,
-        event,
-        test,
-        delivered: false,
-        reason,
-        message,
-        attempts: 0,
-        status_code: None,
-        error: None,
-        at,
-    }
-}
-
-/// Says how the ledger goes on; a new epoch is worth an Event.
-fn tell(began: Option<&Nothing>, journal: &Journal, namespace: &str) -> Option<Notice> {
-    let (epoch, term) = (journal.epoch(), journal.term());
-    let Some(why) = began else {
-        info!(epoch, term, "going on from the ledger");
-        return None;
-    };
-    warn!(
-        epoch, %why,
-        "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past"
-    );
-    let note = format!("{why}: all objects that are there now are a baseline, and nothing is sent for their past");
-    Some(Notice::new_epoch(namespace, LEASE, !matches!(why, Nothing::Fresh), note))
 }

@@ -1,0 +1,234 @@
+//! What users ask for through `WebhookDelivery` objects, tests and redeliveries, and what each is answered.
+
+use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use jiff::Timestamp;
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::Instant,
+};
+use tracing::warn;
+
+use super::{Known, Leader};
+use crate::{
+    delivery::send::{Attempted, Exchange},
+    engine::{Attempt, AttemptResult, Settled, Verdict},
+    event::{Event, EventType, id::DeliveryId, object::Uid, sample::sample},
+    report::{
+        Note,
+        deliveries::{Answer, Asked, DeliveryRef, Order},
+    },
+};
+
+/// What is asked of a Webhook that is not known waits this long: they may have been applied together.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A Webhook may be this old before a test says that it is not ready: its Secret may have been applied together with it.
+const READY_WITHIN: Duration = Duration::from_secs(5);
+
+/// A test that was made: who asked, what was sent, what became of it.
+pub type Tested = (DeliveryRef, Arc<Event>, Attempted);
+
+/// What was asked for and is not answered.
+#[derive(Default)]
+pub struct Requests {
+    /// Tests under way.
+    pub tests: JoinSet<Tested>,
+    /// What was asked of Webhooks that are not known or not ready, and until when those are waited for.
+    waiting: Vec<(Instant, Asked)>,
+    /// Who asked for a delivery again.
+    redeliveries: HashMap<(Uid, DeliveryId), (DeliveryRef, Arc<Event>)>,
+}
+
+impl Requests {
+    /// Takes out whoever asked this Webhook for a delivery again.
+    pub fn of_webhook(&mut self, webhook: Uid) -> Vec<(DeliveryRef, Arc<Event>)> {
+        self.redeliveries.extract_if(|(of, _), _| *of == webhook).map(|(_, asked)| asked).collect()
+    }
+}
+
+impl Leader {
+    /// The Webhook of this name beside the object that asks.
+    fn named(&self, object: &DeliveryRef) -> Option<&Known> {
+        let of_name =
+            |known: &&Known| known.webhook.name == object.webhook && known.webhook.namespace == object.namespace;
+        self.webhooks.values().find(of_name)
+    }
+
+    /// Does what users ask for, once its Webhook is known and ready, or after a while as it then is.
+    pub(super) fn asked(&mut self, asked: Asked) {
+        self.asked_until(asked, Instant::now() + PATIENCE);
+    }
+
+    fn asked_until(&mut self, asked: Asked, until: Instant) {
+        let (Asked::Test { object, .. } | Asked::Again { object, .. }) = &asked;
+        let wait = match self.named(object) {
+            None => Instant::now() < until,
+            Some(Known { resolved: None, since, .. }) if matches!(asked, Asked::Test { .. }) => {
+                since.elapsed() < READY_WITHIN
+            }
+            Some(_) => false,
+        };
+        if wait {
+            self.requests.waiting.push((until, asked));
+            return;
+        }
+        match asked {
+            Asked::Test { object, event } => self.test(object, event),
+            Asked::Again { object, event } => self.deliver_again(object, &event),
+        }
+    }
+
+    pub(super) fn ask_again(&mut self) {
+        for (until, asked) in std::mem::take(&mut self.requests.waiting) {
+            self.asked_until(asked, until);
+        }
+    }
+
+    /// Sends a sample once, past what waits: a test tells of the endpoint, not of the queue.
+    fn test(&mut self, object: DeliveryRef, event: EventType) {
+        let now = self.clock.now();
+        let cluster = self.context.args.cluster_name.as_deref();
+        let event = Arc::new(sample(event, object.uid, &object.namespace, cluster, now));
+        let Some(Known { webhook, resolved, .. }) = self.named(&object) else {
+            return self.no_webhook(object, Some(event), true);
+        };
+        let Some(resolved) = resolved.clone() else {
+            let message = format!("Webhook {} is not ready: its conditions say what it lacks", webhook.name);
+            let webhook = Some(webhook.clone());
+            let answer = Answer { webhook, ..unsent(object, Some(event), true, "WebhookNotReady", message, now) };
+            return self.order(Order::Answer(Box::new(answer)));
+        };
+        let attempt = Attempt {
+            webhook: webhook.uid,
+            delivery: DeliveryId::new(event.id, webhook.uid),
+            event: Arc::clone(&event),
+            number: 1,
+            generation: 0,
+            test: true,
+        };
+        let sender = Arc::clone(&self.sender);
+        self.requests.tests.spawn(async move {
+            let sending = AssertUnwindSafe(sender.attempt(&attempt, &resolved)).catch_unwind();
+            let attempted = sending.await.unwrap_or_else(|_| Attempted::broken(&attempt));
+            (object, event, attempted)
+        });
+    }
+
+    pub(super) fn tested(&mut self, tested: Result<Tested, JoinError>) {
+        let (object, event, attempted) = match tested {
+            Ok(tested) => tested,
+            Err(error) => return warn!(%error, "a test broke off"),
+        };
+        if let Some((reference, error)) = attempted.lost_key {
+            let _ = self.lost_keys.send((attempted.outcome.webhook, reference, error));
+        }
+        let now = self.clock.now();
+        let Some(webhook) = self.named(&object).map(|known| known.webhook.clone()) else {
+            return self.no_webhook(object, Some(event), true);
+        };
+        let Some(exchange) = attempted.exchange else {
+            if attempted.outcome.result == (AttemptResult::Withheld { hold: false }) {
+                // The claim had lapsed.
+                return self
+                    .requests
+                    .waiting
+                    .push((Instant::now() + PATIENCE, Asked::Test { object, event: event.event_type }));
+            }
+            let message = format!("nothing was sent: the Secret of Webhook {} cannot be read", webhook.name);
+            let answer = unsent(object, Some(event), true, "WebhookNotReady", message, now);
+            return self.order(Order::Answer(Box::new(Answer { webhook: Some(webhook), ..answer })));
+        };
+        let delivered = exchange.error.is_none() && exchange.status.is_some();
+        if delivered {
+            self.engine.forgive(webhook.uid);
+            self.note(Note::Reached { webhook: webhook.uid, at: now });
+        }
+        let error = exchange.error.clone();
+        let answer = Answer {
+            object,
+            webhook: Some(webhook),
+            event: Some(event),
+            test: true,
+            delivered,
+            reason: if delivered { "Acknowledged" } else { "NotAcknowledged" },
+            message: error.clone().unwrap_or_else(|| "the endpoint acknowledged the test".into()),
+            attempts: 1,
+            status_code: exchange.status.map(|status| status.as_u16()),
+            error,
+            at: now,
+        };
+        self.order(Order::Answer(Box::new(answer)));
+    }
+
+    /// Sends a kept event again, with retries anew.
+    fn deliver_again(&mut self, object: DeliveryRef, event: &Arc<Event>) {
+        let Some(uid) = self.named(&object).map(|known| known.webhook.uid) else {
+            return self.no_webhook(object, Some(Arc::clone(event)), false);
+        };
+        self.engine.redeliver(uid, event);
+        // Where it is pending already, that delivery's end is the answer.
+        self.requests.redeliveries.insert((uid, DeliveryId::new(event.id, uid)), (object, Arc::clone(event)));
+    }
+
+    pub(super) fn no_webhook(&self, object: DeliveryRef, event: Option<Arc<Event>>, test: bool) {
+        let message = format!("there is no Webhook {} in this namespace", object.webhook);
+        let answer = unsent(object, event, test, "WebhookNotFound", message, self.clock.now());
+        self.order(Order::Answer(Box::new(answer)));
+    }
+
+    /// Tells whoever asked for this delivery again how it ended.
+    pub(super) fn answer_again(&mut self, settled: &Settled, exchange: Option<&Exchange>, now: Timestamp) {
+        if !matches!(settled.verdict, Verdict::Delivered | Verdict::Exhausted) {
+            return;
+        }
+        let Some((object, event)) = self.requests.redeliveries.remove(&(settled.webhook, settled.delivery)) else {
+            return;
+        };
+        let delivered = settled.verdict == Verdict::Delivered;
+        let reason = match settled.verdict {
+            Verdict::Delivered => "Acknowledged",
+            _ if settled.gone => "EndpointGone",
+            _ => "Exhausted",
+        };
+        let error = exchange.and_then(|exchange| exchange.error.clone());
+        let answer = Answer {
+            object,
+            webhook: None,
+            event: Some(event),
+            test: false,
+            delivered,
+            reason,
+            message: error.clone().unwrap_or_else(|| "the endpoint acknowledged the delivery".into()),
+            attempts: settled.attempt,
+            status_code: exchange.and_then(|exchange| exchange.status).map(|status| status.as_u16()),
+            error,
+            at: now,
+        };
+        self.order(Order::Answer(Box::new(answer)));
+    }
+}
+
+/// The answer to a request that nothing was sent for.
+fn unsent(
+    object: DeliveryRef,
+    event: Option<Arc<Event>>,
+    test: bool,
+    reason: &'static str,
+    message: String,
+    at: Timestamp,
+) -> Answer {
+    Answer {
+        object,
+        webhook: None,
+        event,
+        test,
+        delivered: false,
+        reason,
+        message,
+        attempts: 0,
+        status_code: None,
+        error: None,
+        at,
+    }
+}

@@ -1,0 +1,86 @@
+//! The watches: made known to the engine first, started once all Webhooks are listed.
+
+use std::{
+    marker::PhantomData,
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use tokio::{sync::mpsc, task::JoinSet};
+use tracing::info;
+
+use super::Leader;
+use crate::{
+    engine::Observation,
+    event::object::WatchId,
+    source::{
+        Source,
+        deployment::Deployments,
+        training_job::TrainingJobs,
+        watch::{WatchHealth, Watcher},
+    },
+};
+
+impl Leader {
+    /// The ids of each scope's watches, of jobs and of deployments; a scope is a namespace, or all of them.
+    fn scopes(&self) -> Vec<([WatchId; 2], Option<String>)> {
+        let namespaces = &self.context.args.watch_namespaces;
+        let scopes = if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() };
+        // Config bounds the number of namespaces.
+        let ids = (0..).map(|at: u16| [WatchId(2 * at), WatchId(2 * at + 1)]);
+        ids.zip(scopes).collect()
+    }
+
+    /// Makes all watches known to the engine.
+    pub(super) fn add_watches(&mut self) {
+        for ([jobs, deployments], scope) in self.scopes() {
+            self.add_watch::<TrainingJobs>(jobs, scope.as_deref());
+            self.add_watch::<Deployments>(deployments, scope.as_deref());
+        }
+        for watch in self.engine.forget_other_watches() {
+            info!(watch, "what is remembered of this watch is forgotten: it is no longer configured");
+        }
+    }
+
+    fn add_watch<S: Source>(&mut self, id: WatchId, scope: Option<&str>) {
+        self.engine.add_watch(id, S::RESOURCE, &S::watch_name(scope), S::SELECTOR.is_some());
+    }
+
+    /// Starts all watches where the engine stands.
+    pub(super) fn start_sources(&mut self, tasks: &mut JoinSet<()>, observations: &mpsc::Sender<Observation>) {
+        let mut health = Vec::new();
+        for ([jobs, deployments], scope) in self.scopes() {
+            health.push(self.start_source::<TrainingJobs>(jobs, scope.clone(), tasks, observations));
+            health.push(self.start_source::<Deployments>(deployments, scope, tasks, observations));
+        }
+        self.context.health.set_watches(health);
+        for question in self.engine.open_questions() {
+            self.ask(question);
+        }
+    }
+
+    fn start_source<S: Source>(
+        &mut self,
+        id: WatchId,
+        namespace: Option<String>,
+        tasks: &mut JoinSet<()>,
+        observations: &mpsc::Sender<Observation>,
+    ) -> Arc<WatchHealth> {
+        let health = Arc::new(WatchHealth::new(S::KIND, namespace.clone()));
+        let watcher = Arc::new(Watcher::<S> {
+            id,
+            namespace,
+            client: self.context.client.clone(),
+            observations: observations.clone(),
+            health: Arc::clone(&health),
+            malformed: self.context.metrics.malformed.with_label_values(&[S::KIND]),
+            newest: AtomicU64::new(0),
+            source: PhantomData,
+        });
+        let (ask, asked) = mpsc::unbounded_channel();
+        self.questions.insert(id, ask);
+        tasks.spawn(Arc::clone(&watcher).answer(asked));
+        let position = Some(self.engine.position(id)).filter(|position| *position > 0);
+        tasks.spawn(watcher.run(position));
+        health
+    }
+}
