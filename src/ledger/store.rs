@@ -38,7 +38,9 @@ pub type MayWrite = Arc<dyn Fn() -> bool + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// Another leader has claimed it, or the store was restored under it.
-    #[error("segment {0} was changed by another leader, deleted, or restored from a backup")]
+    #[error(
+        "segment {0} was changed by another leader or another process of the same --identity, deleted, or restored from a backup"
+    )]
     Lost(String),
     /// A flush cannot be written.
     #[error(transparent)]
