@@ -208,7 +208,7 @@ impl Leader {
         };
         let (mut leader, mut beside) = Self::start(context, claim, store, ledger)?;
         let stopped = leader.work(&mut beside, lost, shutdown).await;
-        info!(?stopped, "stopping");
+        info!("stopping");
         beside.sources.abort_all();
         beside.controller.abort();
         if matches!(stopped, Stopped::Shutdown) {
@@ -811,7 +811,7 @@ impl Leader {
     }
 
     fn no_webhook(&self, object: DeliveryRef, event: Option<Arc<Event>>, test: bool) {
-        let message = format!("there is no Webhook {} in this namespace", object.webhook);
+        let message = format!("there is no Webhook {} in this namespace: create it, then ask again", object.webhook);
         let answer = unsent(object, event, test, "WebhookNotFound", message, self.clock.now());
         self.order(Order::Answer(Box::new(answer)));
     }
@@ -905,10 +905,14 @@ fn tell(began: Option<&Nothing>, journal: &Journal, namespace: &str) -> Option<N
         info!(epoch, term, "going on from the ledger");
         return None;
     };
-    warn!(
-        epoch, %why,
-        "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past"
-    );
+    if matches!(why, Nothing::Fresh) {
+        info!(
+            epoch,
+            "there is no ledger yet: all objects that are there now are a baseline, and nothing is sent for their past"
+        );
+    } else {
+        warn!(epoch, %why, "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past");
+    }
     let note = format!("{why}: all objects that are there now are a baseline, and nothing is sent for their past");
     Some(Notice::new_epoch(namespace, LEASE, !matches!(why, Nothing::Fresh), note))
 }
