@@ -908,7 +908,7 @@ fn tell(began: Option<&Nothing>, journal: &Journal, namespace: &str) -> Option<N
     if matches!(why, Nothing::Fresh) {
         info!(
             epoch,
-            "there is no ledger yet: all objects that are there now are a baseline, and nothing is sent for their past"
+            "there is no ledger yet, so a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past"
         );
     } else {
         warn!(epoch, %why, "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past");

@@ -149,6 +149,25 @@ fn a_kind_that_is_not_installed_is_named_with_what_to_apply() {
 }
 
 #[test]
+fn beside_an_older_definition_of_the_ledger_nothing_is_written_that_could_not_be_read_again() {
+    run(async {
+        let scene = Scene::alone("old-kinds").await;
+        let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/leader";
+        let patch = json!([{"op": "remove", "path": path}]).to_string();
+        scene.kubectl(&["patch", "crd", "ledgersegments.llmtune.io", "--type=json", "-p", &patch]);
+        let mut operator = Operator::start(&scene.plane, &scene.options()).await;
+        operator.wait_log("the definition of LedgerSegment is another release's: apply", SOON).await;
+        without_dumps(&operator.log());
+        let (_, ready) = operator.get("/readyz").unwrap();
+        assert!(ready.contains("reading the ledger; if this lasts, the log says why"), "{ready}");
+        assert_eq!(scene.kubectl(&["get", "ledgersegments", "-o", "name"]), "");
+        let crds = root().join("crds");
+        scene.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", crds.to_str().unwrap()]);
+        operator.wait_ready().await;
+    });
+}
+
+#[test]
 fn a_token_that_has_expired_is_said_without_ending_the_operator() {
     run(async {
         let scene = Scene::alone("expired").await;
