@@ -10,6 +10,7 @@ use llmtune_webhooks::{
         config::{Cli, Command, LogFormat, RunArgs},
     },
 };
+use tracing::error;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
         Command::Crds => crds(),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("llmtune-webhooks: {error}");
             ExitCode::FAILURE
@@ -26,12 +27,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: RunArgs) -> Result<(), Box<dyn std::error::Error>> {
-    // kube logs each failed request as an error; whoever made it logs what that means.
+fn run(args: RunArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    // kube logs each failed request, with a dump of the answer; whoever made it logs what that means.
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
-    let filter = EnvFilter::try_new(format!("kube_client::client::builder=off,{filter}"))?;
+    let filter = EnvFilter::try_new(format!("kube_client=off,kube_runtime=off,{filter}"))
+        .map_err(|error| format!("RUST_LOG cannot be used: {error}; write a level such as info or debug"))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match args.log_format {
+    let log_format = args.log_format;
+    match log_format {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
@@ -39,12 +42,19 @@ fn run(args: RunArgs) -> Result<(), Box<dyn std::error::Error>> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // As a task: what `block_on` itself runs is woken through the kernel, twice for each delivery.
-    Ok(runtime.block_on(async { tokio::spawn(operator::run(args)).await })??)
+    let result = runtime.block_on(async { tokio::spawn(operator::run(args)).await })?;
+    if let (Err(error), LogFormat::Json) = (&result, log_format) {
+        // Whoever reads the log expects nothing but JSON there.
+        error!("{error}");
+        return Ok(ExitCode::FAILURE);
+    }
+    result?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn crds() -> Result<(), Box<dyn std::error::Error>> {
+fn crds() -> Result<ExitCode, Box<dyn std::error::Error>> {
     for definition in api::definitions()? {
         println!("---\n{}", serde_saphyr::to_string(&definition)?.trim_end());
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -43,7 +43,9 @@ pub type MayWrite = Arc<dyn Fn() -> bool + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// Another leader has claimed it, or the store was restored under it.
-    #[error("segment {0} was changed by another leader, deleted, or restored from a backup")]
+    #[error(
+        "segment {0} was changed by another leader or another process of the same --identity, deleted, or restored from a backup"
+    )]
     Lost(String),
     /// A flush cannot be written.
     #[error(transparent)]
@@ -92,7 +94,7 @@ impl Store {
                     failures += 1;
                 }
                 Err(error) => {
-                    warn!(error = %Causes(&error), "the ledger cannot be read yet; trying again");
+                    warn!(error = %Causes(&error), "the ledger cannot be used yet; trying again");
                     sleep(pause(failures)).await;
                     failures += 1;
                 }
@@ -130,6 +132,7 @@ impl Store {
                 ledger.journal.claim().map_err(|error| kube::Error::Service(error.into()))?
             }
         };
+        self.is_kept_whole(&claim).await?;
         if self.write(&mut ledger.journal, &claim).await.is_err() {
             return Ok(None);
         }
@@ -225,42 +228,60 @@ impl Store {
         }
     }
 
+    /// An older definition of the kind drops what it does not know, and the ledger could not be read again.
+    async fn is_kept_whole(&self, segment: &Segment) -> Result<(), kube::Error> {
+        let mut probe = object(segment, None);
+        probe.metadata.name = Some(format!("{}-probe", segment.name));
+        let params = PostParams { dry_run: true, ..PostParams::default() };
+        match within(REQUEST, self.api().create(&params, &probe)).await {
+            Ok(kept) if kept.spec != probe.spec => {}
+            // A quota may refuse the probe, and yet let a segment be written anew; what is missing is told then.
+            Ok(_) | Err(kube::Error::Api(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let text = "the definition of LedgerSegment is another release's: apply the custom resource definitions of this release (crds/)";
+        Err(kube::Error::Service(text.into()))
+    }
+
     async fn put(&self, segment: &Segment, version: Option<&str>) -> Result<String, kube::Error> {
-        let Segment { name, kind, epoch, term, leader, after, sequence, records, data } = segment;
-        let (key, value) = EXCLUDE_FROM_BACKUP;
-        let object = LedgerSegment {
-            metadata: ObjectMeta {
-                name: Some(name.clone()),
-                labels: Some([(key.to_owned(), value.to_owned())].into()),
-                resource_version: version.map(str::to_owned),
-                ..ObjectMeta::default()
-            },
-            spec: LedgerSegmentSpec {
-                kind: match kind {
-                    Kind::Journal => SegmentKind::Journal,
-                    Kind::Snapshot => SegmentKind::Snapshot,
-                },
-                epoch: *epoch as i64,
-                term: *term as i64,
-                leader: *leader as i64,
-                after: *after as i64,
-                sequence: *sequence as i64,
-                records: *records as i32,
-                bytes: data.len() as i64,
-                data: data.clone(),
-            },
-        };
-        let body = serde_json::to_vec(&object).map_err(kube::Error::SerdeError)?;
+        let body = serde_json::to_vec(&object(segment, version)).map_err(kube::Error::SerdeError)?;
         let segments = Request::new(LedgerSegment::url_path(&(), Some(&self.namespace)));
         let params = PostParams::default();
         let request = match version {
-            Some(_) => segments.replace(name, &params, body),
+            Some(_) => segments.replace(&segment.name, &params, body),
             None => segments.create(&params, body),
         };
         let mut request = request.map_err(kube::Error::BuildRequest)?;
         request.headers_mut().insert(ACCEPT, METADATA_ONLY);
         let written: PartialObjectMeta<LedgerSegment> = within(REQUEST, self.client.request(request)).await?;
         Ok(written.metadata.resource_version.unwrap_or_default())
+    }
+}
+
+fn object(segment: &Segment, version: Option<&str>) -> LedgerSegment {
+    let Segment { name, kind, epoch, term, leader, after, sequence, records, data } = segment;
+    let (key, value) = EXCLUDE_FROM_BACKUP;
+    LedgerSegment {
+        metadata: ObjectMeta {
+            name: Some(name.clone()),
+            labels: Some([(key.to_owned(), value.to_owned())].into()),
+            resource_version: version.map(str::to_owned),
+            ..ObjectMeta::default()
+        },
+        spec: LedgerSegmentSpec {
+            kind: match kind {
+                Kind::Journal => SegmentKind::Journal,
+                Kind::Snapshot => SegmentKind::Snapshot,
+            },
+            epoch: *epoch as i64,
+            term: *term as i64,
+            leader: *leader as i64,
+            after: *after as i64,
+            sequence: *sequence as i64,
+            records: *records as i32,
+            bytes: data.len() as i64,
+            data: data.clone(),
+        },
     }
 }
 

@@ -1,6 +1,7 @@
 //! The client to the apiserver: time limits on everything, no retries of its own, and every request counted.
 
 use std::{
+    error::Error as _,
     task::{Context, Poll},
     time::Duration,
 };
@@ -14,13 +15,15 @@ use kube::{
 use prometheus::IntCounterVec;
 use tower::{BoxError, Layer, Service};
 
+use crate::causes::Causes;
+
 /// A connection that sends nothing for this long is dead; watches end sooner of their own accord.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A client for the cluster of KUBECONFIG or of the pod's service account.
 pub async fn connect(requests: IntCounterVec) -> Result<Client, ConnectError> {
-    let mut config = Config::infer().await.map_err(Box::new)?;
+    let mut config = Config::infer().await.map_err(|error| ConnectError::Config(no_cluster(&error)))?;
     config.read_timeout = Some(READ_TIMEOUT);
     config.write_timeout = Some(READ_TIMEOUT);
     config.connect_timeout = Some(CONNECT_TIMEOUT);
@@ -33,11 +36,22 @@ pub async fn connect(requests: IntCounterVec) -> Result<Client, ConnectError> {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// No configuration.
-    #[error("no cluster is configured: set KUBECONFIG, or run in a pod with a service account ({0})")]
-    Config(#[from] Box<kube::config::InferConfigError>),
+    #[error("{0}")]
+    Config(String),
     /// An unusable one.
-    #[error("the cluster's configuration cannot be used: {0}")]
+    #[error("the cluster's configuration cannot be used: {}", Causes(.0))]
     Client(#[from] kube::Error),
+}
+
+/// Why no configuration could be had, by the one that the user meant.
+fn no_cluster(error: &kube::config::InferConfigError) -> String {
+    const TO_DO: &str = "set KUBECONFIG to a file that kubectl can use, or run in a pod with a service account";
+    // Its cause is what is wrong with the kubeconfig; that it does not run in a pod says nothing.
+    let problem = error.source().map(|cause| Causes(cause).to_string()).unwrap_or_default();
+    match std::env::var("KUBECONFIG").ok().filter(|path| !path.is_empty()) {
+        Some(path) => format!("KUBECONFIG={path} cannot be used: {problem}; {TO_DO}"),
+        None => format!("no cluster is configured: {problem}; {TO_DO}"),
+    }
 }
 
 /// Counts requests by verb, resource and code.

@@ -25,19 +25,20 @@ pub enum Command {
 /// How to run the operator.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// The namespace that holds the operator's Lease.
-    #[arg(long, env = "LLMTUNE_WEBHOOKS_NAMESPACE", default_value = "llmtune-system", value_name = "NS")]
+    /// The namespace that holds the operator's Lease and its ledger.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_NAMESPACE", default_value = "llmtune-system", value_parser = namespace, value_name = "NS")]
     pub namespace: String,
     /// Serve this namespace only; may be given several times. All namespaces where absent.
     #[arg(
         long = "watch-namespace",
         env = "LLMTUNE_WEBHOOKS_WATCH_NAMESPACE",
         value_delimiter = ',',
+        value_parser = watch_namespace,
         value_name = "NS"
     )]
     pub watch_namespaces: Vec<String>,
     /// Where to serve /metrics, /healthz and /readyz.
-    #[arg(long, env = "LLMTUNE_WEBHOOKS_LISTEN", default_value = "0.0.0.0:8080", value_name = "ADDR")]
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_LISTEN", default_value = "0.0.0.0:8080", value_parser = listen, value_name = "ADDR:PORT")]
     pub listen: SocketAddr,
     /// The cluster's name, told in every body where it is set.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_CLUSTER_NAME", value_name = "NAME")]
@@ -78,9 +79,31 @@ impl RunArgs {
     }
 }
 
+fn namespace(text: &str) -> Result<String, String> {
+    let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let edges = !text.starts_with('-') && !text.ends_with('-');
+    if (1..=63).contains(&text.len()) && edges && text.chars().all(inside) {
+        Ok(text.to_owned())
+    } else {
+        Err("a namespace's name is 1 to 63 lower-case letters, digits and '-', such as llmtune-system".to_owned())
+    }
+}
+
+fn watch_namespace(text: &str) -> Result<String, String> {
+    // It must not come to mean all namespaces, nor none.
+    if text.is_empty() {
+        return Err("to serve all namespaces, leave the flag and its environment variable out".to_owned());
+    }
+    namespace(text)
+}
+
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write an IP address and a port, such as 0.0.0.0:8080 or 127.0.0.1:8080".to_owned())
+}
+
 fn lease_duration(text: &str) -> Result<Duration, String> {
     let parsed: SignedDuration = text.parse().map_err(|_| "write a duration such as 15s".to_owned())?;
-    let duration = Duration::try_from(parsed).map_err(|_| "a lease's duration is positive".to_owned())?;
+    let duration = Duration::try_from(parsed).map_err(|_| "write a duration from 3s to 5m".to_owned())?;
     if (Duration::from_secs(3)..=Duration::from_secs(300)).contains(&duration) {
         Ok(duration)
     } else {
@@ -105,5 +128,14 @@ mod tests {
         for text in ["2s", "6m", "-5s", "soon"] {
             assert!(lease_duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_namespace_that_cannot_be_is_refused_and_an_empty_one_does_not_mean_all() {
+        assert_eq!(namespace("team-a1"), Ok("team-a1".into()));
+        for text in ["", "Bad Name", "-a", "a-", "a/b", &"a".repeat(64)] {
+            assert!(namespace(text).unwrap_err().contains("such as"), "{text}");
+        }
+        assert!(watch_namespace("").unwrap_err().contains("leave the flag"));
     }
 }

@@ -153,7 +153,7 @@ impl Leader {
         };
         let (mut leader, mut beside) = Self::start(context, claim, store, ledger)?;
         let stopped = leader.work(&mut beside, lost, shutdown).await;
-        info!(?stopped, "stopping");
+        info!("stopping");
         beside.sources.abort_all();
         beside.controller.abort();
         if matches!(stopped, Stopped::Shutdown) {

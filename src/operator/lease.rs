@@ -321,8 +321,15 @@ impl Elector {
         };
         match result {
             Ok(lease) => Ok(Written::Landed(Box::new(lease))),
-            // 404: it was deleted, perhaps together with its namespace.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Written::Conflict),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(Written::Conflict),
+            // It was deleted, perhaps together with its namespace.
+            Err(kube::Error::Api(status)) if status.code == 404 && lease.metadata.resource_version.is_some() => {
+                Ok(Written::Conflict)
+            }
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                let text = format!("{}: create the namespace, or name another with --namespace", status.message);
+                Err(kube::Error::Service(text.into()))
+            }
             Err(error) => Err(error),
         }
     }

@@ -42,7 +42,7 @@ pub enum Error {
     #[error("signals cannot be received: {0}")]
     Signals(std::io::Error),
     /// Another replica leads now; whoever runs this process starts it again, as a standby.
-    #[error("the lease was {}: stopping, so that nothing is sent twice", lost_to(.0))]
+    #[error("the lease was {0}: stopping, so that nothing is sent twice")]
     LostLease(String),
     /// The ledger is another's now, or the store was restored; a new start takes up what is there.
     #[error("the ledger: {0}; stopping, to start again from what is there")]
@@ -80,7 +80,7 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
         }
     });
     let client = client::connect(metrics.api_requests.clone()).await?;
-    let elector = Elector::new(client.clone(), &args.namespace, identity, args.lease_duration);
+    let elector = Elector::new(client.clone(), &args.namespace, identity.clone(), args.lease_duration);
     let standing_by = |holder: &str| {
         info!(holder, "standing by");
         health.set_role(Role::Standby { holder: holder.to_owned() });
@@ -97,14 +97,20 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
             leadership.release().await;
             Ok(())
         }
-        Stopped::Lost(holder) => Err(Error::LostLease(holder)),
+        Stopped::Lost(holder) => Err(Error::LostLease(lost_to(&holder, &identity))),
         Stopped::LostLedger(error) => Err(Error::Ledger(error)),
         Stopped::Broken(task) => Err(Error::Broken(task)),
     }
 }
 
-fn lost_to(holder: &str) -> String {
-    if holder.is_empty() { "deleted or given back".to_owned() } else { format!("lost to {holder:?}") }
+fn lost_to(holder: &str, identity: &str) -> String {
+    if holder.is_empty() {
+        "deleted or given back".to_owned()
+    } else if holder == identity {
+        format!("lost to another process that calls itself {holder:?} too (give each replica an --identity of its own)")
+    } else {
+        format!("lost to {holder:?}")
+    }
 }
 
 fn read_roots(args: &RunArgs) -> Result<Vec<reqwest::Certificate>, Error> {

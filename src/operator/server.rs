@@ -30,6 +30,8 @@ use crate::source::watch::WatchHealth;
 
 /// A watch whose task has not turned for this long is stuck: it turns every half minute, apiserver or not.
 const STALLED_WATCH: Duration = Duration::from_secs(300);
+/// The apiserver ends a watch after half a minute, and the next one begins at once.
+const SILENT_WATCH: Duration = Duration::from_secs(60);
 /// The engine's loop turns at least once a second.
 const STALLED_LOOP: Duration = Duration::from_secs(30);
 const REFRESH: Duration = Duration::from_secs(2);
@@ -110,10 +112,11 @@ impl Health {
     fn readiness(&self) -> Result<String, String> {
         let mut text = String::new();
         let mut ready = true;
+        let now = Timestamp::now().as_second();
         match &*lock(&self.role) {
             Role::Starting => {
                 ready = false;
-                text.push_str("starting: the leader is not known yet\n");
+                text.push_str("starting: it is not known yet who leads; if this lasts, the log says why\n");
             }
             Role::Standby { holder } => {
                 let _ = writeln!(text, "standby: {holder} leads");
@@ -123,16 +126,20 @@ impl Health {
                 let watches = lock(&self.watches);
                 if watches.is_empty() {
                     ready = false;
-                    text.push_str("listing Webhooks\n");
+                    let step = if lock(&self.refresh).is_none() { "reading the ledger" } else { "listing Webhooks" };
+                    let _ = writeln!(text, "{step}; if this lasts, the log says why");
                 }
                 for watch in watches.iter() {
                     let scope = watch.namespace.as_deref().unwrap_or("all namespaces");
                     let state = match (watch.is_installed(), watch.is_synced()) {
-                        (false, _) => "not installed; its events begin when it is",
-                        (true, true) => "watching",
+                        (false, _) => "not installed; its events begin when it is".to_owned(),
+                        (true, true) if now - watch.last_activity() > SILENT_WATCH.as_secs() as i64 => {
+                            format!("nothing heard for {} s; the log says why", now - watch.last_activity())
+                        }
+                        (true, true) => "watching".to_owned(),
                         (true, false) => {
                             ready = false;
-                            "listing"
+                            "listing; if this lasts, the log says why".to_owned()
                         }
                     };
                     let _ = writeln!(text, "{} in {scope}: {state}", watch.kind);

@@ -38,8 +38,8 @@ use crate::{
             WebhookDeliveryStatus, WebhookKind, WebhookReference,
         },
     },
-    calls::{pause, pump, within},
-    causes::Causes,
+    calls::{Hush, pause, pump, within},
+    causes::{Causes, is_unknown_kind, lacks_right},
     engine::{Keep, MAX_BYTES},
     event::{
         Event, EventType,
@@ -62,6 +62,8 @@ const LAST: Duration = Duration::from_secs(5);
 const MAX_REQUEST: usize = 64;
 /// An object that names an event and has none is given up on after this long.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(30);
+static NOT_CREATED: Hush = Hush::new();
+static NOT_ANSWERED: Hush = Hush::new();
 const WEBHOOK_LABEL: &str = "llmtune.io/webhook";
 const EVENT_LABEL: &str = "llmtune.io/event";
 
@@ -606,7 +608,7 @@ impl Call {
                         Err(error) => error,
                     }
                 }
-                Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404 | 422) => {
+                Err(kube::Error::Api(status)) if is_final(status.code, &status.message) => {
                     warn!(
                         namespace = webhook.namespace, webhook = webhook.name, event = %event.id, error = status.message,
                         "a WebhookDelivery was refused; the delivery is dropped"
@@ -615,7 +617,9 @@ impl Call {
                 }
                 Err(error) => error,
             };
-            warn!(namespace = webhook.namespace, name, error = %Causes(&error), "a WebhookDelivery was not created; trying again");
+            if let Some(more) = NOT_CREATED.admit() {
+                warn!(namespace = webhook.namespace, name, more, error = %Causes(&error), "a WebhookDelivery was not created; trying again");
+            }
             sleep(pause(failures)).await;
             failures += 1;
         };
@@ -714,7 +718,9 @@ impl Call {
                 }
                 Err(error) => error,
             };
-            warn!(namespace, name, error = %Causes(&error), "a WebhookDelivery's status was not written; trying again");
+            if let Some(more) = NOT_ANSWERED.admit() {
+                warn!(namespace, name, more, error = %Causes(&error), "a WebhookDelivery's status was not written; trying again");
+            }
             sleep(pause(failures)).await;
             failures += 1;
         }
@@ -736,6 +742,12 @@ impl Call {
             failures += 1;
         }
     }
+}
+
+/// Whether a creation that was refused so will be refused again: a quota, a policy, a namespace that goes. The operator's
+/// missing rights and a missing kind are mended by whoever installs it.
+fn is_final(code: u16, message: &str) -> bool {
+    matches!(code, 403 | 404 | 422) && !lacks_right(code, message) && !is_unknown_kind(code, message)
 }
 
 fn version(object: &WebhookDelivery) -> u64 {

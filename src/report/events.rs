@@ -15,6 +15,7 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
+    calls::Hush,
     causes::Causes,
     event::object::{Facts, Object, Uid},
     subscription::resolve::WebhookRef,
@@ -26,6 +27,7 @@ const REFILL: Duration = Duration::from_secs(5);
 /// Buckets that have been full for long are forgotten beyond this many.
 const MAX_BUCKETS: usize = 4096;
 const REQUEST: Duration = Duration::from_secs(10);
+static NOT_PUBLISHED: Hush = Hush::new();
 /// A note may have 1,024 characters (events.k8s.io/v1).
 const MAX_NOTE: usize = 1000;
 
@@ -135,13 +137,19 @@ pub async fn publish(client: Client, mut notices: mpsc::Receiver<Notice>, may_wr
             action: "Deliver".into(),
             secondary: notice.related,
         };
+        let ObjectReference { namespace, name: object, .. } = &notice.regarding;
+        let (namespace, object) = (namespace.as_deref(), object.as_deref());
         match timeout(REQUEST, recorder.publish(&event, &notice.regarding)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                warn!(reason = event.reason, object = ?notice.regarding.name, error = %Causes(&error), "an Event was not published");
+                if let Some(more) = NOT_PUBLISHED.admit() {
+                    warn!(reason = event.reason, namespace, object, more, error = %Causes(&error), "an Event was not published");
+                }
             }
             Err(_) => {
-                warn!(reason = event.reason, object = ?notice.regarding.name, "an Event was not published in time");
+                if let Some(more) = NOT_PUBLISHED.admit() {
+                    warn!(reason = event.reason, namespace, object, more, "an Event was not published in time");
+                }
             }
         }
     }

@@ -105,7 +105,7 @@ impl Statuses {
         entry.counts().pending = pending as i64;
         entry.counts().dropped += 1;
         entry.touch(Dirty::Counters);
-        let text = "an event was dropped: it could neither wait nor be kept as a WebhookDelivery; see why the endpoint does not acknowledge deliveries, and whether a quota keeps those from being kept";
+        let text = "an event was dropped: it could neither wait nor be kept as a WebhookDelivery: see why the endpoint does not acknowledge deliveries, and whether a quota or a policy refuses WebhookDelivery objects";
         vec![Notice::warning(&entry.webhook, "DeliveriesDropped", text.into())]
     }
 
@@ -214,8 +214,11 @@ impl Entry {
         if was_gone || self.status_of("Healthy").is_none() {
             self.set_condition("Healthy", "Unknown", "NoAttempt", "no delivery has been attempted yet", generation, at);
         }
-        let (stalled_reason, stalled_message) =
-            if stalled { (reason, message.as_str()) } else { ("Progressing", "the spec can work as it stands") };
+        let (stalled_reason, stalled_message) = match (stalled, ready) {
+            (true, _) => (reason, message.as_str()),
+            (false, true) => ("Progressing", "the spec can work as it stands"),
+            (false, false) => ("Progressing", "what the spec needs is waited for; the condition Ready says what"),
+        };
         self.condition("Stalled", stalled, stalled_reason, stalled_message, generation, at);
         let known = self.standing.as_ref().map(|standing| standing.warnings.clone()).unwrap_or_default();
         for (reason, text) in standing.warnings.iter().filter(|warning| !known.contains(warning)) {
@@ -304,7 +307,7 @@ impl Entry {
         let judged = settlement.made || settlement.gone;
         if judged && (gone || exhausted || !healthy || self.status.consecutive_failures >= UNHEALTHY_AFTER) {
             let (reason, message) = if gone {
-                let text = "the endpoint answered 410 Gone; nothing is sent until the spec changes: correct spec.url or delete the Webhook";
+                let text = "the endpoint answered 410 Gone; events are kept as WebhookDelivery objects until the spec changes, or a test or a redelivery is answered 2xx: correct spec.url, or delete the Webhook";
                 ("EndpointGone", text.to_owned())
             } else {
                 ("DeliveriesFailing", format!("attempts fail: {error}"))
@@ -317,13 +320,14 @@ impl Entry {
             let event = &settlement.event;
             let attempts = settlement.attempt;
             let subject = describe(&event.object);
-            let text = format!("{} of {subject} was given up after {attempts} attempts: {error}", event.event_type);
-            notices.push(Notice::warning(&self.webhook, "DeliveryExhausted", text));
+            let attempts = if attempts == 1 { "1 attempt".to_owned() } else { format!("{attempts} attempts") };
             let WebhookRef { name, .. } = &self.webhook;
             let text = format!(
-                "{} could not be delivered to Webhook {name} in {attempts} attempts: {error}",
+                "{} of {subject} was given up after {attempts}: {error}; kubectl get whd -l llmtune.io/webhook={name} shows what is kept to be sent again",
                 event.event_type
             );
+            notices.push(Notice::warning(&self.webhook, "DeliveryExhausted", text));
+            let text = format!("{} could not be delivered to Webhook {name} in {attempts}: {error}", event.event_type);
             notices.push(Notice::about_object(&self.webhook, &event.object, "WebhookDeliveryExhausted", text));
         }
         notices

@@ -23,7 +23,7 @@ use super::{
     events::Notice,
     status::{StatusWrite, Statuses},
 };
-use crate::{api::Webhook, causes::Causes, event::object::Uid, subscription::resolve::WebhookRef};
+use crate::{api::Webhook, calls::Hush, causes::Causes, event::object::Uid, subscription::resolve::WebhookRef};
 
 /// The field manager of everything that the operator applies.
 pub const FIELD_MANAGER: &str = "llmtune-webhooks";
@@ -31,6 +31,7 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// Notes are taken in batches this far apart, so that a busy engine does not wake the writer for each.
 const BATCH: Duration = Duration::from_millis(100);
 const MAX_BATCH: usize = 4096;
+static NOT_WRITTEN: Hush = Hush::new();
 /// How long the last writes may take.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -144,11 +145,20 @@ async fn apply(client: Client, write: StatusWrite) -> (Uid, bool) {
         Ok(Ok(_)) => true,
         Ok(Err(kube::Error::Api(status))) if status.code == 409 => true,
         Ok(Err(error)) => {
-            warn!(namespace = webhook.namespace, webhook = webhook.name, error = %Causes(&error), "status not written; trying again");
+            if let Some(more) = NOT_WRITTEN.admit() {
+                warn!(namespace = webhook.namespace, webhook = webhook.name, more, error = %Causes(&error), "status not written; trying again");
+            }
             false
         }
         Err(_) => {
-            warn!(namespace = webhook.namespace, webhook = webhook.name, "status not written in time; trying again");
+            if let Some(more) = NOT_WRITTEN.admit() {
+                warn!(
+                    namespace = webhook.namespace,
+                    webhook = webhook.name,
+                    more,
+                    "status not written in time; trying again"
+                );
+            }
             false
         }
     };

@@ -34,7 +34,7 @@ use tracing::{info, warn};
 use super::{Malformed, Source, slim};
 use crate::{
     calls::pause,
-    causes::Causes,
+    causes::{Causes, explain},
     engine::{Change, Observation, Question},
     event::object::{Object, Uid, WatchId},
 };
@@ -131,13 +131,13 @@ enum WatchError {
     Restored,
     #[error("the resource is not installed")]
     NotInstalled,
-    #[error("the apiserver answered {0}: {1}")]
+    #[error("the apiserver answered {0}: {text}", text = explain(*.0, .1))]
     Status(u16, String),
     #[error("nothing came for {} s", .0.as_secs())]
     Silent(Duration),
     #[error("a line is longer than {MAX_LINE} bytes")]
     LongLine,
-    #[error("{0}")]
+    #[error("the request failed: {0}")]
     Client(#[from] kube::Error),
     #[error("unreadable answer: {0}")]
     Json(#[from] serde_json::Error),

@@ -43,7 +43,9 @@ pub enum SecretError {
     #[error("key {1:?} of Secret {0:?} is empty: put at least 32 random bytes there")]
     Empty(String, String),
     /// The operator may not read it.
-    #[error("the operator may not read Secret {0:?}: its role must allow get on secrets in this namespace")]
+    #[error(
+        "the operator may not read Secret {0:?}: grant its service account get on secrets in this namespace, as charts/llmtune-webhooks/rbac.yaml does"
+    )]
     Forbidden(String),
     /// The apiserver could not be asked.
     #[error("Secret {0:?} cannot be read just now: {1}")]

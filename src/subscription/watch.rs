@@ -409,7 +409,7 @@ fn read(guard: DeserializeGuard<Webhook>) -> Option<(WebhookRef, Webhook)> {
         }
         Err(invalid) => {
             let (namespace, name) = (invalid.metadata.namespace, invalid.metadata.name);
-            warn!(kind = "Webhook", ?namespace, ?name, error = invalid.error, "skipping a malformed object");
+            warn!(kind = "Webhook", namespace, name, error = invalid.error, "skipping a malformed object");
             None
         }
     }

@@ -8,6 +8,7 @@ mod connections;
 mod custom_resources;
 mod deliveries;
 mod delivery;
+mod errors;
 mod examples;
 mod operation;
 mod receivers;

@@ -140,6 +140,19 @@ fn a_leader_that_finds_another_in_its_place_stops() {
 }
 
 #[test]
+fn of_two_processes_with_one_identity_the_one_that_stops_says_that_they_share_it() {
+    run(async {
+        let scene = Scene::new("twins").await;
+        let options = scene.options().argument(LEASE);
+        let mut first = Operator::start_ready(&scene.plane, &options).await;
+        let _second = Operator::start_ready(&scene.plane, &options).await;
+        assert_eq!(first.process.wait(SOON).code(), Some(1));
+        let log = first.process.log_text();
+        assert!(log.contains("calls itself") || log.contains("the same --identity"), "{}", first.process.log_tail());
+    });
+}
+
+#[test]
 fn told_to_stop_it_lets_attempts_end_writes_the_status_and_releases_the_lease() {
     run(async {
         let scene = Scene::new("stop").await;
@@ -283,7 +296,13 @@ fn a_wrong_configuration_is_refused_with_what_to_write_instead() {
     assert!(refused(&["run", listen]).contains("set KUBECONFIG"));
     assert!(refused(&["run", "--lease-duration=1s"]).contains("from 3s to 5m"));
     assert!(refused(&["run", listen, "--ca-file=/nonexistent"]).contains("--ca-file /nonexistent"));
-    assert!(refused(&["run", "--listen=nowhere"]).contains("--listen"));
+    let nowhere = refused(&["run", "--listen=nowhere"]);
+    assert!(nowhere.contains("--listen") && nowhere.contains("such as 0.0.0.0:8080"), "{nowhere}");
+    assert!(refused(&["run", "--namespace=Bad Name"]).contains("such as llmtune-system"));
+    assert!(refused(&["run", "--watch-namespace="]).contains("leave the flag"));
+    let unreadable = refused(&["run", listen]);
+    assert!(unreadable.contains("KUBECONFIG=/nonexistent cannot be used"), "{unreadable}");
+    assert!(unreadable.contains("No such file") && !unreadable.contains("in-cluster"), "{unreadable}");
 }
 
 #[test]

@@ -118,10 +118,14 @@ pub fn tell(began: Option<&Nothing>, journal: &Journal, namespace: &str) -> Opti
         info!(epoch, term, "going on from the ledger");
         return None;
     };
-    warn!(
-        epoch, %why,
-        "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past"
-    );
+    if matches!(why, Nothing::Fresh) {
+        info!(
+            epoch,
+            "there is no ledger yet, so a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past"
+        );
+    } else {
+        warn!(epoch, %why, "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past");
+    }
     let note = format!("{why}: all objects that are there now are a baseline, and nothing is sent for their past");
     Some(Notice::new_epoch(namespace, LEASE, !matches!(why, Nothing::Fresh), note))
 }

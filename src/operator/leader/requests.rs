@@ -172,7 +172,7 @@ impl Leader {
     }
 
     pub(super) fn no_webhook(&self, object: DeliveryRef, event: Option<Arc<Event>>, test: bool) {
-        let message = format!("there is no Webhook {} in this namespace", object.webhook);
+        let message = format!("there is no Webhook {} in this namespace: create it, then ask again", object.webhook);
         let answer = unsent(object, event, test, "WebhookNotFound", message, self.clock.now());
         self.order(Order::Answer(Box::new(answer)));
     }

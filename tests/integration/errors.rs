@@ -1,0 +1,200 @@
+//! What users are told where something is missing: what it is, what to do about it, once, and without a dump.
+
+use std::{process::Command, time::Duration};
+
+use llmtune_webhooks_harness::{
+    eventually,
+    operator::{Operator, install_roles},
+    process::{Process, free_port, temporary_folder},
+    receiver::{Answer, Receiver},
+    root,
+};
+use serde_json::json;
+
+use crate::support::{BINARY, Jobs, SOON, Scene, run};
+
+/// Takes the right to do `verb` on `resource` away from everybody who has the roles that ship.
+fn without(scene: &Scene, verb: &str, resource: &str) {
+    let role = scene.get("clusterrole", "llmtune-webhooks");
+    let mut rules = role["rules"].clone();
+    for rule in rules.as_array_mut().unwrap() {
+        if rule["resources"].as_array().unwrap().contains(&json!(resource)) {
+            rule["verbs"].as_array_mut().unwrap().retain(|known| known != verb);
+        }
+    }
+    // A rule without verbs is none.
+    rules.as_array_mut().unwrap().retain(|rule| !rule["verbs"].as_array().unwrap().is_empty());
+    let patch = json!({"rules": rules}).to_string();
+    scene.kubectl(&["patch", "clusterrole", "llmtune-webhooks", "--type=merge", "-p", &patch]);
+}
+
+fn without_dumps(log: &str) {
+    for dump in ["Status {", "ApiError", "ServiceError", "Some(\"", "Custom {"] {
+        assert!(!log.contains(dump), "the log holds {dump:?}:\n{log}");
+    }
+}
+
+#[test]
+fn a_delivery_that_the_operator_may_not_keep_yet_waits_and_is_kept_once_it_may() {
+    run(async {
+        let scene = Scene::alone("may-not-keep").await;
+        let receiver = Receiver::answering(|_| Answer::status(500)).await;
+        scene.webhook("ci", &receiver.url(), &json!({"delivery": {"maxRetries": 0}}));
+        let operator = scene.operator().await;
+        without(&scene, "create", "webhookdeliveries");
+        let jobs = Jobs::new(&scene).await;
+        for number in 0..20 {
+            let name = format!("job-{number}");
+            jobs.create(&name).await;
+            jobs.phase(&name, "Running").await;
+        }
+        receiver.wait(20, SOON).await;
+        operator.wait_log("cannot create resource \"webhookdeliveries\"", SOON).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let log = operator.log();
+        assert!(log.contains("rbac.yaml"), "{log}");
+        without_dumps(&log);
+        let lines = log.matches("a WebhookDelivery was not created; trying again").count();
+        assert!((1..=3).contains(&lines), "{lines} lines say so\n{log}");
+        let dropped = || operator.metric("llmtune_webhooks_dropped_total", &[("webhook", "ci")]) as u64;
+        assert_eq!(dropped(), 0);
+
+        install_roles(&scene.plane, &scene.namespace);
+        eventually("all twenty are kept", SOON, || async {
+            (scene.kubectl(&["get", "whd", "-o", "name"]).lines().count() == 20).then_some(())
+        })
+        .await;
+        assert_eq!(dropped(), 0);
+    });
+}
+
+#[test]
+fn webhooks_that_the_operator_may_not_list_are_asked_for_with_patience_and_readyz_says_what_is_awaited() {
+    run(async {
+        let scene = Scene::alone("may-not-list").await;
+        install_roles(&scene.plane, &scene.namespace);
+        let mut operator = scene.operator().await;
+        without(&scene, "list", "webhooks");
+        operator.restart();
+        operator.wait_log("cannot list resource \"webhooks\"", SOON).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let log = operator.log();
+        without_dumps(&log);
+        let lines = log.lines().filter(|line| line.contains("\"webhooks\"")).count();
+        assert!(lines <= 8, "{lines} lines in 3 s\n{log}");
+        assert!(log.contains("rbac.yaml"), "{log}");
+        let (status, text) = operator.get("/readyz").unwrap();
+        assert_eq!(status, 503);
+        assert!(text.contains("listing Webhooks; if this lasts, the log says why"), "{text}");
+        assert_eq!(operator.get("/healthz").unwrap().0, 200, "a restart would not help");
+
+        install_roles(&scene.plane, &scene.namespace);
+        operator.wait_ready().await;
+    });
+}
+
+#[test]
+fn an_operator_whose_namespace_does_not_exist_says_so_waits_for_it_and_asks_no_more_than_it_should() {
+    run(async {
+        let scene = Scene::alone("no-home").await;
+        let port = free_port();
+        let log = temporary_folder("operator").join("operator.log");
+        let mut command = Command::new(BINARY);
+        command
+            .args(["run", "--namespace", "missing", "--lease-duration=6s", "--listen", &format!("127.0.0.1:{port}")])
+            .env("KUBECONFIG", scene.plane.kubeconfig("admin"))
+            .env_remove("HTTPS_PROXY")
+            .env_remove("https_proxy");
+        let process = Process::start("operator", &mut command, &log);
+        eventually("the log says what is missing", SOON, || async {
+            process.log_text().contains("create the namespace, or name another with --namespace").then_some(())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let (_, metrics) = llmtune_webhooks_harness::operator::get(port, "/metrics").unwrap();
+        let asked = llmtune_webhooks_harness::operator::metric(
+            &metrics,
+            "llmtune_webhooks_api_requests_total",
+            &[("resource", "leases")],
+        ) as u64;
+        assert!(asked < 20, "{asked} requests");
+        scene.kubectl(&["create", "namespace", "missing"]);
+        eventually("it leads", SOON, || async {
+            let (_, ready) = llmtune_webhooks_harness::operator::get(port, "/readyz")?;
+            ready.starts_with("leader").then_some(())
+        })
+        .await;
+        without_dumps(&process.log_text());
+    });
+}
+
+#[test]
+fn a_kind_that_is_not_installed_is_named_with_what_to_apply() {
+    run(async {
+        let scene = Scene::alone("no-kinds").await;
+        scene.kubectl(&["delete", "crd", "webhooks.llmtune.io", "webhookdeliveries.llmtune.io"]);
+        let mut operator = Operator::start(&scene.plane, &scene.options()).await;
+        for kind in ["Webhook", "WebhookDelivery"] {
+            eventually(&format!("the log tells what to do about {kind}"), SOON, || async {
+                let log = operator.log();
+                let told = |line: &str| line.contains(&format!("kind={kind} ")) && line.contains("(crds/)");
+                log.lines().any(told).then_some(())
+            })
+            .await;
+        }
+        without_dumps(&operator.log());
+        scene.plane.install_crds();
+        operator.wait_ready().await;
+    });
+}
+
+#[test]
+fn beside_an_older_definition_of_the_ledger_nothing_is_written_that_could_not_be_read_again() {
+    run(async {
+        let scene = Scene::alone("old-kinds").await;
+        let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/leader";
+        let patch = json!([{"op": "remove", "path": path}]).to_string();
+        scene.kubectl(&["patch", "crd", "ledgersegments.llmtune.io", "--type=json", "-p", &patch]);
+        let mut operator = Operator::start(&scene.plane, &scene.options()).await;
+        operator.wait_log("the definition of LedgerSegment is another release's: apply", SOON).await;
+        without_dumps(&operator.log());
+        let (_, ready) = operator.get("/readyz").unwrap();
+        assert!(ready.contains("reading the ledger; if this lasts, the log says why"), "{ready}");
+        assert_eq!(scene.kubectl(&["get", "ledgersegments", "-o", "name"]), "");
+        let crds = root().join("crds");
+        scene.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", crds.to_str().unwrap()]);
+        operator.wait_ready().await;
+    });
+}
+
+#[test]
+fn a_token_that_has_expired_is_said_without_ending_the_operator() {
+    run(async {
+        let scene = Scene::alone("expired").await;
+        let kubeconfig = scene.plane.write_kubeconfig_for("expired", "no-token", scene.plane.port);
+        let log = temporary_folder("operator").join("operator.log");
+        let mut command = Command::new(BINARY);
+        command.args(["run", "--listen", "127.0.0.1:0"]).env("KUBECONFIG", kubeconfig).env_remove("HTTPS_PROXY");
+        let mut process = Process::start("operator", &mut command, &log);
+        eventually("the log says what to renew", SOON, || async {
+            process.log_text().contains("renew the token in KUBECONFIG").then_some(())
+        })
+        .await;
+        without_dumps(&process.log_text());
+        assert!(process.try_wait().is_none());
+    });
+}
+
+#[test]
+fn the_last_line_of_a_json_log_is_json_too() {
+    let ca = root().join("Cargo.toml");
+    let output = Command::new(BINARY)
+        .args(["run", "--log-format=json", "--listen=127.0.0.1:0", "--ca-file", ca.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).expect(&text);
+    assert_eq!(last["level"], "ERROR");
+    assert!(last["message"].as_str().unwrap().contains("no PEM certificate"), "{text}");
+}
