@@ -6,6 +6,9 @@
 //! 4. A finished delivery goes after its `spec.ttl`; a Webhook has at most [`MAX_OBJECTS`] and [`MAX_BYTES`], of which the
 //!    oldest delivered makes room.
 
+mod call;
+mod object;
+
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, HashSet},
@@ -14,40 +17,32 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
     Api, Client,
-    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
     core::DeserializeGuard,
     runtime::watcher::{self, Event as Seen},
 };
-use serde_json::json;
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{MissedTickBehavior, interval, timeout},
 };
-use tracing::{debug, warn};
+use tracing::warn;
 
-use super::writer::FIELD_MANAGER;
+use self::{
+    call::Call,
+    object::{event, holds, version},
+};
 use crate::{
     api::{
         WebhookDelivery,
-        webhook_delivery::{
-            DEFAULT_TTL, DeliveredEvent, DeliveryAttempt, EventObject, REDELIVER_ANNOTATION, WebhookDeliverySpec,
-            WebhookDeliveryStatus, WebhookKind, WebhookReference,
-        },
+        webhook_delivery::{DEFAULT_TTL, REDELIVER_ANNOTATION, WebhookKind},
     },
-    calls::{Hush, pause, pump, within},
-    causes::{Causes, is_unknown_kind, lacks_right},
+    calls::pump,
+    causes::Causes,
     engine::{Keep, MAX_BYTES},
-    event::{
-        Event, EventType,
-        body::Opened,
-        id::{DeliveryId, EventId},
-        object::{Facts, Uid},
-    },
-    ledger::contents::Reason,
+    event::{Event, EventType, id::DeliveryId, object::Uid},
     subscription::resolve::{WebhookRef, duration},
 };
 
@@ -55,17 +50,12 @@ use crate::{
 pub const MAX_OBJECTS: usize = 1_000;
 /// Calls to the apiserver at once.
 const CONCURRENT: usize = 8;
-const REQUEST: Duration = Duration::from_secs(10);
 /// How long the last calls may take.
 const LAST: Duration = Duration::from_secs(5);
 /// A request longer than this is not told apart from another that begins alike.
 const MAX_REQUEST: usize = 64;
 /// An object that names an event and has none is given up on after this long.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(30);
-static NOT_CREATED: Hush = Hush::new();
-static NOT_ANSWERED: Hush = Hush::new();
-const WEBHOOK_LABEL: &str = "llmtune.io/webhook";
-const EVENT_LABEL: &str = "llmtune.io/event";
 
 /// Which object, and what of its status the next one goes on from.
 #[derive(Clone, Debug)]
@@ -519,336 +509,6 @@ fn give_up_unknown(state: &mut State, calls: &mut JoinSet<Done>, call: &Call) {
             at: now,
         }));
     }
-}
-
-/// Calls to the apiserver, each tried until it is answered for good. One that is to be tried again holds up no other.
-#[derive(Clone)]
-struct Call {
-    client: Client,
-    may_write: Arc<dyn Fn() -> bool + Send + Sync>,
-    permits: Arc<Semaphore>,
-}
-
-impl Call {
-    fn api(&self, namespace: &str) -> Api<WebhookDelivery> {
-        Api::namespaced(self.client.clone(), namespace)
-    }
-
-    /// Makes a request in its turn, and not before the claim holds.
-    async fn request<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
-        let _permit = loop {
-            // The semaphore is never closed.
-            let permit = self.permits.acquire().await;
-            if (self.may_write)() {
-                break permit;
-            }
-            drop(permit);
-            sleep(Duration::from_millis(100)).await;
-        };
-        within(REQUEST, request).await
-    }
-
-    async fn answered(self, answer: Answer) -> Done {
-        let version = self.answer(&answer).await.unwrap_or_default();
-        Done::Answered { object: answer.object.uid, version }
-    }
-
-    /// The object as it is now, if it is.
-    async fn read(&self, namespace: &str, name: &str) -> Option<Box<WebhookDelivery>> {
-        let api = self.api(namespace);
-        let mut failures = 0;
-        loop {
-            match self.request(api.get_opt(name)).await {
-                Ok(object) => return object.map(Box::new),
-                Err(error) => {
-                    warn!(namespace, name, error = %Causes(&error), "a WebhookDelivery was not read; trying again");
-                }
-            }
-            sleep(pause(failures)).await;
-            failures += 1;
-        }
-    }
-
-    /// Creates the object of a given-up delivery; `None` where it cannot be had, for good.
-    async fn keep(&self, webhook: &WebhookRef, keep: &Keep) -> Option<(Uid, Entry)> {
-        let Keep { delivery, event, given_up, .. } = keep;
-        let name = delivery.object_name();
-        let object = WebhookDelivery {
-            metadata: ObjectMeta {
-                name: Some(name.clone()),
-                labels: Some(labels(webhook, event.event_type)),
-                owner_references: Some(vec![owner(webhook)]),
-                ..ObjectMeta::default()
-            },
-            spec: WebhookDeliverySpec {
-                webhook_ref: WebhookReference { kind: WebhookKind::Webhook, name: webhook.name.clone() },
-                test: None,
-                event_id: Some(event.id.to_string()),
-                ttl: DEFAULT_TTL.to_owned(),
-            },
-            status: None,
-        };
-        let api = self.api(&webhook.namespace);
-        let mut failures = 0;
-        let created = loop {
-            let error = match self.request(api.create(&PostParams::default(), &object)).await {
-                Ok(created) => break created,
-                Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => {
-                    match self.request(api.get(&name)).await {
-                        Ok(found) if found.spec == object.spec || holds_event(&found, &object.spec) => break found,
-                        // Somebody else's: it names another Webhook or another event, or does not last.
-                        Ok(found) => {
-                            let uid = found.metadata.uid.as_deref().and_then(Uid::parse)?;
-                            self.delete(&webhook.namespace, &name, uid).await;
-                            // It may be held by finalizers.
-                            sleep(pause(failures)).await;
-                            failures += 1;
-                            continue;
-                        }
-                        Err(error) => error,
-                    }
-                }
-                Err(kube::Error::Api(status)) if is_final(status.code, &status.message) => {
-                    warn!(
-                        namespace = webhook.namespace, webhook = webhook.name, event = %event.id, error = status.message,
-                        "a WebhookDelivery was refused; the delivery is dropped"
-                    );
-                    return None;
-                }
-                Err(error) => error,
-            };
-            if let Some(more) = NOT_CREATED.admit() {
-                warn!(namespace = webhook.namespace, name, more, error = %Causes(&error), "a WebhookDelivery was not created; trying again");
-            }
-            sleep(pause(failures)).await;
-            failures += 1;
-        };
-        let uid = created.metadata.uid.as_deref().and_then(Uid::parse)?;
-        let mut entry = Entry {
-            version: version(&created),
-            namespace: webhook.namespace.clone(),
-            name: name.clone(),
-            webhook: webhook.name.clone(),
-            bytes: event.body.len(),
-            spent: false,
-            expires: None,
-        };
-        if holds_event(&created, &object.spec) {
-            return Some((uid, entry));
-        }
-        let (reason, message) = match given_up.reason {
-            Reason::Exhausted => ("Exhausted", "the endpoint did not acknowledge the delivery within its retries"),
-            Reason::EndpointGone => ("EndpointGone", "the endpoint answered 410 Gone"),
-            Reason::BoundReached => ("BoundReached", "too many deliveries were pending for another to wait"),
-        };
-        let object = DeliveryRef {
-            uid,
-            namespace: webhook.namespace.clone(),
-            name,
-            webhook: webhook.name.clone(),
-            generation: created.metadata.generation.unwrap_or_default(),
-            conditions: Vec::new(),
-            request: None,
-            only: None,
-        };
-        let answer = Answer {
-            object,
-            webhook: None,
-            event: Some(Arc::clone(event)),
-            test: false,
-            delivered: false,
-            reason,
-            message: format!(
-                "{message}; kubectl annotate whd {} {REDELIVER_ANNOTATION}=$(date -Is) --overwrite sends it again",
-                delivery.object_name()
-            ),
-            attempts: given_up.attempts,
-            status_code: given_up.status_code,
-            error: given_up.error.clone(),
-            at: given_up.at,
-        };
-        entry.version = self.answer(&answer).await?;
-        Some((uid, entry))
-    }
-
-    /// Writes how a delivery ended, and tells the object's version then; `None` where the object is gone.
-    async fn answer(&self, answer: &Answer) -> Option<u64> {
-        let DeliveryRef { namespace, name, uid, only, .. } = &answer.object;
-        let api = self.api(namespace);
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        let header = |mut rest: serde_json::Value| {
-            rest["apiVersion"] = "llmtune.io/v1alpha1".into();
-            rest["kind"] = "WebhookDelivery".into();
-            rest["metadata"]["name"] = name.as_str().into();
-            // With the uid an object that was deleted and created anew under this name is left alone.
-            rest["metadata"]["uid"] = uid.to_string().into();
-            if let Some(version) = only {
-                rest["metadata"]["resourceVersion"] = version.to_string().into();
-            }
-            rest
-        };
-        let status = match serde_json::to_value(status(answer)) {
-            Ok(status) => header(json!({"status": status})),
-            Err(error) => {
-                warn!(namespace, name, %error, "a WebhookDelivery's status cannot be written");
-                return None;
-            }
-        };
-        // A test is made by its user: its owner and its labels come with its answer.
-        let marks = match (&answer.webhook, &answer.event) {
-            (Some(webhook), Some(event)) if answer.test => {
-                let owners = [owner(webhook)];
-                Some(header(
-                    json!({"metadata": {"labels": labels(webhook, event.event_type), "ownerReferences": owners}}),
-                ))
-            }
-            _ => None,
-        };
-        let mut failures = 0;
-        loop {
-            let mut result = self.request(api.patch_status(name, &params, &Patch::Apply(&status))).await;
-            if let (Ok(_), Some(marks)) = (&result, &marks) {
-                result = self.request(api.patch(name, &params, &Patch::Apply(marks))).await;
-            }
-            let error = match result {
-                Ok(object) => return Some(version(&object)),
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => {
-                    debug!(namespace, name, error = status.message, "a WebhookDelivery's status was refused");
-                    return None;
-                }
-                Err(error) => error,
-            };
-            if let Some(more) = NOT_ANSWERED.admit() {
-                warn!(namespace, name, more, error = %Causes(&error), "a WebhookDelivery's status was not written; trying again");
-            }
-            sleep(pause(failures)).await;
-            failures += 1;
-        }
-    }
-
-    async fn delete(&self, namespace: &str, name: &str, uid: Uid) {
-        let preconditions = Preconditions { uid: Some(uid.to_string()), resource_version: None };
-        let params = DeleteParams::default().preconditions(preconditions);
-        let mut failures = 0;
-        loop {
-            match self.request(self.api(namespace).delete(name, &params)).await {
-                Ok(_) => return,
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return,
-                Err(error) => {
-                    warn!(namespace, name, error = %Causes(&error), "a WebhookDelivery was not deleted; trying again");
-                }
-            }
-            sleep(pause(failures)).await;
-            failures += 1;
-        }
-    }
-}
-
-/// Whether a creation that was refused so will be refused again: a quota, a policy, a namespace that goes. The operator's
-/// missing rights and a missing kind are mended by whoever installs it.
-fn is_final(code: u16, message: &str) -> bool {
-    matches!(code, 403 | 404 | 422) && !lacks_right(code, message) && !is_unknown_kind(code, message)
-}
-
-fn version(object: &WebhookDelivery) -> u64 {
-    object.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
-}
-
-/// Whether it is the object of this delivery, and has its event.
-fn holds_event(found: &WebhookDelivery, spec: &WebhookDeliverySpec) -> bool {
-    let event = found.status.as_ref().and_then(|status| status.event.as_ref());
-    found.spec.webhook_ref == spec.webhook_ref && event.is_some_and(|event| Some(&event.id) == spec.event_id.as_ref())
-}
-
-fn labels(webhook: &WebhookRef, event: EventType) -> std::collections::BTreeMap<String, String> {
-    [(WEBHOOK_LABEL.to_owned(), webhook.name.clone()), (EVENT_LABEL.to_owned(), event.name().to_owned())].into()
-}
-
-fn owner(webhook: &WebhookRef) -> OwnerReference {
-    OwnerReference {
-        api_version: "llmtune.io/v1alpha1".into(),
-        kind: "Webhook".into(),
-        name: webhook.name.clone(),
-        uid: webhook.uid.to_string(),
-        ..OwnerReference::default()
-    }
-}
-
-fn status(answer: &Answer) -> WebhookDeliveryStatus {
-    let whole = |at: Timestamp| Time(Timestamp::from_second(at.as_second()).unwrap_or(at));
-    let made = i32::try_from(answer.attempts).unwrap_or(i32::MAX);
-    let delivered = condition(answer, "Delivered", answer.delivered, answer.reason, &answer.message);
-    let finished = condition(answer, "Finished", true, answer.reason, &answer.message);
-    WebhookDeliveryStatus {
-        observed_generation: Some(answer.object.generation),
-        conditions: vec![delivered, finished],
-        event: answer.event.as_deref().map(|event| kept_event(event, answer.test)),
-        attempts: Some(made),
-        last_attempt: (made > 0).then(|| DeliveryAttempt {
-            time: whole(answer.at),
-            attempt: made,
-            status_code: answer.status_code.map(i32::from),
-            error: answer.error.clone(),
-        }),
-        finished_at: Some(whole(answer.at)),
-        last_handled_redeliver_at: answer.object.request.clone(),
-    }
-}
-
-fn condition(answer: &Answer, kind: &str, is: bool, reason: &str, message: &str) -> Condition {
-    let status = if is { "True" } else { "False" };
-    let before = answer.object.conditions.iter().find(|before| before.type_ == kind && before.status == status);
-    let at = Timestamp::from_second(answer.at.as_second()).unwrap_or(answer.at);
-    Condition {
-        type_: kind.to_owned(),
-        status: status.to_owned(),
-        reason: reason.to_owned(),
-        message: message.to_owned(),
-        observed_generation: Some(answer.object.generation),
-        last_transition_time: before.map_or(Time(at), |before| before.last_transition_time.clone()),
-    }
-}
-
-fn holds(conditions: &[Condition], kind: &str) -> bool {
-    conditions.iter().any(|condition| condition.type_ == kind && condition.status == "True")
-}
-
-fn kept_event(event: &Event, test: bool) -> DeliveredEvent {
-    let kind = match event.object.facts {
-        Facts::Training(_) => "TrainingJob",
-        Facts::Serving(_) => "Deployment",
-    };
-    let object = EventObject {
-        kind: Some(kind.into()),
-        name: Some(event.object.name.clone()),
-        uid: Some(event.object.uid.to_string()),
-    };
-    let body: Option<serde_json::Value> = serde_json::from_str(&event.body.close(event.observed_at)).ok();
-    let occurred_at = body.and_then(|body| body["occurredAt"].as_str().and_then(|text| text.parse().ok()));
-    DeliveredEvent {
-        id: event.id.to_string(),
-        event_type: event.event_type.name().to_owned(),
-        occurred_at: occurred_at.map(Time),
-        sequence: i64::from(event.sequence),
-        test,
-        object: if test { EventObject::default() } else { object },
-        body: event.body.as_str().to_owned(),
-    }
-}
-
-/// The event that a status keeps.
-fn event(namespace: &str, kept: &DeliveredEvent) -> Option<Event> {
-    let id = EventId::parse(&kept.id)?;
-    let event_type = EventType::parse(&kept.event_type)?;
-    let uid = Uid::parse(kept.object.uid.as_deref()?)?;
-    Some(Event {
-        id,
-        event_type,
-        object: Arc::new(event_type.outline(uid, namespace.to_owned(), kept.object.name.clone().unwrap_or_default())),
-        observed_at: Timestamp::now(),
-        sequence: u32::try_from(kept.sequence).unwrap_or_default(),
-        body: Opened::kept(kept.body.clone()),
-    })
 }
 
 /// The object, or `None` for one that cannot be read, which is named in the log.
