@@ -13,6 +13,7 @@ use std::{
 
 use futures::FutureExt;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -23,7 +24,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     config::RunArgs,
-    lease::{Claim, LEASE},
+    lease::Claim,
     metrics::{DropReason, Metrics},
     server::{Health, Refresh},
 };
@@ -134,6 +135,8 @@ pub struct Context {
     pub health: Arc<Health>,
     /// A number that grows from leader to leader.
     pub epoch: u64,
+    /// The Lease that it holds.
+    pub lease: ObjectReference,
 }
 
 /// The ledger's side of the loop.
@@ -275,7 +278,7 @@ impl Leader {
             Deliveries { client: client.clone(), orders: incoming_orders, back, may_write: may_begin.clone() };
         let may_write = may_begin.clone();
         let Ledger { journal, memory, began } = ledger;
-        if let Some(notice) = tell(began.as_ref(), &journal, &args.namespace) {
+        if let Some(notice) = tell(began.as_ref(), &journal, &context.lease) {
             // The first into an empty channel.
             let _ = notices.try_send(notice);
         }
@@ -899,7 +902,7 @@ fn unsent(
 }
 
 /// Says how the ledger goes on; a new epoch is worth an Event.
-fn tell(began: Option<&Nothing>, journal: &Journal, namespace: &str) -> Option<Notice> {
+fn tell(began: Option<&Nothing>, journal: &Journal, lease: &ObjectReference) -> Option<Notice> {
     let (epoch, term) = (journal.epoch(), journal.term());
     let Some(why) = began else {
         info!(epoch, term, "going on from the ledger");
@@ -914,5 +917,5 @@ fn tell(began: Option<&Nothing>, journal: &Journal, namespace: &str) -> Option<N
         warn!(epoch, %why, "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past");
     }
     let note = format!("{why}: all objects that are there now are a baseline, and nothing is sent for their past");
-    Some(Notice::new_epoch(namespace, LEASE, !matches!(why, Nothing::Fresh), note))
+    Some(Notice::new_epoch(lease.clone(), !matches!(why, Nothing::Fresh), note))
 }
