@@ -249,7 +249,7 @@ pub struct DeliveryCounts {
     /// Waiting for their first attempt or for a retry.
     #[serde(default)]
     pub pending: i64,
-    /// Lost: it could not wait any more, and could not be kept as a WebhookDelivery (its bounds, a quota, a policy).
+    /// Lost: it could not wait any more, and could not be kept as a `WebhookDelivery` (its bounds, a quota, a policy).
     #[serde(default)]
     pub dropped: i64,
 }

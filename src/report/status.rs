@@ -164,10 +164,9 @@ impl Statuses {
 
     /// A write has ended; one that failed is made again.
     pub fn written(&mut self, webhook: Uid, landed: bool) {
-        if let Some(entry) = self.entries.get_mut(&webhook) {
-            if let Some(dirty) = entry.writing.take().filter(|_| !landed) {
-                entry.dirty = entry.dirty.max(dirty);
-            }
+        let Some(entry) = self.entries.get_mut(&webhook) else { return };
+        if let Some(dirty) = entry.writing.take().filter(|_| !landed) {
+            entry.dirty = entry.dirty.max(dirty);
         }
     }
 
@@ -411,11 +410,11 @@ mod tests {
         Timestamp::from_second(1_700_000_000 + second).unwrap()
     }
 
-    fn standing(readiness: Readiness) -> Option<Standing> {
-        Some(Standing { generation: 1, endpoint: "https://ci".into(), readiness, warnings: Vec::new() })
+    fn standing(readiness: Readiness) -> Standing {
+        Standing { generation: 1, endpoint: "https://ci".into(), readiness, warnings: Vec::new() }
     }
 
-    fn missing(reason: &'static str, stalled: bool) -> Option<Standing> {
+    fn missing(reason: &'static str, stalled: bool) -> Standing {
         standing(Readiness::Waiting { reason, message: "create it".into(), stalled })
     }
 
@@ -425,7 +424,7 @@ mod tests {
         let begun = Instant::now();
         let after = |seconds: f64| begun + Duration::from_secs_f64(seconds);
         for number in 0..20 {
-            statuses.standing(webhook(number), standing(Readiness::Live), None, at(0));
+            statuses.standing(webhook(number), Some(standing(Readiness::Live)), None, at(0));
         }
         let mut writes = statuses.due(after(0.0), false);
         writes.append(&mut statuses.due(after(1.0), false));
@@ -446,8 +445,8 @@ mod tests {
 
     #[test]
     fn a_webhook_that_had_long_lacked_its_secret_stays_stalled_under_a_new_leader() {
-        let stalled = |statuses: &mut Statuses, standing: Option<Standing>, second: i64| {
-            statuses.standing(webhook(1), standing, None, at(second));
+        let stalled = |statuses: &mut Statuses, standing: Standing, second: i64| {
+            statuses.standing(webhook(1), Some(standing), None, at(second));
             let status = &statuses.entries[&Uid::from_u128(1)].status;
             let condition = conditions::get(&status.conditions, "Stalled").unwrap();
             (condition.status.clone(), condition.reason.clone(), condition.last_transition_time.0)

@@ -8,14 +8,17 @@
 
 mod call;
 mod object;
+mod room;
 
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, HashSet},
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
 
+use futures::FutureExt;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
@@ -24,7 +27,7 @@ use kube::{
     runtime::watcher::{self, Event as Seen},
 };
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
     task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
 };
@@ -32,12 +35,14 @@ use tracing::warn;
 
 use self::{
     call::Call,
-    object::{event, holds, version},
+    object::{event, uid, version},
+    room::{Places, Room},
 };
+use super::conditions::holds;
 use crate::{
     api::{
         WebhookDelivery,
-        webhook_delivery::{DEFAULT_TTL, REDELIVER_ANNOTATION, WebhookKind},
+        webhook_delivery::{DEFAULT_TTL, DeliveredEvent, REDELIVER_ANNOTATION, WebhookKind},
     },
     calls::pump,
     causes::Causes,
@@ -48,8 +53,6 @@ use crate::{
 
 /// Objects of one Webhook; also bounded by [`MAX_BYTES`] of their events.
 pub const MAX_OBJECTS: usize = 1_000;
-/// Calls to the apiserver at once.
-const CONCURRENT: usize = 8;
 /// How long the last calls may take.
 const LAST: Duration = Duration::from_secs(5);
 /// A request longer than this is not told apart from another that begins alike.
@@ -91,14 +94,22 @@ pub enum Order {
     Answer(Box<Answer>),
 }
 
+/// What a delivery is of.
+#[derive(Debug)]
+pub enum Subject {
+    /// A sample. `owner`: the Webhook that it tests, to which the object belongs from then on; `None`: there is none.
+    Test { event: Arc<Event>, owner: Option<WebhookRef> },
+    /// An event that was given up, or that is sent again.
+    Event(Arc<Event>),
+    /// What the object holds, which stays as it is.
+    Found(Option<Box<DeliveredEvent>>),
+}
+
 /// How a delivery that was asked for ended.
 #[derive(Debug)]
 pub struct Answer {
     pub object: DeliveryRef,
-    /// `None`: no such Webhook.
-    pub webhook: Option<WebhookRef>,
-    pub event: Option<Arc<Event>>,
-    pub test: bool,
+    pub subject: Subject,
     pub delivered: bool,
     pub reason: &'static str,
     pub message: String,
@@ -157,14 +168,6 @@ struct UnderWay {
     another: bool,
 }
 
-/// An object that is being created.
-#[derive(Debug)]
-struct Creating {
-    namespace: String,
-    webhook: String,
-    bytes: usize,
-}
-
 /// What a call to the apiserver came to.
 enum Done {
     Kept {
@@ -186,21 +189,23 @@ enum Done {
     },
 }
 
-#[derive(Default)]
+/// The objects as they are known, and the calls about them that are under way.
 struct State {
+    back: mpsc::UnboundedSender<FromDeliveries>,
+    call: Call,
+    calls: JoinSet<Done>,
     entries: HashMap<Uid, Entry>,
+    places: Places,
     expiries: BinaryHeap<Reverse<(Timestamp, Uid)>>,
     /// Objects with a request under way.
     asked: HashMap<Uid, UnderWay>,
     deleting: HashSet<Uid>,
-    /// Creations under way, by the object's name.
-    creating: HashMap<String, Creating>,
     /// Objects that name an event and have none, and when to give up on them.
     unknown: Vec<(Timestamp, DeliveryRef)>,
 }
 
 impl Deliveries {
-    /// Runs until the loop is gone. `namespaces`: empty means all.
+    /// Runs until the loop is gone, or until a watch breaks off. `namespaces`: empty means all.
     pub async fn run(mut self, namespaces: Vec<String>) {
         let (events, mut incoming) = mpsc::channel(64);
         let apis: Vec<Api<DeserializeGuard<WebhookDelivery>>> = if namespaces.is_empty() {
@@ -216,13 +221,7 @@ impl Deliveries {
             let config = watcher::Config::default().timeout(30).page_size(20);
             watches.spawn(pump(api, config, scope, events.clone()));
         }
-        let call = Call {
-            client: self.client.clone(),
-            may_write: Arc::clone(&self.may_write),
-            permits: Arc::new(Semaphore::new(CONCURRENT)),
-        };
-        let mut calls: JoinSet<Done> = JoinSet::new();
-        let mut state = State::default();
+        let mut state = State::new(self.back, Call::new(self.client, self.may_write));
         let mut listed: HashMap<usize, HashSet<Uid>> = HashMap::new();
         let mut scope_of: HashMap<Uid, usize> = HashMap::new();
         let mut tick = interval(Duration::from_millis(500));
@@ -233,18 +232,19 @@ impl Deliveries {
                     Seen::Init => { listed.insert(scope, HashSet::new()); }
                     Seen::InitApply(guard) | Seen::Apply(guard) => {
                         let Some(object) = read(guard) else { continue };
-                        let Some(uid) = object.metadata.uid.as_deref().and_then(Uid::parse) else { continue };
+                        let Some(uid) = uid(&object) else { continue };
                         if let Some(listed) = listed.get_mut(&scope) {
                             listed.insert(uid);
                             // A list has the last word: an etcd that was restored counts from lower on.
-                            state.entries.remove(&uid);
+                            if let Some(known) = state.entries.get_mut(&uid) {
+                                known.version = 0;
+                            }
                         }
                         scope_of.insert(uid, scope);
-                        self.seen(&mut state, uid, object);
+                        state.seen(uid, object);
                     }
                     Seen::Delete(guard) => {
-                        let uid = read(guard).and_then(|object| Uid::parse(object.metadata.uid.as_deref()?));
-                        if let Some(uid) = uid {
+                        if let Some(uid) = read(guard).as_ref().and_then(uid) {
                             state.forget(uid);
                             scope_of.remove(&uid);
                         }
@@ -260,7 +260,7 @@ impl Deliveries {
                         });
                         if unlisted.remove(&scope) && unlisted.is_empty() {
                             for (webhook, keep) in std::mem::take(&mut early) {
-                                self.keep(&mut state, &mut calls, &call, webhook, keep);
+                                state.keep(webhook, keep);
                             }
                         }
                     }
@@ -269,27 +269,45 @@ impl Deliveries {
                     None => break,
                     // How many there are is known once all are listed.
                     Some(Order::Keep(webhook, keep)) if !unlisted.is_empty() => early.push((webhook, keep)),
-                    Some(Order::Keep(webhook, keep)) => self.keep(&mut state, &mut calls, &call, webhook, keep),
-                    Some(Order::Answer(answer)) => { calls.spawn(call.clone().answered(*answer)); }
+                    Some(Order::Keep(webhook, keep)) => state.keep(webhook, keep),
+                    Some(Order::Answer(answer)) => state.answer(*answer),
                 },
-                Some(done) = calls.join_next() => match done {
-                    Ok(done) => self.done(&mut state, &mut calls, &call, done),
+                Some(done) = state.calls.join_next() => match done {
+                    Ok(done) => state.done(done),
                     Err(error) => warn!(error = %Causes(&error), "a call about a WebhookDelivery broke off"),
                 },
+                // None ends while it is listened to: whoever runs this room is to know.
+                Some(_) = watches.join_next() => break,
                 _ = tick.tick() => {
                     for uid in state.expired(Timestamp::now()) {
-                        delete(&mut state, &mut calls, &call, uid);
+                        state.delete(uid);
                     }
-                    give_up_unknown(&mut state, &mut calls, &call);
+                    state.give_up_unknown();
                 }
             }
         }
-        let ended = async { while calls.join_next().await.is_some() {} };
+        let ended = async { while state.calls.join_next().await.is_some() {} };
         if timeout(LAST, ended).await.is_err() {
             warn!(
-                calls = calls.len(),
+                calls = state.calls.len(),
                 "calls about WebhookDelivery objects did not end in time; they are made again by the next leader"
             );
+        }
+    }
+}
+
+impl State {
+    fn new(back: mpsc::UnboundedSender<FromDeliveries>, call: Call) -> Self {
+        Self {
+            back,
+            call,
+            calls: JoinSet::new(),
+            entries: HashMap::new(),
+            places: Places::default(),
+            expiries: BinaryHeap::new(),
+            asked: HashMap::new(),
+            deleting: HashSet::new(),
+            unknown: Vec::new(),
         }
     }
 
@@ -298,10 +316,19 @@ impl Deliveries {
         let _ = self.back.send(message);
     }
 
+    /// Begins a call. A panic is a bug, and yet must not leave under way for ever what the call was for: it ends as `broken`.
+    fn begin<C>(&mut self, broken: Done, call: impl FnOnce(Call) -> C)
+    where
+        C: Future<Output = Done> + Send + 'static,
+    {
+        let call = AssertUnwindSafe(call(self.call.clone())).catch_unwind();
+        self.calls.spawn(async move { call.await.unwrap_or(broken) });
+    }
+
     /// Takes an object in, and hands on what it asks for.
-    fn seen(&self, state: &mut State, uid: Uid, object: WebhookDelivery) {
-        let version = version(&object);
-        if state.entries.get(&uid).is_some_and(|known| known.version > version) {
+    fn seen(&mut self, uid: Uid, object: WebhookDelivery) {
+        let version = version(&object.metadata);
+        if self.entries.get(&uid).is_some_and(|known| known.version > version) {
             return;
         }
         let WebhookDelivery { metadata, spec, status } = object;
@@ -324,9 +351,9 @@ impl Deliveries {
             expires: finished_at.filter(|_| handled).and_then(|at| at.checked_add(ttl).ok()),
         };
         if let Some(expires) = entry.expires {
-            state.expiries.push(Reverse((expires, uid)));
+            self.expiries.push(Reverse((expires, uid)));
         }
-        state.entries.insert(uid, entry);
+        self.enter(uid, entry);
         let object = DeliveryRef {
             uid,
             namespace,
@@ -341,121 +368,127 @@ impl Deliveries {
         if spec.test.is_none() && status.event.is_none() && (due || finished_at.is_none()) {
             let after = Timestamp::now().checked_add(UNKNOWN_AFTER).unwrap_or(Timestamp::MAX);
             // The event may yet come, from this leader or from one before whose write is under way.
-            state.unknown.push((after, DeliveryRef { only: Some(version), ..object }));
+            self.unknown.push((after, DeliveryRef { only: Some(version), ..object }));
             return;
         }
         if !due {
             return;
         }
-        if spec.webhook_ref.kind != WebhookKind::Webhook {
-            return;
-        }
-        if let Some(under_way) = state.asked.get_mut(&uid) {
+        if let Some(under_way) = self.asked.get_mut(&uid) {
             under_way.another |= under_way.request != request;
             return;
         }
-        state.asked.insert(uid, UnderWay { request, another: false });
-        match (spec.test.and_then(|test| EventType::parse(&test.event)), status.event) {
-            (Some(event), _) => self.send(FromDeliveries::Asked(Asked::Test { object, event })),
-            (None, Some(kept)) => {
-                if let Some(event) = event(&object.namespace, &kept) {
-                    self.send(FromDeliveries::Asked(Asked::Again { object, event: Arc::new(event) }));
-                } else {
-                    warn!(namespace = object.namespace, name = object.name, "a kept event cannot be read");
+        self.asked.insert(uid, UnderWay { request, another: false });
+        let (reason, message) = match (spec.webhook_ref.kind, spec.test, &status.event) {
+            (WebhookKind::ClusterWebhook, ..) => {
+                ("WebhookNotFound", "this release has no ClusterWebhook: name a Webhook of this namespace".to_owned())
+            }
+            (WebhookKind::Webhook, Some(test), _) => {
+                if let Some(event) = EventType::parse(&test.event) {
+                    return self.send(FromDeliveries::Asked(Asked::Test { object, event }));
                 }
+                ("EventUnknown", format!("this release does not know the event {}: upgrade the operator", test.event))
             }
-            (None, None) => {
-                state.asked.remove(&uid);
+            (WebhookKind::Webhook, None, kept) => {
+                if let Some(event) = kept.as_ref().and_then(|kept| event(&object.namespace, kept)) {
+                    return self.send(FromDeliveries::Asked(Asked::Again { object, event: Arc::new(event) }));
+                }
+                let message = format!(
+                    "this release cannot read the event in status.event: upgrade the operator to the release that kept it, then set the annotation {REDELIVER_ANNOTATION} anew"
+                );
+                ("EventUnreadable", message)
             }
-        }
+        };
+        warn!(namespace = object.namespace, name = object.name, reason, message, "a delivery cannot be made");
+        self.answer(unsent(object, Subject::Found(status.event.map(Box::new)), reason, message, Timestamp::now()));
     }
 
-    fn keep(&self, state: &mut State, calls: &mut JoinSet<Done>, call: &Call, webhook: WebhookRef, keep: Keep) {
-        let bytes = keep.event.body.len();
-        let creating = Creating { namespace: webhook.namespace.clone(), webhook: webhook.name.clone(), bytes };
-        match state.room(&creating) {
-            Room::Enough => {}
-            Room::After(uid) => delete(state, calls, call, uid),
-            Room::None => {
-                return self.send(FromDeliveries::Kept(Kept {
-                    webhook: webhook.uid,
-                    delivery: keep.delivery,
-                    landed: false,
-                }));
-            }
+    fn enter(&mut self, uid: Uid, entry: Entry) {
+        if !self.deleting.contains(&uid) {
+            self.places.seen(uid, &entry);
         }
-        state.creating.insert(keep.delivery.object_name(), creating);
-        let call = call.clone();
-        calls.spawn(async move {
-            let object = call.keep(&webhook, &keep).await;
-            Done::Kept { webhook, delivery: keep.delivery, object }
-        });
+        self.entries.insert(uid, entry);
     }
 
-    fn done(&self, state: &mut State, calls: &mut JoinSet<Done>, call: &Call, done: Done) {
-        match done {
-            Done::Kept { webhook, delivery, object } => {
-                let landed = object.is_some();
-                state.creating.remove(&delivery.object_name());
-                if let Some((uid, entry)) = object
-                    && state.entries.get(&uid).is_none_or(|known| known.version < entry.version)
-                {
-                    state.entries.insert(uid, entry);
-                }
-                self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed }));
-            }
-            Done::Answered { object: uid, version } => {
-                let Some(entry) = state.entries.get_mut(&uid) else { return };
-                entry.version = entry.version.max(version);
-                let another = state.asked.remove(&uid).is_some_and(|under_way| under_way.another);
-                if another {
-                    let (call, namespace, name) = (call.clone(), entry.namespace.clone(), entry.name.clone());
-                    calls.spawn(async move { Done::Read { uid, object: call.read(&namespace, &name).await } });
-                }
-            }
-            Done::Read { uid, object } => {
-                if let Some(object) = object.filter(|object| object.metadata.uid.as_deref() == Some(&uid.to_string())) {
-                    self.seen(state, uid, *object);
-                }
-            }
-            Done::Deleted { object } => {
-                state.deleting.remove(&object);
-            }
-        }
-    }
-}
-
-/// Whether a Webhook may have another object.
-enum Room {
-    Enough,
-    /// This delivered one makes room.
-    After(Uid),
-    None,
-}
-
-impl State {
     fn forget(&mut self, uid: Uid) {
-        self.entries.remove(&uid);
+        if let Some(entry) = self.entries.remove(&uid) {
+            self.places.gone(uid, &entry);
+        }
         self.asked.remove(&uid);
         self.deleting.remove(&uid);
     }
 
-    fn room(&self, new: &Creating) -> Room {
-        let entries = self.entries.iter().filter(|(uid, entry)| {
-            entry.namespace == new.namespace
-                && entry.webhook == new.webhook
-                && !self.deleting.contains(*uid)
-                && !self.creating.contains_key(&entry.name)
-        });
-        let creating =
-            self.creating.values().filter(|other| other.namespace == new.namespace && other.webhook == new.webhook);
-        let sizes = entries.clone().map(|(_, entry)| entry.bytes).chain(creating.map(|other| other.bytes));
-        let (count, bytes) = sizes.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size));
-        if count < MAX_OBJECTS && bytes + new.bytes <= MAX_BYTES {
-            return Room::Enough;
+    fn keep(&mut self, webhook: WebhookRef, keep: Keep) {
+        let (delivery, bytes) = (keep.delivery, keep.event.body.len());
+        match self.places.room(&webhook.namespace, &webhook.name, bytes) {
+            Room::Enough => {}
+            Room::After(uid) => self.delete(uid),
+            Room::None => {
+                return self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed: false }));
+            }
         }
-        let oldest = entries.filter(|(_, entry)| entry.spent).filter_map(|(uid, entry)| Some((entry.expires?, *uid)));
-        oldest.min().map_or(Room::None, |(_, uid)| Room::After(uid))
+        self.places.reserve(&webhook.namespace, &webhook.name, &delivery.object_name(), bytes);
+        let broken = Done::Kept { webhook: webhook.clone(), delivery, object: None };
+        self.begin(broken, |call| async move {
+            let object = call.keep(&webhook, &keep).await;
+            Done::Kept { webhook, delivery, object }
+        });
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        let object = answer.object.uid;
+        self.begin(Done::Answered { object, version: 0 }, |call| async move {
+            Done::Answered { object, version: call.answer(&answer).await.unwrap_or_default() }
+        });
+    }
+
+    fn delete(&mut self, uid: Uid) {
+        let Some(entry) = self.entries.get(&uid) else { return };
+        if !self.deleting.insert(uid) {
+            return;
+        }
+        self.places.gone(uid, entry);
+        let (namespace, name) = (entry.namespace.clone(), entry.name.clone());
+        self.begin(Done::Deleted { object: uid }, |call| async move {
+            call.delete(&namespace, &name, uid).await;
+            Done::Deleted { object: uid }
+        });
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Kept { webhook, delivery, object } => {
+                let landed = object.is_some();
+                self.places.release(&webhook.namespace, &delivery.object_name());
+                if let Some((uid, entry)) = object {
+                    let newer = self.entries.remove(&uid).filter(|known| known.version >= entry.version);
+                    self.enter(uid, newer.unwrap_or(entry));
+                }
+                self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed }));
+            }
+            Done::Answered { object: uid, version } => {
+                let Some(entry) = self.entries.get_mut(&uid) else { return };
+                entry.version = entry.version.max(version);
+                let (namespace, name) = (entry.namespace.clone(), entry.name.clone());
+                if self.asked.remove(&uid).is_some_and(|under_way| under_way.another) {
+                    self.begin(Done::Read { uid, object: None }, |call| async move {
+                        Done::Read { uid, object: call.read(&namespace, &name).await }
+                    });
+                }
+            }
+            Done::Read { uid, object } => {
+                if let Some(object) = object.filter(|object| self::uid(object) == Some(uid)) {
+                    self.seen(uid, *object);
+                }
+            }
+            Done::Deleted { object: uid } => {
+                self.deleting.remove(&uid);
+                // It may be held by finalizers.
+                if let Some(entry) = self.entries.get(&uid) {
+                    self.places.seen(uid, entry);
+                }
+            }
+        }
     }
 
     fn expired(&mut self, now: Timestamp) -> Vec<Uid> {
@@ -471,44 +504,26 @@ impl State {
         }
         expired
     }
-}
 
-fn delete(state: &mut State, calls: &mut JoinSet<Done>, call: &Call, uid: Uid) {
-    let Some(entry) = state.entries.get(&uid) else { return };
-    if !state.deleting.insert(uid) {
-        return;
-    }
-    let (call, namespace, name) = (call.clone(), entry.namespace.clone(), entry.name.clone());
-    calls.spawn(async move {
-        call.delete(&namespace, &name, uid).await;
-        Done::Deleted { object: uid }
-    });
-}
-
-/// Says of objects that name an event which the operator does not have that nothing can come of them.
-fn give_up_unknown(state: &mut State, calls: &mut JoinSet<Done>, call: &Call) {
-    let now = Timestamp::now();
-    let due: Vec<DeliveryRef> =
-        state.unknown.extract_if(.., |(after, _)| *after <= now).map(|(_, object)| object).collect();
-    for object in due {
-        if state.entries.get(&object.uid).is_none_or(|entry| entry.bytes > 0) {
-            continue;
+    /// Says of objects that name an event which the operator does not have that nothing can come of them.
+    fn give_up_unknown(&mut self) {
+        let now = Timestamp::now();
+        let due: Vec<DeliveryRef> =
+            self.unknown.extract_if(.., |(after, _)| *after <= now).map(|(_, object)| object).collect();
+        for object in due {
+            if self.entries.get(&object.uid).is_none_or(|entry| entry.bytes > 0) {
+                continue;
+            }
+            let text = "the operator has no event of this id: only deliveries that it has created hold one; to test a Webhook write spec.test";
+            self.answer(unsent(object, Subject::Found(None), "EventUnknown", text.into(), now));
         }
-        let text = "the operator has no event of this id: only deliveries that it has created hold one; to test a Webhook write spec.test";
-        calls.spawn(call.clone().answered(Answer {
-            object,
-            webhook: None,
-            event: None,
-            test: false,
-            delivered: false,
-            reason: "EventUnknown",
-            message: text.into(),
-            attempts: 0,
-            status_code: None,
-            error: None,
-            at: now,
-        }));
     }
+}
+
+/// The answer to a request that nothing was sent for.
+#[must_use]
+pub fn unsent(object: DeliveryRef, subject: Subject, reason: &'static str, message: String, at: Timestamp) -> Answer {
+    Answer { object, subject, delivered: false, reason, message, attempts: 0, status_code: None, error: None, at }
 }
 
 /// The object, or `None` for one that cannot be read, which is named in the log.
@@ -520,4 +535,40 @@ fn read(guard: DeserializeGuard<WebhookDelivery>) -> Option<WebhookDelivery> {
             warn!(kind = "WebhookDelivery", namespace, name, error = invalid.error, "skipping a malformed object");
         })
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::apiserver;
+
+    #[tokio::test]
+    async fn a_call_that_panics_leaves_nothing_under_way() {
+        let (back, mut from) = mpsc::unbounded_channel();
+        let call = Call::new(apiserver(|_| panic!("as this test wants")), Arc::new(|| true));
+        let mut state = State::new(back, call);
+        let object = serde_json::json!({
+            "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery",
+            "metadata": {"namespace": "research", "name": "try", "uid": Uid::from_u128(7).to_string(), "resourceVersion": "5"},
+            "spec": {"webhookRef": {"name": "ci"}, "test": {"event": "training.invented"}}
+        });
+        let object: WebhookDelivery = serde_json::from_value(object).unwrap();
+        for _ in 0..2 {
+            state.seen(Uid::from_u128(7), object.clone());
+            assert_eq!((state.asked.len(), state.calls.len()), (1, 1), "it is answered that there is no such event");
+            let done = state.calls.join_next().await.unwrap().unwrap();
+            state.done(done);
+            assert!(state.asked.is_empty());
+        }
+        assert!(from.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn the_room_ends_when_a_watch_breaks_off() {
+        let client = apiserver(|_| panic!("as this test wants"));
+        let (_orders, orders) = mpsc::unbounded_channel();
+        let (back, _from) = mpsc::unbounded_channel();
+        let deliveries = Deliveries { client, orders, back, may_write: Arc::new(|| true) };
+        timeout(Duration::from_secs(20), deliveries.run(Vec::new())).await.unwrap();
+    }
 }

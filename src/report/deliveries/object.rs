@@ -1,21 +1,29 @@
-//! The object itself: its name in labels, its owner, what its status says, and the event that it holds.
+//! The object itself: its labels, its owner, what its status says, and the event that it holds. Pure.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
+use k8s_openapi::{
+    api::core::v1::ObjectReference,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use kube::Resource;
 
-use super::Answer;
+use super::{Answer, DeliveryRef, Subject};
 use crate::{
     api::{
         WebhookDelivery,
-        webhook_delivery::{DeliveredEvent, DeliveryAttempt, EventObject, WebhookDeliverySpec, WebhookDeliveryStatus},
+        webhook_delivery::{
+            DEFAULT_TTL, DeliveredEvent, DeliveryAttempt, EventObject, REDELIVER_ANNOTATION, WebhookDeliverySpec,
+            WebhookDeliveryStatus, WebhookKind, WebhookReference,
+        },
     },
-    event::{
-        Event, EventType,
-        body::Opened,
-        id::EventId,
-        object::{Facts, Uid},
+    engine::Keep,
+    event::{Event, EventType, body::Opened, id::EventId, object::Uid},
+    ledger::contents::Reason,
+    report::{
+        conditions::{self, whole_seconds},
+        references,
     },
     subscription::resolve::WebhookRef,
 };
@@ -23,8 +31,14 @@ use crate::{
 const WEBHOOK_LABEL: &str = "llmtune.io/webhook";
 const EVENT_LABEL: &str = "llmtune.io/event";
 
-pub(super) fn version(object: &WebhookDelivery) -> u64 {
-    object.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
+/// Its uid, where it is one.
+pub(super) fn uid(object: &WebhookDelivery) -> Option<Uid> {
+    Uid::parse(object.metadata.uid.as_deref()?)
+}
+
+/// The resourceVersion as a number; 0 where it is none.
+pub(super) fn version(metadata: &ObjectMeta) -> u64 {
+    metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 /// Whether it is the object of this delivery, and has its event.
@@ -33,78 +47,88 @@ pub(super) fn holds_event(found: &WebhookDelivery, spec: &WebhookDeliverySpec) -
     found.spec.webhook_ref == spec.webhook_ref && event.is_some_and(|event| Some(&event.id) == spec.event_id.as_ref())
 }
 
-pub(super) fn labels(webhook: &WebhookRef, event: EventType) -> BTreeMap<String, String> {
-    [(WEBHOOK_LABEL.to_owned(), webhook.name.clone()), (EVENT_LABEL.to_owned(), event.name().to_owned())].into()
-}
-
-pub(super) fn owner(webhook: &WebhookRef) -> OwnerReference {
-    OwnerReference {
-        api_version: "llmtune.io/v1alpha1".into(),
-        kind: "Webhook".into(),
-        name: webhook.name.clone(),
-        uid: webhook.uid.to_string(),
-        ..OwnerReference::default()
+/// The object of a delivery that was given up, as it is created: its event comes with its status.
+pub(super) fn given_up(webhook: &WebhookRef, keep: &Keep) -> WebhookDelivery {
+    WebhookDelivery {
+        metadata: ObjectMeta { name: Some(keep.delivery.object_name()), ..belonging(webhook, keep.event.event_type) },
+        spec: WebhookDeliverySpec {
+            webhook_ref: WebhookReference { kind: WebhookKind::Webhook, name: webhook.name.clone() },
+            test: None,
+            event_id: Some(keep.event.id.to_string()),
+            ttl: DEFAULT_TTL.to_owned(),
+        },
+        status: None,
     }
 }
 
+/// How a delivery was given up.
+pub(super) fn giving_up(object: DeliveryRef, Keep { event, given_up, .. }: &Keep) -> Answer {
+    let (reason, message) = match given_up.reason {
+        Reason::Exhausted => ("Exhausted", "the endpoint did not acknowledge the delivery within its retries"),
+        Reason::EndpointGone => ("EndpointGone", "the endpoint answered 410 Gone"),
+        Reason::BoundReached => ("BoundReached", "too many deliveries were pending for another to wait"),
+    };
+    let again = format!("kubectl annotate whd {} {REDELIVER_ANNOTATION}=$(date -Is) --overwrite", object.name);
+    Answer {
+        object,
+        subject: Subject::Event(Arc::clone(event)),
+        delivered: false,
+        reason,
+        message: format!("{message}; {again} sends it again"),
+        attempts: given_up.attempts,
+        status_code: given_up.status_code,
+        error: given_up.error.clone(),
+        at: given_up.at,
+    }
+}
+
+/// What makes an object a Webhook's: labels to select it by, and an owner with which it goes.
+pub(super) fn belonging(webhook: &WebhookRef, event: EventType) -> ObjectMeta {
+    let labels = [(WEBHOOK_LABEL, webhook.name.as_str()), (EVENT_LABEL, event.name())];
+    ObjectMeta {
+        labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
+        owner_references: references::webhook(webhook).owner_ref(&()).map(|owner| vec![owner]),
+        ..ObjectMeta::default()
+    }
+}
+
+/// The status that tells an answer.
 pub(super) fn status(answer: &Answer) -> WebhookDeliveryStatus {
-    let whole = |at: Timestamp| Time(Timestamp::from_second(at.as_second()).unwrap_or(at));
     let made = i32::try_from(answer.attempts).unwrap_or(i32::MAX);
-    let delivered = condition(answer, "Delivered", answer.delivered, answer.reason, &answer.message);
-    let finished = condition(answer, "Finished", true, answer.reason, &answer.message);
+    let Answer { object, reason, message, at, .. } = answer;
+    let condition = |kind, holds| {
+        let status = conditions::status(holds);
+        conditions::next(&object.conditions, kind, status, reason, message, object.generation, *at)
+    };
     WebhookDeliveryStatus {
-        observed_generation: Some(answer.object.generation),
-        conditions: vec![delivered, finished],
-        event: answer.event.as_deref().map(|event| kept_event(event, answer.test)),
+        observed_generation: Some(object.generation),
+        conditions: vec![condition("Delivered", answer.delivered), condition("Finished", true)],
+        event: match &answer.subject {
+            Subject::Test { event, .. } => Some(kept_event(event, true)),
+            Subject::Event(event) => Some(kept_event(event, false)),
+            Subject::Found(event) => event.as_deref().cloned(),
+        },
         attempts: Some(made),
         last_attempt: (made > 0).then(|| DeliveryAttempt {
-            time: whole(answer.at),
+            time: whole_seconds(*at),
             attempt: made,
             status_code: answer.status_code.map(i32::from),
             error: answer.error.clone(),
         }),
-        finished_at: Some(whole(answer.at)),
-        last_handled_redeliver_at: answer.object.request.clone(),
+        finished_at: Some(whole_seconds(*at)),
+        last_handled_redeliver_at: object.request.clone(),
     }
 }
 
-pub(super) fn condition(answer: &Answer, kind: &str, is: bool, reason: &str, message: &str) -> Condition {
-    let status = if is { "True" } else { "False" };
-    let before = answer.object.conditions.iter().find(|before| before.type_ == kind && before.status == status);
-    let at = Timestamp::from_second(answer.at.as_second()).unwrap_or(answer.at);
-    Condition {
-        type_: kind.to_owned(),
-        status: status.to_owned(),
-        reason: reason.to_owned(),
-        message: message.to_owned(),
-        observed_generation: Some(answer.object.generation),
-        last_transition_time: before.map_or(Time(at), |before| before.last_transition_time.clone()),
-    }
-}
-
-pub(super) fn holds(conditions: &[Condition], kind: &str) -> bool {
-    conditions.iter().any(|condition| condition.type_ == kind && condition.status == "True")
-}
-
-pub(super) fn kept_event(event: &Event, test: bool) -> DeliveredEvent {
-    let kind = match event.object.facts {
-        Facts::Training(_) => "TrainingJob",
-        Facts::Serving(_) => "Deployment",
-    };
-    let object = EventObject {
-        kind: Some(kind.into()),
-        name: Some(event.object.name.clone()),
-        uid: Some(event.object.uid.to_string()),
-    };
-    let body: Option<serde_json::Value> = serde_json::from_str(&event.body.close(event.observed_at)).ok();
-    let occurred_at = body.and_then(|body| body["occurredAt"].as_str().and_then(|text| text.parse().ok()));
+fn kept_event(event: &Event, test: bool) -> DeliveredEvent {
+    let ObjectReference { kind, name, uid, .. } = references::object(&event.object);
     DeliveredEvent {
         id: event.id.to_string(),
         event_type: event.event_type.name().to_owned(),
-        occurred_at: occurred_at.map(Time),
+        occurred_at: event.body.occurred_at().map(Time),
         sequence: i64::from(event.sequence),
         test,
-        object: if test { EventObject::default() } else { object },
+        object: if test { EventObject::default() } else { EventObject { kind, name, uid } },
         body: event.body.as_str().to_owned(),
     }
 }
