@@ -640,7 +640,7 @@ fn a_delivery_given_up_while_its_kind_is_not_installed_is_kept_once_it_is() {
         let jobs = Jobs::new(&scene).await;
         start_jobs(&jobs, std::iter::once("a".into())).await;
         receiver.wait(1, SOON).await;
-        operator.wait_log("a WebhookDelivery was not created", SOON).await;
+        operator.wait_log("404 page not found", SOON).await;
         scene.plane.install_crds();
         let objects = kept(&scene, 1).await;
         assert_eq!(condition(&objects[0], "Delivered"), ("False".into(), "Exhausted".into()));
