@@ -240,7 +240,7 @@ pub struct DeliveryCounts {
     /// Acknowledged by the endpoint.
     #[serde(default)]
     pub succeeded: i64,
-    /// Given up after the last retry.
+    /// Given up: after the last retry, because the endpoint was gone (410), or because too many were pending.
     #[serde(default)]
     pub failed: i64,
     /// Attempts beyond the first of a delivery.
@@ -249,7 +249,7 @@ pub struct DeliveryCounts {
     /// Waiting for their first attempt or for a retry.
     #[serde(default)]
     pub pending: i64,
-    /// Thrown away because a bound was reached.
+    /// Lost: it could not wait any more, and could not be kept as a `WebhookDelivery` (its bounds, a quota, a policy).
     #[serde(default)]
     pub dropped: i64,
 }

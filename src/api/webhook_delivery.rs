@@ -75,10 +75,10 @@ pub struct WebhookDeliverySpec {
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookReference {
-    /// `Webhook`, in this namespace. `ClusterWebhook` is kept for a later release.
+    /// `Webhook`, in this namespace. `ClusterWebhook` is reserved.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == 'Webhook'")
-        .message("kind must be Webhook: this release serves no ClusterWebhook"))]
+        .message("kind must be Webhook: there is no ClusterWebhook yet, name a Webhook of this namespace"))]
     pub kind: WebhookKind,
     /// The webhook's name.
     #[schemars(length(max = 63))]

@@ -12,6 +12,8 @@ pub const MAX_BYTES: usize = 256 * 1024;
 /// `2025-11-08T14:22:31Z"}`: what an attempt appends.
 const CLOSING_BYTES: usize = 22;
 
+const OCCURRED_AT: &str = ",\"occurredAt\":";
+
 /// A body up to the value of `deliveredAt`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -60,7 +62,7 @@ fn write(envelope: Envelope<'_>, data: &Data, truncated: bool) -> String {
     out.push_str("\",\"data\":");
     let members = data.0.iter().map(|(name, value)| (*name, value.as_str()));
     json::write_object(&mut out, members, String::push_str);
-    out.push_str(",\"occurredAt\":");
+    out.push_str(OCCURRED_AT);
     json::write_string(&mut out, &envelope.occurred_at.to_string());
     out.push_str(",\"sequence\":");
     out.push_str(&envelope.sequence.to_string());
@@ -96,6 +98,15 @@ impl Opened {
         &self.0
     }
 
+    /// The value of `occurredAt`; `None` in a text that [`open`] did not write.
+    #[must_use]
+    pub fn occurred_at(&self) -> Option<Timestamp> {
+        // The last is the envelope's: what comes after it is no object, and a quote within a string is escaped.
+        let (_, value) = self.0.rsplit_once(OCCURRED_AT)?;
+        let (value, _) = value.strip_prefix('"')?.split_once('"')?;
+        value.parse().ok()
+    }
+
     /// A body that was kept as text, as [`Self::as_str`] gave it.
     #[must_use]
     pub fn kept(text: String) -> Self {
@@ -112,5 +123,27 @@ impl Opened {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::object::Uid;
+
+    #[test]
+    fn when_an_event_occurred_is_read_from_its_body_whatever_its_data_says() {
+        let false_friend = ",\"occurredAt\":\"2001-01-01T00:00:00Z\"";
+        let mut data = Data::default();
+        data.text("note", false_friend);
+        data.0.push(("metrics", format!("{{\"loss\":1{false_friend}}}")));
+        let occurred_at = Timestamp::from_millisecond(1_700_000_000_123).unwrap();
+        let id = EventId::of_test(Uid::from_u128(7));
+        let event = EventType::TrainingCompleted;
+        let envelope = Envelope { id, event, occurred_at, sequence: 1, cluster: Some(false_friend), test: true };
+        let body = open(envelope, data);
+        assert_eq!(body.occurred_at(), Some(occurred_at));
+        assert_eq!(Opened::kept(body.as_str().to_owned()).occurred_at(), Some(occurred_at));
+        assert_eq!(Opened::kept("{\"deliveredAt\":\"".into()).occurred_at(), None);
     }
 }

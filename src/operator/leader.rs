@@ -17,6 +17,7 @@ use std::{
 
 use futures::FutureExt;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -41,7 +42,7 @@ use crate::{
     },
     report::{
         Note, Settlement,
-        deliveries::{Deliveries, FromDeliveries, Kept, Order},
+        deliveries::{Deliveries, FromDeliveries, Kept, Order, Subject},
         events,
         status::gone_generation,
         writer::Writer,
@@ -96,6 +97,8 @@ pub struct Context {
     pub health: Arc<Health>,
     /// A number that grows from leader to leader.
     pub epoch: u64,
+    /// The Lease that it holds.
+    pub lease: ObjectReference,
 }
 
 /// The loop's state.
@@ -220,7 +223,7 @@ impl Leader {
             Deliveries { client: client.clone(), orders: incoming_orders, back, may_write: may_begin.clone() };
         let may_write = may_begin.clone();
         let Ledger { journal, memory, began } = ledger;
-        if let Some(notice) = tell(began.as_ref(), &journal, &args.namespace) {
+        if let Some(notice) = tell(began.as_ref(), &journal, &context.lease) {
             // The first into an empty channel.
             let _ = notices.try_send(notice);
         }
@@ -407,7 +410,7 @@ impl Leader {
         }
         self.note(Note::Removed(uid));
         for (object, event) in asked {
-            self.no_webhook(object, Some(event), false);
+            self.no_webhook(object, Subject::Event(event));
         }
     }
 

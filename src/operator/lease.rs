@@ -16,11 +16,14 @@ use std::{
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::coordination::v1::{Lease, LeaseSpec},
+    api::{
+        coordination::v1::{Lease, LeaseSpec},
+        core::v1::ObjectReference,
+    },
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
 };
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{PostParams, WatchEvent, WatchParams},
 };
 use tokio::{
@@ -75,6 +78,8 @@ pub struct Leadership {
     pub claim: Claim,
     /// Milliseconds after 1970 at which the Lease was acquired, by a clock that never goes back from leader to leader.
     pub acquired: u64,
+    /// The Lease.
+    pub lease: ObjectReference,
     /// Resolves once another has taken the Lease, with its identity.
     pub lost: oneshot::Receiver<String>,
     release: oneshot::Sender<()>,
@@ -235,8 +240,9 @@ impl Elector {
         claim.extend(begun + self.renew_deadline());
         let (lost_sender, lost) = oneshot::channel();
         let (release, released) = oneshot::channel();
+        let reference = lease.object_ref(&());
         let renewing = tokio::spawn(self.clone().renew(*lease, claim.clone(), lost_sender, released));
-        Ok(Some(Leadership { claim, acquired, lost, release, renewing }))
+        Ok(Some(Leadership { claim, acquired, lease: reference, lost, release, renewing }))
     }
 
     /// Renews the Lease until it is lost or to be released.

@@ -91,7 +91,8 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
     };
     health.set_role(Role::Leader);
     let claim = leadership.claim.clone();
-    let context = Context { client, args, roots, metrics, health, epoch: leadership.acquired };
+    let context =
+        Context { client, args, roots, metrics, health, epoch: leadership.acquired, lease: leadership.lease.clone() };
     match Leader::run(context, claim, &mut leadership.lost, shutdown).await? {
         Stopped::Shutdown => {
             leadership.release().await;

@@ -5,19 +5,17 @@ use std::{collections::HashMap, time::Duration};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
-    Client,
+    Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout},
-};
+use tokio::{sync::mpsc, time::Instant};
 use tracing::warn;
 
+use super::references;
 use crate::{
-    calls::Hush,
+    calls::{Hush, within},
     causes::Causes,
-    event::object::{Facts, Object, Uid},
+    event::object::{Object, Uid},
     subscription::resolve::WebhookRef,
 };
 
@@ -51,7 +49,7 @@ impl Notice {
             warning: false,
             reason: reason.into(),
             note,
-            regarding: webhook_reference(webhook),
+            regarding: references::webhook(webhook).object_ref(&()),
             related: None,
         }
     }
@@ -64,45 +62,16 @@ impl Notice {
 
     /// The ledger has begun anew; told of the Lease, beside which it lies.
     #[must_use]
-    pub fn new_epoch(namespace: &str, lease: &str, warning: bool, note: String) -> Self {
-        let regarding = ObjectReference {
-            api_version: Some("coordination.k8s.io/v1".into()),
-            kind: Some("Lease".into()),
-            namespace: Some(namespace.into()),
-            name: Some(lease.into()),
-            ..ObjectReference::default()
-        };
+    pub fn new_epoch(lease: ObjectReference, warning: bool, note: String) -> Self {
         let reason = "NewLedgerEpoch".into();
-        Self { webhook: Uid::from_u128(0), warning, reason, note, regarding, related: None }
+        Self { webhook: Uid::from_u128(0), warning, reason, note, regarding: lease, related: None }
     }
 
     /// Bad news about the object whose event a Webhook did not get.
     #[must_use]
     pub fn about_object(webhook: &WebhookRef, object: &Object, reason: &str, note: String) -> Self {
-        let (api_version, kind) = match object.facts {
-            Facts::Training(_) => ("llmtune.io/v1alpha1", "TrainingJob"),
-            Facts::Serving(_) => ("apps/v1", "Deployment"),
-        };
-        let regarding = ObjectReference {
-            api_version: Some(api_version.into()),
-            kind: Some(kind.into()),
-            namespace: Some(object.namespace.clone()),
-            name: Some(object.name.clone()),
-            uid: Some(object.uid.to_string()),
-            ..ObjectReference::default()
-        };
-        Self { regarding, related: Some(webhook_reference(webhook)), ..Self::warning(webhook, reason, note) }
-    }
-}
-
-fn webhook_reference(webhook: &WebhookRef) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("llmtune.io/v1alpha1".into()),
-        kind: Some("Webhook".into()),
-        namespace: Some(webhook.namespace.clone()),
-        name: Some(webhook.name.clone()),
-        uid: Some(webhook.uid.to_string()),
-        ..ObjectReference::default()
+        let news = Self::warning(webhook, reason, note);
+        Self { related: Some(news.regarding), regarding: references::object(object), ..news }
     }
 }
 
@@ -139,18 +108,10 @@ pub async fn publish(client: Client, mut notices: mpsc::Receiver<Notice>, may_wr
         };
         let ObjectReference { namespace, name: object, .. } = &notice.regarding;
         let (namespace, object) = (namespace.as_deref(), object.as_deref());
-        match timeout(REQUEST, recorder.publish(&event, &notice.regarding)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                if let Some(more) = NOT_PUBLISHED.admit() {
-                    warn!(reason = event.reason, namespace, object, more, error = %Causes(&error), "an Event was not published");
-                }
-            }
-            Err(_) => {
-                if let Some(more) = NOT_PUBLISHED.admit() {
-                    warn!(reason = event.reason, namespace, object, more, "an Event was not published in time");
-                }
-            }
+        if let Err(error) = within(REQUEST, recorder.publish(&event, &notice.regarding)).await
+            && let Some(more) = NOT_PUBLISHED.admit()
+        {
+            warn!(reason = event.reason, namespace, object, more, error = %Causes(&error), "an Event was not published");
         }
     }
 }

@@ -1,8 +1,10 @@
 //! What users see: Webhook status and Kubernetes Events. The engine's results come in as notes; writes go out at a rate
 //! that does not depend on the rate of deliveries.
 
+mod conditions;
 pub mod deliveries;
 pub mod events;
+mod references;
 pub mod status;
 pub mod writer;
 
@@ -26,7 +28,7 @@ pub enum Note {
     Enqueued { webhook: Uid, pending: usize },
     /// An attempt was settled.
     Settled(Settlement),
-    /// An event was thrown away because a bound was reached.
+    /// An event is lost: it could neither wait nor be kept.
     Dropped { webhook: Uid, pending: usize },
     /// The endpoint acknowledged a test.
     Reached { webhook: Uid, at: Timestamp },
@@ -52,4 +54,21 @@ pub struct Settlement {
     pub verdict: Verdict,
     pub pending: usize,
     pub at: Timestamp,
+}
+
+/// An apiserver that answers each request with this status and this body.
+#[cfg(test)]
+fn apiserver<A>(answer: A) -> kube::Client
+where
+    A: Fn(&http::Request<kube::client::Body>) -> (u16, String) + Send + Sync + 'static,
+{
+    let answer = Arc::new(answer);
+    let service = tower::service_fn(move |request| {
+        let answer = Arc::clone(&answer);
+        async move {
+            let (code, body) = answer(&request);
+            http::Response::builder().status(code).body(kube::client::Body::from(body.into_bytes()))
+        }
+    });
+    kube::Client::new(service, "default")
 }

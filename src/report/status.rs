@@ -10,13 +10,18 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::{Settlement, events::Notice};
+use super::{
+    Settlement,
+    conditions::{self, whole_seconds},
+    events::Notice,
+    references,
+};
 use crate::{
     api::webhook::{AttemptSummary, DeliveryCounts, DeliverySummary, WebhookStatus},
     engine::Verdict,
-    event::object::{Facts, Object, Uid},
+    event::object::{Object, Uid},
     subscription::{
         resolve::WebhookRef,
         watch::{Readiness, Standing},
@@ -56,7 +61,8 @@ struct Entry {
     dirty: Dirty,
     conditions_changed: bool,
     written: Option<Instant>,
-    writing: bool,
+    /// What is being written; if that fails, it is as due as it was.
+    writing: Option<Dirty>,
 }
 
 /// The statuses.
@@ -83,7 +89,7 @@ impl Statuses {
             dirty: Dirty::No,
             conditions_changed: false,
             written: None,
-            writing: false,
+            writing: None,
         });
         match standing {
             Some(standing) if entry.standing.as_ref() != Some(&standing) => entry.stand(standing, at),
@@ -147,9 +153,8 @@ impl Statuses {
         let mut due: Vec<&mut Entry> = self.entries.values_mut().filter(|entry| entry.is_due(now, last)).collect();
         due.sort_by_key(|entry| (std::cmp::Reverse(entry.dirty), entry.written));
         let writes = due.into_iter().take(room).map(|entry| {
-            entry.dirty = Dirty::No;
+            entry.writing = Some(std::mem::replace(&mut entry.dirty, Dirty::No));
             entry.written = Some(now);
-            entry.writing = true;
             StatusWrite { webhook: entry.webhook.clone(), status: entry.status.clone() }
         });
         let writes: Vec<StatusWrite> = writes.collect();
@@ -159,18 +164,16 @@ impl Statuses {
 
     /// A write has ended; one that failed is made again.
     pub fn written(&mut self, webhook: Uid, landed: bool) {
-        if let Some(entry) = self.entries.get_mut(&webhook) {
-            entry.writing = false;
-            if !landed {
-                entry.touch(Dirty::Counters);
-            }
+        let Some(entry) = self.entries.get_mut(&webhook) else { return };
+        if let Some(dirty) = entry.writing.take().filter(|_| !landed) {
+            entry.dirty = entry.dirty.max(dirty);
         }
     }
 
     /// Whether anything is still to be written.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
-        self.entries.values().any(|entry| entry.dirty != Dirty::No || entry.writing)
+        self.entries.values().any(|entry| entry.dirty != Dirty::No || entry.writing.is_some())
     }
 }
 
@@ -190,7 +193,7 @@ impl Entry {
             Dirty::Counters => COUNTERS_EVERY,
             Dirty::Conditions => CONDITIONS_EVERY,
         };
-        !self.writing && (last || self.written.is_none_or(|written| now >= written + spacing))
+        self.writing.is_none() && (last || self.written.is_none_or(|written| now >= written + spacing))
     }
 
     fn stand(&mut self, standing: Standing, at: Timestamp) -> Vec<Notice> {
@@ -214,6 +217,10 @@ impl Entry {
         if was_gone || self.status_of("Healthy").is_none() {
             self.set_condition("Healthy", "Unknown", "NoAttempt", "no delivery has been attempted yet", generation, at);
         }
+        // A new leader counts the minute of what is missing anew: what had been missing for longer is stalled all along.
+        let known = conditions::get(&self.status.conditions, "Stalled").filter(|known| known.status == "True");
+        let stalled = stalled
+            || known.is_some_and(|known| known.reason == reason && known.observed_generation == Some(generation));
         let (stalled_reason, stalled_message) = match (stalled, ready) {
             (true, _) => (reason, message.as_str()),
             (false, true) => ("Progressing", "the spec can work as it stands"),
@@ -334,8 +341,7 @@ impl Entry {
     }
 
     fn status_of(&self, kind: &str) -> Option<&str> {
-        let condition = self.status.conditions.iter().find(|condition| condition.type_ == kind)?;
-        Some(condition.status.as_str())
+        conditions::get(&self.status.conditions, kind).map(|condition| condition.status.as_str())
     }
 
     /// Sets a condition and tells whether its status or reason changed.
@@ -348,7 +354,7 @@ impl Entry {
         generation: i64,
         at: Timestamp,
     ) -> bool {
-        self.set_condition(kind, if holds { "True" } else { "False" }, reason, message, generation, at)
+        self.set_condition(kind, conditions::status(holds), reason, message, generation, at)
     }
 
     fn set_condition(
@@ -360,33 +366,13 @@ impl Entry {
         generation: i64,
         at: Timestamp,
     ) -> bool {
-        let known = self.status.conditions.iter_mut().find(|condition| condition.type_ == kind);
-        let Some(known) = known else {
-            self.status.conditions.push(Condition {
-                type_: kind.into(),
-                status: status.into(),
-                reason: reason.into(),
-                message: message.into(),
-                observed_generation: Some(generation),
-                last_transition_time: whole_seconds(at),
-            });
+        let new = conditions::next(&self.status.conditions, kind, status, reason, message, generation, at);
+        let changed = conditions::set(&mut self.status.conditions, new);
+        // The same state in other words waits for the next write.
+        if changed {
             self.touch(Dirty::Conditions);
-            return true;
-        };
-        known.observed_generation = Some(generation);
-        if known.status == status && known.reason == reason {
-            // The same state in other words waits for the next write.
-            message.clone_into(&mut known.message);
-            return false;
         }
-        if known.status != status {
-            known.last_transition_time = whole_seconds(at);
-        }
-        known.status = status.into();
-        known.reason = reason.into();
-        known.message = message.into();
-        self.touch(Dirty::Conditions);
-        true
+        changed
     }
 }
 
@@ -408,13 +394,81 @@ pub fn gone_generation(status: &WebhookStatus) -> Option<i64> {
 
 /// The object as users name it, such as `trainingjob/llama-sft`.
 fn describe(object: &Object) -> String {
-    let kind = match object.facts {
-        Facts::Training(_) => "trainingjob",
-        Facts::Serving(_) => "deployment",
-    };
+    let kind = references::object(object).kind.unwrap_or_default().to_lowercase();
     format!("{kind}/{}", object.name)
 }
 
-fn whole_seconds(at: Timestamp) -> Time {
-    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn webhook(number: u128) -> WebhookRef {
+        WebhookRef { uid: Uid::from_u128(number), namespace: "research".into(), name: format!("ci-{number}") }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).unwrap()
+    }
+
+    fn standing(readiness: Readiness) -> Standing {
+        Standing { generation: 1, endpoint: "https://ci".into(), readiness, warnings: Vec::new() }
+    }
+
+    fn missing(reason: &'static str, stalled: bool) -> Standing {
+        standing(Readiness::Waiting { reason, message: "create it".into(), stalled })
+    }
+
+    #[test]
+    fn a_condition_whose_write_failed_is_written_again_at_once_and_before_counters() {
+        let mut statuses = Statuses::default();
+        let begun = Instant::now();
+        let after = |seconds: f64| begun + Duration::from_secs_f64(seconds);
+        for number in 0..20 {
+            statuses.standing(webhook(number), Some(standing(Readiness::Live)), None, at(0));
+        }
+        let mut writes = statuses.due(after(0.0), false);
+        writes.append(&mut statuses.due(after(1.0), false));
+        assert_eq!(writes.len(), 20);
+        let failed = writes[0].webhook.uid;
+        for write in writes {
+            statuses.written(write.webhook.uid, write.webhook.uid != failed);
+            statuses.pending(write.webhook.uid, 1);
+        }
+        let again = statuses.due(after(2.0), false);
+        assert_eq!(again.len(), 1, "counters are not due yet");
+        assert_eq!(again[0].webhook.uid, failed);
+        statuses.written(failed, false);
+        let again = statuses.due(after(7.0), false);
+        assert_eq!(again.len(), WRITES_PER_SECOND);
+        assert_eq!(again[0].webhook.uid, failed, "before the counters of the others");
+    }
+
+    #[test]
+    fn a_webhook_that_had_long_lacked_its_secret_stays_stalled_under_a_new_leader() {
+        let stalled = |statuses: &mut Statuses, standing: Standing, second: i64| {
+            statuses.standing(webhook(1), Some(standing), None, at(second));
+            let status = &statuses.entries[&Uid::from_u128(1)].status;
+            let condition = conditions::get(&status.conditions, "Stalled").unwrap();
+            (condition.status.clone(), condition.reason.clone(), condition.last_transition_time.0)
+        };
+        let mut before = Statuses::default();
+        let first = stalled(&mut before, missing("SecretNotFound", false), 0);
+        assert_eq!(first, ("False".into(), "Progressing".into(), at(0)));
+        let long = stalled(&mut before, missing("SecretNotFound", true), 60);
+        assert_eq!(long, ("True".into(), "SecretNotFound".into(), at(60)));
+        let found = before.entries[&Uid::from_u128(1)].status.clone();
+
+        let mut after = Statuses::default();
+        after.standing(webhook(1), None, Some(Box::new(found.clone())), at(3600));
+        assert_eq!(stalled(&mut after, missing("SecretNotFound", false), 3600), long);
+        assert_eq!(stalled(&mut after, missing("SecretNotFound", true), 3660), long);
+        let healed = stalled(&mut after, standing(Readiness::Live), 3700);
+        assert_eq!(healed, ("False".into(), "Progressing".into(), at(3700)));
+        assert_eq!(stalled(&mut after, missing("SecretNotFound", false), 3800), healed, "a minute anew");
+
+        let mut other = Statuses::default();
+        other.standing(webhook(1), None, Some(Box::new(found)), at(3600));
+        let reason = stalled(&mut other, missing("SecretKeyNotFound", false), 3600);
+        assert_eq!(reason.0, "False", "something else is missing since just now");
+    }
 }

@@ -1,13 +1,15 @@
 //! Takes notes in and writes statuses out, by server-side apply on `/status`.
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures::FutureExt;
 use jiff::Timestamp;
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{Patch, PatchParams},
 };
 use serde_json::json;
@@ -23,7 +25,13 @@ use super::{
     events::Notice,
     status::{StatusWrite, Statuses},
 };
-use crate::{api::Webhook, calls::Hush, causes::Causes, event::object::Uid, subscription::resolve::WebhookRef};
+use crate::{
+    api::Webhook,
+    calls::{Hush, within},
+    causes::Causes,
+    event::object::Uid,
+    subscription::resolve::WebhookRef,
+};
 
 /// The field manager of everything that the operator applies.
 pub const FIELD_MANAGER: &str = "llmtune-webhooks";
@@ -116,7 +124,10 @@ impl Writer {
             return;
         }
         for write in statuses.due(Instant::now(), last) {
-            writes.spawn(apply(self.client.clone(), write));
+            let webhook = write.webhook.uid;
+            // A panic is a bug, and yet must not keep this Webhook's status from ever being written again.
+            let applying = AssertUnwindSafe(apply(self.client.clone(), write)).catch_unwind();
+            writes.spawn(async move { (webhook, applying.await.unwrap_or(false)) });
         }
     }
 }
@@ -129,38 +140,64 @@ fn settle(statuses: &mut Statuses, written: Result<(Uid, bool), tokio::task::Joi
 }
 
 /// Applies one status; true where it landed, or where another Webhook has taken the name.
-async fn apply(client: Client, write: StatusWrite) -> (Uid, bool) {
-    let StatusWrite { webhook, status } = write;
-    let api: Api<Webhook> = Api::namespaced(client, &webhook.namespace);
+async fn apply(client: Client, write: StatusWrite) -> bool {
+    let StatusWrite { webhook: WebhookRef { uid, namespace, name }, status } = write;
+    let api: Api<Webhook> = Api::namespaced(client, &namespace);
     // With the uid a Webhook that was deleted and created anew under this name is left alone.
     let patch = json!({
-        "apiVersion": "llmtune.io/v1alpha1",
-        "kind": "Webhook",
-        "metadata": {"name": webhook.name, "uid": webhook.uid.to_string()},
+        "apiVersion": Webhook::api_version(&()),
+        "kind": Webhook::kind(&()),
+        "metadata": {"name": name, "uid": uid.to_string()},
         "status": status,
     });
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    let result = timeout(REQUEST, api.patch_status(&webhook.name, &params, &Patch::Apply(&patch))).await;
-    let landed = match result {
-        Ok(Ok(_)) => true,
-        Ok(Err(kube::Error::Api(status))) if status.code == 409 => true,
-        Ok(Err(error)) => {
+    match within(REQUEST, api.patch_status(&name, &params, &Patch::Apply(&patch))).await {
+        Ok(_) => true,
+        Err(kube::Error::Api(status)) if status.is_conflict() => true,
+        Err(error) => {
             if let Some(more) = NOT_WRITTEN.admit() {
-                warn!(namespace = webhook.namespace, webhook = webhook.name, more, error = %Causes(&error), "status not written; trying again");
+                warn!(namespace, webhook = name, more, error = %Causes(&error), "status not written; trying again");
             }
             false
         }
-        Err(_) => {
-            if let Some(more) = NOT_WRITTEN.admit() {
-                warn!(
-                    namespace = webhook.namespace,
-                    webhook = webhook.name,
-                    more,
-                    "status not written in time; trying again"
-                );
-            }
-            false
-        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::{
+        report::apiserver,
+        subscription::watch::{Readiness, Standing},
     };
-    (webhook.uid, landed)
+
+    #[tokio::test]
+    async fn a_write_that_panics_is_made_again() {
+        let written = Arc::new(AtomicU32::new(0));
+        let client = {
+            let written = Arc::clone(&written);
+            apiserver(move |_| {
+                assert!(written.fetch_add(1, Ordering::SeqCst) > 0, "the first write panics, as this test wants");
+                (200, r#"{"metadata": {}, "spec": {"url": "https://ci", "events": ["*"]}}"#.into())
+            })
+        };
+        let (notes, incoming) = mpsc::unbounded_channel();
+        let (notices, _published) = mpsc::channel(8);
+        let (may_write, conditions) = (Arc::new(|| true), Arc::new(|_: &WebhookRef, _: Option<(&str, &str)>| {}));
+        let writer = tokio::spawn(Writer { client, notes: incoming, notices, may_write, conditions }.run());
+        let webhook = WebhookRef { uid: Uid::from_u128(7), namespace: "research".into(), name: "ci".into() };
+        let standing =
+            Standing { generation: 1, endpoint: String::new(), readiness: Readiness::Live, warnings: Vec::new() };
+        notes.send(Note::Standing { webhook, standing: Some(standing), found: None }).unwrap();
+        let made_again = async {
+            while written.load(Ordering::SeqCst) < 2 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), made_again).await.unwrap();
+        drop(notes);
+        writer.await.unwrap();
+    }
 }

@@ -645,7 +645,7 @@ fn invalid_deliveries() -> Vec<(Value, &'static str, &'static str)> {
         (kind("webhook"), "spec.webhookRef.kind", KINDS),
         (kind("Service"), "spec.webhookRef.kind", KINDS),
         (kind(""), "spec.webhookRef.kind", KINDS),
-        (kind("ClusterWebhook"), "spec.webhookRef.kind", "kind must be Webhook: this release serves no ClusterWebhook"),
+        (kind("ClusterWebhook"), "spec.webhookRef.kind", "kind must be Webhook: there is no ClusterWebhook yet"),
         (whd(json!({"test": null})), "spec", NEITHER),
         (whd(json!({"eventId": EVENT_ID})), "spec", BOTH),
         (whd(json!({"test": {}})), "spec.test.event", "Required value"),

@@ -592,6 +592,63 @@ fn a_delivery_goes_its_ttl_after_it_finished_and_not_before() {
 }
 
 #[test]
+fn a_kept_event_that_this_release_cannot_read_is_said_and_stays() {
+    run(async {
+        let scene = Scene::new("unreadable").await;
+        let receiver = Receiver::start().await;
+        scene.webhook("ci", &receiver.url(), &json!({}));
+        let _operator = scene.operator().await;
+        let id = format!("evt_{:032x}", 7);
+        let api = deliveries(&scene).await;
+        let object = manifest("newer", "ci", &json!({"eventId": id}));
+        api.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+        let event = json!({
+            "id": id, "type": "training.paused", "sequence": 1, "body": "{\"deliveredAt\":\"",
+            "object": {"kind": "TrainingJob", "name": "old", "uid": Uid::from_u128(7).to_string()}
+        });
+        // As a newer release keeps it.
+        let status = json!({"event": event, "attempts": 1, "finishedAt": jiff::Timestamp::now().to_string()});
+        let apply = json!({
+            "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery", "metadata": {"name": "newer"}, "status": status
+        });
+        let params = PatchParams::apply("llmtune-webhooks").force();
+        api.patch_status("newer", &params, &Patch::Apply(&apply)).await.unwrap();
+        for time in ["1", "2"] {
+            scene.kubectl(&["annotate", "whd", "newer", &format!("{REDELIVER_ANNOTATION}={time}"), "--overwrite"]);
+            let answered = eventually("the request is answered", SOON, || async {
+                let object = scene.get("whd", "newer");
+                (object["status"]["lastHandledRedeliverAt"] == time).then_some(object)
+            })
+            .await;
+            assert_eq!(condition(&answered, "Delivered"), ("False".into(), "EventUnreadable".into()));
+            assert_eq!(condition(&answered, "Finished").0, "True");
+            let message = answered["status"]["conditions"][0]["message"].as_str().unwrap();
+            assert!(message.contains("upgrade the operator") && message.contains(REDELIVER_ANNOTATION), "{message}");
+            assert_eq!(answered["status"]["event"], event, "a newer release can read it");
+        }
+        assert_eq!(receiver.count(), 0);
+    });
+}
+
+#[test]
+fn a_delivery_given_up_while_its_kind_is_not_installed_is_kept_once_it_is() {
+    run(async {
+        let scene = Scene::alone("kind-away").await;
+        let receiver = refused(&scene, 0).await;
+        let operator = scene.operator().await;
+        scene.plane.kubectl(&["delete", "crd", "webhookdeliveries.llmtune.io", "--timeout=60s"]);
+        let jobs = Jobs::new(&scene).await;
+        start_jobs(&jobs, std::iter::once("a".into())).await;
+        receiver.wait(1, SOON).await;
+        operator.wait_log("404 page not found", SOON).await;
+        scene.plane.install_crds();
+        let objects = kept(&scene, 1).await;
+        assert_eq!(condition(&objects[0], "Delivered"), ("False".into(), "Exhausted".into()));
+        assert_eq!(operator.metric("llmtune_webhooks_dropped_total", &[("webhook", "ci")]) as u64, 0);
+    });
+}
+
+#[test]
 fn of_a_thousand_kept_deliveries_the_oldest_delivered_makes_room_and_without_one_a_delivery_is_dropped_and_counted() {
     run(async {
         let scene = Scene::new("cap").await;

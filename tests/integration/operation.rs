@@ -314,3 +314,14 @@ fn a_second_process_cannot_listen_on_a_port_that_is_taken_and_says_so() {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(error.contains(&address) && error.contains("--listen"), "{error}");
 }
+
+#[test]
+fn a_ledger_that_begins_anew_is_told_of_by_kubectl_describe_lease() {
+    run(async {
+        let scene = Scene::new("epoch").await;
+        let _operator = scene.operator().await;
+        scene.wait_event("Lease", "llmtune-webhooks", "NewLedgerEpoch").await;
+        let described = scene.kubectl(&["describe", "lease", "llmtune-webhooks"]);
+        assert!(described.contains("NewLedgerEpoch") && described.contains("baseline"), "{described}");
+    });
+}

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::{
     task::{JoinError, JoinSet},
     time::Instant,
@@ -14,7 +15,7 @@ use crate::{
         journal::{Journal, Nothing},
         store::{LedgerError, Store},
     },
-    operator::{lease::LEASE, metrics::Metrics},
+    operator::metrics::Metrics,
     report::events::Notice,
 };
 
@@ -112,7 +113,7 @@ impl Flushing {
 }
 
 /// Says how the ledger goes on; a new epoch is worth an Event.
-pub fn tell(began: Option<&Nothing>, journal: &Journal, namespace: &str) -> Option<Notice> {
+pub fn tell(began: Option<&Nothing>, journal: &Journal, lease: &ObjectReference) -> Option<Notice> {
     let (epoch, term) = (journal.epoch(), journal.term());
     let Some(why) = began else {
         info!(epoch, term, "going on from the ledger");
@@ -127,5 +128,5 @@ pub fn tell(began: Option<&Nothing>, journal: &Journal, namespace: &str) -> Opti
         warn!(epoch, %why, "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past");
     }
     let note = format!("{why}: all objects that are there now are a baseline, and nothing is sent for their past");
-    Some(Notice::new_epoch(namespace, LEASE, !matches!(why, Nothing::Fresh), note))
+    Some(Notice::new_epoch(lease.clone(), !matches!(why, Nothing::Fresh), note))
 }

@@ -17,7 +17,7 @@ use crate::{
     event::{Event, EventType, id::DeliveryId, object::Uid, sample::sample},
     report::{
         Note,
-        deliveries::{Answer, Asked, DeliveryRef, Order},
+        deliveries::{Answer, Asked, DeliveryRef, Order, Subject, unsent},
     },
 };
 
@@ -91,12 +91,12 @@ impl Leader {
         let cluster = self.context.args.cluster_name.as_deref();
         let event = Arc::new(sample(event, object.uid, &object.namespace, cluster, now));
         let Some(Known { webhook, resolved, .. }) = self.named(&object) else {
-            return self.no_webhook(object, Some(event), true);
+            return self.no_webhook(object, Subject::Test { event, owner: None });
         };
         let Some(resolved) = resolved.clone() else {
             let message = format!("Webhook {} is not ready: its conditions say what it lacks", webhook.name);
-            let webhook = Some(webhook.clone());
-            let answer = Answer { webhook, ..unsent(object, Some(event), true, "WebhookNotReady", message, now) };
+            let subject = Subject::Test { event, owner: Some(webhook.clone()) };
+            let answer = unsent(object, subject, "WebhookNotReady", message, now);
             return self.order(Order::Answer(Box::new(answer)));
         };
         let attempt = Attempt {
@@ -125,19 +125,17 @@ impl Leader {
         }
         let now = self.clock.now();
         let Some(webhook) = self.named(&object).map(|known| known.webhook.clone()) else {
-            return self.no_webhook(object, Some(event), true);
+            return self.no_webhook(object, Subject::Test { event, owner: None });
         };
         let Some(exchange) = attempted.exchange else {
             if attempted.outcome.result == (AttemptResult::Withheld { hold: false }) {
                 // The claim had lapsed.
-                return self
-                    .requests
-                    .waiting
-                    .push((Instant::now() + PATIENCE, Asked::Test { object, event: event.event_type }));
+                return self.requests.waiting.push((Instant::now() + PATIENCE, Asked::Test { object, event: event.event_type }));
             }
             let message = format!("nothing was sent: the Secret of Webhook {} cannot be read", webhook.name);
-            let answer = unsent(object, Some(event), true, "WebhookNotReady", message, now);
-            return self.order(Order::Answer(Box::new(Answer { webhook: Some(webhook), ..answer })));
+            let subject = Subject::Test { event, owner: Some(webhook) };
+            let answer = unsent(object, subject, "WebhookNotReady", message, now);
+            return self.order(Order::Answer(Box::new(answer)));
         };
         let delivered = exchange.error.is_none() && exchange.status.is_some();
         if delivered {
@@ -147,9 +145,7 @@ impl Leader {
         let error = exchange.error.clone();
         let answer = Answer {
             object,
-            webhook: Some(webhook),
-            event: Some(event),
-            test: true,
+            subject: Subject::Test { event, owner: Some(webhook) },
             delivered,
             reason: if delivered { "Acknowledged" } else { "NotAcknowledged" },
             message: error.clone().unwrap_or_else(|| "the endpoint acknowledged the test".into()),
@@ -164,16 +160,16 @@ impl Leader {
     /// Sends a kept event again, with retries anew.
     fn deliver_again(&mut self, object: DeliveryRef, event: &Arc<Event>) {
         let Some(uid) = self.named(&object).map(|known| known.webhook.uid) else {
-            return self.no_webhook(object, Some(Arc::clone(event)), false);
+            return self.no_webhook(object, Subject::Event(Arc::clone(event)));
         };
         self.engine.redeliver(uid, event);
         // Where it is pending already, that delivery's end is the answer.
         self.requests.redeliveries.insert((uid, DeliveryId::new(event.id, uid)), (object, Arc::clone(event)));
     }
 
-    pub(super) fn no_webhook(&self, object: DeliveryRef, event: Option<Arc<Event>>, test: bool) {
+    pub(super) fn no_webhook(&self, object: DeliveryRef, subject: Subject) {
         let message = format!("there is no Webhook {} in this namespace: create it, then ask again", object.webhook);
-        let answer = unsent(object, event, test, "WebhookNotFound", message, self.clock.now());
+        let answer = unsent(object, subject, "WebhookNotFound", message, self.clock.now());
         self.order(Order::Answer(Box::new(answer)));
     }
 
@@ -182,9 +178,7 @@ impl Leader {
         if !matches!(settled.verdict, Verdict::Delivered | Verdict::Exhausted) {
             return;
         }
-        let Some((object, event)) = self.requests.redeliveries.remove(&(settled.webhook, settled.delivery)) else {
-            return;
-        };
+        let Some((object, event)) = self.requests.redeliveries.remove(&(settled.webhook, settled.delivery)) else { return };
         let delivered = settled.verdict == Verdict::Delivered;
         let reason = match settled.verdict {
             Verdict::Delivered => "Acknowledged",
@@ -194,9 +188,7 @@ impl Leader {
         let error = exchange.and_then(|exchange| exchange.error.clone());
         let answer = Answer {
             object,
-            webhook: None,
-            event: Some(event),
-            test: false,
+            subject: Subject::Event(event),
             delivered,
             reason,
             message: error.clone().unwrap_or_else(|| "the endpoint acknowledged the delivery".into()),
@@ -206,29 +198,5 @@ impl Leader {
             at: now,
         };
         self.order(Order::Answer(Box::new(answer)));
-    }
-}
-
-/// The answer to a request that nothing was sent for.
-fn unsent(
-    object: DeliveryRef,
-    event: Option<Arc<Event>>,
-    test: bool,
-    reason: &'static str,
-    message: String,
-    at: Timestamp,
-) -> Answer {
-    Answer {
-        object,
-        webhook: None,
-        event,
-        test,
-        delivered: false,
-        reason,
-        message,
-        attempts: 0,
-        status_code: None,
-        error: None,
-        at,
     }
 }

@@ -1,0 +1,340 @@
+//! Calls to the apiserver about the objects, so many at once, each in its turn and under the claim.
+//!
+//! That the apiserver does not serve the kind never is an answer for good, unlike that there is no such object: one that
+//! has just begun says so for some seconds, and so it is while the custom resource definitions are installed anew.
+
+use std::{sync::Arc, time::Duration};
+
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
+    core::{PartialObjectMetaExt, Status},
+};
+use serde_json::json;
+use tokio::{sync::Semaphore, time::sleep};
+use tracing::{debug, warn};
+
+use super::{
+    Answer, DeliveryRef, Entry, Subject,
+    object::{belonging, given_up, giving_up, holds_event, uid, version},
+};
+use crate::{
+    api::WebhookDelivery,
+    calls::{Hush, pause, within},
+    causes::{Causes, is_unknown_kind, lacks_right},
+    engine::Keep,
+    event::object::Uid,
+    report::writer::FIELD_MANAGER,
+    subscription::resolve::WebhookRef,
+};
+
+/// Calls at once.
+const CONCURRENT: usize = 8;
+const REQUEST: Duration = Duration::from_secs(10);
+
+/// What the log says where a call is to be made again.
+struct Complaint {
+    what: &'static str,
+    hush: Hush,
+}
+
+static NOT_CREATED: Complaint = Complaint::new("a WebhookDelivery was not created");
+static NOT_ANSWERED: Complaint = Complaint::new("a WebhookDelivery's status was not written");
+static NOT_READ: Complaint = Complaint::new("a WebhookDelivery was not read");
+static NOT_DELETED: Complaint = Complaint::new("a WebhookDelivery was not deleted");
+
+impl Complaint {
+    const fn new(what: &'static str) -> Self {
+        Self { what, hush: Hush::new() }
+    }
+}
+
+/// Why an object is not kept.
+enum Obstacle {
+    /// It is refused, and will be.
+    Final(Box<Status>),
+    /// Something else has its name, or it was deleted meanwhile: it is made again.
+    Passing,
+}
+
+/// Calls to the apiserver, each tried until it is answered for good. One that is to be tried again holds up no other.
+#[derive(Clone)]
+pub(super) struct Call {
+    client: Client,
+    may_write: Arc<dyn Fn() -> bool + Send + Sync>,
+    permits: Arc<Semaphore>,
+}
+
+impl Call {
+    /// `may_write` is asked before each call.
+    pub(super) fn new(client: Client, may_write: Arc<dyn Fn() -> bool + Send + Sync>) -> Self {
+        Self { client, may_write, permits: Arc::new(Semaphore::new(CONCURRENT)) }
+    }
+
+    fn api(&self, namespace: &str) -> Api<WebhookDelivery> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Makes a request in its turn, and not before the claim holds.
+    async fn request<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+        let _permit = loop {
+            // The semaphore is never closed.
+            let permit = self.permits.acquire().await;
+            if (self.may_write)() {
+                break permit;
+            }
+            drop(permit);
+            sleep(Duration::from_millis(100)).await;
+        };
+        within(REQUEST, request).await
+    }
+
+    /// Makes a request again and again, until it succeeds or is refused in a way that `is_final`.
+    async fn insist<T, R: Future<Output = Result<T, kube::Error>>>(
+        &self,
+        (namespace, name): (&str, &str),
+        complaint: &Complaint,
+        is_final: impl Fn(&Status) -> bool,
+        request: impl Fn() -> R,
+    ) -> Result<T, Box<Status>> {
+        let mut failures = 0;
+        loop {
+            let error = match self.request(request()).await {
+                Ok(answer) => return Ok(answer),
+                Err(kube::Error::Api(status))
+                    if is_final(&status) && !is_unknown_kind(status.code, &status.message) =>
+                {
+                    return Err(status);
+                }
+                Err(error) => error,
+            };
+            if let Some(more) = complaint.hush.admit() {
+                warn!(namespace, name, more, error = %Causes(&error), "{}; trying again", complaint.what);
+            }
+            sleep(pause(failures)).await;
+            failures += 1;
+        }
+    }
+
+    /// The object as it is now, if it is.
+    pub(super) async fn read(&self, namespace: &str, name: &str) -> Option<Box<WebhookDelivery>> {
+        let api = self.api(namespace);
+        let read = self.insist((namespace, name), &NOT_READ, Status::is_not_found, || api.get(name));
+        read.await.ok().map(Box::new)
+    }
+
+    /// Creates the object of a given-up delivery, with its event; `None` where it cannot be had, for good.
+    pub(super) async fn keep(&self, webhook: &WebhookRef, keep: &Keep) -> Option<(Uid, Entry)> {
+        let object = given_up(webhook, keep);
+        let mut failures = 0;
+        loop {
+            match self.try_to_keep(webhook, keep, &object).await {
+                Ok(kept) => return Some(kept),
+                Err(Obstacle::Final(status)) => {
+                    warn!(
+                        namespace = webhook.namespace, webhook = webhook.name, event = %keep.event.id, error = status.message,
+                        "a WebhookDelivery was refused; the delivery is dropped"
+                    );
+                    return None;
+                }
+                Err(Obstacle::Passing) => {}
+            }
+            sleep(pause(failures)).await;
+            failures += 1;
+        }
+    }
+
+    async fn try_to_keep(
+        &self,
+        webhook: &WebhookRef,
+        keep: &Keep,
+        object: &WebhookDelivery,
+    ) -> Result<(Uid, Entry), Obstacle> {
+        let WebhookRef { namespace, name: webhook, .. } = webhook;
+        let created = self.create(namespace, object).await?;
+        let uid = uid(&created).ok_or(Obstacle::Passing)?;
+        let mut entry = Entry {
+            version: version(&created.metadata),
+            namespace: namespace.clone(),
+            name: object.name_any(),
+            webhook: webhook.clone(),
+            bytes: keep.event.body.len(),
+            spent: false,
+            expires: None,
+        };
+        if holds_event(&created, &object.spec) {
+            return Ok((uid, entry));
+        }
+        let reference = DeliveryRef {
+            uid,
+            namespace: namespace.clone(),
+            name: entry.name.clone(),
+            webhook: webhook.clone(),
+            generation: created.metadata.generation.unwrap_or_default(),
+            conditions: Vec::new(),
+            request: None,
+            only: None,
+        };
+        match self.answer(&giving_up(reference, keep)).await {
+            Ok(version) => entry.version = version,
+            Err(status) if status.is_not_found() || status.is_conflict() => return Err(Obstacle::Passing),
+            Err(status) => {
+                // Without its event it is none, and would only be in the way.
+                self.delete(namespace, &entry.name, uid).await;
+                return Err(Obstacle::Final(status));
+            }
+        }
+        Ok((uid, entry))
+    }
+
+    /// Creates the object, or finds it under its name.
+    async fn create(&self, namespace: &str, object: &WebhookDelivery) -> Result<WebhookDelivery, Obstacle> {
+        let (api, name, params) = (self.api(namespace), object.name_any(), PostParams::default());
+        let is_answer = |status: &Status| status.is_already_exists() || is_final(status);
+        let create = self.insist((namespace, &name), &NOT_CREATED, is_answer, || api.create(&params, object));
+        match create.await {
+            Ok(created) => return Ok(created),
+            Err(status) if !status.is_already_exists() => return Err(Obstacle::Final(status)),
+            Err(_) => {}
+        }
+        let found = self.read(namespace, &name).await.ok_or(Obstacle::Passing)?;
+        let stays = found.metadata.deletion_timestamp.is_none();
+        if holds_event(&found, &object.spec) || (stays && found.spec == object.spec) {
+            return Ok(*found);
+        }
+        // Somebody else's: it names another Webhook or another event, or does not last. It may be held by finalizers.
+        if let Some(uid) = uid(&found) {
+            self.delete(namespace, &name, uid).await;
+        }
+        Err(Obstacle::Passing)
+    }
+
+    /// Writes how a delivery ended, and tells the object's version then. Refused where the object is gone or another has
+    /// its name, or where the status cannot be.
+    pub(super) async fn answer(&self, answer: &Answer) -> Result<u64, Box<Status>> {
+        let DeliveryRef { namespace, name, uid, only, .. } = &answer.object;
+        let (api, params) = (self.api(namespace), PatchParams::apply(FIELD_MANAGER).force());
+        let metadata = ObjectMeta {
+            name: Some(name.clone()),
+            // With the uid an object that was deleted and created anew under this name is left alone.
+            uid: Some(uid.to_string()),
+            resource_version: only.map(|version| version.to_string()),
+            ..ObjectMeta::default()
+        };
+        let status = json!({
+            "apiVersion": WebhookDelivery::api_version(&()),
+            "kind": WebhookDelivery::kind(&()),
+            "metadata": metadata,
+            "status": super::object::status(answer),
+        });
+        let status = Patch::Apply(status);
+        // A test is made by its user: its owner and its labels come with its answer.
+        let marks = match &answer.subject {
+            Subject::Test { event, owner: Some(owner) } => {
+                let ObjectMeta { labels, owner_references, .. } = belonging(owner, event.event_type);
+                let marked = ObjectMeta { labels, owner_references, ..metadata };
+                Some(Patch::Apply(marked.into_request_partial::<WebhookDelivery>()))
+            }
+            _ => None,
+        };
+        let is_answer = |status: &Status| status.is_not_found() || status.is_conflict() || status.is_invalid();
+        let written = async {
+            let write = || api.patch_status(name, &params, &status);
+            let written = self.insist((namespace, name), &NOT_ANSWERED, is_answer, write).await?;
+            let Some(marks) = &marks else { return Ok(version(&written.metadata)) };
+            let mark = || api.patch_metadata(name, &params, marks);
+            let marked = self.insist((namespace, name), &NOT_ANSWERED, is_answer, mark).await?;
+            Ok(version(&marked.metadata))
+        };
+        let written: Result<u64, Box<Status>> = written.await;
+        if let Err(status) = &written {
+            debug!(namespace, name, error = status.message, "a WebhookDelivery's status was refused");
+        }
+        written
+    }
+
+    /// Deletes this object and no other of its name.
+    pub(super) async fn delete(&self, namespace: &str, name: &str, uid: Uid) {
+        let preconditions = Preconditions { uid: Some(uid.to_string()), resource_version: None };
+        let (api, params) = (self.api(namespace), DeleteParams::default().preconditions(preconditions));
+        let is_answer = |status: &Status| status.is_not_found() || status.is_conflict();
+        let delete = self.insist((namespace, name), &NOT_DELETED, is_answer, || api.delete(name, &params));
+        if let Err(status) = delete.await {
+            debug!(namespace, name, error = status.message, "a WebhookDelivery was gone before it was deleted");
+        }
+    }
+}
+
+/// Whether a creation that was refused so will be refused again: a quota, a policy, a namespace that goes. The operator's
+/// missing rights are mended by whoever installs it.
+fn is_final(status: &Status) -> bool {
+    matches!(status.code, 403 | 404 | 422) && !lacks_right(status.code, &status.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, sync::Mutex};
+
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::{
+        event::{EventType, sample::sample},
+        ledger::contents::{GivenUp, Reason},
+        report::apiserver,
+    };
+
+    const UNKNOWN_KIND: (u16, &str) = (404, "404 page not found");
+    const NO_OBJECT: (u16, &str) =
+        (404, r#"{"status": "Failure", "code": 404, "reason": "NotFound", "message": "\"dlv\" not found"}"#);
+    const INVALID: (u16, &str) =
+        (422, r#"{"status": "Failure", "code": 422, "reason": "Invalid", "message": "too long"}"#);
+    const DONE: (u16, &str) = (
+        200,
+        r#"{"apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery",
+            "metadata": {"name": "dlv", "uid": "00000000-0000-0000-0000-000000000007", "resourceVersion": "5"},
+            "spec": {"webhookRef": {"name": "ci"}}}"#,
+    );
+
+    /// Has a delivery kept by an apiserver that gives these answers; tells whether it is, and what was asked.
+    async fn kept(answers: &[(u16, &'static str)]) -> (bool, Vec<String>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let answers = Mutex::new(VecDeque::from(answers.to_vec()));
+        let client = {
+            let asked = Arc::clone(&asked);
+            apiserver(move |request| {
+                asked.lock().unwrap().push(request.method().to_string());
+                let (code, body) = answers.lock().unwrap().pop_front().unwrap();
+                (code, body.to_owned())
+            })
+        };
+        let webhook = WebhookRef { uid: Uid::from_u128(1), namespace: "research".into(), name: "ci".into() };
+        let event = Arc::new(sample(EventType::ModelDeployed, Uid::from_u128(2), "research", None, Timestamp::now()));
+        let delivery = crate::event::id::DeliveryId::new(event.id, webhook.uid);
+        let at = Timestamp::now();
+        let given_up = GivenUp { reason: Reason::Exhausted, at, attempts: 1, status_code: None, error: None };
+        let keep = Keep { webhook: webhook.uid, delivery, event, given_up };
+        let kept = Call::new(client, Arc::new(|| true)).keep(&webhook, &keep).await;
+        (kept.is_some(), std::mem::take(&mut asked.lock().unwrap()))
+    }
+
+    #[tokio::test]
+    async fn that_the_kind_is_not_served_is_not_believed_and_that_there_is_no_object_is() {
+        let answers = [UNKNOWN_KIND, UNKNOWN_KIND, DONE, UNKNOWN_KIND, DONE];
+        assert_eq!(kept(&answers).await, (true, ["POST", "POST", "POST", "PATCH", "PATCH"].map(str::to_owned).into()));
+        let (kept, asked) = kept(&[NO_OBJECT]).await;
+        assert_eq!((kept, asked.len()), (false, 1), "its namespace is gone");
+    }
+
+    #[tokio::test]
+    async fn an_object_that_is_deleted_before_it_has_its_event_is_made_again() {
+        let answers = [DONE, NO_OBJECT, DONE, DONE];
+        assert_eq!(kept(&answers).await, (true, ["POST", "PATCH", "POST", "PATCH"].map(str::to_owned).into()));
+    }
+
+    #[tokio::test]
+    async fn an_object_that_may_not_have_its_event_does_not_stay_without_it() {
+        let answers = [DONE, INVALID, DONE];
+        assert_eq!(kept(&answers).await, (false, ["POST", "PATCH", "DELETE"].map(str::to_owned).into()));
+    }
+}

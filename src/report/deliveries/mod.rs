@@ -1,0 +1,574 @@
+//! Deliveries as objects: what was given up is kept, a test is asked for, a delivery is asked for again.
+//!
+//! 1. What the engine gives up is created before the engine forgets it, under the delivery's own name: once, however often.
+//! 2. The event comes from a status that only the operator writes: a spec holds nothing that could be signed.
+//! 3. A request is marked as handled with its result, so that one that a crash cut off is handled again.
+//! 4. A finished delivery goes after its `spec.ttl`; a Webhook has at most [`MAX_OBJECTS`] and [`MAX_BYTES`], of which the
+//!    oldest delivered makes room.
+
+mod call;
+mod object;
+mod room;
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::FutureExt;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{
+    Api, Client,
+    core::DeserializeGuard,
+    runtime::watcher::{self, Event as Seen},
+};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tracing::warn;
+
+use self::{
+    call::Call,
+    object::{event, uid, version},
+    room::{Places, Room},
+};
+use super::conditions::holds;
+use crate::{
+    api::{
+        WebhookDelivery,
+        webhook_delivery::{DEFAULT_TTL, DeliveredEvent, REDELIVER_ANNOTATION, WebhookKind},
+    },
+    calls::pump,
+    causes::Causes,
+    engine::{Keep, MAX_BYTES},
+    event::{Event, EventType, id::DeliveryId, object::Uid},
+    subscription::resolve::{WebhookRef, duration},
+};
+
+/// Objects of one Webhook; also bounded by [`MAX_BYTES`] of their events.
+pub const MAX_OBJECTS: usize = 1_000;
+/// How long the last calls may take.
+const LAST: Duration = Duration::from_secs(5);
+/// A request longer than this is not told apart from another that begins alike.
+const MAX_REQUEST: usize = 64;
+/// An object that names an event and has none is given up on after this long.
+const UNKNOWN_AFTER: Duration = Duration::from_secs(30);
+
+/// Which object, and what of its status the next one goes on from.
+#[derive(Clone, Debug)]
+pub struct DeliveryRef {
+    pub uid: Uid,
+    pub namespace: String,
+    pub name: String,
+    /// The Webhook's name; the Webhook is in the same namespace.
+    pub webhook: String,
+    generation: i64,
+    conditions: Vec<Condition>,
+    /// The request that is answered.
+    request: Option<String>,
+    /// The only version of the object that an answer is for; `None`: any.
+    only: Option<u64>,
+}
+
+/// What users ask for.
+#[derive(Debug)]
+pub enum Asked {
+    /// A sample of this event.
+    Test { object: DeliveryRef, event: EventType },
+    /// The event once more.
+    Again { object: DeliveryRef, event: Arc<Event> },
+}
+
+/// What the loop orders.
+#[derive(Debug)]
+pub enum Order {
+    /// To keep what the engine has given up.
+    Keep(WebhookRef, Keep),
+    /// To tell how a delivery that was asked for ended.
+    Answer(Box<Answer>),
+}
+
+/// What a delivery is of.
+#[derive(Debug)]
+pub enum Subject {
+    /// A sample. `owner`: the Webhook that it tests, to which the object belongs from then on; `None`: there is none.
+    Test { event: Arc<Event>, owner: Option<WebhookRef> },
+    /// An event that was given up, or that is sent again.
+    Event(Arc<Event>),
+    /// What the object holds, which stays as it is.
+    Found(Option<Box<DeliveredEvent>>),
+}
+
+/// How a delivery that was asked for ended.
+#[derive(Debug)]
+pub struct Answer {
+    pub object: DeliveryRef,
+    pub subject: Subject,
+    pub delivered: bool,
+    pub reason: &'static str,
+    pub message: String,
+    /// Attempts that were made.
+    pub attempts: u32,
+    pub status_code: Option<u16>,
+    pub error: Option<String>,
+    pub at: Timestamp,
+}
+
+/// An order to keep is done with.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    pub webhook: Uid,
+    pub delivery: DeliveryId,
+    /// Whether there is an object now; else the delivery is dropped.
+    pub landed: bool,
+}
+
+/// What comes back to the loop.
+#[derive(Debug)]
+pub enum FromDeliveries {
+    Asked(Asked),
+    Kept(Kept),
+}
+
+/// Looks after the `WebhookDelivery` objects of some namespaces.
+pub struct Deliveries {
+    pub client: Client,
+    pub orders: mpsc::UnboundedReceiver<Order>,
+    pub back: mpsc::UnboundedSender<FromDeliveries>,
+    /// Asked before each write.
+    pub may_write: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// What is remembered of an object.
+#[derive(Debug)]
+struct Entry {
+    /// The newest version known: what is older says nothing any more.
+    version: u64,
+    namespace: String,
+    name: String,
+    webhook: String,
+    bytes: usize,
+    /// Nothing is lost with it: it is delivered, or holds no event.
+    spent: bool,
+    /// When it is to go.
+    expires: Option<Timestamp>,
+}
+
+/// A request that is under way.
+#[derive(Debug)]
+struct UnderWay {
+    request: Option<String>,
+    /// Another has come meanwhile.
+    another: bool,
+}
+
+/// What a call to the apiserver came to.
+enum Done {
+    Kept {
+        webhook: WebhookRef,
+        delivery: DeliveryId,
+        object: Option<(Uid, Entry)>,
+    },
+    /// `version`: of the object with its answer.
+    Answered {
+        object: Uid,
+        version: u64,
+    },
+    Read {
+        uid: Uid,
+        object: Option<Box<WebhookDelivery>>,
+    },
+    Deleted {
+        object: Uid,
+    },
+}
+
+/// The objects as they are known, and the calls about them that are under way.
+struct State {
+    back: mpsc::UnboundedSender<FromDeliveries>,
+    call: Call,
+    calls: JoinSet<Done>,
+    entries: HashMap<Uid, Entry>,
+    places: Places,
+    expiries: BinaryHeap<Reverse<(Timestamp, Uid)>>,
+    /// Objects with a request under way.
+    asked: HashMap<Uid, UnderWay>,
+    deleting: HashSet<Uid>,
+    /// Objects that name an event and have none, and when to give up on them.
+    unknown: Vec<(Timestamp, DeliveryRef)>,
+}
+
+impl Deliveries {
+    /// Runs until the loop is gone, or until a watch breaks off. `namespaces`: empty means all.
+    pub async fn run(mut self, namespaces: Vec<String>) {
+        let (events, mut incoming) = mpsc::channel(64);
+        let apis: Vec<Api<DeserializeGuard<WebhookDelivery>>> = if namespaces.is_empty() {
+            vec![Api::all(self.client.clone())]
+        } else {
+            namespaces.iter().map(|namespace| Api::namespaced(self.client.clone(), namespace)).collect()
+        };
+        let mut unlisted: HashSet<usize> = (0..apis.len()).collect();
+        let mut early = Vec::new();
+        let mut watches = JoinSet::new();
+        for (scope, api) in apis.into_iter().enumerate() {
+            // Each object may hold a body of 256 KiB.
+            let config = watcher::Config::default().timeout(30).page_size(20);
+            watches.spawn(pump(api, config, scope, events.clone()));
+        }
+        let mut state = State::new(self.back, Call::new(self.client, self.may_write));
+        let mut listed: HashMap<usize, HashSet<Uid>> = HashMap::new();
+        let mut scope_of: HashMap<Uid, usize> = HashMap::new();
+        let mut tick = interval(Duration::from_millis(500));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some((scope, event)) = incoming.recv() => match event {
+                    Seen::Init => { listed.insert(scope, HashSet::new()); }
+                    Seen::InitApply(guard) | Seen::Apply(guard) => {
+                        let Some(object) = read(guard) else { continue };
+                        let Some(uid) = uid(&object) else { continue };
+                        if let Some(listed) = listed.get_mut(&scope) {
+                            listed.insert(uid);
+                            // A list has the last word: an etcd that was restored counts from lower on.
+                            if let Some(known) = state.entries.get_mut(&uid) {
+                                known.version = 0;
+                            }
+                        }
+                        scope_of.insert(uid, scope);
+                        state.seen(uid, object);
+                    }
+                    Seen::Delete(guard) => {
+                        if let Some(uid) = read(guard).as_ref().and_then(uid) {
+                            state.forget(uid);
+                            scope_of.remove(&uid);
+                        }
+                    }
+                    Seen::InitDone => {
+                        let there = listed.remove(&scope).unwrap_or_default();
+                        scope_of.retain(|uid, of| {
+                            let gone = *of == scope && !there.contains(uid);
+                            if gone {
+                                state.forget(*uid);
+                            }
+                            !gone
+                        });
+                        if unlisted.remove(&scope) && unlisted.is_empty() {
+                            for (webhook, keep) in std::mem::take(&mut early) {
+                                state.keep(webhook, keep);
+                            }
+                        }
+                    }
+                },
+                order = self.orders.recv() => match order {
+                    None => break,
+                    // How many there are is known once all are listed.
+                    Some(Order::Keep(webhook, keep)) if !unlisted.is_empty() => early.push((webhook, keep)),
+                    Some(Order::Keep(webhook, keep)) => state.keep(webhook, keep),
+                    Some(Order::Answer(answer)) => state.answer(*answer),
+                },
+                Some(done) = state.calls.join_next() => match done {
+                    Ok(done) => state.done(done),
+                    Err(error) => warn!(error = %Causes(&error), "a call about a WebhookDelivery broke off"),
+                },
+                // None ends while it is listened to: whoever runs this room is to know.
+                Some(_) = watches.join_next() => break,
+                _ = tick.tick() => {
+                    for uid in state.expired(Timestamp::now()) {
+                        state.delete(uid);
+                    }
+                    state.give_up_unknown();
+                }
+            }
+        }
+        let ended = async { while state.calls.join_next().await.is_some() {} };
+        if timeout(LAST, ended).await.is_err() {
+            warn!(
+                calls = state.calls.len(),
+                "calls about WebhookDelivery objects did not end in time; they are made again by the next leader"
+            );
+        }
+    }
+}
+
+impl State {
+    fn new(back: mpsc::UnboundedSender<FromDeliveries>, call: Call) -> Self {
+        Self {
+            back,
+            call,
+            calls: JoinSet::new(),
+            entries: HashMap::new(),
+            places: Places::default(),
+            expiries: BinaryHeap::new(),
+            asked: HashMap::new(),
+            deleting: HashSet::new(),
+            unknown: Vec::new(),
+        }
+    }
+
+    fn send(&self, message: FromDeliveries) {
+        // The loop is gone: so is this task soon.
+        let _ = self.back.send(message);
+    }
+
+    /// Begins a call. A panic is a bug, and yet must not leave under way for ever what the call was for: it ends as `broken`.
+    fn begin<C>(&mut self, broken: Done, call: impl FnOnce(Call) -> C)
+    where
+        C: Future<Output = Done> + Send + 'static,
+    {
+        let call = AssertUnwindSafe(call(self.call.clone())).catch_unwind();
+        self.calls.spawn(async move { call.await.unwrap_or(broken) });
+    }
+
+    /// Takes an object in, and hands on what it asks for.
+    fn seen(&mut self, uid: Uid, object: WebhookDelivery) {
+        let version = version(&object.metadata);
+        if self.entries.get(&uid).is_some_and(|known| known.version > version) {
+            return;
+        }
+        let WebhookDelivery { metadata, spec, status } = object;
+        let status = status.unwrap_or_default();
+        let namespace = metadata.namespace.unwrap_or_default();
+        let name = metadata.name.unwrap_or_default();
+        let annotation = metadata.annotations.as_ref().and_then(|annotations| annotations.get(REDELIVER_ANNOTATION));
+        let request = annotation.filter(|text| !text.is_empty()).map(|text| text.chars().take(MAX_REQUEST).collect());
+        let finished_at = status.finished_at.as_ref().map(|time| time.0);
+        let ttl = duration("ttl", &spec.ttl).or_else(|_| duration("ttl", DEFAULT_TTL)).unwrap_or_default();
+        let handled = request == status.last_handled_redeliver_at || request.is_none();
+        let entry = Entry {
+            version,
+            namespace: namespace.clone(),
+            name: name.clone(),
+            webhook: spec.webhook_ref.name.clone(),
+            bytes: status.event.as_ref().map_or(0, |event| event.body.len()),
+            spent: status.event.is_none() || holds(&status.conditions, "Delivered"),
+            // One that is asked for again does not go before it is answered.
+            expires: finished_at.filter(|_| handled).and_then(|at| at.checked_add(ttl).ok()),
+        };
+        if let Some(expires) = entry.expires {
+            self.expiries.push(Reverse((expires, uid)));
+        }
+        self.enter(uid, entry);
+        let object = DeliveryRef {
+            uid,
+            namespace,
+            name,
+            webhook: spec.webhook_ref.name,
+            generation: metadata.generation.unwrap_or_default(),
+            conditions: status.conditions,
+            request: request.clone(),
+            only: None,
+        };
+        let due = (spec.test.is_some() && finished_at.is_none()) || (!handled && request.is_some());
+        if spec.test.is_none() && status.event.is_none() && (due || finished_at.is_none()) {
+            let after = Timestamp::now().checked_add(UNKNOWN_AFTER).unwrap_or(Timestamp::MAX);
+            // The event may yet come, from this leader or from one before whose write is under way.
+            self.unknown.push((after, DeliveryRef { only: Some(version), ..object }));
+            return;
+        }
+        if !due {
+            return;
+        }
+        if let Some(under_way) = self.asked.get_mut(&uid) {
+            under_way.another |= under_way.request != request;
+            return;
+        }
+        self.asked.insert(uid, UnderWay { request, another: false });
+        let (reason, message) = match (spec.webhook_ref.kind, spec.test, &status.event) {
+            (WebhookKind::ClusterWebhook, ..) => {
+                ("WebhookNotFound", "this release has no ClusterWebhook: name a Webhook of this namespace".to_owned())
+            }
+            (WebhookKind::Webhook, Some(test), _) => {
+                if let Some(event) = EventType::parse(&test.event) {
+                    return self.send(FromDeliveries::Asked(Asked::Test { object, event }));
+                }
+                ("EventUnknown", format!("this release does not know the event {}: upgrade the operator", test.event))
+            }
+            (WebhookKind::Webhook, None, kept) => {
+                if let Some(event) = kept.as_ref().and_then(|kept| event(&object.namespace, kept)) {
+                    return self.send(FromDeliveries::Asked(Asked::Again { object, event: Arc::new(event) }));
+                }
+                let message = format!(
+                    "this release cannot read the event in status.event: upgrade the operator to the release that kept it, then set the annotation {REDELIVER_ANNOTATION} anew"
+                );
+                ("EventUnreadable", message)
+            }
+        };
+        warn!(namespace = object.namespace, name = object.name, reason, message, "a delivery cannot be made");
+        self.answer(unsent(object, Subject::Found(status.event.map(Box::new)), reason, message, Timestamp::now()));
+    }
+
+    fn enter(&mut self, uid: Uid, entry: Entry) {
+        if !self.deleting.contains(&uid) {
+            self.places.seen(uid, &entry);
+        }
+        self.entries.insert(uid, entry);
+    }
+
+    fn forget(&mut self, uid: Uid) {
+        if let Some(entry) = self.entries.remove(&uid) {
+            self.places.gone(uid, &entry);
+        }
+        self.asked.remove(&uid);
+        self.deleting.remove(&uid);
+    }
+
+    fn keep(&mut self, webhook: WebhookRef, keep: Keep) {
+        let (delivery, bytes) = (keep.delivery, keep.event.body.len());
+        match self.places.room(&webhook.namespace, &webhook.name, bytes) {
+            Room::Enough => {}
+            Room::After(uid) => self.delete(uid),
+            Room::None => {
+                return self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed: false }));
+            }
+        }
+        self.places.reserve(&webhook.namespace, &webhook.name, &delivery.object_name(), bytes);
+        let broken = Done::Kept { webhook: webhook.clone(), delivery, object: None };
+        self.begin(broken, |call| async move {
+            let object = call.keep(&webhook, &keep).await;
+            Done::Kept { webhook, delivery, object }
+        });
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        let object = answer.object.uid;
+        self.begin(Done::Answered { object, version: 0 }, |call| async move {
+            Done::Answered { object, version: call.answer(&answer).await.unwrap_or_default() }
+        });
+    }
+
+    fn delete(&mut self, uid: Uid) {
+        let Some(entry) = self.entries.get(&uid) else { return };
+        if !self.deleting.insert(uid) {
+            return;
+        }
+        self.places.gone(uid, entry);
+        let (namespace, name) = (entry.namespace.clone(), entry.name.clone());
+        self.begin(Done::Deleted { object: uid }, |call| async move {
+            call.delete(&namespace, &name, uid).await;
+            Done::Deleted { object: uid }
+        });
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Kept { webhook, delivery, object } => {
+                let landed = object.is_some();
+                self.places.release(&webhook.namespace, &delivery.object_name());
+                if let Some((uid, entry)) = object {
+                    let newer = self.entries.remove(&uid).filter(|known| known.version >= entry.version);
+                    self.enter(uid, newer.unwrap_or(entry));
+                }
+                self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed }));
+            }
+            Done::Answered { object: uid, version } => {
+                let Some(entry) = self.entries.get_mut(&uid) else { return };
+                entry.version = entry.version.max(version);
+                let (namespace, name) = (entry.namespace.clone(), entry.name.clone());
+                if self.asked.remove(&uid).is_some_and(|under_way| under_way.another) {
+                    self.begin(Done::Read { uid, object: None }, |call| async move {
+                        Done::Read { uid, object: call.read(&namespace, &name).await }
+                    });
+                }
+            }
+            Done::Read { uid, object } => {
+                if let Some(object) = object.filter(|object| self::uid(object) == Some(uid)) {
+                    self.seen(uid, *object);
+                }
+            }
+            Done::Deleted { object: uid } => {
+                self.deleting.remove(&uid);
+                // It may be held by finalizers.
+                if let Some(entry) = self.entries.get(&uid) {
+                    self.places.seen(uid, entry);
+                }
+            }
+        }
+    }
+
+    fn expired(&mut self, now: Timestamp) -> Vec<Uid> {
+        let mut expired = Vec::new();
+        while let Some(Reverse((at, uid))) = self.expiries.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.expiries.pop();
+            if self.entries.get(&uid).is_some_and(|entry| entry.expires == Some(at)) {
+                expired.push(uid);
+            }
+        }
+        expired
+    }
+
+    /// Says of objects that name an event which the operator does not have that nothing can come of them.
+    fn give_up_unknown(&mut self) {
+        let now = Timestamp::now();
+        let due: Vec<DeliveryRef> =
+            self.unknown.extract_if(.., |(after, _)| *after <= now).map(|(_, object)| object).collect();
+        for object in due {
+            if self.entries.get(&object.uid).is_none_or(|entry| entry.bytes > 0) {
+                continue;
+            }
+            let text = "the operator has no event of this id: only deliveries that it has created hold one; to test a Webhook write spec.test";
+            self.answer(unsent(object, Subject::Found(None), "EventUnknown", text.into(), now));
+        }
+    }
+}
+
+/// The answer to a request that nothing was sent for.
+#[must_use]
+pub fn unsent(object: DeliveryRef, subject: Subject, reason: &'static str, message: String, at: Timestamp) -> Answer {
+    Answer { object, subject, delivered: false, reason, message, attempts: 0, status_code: None, error: None, at }
+}
+
+/// The object, or `None` for one that cannot be read, which is named in the log.
+fn read(guard: DeserializeGuard<WebhookDelivery>) -> Option<WebhookDelivery> {
+    guard
+        .0
+        .map_err(|invalid| {
+            let (namespace, name) = (invalid.metadata.namespace.as_deref(), invalid.metadata.name.as_deref());
+            warn!(kind = "WebhookDelivery", namespace, name, error = invalid.error, "skipping a malformed object");
+        })
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::apiserver;
+
+    #[tokio::test]
+    async fn a_call_that_panics_leaves_nothing_under_way() {
+        let (back, mut from) = mpsc::unbounded_channel();
+        let call = Call::new(apiserver(|_| panic!("as this test wants")), Arc::new(|| true));
+        let mut state = State::new(back, call);
+        let object = serde_json::json!({
+            "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery",
+            "metadata": {"namespace": "research", "name": "try", "uid": Uid::from_u128(7).to_string(), "resourceVersion": "5"},
+            "spec": {"webhookRef": {"name": "ci"}, "test": {"event": "training.invented"}}
+        });
+        let object: WebhookDelivery = serde_json::from_value(object).unwrap();
+        for _ in 0..2 {
+            state.seen(Uid::from_u128(7), object.clone());
+            assert_eq!((state.asked.len(), state.calls.len()), (1, 1), "it is answered that there is no such event");
+            let done = state.calls.join_next().await.unwrap().unwrap();
+            state.done(done);
+            assert!(state.asked.is_empty());
+        }
+        assert!(from.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn the_room_ends_when_a_watch_breaks_off() {
+        let client = apiserver(|_| panic!("as this test wants"));
+        let (_orders, orders) = mpsc::unbounded_channel();
+        let (back, _from) = mpsc::unbounded_channel();
+        let deliveries = Deliveries { client, orders, back, may_write: Arc::new(|| true) };
+        timeout(Duration::from_secs(20), deliveries.run(Vec::new())).await.unwrap();
+    }
+}

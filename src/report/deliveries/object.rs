@@ -1,0 +1,149 @@
+//! The object itself: its labels, its owner, what its status says, and the event that it holds. Pure.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::ObjectReference,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use kube::Resource;
+
+use super::{Answer, DeliveryRef, Subject};
+use crate::{
+    api::{
+        WebhookDelivery,
+        webhook_delivery::{
+            DEFAULT_TTL, DeliveredEvent, DeliveryAttempt, EventObject, REDELIVER_ANNOTATION, WebhookDeliverySpec,
+            WebhookDeliveryStatus, WebhookKind, WebhookReference,
+        },
+    },
+    engine::Keep,
+    event::{Event, EventType, body::Opened, id::EventId, object::Uid},
+    ledger::contents::Reason,
+    report::{
+        conditions::{self, whole_seconds},
+        references,
+    },
+    subscription::resolve::WebhookRef,
+};
+
+const WEBHOOK_LABEL: &str = "llmtune.io/webhook";
+const EVENT_LABEL: &str = "llmtune.io/event";
+
+/// Its uid, where it is one.
+pub(super) fn uid(object: &WebhookDelivery) -> Option<Uid> {
+    Uid::parse(object.metadata.uid.as_deref()?)
+}
+
+/// The resourceVersion as a number; 0 where it is none.
+pub(super) fn version(metadata: &ObjectMeta) -> u64 {
+    metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
+/// Whether it is the object of this delivery, and has its event.
+pub(super) fn holds_event(found: &WebhookDelivery, spec: &WebhookDeliverySpec) -> bool {
+    let event = found.status.as_ref().and_then(|status| status.event.as_ref());
+    found.spec.webhook_ref == spec.webhook_ref && event.is_some_and(|event| Some(&event.id) == spec.event_id.as_ref())
+}
+
+/// The object of a delivery that was given up, as it is created: its event comes with its status.
+pub(super) fn given_up(webhook: &WebhookRef, keep: &Keep) -> WebhookDelivery {
+    WebhookDelivery {
+        metadata: ObjectMeta { name: Some(keep.delivery.object_name()), ..belonging(webhook, keep.event.event_type) },
+        spec: WebhookDeliverySpec {
+            webhook_ref: WebhookReference { kind: WebhookKind::Webhook, name: webhook.name.clone() },
+            test: None,
+            event_id: Some(keep.event.id.to_string()),
+            ttl: DEFAULT_TTL.to_owned(),
+        },
+        status: None,
+    }
+}
+
+/// How a delivery was given up.
+pub(super) fn giving_up(object: DeliveryRef, Keep { event, given_up, .. }: &Keep) -> Answer {
+    let (reason, message) = match given_up.reason {
+        Reason::Exhausted => ("Exhausted", "the endpoint did not acknowledge the delivery within its retries"),
+        Reason::EndpointGone => ("EndpointGone", "the endpoint answered 410 Gone"),
+        Reason::BoundReached => ("BoundReached", "too many deliveries were pending for another to wait"),
+    };
+    let again = format!("kubectl annotate whd {} {REDELIVER_ANNOTATION}=$(date -Is) --overwrite", object.name);
+    Answer {
+        object,
+        subject: Subject::Event(Arc::clone(event)),
+        delivered: false,
+        reason,
+        message: format!("{message}; {again} sends it again"),
+        attempts: given_up.attempts,
+        status_code: given_up.status_code,
+        error: given_up.error.clone(),
+        at: given_up.at,
+    }
+}
+
+/// What makes an object a Webhook's: labels to select it by, and an owner with which it goes.
+pub(super) fn belonging(webhook: &WebhookRef, event: EventType) -> ObjectMeta {
+    let labels = [(WEBHOOK_LABEL, webhook.name.as_str()), (EVENT_LABEL, event.name())];
+    ObjectMeta {
+        labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
+        owner_references: references::webhook(webhook).owner_ref(&()).map(|owner| vec![owner]),
+        ..ObjectMeta::default()
+    }
+}
+
+/// The status that tells an answer.
+pub(super) fn status(answer: &Answer) -> WebhookDeliveryStatus {
+    let made = i32::try_from(answer.attempts).unwrap_or(i32::MAX);
+    let Answer { object, reason, message, at, .. } = answer;
+    let condition = |kind, holds| {
+        let status = conditions::status(holds);
+        conditions::next(&object.conditions, kind, status, reason, message, object.generation, *at)
+    };
+    WebhookDeliveryStatus {
+        observed_generation: Some(object.generation),
+        conditions: vec![condition("Delivered", answer.delivered), condition("Finished", true)],
+        event: match &answer.subject {
+            Subject::Test { event, .. } => Some(kept_event(event, true)),
+            Subject::Event(event) => Some(kept_event(event, false)),
+            Subject::Found(event) => event.as_deref().cloned(),
+        },
+        attempts: Some(made),
+        last_attempt: (made > 0).then(|| DeliveryAttempt {
+            time: whole_seconds(*at),
+            attempt: made,
+            status_code: answer.status_code.map(i32::from),
+            error: answer.error.clone(),
+        }),
+        finished_at: Some(whole_seconds(*at)),
+        last_handled_redeliver_at: object.request.clone(),
+    }
+}
+
+fn kept_event(event: &Event, test: bool) -> DeliveredEvent {
+    let ObjectReference { kind, name, uid, .. } = references::object(&event.object);
+    DeliveredEvent {
+        id: event.id.to_string(),
+        event_type: event.event_type.name().to_owned(),
+        occurred_at: event.body.occurred_at().map(Time),
+        sequence: i64::from(event.sequence),
+        test,
+        object: if test { EventObject::default() } else { EventObject { kind, name, uid } },
+        body: event.body.as_str().to_owned(),
+    }
+}
+
+/// The event that a status keeps.
+pub(super) fn event(namespace: &str, kept: &DeliveredEvent) -> Option<Event> {
+    let id = EventId::parse(&kept.id)?;
+    let event_type = EventType::parse(&kept.event_type)?;
+    let uid = Uid::parse(kept.object.uid.as_deref()?)?;
+    Some(Event {
+        id,
+        event_type,
+        object: Arc::new(event_type.outline(uid, namespace.to_owned(), kept.object.name.clone().unwrap_or_default())),
+        observed_at: Timestamp::now(),
+        sequence: u32::try_from(kept.sequence).unwrap_or_default(),
+        body: Opened::kept(kept.body.clone()),
+    })
+}

@@ -1,0 +1,172 @@
+//! How many objects each Webhook has and how many bytes of events they hold: whether another finds room. Pure.
+
+use std::collections::{BTreeSet, HashMap};
+
+use jiff::Timestamp;
+
+use super::{Entry, MAX_BYTES, MAX_OBJECTS};
+use crate::event::object::Uid;
+
+/// Namespace and name, of an object or of a Webhook.
+type Name = (String, String);
+
+/// Whether a Webhook may have another object.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    Enough,
+    /// This delivered one makes room.
+    After(Uid),
+    None,
+}
+
+/// The place that an object takes, from before its creation on: under its name, so that it counts once.
+#[derive(Debug)]
+struct Place {
+    /// `None` while it is being created.
+    uid: Option<Uid>,
+    webhook: Name,
+    bytes: usize,
+    /// When it would go by itself, where nothing is lost with it.
+    spare: Option<Timestamp>,
+}
+
+/// What the objects of a Webhook take together.
+#[derive(Debug, Default)]
+struct Taken {
+    count: usize,
+    bytes: usize,
+    spare: BTreeSet<(Timestamp, Uid)>,
+}
+
+/// The places of all objects, and what is taken of each Webhook's bounds.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    places: HashMap<Name, Place>,
+    taken: HashMap<Name, Taken>,
+}
+
+impl Places {
+    /// Whether an object with so many bytes may be created.
+    pub(super) fn room(&self, namespace: &str, webhook: &str, bytes: usize) -> Room {
+        let Some(taken) = self.taken.get(&name(namespace, webhook)) else { return Room::Enough };
+        if taken.count < MAX_OBJECTS && taken.bytes + bytes <= MAX_BYTES {
+            return Room::Enough;
+        }
+        taken.spare.first().map_or(Room::None, |(_, uid)| Room::After(*uid))
+    }
+
+    /// Keeps a place for an object that is to be created.
+    pub(super) fn reserve(&mut self, namespace: &str, webhook: &str, object: &str, bytes: usize) {
+        self.put(name(namespace, object), Place { uid: None, webhook: name(namespace, webhook), bytes, spare: None });
+    }
+
+    /// Gives a place back whose object has been created, or will not be.
+    pub(super) fn release(&mut self, namespace: &str, object: &str) {
+        self.take_away(&name(namespace, object), None);
+    }
+
+    /// An object is there. While it is being created the place kept for it counts.
+    pub(super) fn seen(&mut self, uid: Uid, entry: &Entry) {
+        let Entry { namespace, name: object, webhook, bytes, spent, expires, .. } = entry;
+        let object = name(namespace, object);
+        if self.places.get(&object).is_some_and(|place| place.uid.is_none()) {
+            return;
+        }
+        let spare = expires.filter(|_| *spent);
+        self.put(object, Place { uid: Some(uid), webhook: name(namespace, webhook), bytes: *bytes, spare });
+    }
+
+    /// An object goes.
+    pub(super) fn gone(&mut self, uid: Uid, entry: &Entry) {
+        self.take_away(&name(&entry.namespace, &entry.name), Some(uid));
+    }
+
+    fn put(&mut self, object: Name, place: Place) {
+        if let Some(before) = self.places.get(&object) {
+            self.take_away(&object, before.uid);
+        }
+        let taken = self.taken.entry(place.webhook.clone()).or_default();
+        taken.count += 1;
+        taken.bytes += place.bytes;
+        taken.spare.extend(place.spare.zip(place.uid));
+        self.places.insert(object, place);
+    }
+
+    fn take_away(&mut self, object: &Name, uid: Option<Uid>) {
+        if self.places.get(object).is_none_or(|place| place.uid != uid) {
+            return;
+        }
+        let Some(place) = self.places.remove(object) else { return };
+        let Some(taken) = self.taken.get_mut(&place.webhook) else { return };
+        taken.count -= 1;
+        taken.bytes -= place.bytes;
+        if let Some(spare) = place.spare.zip(place.uid) {
+            taken.spare.remove(&spare);
+        }
+        if taken.count == 0 {
+            self.taken.remove(&place.webhook);
+        }
+    }
+}
+
+fn name(namespace: &str, name: &str) -> Name {
+    (namespace.to_owned(), name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(number: usize, bytes: usize, delivered_until: Option<i64>) -> (Uid, Entry) {
+        let entry = Entry {
+            version: 1,
+            namespace: "research".into(),
+            name: format!("dlv-{number}"),
+            webhook: "ci".into(),
+            bytes,
+            spent: delivered_until.is_some(),
+            expires: Some(Timestamp::from_second(delivered_until.unwrap_or(1)).unwrap()),
+        };
+        (Uid::from_u128(number as u128), entry)
+    }
+
+    #[test]
+    fn an_object_counts_once_from_before_its_creation_until_it_goes() {
+        let mut places = Places::default();
+        let (uid, object) = entry(0, MAX_BYTES - 10, None);
+        let room = |places: &Places, bytes| places.room("research", "ci", bytes);
+        places.reserve("research", "ci", &object.name, object.bytes);
+        assert_eq!((room(&places, 10), room(&places, 11)), (Room::Enough, Room::None));
+        let (_, bare) = entry(0, 0, None);
+        places.seen(uid, &bare);
+        assert_eq!(room(&places, 11), Room::None, "it has not got its event yet, and will");
+        places.release("research", &object.name);
+        places.seen(uid, &object);
+        places.seen(uid, &object);
+        assert_eq!((room(&places, 10), room(&places, 11)), (Room::Enough, Room::None));
+        assert_eq!(places.room("research", "other", 11), Room::Enough);
+        assert_eq!(places.room("serving", "ci", 11), Room::Enough);
+        places.gone(Uid::from_u128(9), &object);
+        assert_eq!(room(&places, 11), Room::None, "another that had its name before");
+        places.gone(uid, &object);
+        places.gone(uid, &object);
+        assert!(places.places.is_empty() && places.taken.is_empty());
+    }
+
+    #[test]
+    fn of_as_many_objects_as_may_be_the_delivered_one_that_would_go_first_makes_room() {
+        let mut places = Places::default();
+        for number in 0..MAX_OBJECTS {
+            let (uid, object) = entry(number, 1, (number % 100 == 50).then_some(5_000 - number as i64));
+            places.seen(uid, &object);
+        }
+        for oldest in (50..MAX_OBJECTS).step_by(100).rev() {
+            let (uid, object) = entry(oldest, 1, None);
+            assert_eq!(places.room("research", "ci", 1), Room::After(uid));
+            places.gone(uid, &object);
+            assert_eq!(places.room("research", "ci", 1), Room::Enough);
+            places.reserve("research", "ci", &format!("new-{oldest}"), 1);
+        }
+        assert_eq!(places.room("research", "ci", 1), Room::None, "nothing of what is left is delivered");
+    }
+}
