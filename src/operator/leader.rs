@@ -50,8 +50,9 @@ use crate::{
     source::{
         Source,
         deployment::Deployments,
+        health::WatchHealth,
         training_job::TrainingJobs,
-        watch::{WatchHealth, Watcher},
+        watch::Watcher,
     },
     subscription::{
         resolve::{Resolved, WebhookRef},

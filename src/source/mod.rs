@@ -2,6 +2,8 @@
 //! its facts; the lifecycle decides what that means. Objects are dropped once observed.
 
 pub mod deployment;
+mod frame;
+pub mod health;
 mod slim;
 pub mod training_job;
 pub mod watch;

@@ -7,7 +7,7 @@ use std::{
     marker::PhantomData,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -15,7 +15,6 @@ use std::{
 use bytes::{Buf, BytesMut};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use jiff::Timestamp;
 use kube::{
     Client,
     api::{GetParams, ListParams, WatchParams},
@@ -23,7 +22,6 @@ use kube::{
     core::Request as Requests,
 };
 use prometheus::IntCounter;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::{
     sync::mpsc,
@@ -31,12 +29,17 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Malformed, Source, slim};
+use super::{
+    Malformed, Source,
+    frame::{self, Frame, Item, Page, Partial, Status},
+    health::WatchHealth,
+    slim,
+};
 use crate::{
     calls::pause,
     causes::Causes,
     engine::{Change, Observation, Question},
-    event::object::{Object, Uid, WatchId},
+    event::object::{Uid, WatchId},
 };
 
 /// How long the apiserver keeps one watch open. It sends a bookmark before it ends one.
@@ -58,69 +61,6 @@ const BELIEVED_ABSENT: Duration = Duration::from_secs(3);
 const SHORTEST_TURN: Duration = Duration::from_millis(250);
 /// How often a resource that is not installed is looked for.
 const NOT_INSTALLED_INTERVAL: Duration = Duration::from_secs(3);
-
-/// How a watch fares, for `/healthz`, `/readyz` and metrics.
-#[derive(Debug)]
-pub struct WatchHealth {
-    /// The kind's name.
-    pub kind: &'static str,
-    /// The namespace; `None`: all.
-    pub namespace: Option<String>,
-    last_activity: AtomicI64,
-    last_turn: AtomicI64,
-    installed: AtomicBool,
-    synced: AtomicBool,
-}
-
-impl WatchHealth {
-    /// A watch that has just begun.
-    #[must_use]
-    pub fn new(kind: &'static str, namespace: Option<String>) -> Self {
-        Self {
-            kind,
-            namespace,
-            last_activity: AtomicI64::new(Timestamp::now().as_second()),
-            last_turn: AtomicI64::new(Timestamp::now().as_second()),
-            installed: AtomicBool::new(true),
-            synced: AtomicBool::new(false),
-        }
-    }
-
-    fn touch(&self) {
-        self.last_activity.store(Timestamp::now().as_second(), Ordering::Relaxed);
-        self.turn();
-    }
-
-    /// The watch's task has turned, whether the apiserver answered or not.
-    fn turn(&self) {
-        self.last_turn.store(Timestamp::now().as_second(), Ordering::Relaxed);
-    }
-
-    /// When the watch's task last turned, in unix seconds. While the apiserver is away it turns on: only a task that is
-    /// stuck stands still.
-    #[must_use]
-    pub fn last_turn(&self) -> i64 {
-        self.last_turn.load(Ordering::Relaxed)
-    }
-
-    /// When the apiserver last sent anything, in unix seconds.
-    #[must_use]
-    pub fn last_activity(&self) -> i64 {
-        self.last_activity.load(Ordering::Relaxed)
-    }
-
-    /// Whether the resource is installed, as far as is known.
-    #[must_use]
-    pub fn is_installed(&self) -> bool {
-        self.installed.load(Ordering::Relaxed)
-    }
-
-    /// Whether its first list is complete, or what the ledger remembers of it is gone on from.
-    #[must_use]
-    pub fn is_synced(&self) -> bool {
-        self.synced.load(Ordering::Relaxed)
-    }
-}
 
 /// Why a list or a watch ended.
 #[derive(Debug, thiserror::Error)]
@@ -167,49 +107,6 @@ pub struct Watcher<S> {
     pub newest: AtomicU64,
     /// The source.
     pub source: PhantomData<S>,
-}
-
-/// An object that was read, or the uid of one that cannot be read.
-type Item = Result<Object, Option<Uid>>;
-
-/// A page of a list, as far as it is read.
-#[derive(Deserialize)]
-struct Page<T> {
-    metadata: ListMeta,
-    #[serde(default = "Vec::new")]
-    items: Vec<T>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct ListMeta {
-    #[serde(rename = "continue")]
-    continue_token: Option<String>,
-    resource_version: String,
-}
-
-/// A line of a watch.
-#[derive(Deserialize)]
-struct Frame<'a> {
-    #[serde(rename = "type")]
-    kind: &'a str,
-    #[serde(borrow)]
-    object: &'a RawValue,
-}
-
-/// `metav1.Status`, as far as it is read.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Status {
-    code: u16,
-    message: String,
-}
-
-/// Metadata alone, for bookmarks, for GETs by name, and to name an object that cannot be read.
-#[derive(Deserialize)]
-struct Partial {
-    #[serde(default)]
-    metadata: slim::SlimMeta,
 }
 
 impl<S: Source> Watcher<S> {
@@ -298,8 +195,8 @@ impl<S: Source> Watcher<S> {
 
     async fn not_installed(&self) -> Result<(), WatchError> {
         self.health.touch();
-        self.health.synced.store(true, Ordering::Relaxed);
-        if self.health.installed.swap(false, Ordering::Relaxed) {
+        self.health.sync();
+        if self.health.set_installed(false) {
             warn!(kind = S::KIND, "{} is not installed; its events begin when it is", S::RESOURCE);
         }
         self.send(Change::NotInstalled).await
@@ -323,7 +220,7 @@ impl<S: Source> Watcher<S> {
             };
             let body = self.get(self.collection().list(&page)?).await?;
             self.health.touch();
-            let (meta, items) = self.read_page(&body)?;
+            let (meta, items) = frame::read_page::<S>(&body, &self.malformed)?;
             let version = slim::version(&meta.resource_version)?;
             if !std::mem::replace(&mut begun, true) {
                 // A list that broke off, or a watch that expired, may have seen a store that is no more.
@@ -337,7 +234,7 @@ impl<S: Source> Watcher<S> {
             for item in items {
                 match item {
                     Ok(object) => self.send(Change::Seen(Box::new(object))).await?,
-                    Err(Some(uid)) => self.send(Change::Unreadable(uid)).await?,
+                    Err(Some(unreadable)) => self.send(Change::Unreadable(unreadable.uid)).await?,
                     Err(None) => {}
                 }
             }
@@ -345,11 +242,11 @@ impl<S: Source> Watcher<S> {
                 token = Some(next);
                 continue;
             }
-            if !self.health.installed.swap(true, Ordering::Relaxed) {
+            if self.health.set_installed(true) {
                 info!(kind = S::KIND, "{} is installed now", S::RESOURCE);
             }
             self.send(Change::ListEnded(version)).await?;
-            self.health.synced.store(true, Ordering::Relaxed);
+            self.health.sync();
             return Ok(version);
         }
     }
@@ -362,29 +259,8 @@ impl<S: Source> Watcher<S> {
         if slim::version(&page.metadata.resource_version)? < version { Err(WatchError::Restored) } else { Ok(()) }
     }
 
-    /// Reads a page at once; where one object cannot be read, one by one.
-    fn read_page(&self, body: &[u8]) -> Result<(ListMeta, Vec<Item>), WatchError> {
-        if let Ok(page) = serde_json::from_slice::<Page<S::Slim>>(body)
-            && let Ok(items) = page.items.into_iter().map(|slim| S::read(slim).map(Ok)).collect()
-        {
-            return Ok((page.metadata, items));
-        }
-        let page: Page<&RawValue> = serde_json::from_slice(body)?;
-        Ok((page.metadata, page.items.into_iter().map(|raw| self.read(raw.get())).collect()))
-    }
-
-    /// Reads one object; one that is malformed is counted, named in the log, and skipped.
     fn read(&self, json: &str) -> Item {
-        match serde_json::from_str::<S::Slim>(json).map_err(Malformed::from).and_then(S::read) {
-            Ok(object) => Ok(object),
-            Err(error) => {
-                self.malformed.inc();
-                let metadata = serde_json::from_str(json).map(|partial: Partial| partial.metadata).unwrap_or_default();
-                let slim::SlimMeta { namespace, name, uid, .. } = metadata;
-                warn!(kind = S::KIND, namespace, name, error = %Causes(&error), "skipping a malformed object");
-                Err(Uid::parse(&uid))
-            }
-        }
+        frame::read::<S>(json, &self.malformed)
     }
 
     /// Follows one watch to its end, moving `version` along.
@@ -396,7 +272,7 @@ impl<S: Source> Watcher<S> {
         };
         let mut body = self.open(self.collection().watch(&params, &version.to_string())?, IDLE).await?;
         self.health.touch();
-        self.health.synced.store(true, Ordering::Relaxed);
+        self.health.sync();
         let mut buffer = BytesMut::new();
         let mut scanned = 0;
         loop {
