@@ -47,13 +47,7 @@ use crate::{
         status::gone_generation,
         writer::Writer,
     },
-    source::{
-        Source,
-        deployment::Deployments,
-        health::WatchHealth,
-        training_job::TrainingJobs,
-        watch::Watcher,
-    },
+    source::{Source, deployment::Deployments, health::WatchHealth, training_job::TrainingJobs, watch::Watcher},
     subscription::{
         resolve::{Resolved, WebhookRef},
         watch::{Change, Controller, LostKey, Update},

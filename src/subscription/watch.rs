@@ -15,7 +15,6 @@ use kube::{
     core::DeserializeGuard,
     runtime::watcher::{self, Event},
 };
-use secrecy::ExposeSecret;
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
@@ -24,8 +23,9 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
+    entry::{Entry, Missing},
     index::Subscription,
-    resolve::{Plan, Resolved, SpecError, WebhookRef},
+    resolve::{Plan, Resolved, WebhookRef},
     secret::{KeyReference, SecretError, SigningKey},
 };
 use crate::{
@@ -34,12 +34,6 @@ use crate::{
     event::object::Uid,
 };
 
-/// A missing reference makes a Webhook `Stalled` after this long.
-const STALLED_AFTER: Duration = Duration::from_secs(60);
-/// How often a missing Secret is looked for: at first, and once it has been missing for [`LONG_MISSING`].
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
-const LOOK_AGAIN_LATER: Duration = Duration::from_secs(10);
-const LONG_MISSING: Duration = Duration::from_secs(600);
 /// Secrets that are fetched at once.
 const CONCURRENT_READS: usize = 16;
 
@@ -88,25 +82,6 @@ pub enum Readiness {
     Waiting { reason: &'static str, message: String, stalled: bool },
     /// Its spec cannot work as it stands.
     Broken { reason: &'static str, message: String },
-}
-
-/// A Webhook that is looked after.
-struct Entry {
-    webhook: WebhookRef,
-    generation: i64,
-    plan: Result<Plan, SpecError>,
-    reference: Option<KeyReference>,
-    key: Option<Arc<SigningKey>>,
-    found: Option<Box<WebhookStatus>>,
-    missing: Option<Missing>,
-    reading: bool,
-}
-
-struct Missing {
-    error: SecretError,
-    since: Instant,
-    look_again: Instant,
-    stalled: bool,
 }
 
 /// A Webhook whose key was found missing when it was needed.
@@ -265,7 +240,7 @@ impl Controller {
             }
             Err(error) => match &mut entry.missing {
                 Some(missing) => {
-                    missing.look_again();
+                    missing.look_again_after(Instant::now());
                     if missing.error.reason() == error.reason() {
                         return true;
                     }
@@ -284,11 +259,10 @@ impl Controller {
         let mut fetch = Vec::new();
         for (uid, entry) in &mut self.entries {
             let Some(missing) = &mut entry.missing else { continue };
-            if !missing.stalled && now >= missing.since + STALLED_AFTER {
-                missing.stalled = true;
+            if missing.stalls(now) {
                 publish.push(*uid);
             }
-            if now >= missing.look_again {
+            if missing.is_due(now) {
                 fetch.push(*uid);
             }
         }
@@ -324,78 +298,6 @@ impl Controller {
         let Some(entry) = self.entries.get_mut(&uid) else { return true };
         let update = entry.update();
         self.changes.send(Change::Updated(Box::new(update))).await.is_ok()
-    }
-}
-
-impl Entry {
-    fn update(&mut self) -> Update {
-        let found = self.found.take();
-        let webhook = self.webhook.clone();
-        let plan = match &self.plan {
-            Ok(plan) => plan,
-            Err(error) => {
-                let readiness = Readiness::Broken { reason: error.reason(), message: error.to_string() };
-                let standing =
-                    Standing { generation: self.generation, endpoint: String::new(), readiness, warnings: Vec::new() };
-                let subscription = Subscription::inert(&webhook, self.generation);
-                return Update { webhook, subscription, resolved: None, standing: Some(standing), found };
-            }
-        };
-        let complete = self.reference.is_none() || self.key.is_some();
-        let readiness = match (&self.missing, complete) {
-            (Some(missing), _) => Some(Readiness::Waiting {
-                reason: missing.error.reason(),
-                message: missing.error.to_string(),
-                stalled: missing.stalled,
-            }),
-            (None, true) if plan.suspend => Some(Readiness::Suspended),
-            (None, true) => Some(Readiness::Live),
-            (None, false) => None,
-        };
-        let standing = readiness.map(|readiness| Standing {
-            generation: self.generation,
-            endpoint: plan.endpoint(),
-            readiness,
-            warnings: self.warnings(),
-        });
-        let resolved = complete.then(|| {
-            Arc::new(Resolved {
-                webhook: webhook.clone(),
-                url: plan.url.clone(),
-                timeout: plan.timeout,
-                key: self.key.clone(),
-            })
-        });
-        let subscription = plan.subscription(&webhook, self.generation, !complete);
-        Update { webhook, subscription, resolved, standing, found }
-    }
-
-    fn warnings(&self) -> Vec<(&'static str, String)> {
-        let Some(reference) = &self.reference else {
-            let note = "deliveries are not signed, so that the receiver cannot tell who sent them: name a Secret in spec.secretRef";
-            return vec![("Unsigned", note.into())];
-        };
-        let newline = self.key.as_ref().is_some_and(|key| key.copy_at_hand().expose_secret().ends_with(b"\n"));
-        if newline {
-            let KeyReference { name, key, .. } = reference;
-            let note = format!(
-                "key {key:?} of Secret {name:?} ends in a newline, which is part of the key: receivers that trim it will refuse every signature"
-            );
-            return vec![("SecretEndsInNewline", note)];
-        }
-        Vec::new()
-    }
-}
-
-impl Missing {
-    fn new(error: SecretError) -> Self {
-        let now = Instant::now();
-        Self { error, since: now, look_again: now + LOOK_AGAIN, stalled: false }
-    }
-
-    fn look_again(&mut self) {
-        let now = Instant::now();
-        self.look_again = now + if now < self.since + LONG_MISSING { LOOK_AGAIN } else { LOOK_AGAIN_LATER };
     }
 }
 
