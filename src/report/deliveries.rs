@@ -38,7 +38,7 @@ use crate::{
             WebhookDeliveryStatus, WebhookKind, WebhookReference,
         },
     },
-    calls::{pause, pump, within},
+    calls::{pause, within},
     causes::Causes,
     engine::{Keep, MAX_BYTES},
     event::{
@@ -48,6 +48,7 @@ use crate::{
         object::{Facts, Uid},
     },
     ledger::contents::Reason,
+    objects::pump,
     subscription::resolve::{WebhookRef, duration},
 };
 

@@ -51,6 +51,12 @@ pub enum SecretError {
 }
 
 impl SecretError {
+    /// The reading broke off inside the operator.
+    pub(super) fn broken(reference: &KeyReference) -> Self {
+        let text = "the operator broke off reading it: please report this with its log";
+        Self::Unavailable(reference.name.clone(), text.into())
+    }
+
     /// The reason that conditions and Events give.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
