@@ -28,6 +28,7 @@ pub enum Change<K> {
     Seen {
         uid: Uid,
         object: Result<K, InvalidObject>,
+        #[allow(dead_code, reason = "report::deliveries is to follow its objects in this way too, and asks for it")]
         /// It is from a list, which has the last word: an etcd that was restored counts versions from lower on.
         listed: bool,
     },
