@@ -31,12 +31,12 @@ use tracing::{info, warn};
 
 use super::{
     Malformed, Source,
-    frame::{self, Frame, Item, Page, Partial, Status},
+    frame::{self, Frame, Item, Page, Partial, Status, Unreadable},
     health::WatchHealth,
     slim,
 };
 use crate::{
-    calls::pause,
+    calls::{pause, within},
     causes::Causes,
     engine::{Change, Observation, Question},
     event::object::{Uid, WatchId},
@@ -46,14 +46,15 @@ use crate::{
 const WATCH_SECONDS: u32 = 30;
 /// A watch without a line for this long is dead: its connection has gone silent.
 const IDLE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
-/// The limit on one request that is no watch.
+/// The limit on one request that is no watch: a page of large objects takes a busy apiserver its time.
 const REQUEST: Duration = Duration::from_secs(30);
 /// Objects to a page of a list.
 const PAGE: u32 = 250;
 /// etcd refuses objects over 1.5 MiB, the apiserver requests over 3 MiB; a longer line is no watch event.
 const MAX_LINE: usize = 8 << 20;
-/// A resource that was installed must be missing for this long before that is believed: an apiserver that has just begun
-/// may not know its custom resources yet, and believing it would make all their objects new.
+/// A resource that was installed, as far as this process or the ledger knows, must be missing for this long before that is
+/// believed: an apiserver that has just begun may not know its custom resources yet, and believing it would make all their
+/// objects new.
 const BELIEVED_MISSING: Duration = Duration::from_secs(15);
 /// The same for one that was never seen installed.
 const BELIEVED_ABSENT: Duration = Duration::from_secs(3);
@@ -113,6 +114,9 @@ impl<S: Source> Watcher<S> {
     /// Watches until the engine stops. Starts after `version`, or with a list where that is `None`.
     pub async fn run(self: Arc<Self>, version: Option<u64>) {
         let mut position = version;
+        // Whether it was ever installed, as far as this process or the ledger knows.
+        let mut known = version.is_some();
+        // Since the watch last told anything.
         let mut failures = 0;
         let mut missing: Option<Instant> = None;
         loop {
@@ -129,9 +133,10 @@ impl<S: Source> Watcher<S> {
             };
             match result {
                 Ok(()) => {
-                    failures = 0;
+                    known = true;
                     missing = None;
                     if watching {
+                        failures = 0;
                         // One that ends at once would be begun again at once, for ever.
                         sleep_until(begun + SHORTEST_TURN).await;
                     }
@@ -141,7 +146,9 @@ impl<S: Source> Watcher<S> {
                     info!(kind = S::KIND, "the watch's resourceVersion has expired; listing");
                     position = None;
                     missing = None;
-                    sleep_until(begun + SHORTEST_TURN).await;
+                    // An apiserver that forgets faster than it lists must not be asked for lists all the time.
+                    sleep_until(begun + SHORTEST_TURN.max(pause(failures))).await;
+                    failures += 1;
                 }
                 Err(WatchError::Restored) => {
                     warn!(
@@ -158,13 +165,13 @@ impl<S: Source> Watcher<S> {
                 }
                 Err(WatchError::NotInstalled) => {
                     let since = *missing.get_or_insert_with(Instant::now);
-                    let known = self.health.is_synced() && self.health.is_installed();
                     let believed = if known { BELIEVED_MISSING } else { BELIEVED_ABSENT };
                     if since.elapsed() >= believed {
                         if self.not_installed().await.is_err() {
                             return;
                         }
                         position = None;
+                        known = false;
                     }
                     sleep(NOT_INSTALLED_INTERVAL).await;
                 }
@@ -316,7 +323,11 @@ impl<S: Source> Watcher<S> {
                 });
             }
             kind => {
-                let Ok(object) = self.read(json) else { return Ok(()) };
+                let object = match self.read(json) {
+                    Ok(object) => object,
+                    Err(Some(gone)) if kind == "DELETED" => return self.gone(gone, version).await,
+                    Err(_) => return Ok(()),
+                };
                 *version = object.version;
                 match kind {
                     "DELETED" if S::SELECTOR.is_none() => Change::Deleted(Box::new(object)),
@@ -332,11 +343,20 @@ impl<S: Source> Watcher<S> {
         self.send(change).await
     }
 
+    /// An object is deleted, or no longer selected, whose last state cannot be read.
+    async fn gone(&self, object: Unreadable, version: &mut u64) -> Result<(), WatchError> {
+        let Unreadable { uid, version: deleted, namespace, name } = object;
+        *version = deleted;
+        let living = S::SELECTOR.is_some() && self.lives(&namespace, &name, uid).await;
+        self.send(if living { Change::Unselected(uid) } else { Change::Vanished(uid) }).await
+    }
+
     /// Whether the object of this uid is still there; asked until the apiserver tells.
     async fn lives(&self, namespace: &str, name: &str, uid: Uid) -> bool {
         let object = Requests::new(S::path(Some(namespace)));
         let mut failures = 0;
         loop {
+            self.health.turn();
             let answer = match object.get(name, &GetParams::default()) {
                 Ok(request) => self.get(request).await,
                 Err(error) => Err(error.into()),
@@ -360,21 +380,18 @@ impl<S: Source> Watcher<S> {
     /// GETs a whole answer.
     async fn get(&self, request: Request<Vec<u8>>) -> Result<Vec<u8>, WatchError> {
         let body = self.open(request, REQUEST).await?;
-        timeout(REQUEST, read_all(body)).await.map_err(|_| WatchError::Silent(REQUEST))?
+        Ok(within(REQUEST, read_all(body)).await?)
     }
 
     /// Begins a GET; an answer other than 200 is an error.
     async fn open(&self, request: Request<Vec<u8>>, limit: Duration) -> Result<Body, WatchError> {
-        let response = timeout(limit, self.client.send(request.map(Body::from)))
-            .await
-            .map_err(|_| WatchError::Silent(limit))??;
+        let response = within(limit, self.client.send(request.map(Body::from))).await?;
         let code = response.status();
         if code == StatusCode::OK {
             return Ok(response.into_body());
         }
-        let body =
-            timeout(REQUEST, response.into_body().collect()).await.map_err(|_| WatchError::Silent(REQUEST))??;
-        let status: Status = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
+        let body = within(limit, read_all(response.into_body())).await?;
+        let status: Status = serde_json::from_slice(&body).unwrap_or_default();
         Err(match code {
             StatusCode::GONE => WatchError::Expired,
             StatusCode::NOT_FOUND => WatchError::NotInstalled,
@@ -384,7 +401,7 @@ impl<S: Source> Watcher<S> {
 }
 
 /// Reads a body into one buffer, without keeping its frames beside it.
-async fn read_all(mut body: Body) -> Result<Vec<u8>, WatchError> {
+async fn read_all(mut body: Body) -> Result<Vec<u8>, kube::Error> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
@@ -393,3 +410,6 @@ async fn read_all(mut body: Body) -> Result<Vec<u8>, WatchError> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests;
