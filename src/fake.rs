@@ -32,7 +32,7 @@ pub fn apiserver(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Cli
 }
 
 /// A line of a watch.
-pub fn line(kind: &str, object: Value) -> Value {
+pub fn line(kind: &str, object: &Value) -> Value {
     json!({"type": kind, "object": object})
 }
 

@@ -27,9 +27,9 @@ pub enum Change<K> {
     /// An object is as it is here, or is there in a form that this release cannot read.
     Seen {
         uid: Uid,
-        object: Result<K, InvalidObject>,
-        #[allow(dead_code, reason = "report::deliveries is to follow its objects in this way too, and asks for it")]
+        object: Result<Box<K>, Box<InvalidObject>>,
         /// It is from a list, which has the last word: an etcd that was restored counts versions from lower on.
+        #[allow(dead_code, reason = "report::deliveries is to follow its objects in this way too, and asks for it")]
         listed: bool,
     },
     /// It is deleted, or a complete list lacked it.
@@ -152,7 +152,7 @@ impl Roll {
                 let Some(uid) = uid(&guard) else { return };
                 scope.there.insert(uid);
                 let listed = scope.listing.as_mut().map(|listing| listing.insert(uid)).is_some();
-                changes.push_back(Change::Seen { uid, object: guard.0, listed });
+                changes.push_back(Change::Seen { uid, object: guard.0.map(Box::new).map_err(Box::new), listed });
             }
             Event::Delete(guard) => {
                 let Some(uid) = uid(&guard) else { return };

@@ -120,8 +120,8 @@ impl Controller {
         loop {
             let alive = tokio::select! {
                 change = webhooks.next() => match change {
-                    Some(objects::Change::Seen { uid, object: Ok(webhook), .. }) => self.applied(uid, webhook).await,
-                    Some(objects::Change::Seen { uid, object: Err(invalid), .. }) => self.skipped(uid, invalid).await,
+                    Some(objects::Change::Seen { uid, object: Ok(webhook), .. }) => self.applied(uid, *webhook).await,
+                    Some(objects::Change::Seen { uid, object: Err(invalid), .. }) => self.skipped(uid, *invalid).await,
                     Some(objects::Change::Gone(uid)) => self.deleted(uid).await,
                     Some(objects::Change::Listed) => {
                         info!(webhooks = self.entries.len(), unreadable = self.unreadable.len(), "all Webhooks are listed");

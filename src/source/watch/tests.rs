@@ -82,7 +82,7 @@ async fn an_apiserver_whose_watches_expire_at_once_is_asked_for_lists_ever_more_
     let lists = Arc::new(AtomicUsize::new(0));
     let asked = Arc::clone(&lists);
     let (watcher, mut incoming) = watcher::<TrainingJobs>(move |path| match path {
-        path if path.contains("watch=true") => Answer::Watch(vec![line("ERROR", json!({"code": 410}))]),
+        path if path.contains("watch=true") => Answer::Watch(vec![line("ERROR", &json!({"code": 410}))]),
         path if path.contains("limit=1&") || path.ends_with("limit=1") => list(100, &[]),
         _ => {
             asked.fetch_add(1, Ordering::Relaxed);
@@ -103,7 +103,7 @@ fn unreadable(version: u64) -> Value {
 async fn a_deletion_is_noticed_also_where_the_last_state_cannot_be_read() {
     let (watcher, mut incoming) = watcher::<TrainingJobs>(|path| match path {
         path if path.contains("watch=true") => {
-            Answer::Watch(vec![line("MODIFIED", unreadable(101)), line("DELETED", unreadable(102))])
+            Answer::Watch(vec![line("MODIFIED", &unreadable(101)), line("DELETED", &unreadable(102))])
         }
         _ => list(100, &[]),
     });
@@ -115,7 +115,7 @@ async fn a_deletion_is_noticed_also_where_the_last_state_cannot_be_read() {
 #[tokio::test(start_paused = true)]
 async fn an_unreadable_object_whose_label_went_lives_on() {
     let (watcher, mut incoming) = watcher::<Deployments>(|path| match path {
-        path if path.contains("watch=true") => Answer::Watch(vec![line("DELETED", unreadable(101))]),
+        path if path.contains("watch=true") => Answer::Watch(vec![line("DELETED", &unreadable(101))]),
         path if path.ends_with("/namespaces/ns/deployments/a") => Answer::Object(unreadable(102)),
         _ => list(100, &[]),
     });
@@ -128,7 +128,7 @@ async fn a_watch_that_cannot_learn_whether_an_object_lives_still_turns() {
     let metadata = json!({"name": "a", "namespace": "ns", "uid": UID, "resourceVersion": "101"});
     let gone = json!({"metadata": metadata});
     let (watcher, mut incoming) = watcher::<Deployments>(move |path| match path {
-        path if path.contains("watch=true") => Answer::Watch(vec![line("DELETED", gone.clone())]),
+        path if path.contains("watch=true") => Answer::Watch(vec![line("DELETED", &gone)]),
         path if path.ends_with("/namespaces/ns/deployments/a") => Answer::Error(503),
         _ => list(100, &[]),
     });

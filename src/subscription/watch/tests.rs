@@ -56,7 +56,7 @@ impl Running {
 #[tokio::test(start_paused = true)]
 async fn a_webhook_that_cannot_be_read_holds_what_waits_for_it_until_it_can() {
     let corrected = webhook(2, &readable());
-    let answers = shows(&webhook(1, &json!({"urlFrom": "a newer release"})), vec![line("MODIFIED", corrected)]);
+    let answers = shows(&webhook(1, &json!({"urlFrom": "a newer release"})), vec![line("MODIFIED", &corrected)]);
     let mut running = run(apiserver(answers));
     let held = running.updated().await;
     assert_eq!(held.webhook.name, "ci");
@@ -72,7 +72,7 @@ async fn a_webhook_that_cannot_be_read_holds_what_waits_for_it_until_it_can() {
 async fn a_webhook_that_cannot_be_read_any_more_is_held_where_its_spec_has_changed_and_goes_when_deleted() {
     let unchanged = webhook(1, &json!({}));
     let changed = webhook(2, &json!({}));
-    let lines = vec![line("MODIFIED", unchanged), line("MODIFIED", changed.clone()), line("DELETED", changed)];
+    let lines = vec![line("MODIFIED", &unchanged), line("MODIFIED", &changed), line("DELETED", &changed)];
     let mut running = run(apiserver(shows(&webhook(1, &readable()), lines)));
     assert!(!running.updated().await.subscription.held);
     assert!(matches!(running.next().await, Change::Listed));
