@@ -72,14 +72,8 @@ impl Entry {
             readiness,
             warnings: self.warnings(),
         });
-        let resolved = complete.then(|| {
-            Arc::new(Resolved {
-                webhook: webhook.clone(),
-                url: plan.url.clone(),
-                timeout: plan.timeout,
-                key: self.key.clone(),
-            })
-        });
+        let resolved = complete
+            .then(|| Arc::new(Resolved { url: plan.url.clone(), timeout: plan.timeout, key: self.key.clone() }));
         let subscription = plan.subscription(&webhook, self.generation, !complete);
         Update { webhook, subscription, resolved, standing, found }
     }
