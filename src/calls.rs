@@ -1,39 +1,37 @@
-//! Calls to the apiserver: their time limit, the pauses between tries, how loudly failures are told, and a watch that is
-//! fed to whoever listens.
+//! Calls to the apiserver: how long to wait for one, and before the next, and how loudly failures are told.
 
 use std::{
-    fmt::Debug,
+    hash::{BuildHasher, RandomState},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use futures::StreamExt;
-use kube::{
-    Api, Resource,
-    core::DeserializeGuard,
-    runtime::watcher::{Config, Event, watcher},
-};
-use serde::de::DeserializeOwned;
-use tokio::{
-    sync::mpsc,
-    time::{sleep, timeout},
-};
-use tracing::warn;
-
-use crate::causes::Causes;
+use tokio::time::timeout;
 
 /// The result of a request that is given up on after `limit`.
-pub async fn within<T>(
+pub async fn within<T, E: From<kube::Error>>(
     limit: Duration,
-    request: impl Future<Output = Result<T, kube::Error>>,
-) -> Result<T, kube::Error> {
+    request: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     let elapsed = || kube::Error::Service(format!("the apiserver did not answer within {limit:?}").into());
     timeout(limit, request).await.map_err(|_| elapsed())?
 }
 
-/// How long to wait after so many failures in a row: 100 ms doubling up to 5 s.
+/// How long to wait after so many failures in a row: 100 ms doubling up to 5 s, less up to half of it at random, so that those
+/// whom one outage interrupted do not all come back at once.
 pub fn pause(failures: u32) -> Duration {
-    Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5))
+    shortened(failures, random())
+}
+
+/// `random` is in [0, 1).
+fn shortened(failures: u32, random: f64) -> Duration {
+    let whole = Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5));
+    whole.mul_f64(1.0 - random / 2.0)
+}
+
+/// A number in [0, 1); std's hash keys are random, which is enough for varying waits.
+fn random() -> f64 {
+    (RandomState::new().hash_one(()) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// One line of a complaint is told this often, however many make it.
@@ -61,38 +59,6 @@ impl Hush {
     }
 }
 
-/// Feeds one watch of objects in, for as long as somebody listens.
-pub async fn pump<K>(
-    api: Api<DeserializeGuard<K>>,
-    config: Config,
-    scope: usize,
-    events: mpsc::Sender<(usize, Event<DeserializeGuard<K>>)>,
-) where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
-{
-    let mut failures = 0;
-    let mut stream = watcher(api, config).boxed();
-    while let Some(item) = stream.next().await {
-        match item {
-            Ok(event) => {
-                // A list that is refused has begun all the same.
-                if !matches!(event, Event::Init) {
-                    failures = 0;
-                }
-                if events.send((scope, event)).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                let wait = pause(failures);
-                failures += 1;
-                warn!(kind = %K::kind(&()), error = %Causes(&error), ?wait, "watch interrupted; trying again");
-                sleep(wait).await;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,5 +72,14 @@ mod tests {
         }
         hush.0.lock().unwrap().0 = None;
         assert_eq!(hush.admit(), Some(100), "the next one says how many were not");
+    }
+
+    #[test]
+    fn pauses_grow_to_five_seconds_and_differ_by_up_to_half() {
+        let millis = |failures, random| shortened(failures, random).as_millis();
+        assert_eq!([0, 1, 5, 6, 100].map(|failures| millis(failures, 0.0)), [100, 200, 3200, 5000, 5000]);
+        assert_eq!(millis(6, 0.5), 3750);
+        assert!((0..100).all(|_| (0.0..1.0).contains(&random())));
+        assert_ne!(pause(6), pause(6), "two that wait as long come back at different times");
     }
 }

@@ -58,6 +58,8 @@ pub enum Change {
     Seen(Box<Object>),
     /// The object is deleted; this was its last state.
     Deleted(Box<Object>),
+    /// The object is gone, and its last state cannot be read.
+    Vanished(Uid),
     /// The object lives, but its watch no longer selects it.
     Unselected(Uid),
     /// The object is there, in a form that cannot be read.
@@ -371,6 +373,10 @@ impl Engine {
             Change::Deleted(object) => {
                 self.moved |= watch.pass(object.version);
                 let occurred = watch.deleted(*object, &mut dirty);
+                self.occur(id, occurred, now, &mut observed);
+            }
+            Change::Vanished(uid) => {
+                let occurred = watch.vanished(uid, &mut dirty);
                 self.occur(id, occurred, now, &mut observed);
             }
             Change::Unselected(uid) => watch.mute(uid, &mut dirty),

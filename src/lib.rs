@@ -9,7 +9,10 @@ mod causes;
 pub mod delivery;
 pub mod engine;
 pub mod event;
+#[cfg(test)]
+mod fake;
 pub mod ledger;
+mod objects;
 pub mod operator;
 pub mod report;
 pub mod source;

@@ -18,9 +18,6 @@ pub use training_job::TrainingJob;
 pub use webhook::Webhook;
 pub use webhook_delivery::WebhookDelivery;
 
-/// The group of all custom resources, labels and annotations.
-pub const GROUP: &str = "llmtune.io";
-
 /// Every custom resource definition, in the order in which `crds` prints them.
 pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
     let definitions = [Webhook::crd(), WebhookDelivery::crd(), TrainingJob::crd(), LedgerSegment::crd()];

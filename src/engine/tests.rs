@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use kube::core::Selector;
 use proptest::prelude::*;
 
 use super::*;
@@ -11,7 +12,6 @@ use crate::{
         EventSet,
         object::{Facts, TrainingFacts, TrainingStage},
     },
-    subscription::index::Selector,
 };
 
 const WATCH: WatchId = WatchId(0);
@@ -25,7 +25,6 @@ fn subscription(number: u128, concurrency: usize, max_retries: u32) -> Subscript
     Subscription {
         uid: Uid::from_u128(1000 + number),
         namespace: "ns".into(),
-        name: format!("webhook-{number}"),
         generation: 1,
         events: EventSet::parse(&["*"]).unwrap(),
         selector: Selector::default(),

@@ -390,7 +390,10 @@ impl Leader {
         let (uid, first) = (webhook.uid, found.is_some());
         let since = self.webhooks.get(&webhook.uid).map_or_else(Instant::now, |known| known.since);
         self.webhooks.insert(webhook.uid, Known { webhook: webhook.clone(), resolved, since });
-        self.note(Note::Standing { webhook, standing, found });
+        // A status that cannot be read is not to be taken for an empty one.
+        if standing.is_some() || found.is_some() {
+            self.note(Note::Standing { webhook, standing, found });
+        }
         let pending = self.engine.pending(uid);
         if first && pending > 0 {
             // Recovered from the ledger.

@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::metrics::Metrics;
-use crate::source::watch::WatchHealth;
+use crate::source::health::WatchHealth;
 
 /// A watch whose task has not turned for this long is stuck: it turns every half minute, apiserver or not.
 const STALLED_WATCH: Duration = Duration::from_secs(300);

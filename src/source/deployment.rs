@@ -2,6 +2,7 @@
 //! `llmtune.io/model-endpoint: "true"`; model and version stand in annotations of the pod template, since the
 //! Deployment's own change before the rollout does.
 
+use k8s_openapi::api::apps::v1::Deployment;
 use serde::Deserialize;
 
 use super::{
@@ -62,11 +63,10 @@ struct SlimCondition {
 }
 
 impl Source for Deployments {
+    type Kind = Deployment;
     type Slim = SlimDeployment;
     const KIND: &'static str = "Deployment";
     const RESOURCE: &'static str = "deployments.apps";
-    const API_VERSION: &'static str = "apps/v1";
-    const PLURAL: &'static str = "deployments";
     const SELECTOR: Option<&'static str> = Some("llmtune.io/model-endpoint=true");
 
     fn read(slim: SlimDeployment) -> Result<Object, Malformed> {

@@ -2,26 +2,28 @@
 //! its facts; the lifecycle decides what that means. Objects are dropped once observed.
 
 pub mod deployment;
+mod frame;
+pub mod health;
 mod slim;
 pub mod training_job;
 pub mod watch;
 
+use kube::Resource;
 use serde::de::DeserializeOwned;
 
+use self::{deployment::Deployments, training_job::TrainingJobs};
 use crate::event::object::Object;
 
 /// A kind that is watched, and how it is read.
 pub trait Source: Send + Sync + 'static {
+    /// The kind, as kube knows it.
+    type Kind: Resource<DynamicType = ()>;
     /// The parts of the object that are read; everything else is skipped while parsing.
     type Slim: DeserializeOwned + Send;
     /// The kind's name, for logs, metrics and `/readyz`.
     const KIND: &'static str;
     /// `resource.group`: part of every event id, so it never changes.
     const RESOURCE: &'static str;
-    /// The API group and version, such as `apps/v1`.
-    const API_VERSION: &'static str;
-    /// The resource's plural name in the API's paths.
-    const PLURAL: &'static str;
     /// The label selector that the apiserver applies.
     const SELECTOR: Option<&'static str>;
 
@@ -39,11 +41,7 @@ pub trait Source: Send + Sync + 'static {
     /// The path of the collection, in one namespace or in all.
     #[must_use]
     fn path(namespace: Option<&str>) -> String {
-        let (api_version, plural) = (Self::API_VERSION, Self::PLURAL);
-        match namespace {
-            Some(namespace) => format!("/apis/{api_version}/namespaces/{namespace}/{plural}"),
-            None => format!("/apis/{api_version}/{plural}"),
-        }
+        Self::Kind::url_path(&(), namespace)
     }
 }
 
@@ -64,5 +62,32 @@ pub enum Malformed {
 /// Whether a controller of this API group and kind speaks for the objects that it owns.
 fn is_watched_kind(api_version: &str, kind: &str) -> bool {
     let group = api_version.split_once('/').map_or("", |(group, _)| group);
-    matches!((group, kind), ("llmtune.io", "TrainingJob") | ("apps", "Deployment"))
+    speaks_of::<TrainingJobs>(group, kind) || speaks_of::<Deployments>(group, kind)
+}
+
+fn speaks_of<S: Source>(group: &str, kind: &str) -> bool {
+    kind == S::KIND && group == S::Kind::group(&())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What event ids, metrics and logs call a kind is what the API calls it.
+    fn is_named_as_in_the_api<S: Source>() -> bool {
+        S::KIND == S::Kind::kind(&()) && S::RESOURCE == format!("{}.{}", S::Kind::plural(&()), S::Kind::group(&()))
+    }
+
+    #[test]
+    fn sources_are_named_as_in_the_api() {
+        assert!(is_named_as_in_the_api::<TrainingJobs>() && is_named_as_in_the_api::<Deployments>());
+        assert_eq!(TrainingJobs::path(Some("ns")), "/apis/llmtune.io/v1alpha1/namespaces/ns/trainingjobs");
+        assert_eq!(Deployments::path(None), "/apis/apps/v1/deployments");
+    }
+
+    #[test]
+    fn a_controller_is_known_by_group_and_kind_in_whatever_version() {
+        assert!(is_watched_kind("apps/v2", "Deployment") && is_watched_kind("llmtune.io/v1beta1", "TrainingJob"));
+        assert!(!is_watched_kind("apps/v1", "ReplicaSet") && !is_watched_kind("v1", "Deployment"));
+    }
 }

@@ -10,6 +10,7 @@ use serde::{
 use serde_json::Value;
 
 use super::{Malformed, Source, slim::SlimMeta};
+use crate::api::TrainingJob;
 use crate::event::object::{Facts, Metric, Object, TrainingFacts, TrainingStage};
 
 /// At most this many metrics are passed on.
@@ -53,11 +54,10 @@ struct SlimStatus {
 }
 
 impl Source for TrainingJobs {
+    type Kind = TrainingJob;
     type Slim = SlimTrainingJob;
     const KIND: &'static str = "TrainingJob";
     const RESOURCE: &'static str = "trainingjobs.llmtune.io";
-    const API_VERSION: &'static str = "llmtune.io/v1alpha1";
-    const PLURAL: &'static str = "trainingjobs";
     const SELECTOR: Option<&'static str> = None;
 
     fn read(slim: SlimTrainingJob) -> Result<Object, Malformed> {

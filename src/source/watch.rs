@@ -7,7 +7,7 @@ use std::{
     marker::PhantomData,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -15,7 +15,6 @@ use std::{
 use bytes::{Buf, BytesMut};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use jiff::Timestamp;
 use kube::{
     Client,
     api::{GetParams, ListParams, WatchParams},
@@ -23,7 +22,6 @@ use kube::{
     core::Request as Requests,
 };
 use prometheus::IntCounter;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::{
     sync::mpsc,
@@ -31,26 +29,32 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Malformed, Source, slim};
+use super::{
+    Malformed, Source,
+    frame::{self, Frame, Item, Page, Partial, Status, Unreadable},
+    health::WatchHealth,
+    slim,
+};
 use crate::{
-    calls::pause,
+    calls::{pause, within},
     causes::{Causes, explain},
     engine::{Change, Observation, Question},
-    event::object::{Object, Uid, WatchId},
+    event::object::{Uid, WatchId},
 };
 
 /// How long the apiserver keeps one watch open. It sends a bookmark before it ends one.
 const WATCH_SECONDS: u32 = 30;
 /// A watch without a line for this long is dead: its connection has gone silent.
 const IDLE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
-/// The limit on one request that is no watch.
+/// The limit on one request that is no watch: a page of large objects takes a busy apiserver its time.
 const REQUEST: Duration = Duration::from_secs(30);
 /// Objects to a page of a list.
 const PAGE: u32 = 250;
 /// etcd refuses objects over 1.5 MiB, the apiserver requests over 3 MiB; a longer line is no watch event.
 const MAX_LINE: usize = 8 << 20;
-/// A resource that was installed must be missing for this long before that is believed: an apiserver that has just begun
-/// may not know its custom resources yet, and believing it would make all their objects new.
+/// A resource that was installed, as far as this process or the ledger knows, must be missing for this long before that is
+/// believed: an apiserver that has just begun may not know its custom resources yet, and believing it would make all their
+/// objects new.
 const BELIEVED_MISSING: Duration = Duration::from_secs(15);
 /// The same for one that was never seen installed.
 const BELIEVED_ABSENT: Duration = Duration::from_secs(3);
@@ -58,69 +62,6 @@ const BELIEVED_ABSENT: Duration = Duration::from_secs(3);
 const SHORTEST_TURN: Duration = Duration::from_millis(250);
 /// How often a resource that is not installed is looked for.
 const NOT_INSTALLED_INTERVAL: Duration = Duration::from_secs(3);
-
-/// How a watch fares, for `/healthz`, `/readyz` and metrics.
-#[derive(Debug)]
-pub struct WatchHealth {
-    /// The kind's name.
-    pub kind: &'static str,
-    /// The namespace; `None`: all.
-    pub namespace: Option<String>,
-    last_activity: AtomicI64,
-    last_turn: AtomicI64,
-    installed: AtomicBool,
-    synced: AtomicBool,
-}
-
-impl WatchHealth {
-    /// A watch that has just begun.
-    #[must_use]
-    pub fn new(kind: &'static str, namespace: Option<String>) -> Self {
-        Self {
-            kind,
-            namespace,
-            last_activity: AtomicI64::new(Timestamp::now().as_second()),
-            last_turn: AtomicI64::new(Timestamp::now().as_second()),
-            installed: AtomicBool::new(true),
-            synced: AtomicBool::new(false),
-        }
-    }
-
-    fn touch(&self) {
-        self.last_activity.store(Timestamp::now().as_second(), Ordering::Relaxed);
-        self.turn();
-    }
-
-    /// The watch's task has turned, whether the apiserver answered or not.
-    fn turn(&self) {
-        self.last_turn.store(Timestamp::now().as_second(), Ordering::Relaxed);
-    }
-
-    /// When the watch's task last turned, in unix seconds. While the apiserver is away it turns on: only a task that is
-    /// stuck stands still.
-    #[must_use]
-    pub fn last_turn(&self) -> i64 {
-        self.last_turn.load(Ordering::Relaxed)
-    }
-
-    /// When the apiserver last sent anything, in unix seconds.
-    #[must_use]
-    pub fn last_activity(&self) -> i64 {
-        self.last_activity.load(Ordering::Relaxed)
-    }
-
-    /// Whether the resource is installed, as far as is known.
-    #[must_use]
-    pub fn is_installed(&self) -> bool {
-        self.installed.load(Ordering::Relaxed)
-    }
-
-    /// Whether its first list is complete, or what the ledger remembers of it is gone on from.
-    #[must_use]
-    pub fn is_synced(&self) -> bool {
-        self.synced.load(Ordering::Relaxed)
-    }
-}
 
 /// Why a list or a watch ended.
 #[derive(Debug, thiserror::Error)]
@@ -169,53 +110,13 @@ pub struct Watcher<S> {
     pub source: PhantomData<S>,
 }
 
-/// An object that was read, or the uid of one that cannot be read.
-type Item = Result<Object, Option<Uid>>;
-
-/// A page of a list, as far as it is read.
-#[derive(Deserialize)]
-struct Page<T> {
-    metadata: ListMeta,
-    #[serde(default = "Vec::new")]
-    items: Vec<T>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct ListMeta {
-    #[serde(rename = "continue")]
-    continue_token: Option<String>,
-    resource_version: String,
-}
-
-/// A line of a watch.
-#[derive(Deserialize)]
-struct Frame<'a> {
-    #[serde(rename = "type")]
-    kind: &'a str,
-    #[serde(borrow)]
-    object: &'a RawValue,
-}
-
-/// `metav1.Status`, as far as it is read.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Status {
-    code: u16,
-    message: String,
-}
-
-/// Metadata alone, for bookmarks, for GETs by name, and to name an object that cannot be read.
-#[derive(Deserialize)]
-struct Partial {
-    #[serde(default)]
-    metadata: slim::SlimMeta,
-}
-
 impl<S: Source> Watcher<S> {
     /// Watches until the engine stops. Starts after `version`, or with a list where that is `None`.
     pub async fn run(self: Arc<Self>, version: Option<u64>) {
         let mut position = version;
+        // Whether it was ever installed, as far as this process or the ledger knows.
+        let mut known = version.is_some();
+        // Since the watch last told anything.
         let mut failures = 0;
         let mut missing: Option<Instant> = None;
         loop {
@@ -232,9 +133,10 @@ impl<S: Source> Watcher<S> {
             };
             match result {
                 Ok(()) => {
-                    failures = 0;
+                    known = true;
                     missing = None;
                     if watching {
+                        failures = 0;
                         // One that ends at once would be begun again at once, for ever.
                         sleep_until(begun + SHORTEST_TURN).await;
                     }
@@ -244,7 +146,9 @@ impl<S: Source> Watcher<S> {
                     info!(kind = S::KIND, "the watch's resourceVersion has expired; listing");
                     position = None;
                     missing = None;
-                    sleep_until(begun + SHORTEST_TURN).await;
+                    // An apiserver that forgets faster than it lists must not be asked for lists all the time.
+                    sleep_until(begun + SHORTEST_TURN.max(pause(failures))).await;
+                    failures += 1;
                 }
                 Err(WatchError::Restored) => {
                     warn!(
@@ -261,13 +165,13 @@ impl<S: Source> Watcher<S> {
                 }
                 Err(WatchError::NotInstalled) => {
                     let since = *missing.get_or_insert_with(Instant::now);
-                    let known = self.health.is_synced() && self.health.is_installed();
                     let believed = if known { BELIEVED_MISSING } else { BELIEVED_ABSENT };
                     if since.elapsed() >= believed {
                         if self.not_installed().await.is_err() {
                             return;
                         }
                         position = None;
+                        known = false;
                     }
                     sleep(NOT_INSTALLED_INTERVAL).await;
                 }
@@ -298,8 +202,8 @@ impl<S: Source> Watcher<S> {
 
     async fn not_installed(&self) -> Result<(), WatchError> {
         self.health.touch();
-        self.health.synced.store(true, Ordering::Relaxed);
-        if self.health.installed.swap(false, Ordering::Relaxed) {
+        self.health.sync();
+        if self.health.set_installed(false) {
             warn!(kind = S::KIND, "{} is not installed; its events begin when it is", S::RESOURCE);
         }
         self.send(Change::NotInstalled).await
@@ -323,7 +227,7 @@ impl<S: Source> Watcher<S> {
             };
             let body = self.get(self.collection().list(&page)?).await?;
             self.health.touch();
-            let (meta, items) = self.read_page(&body)?;
+            let (meta, items) = frame::read_page::<S>(&body, &self.malformed)?;
             let version = slim::version(&meta.resource_version)?;
             if !std::mem::replace(&mut begun, true) {
                 // A list that broke off, or a watch that expired, may have seen a store that is no more.
@@ -337,7 +241,7 @@ impl<S: Source> Watcher<S> {
             for item in items {
                 match item {
                     Ok(object) => self.send(Change::Seen(Box::new(object))).await?,
-                    Err(Some(uid)) => self.send(Change::Unreadable(uid)).await?,
+                    Err(Some(unreadable)) => self.send(Change::Unreadable(unreadable.uid)).await?,
                     Err(None) => {}
                 }
             }
@@ -345,11 +249,11 @@ impl<S: Source> Watcher<S> {
                 token = Some(next);
                 continue;
             }
-            if !self.health.installed.swap(true, Ordering::Relaxed) {
+            if self.health.set_installed(true) {
                 info!(kind = S::KIND, "{} is installed now", S::RESOURCE);
             }
             self.send(Change::ListEnded(version)).await?;
-            self.health.synced.store(true, Ordering::Relaxed);
+            self.health.sync();
             return Ok(version);
         }
     }
@@ -362,29 +266,8 @@ impl<S: Source> Watcher<S> {
         if slim::version(&page.metadata.resource_version)? < version { Err(WatchError::Restored) } else { Ok(()) }
     }
 
-    /// Reads a page at once; where one object cannot be read, one by one.
-    fn read_page(&self, body: &[u8]) -> Result<(ListMeta, Vec<Item>), WatchError> {
-        if let Ok(page) = serde_json::from_slice::<Page<S::Slim>>(body)
-            && let Ok(items) = page.items.into_iter().map(|slim| S::read(slim).map(Ok)).collect()
-        {
-            return Ok((page.metadata, items));
-        }
-        let page: Page<&RawValue> = serde_json::from_slice(body)?;
-        Ok((page.metadata, page.items.into_iter().map(|raw| self.read(raw.get())).collect()))
-    }
-
-    /// Reads one object; one that is malformed is counted, named in the log, and skipped.
     fn read(&self, json: &str) -> Item {
-        match serde_json::from_str::<S::Slim>(json).map_err(Malformed::from).and_then(S::read) {
-            Ok(object) => Ok(object),
-            Err(error) => {
-                self.malformed.inc();
-                let metadata = serde_json::from_str(json).map(|partial: Partial| partial.metadata).unwrap_or_default();
-                let slim::SlimMeta { namespace, name, uid, .. } = metadata;
-                warn!(kind = S::KIND, namespace, name, error = %Causes(&error), "skipping a malformed object");
-                Err(Uid::parse(&uid))
-            }
-        }
+        frame::read::<S>(json, &self.malformed)
     }
 
     /// Follows one watch to its end, moving `version` along.
@@ -396,7 +279,7 @@ impl<S: Source> Watcher<S> {
         };
         let mut body = self.open(self.collection().watch(&params, &version.to_string())?, IDLE).await?;
         self.health.touch();
-        self.health.synced.store(true, Ordering::Relaxed);
+        self.health.sync();
         let mut buffer = BytesMut::new();
         let mut scanned = 0;
         loop {
@@ -440,7 +323,11 @@ impl<S: Source> Watcher<S> {
                 });
             }
             kind => {
-                let Ok(object) = self.read(json) else { return Ok(()) };
+                let object = match self.read(json) {
+                    Ok(object) => object,
+                    Err(Some(gone)) if kind == "DELETED" => return self.gone(gone, version).await,
+                    Err(_) => return Ok(()),
+                };
                 *version = object.version;
                 match kind {
                     "DELETED" if S::SELECTOR.is_none() => Change::Deleted(Box::new(object)),
@@ -456,11 +343,20 @@ impl<S: Source> Watcher<S> {
         self.send(change).await
     }
 
+    /// An object is deleted, or no longer selected, whose last state cannot be read.
+    async fn gone(&self, object: Unreadable, version: &mut u64) -> Result<(), WatchError> {
+        let Unreadable { uid, version: deleted, namespace, name } = object;
+        *version = deleted;
+        let living = S::SELECTOR.is_some() && self.lives(&namespace, &name, uid).await;
+        self.send(if living { Change::Unselected(uid) } else { Change::Vanished(uid) }).await
+    }
+
     /// Whether the object of this uid is still there; asked until the apiserver tells.
     async fn lives(&self, namespace: &str, name: &str, uid: Uid) -> bool {
         let object = Requests::new(S::path(Some(namespace)));
         let mut failures = 0;
         loop {
+            self.health.turn();
             let answer = match object.get(name, &GetParams::default()) {
                 Ok(request) => self.get(request).await,
                 Err(error) => Err(error.into()),
@@ -484,21 +380,18 @@ impl<S: Source> Watcher<S> {
     /// GETs a whole answer.
     async fn get(&self, request: Request<Vec<u8>>) -> Result<Vec<u8>, WatchError> {
         let body = self.open(request, REQUEST).await?;
-        timeout(REQUEST, read_all(body)).await.map_err(|_| WatchError::Silent(REQUEST))?
+        Ok(within(REQUEST, read_all(body)).await?)
     }
 
     /// Begins a GET; an answer other than 200 is an error.
     async fn open(&self, request: Request<Vec<u8>>, limit: Duration) -> Result<Body, WatchError> {
-        let response = timeout(limit, self.client.send(request.map(Body::from)))
-            .await
-            .map_err(|_| WatchError::Silent(limit))??;
+        let response = within(limit, self.client.send(request.map(Body::from))).await?;
         let code = response.status();
         if code == StatusCode::OK {
             return Ok(response.into_body());
         }
-        let body =
-            timeout(REQUEST, response.into_body().collect()).await.map_err(|_| WatchError::Silent(REQUEST))??;
-        let status: Status = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
+        let body = within(limit, read_all(response.into_body())).await?;
+        let status: Status = serde_json::from_slice(&body).unwrap_or_default();
         Err(match code {
             StatusCode::GONE => WatchError::Expired,
             StatusCode::NOT_FOUND => WatchError::NotInstalled,
@@ -508,7 +401,7 @@ impl<S: Source> Watcher<S> {
 }
 
 /// Reads a body into one buffer, without keeping its frames beside it.
-async fn read_all(mut body: Body) -> Result<Vec<u8>, WatchError> {
+async fn read_all(mut body: Body) -> Result<Vec<u8>, kube::Error> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
@@ -517,3 +410,6 @@ async fn read_all(mut body: Body) -> Result<Vec<u8>, WatchError> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,8 @@
 //! The live index of subscriptions: who gets this event. Pure; owned by the engine.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
+
+use kube::core::{Selector, SelectorExt};
 
 use crate::{
     delivery::schedule::Backoff,
@@ -19,8 +18,6 @@ pub struct Subscription {
     pub uid: Uid,
     /// Only events of this namespace match.
     pub namespace: String,
-    /// The Webhook's name.
-    pub name: String,
     /// The generation of the spec that this was made from.
     pub generation: i64,
     /// The events that match.
@@ -37,36 +34,6 @@ pub struct Subscription {
     pub held: bool,
 }
 
-/// A label selector.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Selector(pub Vec<Requirement>);
-
-/// One requirement; all of them must hold.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Requirement {
-    /// The label is there with one of these values.
-    In(String, BTreeSet<String>),
-    /// The label is absent, or has none of these values.
-    NotIn(String, BTreeSet<String>),
-    /// The label is there.
-    Exists(String),
-    /// The label is absent.
-    DoesNotExist(String),
-}
-
-impl Selector {
-    /// Whether the labels satisfy every requirement, as `metav1.LabelSelector` defines it.
-    #[must_use]
-    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.0.iter().all(|requirement| match requirement {
-            Requirement::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
-            Requirement::NotIn(key, values) => labels.get(key).is_none_or(|value| !values.contains(value)),
-            Requirement::Exists(key) => labels.contains_key(key),
-            Requirement::DoesNotExist(key) => !labels.contains_key(key),
-        })
-    }
-}
-
 impl Subscription {
     /// A subscription to nothing, for a spec that cannot be read.
     #[must_use]
@@ -75,7 +42,6 @@ impl Subscription {
         Self {
             uid: webhook.uid,
             namespace: webhook.namespace.clone(),
-            name: webhook.name.clone(),
             generation,
             events: EventSet::default(),
             selector: Selector::default(),

@@ -1,5 +1,6 @@
-//! Webhooks resolved into a live index: who gets this event.
+//! Webhooks in, [`index::Subscription`]s for the engine and [`resolve::Resolved`] ones for their attempts out.
 
+mod entry;
 pub mod index;
 pub mod resolve;
 pub mod secret;

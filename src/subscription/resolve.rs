@@ -1,13 +1,12 @@
-//! From a Webhook's spec to what the engine schedules by and what an attempt needs. Pure: the Secret is read elsewhere.
+//! From a Webhook's spec to what the engine schedules by and what an attempt needs. Reading a spec asks nobody; a [`Resolved`]
+//! Webhook holds the key that keeps itself fresh.
 
 use std::{sync::Arc, time::Duration};
 
+use kube::core::{Expression, Selector};
 use reqwest::Url;
 
-use super::{
-    index::{Requirement, Selector, Subscription},
-    secret::SigningKey,
-};
+use super::{index::Subscription, secret::SigningKey};
 use crate::{
     api::webhook::{LabelOperator, LabelSelector, WebhookSpec},
     delivery::schedule::Backoff,
@@ -24,8 +23,6 @@ pub struct WebhookRef {
 
 /// A Webhook with all that an attempt needs; it cannot be had without the Secret that it names.
 pub struct Resolved {
-    /// Which Webhook.
-    pub webhook: WebhookRef,
     /// Where to send.
     pub url: Url,
     /// The limit on one attempt.
@@ -109,7 +106,6 @@ impl Plan {
         Subscription {
             uid: webhook.uid,
             namespace: webhook.namespace.clone(),
-            name: webhook.name.clone(),
             generation,
             events: self.events,
             selector: self.selector.clone(),
@@ -149,22 +145,24 @@ fn sum_of_units(text: &str) -> Option<Duration> {
 
 fn selector(selector: &LabelSelector) -> Selector {
     let labels = selector.match_labels.iter();
-    let equal = labels.map(|(key, value)| Requirement::In(key.clone(), [value.0.clone()].into()));
+    let equal = labels.map(|(key, value)| Expression::Equal(key.clone(), value.0.clone()));
     let expressions = selector.match_expressions.iter().map(|requirement| {
         let key = requirement.key.clone();
         let values = requirement.values.iter().cloned().collect();
         match requirement.operator {
-            LabelOperator::In => Requirement::In(key, values),
-            LabelOperator::NotIn => Requirement::NotIn(key, values),
-            LabelOperator::Exists => Requirement::Exists(key),
-            LabelOperator::DoesNotExist => Requirement::DoesNotExist(key),
+            LabelOperator::In => Expression::In(key, values),
+            LabelOperator::NotIn => Expression::NotIn(key, values),
+            LabelOperator::Exists => Expression::Exists(key),
+            LabelOperator::DoesNotExist => Expression::DoesNotExist(key),
         }
     });
-    Selector(equal.chain(expressions).collect())
+    equal.chain(expressions).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use kube::core::SelectorExt;
+
     use super::*;
 
     #[test]

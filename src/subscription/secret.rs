@@ -1,7 +1,7 @@
 //! Signing keys: one key of one Secret, read by name and never listed or watched.
 //!
-//! A copy older than [`MAX_AGE`] is read again before it is used, and so is one that an endpoint refused. While the
-//! apiserver cannot be asked, the copy at hand is used on.
+//! A copy older than [`MAX_AGE`] is read again before it is used, and so is one that an endpoint refused, at most once in
+//! [`GRACE`]. While the apiserver cannot be asked, the copy at hand is used on.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -11,15 +11,17 @@ use std::{
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use secrecy::SecretSlice;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tracing::warn;
 
-use crate::causes::Causes;
+use crate::{calls::within, causes::Causes};
 
 /// A copy older than this is read again before it is used.
 pub const MAX_AGE: Duration = Duration::from_secs(30);
-/// After a failed reading the copy at hand serves this long before the next one.
+/// After a repeated or failed reading the copy at hand serves at least this long before the next one, whatever the endpoint
+/// says of it: one that refuses everything must not cost the apiserver a call for each delivery.
 const GRACE: Duration = Duration::from_secs(5);
+/// The limit on one reading; an attempt waits for it, and as a rule has a copy to go on with.
 const REQUEST: Duration = Duration::from_secs(5);
 
 /// Where a key lies.
@@ -53,6 +55,12 @@ pub enum SecretError {
 }
 
 impl SecretError {
+    /// The reading broke off inside the operator.
+    pub(super) fn broken(reference: &KeyReference) -> Self {
+        let text = "the operator broke off reading it: please report this with its log";
+        Self::Unavailable(reference.name.clone(), text.into())
+    }
+
     /// The reason that conditions and Events give.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
@@ -77,13 +85,17 @@ pub struct SigningKey {
 struct Copy {
     bytes: Arc<SecretSlice<u8>>,
     read_again: Instant,
+    /// Refused before this, it still serves until then.
+    serves_until: Instant,
 }
 
 impl SigningKey {
     /// Reads the key for the first time.
     pub async fn read(client: Client, reference: KeyReference) -> Result<Self, SecretError> {
         let bytes = get(&client, &reference).await?;
-        let copy = Mutex::new(Copy { bytes, read_again: Instant::now() + MAX_AGE });
+        let now = Instant::now();
+        // The first copy may be refused at once: the Secret may have been put right together with the Webhook, and after it.
+        let copy = Mutex::new(Copy { bytes, read_again: now + MAX_AGE, serves_until: now });
         Ok(Self { client, reference, copy, reading: tokio::sync::Mutex::new(()) })
     }
 
@@ -104,21 +116,27 @@ impl SigningKey {
         }
         let result = get(&self.client, &self.reference).await;
         let mut copy = self.copy();
+        let now = Instant::now();
+        copy.serves_until = now + GRACE;
         match result {
-            Ok(bytes) => *copy = Copy { bytes, read_again: Instant::now() + MAX_AGE },
+            Ok(bytes) => {
+                copy.bytes = bytes;
+                copy.read_again = now + MAX_AGE;
+            }
             Err(error @ SecretError::Unavailable(..)) => {
                 let KeyReference { namespace, name, .. } = &self.reference;
                 warn!(namespace, secret = name, %error, "signing with the copy at hand");
-                copy.read_again = Instant::now() + GRACE;
+                copy.read_again = copy.serves_until;
             }
             Err(error) => return Err(error),
         }
         Ok(Arc::clone(&copy.bytes))
     }
 
-    /// Has the key read again before its next use: the endpoint refused a signature.
+    /// Has the key read again soon, as a rule before its next use: the endpoint refused a signature.
     pub fn expire(&self) {
-        self.copy().read_again = Instant::now();
+        let mut copy = self.copy();
+        copy.read_again = copy.read_again.min(Instant::now().max(copy.serves_until));
     }
 
     /// The newest copy, whatever its age.
@@ -140,17 +158,57 @@ impl SigningKey {
 async fn get(client: &Client, reference: &KeyReference) -> Result<Arc<SecretSlice<u8>>, SecretError> {
     let KeyReference { namespace, name, key } = reference;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let secret = match timeout(REQUEST, secrets.get_opt(name)).await {
-        Ok(Ok(Some(secret))) => secret,
-        Ok(Ok(None)) => return Err(SecretError::NotFound(name.clone())),
-        Ok(Err(kube::Error::Api(status))) if status.code == 403 => return Err(SecretError::Forbidden(name.clone())),
-        Ok(Err(error)) => return Err(SecretError::Unavailable(name.clone(), Causes(&error).to_string())),
-        Err(_) => return Err(SecretError::Unavailable(name.clone(), "the apiserver does not answer".into())),
+    let secret = match within(REQUEST, secrets.get_opt(name)).await {
+        Ok(Some(secret)) => secret,
+        Ok(None) => return Err(SecretError::NotFound(name.clone())),
+        Err(kube::Error::Api(status)) if status.code == 403 => return Err(SecretError::Forbidden(name.clone())),
+        Err(error) => return Err(SecretError::Unavailable(name.clone(), Causes(&error).to_string())),
     };
     let mut data = secret.data.unwrap_or_default();
     match data.remove(key) {
         None => Err(SecretError::KeyNotFound(name.clone(), key.clone())),
         Some(bytes) if bytes.0.is_empty() => Err(SecretError::Empty(name.clone(), key.clone())),
         Some(bytes) => Ok(Arc::new(bytes.0.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use serde_json::json;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::fake::{Answer, apiserver};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_that_refuses_everything_has_the_key_read_once_in_five_seconds() {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&reads);
+        let client = apiserver(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Answer::Object(json!({"metadata": {"name": "ci"}, "data": {"secret": "czNjcmV0"}}))
+        });
+        let reads = || reads.load(Ordering::Relaxed);
+        let reference = KeyReference { namespace: "ns".into(), name: "ci".into(), key: "secret".into() };
+        let key = SigningKey::read(client, reference).await.unwrap();
+        key.expire();
+        key.current().await.unwrap();
+        assert_eq!(reads(), 2, "the first refusal has it read at once");
+        for _ in 0..600 {
+            key.current().await.unwrap();
+            key.expire();
+            key.expire();
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert!((12..=14).contains(&reads()), "{} reads in a minute", reads());
+        sleep(GRACE).await;
+        let before = reads();
+        for _ in 0..280 {
+            key.current().await.unwrap();
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(reads(), before + 1, "one that is not refused serves for thirty seconds");
     }
 }

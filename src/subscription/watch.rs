@@ -3,19 +3,21 @@
 //! 1. A Webhook is handed on at once, held, before its Secret is fetched: it gets the events of its time.
 //! 2. [`Change::Listed`] comes once every Webhook that existed at the start has been handed on.
 //! 3. A Webhook whose Secret is missing is looked after until the Secret appears.
+//! 4. A Webhook that this release cannot read, such as one of a newer release, is handed on as one that holds what waits for it.
 
 use std::{
     collections::{HashMap, HashSet},
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
 
+use futures::FutureExt;
 use kube::{
-    Api, Client, ResourceExt,
-    core::DeserializeGuard,
-    runtime::watcher::{self, Event},
+    Client, Resource,
+    core::{ObjectMeta, error_boundary::InvalidObject},
+    runtime::watcher::Config,
 };
-use secrecy::ExposeSecret;
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
@@ -24,22 +26,17 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
+    entry::{Entry, Missing},
     index::Subscription,
-    resolve::{Plan, Resolved, SpecError, WebhookRef},
+    resolve::{Plan, Resolved, WebhookRef},
     secret::{KeyReference, SecretError, SigningKey},
 };
 use crate::{
     api::{Webhook, webhook::WebhookStatus},
-    calls::pump,
     event::object::Uid,
+    objects::{self, Objects},
 };
 
-/// A missing reference makes a Webhook `Stalled` after this long.
-const STALLED_AFTER: Duration = Duration::from_secs(60);
-/// How often a missing Secret is looked for: at first, and once it has been missing for [`LONG_MISSING`].
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
-const LOOK_AGAIN_LATER: Duration = Duration::from_secs(10);
-const LONG_MISSING: Duration = Duration::from_secs(600);
 /// Secrets that are fetched at once.
 const CONCURRENT_READS: usize = 16;
 
@@ -90,25 +87,6 @@ pub enum Readiness {
     Broken { reason: &'static str, message: String },
 }
 
-/// A Webhook that is looked after.
-struct Entry {
-    webhook: WebhookRef,
-    generation: i64,
-    plan: Result<Plan, SpecError>,
-    reference: Option<KeyReference>,
-    key: Option<Arc<SigningKey>>,
-    found: Option<Box<WebhookStatus>>,
-    missing: Option<Missing>,
-    reading: bool,
-}
-
-struct Missing {
-    error: SecretError,
-    since: Instant,
-    look_again: Instant,
-    stalled: bool,
-}
-
 /// A Webhook whose key was found missing when it was needed.
 pub type LostKey = (Uid, KeyReference, SecretError);
 
@@ -119,6 +97,8 @@ pub struct Controller {
     client: Client,
     changes: mpsc::Sender<Change>,
     entries: HashMap<Uid, Entry>,
+    /// Those that this release cannot read.
+    unreadable: HashSet<Uid>,
     readings: JoinSet<Reading>,
     permits: Arc<Semaphore>,
 }
@@ -128,71 +108,34 @@ impl Controller {
     #[must_use]
     pub fn new(client: Client, changes: mpsc::Sender<Change>) -> Self {
         let permits = Arc::new(Semaphore::new(CONCURRENT_READS));
-        Self { client, changes, entries: HashMap::new(), readings: JoinSet::new(), permits }
+        Self { client, changes, entries: HashMap::new(), unreadable: HashSet::new(), readings: JoinSet::new(), permits }
     }
 
-    /// Runs until the receiver of the changes is gone. `namespaces`: empty means all. Over `lost_keys` come the Webhooks
-    /// whose key was found missing when it was needed.
+    /// Runs until the receiver of the changes is gone, or a watch has ended. `namespaces`: empty means all. Over `lost_keys`
+    /// come the Webhooks whose key was found missing when it was needed.
     pub async fn run(mut self, namespaces: Vec<String>, mut lost_keys: mpsc::UnboundedReceiver<LostKey>) {
-        let (events, mut incoming) = mpsc::channel(64);
-        let apis: Vec<Api<DeserializeGuard<Webhook>>> = if namespaces.is_empty() {
-            vec![Api::all(self.client.clone())]
-        } else {
-            namespaces.iter().map(|namespace| Api::namespaced(self.client.clone(), namespace)).collect()
-        };
-        let scopes = apis.len();
-        let mut watches = JoinSet::new();
-        for (scope, api) in apis.into_iter().enumerate() {
-            watches.spawn(pump(api, watcher::Config::default().timeout(30), scope, events.clone()));
-        }
-        let mut listings: Vec<Option<HashSet<Uid>>> = vec![None; scopes];
-        let mut unlisted: HashSet<usize> = (0..scopes).collect();
-        let mut scope_of: HashMap<Uid, usize> = HashMap::new();
+        let mut webhooks = Objects::<Webhook>::watch(&self.client, &namespaces, &Config::default().timeout(30));
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let alive = tokio::select! {
-                Some((scope, event)) = incoming.recv() => match event {
-                    Event::Init => { listings[scope] = Some(HashSet::new()); true }
-                    Event::InitApply(guard) | Event::Apply(guard) => {
-                        // One that cannot be read is there all the same.
-                        if let (Some(listing), Some(uid)) = (&mut listings[scope], uid(&guard)) {
-                            listing.insert(uid);
-                        }
-                        match read(guard) {
-                            Some((webhook, object)) => {
-                                scope_of.insert(webhook.uid, scope);
-                                self.applied(webhook, object).await
-                            }
-                            None => true,
-                        }
+                change = webhooks.next() => match change {
+                    Some(objects::Change::Seen { uid, object: Ok(webhook), .. }) => self.applied(uid, *webhook).await,
+                    Some(objects::Change::Seen { uid, object: Err(invalid), .. }) => self.skipped(uid, *invalid).await,
+                    Some(objects::Change::Gone(uid)) => self.deleted(uid).await,
+                    Some(objects::Change::Listed) => {
+                        info!(webhooks = self.entries.len(), unreadable = self.unreadable.len(), "all Webhooks are listed");
+                        self.changes.send(Change::Listed).await.is_ok()
                     }
-                    Event::Delete(guard) => match uid(&guard) {
-                        Some(uid) => { scope_of.remove(&uid); self.deleted(uid).await }
-                        None => true,
-                    },
-                    Event::InitDone => {
-                        let listed = listings[scope].take().unwrap_or_default();
-                        let gone: Vec<Uid> = scope_of.iter()
-                            .filter(|(uid, of)| **of == scope && !listed.contains(*uid))
-                            .map(|(uid, _)| *uid)
-                            .collect();
-                        let mut alive = true;
-                        for uid in gone {
-                            scope_of.remove(&uid);
-                            alive &= self.deleted(uid).await;
-                        }
-                        if unlisted.remove(&scope) && unlisted.is_empty() {
-                            info!(webhooks = self.entries.len(), "all Webhooks are listed");
-                            alive &= self.changes.send(Change::Listed).await.is_ok();
-                        }
-                        alive
-                    }
+                    None => false,
                 },
                 Some((uid, reference, error)) = lost_keys.recv() => self.lost(uid, &reference, error).await,
-                Some(Ok((uid, reference, result))) = self.readings.join_next() => self.read(uid, &reference, result).await,
+                Some(reading) = self.readings.join_next() => match reading {
+                    Ok((uid, reference, result)) => self.read(uid, &reference, result).await,
+                    // Nothing is cancelled, and panics are caught.
+                    Err(_) => false,
+                },
                 _ = tick.tick() => self.look_again().await,
-                else => false,
             };
             if !alive {
                 return;
@@ -200,18 +143,49 @@ impl Controller {
         }
     }
 
-    async fn applied(&mut self, webhook: WebhookRef, object: Webhook) -> bool {
+    async fn applied(&mut self, uid: Uid, object: Webhook) -> bool {
+        let Some(webhook) = reference(uid, object.meta()) else { return true };
         let generation = object.metadata.generation.unwrap_or_default();
-        let known = self.entries.remove(&webhook.uid);
+        self.unreadable.remove(&uid);
+        let known = self.entries.remove(&uid);
         if let Some(known) = known {
             if known.generation == generation {
-                self.entries.insert(webhook.uid, known);
+                self.entries.insert(uid, known);
                 return true;
             }
             return self.enter(webhook, object, generation, known.key, None).await;
         }
         let found = Box::new(object.status.clone().unwrap_or_default());
         self.enter(webhook, object, generation, None, Some(found)).await
+    }
+
+    /// The Webhook is there, and this release cannot read it. What waits for it is held; what happens meanwhile passes it by.
+    /// Nothing is written to its status, which could not be read either.
+    async fn skipped(&mut self, uid: Uid, invalid: InvalidObject) -> bool {
+        let InvalidObject { error, metadata } = invalid;
+        let Some(webhook) = reference(uid, &metadata) else { return true };
+        let generation = metadata.generation.unwrap_or_default();
+        let WebhookRef { namespace, name, .. } = &webhook;
+        if self.entries.get(&uid).is_some_and(|known| known.generation == generation) {
+            warn!(
+                namespace,
+                webhook = name,
+                error,
+                "the Webhook cannot be read any more; its spec is unchanged and stays in force"
+            );
+            return true;
+        }
+        warn!(
+            namespace,
+            webhook = name,
+            error,
+            "the Webhook cannot be read: what waits for it is held, and new events pass it by; correct it, or upgrade the operator to the release that it was written for"
+        );
+        self.entries.remove(&uid);
+        self.unreadable.insert(uid);
+        let subscription = Subscription::inert(&webhook, generation);
+        let update = Update { webhook, subscription, resolved: None, standing: None, found: None };
+        self.changes.send(Change::Updated(Box::new(update))).await.is_ok()
     }
 
     async fn enter(
@@ -237,7 +211,8 @@ impl Controller {
     }
 
     async fn deleted(&mut self, uid: Uid) -> bool {
-        self.entries.remove(&uid).is_none() || self.changes.send(Change::Removed(uid)).await.is_ok()
+        let known = self.entries.remove(&uid).is_some() | self.unreadable.remove(&uid);
+        !known || self.changes.send(Change::Removed(uid)).await.is_ok()
     }
 
     /// The key was missing when it was needed. One that the spec no longer names is not missed; handing the Webhook on
@@ -265,7 +240,7 @@ impl Controller {
             }
             Err(error) => match &mut entry.missing {
                 Some(missing) => {
-                    missing.look_again();
+                    missing.look_again_after(Instant::now());
                     if missing.error.reason() == error.reason() {
                         return true;
                     }
@@ -284,11 +259,10 @@ impl Controller {
         let mut fetch = Vec::new();
         for (uid, entry) in &mut self.entries {
             let Some(missing) = &mut entry.missing else { continue };
-            if !missing.stalled && now >= missing.since + STALLED_AFTER {
-                missing.stalled = true;
+            if missing.stalls(now) {
                 publish.push(*uid);
             }
-            if now >= missing.look_again {
+            if missing.is_due(now) {
                 fetch.push(*uid);
             }
         }
@@ -314,7 +288,9 @@ impl Controller {
         let (client, permits) = (self.client.clone(), Arc::clone(&self.permits));
         self.readings.spawn(async move {
             let _permit = permits.acquire().await;
-            let result = SigningKey::read(client, reference.clone()).await;
+            // A panic is a bug, and yet must not leave the Webhook without its key: it counts as a failed reading.
+            let reading = AssertUnwindSafe(SigningKey::read(client, reference.clone())).catch_unwind();
+            let result = reading.await.unwrap_or_else(|_| Err(SecretError::broken(&reference)));
             (uid, reference, result)
         });
     }
@@ -327,98 +303,10 @@ impl Controller {
     }
 }
 
-impl Entry {
-    fn update(&mut self) -> Update {
-        let found = self.found.take();
-        let webhook = self.webhook.clone();
-        let plan = match &self.plan {
-            Ok(plan) => plan,
-            Err(error) => {
-                let readiness = Readiness::Broken { reason: error.reason(), message: error.to_string() };
-                let standing =
-                    Standing { generation: self.generation, endpoint: String::new(), readiness, warnings: Vec::new() };
-                let subscription = Subscription::inert(&webhook, self.generation);
-                return Update { webhook, subscription, resolved: None, standing: Some(standing), found };
-            }
-        };
-        let complete = self.reference.is_none() || self.key.is_some();
-        let readiness = match (&self.missing, complete) {
-            (Some(missing), _) => Some(Readiness::Waiting {
-                reason: missing.error.reason(),
-                message: missing.error.to_string(),
-                stalled: missing.stalled,
-            }),
-            (None, true) if plan.suspend => Some(Readiness::Suspended),
-            (None, true) => Some(Readiness::Live),
-            (None, false) => None,
-        };
-        let standing = readiness.map(|readiness| Standing {
-            generation: self.generation,
-            endpoint: plan.endpoint(),
-            readiness,
-            warnings: self.warnings(),
-        });
-        let resolved = complete.then(|| {
-            Arc::new(Resolved {
-                webhook: webhook.clone(),
-                url: plan.url.clone(),
-                timeout: plan.timeout,
-                key: self.key.clone(),
-            })
-        });
-        let subscription = plan.subscription(&webhook, self.generation, !complete);
-        Update { webhook, subscription, resolved, standing, found }
-    }
-
-    fn warnings(&self) -> Vec<(&'static str, String)> {
-        let Some(reference) = &self.reference else {
-            let note = "deliveries are not signed, so that the receiver cannot tell who sent them: name a Secret in spec.secretRef";
-            return vec![("Unsigned", note.into())];
-        };
-        let newline = self.key.as_ref().is_some_and(|key| key.copy_at_hand().expose_secret().ends_with(b"\n"));
-        if newline {
-            let KeyReference { name, key, .. } = reference;
-            let note = format!(
-                "key {key:?} of Secret {name:?} ends in a newline, which is part of the key: receivers that trim it will refuse every signature"
-            );
-            return vec![("SecretEndsInNewline", note)];
-        }
-        Vec::new()
-    }
+/// `None` for one without a namespace, which no apiserver sends.
+fn reference(uid: Uid, metadata: &ObjectMeta) -> Option<WebhookRef> {
+    Some(WebhookRef { uid, namespace: metadata.namespace.clone()?, name: metadata.name.clone()? })
 }
 
-impl Missing {
-    fn new(error: SecretError) -> Self {
-        let now = Instant::now();
-        Self { error, since: now, look_again: now + LOOK_AGAIN, stalled: false }
-    }
-
-    fn look_again(&mut self) {
-        let now = Instant::now();
-        self.look_again = now + if now < self.since + LONG_MISSING { LOOK_AGAIN } else { LOOK_AGAIN_LATER };
-    }
-}
-
-/// The Webhook, or `None` for one that cannot be read, which is named in the log.
-fn read(guard: DeserializeGuard<Webhook>) -> Option<(WebhookRef, Webhook)> {
-    match guard.0 {
-        Ok(object) => {
-            let uid = Uid::parse(object.metadata.uid.as_deref()?)?;
-            let webhook = WebhookRef { uid, namespace: object.namespace()?, name: object.name_any() };
-            Some((webhook, object))
-        }
-        Err(invalid) => {
-            let (namespace, name) = (invalid.metadata.namespace, invalid.metadata.name);
-            warn!(kind = "Webhook", namespace, name, error = invalid.error, "skipping a malformed object");
-            None
-        }
-    }
-}
-
-fn uid(guard: &DeserializeGuard<Webhook>) -> Option<Uid> {
-    let metadata = match &guard.0 {
-        Ok(object) => &object.metadata,
-        Err(invalid) => &invalid.metadata,
-    };
-    Uid::parse(metadata.uid.as_deref()?)
-}
+#[cfg(test)]
+mod tests;

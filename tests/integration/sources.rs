@@ -250,6 +250,11 @@ fn a_malformed_object_is_counted_and_named_and_disturbs_no_other() {
         assert_eq!(malformed(), 2, "in the watch");
         scene.phase("bad", "Running");
         receiver.wait_for("training.started", "bad", SOON).await;
+
+        scene.job_status("bad", &json!({"phase": ["bad", "again"]}));
+        scene.kubectl(&["delete", "trainingjob", "bad"]);
+        let gone = receiver.wait_for("training.failed", "bad", SOON).await;
+        assert_eq!(gone.json()["data"]["status"], "unknown", "what it came to cannot be read");
     });
 }
 

@@ -222,3 +222,48 @@ fn a_secret_that_goes_holds_deliveries_and_without_one_they_are_unsigned_with_a_
         assert_eq!(accepted.attempt() as usize, attempts + 1, "being held spent no attempt");
     });
 }
+
+#[test]
+fn what_waits_for_a_webhook_that_this_release_cannot_read_is_held_over_a_restart_until_it_can() {
+    run(async {
+        let scene = Scene::alone("unreadable").await;
+        let receiver = Receiver::start().await;
+        scene.webhook("ci", &receiver.url(), &json!({"suspend": true}));
+        let mut operator = scene.operator().await;
+        scene.wait_condition("ci", "Ready", "True", "Suspended", SOON).await;
+        scene.job("held");
+        scene.phase("held", "Running");
+        eventually("the event waits", SOON, || async {
+            (scene.get("webhook", "ci")["status"]["deliveries"]["pending"] == 1).then_some(())
+        })
+        .await;
+        operator.stop();
+
+        // Another release's definition may let through what this one cannot read.
+        let open = json!([{
+            "op": "replace",
+            "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec",
+            "value": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}
+        }]);
+        scene.kubectl(&["patch", "crd", "webhooks.llmtune.io", "--type=json", "-p", &open.to_string()]);
+        let suspend = |value: serde_json::Value| json!({"spec": {"suspend": value}}).to_string();
+        eventually("the open schema is in force", SOON, || async {
+            let patch = suspend(json!("until further notice"));
+            let arguments = ["-n", &scene.namespace, "patch", "webhook", "ci", "--type=merge", "-p", &patch];
+            scene.plane.kubectl(&arguments).status.success().then_some(())
+        })
+        .await;
+        operator.restart();
+        operator.wait_ready().await;
+        operator.wait_log("the Webhook cannot be read", SOON).await;
+        scene.job("missed");
+        scene.phase("missed", "Running");
+        operator.wait_log("name=\"missed\"", SOON).await;
+
+        scene.kubectl(&["patch", "webhook", "ci", "--type=merge", "-p", &suspend(json!(false))]);
+        let held = receiver.wait_for("training.started", "held", SOON).await;
+        assert_eq!(held.attempt(), 1);
+        scene.wait_condition("ci", "Ready", "True", "Subscribed", SOON).await;
+        assert_eq!(receiver.count(), 1, "{:?}", receiver.events());
+    });
+}

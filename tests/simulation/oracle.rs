@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use kube::core::SelectorExt;
 use llmtune_webhooks::{
     event::{
         Event, EventType,

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use kube::core::{Expression, Selector};
 use llmtune_webhooks::{
     delivery::schedule::Backoff,
     event::{EventSet, object::Uid},
     ledger::journal::{Kind as SegmentKind, Shape},
-    subscription::index::{Requirement, Selector, Subscription},
+    subscription::index::Subscription,
 };
 
 use crate::{
@@ -407,19 +408,18 @@ impl World {
             [if self.large { 0 } else { random.below(4) }];
         let team = TEAMS[random.below(2)].to_owned();
         let selector = if random.chance(20) && !self.large {
-            vec![Requirement::In("team".into(), [team].into())]
+            Expression::In("team".into(), [team].into()).into()
         } else {
-            Vec::new()
+            Selector::default()
         };
         let uid = Uid::from_u128(1 << 64 | u128::from(self.serial));
         let (initial, max) = (Duration::from_millis(100), Duration::from_secs(1));
         let subscription = Subscription {
             uid,
             namespace: "ns".into(),
-            name: format!("webhook-{}", self.serial),
             generation: 1,
             events: EventSet::parse(patterns).unwrap_or_default(),
-            selector: Selector(selector),
+            selector,
             max_retries: random.below(4) as u32,
             backoff: Backoff { initial, factor: 2, max },
             concurrency: 1 + random.below(3),

@@ -130,7 +130,10 @@ impl Leader {
         let Some(exchange) = attempted.exchange else {
             if attempted.outcome.result == (AttemptResult::Withheld { hold: false }) {
                 // The claim had lapsed.
-                return self.requests.waiting.push((Instant::now() + PATIENCE, Asked::Test { object, event: event.event_type }));
+                return self
+                    .requests
+                    .waiting
+                    .push((Instant::now() + PATIENCE, Asked::Test { object, event: event.event_type }));
             }
             let message = format!("nothing was sent: the Secret of Webhook {} cannot be read", webhook.name);
             let subject = Subject::Test { event, owner: Some(webhook) };
@@ -178,7 +181,9 @@ impl Leader {
         if !matches!(settled.verdict, Verdict::Delivered | Verdict::Exhausted) {
             return;
         }
-        let Some((object, event)) = self.requests.redeliveries.remove(&(settled.webhook, settled.delivery)) else { return };
+        let Some((object, event)) = self.requests.redeliveries.remove(&(settled.webhook, settled.delivery)) else {
+            return;
+        };
         let delivered = settled.verdict == Verdict::Delivered;
         let reason = match settled.verdict {
             Verdict::Delivered => "Acknowledged",

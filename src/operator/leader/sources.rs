@@ -12,12 +12,7 @@ use super::Leader;
 use crate::{
     engine::Observation,
     event::object::WatchId,
-    source::{
-        Source,
-        deployment::Deployments,
-        training_job::TrainingJobs,
-        watch::{WatchHealth, Watcher},
-    },
+    source::{Source, deployment::Deployments, health::WatchHealth, training_job::TrainingJobs, watch::Watcher},
 };
 
 impl Leader {

@@ -21,11 +21,7 @@ use std::{
 use futures::FutureExt;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{
-    Api, Client,
-    core::DeserializeGuard,
-    runtime::watcher::{self, Event as Seen},
-};
+use kube::{Client, core::error_boundary::InvalidObject, runtime::watcher};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -44,10 +40,10 @@ use crate::{
         WebhookDelivery,
         webhook_delivery::{DEFAULT_TTL, DeliveredEvent, REDELIVER_ANNOTATION, WebhookKind},
     },
-    calls::pump,
     causes::Causes,
     engine::{Keep, MAX_BYTES},
     event::{Event, EventType, id::DeliveryId, object::Uid},
+    objects::{Change, Objects},
     subscription::resolve::{WebhookRef, duration},
 };
 
@@ -207,68 +203,38 @@ struct State {
 impl Deliveries {
     /// Runs until the loop is gone, or until a watch breaks off. `namespaces`: empty means all.
     pub async fn run(mut self, namespaces: Vec<String>) {
-        let (events, mut incoming) = mpsc::channel(64);
-        let apis: Vec<Api<DeserializeGuard<WebhookDelivery>>> = if namespaces.is_empty() {
-            vec![Api::all(self.client.clone())]
-        } else {
-            namespaces.iter().map(|namespace| Api::namespaced(self.client.clone(), namespace)).collect()
-        };
-        let mut unlisted: HashSet<usize> = (0..apis.len()).collect();
-        let mut early = Vec::new();
-        let mut watches = JoinSet::new();
-        for (scope, api) in apis.into_iter().enumerate() {
-            // Each object may hold a body of 256 KiB.
-            let config = watcher::Config::default().timeout(30).page_size(20);
-            watches.spawn(pump(api, config, scope, events.clone()));
-        }
+        // Each object may hold a body of 256 KiB.
+        let config = watcher::Config::default().timeout(30).page_size(20);
+        let mut objects = Objects::<WebhookDelivery>::watch(&self.client, &namespaces, &config);
+        let (mut listed, mut early) = (false, Vec::new());
         let mut state = State::new(self.back, Call::new(self.client, self.may_write));
-        let mut listed: HashMap<usize, HashSet<Uid>> = HashMap::new();
-        let mut scope_of: HashMap<Uid, usize> = HashMap::new();
         let mut tick = interval(Duration::from_millis(500));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                Some((scope, event)) = incoming.recv() => match event {
-                    Seen::Init => { listed.insert(scope, HashSet::new()); }
-                    Seen::InitApply(guard) | Seen::Apply(guard) => {
-                        let Some(object) = read(guard) else { continue };
-                        let Some(uid) = uid(&object) else { continue };
-                        if let Some(listed) = listed.get_mut(&scope) {
-                            listed.insert(uid);
-                            // A list has the last word: an etcd that was restored counts from lower on.
-                            if let Some(known) = state.entries.get_mut(&uid) {
-                                known.version = 0;
-                            }
+                change = objects.next() => match change {
+                    Some(Change::Seen { uid, object: Ok(object), listed }) => {
+                        // A list has the last word: an etcd that was restored counts from lower on.
+                        if listed && let Some(known) = state.entries.get_mut(&uid) {
+                            known.version = 0;
                         }
-                        scope_of.insert(uid, scope);
-                        state.seen(uid, object);
+                        state.seen(uid, *object);
                     }
-                    Seen::Delete(guard) => {
-                        if let Some(uid) = read(guard).as_ref().and_then(uid) {
-                            state.forget(uid);
-                            scope_of.remove(&uid);
+                    Some(Change::Seen { object: Err(invalid), .. }) => unreadable(&invalid),
+                    Some(Change::Gone(uid)) => state.forget(uid),
+                    Some(Change::Listed) => {
+                        listed = true;
+                        for (webhook, keep) in std::mem::take(&mut early) {
+                            state.keep(webhook, keep);
                         }
                     }
-                    Seen::InitDone => {
-                        let there = listed.remove(&scope).unwrap_or_default();
-                        scope_of.retain(|uid, of| {
-                            let gone = *of == scope && !there.contains(uid);
-                            if gone {
-                                state.forget(*uid);
-                            }
-                            !gone
-                        });
-                        if unlisted.remove(&scope) && unlisted.is_empty() {
-                            for (webhook, keep) in std::mem::take(&mut early) {
-                                state.keep(webhook, keep);
-                            }
-                        }
-                    }
+                    // A watch has ended: whoever runs this room is to know.
+                    None => break,
                 },
                 order = self.orders.recv() => match order {
                     None => break,
                     // How many there are is known once all are listed.
-                    Some(Order::Keep(webhook, keep)) if !unlisted.is_empty() => early.push((webhook, keep)),
+                    Some(Order::Keep(webhook, keep)) if !listed => early.push((webhook, keep)),
                     Some(Order::Keep(webhook, keep)) => state.keep(webhook, keep),
                     Some(Order::Answer(answer)) => state.answer(*answer),
                 },
@@ -276,8 +242,6 @@ impl Deliveries {
                     Ok(done) => state.done(done),
                     Err(error) => warn!(error = %Causes(&error), "a call about a WebhookDelivery broke off"),
                 },
-                // None ends while it is listened to: whoever runs this room is to know.
-                Some(_) = watches.join_next() => break,
                 _ = tick.tick() => {
                     for uid in state.expired(Timestamp::now()) {
                         state.delete(uid);
@@ -526,15 +490,10 @@ pub fn unsent(object: DeliveryRef, subject: Subject, reason: &'static str, messa
     Answer { object, subject, delivered: false, reason, message, attempts: 0, status_code: None, error: None, at }
 }
 
-/// The object, or `None` for one that cannot be read, which is named in the log.
-fn read(guard: DeserializeGuard<WebhookDelivery>) -> Option<WebhookDelivery> {
-    guard
-        .0
-        .map_err(|invalid| {
-            let (namespace, name) = (invalid.metadata.namespace.as_deref(), invalid.metadata.name.as_deref());
-            warn!(kind = "WebhookDelivery", namespace, name, error = invalid.error, "skipping a malformed object");
-        })
-        .ok()
+/// Names an object that cannot be read in the log.
+fn unreadable(invalid: &InvalidObject) {
+    let (namespace, name) = (invalid.metadata.namespace.as_deref(), invalid.metadata.name.as_deref());
+    warn!(kind = "WebhookDelivery", namespace, name, error = invalid.error, "skipping a malformed object");
 }
 
 #[cfg(test)]

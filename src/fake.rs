@@ -1,0 +1,69 @@
+//! An apiserver for unit tests: a function from a request's path and query to its answer. With tokio's paused clock a test plays hours
+//! of one in no time.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum::{body::Body as AnswerBody, http::Response};
+use futures::{StreamExt, stream};
+use http::Request;
+use kube::{Client, client::Body};
+use serde_json::{Value, json};
+
+/// What it answers.
+pub enum Answer {
+    /// An object or a list.
+    Object(Value),
+    /// A watch: these lines, and then silence.
+    Watch(Vec<Value>),
+    /// An error of this status.
+    Error(u16),
+    /// Whoever asks panics.
+    Panic,
+}
+
+/// A client of an apiserver that answers as this function does.
+pub fn apiserver(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Client {
+    Client::new(Apiserver(Arc::new(answer)), "default")
+}
+
+/// A line of a watch.
+pub fn line(kind: &str, object: &Value) -> Value {
+    json!({"type": kind, "object": object})
+}
+
+type Answers = dyn Fn(&str) -> Answer + Send + Sync;
+
+#[derive(Clone)]
+struct Apiserver(Arc<Answers>);
+
+impl tower::Service<Request<Body>> for Apiserver {
+    type Response = Response<AnswerBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let Self(answer) = self.clone();
+        Box::pin(async move {
+            let (code, values, open) = match answer(&request.uri().to_string()) {
+                Answer::Object(value) => (200, vec![value], false),
+                Answer::Watch(lines) => (200, lines, true),
+                Answer::Error(code) => (code, vec![json!({"kind": "Status", "apiVersion": "v1", "code": code})], false),
+                Answer::Panic => panic!("as the test wants it"),
+            };
+            let lines = stream::iter(values).map(|value| Ok::<_, Infallible>(format!("{value}\n")));
+            let lines = if open { lines.chain(stream::pending()).boxed() } else { lines.boxed() };
+            let mut response = Response::new(AnswerBody::from_stream(lines));
+            *response.status_mut() = code.try_into().unwrap();
+            Ok(response)
+        })
+    }
+}

@@ -1,0 +1,281 @@
+//! The objects of one kind as they come, change and go, over one watch for each namespace that is served.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    fmt::Debug,
+};
+
+use futures::StreamExt;
+use k8s_openapi::NamespaceResourceScope;
+use kube::{
+    Api, Client, Resource,
+    core::{DeserializeGuard, error_boundary::InvalidObject},
+    runtime::watcher::{Config, Event, watcher},
+};
+use serde::de::DeserializeOwned;
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tracing::{error, warn};
+
+use crate::{calls::pause, causes::Causes, event::object::Uid};
+
+/// Events of the watches that may wait to be asked for.
+const WAITING: usize = 64;
+
+/// What happened to the objects of a kind.
+#[derive(Debug)]
+pub enum Change<K> {
+    /// An object is as it is here, or is there in a form that this release cannot read.
+    Seen {
+        uid: Uid,
+        object: Result<Box<K>, Box<InvalidObject>>,
+        /// It is from a list, which has the last word: an etcd that was restored counts versions from lower on.
+        listed: bool,
+    },
+    /// It is deleted, or a complete list lacked it.
+    Gone(Uid),
+    /// All objects that existed at the start have been seen. Comes once.
+    Listed,
+}
+
+/// The objects of a kind, while it is watched.
+pub struct Objects<K> {
+    watches: JoinSet<()>,
+    events: mpsc::Receiver<(usize, Event<DeserializeGuard<K>>)>,
+    roll: Roll,
+    changes: VecDeque<Change<K>>,
+}
+
+impl<K> Objects<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    /// Watches the objects of these namespaces; none means all.
+    pub fn watch(client: &Client, namespaces: &[String], config: &Config) -> Self {
+        let apis: Vec<Api<DeserializeGuard<K>>> = if namespaces.is_empty() {
+            vec![Api::all(client.clone())]
+        } else {
+            namespaces.iter().map(|namespace| Api::namespaced(client.clone(), namespace)).collect()
+        };
+        let (sender, events) = mpsc::channel(WAITING);
+        let roll = Roll::new(apis.len());
+        let mut watches = JoinSet::new();
+        for (scope, api) in apis.into_iter().enumerate() {
+            watches.spawn(pump(api, config.clone(), scope, sender.clone()));
+        }
+        Self { watches, events, roll, changes: VecDeque::new() }
+    }
+
+    /// The next change; `None` where a watch has ended, which none does by itself. What was not awaited to the end is not lost.
+    pub async fn next(&mut self) -> Option<Change<K>> {
+        loop {
+            if let Some(change) = self.changes.pop_front() {
+                return Some(change);
+            }
+            tokio::select! {
+                Some((scope, event)) = self.events.recv() => self.roll.call(scope, event, &mut self.changes),
+                Some(ended) = self.watches.join_next() => {
+                    error!(kind = %K::kind(&()), ?ended, "a watch has ended");
+                    return None;
+                }
+                else => return None,
+            }
+        }
+    }
+}
+
+/// Feeds one watch in, for as long as somebody listens.
+async fn pump<K>(
+    api: Api<DeserializeGuard<K>>,
+    config: Config,
+    scope: usize,
+    events: mpsc::Sender<(usize, Event<DeserializeGuard<K>>)>,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let mut failures = 0;
+    let mut stream = watcher(api, config).boxed();
+    while let Some(item) = stream.next().await {
+        match item {
+            Ok(event) => {
+                // Comes before each try to list, also before one that fails.
+                if !matches!(event, Event::Init) {
+                    failures = 0;
+                }
+                if events.send((scope, event)).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                let wait = pause(failures);
+                failures += 1;
+                warn!(kind = %K::kind(&()), error = %Causes(&error), ?wait, "watch interrupted; trying again");
+                sleep(wait).await;
+            }
+        }
+    }
+}
+
+/// Which objects are there, so that a list tells which are not. Pure.
+struct Roll {
+    scopes: Vec<Scope>,
+    /// How many have not been listed yet.
+    unlisted: usize,
+}
+
+/// The objects of one watch; those that cannot be read are there all the same.
+#[derive(Default)]
+struct Scope {
+    there: HashSet<Uid>,
+    /// What the list under way has shown so far.
+    listing: Option<HashSet<Uid>>,
+    listed: bool,
+}
+
+impl Roll {
+    fn new(scopes: usize) -> Self {
+        Self { scopes: (0..scopes).map(|_| Scope::default()).collect(), unlisted: scopes }
+    }
+
+    /// Takes in what a watch tells, and appends what that means.
+    fn call<K: Resource>(
+        &mut self,
+        scope: usize,
+        event: Event<DeserializeGuard<K>>,
+        changes: &mut VecDeque<Change<K>>,
+    ) {
+        let Self { scopes, unlisted } = self;
+        let scope = &mut scopes[scope];
+        match event {
+            Event::Init => scope.listing = Some(HashSet::new()),
+            Event::InitApply(guard) | Event::Apply(guard) => {
+                let Some(uid) = uid(&guard) else { return };
+                scope.there.insert(uid);
+                let listed = scope.listing.as_mut().map(|listing| listing.insert(uid)).is_some();
+                changes.push_back(Change::Seen { uid, object: guard.0.map(Box::new).map_err(Box::new), listed });
+            }
+            Event::Delete(guard) => {
+                let Some(uid) = uid(&guard) else { return };
+                scope.there.remove(&uid);
+                changes.push_back(Change::Gone(uid));
+            }
+            Event::InitDone => {
+                let listing = scope.listing.take().unwrap_or_default();
+                let gone = scope.there.extract_if(|uid| !listing.contains(uid));
+                changes.extend(gone.map(Change::Gone));
+                if !std::mem::replace(&mut scope.listed, true) {
+                    *unlisted -= 1;
+                    if *unlisted == 0 {
+                        changes.push_back(Change::Listed);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn uid<K: Resource>(guard: &DeserializeGuard<K>) -> Option<Uid> {
+    guard.meta().uid.as_deref().and_then(Uid::parse)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        time::Duration,
+    };
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use serde_json::json;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::fake::{Answer, apiserver};
+
+    fn guard(number: u128) -> DeserializeGuard<ConfigMap> {
+        let metadata = json!({"name": "a", "uid": Uid::from_u128(number).to_string()});
+        serde_json::from_value(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})).unwrap()
+    }
+
+    fn unreadable(number: u128) -> DeserializeGuard<ConfigMap> {
+        let metadata = json!({"name": "a", "uid": Uid::from_u128(number).to_string()});
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": "none"});
+        let guard: DeserializeGuard<ConfigMap> = serde_json::from_value(object).unwrap();
+        assert!(guard.0.is_err());
+        guard
+    }
+
+    /// What these events of these watches mean, in few words.
+    fn told(scopes: usize, events: Vec<(usize, Event<DeserializeGuard<ConfigMap>>)>) -> Vec<String> {
+        let mut roll = Roll::new(scopes);
+        let mut changes = VecDeque::new();
+        for (scope, event) in events {
+            roll.call(scope, event, &mut changes);
+        }
+        let number = |uid: Uid| (1..100).find(|number| Uid::from_u128(*number) == uid).unwrap();
+        let brief = changes.into_iter().map(|change| match change {
+            Change::Seen { uid, object: Ok(_), listed: false } => format!("seen {}", number(uid)),
+            Change::Seen { uid, object: Ok(_), listed: true } => format!("listed {}", number(uid)),
+            Change::Seen { uid, object: Err(_), .. } => format!("unreadable {}", number(uid)),
+            Change::Gone(uid) => format!("gone {}", number(uid)),
+            Change::Listed => "all listed".to_owned(),
+        });
+        brief.collect()
+    }
+
+    #[test]
+    fn all_are_listed_once_each_namespace_is() {
+        let events = [
+            (0, Event::Init),
+            (1, Event::Init),
+            (0, Event::InitApply(guard(1))),
+            (0, Event::InitDone),
+            (0, Event::Init),
+        ];
+        let events = events.into_iter().chain([(0, Event::InitApply(guard(1))), (0, Event::InitDone)]);
+        let events = events.chain([(1, Event::InitDone), (1, Event::Init), (1, Event::InitDone)]);
+        assert_eq!(told(2, events.collect()), ["listed 1", "listed 1", "all listed"]);
+    }
+
+    #[test]
+    fn what_a_complete_list_lacks_is_gone_and_what_cannot_be_read_is_there() {
+        let events = [
+            Event::Init,
+            Event::InitApply(guard(1)),
+            Event::InitApply(unreadable(2)),
+            Event::InitApply(guard(3)),
+            Event::InitDone,
+            Event::Apply(guard(4)),
+            // Broke off: it tells of nobody that he is gone.
+            Event::Init,
+            Event::InitApply(guard(5)),
+            Event::Init,
+            Event::InitApply(guard(1)),
+            Event::InitApply(unreadable(2)),
+            Event::InitApply(unreadable(4)),
+            Event::InitDone,
+            Event::Delete(unreadable(4)),
+        ];
+        let mut told = told(1, events.map(|event| (0, event)).into());
+        told[9..11].sort_unstable();
+        let expected = ["listed 1", "unreadable 2", "listed 3", "all listed", "seen 4"];
+        let relisted = ["listed 5", "listed 1", "unreadable 2", "unreadable 4", "gone 3", "gone 5", "gone 4"];
+        assert_eq!(told, [&expected[..], &relisted[..]].concat());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_apiserver_that_refuses_every_list_is_asked_ever_more_seldom() {
+        let lists = Arc::new(AtomicUsize::new(0));
+        let asked = Arc::clone(&lists);
+        let client = apiserver(move |_| {
+            asked.fetch_add(1, Ordering::Relaxed);
+            Answer::Error(500)
+        });
+        let mut objects = Objects::<ConfigMap>::watch(&client, &[], &Config::default());
+        assert!(timeout(Duration::from_secs(60), objects.next()).await.is_err());
+        let lists = lists.load(Ordering::Relaxed);
+        assert!((12..40).contains(&lists), "{lists} lists in a minute");
+    }
+}

@@ -1,0 +1,79 @@
+//! How a watch fares: told by its task, asked by `/healthz`, `/readyz` and metrics.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use jiff::Timestamp;
+
+/// How a watch fares, for `/healthz`, `/readyz` and metrics.
+#[derive(Debug)]
+pub struct WatchHealth {
+    /// The kind's name.
+    pub kind: &'static str,
+    /// The namespace; `None`: all.
+    pub namespace: Option<String>,
+    last_activity: AtomicI64,
+    pub(super) last_turn: AtomicI64,
+    installed: AtomicBool,
+    synced: AtomicBool,
+}
+
+impl WatchHealth {
+    /// A watch that has just begun.
+    #[must_use]
+    pub fn new(kind: &'static str, namespace: Option<String>) -> Self {
+        Self {
+            kind,
+            namespace,
+            last_activity: AtomicI64::new(Timestamp::now().as_second()),
+            last_turn: AtomicI64::new(Timestamp::now().as_second()),
+            installed: AtomicBool::new(true),
+            synced: AtomicBool::new(false),
+        }
+    }
+
+    /// The apiserver has sent something.
+    pub(super) fn touch(&self) {
+        self.last_activity.store(Timestamp::now().as_second(), Ordering::Relaxed);
+        self.turn();
+    }
+
+    /// The watch's task has turned, whether the apiserver answered or not.
+    pub(super) fn turn(&self) {
+        self.last_turn.store(Timestamp::now().as_second(), Ordering::Relaxed);
+    }
+
+    /// Its first list is complete, or it goes on from what the ledger remembers.
+    pub(super) fn sync(&self) {
+        self.synced.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the resource is installed; tells whether that is news.
+    pub(super) fn set_installed(&self, installed: bool) -> bool {
+        self.installed.swap(installed, Ordering::Relaxed) != installed
+    }
+
+    /// When the watch's task last turned, in unix seconds. While the apiserver is away it turns on: only a task that is
+    /// stuck stands still.
+    #[must_use]
+    pub fn last_turn(&self) -> i64 {
+        self.last_turn.load(Ordering::Relaxed)
+    }
+
+    /// When the apiserver last sent anything, in unix seconds.
+    #[must_use]
+    pub fn last_activity(&self) -> i64 {
+        self.last_activity.load(Ordering::Relaxed)
+    }
+
+    /// Whether the resource is installed, as far as is known.
+    #[must_use]
+    pub fn is_installed(&self) -> bool {
+        self.installed.load(Ordering::Relaxed)
+    }
+
+    /// Whether its first list is complete, or what the ledger remembers of it is gone on from.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,144 @@
+use std::sync::atomic::AtomicUsize;
+
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::{
+    fake::{Answer, apiserver, line},
+    source::{deployment::Deployments, training_job::TrainingJobs},
+};
+
+const UID: &str = "00000000-0000-0000-0000-000000000007";
+
+fn watcher<S: Source>(
+    answer: impl Fn(&str) -> Answer + Send + Sync + 'static,
+) -> (Arc<Watcher<S>>, mpsc::Receiver<Observation>) {
+    let (observations, incoming) = mpsc::channel(64);
+    let watcher = Watcher {
+        id: WatchId(0),
+        namespace: None,
+        client: apiserver(answer),
+        observations,
+        health: Arc::new(WatchHealth::new(S::KIND, None)),
+        malformed: IntCounter::new("malformed", "objects").unwrap(),
+        newest: AtomicU64::new(0),
+        source: PhantomData,
+    };
+    (Arc::new(watcher), incoming)
+}
+
+fn list(version: u64, items: &[Value]) -> Answer {
+    Answer::Object(json!({"metadata": {"resourceVersion": version.to_string()}, "items": items}))
+}
+
+/// What is observed in this much of the paused clock's time.
+async fn observed(
+    watcher: &Arc<Watcher<impl Source>>,
+    incoming: &mut mpsc::Receiver<Observation>,
+    version: Option<u64>,
+    time: Duration,
+) -> Vec<Change> {
+    let watching: JoinHandle<()> = tokio::spawn(Arc::clone(watcher).run(version));
+    let end = Instant::now() + time;
+    let mut changes = Vec::new();
+    while let Ok(Some(observation)) = tokio::time::timeout_at(end, incoming.recv()).await {
+        changes.push(observation.change);
+    }
+    watching.abort();
+    changes
+}
+
+/// An apiserver that answers 404 until `begun` after it was first asked, as one that does not know its custom resources yet.
+fn just_begun(begun: Duration) -> impl Fn(&str) -> Answer + Send + Sync + 'static {
+    let start = Instant::now();
+    move |path| match path {
+        _ if start.elapsed() < begun => Answer::Error(404),
+        path if path.contains("watch=true") => Answer::Watch(vec![]),
+        _ => list(100, &[]),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_the_ledger_knows_is_not_believed_missing_by_an_apiserver_that_has_just_begun() {
+    let (watcher, mut incoming) = watcher::<TrainingJobs>(just_begun(Duration::from_secs(12)));
+    let changes = observed(&watcher, &mut incoming, Some(90), Duration::from_secs(60)).await;
+    assert!(changes.is_empty(), "{changes:?}");
+    assert!(watcher.health.is_installed() && watcher.health.is_synced());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_was_never_seen_is_soon_believed_missing_and_a_known_one_in_the_end() {
+    for (version, seconds) in [(None, 10), (Some(90), 30)] {
+        let (watcher, mut incoming) = watcher::<TrainingJobs>(|_| Answer::Error(404));
+        let changes = observed(&watcher, &mut incoming, version, Duration::from_secs(seconds)).await;
+        assert!(matches!(changes[..], [Change::NotInstalled, ..]), "{changes:?}");
+        assert!(!watcher.health.is_installed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_apiserver_whose_watches_expire_at_once_is_asked_for_lists_ever_more_seldom() {
+    let lists = Arc::new(AtomicUsize::new(0));
+    let asked = Arc::clone(&lists);
+    let (watcher, mut incoming) = watcher::<TrainingJobs>(move |path| match path {
+        path if path.contains("watch=true") => Answer::Watch(vec![line("ERROR", &json!({"code": 410}))]),
+        path if path.contains("limit=1&") || path.ends_with("limit=1") => list(100, &[]),
+        _ => {
+            asked.fetch_add(1, Ordering::Relaxed);
+            list(100, &[])
+        }
+    });
+    observed(&watcher, &mut incoming, None, Duration::from_secs(60)).await;
+    let lists = lists.load(Ordering::Relaxed);
+    assert!((12..40).contains(&lists), "{lists} lists in a minute");
+}
+
+/// An object of this version whose status cannot be read.
+fn unreadable(version: u64) -> Value {
+    json!({"metadata": {"name": "a", "namespace": "ns", "uid": UID, "resourceVersion": version.to_string()}, "status": 7})
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_is_noticed_also_where_the_last_state_cannot_be_read() {
+    let (watcher, mut incoming) = watcher::<TrainingJobs>(|path| match path {
+        path if path.contains("watch=true") => {
+            Answer::Watch(vec![line("MODIFIED", &unreadable(101)), line("DELETED", &unreadable(102))])
+        }
+        _ => list(100, &[]),
+    });
+    let changes = observed(&watcher, &mut incoming, Some(100), Duration::from_secs(10)).await;
+    assert!(matches!(changes[..], [Change::Vanished(uid)] if Some(uid) == Uid::parse(UID)), "{changes:?}");
+    assert_eq!(watcher.malformed.get(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unreadable_object_whose_label_went_lives_on() {
+    let (watcher, mut incoming) = watcher::<Deployments>(|path| match path {
+        path if path.contains("watch=true") => Answer::Watch(vec![line("DELETED", &unreadable(101))]),
+        path if path.ends_with("/namespaces/ns/deployments/a") => Answer::Object(unreadable(102)),
+        _ => list(100, &[]),
+    });
+    let changes = observed(&watcher, &mut incoming, Some(100), Duration::from_secs(10)).await;
+    assert!(matches!(changes[..], [Change::Unselected(uid)] if Some(uid) == Uid::parse(UID)), "{changes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_cannot_learn_whether_an_object_lives_still_turns() {
+    let metadata = json!({"name": "a", "namespace": "ns", "uid": UID, "resourceVersion": "101"});
+    let gone = json!({"metadata": metadata});
+    let (watcher, mut incoming) = watcher::<Deployments>(move |path| match path {
+        path if path.contains("watch=true") => Answer::Watch(vec![line("DELETED", &gone)]),
+        path if path.ends_with("/namespaces/ns/deployments/a") => Answer::Error(503),
+        _ => list(100, &[]),
+    });
+    let watching = tokio::spawn(Arc::clone(&watcher).run(Some(100)));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    for _ in 0..10 {
+        watcher.health.last_turn.store(0, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(watcher.health.last_turn() > 0);
+    }
+    watching.abort();
+    assert!(incoming.try_recv().is_err(), "nothing is told before it is known");
+}
