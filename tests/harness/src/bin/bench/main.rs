@@ -5,12 +5,15 @@
 
 mod behaviour;
 mod counters;
+mod criterion;
 mod faults;
 mod handover;
 mod latency;
 mod ledger;
 mod load;
+mod micro;
 mod page;
+mod pending;
 mod receiver;
 mod report;
 mod subject;
@@ -90,6 +93,10 @@ enum Part {
     Behaviour,
     /// First sync, memory, flushes and restarts with 100,000 finished jobs.
     Ledger,
+    /// What one event, a flush and a recovery cost in process.
+    Micro,
+    /// A million pending deliveries in process.
+    Pending,
 }
 
 /// What the parts share.
@@ -117,6 +124,8 @@ impl Part {
             Self::Faults => "Faults",
             Self::Behaviour => "Behaviour",
             Self::Ledger => "The ledger",
+            Self::Micro => "Microbenchmarks",
+            Self::Pending => "A million pending deliveries",
         }
     }
 }
@@ -149,6 +158,8 @@ impl Bench {
             Part::Faults => faults::run(self).await,
             Part::Behaviour => behaviour::run(self).await,
             Part::Ledger => ledger::run(self).await,
+            Part::Micro => micro::run(self),
+            Part::Pending => pending::run(self),
         }
     }
 
