@@ -6,6 +6,8 @@
 mod behaviour;
 mod counters;
 mod criterion;
+mod crowd;
+mod fanout;
 mod faults;
 mod handover;
 mod latency;
@@ -93,6 +95,8 @@ enum Part {
     Behaviour,
     /// First sync, memory, flushes and restarts with 100,000 finished jobs.
     Ledger,
+    /// One event for 1, 10, 100 and 1,000 Webhooks.
+    Fanout,
     /// What one event, a flush and a recovery cost in process.
     Micro,
     /// A million pending deliveries in process.
@@ -124,6 +128,7 @@ impl Part {
             Self::Faults => "Faults",
             Self::Behaviour => "Behaviour",
             Self::Ledger => "The ledger",
+            Self::Fanout => "Fan-out",
             Self::Micro => "Microbenchmarks",
             Self::Pending => "A million pending deliveries",
         }
@@ -158,6 +163,7 @@ impl Bench {
             Part::Faults => faults::run(self).await,
             Part::Behaviour => behaviour::run(self).await,
             Part::Ledger => ledger::run(self).await,
+            Part::Fanout => fanout::run(self).await,
             Part::Micro => micro::run(self),
             Part::Pending => pending::run(self),
         }

@@ -81,6 +81,16 @@ impl Page {
         self.rows(rows, Other::None);
     }
 
+    /// Adds a table with a column for each setting: the rows' names, their digits, and a value for each column.
+    pub fn columns(&mut self, setting: &str, heads: &[String], rows: &[(&str, usize, Vec<f64>)]) {
+        let line = format!("---|{}", "---|".repeat(heads.len()));
+        let _ = writeln!(self.text, "\n| {setting} | {} |\n|{line}", heads.join(" | "));
+        for (name, digits, values) in rows {
+            let values: Vec<String> = values.iter().map(|value| format!("{value:.digits$}")).collect();
+            let _ = writeln!(self.text, "| {name} | {} |", values.join(" | "));
+        }
+    }
+
     fn rows(&mut self, rows: &[Row], others: Other) {
         let page = &mut self.text;
         for row in rows {
@@ -153,5 +163,7 @@ mod tests {
             "{}",
             page.text
         );
+        page.columns("Webhooks", &["1".into(), "10".into()], &[("CPU, µs", 0, vec![1.0, 2.4])]);
+        assert!(page.text.ends_with("\n| Webhooks | 1 | 10 |\n|---|---|---|\n| CPU, µs | 1 | 2 |\n"), "{}", page.text);
     }
 }
