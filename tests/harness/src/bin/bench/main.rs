@@ -18,6 +18,7 @@ mod page;
 mod pending;
 mod receiver;
 mod report;
+mod soak;
 mod subject;
 mod tally;
 mod transition;
@@ -46,7 +47,7 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// Measures the operator.
 #[derive(Clone, Parser)]
 struct Args {
-    /// What to measure; everything where nothing is named.
+    /// What to measure; everything but `soak` where nothing is named.
     parts: Vec<Part>,
     /// Training jobs that are there throughout; in `ledger` there are those of `--finished`.
     #[arg(long, default_value_t = 6000, value_parser = clap::value_parser!(u32).range(500..=1_000_000))]
@@ -69,6 +70,9 @@ struct Args {
     /// Patches under way at once where it goes as fast as it can.
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=32))]
     patchers: u32,
+    /// Minutes of `soak`.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=1440))]
+    soak_minutes: u64,
     /// A smoke run: 500 jobs, one round of 6 s, nothing written.
     #[arg(long)]
     quick: bool,
@@ -101,6 +105,8 @@ enum Part {
     Micro,
     /// A million pending deliveries in process.
     Pending,
+    /// Memory over half an hour of load.
+    Soak,
 }
 
 /// What the parts share.
@@ -131,6 +137,7 @@ impl Part {
             Self::Fanout => "Fan-out",
             Self::Micro => "Microbenchmarks",
             Self::Pending => "A million pending deliveries",
+            Self::Soak => "Memory over time",
         }
     }
 }
@@ -166,6 +173,7 @@ impl Bench {
             Part::Fanout => fanout::run(self).await,
             Part::Micro => micro::run(self),
             Part::Pending => pending::run(self),
+            Part::Soak => soak::run(self).await,
         }
     }
 
@@ -182,7 +190,8 @@ impl Bench {
 
     /// Measures the parts, and tells which targets were missed. What one has measured is kept when another fails.
     async fn run(&self) -> Result<Vec<String>, String> {
-        let parts = if self.args.parts.is_empty() { Part::value_variants() } else { &self.args.parts };
+        let all: Vec<Part> = Part::value_variants().iter().copied().filter(|part| *part != Part::Soak).collect();
+        let parts = if self.args.parts.is_empty() { &all } else { &self.args.parts };
         let stamp = format!("`{}`, {}, {}", command(), jiff::Timestamp::now().strftime("%Y-%m-%d"), report::version());
         self.save("machine", &report::machine())?;
         let (mut missed, mut failed) = (Vec::new(), Vec::new());
