@@ -18,6 +18,7 @@ mod page;
 mod pending;
 mod receiver;
 mod report;
+mod scale;
 mod soak;
 mod subject;
 mod tally;
@@ -101,6 +102,8 @@ enum Part {
     Ledger,
     /// One event for 1, 10, 100 and 1,000 Webhooks.
     Fanout,
+    /// 2,000 Webhooks in 200 namespaces: start, memory, calls at rest, edits.
+    Scale,
     /// What one event, a flush and a recovery cost in process.
     Micro,
     /// A million pending deliveries in process.
@@ -135,6 +138,7 @@ impl Part {
             Self::Behaviour => "Behaviour",
             Self::Ledger => "The ledger",
             Self::Fanout => "Fan-out",
+            Self::Scale => "Many Webhooks",
             Self::Micro => "Microbenchmarks",
             Self::Pending => "A million pending deliveries",
             Self::Soak => "Memory over time",
@@ -147,10 +151,18 @@ impl Bench {
         println!("{:>6.1} s  {text}", self.begun.elapsed().as_secs_f64());
     }
 
-    async fn stage(&self, jobs: u32, phase: Phase) -> Stage {
+    async fn plane(&self) -> Arc<ControlPlane> {
         self.say("starting etcd and kube-apiserver");
         let plane = Arc::new(ControlPlane::start().await);
         plane.install_crds();
+        plane
+    }
+
+    async fn stage(&self, jobs: u32, phase: Phase) -> Stage {
+        self.fill(self.plane().await, jobs, phase).await
+    }
+
+    async fn fill(&self, plane: Arc<ControlPlane>, jobs: u32, phase: Phase) -> Stage {
         let namespace = plane.namespace("bench").await;
         let client = plane.admin().await;
         self.say(&format!("creating {jobs} TrainingJobs"));
@@ -171,6 +183,7 @@ impl Bench {
             Part::Behaviour => behaviour::run(self).await,
             Part::Ledger => ledger::run(self).await,
             Part::Fanout => fanout::run(self).await,
+            Part::Scale => scale::run(self).await,
             Part::Micro => micro::run(self),
             Part::Pending => pending::run(self),
             Part::Soak => soak::run(self).await,
