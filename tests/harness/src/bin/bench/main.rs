@@ -62,7 +62,7 @@ struct Args {
     /// Length of the steady load; others are in proportion.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(3..))]
     seconds: u64,
-    /// Rounds of whatever is measured several times.
+    /// Rounds of whatever is measured several times; of `latency` twice as many.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Transitions a second of the steady load of `latency`.
@@ -206,7 +206,7 @@ impl Bench {
         let all: Vec<Part> = Part::value_variants().iter().copied().filter(|part| *part != Part::Soak).collect();
         let parts = if self.args.parts.is_empty() { &all } else { &self.args.parts };
         let stamp = format!("`{}`, {}, {}", command(), jiff::Timestamp::now().strftime("%Y-%m-%d"), report::version());
-        self.save("machine", &report::machine())?;
+        self.save("machine", &report::machine(&self.operator))?;
         let (mut missed, mut failed) = (Vec::new(), Vec::new());
         for part in parts {
             let name = part.to_possible_value().unwrap().get_name().to_owned();
