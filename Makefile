@@ -26,4 +26,5 @@ generate: ## Write crds/ anew from the types
 
 bench: ## Measure the figures and write docs/performance.md; BENCH=--help tells how
 	cargo build --release --workspace --bins --locked
+	cargo bench --package llmtune-webhooks-micro --no-run --locked
 	"$${CARGO_TARGET_DIR:-target}/release/bench" $(BENCH)

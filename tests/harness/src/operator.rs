@@ -5,7 +5,7 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -75,6 +75,8 @@ pub struct Operator {
     pub process: Process,
     pub port: u16,
     pub options: OperatorOptions,
+    /// When its process was started.
+    pub launched: Instant,
     kubeconfig: PathBuf,
     /// Where the running process's part of the log begins: all processes of one operator write to the same.
     log_begins: usize,
@@ -101,8 +103,9 @@ impl Operator {
         let name = format!("operator-{}-{}", options.namespace, options.identity);
         let kubeconfig = plane.write_kubeconfig_for(&name, &token, options.apiserver_port.unwrap_or(plane.port));
         let log = temporary_folder("operator").join("operator.log");
+        let launched = Instant::now();
         let (process, port) = launch(options, &kubeconfig, &log);
-        Self { process, port, options: options.clone(), kubeconfig, log_begins: 0 }
+        Self { process, port, options: options.clone(), launched, kubeconfig, log_begins: 0 }
     }
 
     /// Starts it again with the same options, as kubelet does a container; kills it first if it still runs. Its port is
@@ -111,6 +114,7 @@ impl Operator {
         self.process.kill();
         self.log_begins = self.process.log_text().len();
         let log = self.process.log.clone();
+        self.launched = Instant::now();
         (self.process, self.port) = launch(&self.options, &self.kubeconfig, &log);
     }
 
@@ -143,7 +147,7 @@ impl Operator {
     pub async fn wait_readyz(&mut self, text: &str, limit: Duration) {
         let port = self.port;
         let process = &mut self.process;
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         loop {
             if let Some(status) = process.try_wait() {
                 panic!("the operator ended with {status}\n{}", process.log_tail());

@@ -29,9 +29,16 @@ const LEASE: Duration = Duration::from_secs(6);
 const EDITS: u32 = 2;
 
 /// A receiver of POSTs.
-struct Inbox {
-    port: u16,
+pub struct Inbox {
+    pub port: u16,
     posts: mpsc::Receiver<Post>,
+}
+
+impl Inbox {
+    pub fn open(name: &str) -> Self {
+        let (port, posts) = receiver::start(name);
+        Self { port, posts }
+    }
 }
 
 /// Durations in milliseconds.
@@ -49,11 +56,7 @@ struct Times {
 pub async fn run(bench: &Bench) -> Result<Page, String> {
     let stage = bench.stage(JOBS, Phase::Pending).await;
     let scene = bench.scene(&stage);
-    let end = |name: &str| {
-        let (port, posts) = receiver::start(name);
-        Inbox { port, posts }
-    };
-    let (here, there) = (end("here"), end("there"));
+    let (here, there) = (Inbox::open("here"), Inbox::open("there"));
     scene.subscribe(here.port);
     let options = scene.options().await.argument(&format!("--lease-duration={}s", LEASE.as_secs()));
     let (mut one, _) = scene.start(&stage.client, &options.clone().identity("one")).await;
@@ -94,7 +97,7 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
 
 /// Changes the Webhook's URL under load: when the first POST came to the new one and the last to the old one, in
 /// milliseconds after the answer to the edit.
-async fn edit(stage: &Stage, from: &Inbox, to: &Inbox) -> Result<(f64, f64), String> {
+pub async fn edit(stage: &Stage, from: &Inbox, to: &Inbox) -> Result<(f64, f64), String> {
     for end in [from, to] {
         end.posts.try_iter().for_each(drop);
     }

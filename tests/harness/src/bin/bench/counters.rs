@@ -131,11 +131,34 @@ impl Flushes {
     }
 }
 
+/// Calls to the apiserver by verb and resource.
+pub type Calls = BTreeMap<(String, String), u64>;
+
+/// An operator's calls to the apiserver, as its metrics tell them.
+pub fn calls(text: &str) -> Calls {
+    let mut calls = Calls::new();
+    for line in text.lines().filter(|line| line.starts_with("llmtune_webhooks_api_requests_total{")) {
+        let [Some(verb), Some(resource)] = ["verb", "resource"].map(|name| label(line, name)) else { continue };
+        *calls.entry((verb.to_owned(), resource.to_owned())).or_default() += value(line);
+    }
+    calls
+}
+
+/// A label of a series, but for the first: they are in alphabetical order.
+fn label<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    line.split_once(&format!(",{name}=\"")).and_then(|(_, rest)| rest.split('"').next())
+}
+
+fn value(line: &str) -> u64 {
+    let value = line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+    value.unwrap_or_default() as u64
+}
+
 /// The writes that the apiserver has served, by resource.
 fn served(text: &str) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
     for line in text.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
-        let label = |name: &str| line.split_once(&format!(",{name}=\"")).and_then(|(_, rest)| rest.split('"').next());
+        let label = |name: &str| label(line, name);
         let (Some(verb), Some(resource)) = (label("verb"), label("resource")) else { continue };
         if !["POST", "PUT", "PATCH", "APPLY", "DELETE"].contains(&verb) {
             continue;
@@ -144,8 +167,7 @@ fn served(text: &str) -> BTreeMap<String, u64> {
             Some(subresource) => format!("{resource}/{subresource}"),
             None => resource.to_owned(),
         };
-        let count: f64 = line.rsplit(' ').next().and_then(|count| count.parse().ok()).unwrap_or_default();
-        *counts.entry(name).or_default() += count as u64;
+        *counts.entry(name).or_default() += value(line);
     }
     counts
 }
@@ -161,6 +183,17 @@ mod tests {
                     apiserver_request_total{code=\"200\",component=\"apiserver\",dry_run=\"\",group=\"\",\
                     resource=\"secrets\",scope=\"resource\",subresource=\"\",verb=\"GET\",version=\"v1\"} 9\n";
         assert_eq!(served(text), BTreeMap::from([("webhooks/status".to_owned(), 7)]));
+    }
+
+    #[test]
+    fn an_operators_calls_are_read_whatever_their_codes() {
+        let series = "llmtune_webhooks_api_requests_total{code=\"";
+        let text = format!(
+            "{series}200\",resource=\"leases\",verb=\"update\"}} 7\n{series}409\",resource=\"leases\",verb=\"update\"}} 1\n\
+             {series}200\",resource=\"leases\",verb=\"get\"}} 2\n"
+        );
+        let call = |verb: &str, count| ((verb.to_owned(), "leases".to_owned()), count);
+        assert_eq!(calls(&text), Calls::from([call("get", 2), call("update", 8)]));
     }
 
     #[test]

@@ -3,16 +3,21 @@
 
 use std::time::Duration;
 
+use llmtune_webhooks_harness::operator::OperatorOptions;
+
 use crate::{
-    Args, Bench, WARM_UP,
+    Args, Bench, Stage, WARM_UP,
     load::{Driven, Load, Phase},
-    page::Page,
+    page::{Page, Row},
     receiver,
     report::{self, Round, Setting, Stretch},
-    subject::{Memory, Subject, Synced},
+    subject::{self, Memory, Subject, Synced},
     tally::{self, Tally},
     watch,
 };
+
+/// Cold starts to a round.
+const COLD_STARTS: u32 = 3;
 
 pub async fn run(bench: &Bench) -> Result<Page, String> {
     let args = &bench.args;
@@ -23,8 +28,10 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
     let (floor_port, floor_posts) = receiver::start("floors-receiver");
     scene.subscribe(operator_port);
 
+    let cold = cold_starts(bench, &stage).await?;
     let (mut operators, mut floors) = (Vec::new(), Vec::new());
-    for number in 1..=args.rounds {
+    // Of a single process's latencies, luck with its pages and its connections is a part.
+    for number in 1..=2 * args.rounds {
         for is_operator in [true, false] {
             let name = format!("{} {number}", if is_operator { "operator" } else { "floor" });
             let say = |text: &str| bench.say(&format!("{name}: {text}"));
@@ -41,7 +48,23 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
         }
     }
     let Args { jobs, rate, patchers, seconds, .. } = *args;
-    Ok(report::page(&Setting { jobs, rate, patchers, seconds }, &operators, &floors))
+    let mut page = report::page(&Setting { jobs, rate, patchers, seconds }, &operators, &floors);
+    page.text.push_str(
+        "\nFrom the start of a process that watches a namespace without anything in it to 200 at `/readyz`:\n",
+    );
+    page.spread(&[Row::highest("cold start to Ready, ms", 1, cold)]);
+    Ok(page)
+}
+
+async fn cold_starts(bench: &Bench, stage: &Stage) -> Result<Vec<f64>, String> {
+    let mut starts = Vec::new();
+    for _ in 0..COLD_STARTS * bench.args.rounds {
+        let home = stage.plane.namespace("operator").await;
+        let options = OperatorOptions::new(&bench.operator.display().to_string(), &home).log("info");
+        starts.push(subject::cold_start(&stage.plane, &options).await?);
+    }
+    bench.say(&format!("cold starts: {starts:.1?} ms"));
+    Ok(starts)
 }
 
 async fn measure(
@@ -56,7 +79,7 @@ async fn measure(
     say(&format!("in sync after {} ms, {} ms of CPU, {resident} KiB", wall.as_millis(), cpu.as_millis()));
     tally.settle(&load.steady(args.rate, WARM_UP).await.transitions).await?;
 
-    let quiet = Duration::from_secs(args.seconds.div_ceil(3));
+    let quiet = Duration::from_secs(args.seconds.div_ceil(6));
     let before = subject.cpu();
     tokio::time::sleep(quiet).await;
     let idle = subject.cpu().saturating_sub(before).as_secs_f64() / quiet.as_secs_f64();
@@ -65,7 +88,7 @@ async fn measure(
     let length = Duration::from_secs(args.seconds);
     let steady = stretch(subject, tally, load.steady(args.rate, length)).await?;
     say(&described(&steady));
-    let flat_out = stretch(subject, tally, load.flat_out(args.patchers, length * 2 / 3)).await?;
+    let flat_out = stretch(subject, tally, load.flat_out(args.patchers, length / 3)).await?;
     say(&described(&flat_out));
     Ok(Round { synced, idle, steady, flat_out, loaded: subject.memory() })
 }

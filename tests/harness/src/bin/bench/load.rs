@@ -113,6 +113,13 @@ impl Load {
         self.drive(patchers, Duration::ZERO, Pace::FlatOut(duration)).await
     }
 
+    /// One job begins its next run.
+    pub async fn once(&self) -> Transition {
+        let transition = Transition { run: self.runs.fetch_add(1, Ordering::Relaxed), completed: false };
+        self.patch(transition.run % self.jobs, &status(transition)).await;
+        transition
+    }
+
     async fn drive(&self, patchers: u32, stagger: Duration, pace: Pace) -> Driven {
         let begun = Instant::now();
         let mut tasks = JoinSet::new();

@@ -5,14 +5,21 @@
 
 mod behaviour;
 mod counters;
+mod criterion;
+mod crowd;
+mod fanout;
 mod faults;
 mod handover;
 mod latency;
 mod ledger;
 mod load;
+mod micro;
 mod page;
+mod pending;
 mod receiver;
 mod report;
+mod scale;
+mod soak;
 mod subject;
 mod tally;
 mod transition;
@@ -41,7 +48,7 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// Measures the operator.
 #[derive(Clone, Parser)]
 struct Args {
-    /// What to measure; everything where nothing is named.
+    /// What to measure; everything but `soak` where nothing is named.
     parts: Vec<Part>,
     /// Training jobs that are there throughout; in `ledger` there are those of `--finished`.
     #[arg(long, default_value_t = 6000, value_parser = clap::value_parser!(u32).range(500..=1_000_000))]
@@ -55,7 +62,7 @@ struct Args {
     /// Length of the steady load; others are in proportion.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(3..))]
     seconds: u64,
-    /// Rounds of whatever is measured several times.
+    /// Rounds of whatever is measured several times; of `latency` twice as many.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Transitions a second of the steady load of `latency`.
@@ -64,6 +71,9 @@ struct Args {
     /// Patches under way at once where it goes as fast as it can.
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=32))]
     patchers: u32,
+    /// Minutes of `soak`.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=1440))]
+    soak_minutes: u64,
     /// A smoke run: 500 jobs, one round of 6 s, nothing written.
     #[arg(long)]
     quick: bool,
@@ -90,6 +100,16 @@ enum Part {
     Behaviour,
     /// First sync, memory, flushes and restarts with 100,000 finished jobs.
     Ledger,
+    /// One event for 1, 10, 100 and 1,000 Webhooks.
+    Fanout,
+    /// 2,000 Webhooks in 200 namespaces: start, memory, calls at rest, edits.
+    Scale,
+    /// What one event, a flush and a recovery cost in process.
+    Micro,
+    /// A million pending deliveries in process.
+    Pending,
+    /// Memory over half an hour of load.
+    Soak,
 }
 
 /// What the parts share.
@@ -117,6 +137,11 @@ impl Part {
             Self::Faults => "Faults",
             Self::Behaviour => "Behaviour",
             Self::Ledger => "The ledger",
+            Self::Fanout => "Fan-out",
+            Self::Scale => "Many Webhooks",
+            Self::Micro => "Microbenchmarks",
+            Self::Pending => "A million pending deliveries",
+            Self::Soak => "Memory over time",
         }
     }
 }
@@ -126,10 +151,18 @@ impl Bench {
         println!("{:>6.1} s  {text}", self.begun.elapsed().as_secs_f64());
     }
 
-    async fn stage(&self, jobs: u32, phase: Phase) -> Stage {
+    async fn plane(&self) -> Arc<ControlPlane> {
         self.say("starting etcd and kube-apiserver");
         let plane = Arc::new(ControlPlane::start().await);
         plane.install_crds();
+        plane
+    }
+
+    async fn stage(&self, jobs: u32, phase: Phase) -> Stage {
+        self.fill(self.plane().await, jobs, phase).await
+    }
+
+    async fn fill(&self, plane: Arc<ControlPlane>, jobs: u32, phase: Phase) -> Stage {
         let namespace = plane.namespace("bench").await;
         let client = plane.admin().await;
         self.say(&format!("creating {jobs} TrainingJobs"));
@@ -149,6 +182,11 @@ impl Bench {
             Part::Faults => faults::run(self).await,
             Part::Behaviour => behaviour::run(self).await,
             Part::Ledger => ledger::run(self).await,
+            Part::Fanout => fanout::run(self).await,
+            Part::Scale => scale::run(self).await,
+            Part::Micro => micro::run(self),
+            Part::Pending => pending::run(self),
+            Part::Soak => soak::run(self).await,
         }
     }
 
@@ -165,9 +203,10 @@ impl Bench {
 
     /// Measures the parts, and tells which targets were missed. What one has measured is kept when another fails.
     async fn run(&self) -> Result<Vec<String>, String> {
-        let parts = if self.args.parts.is_empty() { Part::value_variants() } else { &self.args.parts };
+        let all: Vec<Part> = Part::value_variants().iter().copied().filter(|part| *part != Part::Soak).collect();
+        let parts = if self.args.parts.is_empty() { &all } else { &self.args.parts };
         let stamp = format!("`{}`, {}, {}", command(), jiff::Timestamp::now().strftime("%Y-%m-%d"), report::version());
-        self.save("machine", &report::machine())?;
+        self.save("machine", &report::machine(&self.operator))?;
         let (mut missed, mut failed) = (Vec::new(), Vec::new());
         for part in parts {
             let name = part.to_possible_value().unwrap().get_name().to_owned();

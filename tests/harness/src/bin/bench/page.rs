@@ -20,6 +20,14 @@ pub struct Row {
     beside: Option<f64>,
 }
 
+/// What stands beside a value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Other {
+    None,
+    Alone,
+    WithRatio,
+}
+
 impl Row {
     pub fn new(figure: impl Into<String>, digits: usize, value: f64) -> Self {
         Self { figure: figure.into(), target: None, digits, value, beside: None }
@@ -58,24 +66,43 @@ impl Page {
         let head =
             format!("\n| figure | target | operator | {beside} | operator ÷ {beside} |\n|---|---|---|---|---|\n");
         self.text.push_str(&head);
-        self.rows(rows, true);
+        self.rows(rows, Other::WithRatio);
     }
 
     /// Adds a table of what was measured several times: the highest, beside it the median.
     pub fn spread(&mut self, rows: &[Row]) {
         self.text.push_str("\n| figure | target | highest | median |\n|---|---|---|---|\n");
-        self.rows(rows, false);
+        self.rows(rows, Other::Alone);
     }
 
-    fn rows(&mut self, rows: &[Row], with_ratio: bool) {
+    /// Adds a table of what was measured once and is held against nothing but its target.
+    pub fn values(&mut self, rows: &[Row]) {
+        self.text.push_str("\n| figure | target | value |\n|---|---|---|\n");
+        self.rows(rows, Other::None);
+    }
+
+    /// Adds a table with a column for each setting: the rows' names, their digits, and a value for each column.
+    pub fn columns(&mut self, setting: &str, heads: &[String], rows: &[(&str, usize, Vec<f64>)]) {
+        let line = format!("---|{}", "---|".repeat(heads.len()));
+        let _ = writeln!(self.text, "\n| {setting} | {} |\n|{line}", heads.join(" | "));
+        for (name, digits, values) in rows {
+            let values: Vec<String> = values.iter().map(|value| format!("{value:.digits$}")).collect();
+            let _ = writeln!(self.text, "| {name} | {} |", values.join(" | "));
+        }
+    }
+
+    fn rows(&mut self, rows: &[Row], others: Other) {
         let page = &mut self.text;
         for row in rows {
             let Row { figure, target, digits, value, beside } = row;
             let missed = if row.misses() { ", missed" } else { "" };
             let target = target.map_or_else(|| "–".into(), |target| format!("≤ {target}{missed}"));
-            let other = beside.map_or_else(|| "–".into(), |beside| format!("{beside:.digits$}"));
-            let _ = write!(page, "| {figure} | {target} | {value:.digits$} | {other} |");
-            if with_ratio {
+            let _ = write!(page, "| {figure} | {target} | {value:.digits$} |");
+            if others != Other::None {
+                let other = beside.map_or_else(|| "–".into(), |beside| format!("{beside:.digits$}"));
+                let _ = write!(page, " {other} |");
+            }
+            if others == Other::WithRatio {
                 let ratio = beside.filter(|beside| *beside > 0.0).map(|beside| format!("{:.2}", value / beside));
                 let _ = write!(page, " {} |", ratio.as_deref().unwrap_or("–"));
             }
@@ -125,5 +152,18 @@ mod tests {
         page.table("floor", &[late, Row::new("unknown", 0, f64::NAN).at_most(1.0, true), Row::new("fine", 0, 2.0)]);
         assert!(page.text.contains("| late | ≤ 1, missed | 2.0 | 4.0 | 0.50 |"), "{}", page.text);
         assert_eq!(page.missed, ["late: 2.0", "unknown: NaN"]);
+    }
+
+    #[test]
+    fn a_table_has_the_columns_that_its_kind_needs() {
+        let mut page = Page::new("");
+        page.values(&[Row::new("one", 1, 2.0).at_most(3.0, true)]);
+        assert!(
+            page.text.ends_with("\n| figure | target | value |\n|---|---|---|\n| one | ≤ 3 | 2.0 |\n"),
+            "{}",
+            page.text
+        );
+        page.columns("Webhooks", &["1".into(), "10".into()], &[("CPU, µs", 0, vec![1.0, 2.4])]);
+        assert!(page.text.ends_with("\n| Webhooks | 1 | 10 |\n|---|---|---|\n| CPU, µs | 1 | 2 |\n"), "{}", page.text);
     }
 }

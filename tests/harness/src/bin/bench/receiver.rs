@@ -23,6 +23,7 @@ const FAILED: &[u8] = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\
 #[derive(Debug)]
 pub struct Post {
     pub at: Instant,
+    pub path: String,
     /// `X-LLMTune-Signature`; empty where it is absent.
     pub signature: String,
     pub body: Vec<u8>,
@@ -91,7 +92,8 @@ fn read(buffer: &[u8], at: Instant) -> Option<(Post, usize)> {
     let length: usize = header("content-length").expect("a POST has a Content-Length").parse().unwrap();
     let body = buffer.get(head_end..head_end + length)?.to_vec();
     let signature = header("x-llmtune-signature").unwrap_or_default().to_owned();
-    Some((Post { at, signature, body, acknowledged: true }, head_end + length))
+    let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+    Some((Post { at, path, signature, body, acknowledged: true }, head_end + length))
 }
 
 #[cfg(test)]
@@ -106,9 +108,10 @@ mod tests {
 
     #[test]
     fn a_request_is_read_once_it_is_complete() {
-        let bytes = b"POST / HTTP/1.1\r\nContent-Length: 2\r\nX-LLMTune-Signature: ab\r\n\r\n{}POST";
+        let bytes = b"POST /7 HTTP/1.1\r\nContent-Length: 2\r\nX-LLMTune-Signature: ab\r\n\r\n{}POST";
         assert!(read(&bytes[..bytes.len() - 5], Instant::now()).is_none());
         let (post, length) = read(bytes, Instant::now()).unwrap();
-        assert_eq!((post.signature.as_str(), post.body.as_slice(), length), ("ab", &b"{}"[..], bytes.len() - 4));
+        assert_eq!((post.path.as_str(), post.signature.as_str()), ("/7", "ab"));
+        assert_eq!((post.body.as_slice(), length), (&b"{}"[..], bytes.len() - 4));
     }
 }

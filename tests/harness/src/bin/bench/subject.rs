@@ -18,6 +18,8 @@ use llmtune_webhooks_harness::{
 };
 use serde_json::{Value, json};
 
+use crate::crowd::is_ready;
+
 /// How long a subject may take to be in sync.
 const SYNCED: Duration = Duration::from_mins(3);
 
@@ -104,8 +106,7 @@ impl Scene<'_> {
     pub async fn is_ready(&self, client: &Client, name: &str) -> Option<()> {
         let webhooks = Request::new(format!("/apis/llmtune.io/v1alpha1/namespaces/{}/webhooks", self.namespace));
         let webhook: Value = client.request(webhooks.get(name, &GetParams::default()).ok()?).await.ok()?;
-        let mut conditions = webhook["status"]["conditions"].as_array()?.iter();
-        conditions.find(|condition| condition["type"] == "Ready" && condition["status"] == "True").map(|_| ())
+        is_ready(&webhook).then_some(())
     }
 
     /// Starts an operator and waits until it watches, knows every job and has a Webhook that is Ready.
@@ -202,6 +203,22 @@ pub fn writes(text: &str) -> BTreeMap<String, u64> {
 pub fn memory(process: &Process) -> Memory {
     let [anonymous, peak] = ["RssAnon:", "VmHWM:"].map(|field| process.status_kib(field));
     Memory { resident: process.resident_kib(), anonymous, peak }
+}
+
+/// Starts an operator where it has nothing, and ends it; from the process's start to 200 at `/readyz`, in milliseconds.
+pub async fn cold_start(plane: &ControlPlane, options: &OperatorOptions) -> Result<f64, String> {
+    let operator = Operator::start(plane, options).await;
+    loop {
+        let answer = operator.get("/readyz");
+        let took = operator.launched.elapsed();
+        if answer.is_some_and(|(status, body)| status == 200 && body.contains("leader")) {
+            return Ok(took.as_secs_f64() * 1e3);
+        }
+        if took > SYNCED {
+            return Err(format!("not ready within {SYNCED:?}\n{}", operator.process.log_tail()));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// When this process logged that it leads, since its last start.

@@ -126,7 +126,7 @@ impl<'a> Tally<'a> {
             }
         }
         for post in arrived(self.posts)? {
-            let transition = self.read(&post)?;
+            let transition = read(&post, self.secret, self.jobs)?;
             self.arrivals.push(post.at);
             if !post.acknowledged {
                 continue;
@@ -138,17 +138,18 @@ impl<'a> Tally<'a> {
         }
         Ok(())
     }
+}
 
-    fn read(&self, post: &Post) -> Result<Transition, String> {
-        let refuse = |problem: &str| format!("{problem}: {}", String::from_utf8_lossy(&post.body));
-        let Ok(mut mac) = Hmac::<sha2::Sha256>::new_from_slice(self.secret.as_bytes()) else { unreachable!() };
-        mac.update(&post.body);
-        mac.verify_slice(&hexadecimal(&post.signature)).map_err(|_| refuse("a POST's signature is wrong"))?;
-        let body: Value = serde_json::from_slice(&post.body).map_err(|error| refuse(&error.to_string()))?;
-        let word = |name: &str| body["data"][name].as_str().unwrap_or_default();
-        Transition::read(word("name"), word("status"), word("startedAt"), self.jobs)
-            .ok_or_else(|| refuse("a POST tells of nothing that happened"))
-    }
+/// The transition that a POST tells of, if it is signed with this secret.
+pub fn read(post: &Post, secret: &str, jobs: u32) -> Result<Transition, String> {
+    let refuse = |problem: &str| format!("{problem}: {}", String::from_utf8_lossy(&post.body));
+    let Ok(mut mac) = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()) else { unreachable!() };
+    mac.update(&post.body);
+    mac.verify_slice(&hexadecimal(&post.signature)).map_err(|_| refuse("a POST's signature is wrong"))?;
+    let body: Value = serde_json::from_slice(&post.body).map_err(|error| refuse(&error.to_string()))?;
+    let word = |name: &str| body["data"][name].as_str().unwrap_or_default();
+    Transition::read(word("name"), word("status"), word("startedAt"), jobs)
+        .ok_or_else(|| refuse("a POST tells of nothing that happened"))
 }
 
 impl Drop for Tally<'_> {
