@@ -14,7 +14,7 @@ use llmtune_webhooks::{
     },
     ledger::journal::{Journal, Segment, Shape},
     source::{Source, training_job::TrainingJobs},
-    subscription::index::{Selector, Subscription},
+    subscription::index::Subscription,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -117,10 +117,9 @@ impl World {
         self.engine.subscribe(Subscription {
             uid: webhook(number),
             namespace: namespace.into(),
-            name: format!("webhook-{number}"),
             generation: 1,
             events: EventSet::parse(&["training.*"]).unwrap(),
-            selector: Selector::default(),
+            selector: kube::core::Selector::default(),
             max_retries: 5,
             backoff: Backoff { initial: second * 5, factor: 5, max: second * 3600 },
             concurrency,
