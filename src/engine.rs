@@ -539,7 +539,9 @@ impl Engine {
                 (0, Verdict::Withheld)
             }
             AttemptResult::Acknowledged => {
-                self.pending.queue(webhook).gone = None;
+                if generation == subscription.generation {
+                    self.pending.queue(webhook).gone = None;
+                }
                 self.pending.remove(webhook, id);
                 (attempt, Verdict::Delivered)
             }

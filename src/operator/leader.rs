@@ -246,7 +246,7 @@ impl Leader {
             let events = memory.unknown_events;
             warn!(
                 events,
-                "the ledger holds events of a type that this release does not know; they wait for one that does"
+                "the ledger holds events of a type that this release does not know; they are sent only if a release that knows it takes over before they are written over"
             );
         }
         let shards = Shape::default().shards;
@@ -346,6 +346,7 @@ impl Leader {
             let dropped = self.engine.unsubscribe(uid);
             if dropped > 0 {
                 info!(webhook = %uid, dropped, "a Webhook was deleted meanwhile; what was under way to it is dropped");
+                self.context.metrics.dropped_with_webhook("", dropped);
             }
         }
     }
@@ -405,11 +406,11 @@ impl Leader {
     fn removed(&mut self, uid: Uid) {
         let dropped = self.engine.unsubscribe(uid);
         let asked = self.requests.of_webhook(uid);
-        self.count_dropped(uid, DropReason::WebhookDeleted, dropped as u64);
         if let Some(known) = self.webhooks.remove(&uid) {
             let WebhookRef { namespace, name, .. } = &known.webhook;
             info!(namespace, webhook = name, dropped, "the Webhook is deleted");
             self.context.metrics.forget(&known.webhook);
+            self.context.metrics.dropped_with_webhook(namespace, dropped);
         }
         self.note(Note::Removed(uid));
         for (object, event) in asked {

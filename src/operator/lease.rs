@@ -35,6 +35,9 @@ use tracing::{debug, info, warn};
 
 use crate::{calls::within, causes::Causes};
 
+/// A watch that ends at once, as through a proxy, is not opened anew at once.
+const SHORTEST_WATCH: Duration = Duration::from_millis(250);
+
 /// The Lease's name, in the operator's namespace.
 pub const LEASE: &str = "llmtune-webhooks";
 
@@ -70,6 +73,12 @@ pub struct Elector {
     api: Api<Lease>,
     identity: String,
     duration: Duration,
+}
+
+/// The Lease as another held it, and when it was first seen so: errors in between do not prolong it.
+struct Observed {
+    version: Option<String>,
+    expiry: Instant,
 }
 
 /// A Lease that is held, and renewed in the background.
@@ -124,8 +133,9 @@ impl Elector {
 
     /// Waits until this process holds the Lease. `standing_by` is told once the holder is known to be another.
     pub async fn acquire(&self, standing_by: impl Fn(&str)) -> Leadership {
+        let mut observed = Observed { version: None, expiry: Instant::now() };
         loop {
-            match self.try_acquire(&standing_by).await {
+            match self.try_acquire(&standing_by, &mut observed).await {
                 Ok(Some(leadership)) => return leadership,
                 Ok(None) => {}
                 Err(error) => {
@@ -136,7 +146,11 @@ impl Elector {
         }
     }
 
-    async fn try_acquire(&self, standing_by: &impl Fn(&str)) -> Result<Option<Leadership>, kube::Error> {
+    async fn try_acquire(
+        &self,
+        standing_by: &impl Fn(&str),
+        observed: &mut Observed,
+    ) -> Result<Option<Leadership>, kube::Error> {
         let Some(found) = self.call(self.api.get_opt(LEASE)).await? else {
             return self.lead(None).await;
         };
@@ -145,28 +159,28 @@ impl Elector {
             return self.lead(Some(&found)).await;
         }
         standing_by(&holder);
-        match self.follow(found).await? {
+        match self.follow(found, observed).await? {
             Some(expired) => self.lead(Some(&expired)).await,
             None => Ok(None),
         }
     }
 
     /// Watches the Lease until it is free or expires: by this process's clock, nobody renewed it for its duration.
-    async fn follow(&self, mut lease: Lease) -> Result<Option<Lease>, kube::Error> {
+    async fn follow(&self, mut lease: Lease, observed: &mut Observed) -> Result<Option<Lease>, kube::Error> {
         let params = WatchParams::default().fields(&format!("metadata.name={LEASE}")).timeout(60);
-        let mut expiry = Instant::now() + lease_duration(&lease).unwrap_or(self.duration);
+        self.observe(&lease, observed);
         'watch: loop {
             let version = lease.metadata.resource_version.clone().unwrap_or_default();
             let opened = timeout(self.request_timeout(), self.api.watch(&params, &version)).await;
             let Ok(Ok(stream)) = opened else {
-                if Instant::now() >= expiry {
+                if Instant::now() >= observed.expiry {
                     return Ok(Some(lease));
                 }
-                sleep(self.retry_period().min(expiry.duration_since(Instant::now()))).await;
+                sleep(self.retry_period().min(observed.expiry.saturating_duration_since(Instant::now()))).await;
                 match self.call(self.api.get_opt(LEASE)).await? {
                     None => return Ok(None),
                     Some(found) if found.metadata.resource_version != lease.metadata.resource_version => {
-                        expiry = Instant::now() + lease_duration(&found).unwrap_or(self.duration);
+                        self.observe(&found, observed);
                         lease = found;
                         if holder(&lease).is_empty() {
                             return Ok(Some(lease));
@@ -179,12 +193,12 @@ impl Elector {
             let mut stream = std::pin::pin!(stream);
             loop {
                 let event = tokio::select! {
-                    () = sleep_until(expiry) => return Ok(Some(lease)),
+                    () = sleep_until(observed.expiry) => return Ok(Some(lease)),
                     event = stream.next() => event,
                 };
                 match event {
                     Some(Ok(WatchEvent::Added(found) | WatchEvent::Modified(found))) => {
-                        expiry = Instant::now() + lease_duration(&found).unwrap_or(self.duration);
+                        self.observe(&found, observed);
                         lease = found;
                         if holder(&lease).is_empty() {
                             return Ok(Some(lease));
@@ -198,12 +212,24 @@ impl Elector {
                         if found.metadata.resource_version != lease.metadata.resource_version {
                             return Ok(None);
                         }
-                        sleep(self.retry_period().min(expiry.saturating_duration_since(Instant::now()))).await;
+                        sleep(self.retry_period().min(observed.expiry.saturating_duration_since(Instant::now()))).await;
                         continue 'watch;
                     }
-                    None => continue 'watch,
+                    None => {
+                        sleep(SHORTEST_WATCH).await;
+                        continue 'watch;
+                    }
                 }
             }
+        }
+    }
+
+    /// A Lease that was renewed since it was last seen expires its duration from now on.
+    fn observe(&self, lease: &Lease, observed: &mut Observed) {
+        let version = &lease.metadata.resource_version;
+        if observed.version != *version {
+            let expiry = Instant::now() + lease_duration(lease).unwrap_or(self.duration);
+            *observed = Observed { version: version.clone(), expiry };
         }
     }
 
@@ -220,11 +246,11 @@ impl Elector {
         let same = found.is_some_and(|lease| holder(lease) == self.identity);
         let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or_default();
         let lease = Lease {
-            metadata: ObjectMeta {
-                name: Some(LEASE.into()),
-                resource_version: found.and_then(|lease| lease.metadata.resource_version.clone()),
-                ..ObjectMeta::default()
-            },
+            // With the labels, annotations and owners that others gave it.
+            metadata: found.map_or_else(
+                || ObjectMeta { name: Some(LEASE.into()), ..ObjectMeta::default() },
+                |lease| lease.metadata.clone(),
+            ),
             spec: Some(LeaseSpec {
                 holder_identity: Some(self.identity.clone()),
                 lease_duration_seconds: Some(self.duration.as_secs().max(1) as i32),

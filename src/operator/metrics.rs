@@ -100,7 +100,7 @@ impl Metrics {
             )?,
             watch_last_activity: gauges(
                 "watch_last_activity_timestamp_seconds",
-                "When the apiserver last sent anything on a watch of this kind.",
+                "When the apiserver last sent anything on the most silent watch of this kind.",
                 &["kind"],
             )?,
             malformed: counters("malformed_objects_total", "Objects that could not be read.", &["kind"])?,
@@ -134,6 +134,13 @@ impl Metrics {
             }
             Verdict::Exhausted => self.deliveries.with_label_values(&[namespace, name, event, "exhausted"]).inc(),
             Verdict::Retry(_) | Verdict::Withheld => {}
+        }
+    }
+
+    /// Counts what was pending to a Webhook that is deleted. Its own series go with it, so this one bears no name.
+    pub fn dropped_with_webhook(&self, namespace: &str, count: usize) {
+        if count > 0 {
+            self.dropped.with_label_values(&[namespace, "", "webhook_deleted"]).inc_by(count as u64);
         }
     }
 
@@ -181,21 +188,18 @@ impl Metrics {
 pub enum DropReason {
     /// A bound on what is pending was reached.
     Bound,
-    /// Its Webhook was deleted.
-    WebhookDeleted,
     /// It was given up, and could not be kept as an object.
     NotKept,
 }
 
 impl DropReason {
-    const ALL: [Self; 3] = [Self::Bound, Self::WebhookDeleted, Self::NotKept];
+    const ALL: [Self; 2] = [Self::Bound, Self::NotKept];
 
     /// The value of the label `reason`.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
             Self::Bound => "bound_reached",
-            Self::WebhookDeleted => "webhook_deleted",
             Self::NotKept => "not_kept",
         }
     }

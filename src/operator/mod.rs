@@ -20,6 +20,9 @@ use lease::Elector;
 use metrics::Metrics;
 use server::{Health, Role, Shown};
 
+/// Each namespace that is named costs four watches.
+const MAX_NAMESPACES: usize = 1000;
+
 /// Why the operator cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -57,6 +60,12 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
     args.watch_namespaces.sort_unstable();
     args.watch_namespaces.dedup();
     let identity = args.identity().map_err(Error::Config)?;
+    let namespaces = args.watch_namespaces.len();
+    if namespaces > MAX_NAMESPACES {
+        return Err(Error::Config(format!(
+            "--watch-namespace names {namespaces} namespaces: name at most {MAX_NAMESPACES}, or none to serve all"
+        )));
+    }
     let roots = read_roots(&args)?;
     let registry = Registry::new();
     let metrics = Metrics::register(&registry)?;

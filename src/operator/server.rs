@@ -1,6 +1,7 @@
 //! `/metrics`, `/healthz` and `/readyz`.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     net::SocketAddr,
     sync::{
@@ -209,8 +210,14 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
         })
         .await;
     }
+    // Of several watches of a kind the one that has been silent for longest: no other may hide it.
+    let mut oldest: BTreeMap<&str, i64> = BTreeMap::new();
     for watch in lock(&shown.health.watches).iter() {
-        shown.metrics.watch_last_activity.with_label_values(&[watch.kind]).set(watch.last_activity());
+        let oldest = oldest.entry(watch.kind).or_insert(i64::MAX);
+        *oldest = watch.last_activity().min(*oldest);
+    }
+    for (kind, at) in oldest {
+        shown.metrics.watch_last_activity.with_label_values(&[kind]).set(at);
     }
     match TextEncoder::new().encode_to_string(&shown.registry.gather()) {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),

@@ -224,10 +224,11 @@ fn metrics_and_health_tell_what_happens() {
         })
         .await;
         scene.kubectl(&["delete", "webhook", "held"]);
-        eventually("what was pending is counted as dropped, and goes too", SOON, || async {
+        eventually("its series go too", SOON, || async {
             (!operator.metrics().contains("webhook=\"held\"")).then_some(())
         })
         .await;
+        assert_eq!(count("dropped_total", &[("webhook", ""), ("reason", "webhook_deleted")]), 2, "what it held is counted");
     });
 }
 
