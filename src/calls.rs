@@ -1,4 +1,4 @@
-//! Calls to the apiserver: how long to wait for one, and before the next, and how loudly failures are told.
+//! Calls to the apiserver: writes, how long to wait for one, and before the next, and how loudly failures are told.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -6,7 +6,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::{HeaderValue, Request, header::ACCEPT};
+use kube::{
+    Client,
+    api::{ObjectMeta, PartialObjectMeta},
+    core::request,
+};
 use tokio::time::timeout;
+
+const METADATA_ONLY: HeaderValue =
+    HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
+
+/// Makes a write of one object. Its answer would repeat what was written: only the metadata is asked for.
+pub async fn write(
+    client: &Client,
+    request: Result<Request<Vec<u8>>, request::Error>,
+) -> Result<ObjectMeta, kube::Error> {
+    let mut request = request.map_err(kube::Error::BuildRequest)?;
+    request.headers_mut().insert(ACCEPT, METADATA_ONLY);
+    client.request::<PartialObjectMeta>(request).await.map(|written| written.metadata)
+}
 
 /// The result of a request that is given up on after `limit`.
 pub async fn within<T, E: From<kube::Error>>(

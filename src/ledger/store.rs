@@ -6,11 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderValue, header::ACCEPT};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, Resource,
-    api::{ListParams, ObjectMeta, PartialObjectMeta, PostParams},
+    api::{ListParams, ObjectMeta, PostParams},
     core::Request,
 };
 use tokio::time::sleep;
@@ -21,7 +20,7 @@ use super::journal::{
 };
 use crate::{
     api::ledger_segment::{LedgerSegment, LedgerSegmentSpec, SegmentKind},
-    calls::{pause, within},
+    calls::{self, pause, within},
     causes::Causes,
     event::object::Uid,
 };
@@ -32,9 +31,6 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// Segments to a page: each holds up to a megabyte.
 const PAGE: u32 = 16;
 const CLAIM_POLL: Duration = Duration::from_millis(50);
-/// The answer to a write repeats what was written, unless only its metadata is asked for.
-const METADATA_ONLY: HeaderValue =
-    HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
 
 /// Asked before each write: the leader's claim.
 pub type MayWrite = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -251,10 +247,8 @@ impl Store {
             Some(_) => segments.replace(&segment.name, &params, body),
             None => segments.create(&params, body),
         };
-        let mut request = request.map_err(kube::Error::BuildRequest)?;
-        request.headers_mut().insert(ACCEPT, METADATA_ONLY);
-        let written: PartialObjectMeta<LedgerSegment> = within(REQUEST, self.client.request(request)).await?;
-        Ok(written.metadata.resource_version.unwrap_or_default())
+        let written = within(REQUEST, calls::write(&self.client, request)).await?;
+        Ok(written.resource_version.unwrap_or_default())
     }
 }
 

@@ -9,8 +9,9 @@ use std::{
 use futures::FutureExt;
 use jiff::Timestamp;
 use kube::{
-    Api, Client, Resource,
+    Client, Resource,
     api::{Patch, PatchParams},
+    core::Request,
 };
 use serde_json::json;
 use tokio::{
@@ -27,7 +28,7 @@ use super::{
 };
 use crate::{
     api::Webhook,
-    calls::{Hush, within},
+    calls::{self, Hush, within},
     causes::Causes,
     event::object::Uid,
     subscription::resolve::WebhookRef,
@@ -142,7 +143,6 @@ fn settle(statuses: &mut Statuses, written: Result<(Uid, bool), tokio::task::Joi
 /// Applies one status; true where it landed, or where another Webhook has taken the name.
 async fn apply(client: Client, write: StatusWrite) -> bool {
     let StatusWrite { webhook: WebhookRef { uid, namespace, name }, status } = write;
-    let api: Api<Webhook> = Api::namespaced(client, &namespace);
     // With the uid a Webhook that was deleted and created anew under this name is left alone.
     let patch = json!({
         "apiVersion": Webhook::api_version(&()),
@@ -151,7 +151,9 @@ async fn apply(client: Client, write: StatusWrite) -> bool {
         "status": status,
     });
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    match within(REQUEST, api.patch_status(&name, &params, &Patch::Apply(&patch))).await {
+    let webhooks = Request::new(Webhook::url_path(&(), Some(&namespace)));
+    let request = webhooks.patch_subresource("status", &name, &params, &Patch::Apply(&patch));
+    match within(REQUEST, calls::write(&client, request)).await {
         Ok(_) => true,
         Err(kube::Error::Api(status)) if status.is_conflict() => true,
         Err(error) => {

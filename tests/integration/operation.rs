@@ -228,7 +228,11 @@ fn metrics_and_health_tell_what_happens() {
             (!operator.metrics().contains("webhook=\"held\"")).then_some(())
         })
         .await;
-        assert_eq!(count("dropped_total", &[("webhook", ""), ("reason", "webhook_deleted")]), 2, "what it held is counted");
+        assert_eq!(
+            count("dropped_total", &[("webhook", ""), ("reason", "webhook_deleted")]),
+            2,
+            "what it held is counted"
+        );
     });
 }
 
