@@ -30,6 +30,8 @@ const EXCLUDE_FROM_BACKUP: (&str, &str) = ("velero.io/exclude-from-backup", "tru
 const REQUEST: Duration = Duration::from_secs(10);
 /// Segments to a page: each holds up to a megabyte.
 const PAGE: u32 = 16;
+/// So many entries are packed within about a millisecond; another thread would cost a wake-up and keep a heap of its own.
+const AT_ONCE: usize = 512;
 const CLAIM_POLL: Duration = Duration::from_millis(50);
 
 /// Asked before each write: the leader's claim.
@@ -157,13 +159,20 @@ impl Store {
 
     /// Writes a flush, one segment after the other; returns once all have landed.
     pub async fn flush(self, mut journal: Journal, flush: Flush) -> (Journal, Result<(), LedgerError>) {
-        let laid_out = tokio::task::spawn_blocking(move || {
-            let segments = journal.lay_out(flush);
-            (journal, segments)
-        });
-        let (mut journal, segments) = match laid_out.await {
-            Ok(laid_out) => laid_out,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        let entries = flush.contents.len() + flush.snapshots.iter().map(|(_, contents)| contents.len()).sum::<usize>();
+        let segments = if entries <= AT_ONCE {
+            journal.lay_out(flush)
+        } else {
+            let laid_out = tokio::task::spawn_blocking(move || {
+                let segments = journal.lay_out(flush);
+                (journal, segments)
+            });
+            let segments;
+            (journal, segments) = match laid_out.await {
+                Ok(laid_out) => laid_out,
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            };
+            segments
         };
         let segments = match segments {
             Ok(segments) => segments,
