@@ -12,6 +12,10 @@ use crate::{
         EventSet,
         object::{Facts, TrainingFacts, TrainingStage},
     },
+    ledger::{
+        contents::RecordEntry,
+        journal::{self, Found, Journal, Opened, Shape},
+    },
 };
 
 const WATCH: WatchId = WatchId(0);
@@ -258,6 +262,539 @@ fn an_object_that_a_list_shows_in_unreadable_form_is_there() {
     engine.observe(change(Change::Unreadable(Uid::from_u128(1))), at(0));
     assert!(engine.observe(change(Change::ListEnded(9)), at(0)).events.is_empty());
     assert_eq!(engine.records(), 1);
+}
+
+fn deleted(object: Object) -> Observation {
+    change(Change::Deleted(Box::new(object)))
+}
+
+const FAILED: AttemptResult = AttemptResult::Failed { retry_after: None };
+
+/// The next attempt, past what is to become objects.
+fn attempt_past_keeps(engine: &mut Engine, now: i64) -> Attempt {
+    loop {
+        match engine.due(at(now)) {
+            Some(Due::Keep(_)) => {}
+            Some(Due::Attempt(attempt)) => return attempt,
+            other => panic!("an attempt is due, not {other:?}"),
+        }
+    }
+}
+
+/// What a ledger remembers that was told everything.
+fn remembered(engine: &mut Engine) -> Memory {
+    let (home, shape) = (Uid::from_u128(99), Shape { ring: 16, shards: 4, limit: 1 << 20 });
+    let segments = Journal::found(home, 1, shape, 7).lay_out(engine.flush(&[0, 1, 2, 3], usize::MAX)).unwrap();
+    let found: Vec<Found> = segments.into_iter().map(|segment| Found { segment, version: "1".into() }).collect();
+    match journal::open(&found, home, shape, 8) {
+        Opened::Ours(_, memory) => *memory,
+        Opened::Nothing { why, .. } => panic!("{why}"),
+    }
+}
+
+const KIB: usize = 1024;
+const HEAVY: usize = 128 * KIB;
+
+/// A job starts in the namespace, with an event of so many bytes: what becomes of it at the one Webhook there.
+fn starts(engine: &mut Engine, namespace: &str, bytes: usize) -> &'static str {
+    let number = engine.records() as u128 + 1;
+    let object = |model: String| {
+        let stage = Some(TrainingStage::Running);
+        let facts = Facts::Training(TrainingFacts { stage, base_model: Some(model), ..TrainingFacts::default() });
+        let (namespace, name) = (namespace.to_owned(), format!("job-{number:04}"));
+        Object { namespace, name, facts, ..job(number, 5, TrainingStage::Running) }
+    };
+    let bare = listed_engine(false).observe(seen(object(String::new())), at(0)).events[0].body.len();
+    let observed = engine.observe(seen(object("x".repeat(bytes - bare))), at(0));
+    assert_eq!(observed.events[0].body.len(), bytes);
+    match (observed.enqueued.len(), observed.given_up.len(), observed.dropped.len()) {
+        (1, 0, 0) => "pending",
+        (0, 1, 0) => "shelved",
+        (0, 0, 1) => "dropped",
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_webhook_holds_its_bytes_to_the_last_then_as_many_on_its_shelf_and_every_end_gives_them_back() {
+    let mut engine = listed_engine(false);
+    let held = Subscription { held: true, ..subscription(1, 1, 0) };
+    let webhook = held.uid;
+    engine.subscribe(held.clone());
+    for _ in 0..MAX_BYTES / HEAVY {
+        assert_eq!(starts(&mut engine, "ns", HEAVY), "pending");
+    }
+    assert_eq!(starts(&mut engine, "ns", KIB), "shelved");
+    for _ in 1..MAX_BYTES / HEAVY {
+        assert_eq!(starts(&mut engine, "ns", HEAVY), "shelved");
+    }
+    assert_eq!(starts(&mut engine, "ns", HEAVY - KIB), "shelved");
+    assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
+
+    let mut keeps = Vec::new();
+    while let Some(due) = engine.due(at(0)) {
+        let Due::Keep(keep) = due else { panic!("the Webhook is held") };
+        keeps.push(keep);
+    }
+    keeps.retain(|keep| keep.event.body.len() == HEAVY);
+    engine.kept(webhook, keeps[0].delivery);
+    assert_eq!(starts(&mut engine, "ns", HEAVY), "shelved", "in the place of what has become an object");
+    assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
+
+    engine.subscribe(Subscription { held: false, ..held });
+    let first = attempt_past_keeps(&mut engine, 0);
+    engine.settle(&outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
+    assert_eq!(starts(&mut engine, "ns", HEAVY), "pending", "in the place of what was acknowledged");
+    assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
+
+    let second = attempt_past_keeps(&mut engine, 0);
+    let settled = engine.settle(&outcome(&second, FAILED), at(0), 0.5).unwrap();
+    assert!(settled.dropped && !settled.again, "its shelf is full");
+    assert_eq!(starts(&mut engine, "ns", HEAVY), "pending", "in the place of what was given up");
+    assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
+
+    engine.kept(webhook, keeps[1].delivery);
+    let third = attempt_past_keeps(&mut engine, 0);
+    assert!(!engine.settle(&outcome(&third, FAILED), at(0), 0.5).unwrap().dropped, "it fits onto the shelf");
+    assert_eq!(starts(&mut engine, "ns", HEAVY), "pending");
+    assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
+}
+
+#[test]
+fn a_shelf_takes_a_thousand_deliveries_that_failed_and_the_next_is_dropped() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 1, 0));
+    for number in 0..=MAX_SHELVED {
+        engine.observe(seen(job(number as u128, 5, TrainingStage::Running)), at(0));
+        let attempt = attempt_past_keeps(&mut engine, 0);
+        let settled = engine.settle(&outcome(&attempt, FAILED), at(0), 0.5).unwrap();
+        assert_eq!(settled.dropped, number == MAX_SHELVED, "number {number}");
+    }
+}
+
+#[test]
+fn all_webhooks_together_hold_the_total_to_the_last_byte_and_a_deleted_one_gives_its_share_back() {
+    let mut engine = listed_engine(false);
+    for (number, namespace) in (1..).zip(["n1", "n2", "n3", "n4", "n5", "n6"]) {
+        engine.subscribe(Subscription { namespace: namespace.into(), held: true, ..subscription(number, 1, 0) });
+    }
+    for namespace in ["n1", "n2", "n3", "n4"] {
+        for _ in 0..MAX_BYTES / HEAVY {
+            assert_eq!(starts(&mut engine, namespace, HEAVY), "pending");
+        }
+    }
+    assert_eq!(starts(&mut engine, "n5", KIB), "shelved", "its own queue is empty");
+    for namespace in ["n5", "n6"] {
+        for _ in 1..MAX_BYTES / HEAVY / 2 {
+            assert_eq!(starts(&mut engine, namespace, HEAVY), "shelved");
+        }
+    }
+    assert_eq!(starts(&mut engine, "n6", HEAVY), "shelved");
+    assert_eq!(starts(&mut engine, "n6", HEAVY - KIB), "shelved");
+    for namespace in ["n5", "n6"] {
+        assert_eq!(starts(&mut engine, namespace, KIB), "dropped", "its own shelf has room");
+    }
+    for number in [1, 5, 6] {
+        engine.unsubscribe(Uid::from_u128(1000 + number));
+    }
+    for (number, namespace) in [(5, "n5"), (6, "n6"), (7, "n6")] {
+        engine.subscribe(Subscription { namespace: namespace.into(), held: true, ..subscription(number, 1, 0) });
+    }
+    for _ in 1..MAX_BYTES / HEAVY {
+        assert_eq!(starts(&mut engine, "n5", HEAVY), "pending");
+    }
+    // Two Webhooks share the last event that there is room for: it counts once.
+    let last = Object { namespace: "n6".into(), ..job(0, 5, TrainingStage::Running) };
+    let size = listed_engine(false).observe(seen(last.clone()), at(0)).events[0].body.len();
+    assert_eq!(starts(&mut engine, "n5", HEAVY - size), "pending");
+    let observed = engine.observe(seen(last), at(0));
+    assert_eq!(observed.enqueued, [Uid::from_u128(1006), Uid::from_u128(1007)]);
+    engine.unsubscribe(Uid::from_u128(1007));
+    assert_eq!(starts(&mut engine, "n6", KIB), "shelved", "the other Webhook still waits for it");
+}
+
+#[test]
+fn what_is_asked_for_again_goes_past_the_bounds_and_counts_until_the_last_of_it_has_ended() {
+    let mut engine = listed_engine(false);
+    for (number, namespace) in (1..).zip(["n1", "n2", "n3", "n4", "n5", "n6"]) {
+        engine.subscribe(Subscription { namespace: namespace.into(), ..subscription(number, 1, 0) });
+    }
+    assert_eq!(starts(&mut engine, "n5", HEAVY), "pending");
+    let told = attempt(&mut engine, 0);
+    engine.settle(&outcome(&told, AttemptResult::Acknowledged), at(0), 0.5);
+    for namespace in ["n1", "n2", "n3", "n4"] {
+        for _ in 0..MAX_BYTES / HEAVY {
+            assert_eq!(starts(&mut engine, namespace, HEAVY), "pending");
+        }
+    }
+    let both = [Uid::from_u128(1005), Uid::from_u128(1006)];
+    assert!(both.iter().all(|webhook| engine.redeliver(*webhook, &told.event)));
+    engine.unsubscribe(Uid::from_u128(1001));
+    for _ in 1..MAX_BYTES / HEAVY {
+        assert_eq!(starts(&mut engine, "n5", HEAVY), "pending");
+    }
+    assert_eq!(starts(&mut engine, "n6", KIB), "shelved");
+    let end = |engine: &mut Engine, webhook| {
+        let attempt = Attempt { webhook, delivery: DeliveryId::new(told.event.id, webhook), ..told.clone() };
+        engine.settle(&outcome(&attempt, AttemptResult::Acknowledged), at(0), 0.5).unwrap();
+    };
+    end(&mut engine, both[0]);
+    assert_eq!(starts(&mut engine, "n6", KIB), "shelved");
+    end(&mut engine, both[1]);
+    assert_eq!(starts(&mut engine, "n6", HEAVY - 2 * KIB), "pending");
+    assert_eq!(starts(&mut engine, "n6", KIB), "shelved");
+}
+
+#[test]
+fn in_a_store_that_was_restored_stages_are_compared_and_not_versions() {
+    let mut engine = listed_engine(false);
+    engine.observe(seen(job(1, 50, TrainingStage::Running)), at(0));
+    engine.observe(seen(job(2, 60, TrainingStage::Running)), at(0));
+    flushed(&mut engine);
+    engine.observe(seen(job(2, 61, TrainingStage::Suspended)), at(0));
+    engine.observe(change(Change::Restored), at(0));
+    assert_eq!(flushed(&mut engine).records.len(), 2, "each once");
+    engine.observe(change(Change::ListBegun), at(0));
+    let told = names(&engine.observe(seen(job(1, 10, TrainingStage::Completed)), at(0)));
+    assert_eq!(told, ["training.completed"]);
+    assert!(engine.observe(seen(job(2, 11, TrainingStage::Suspended)), at(0)).events.is_empty());
+    assert!(engine.observe(change(Change::ListEnded(20)), at(0)).events.is_empty());
+    assert_eq!(engine.position(WATCH), 20);
+}
+
+#[test]
+fn an_object_that_goes_and_comes_back_between_two_flushes_is_told_as_it_is_and_one_that_went_is_told_gone_once() {
+    let mut engine = listed_engine(false);
+    for number in 1..=2 {
+        engine.observe(seen(job(number, 5, TrainingStage::Pending)), at(0));
+        engine.observe(deleted(job(number, 6, TrainingStage::Pending)), at(0));
+    }
+    engine.observe(seen(job(1, 7, TrainingStage::Pending)), at(0));
+    let contents = flushed(&mut engine);
+    let told = |entries: &[RecordEntry]| entries.iter().map(|entry| entry.uid).collect::<Vec<_>>();
+    assert_eq!(told(&contents.records), [Uid::from_u128(1)]);
+    assert_eq!(told(&contents.gone), [Uid::from_u128(2)]);
+}
+
+#[test]
+fn a_watch_that_ends_is_forgotten_with_its_position_and_releases_what_it_withheld() {
+    let mut engine = Engine::new(None, 1, 4);
+    engine.subscribe(subscription(1, 1, 0));
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "a", false);
+    engine.observe(change(Change::NotInstalled), at(0));
+    flushed(&mut engine);
+    engine.add_watch(WatchId(1), "trainingjobs.llmtune.io", "b", false);
+    flushed(&mut engine);
+    assert_eq!(engine.unflushed(), Unflushed::Nothing);
+    engine.remove_watch(WatchId(9));
+    assert_eq!(engine.unflushed(), Unflushed::Nothing, "it was never there");
+    engine.observe(Observation { watch: WatchId(1), change: Change::NotInstalled }, at(0));
+    let new = Observation { watch: WatchId(1), change: Change::Seen(Box::new(job(1, 5, TrainingStage::Running))) };
+    assert_eq!(names(&engine.observe(new, at(0))), ["training.started"]);
+    assert!(engine.due(at(0)).is_none(), "its baseline is not flushed");
+    engine.remove_watch(WatchId(1));
+    assert_eq!(attempt(&mut engine, 0).event.object.name, "job-1");
+    let entries = flushed(&mut engine).watches.unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.watch.as_str()).collect::<Vec<_>>(), ["a"]);
+    engine.remove_watch(WATCH);
+    assert_eq!(engine.unflushed(), Unflushed::Changes);
+    assert!(engine.observe(seen(job(2, 6, TrainingStage::Running)), at(0)).events.is_empty());
+    assert_eq!(engine.records(), 0);
+}
+
+#[test]
+fn every_watch_begins_an_epoch_of_its_own_and_one_whose_kind_is_missing_begins_another_once() {
+    let mut engine = Engine::new(None, 7, 4);
+    for (id, name) in [(WATCH, "a"), (WatchId(1), "b")] {
+        engine.add_watch(id, "trainingjobs.llmtune.io", name, false);
+        engine.observe(Observation { watch: id, change: Change::ListBegun }, at(0));
+        engine.observe(Observation { watch: id, change: Change::ListEnded(5) }, at(0));
+    }
+    let epochs =
+        |engine: &mut Engine| flushed(engine).watches.unwrap().iter().map(|entry| entry.epoch).collect::<Vec<_>>();
+    assert_eq!(epochs(&mut engine), [8, 9]);
+    for _ in 0..2 {
+        engine.observe(change(Change::NotInstalled), at(0));
+        assert_eq!(epochs(&mut engine), [10, 9]);
+    }
+    engine.observe(change(Change::ListBegun), at(0));
+    engine.observe(change(Change::ListEnded(9)), at(0));
+    assert_eq!(engine.unflushed(), Unflushed::Changes, "it is installed now");
+    let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
+    engine.add_watch(WatchId(2), "trainingjobs.llmtune.io", "c", false);
+    engine.observe(Observation { watch: WatchId(2), change: Change::NotInstalled }, at(0));
+    assert!(epochs(&mut engine)[0] > 10);
+}
+
+#[test]
+fn a_watch_that_is_configured_no_more_is_named_and_forgotten_after_a_restart() {
+    let mut engine = Engine::new(None, 1, 4);
+    for (id, name) in [(WATCH, "a"), (WatchId(1), "b")] {
+        engine.add_watch(id, "trainingjobs.llmtune.io", name, false);
+        engine.observe(Observation { watch: id, change: Change::ListEnded(5) }, at(0));
+    }
+    let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "a", false);
+    assert_eq!((engine.position(WATCH), engine.unflushed()), (5, Unflushed::Nothing));
+    assert_eq!(engine.forget_other_watches(), ["b"]);
+    assert_eq!(engine.unflushed(), Unflushed::Changes);
+    let entries = flushed(&mut engine).watches.unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.watch.as_str()).collect::<Vec<_>>(), ["a"]);
+    assert!(engine.forget_other_watches().is_empty());
+    assert_eq!(engine.unflushed(), Unflushed::Nothing);
+}
+
+#[test]
+fn a_question_outlives_a_crash_and_only_the_answer_to_the_newest_counts_once() {
+    let mut engine = listed_engine(true);
+    for number in 1..=2 {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    // Its going would be no event.
+    engine.observe(seen(job(3, 5, TrainingStage::Pending)), at(0));
+    engine.observe(change(Change::ListBegun), at(0));
+    let asked = engine.observe(change(Change::ListEnded(9)), at(0)).questions;
+    assert_eq!((asked.len(), engine.records()), (2, 2));
+    let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
+    let mut open = engine.open_questions();
+    open.sort_by_key(|question| question.uid);
+    assert_eq!(open, asked);
+
+    let answer = |question: &Question, living| change(Change::Answer { question: question.clone(), living });
+    // The first lives, unselected; the second answer to the same question is void.
+    engine.observe(answer(&asked[0], true), at(0));
+    engine.observe(answer(&asked[0], false), at(0));
+    assert_eq!(engine.records(), 2);
+    assert_eq!(engine.open_questions(), asked[1..]);
+    // The second is seen anew, and missed anew.
+    engine.observe(seen(job(2, 12, TrainingStage::Running)), at(0));
+    assert!(engine.open_questions().is_empty());
+    assert!(flushed(&mut engine).records.iter().all(|entry| !entry.record.as_ref().unwrap().missed));
+    engine.observe(change(Change::ListBegun), at(0));
+    let newer = engine.observe(change(Change::ListEnded(20)), at(0)).questions;
+    assert!(engine.observe(answer(&asked[1], false), at(0)).events.is_empty());
+    assert_eq!(names(&engine.observe(answer(&newer[1], false), at(0))), ["training.failed"]);
+}
+
+#[test]
+fn whatever_the_ledger_does_not_know_asks_for_a_flush_and_nothing_else_does() {
+    use TrainingStage::{Pending, Running, Suspended};
+    let mut engine = Engine::new(None, 1, 4);
+    engine.subscribe(subscription(1, 1, 5));
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
+    let tells = |engine: &mut Engine, what: &str, expected| {
+        assert_eq!(engine.unflushed(), expected, "{what}");
+        let contents = flushed(engine);
+        assert_eq!(engine.unflushed(), Unflushed::Nothing, "{what}, flushed");
+        contents
+    };
+    tells(&mut engine, "a watch", Unflushed::Changes);
+    engine.observe(change(Change::ListBegun), at(0));
+    engine.observe(change(Change::ListEnded(1)), at(0));
+    tells(&mut engine, "an empty baseline", Unflushed::Changes);
+    engine.observe(change(Change::Bookmark(5)), at(0));
+    tells(&mut engine, "a bookmark", Unflushed::Positions);
+    engine.observe(change(Change::Bookmark(5)), at(0));
+    tells(&mut engine, "the same bookmark", Unflushed::Nothing);
+    engine.observe(change(Change::ListBegun), at(0));
+    engine.observe(change(Change::ListEnded(6)), at(0));
+    tells(&mut engine, "another list", Unflushed::Positions);
+    engine.observe(deleted(job(9, 7, Pending)), at(0));
+    tells(&mut engine, "the deletion of what nobody knew", Unflushed::Positions);
+    engine.observe(seen(job(1, 8, Pending)), at(0));
+    tells(&mut engine, "an object", Unflushed::Changes);
+    engine.observe(seen(job(1, 9, Pending)), at(0));
+    tells(&mut engine, "a newer version", Unflushed::Positions);
+    engine.observe(seen(job(1, 10, Suspended)), at(0));
+    tells(&mut engine, "a stage without an event", Unflushed::Changes);
+    engine.observe(seen(job(1, 11, Running)), at(0));
+    assert_eq!(tells(&mut engine, "an event", Unflushed::Changes).records.len(), 1);
+
+    let labelled = |version| Object { labels: [("a".to_owned(), "b".to_owned())].into(), ..job(1, version, Running) };
+    engine.observe(seen(job(1, 12, Running)), at(0));
+    tells(&mut engine, "a newer version of what a deletion would tell", Unflushed::Positions);
+    engine.observe(seen(labelled(13)), at(0));
+    tells(&mut engine, "a label that a deletion would tell", Unflushed::Changes);
+    engine.observe(seen(labelled(14)), at(0));
+    tells(&mut engine, "the same label", Unflushed::Positions);
+
+    engine.observe(change(Change::Unselected(Uid::from_u128(1))), at(0));
+    tells(&mut engine, "that it is selected no more", Unflushed::Changes);
+    engine.observe(change(Change::Unselected(Uid::from_u128(1))), at(0));
+    tells(&mut engine, "that again", Unflushed::Nothing);
+    engine.observe(seen(labelled(15)), at(0));
+    tells(&mut engine, "that it is selected again", Unflushed::Changes);
+
+    let first = attempt(&mut engine, 0);
+    tells(&mut engine, "an attempt", Unflushed::Nothing);
+    engine.settle(&outcome(&first, FAILED), at(0), 0.5);
+    let contents = tells(&mut engine, "a failure", Unflushed::Changes);
+    assert!(contents.events[0].event.is_none(), "the event itself is told once");
+    assert_eq!(contents.events[0].deliveries[0].failed, 1);
+    let retry = attempt(&mut engine, 5000);
+    engine.settle(&outcome(&retry, AttemptResult::Acknowledged), at(0), 0.5);
+    tells(&mut engine, "an acknowledgement", Unflushed::Changes);
+    assert!(engine.due(at(5000)).is_none());
+    assert!(engine.redeliver(first.webhook, &first.event));
+    tells(&mut engine, "what is asked for again, which the object that asks knows", Unflushed::Nothing);
+    let again = attempt(&mut engine, 5000);
+    engine.settle(&outcome(&again, FAILED), at(5000), 0.5);
+    tells(&mut engine, "its failure", Unflushed::Nothing);
+    let again = attempt(&mut engine, 9000);
+    engine.settle(&outcome(&again, AttemptResult::Acknowledged), at(9000), 0.5);
+    tells(&mut engine, "its end", Unflushed::Nothing);
+    engine.observe(change(Change::Vanished(Uid::from_u128(1))), at(0));
+    assert_eq!(tells(&mut engine, "its going", Unflushed::Changes).gone.len(), 1);
+}
+
+#[test]
+fn a_flush_stops_at_about_its_budget_and_only_the_last_part_tells_positions_and_what_is_gone() {
+    let mut engine = listed_engine(false);
+    for number in 0..20 {
+        engine.subscribe(subscription(number, 1, 0));
+    }
+    for number in 3..=5 {
+        engine.observe(seen(job(number, 5, TrainingStage::Pending)), at(0));
+    }
+    flushed(&mut engine);
+    for number in 0..40 {
+        engine.observe(seen(job(100 + number, 5, TrainingStage::Running)), at(0));
+    }
+    let mut told = 0;
+    while told < 40 {
+        let flush = engine.flush(&[0], 16 * KIB);
+        let some = flush.contents.events.len();
+        assert!((5..=15).contains(&some) || told + some == 40, "{some} events to twenty Webhooks");
+        assert!(told + some == 40 || (flush.contents.watches.is_none() && flush.snapshots.is_empty()));
+        assert_eq!(engine.unflushed(), Unflushed::Changes);
+        engine.landed();
+        told += some;
+    }
+    flushed(&mut engine);
+    assert_eq!(engine.unflushed(), Unflushed::Nothing);
+    engine.observe(seen(job(3, 7, TrainingStage::Suspended)), at(0));
+    engine.observe(seen(job(4, 7, TrainingStage::Suspended)), at(0));
+    engine.observe(deleted(job(5, 7, TrainingStage::Pending)), at(0));
+    let part = engine.flush(&[0], 1).contents;
+    assert_eq!((part.records.len(), part.gone.len(), part.watches.is_some()), (1, 0, false));
+    let last = engine.flush(&[0], 1).contents;
+    assert_eq!((last.records.len(), last.gone.len(), last.watches.is_some()), (1, 1, true));
+}
+
+#[test]
+fn what_is_asked_for_again_is_retried_anew_and_neither_kept_nor_counted_as_dropped_when_it_fails_for_good() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 1, 1));
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    let told = attempt(&mut engine, 0);
+    let webhook = told.webhook;
+    assert!(!engine.redeliver(webhook, &told.event), "it is pending");
+    assert!(!engine.redeliver(Uid::from_u128(5), &told.event), "nobody knows the Webhook");
+    engine.settle(&outcome(&told, FAILED), at(0), 0.5);
+    let retry = attempt(&mut engine, 5000);
+    let settled = engine.settle(&outcome(&retry, FAILED), at(5000), 0.5).unwrap();
+    assert_eq!((settled.verdict, settled.again, settled.dropped), (Verdict::Exhausted, false, false));
+
+    // It is on the shelf still: the ledger is told of that, not of what was asked for.
+    assert!(engine.redeliver(webhook, &told.event));
+    assert!(flushed(&mut engine).events[0].deliveries[0].given_up.is_some());
+    for number in 1..=2 {
+        let again = attempt_past_keeps(&mut engine, 10_000 * i64::from(number));
+        assert_eq!(again.number, number);
+        let settled = engine.settle(&outcome(&again, FAILED), at(10_000 * i64::from(number)), 0.5).unwrap();
+        assert_eq!(settled.verdict == Verdict::Exhausted, number == 2);
+        assert!(settled.again && !settled.dropped);
+    }
+    assert!(engine.due(at(90_000)).is_none(), "nothing more is kept");
+    assert_eq!(engine.pending(webhook), 0);
+}
+
+#[test]
+fn a_410_exhausts_what_comes_until_the_endpoint_acknowledges_something_or_the_spec_is_edited() {
+    let mut engine = listed_engine(false);
+    let webhook = subscription(1, 1, 5).uid;
+    engine.subscribe(subscription(1, 1, 5));
+    let mut number = 0;
+    let mut exhausts = |engine: &mut Engine| {
+        number += 1;
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+        loop {
+            match engine.due(at(0)).expect("something is due") {
+                Due::Keep(_) => {}
+                Due::Exhausted(settled) => {
+                    assert!(settled.attempt == 0 && settled.gone && !settled.dropped);
+                    return true;
+                }
+                Due::Attempt(attempt) => {
+                    engine.settle(&outcome(&attempt, FAILED), at(0), 0.5);
+                    return false;
+                }
+            }
+        }
+    };
+    engine.mark_gone(webhook, 1);
+    assert!(exhausts(&mut engine));
+    engine.subscribe(Subscription { concurrency: 2, ..subscription(1, 1, 5) });
+    assert!(exhausts(&mut engine), "the spec is the same");
+    engine.forgive(webhook);
+    assert!(!exhausts(&mut engine));
+    engine.mark_gone(webhook, 1);
+    assert!(exhausts(&mut engine));
+    engine.subscribe(Subscription { generation: 2, ..subscription(1, 1, 5) });
+    assert!(!exhausts(&mut engine));
+}
+
+#[test]
+fn the_earliest_retry_is_told_and_begins_at_its_time_and_not_before() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 2, 5));
+    assert_eq!(engine.next_due(), None);
+    for number in 1..=2 {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    let (first, second) = (attempt(&mut engine, 0), attempt(&mut engine, 0));
+    let late = AttemptResult::Failed { retry_after: Some(Duration::from_millis(900)) };
+    engine.settle(&outcome(&first, late), at(0), 0.5);
+    engine.settle(&outcome(&second, FAILED), at(0), 0.5);
+    assert_eq!(engine.next_due(), Some(at(100)));
+    assert!(engine.due(at(99)).is_none());
+    let retry = attempt(&mut engine, 100);
+    assert_eq!((retry.delivery, retry.number), (second.delivery, 2));
+    assert_eq!(engine.next_due(), Some(at(900)));
+    assert!(engine.due(at(899)).is_none());
+    assert_eq!(attempt(&mut engine, 900).delivery, first.delivery);
+}
+
+#[test]
+fn an_attempt_that_was_withheld_keeps_its_place() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 1, 5));
+    for number in 1..=3 {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    let first = attempt(&mut engine, 0);
+    engine.settle(&outcome(&first, AttemptResult::Withheld { hold: false }), at(0), 0.5);
+    let same = attempt(&mut engine, 0);
+    assert_eq!((same.delivery, same.number), (first.delivery, 1));
+    engine.settle(&outcome(&same, AttemptResult::Withheld { hold: true }), at(0), 0.5);
+    assert!(engine.due(at(0)).is_none(), "nothing begins until the subscription is given anew");
+    engine.subscribe(subscription(1, 1, 5));
+    assert_eq!(attempt(&mut engine, 0).delivery, first.delivery);
+}
+
+#[test]
+fn a_webhook_whose_concurrency_is_lowered_begins_nothing_while_as_many_are_under_way() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 2, 5));
+    for number in 1..=2 {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    let first = attempt(&mut engine, 0);
+    engine.subscribe(subscription(1, 1, 5));
+    assert!(engine.due(at(0)).is_none());
+    engine.settle(&outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
+    assert_eq!(attempt(&mut engine, 0).event.object.name, "job-2");
 }
 
 /// One step of a simulated life.

@@ -7,11 +7,12 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
     contents::{Contents, DeliveryEntry, EventEntry, Group, RecordEntry, WatchEntry, unpack},
-    journal::{Flush, Found, Journal, Judgement, Kind, Memory, Nothing, Opened, Segment, Shape, open},
+    journal::{Flush, Found, Journal, Judgement, Kind, LayOutError, Memory, Nothing, Opened, Segment, Shape, open},
     record::{Lifecycle, Record},
 };
 use crate::event::{
@@ -340,4 +341,267 @@ fn what_a_leader_that_outlived_a_restore_wrote_behind_a_newer_claim_is_overwritt
     let (mut next, memory) = kept.open();
     assert_eq!(memory.watches[0].records.iter().flatten().count(), 1);
     assert_eq!(next.claim().unwrap().sequence, claim.sequence + 1);
+}
+
+fn gone(number: u128) -> RecordEntry {
+    RecordEntry { record: None, ..entry(training(number)) }
+}
+
+fn contents_of(events: u128, records: u128, gone_records: u128, positions: bool) -> Contents {
+    Contents {
+        events: (0..events).map(|number| event(number, "x")).collect(),
+        records: (0..records).map(|number| entry(training(100 + number))).collect(),
+        gone: (0..gone_records).map(|number| gone(200 + number)).collect(),
+        watches: positions.then(watches),
+    }
+}
+
+fn nothing_changed() -> Flush {
+    Flush { contents: Contents { watches: Some(watches()), ..Contents::default() }, snapshots: Vec::new() }
+}
+
+/// The text of a segment.
+fn text(segment: &Segment) -> Value {
+    serde_json::from_slice(&unpack(&segment.data).unwrap()).unwrap()
+}
+
+#[test]
+fn contents_are_empty_without_entries_and_positions() {
+    assert_eq!(contents_of(2, 3, 4, false).len(), 9);
+    assert!(contents_of(0, 0, 0, false).is_empty());
+    assert!(!contents_of(0, 0, 0, true).is_empty() && !contents_of(0, 0, 1, false).is_empty());
+}
+
+proptest! {
+    #[test]
+    fn a_split_loses_nothing_and_lets_what_is_gone_and_the_positions_land_last(
+        events in 0..12_u128, records in 0..12_u128, gone in 0..12_u128, positions in any::<bool>(),
+    ) {
+        // One entry beside those that are gone is left out here.
+        prop_assume!(events + records != 1 && events + records + gone > 1);
+        let whole = contents_of(events, records, gone, positions);
+        let mut first = contents_of(events, records, gone, positions);
+        let rest = first.split_off_half();
+        prop_assert!(first.len() < whole.len() && rest.len() < whole.len());
+        prop_assert!(first.watches.is_none() && rest.watches == whole.watches);
+        prop_assert!(first.gone.is_empty() || events + records == 0);
+        prop_assert!(first.records.is_empty() || rest.events.is_empty(), "deliveries land before records");
+        let in_turn = |part: &Contents| {
+            let events = part.events.iter().map(|entry| entry.event.as_ref().unwrap().object.uid);
+            events.chain(part.records.iter().chain(&part.gone).map(|entry| entry.uid)).collect::<Vec<_>>()
+        };
+        prop_assert_eq!([in_turn(&first), in_turn(&rest)].concat(), in_turn(&whole));
+    }
+}
+
+#[test]
+fn records_of_several_watches_and_epochs_come_back_each_where_it_belongs() {
+    let of = |watch: &str, epoch, number| {
+        let group = Arc::new(Group { watch: watch.into(), epoch });
+        RecordEntry { group, ..entry(training(number)) }
+    };
+    let groups = [("v", 5), ("w", 4), ("w", 5)];
+    let records = (1..).zip(groups.iter().cycle().take(6)).map(|(number, (watch, epoch))| of(watch, *epoch, number));
+    let watch = |name: &str| WatchEntry { watch: name.into(), ..watches().remove(0) };
+    let kept = begun(
+        Contents { records: records.collect(), watches: Some(vec![watch("v"), watch("w")]), ..Contents::default() },
+        Vec::new(),
+    );
+    assert_eq!(text(&kept.0["journal-1-002"])["records"].as_array().unwrap().len(), 3, "each group is told once");
+    let (_, memory) = kept.open();
+    let numbers = memory.watches.iter().map(|watch| {
+        let mut uids: Vec<Uid> = watch.records.iter().flatten().map(|(uid, _)| *uid).collect();
+        uids.sort_unstable();
+        uids
+    });
+    let expected = [[1, 4], [3, 6]].map(|numbers| numbers.map(Uid::from_u128).to_vec());
+    assert_eq!(numbers.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn what_says_nothing_is_not_written() {
+    let mut fresh = entry(training(1));
+    if let Some(record) = &mut fresh.record {
+        (record.sequence, record.missed, record.last) = (0, false, None);
+    }
+    let mut waiting = event(1, "a");
+    waiting.deliveries = vec![DeliveryEntry::new(Uid::from_u128(50))];
+    let other = RecordEntry { group: Arc::new(Group { watch: "other".into(), epoch: 5 }), ..gone(2) };
+    let contents = Contents { events: vec![waiting], records: vec![fresh], gone: vec![other], ..Contents::default() };
+    let segments = Journal::found(HOME, 1, SHAPE, 7).lay_out(Flush { contents, snapshots: Vec::new() }).unwrap();
+    let text = text(&segments[0]);
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+    assert_eq!(keys(&text["events"][0]["deliveries"][0]), "failed webhook");
+    assert_eq!(keys(&text["records"][0]["objects"][Uid::from_u128(1).to_string()]), "generation training version");
+    assert_eq!(keys(&text["records"][1]), "epoch gone watch");
+    assert_eq!(keys(&text), "events home records");
+}
+
+#[test]
+fn an_event_of_a_later_release_is_skipped_with_its_updates_and_an_update_of_no_event_is_not() {
+    let mut journal = Journal::found(HOME, 1, SHAPE, 7);
+    let mut kept = Kept::default();
+    let update = EventEntry { event: None, ..event(1, "a") };
+    for entry in [event(1, "a"), update.clone()] {
+        let contents = Contents { events: vec![entry], watches: Some(watches()), ..Contents::default() };
+        let segments = journal.lay_out(Flush { contents, snapshots: Vec::new() }).unwrap();
+        kept.write(&mut journal, segments);
+    }
+    let (_, memory) = kept.open();
+    assert_eq!((memory.events.len(), memory.unknown_events), (1, 0));
+    kept.doctor(|text| {
+        if let Some(body) = text["events"][0].get_mut("event") {
+            body["type"] = json!("training.dreamt");
+        }
+    });
+    let (_, memory) = kept.open();
+    assert_eq!((memory.events.len(), memory.unknown_events), (0, 1));
+    let alone = begun(Contents { events: vec![update], ..Contents::default() }, Vec::new());
+    let Opened::Nothing { why, .. } = open(&alone.found(), HOME, SHAPE, 8) else { panic!("an event is lost") };
+    assert!(why.to_string().contains(&event(1, "a").id.to_string()), "{why}");
+}
+
+#[test]
+fn a_watch_without_a_position_is_forgotten_unless_its_kind_was_missing() {
+    let watch = |name: &str, absent| WatchEntry { watch: name.into(), position: 0, absent, ..watches().remove(0) };
+    let kept = begun(
+        Contents { watches: Some(vec![watch("begun", false), watch("missing", true)]), ..Contents::default() },
+        Vec::new(),
+    );
+    let (_, memory) = kept.open();
+    assert_eq!(memory.watches.iter().map(|watch| watch.entry.watch.as_str()).collect::<Vec<_>>(), ["missing"]);
+}
+
+#[test]
+fn a_part_of_a_snapshot_that_there_is_not_and_records_that_are_none_cannot_be_read() {
+    let mut kept = begun(contents_of(0, 1, 0, true), vec![(1, Contents::default())]);
+    kept.doctor(|text| {
+        if text.get("shard").is_some() {
+            text["shard"] = json!(SHAPE.shards);
+        }
+    });
+    let why = |kept: &Kept| match open(&kept.found(), HOME, SHAPE, 8) {
+        Opened::Nothing { why, .. } => why.to_string(),
+        Opened::Ours(..) => panic!("it must not be gone on with"),
+    };
+    assert!(why(&kept).contains("no part of a snapshot"), "{}", why(&kept));
+    let mut kept = begun(contents_of(0, 1, 0, true), Vec::new());
+    kept.doctor(|text| {
+        if text.get("records").is_some() {
+            text["records"][0]["objects"] = json!(5);
+        }
+    });
+    assert!(why(&kept).contains("expected records by uid"), "{}", why(&kept));
+}
+
+#[test]
+fn what_a_newer_leader_wrote_after_a_segment_that_a_restore_took_away_counts_for_nothing() {
+    let written = || {
+        begun(
+            Contents { records: vec![entry(training(1))], watches: Some(watches()), ..Contents::default() },
+            Vec::new(),
+        )
+    };
+    let stray = |sequence, after| {
+        let like = written().0["journal-1-002"].clone();
+        Segment { name: format!("journal-1-{sequence:03}"), sequence, term: 3, leader: 9, after, ..like }
+    };
+    let mut kept = written();
+    kept.0.insert("stray".into(), stray(3, 8));
+    assert_eq!(kept.open().0.claim().unwrap().sequence, 3, "it is overwritten");
+    let mut kept = written();
+    kept.0.insert("next".into(), stray(3, 7));
+    assert_eq!(kept.open().0.claim().unwrap().sequence, 4, "it follows what is there");
+    // With a gap before it, what is missing is.
+    let mut kept = written();
+    kept.0.insert("far".into(), stray(4, 8));
+    assert!(matches!(open(&kept.found(), HOME, SHAPE, 8), Opened::Nothing { why: Nothing::Missing(3), .. }));
+}
+
+#[test]
+fn with_every_second_flush_the_oldest_snapshot_is_rewritten_and_all_once_they_are_too_old() {
+    let shape = Shape { ring: 64, shards: 3, limit: 4096 };
+    let mut journal = Journal::found(HOME, 4, shape, 7);
+    assert_eq!(journal.epoch(), 4);
+    journal.claim().unwrap();
+    let mut order: Vec<usize> = Vec::new();
+    for flush in 0..300 {
+        let wanted = journal.wanted();
+        assert_eq!(wanted.len(), flush % 2, "flush {flush}");
+        assert!(!journal.is_pressed());
+        order.extend(&wanted);
+        let snapshots = wanted.into_iter().map(|shard| (shard, Contents::default())).collect();
+        journal.lay_out(Flush { snapshots, ..nothing_changed() }).unwrap();
+    }
+    assert!(order.chunks(3).all(|turn| turn == &order[..3]), "each in its turn");
+
+    let mut journal = Journal::found(HOME, 1, shape, 7);
+    // Twice the shards, and a sixteenth of the ring.
+    for _ in 0..10 {
+        journal.lay_out(nothing_changed()).unwrap();
+        assert!(!journal.is_pressed() && journal.wanted().len() <= 1);
+    }
+    for _ in 0..3 {
+        journal.lay_out(nothing_changed()).unwrap();
+        assert!(journal.is_pressed());
+        assert_eq!(journal.wanted().len(), 3);
+    }
+}
+
+#[test]
+fn a_ring_takes_segments_up_to_its_last_place_and_not_one_more() {
+    let mut journal = Journal::found(HOME, 1, SHAPE, 7);
+    for _ in 0..SHAPE.ring {
+        journal.lay_out(nothing_changed()).unwrap();
+    }
+    assert!(matches!(journal.lay_out(nothing_changed()), Err(LayOutError::Full(1))));
+    assert!(matches!(journal.claim(), Err(LayOutError::Full(1))));
+    // A flush that is split needs a place for each part.
+    let large = || Flush { contents: contents_of(0, 2, 0, true), snapshots: Vec::new() };
+    let shape = Shape { limit: 1, ..SHAPE };
+    for taken in [SHAPE.ring - 2, SHAPE.ring - 1] {
+        let mut journal = Journal::found(HOME, 1, shape, 7);
+        for _ in 0..taken {
+            journal.claim().unwrap();
+        }
+        let laid_out = journal.lay_out(large());
+        assert_eq!(laid_out.is_ok(), taken == SHAPE.ring - 2, "{laid_out:?}");
+    }
+}
+
+#[test]
+fn what_fits_is_written_whole_and_one_entry_is_although_it_does_not_fit() {
+    let flush = || Flush { contents: contents_of(0, 3, 0, true), snapshots: vec![(0, contents_of(0, 3, 0, false))] };
+    let laid_out = |limit| Journal::found(HOME, 1, Shape { limit, ..SHAPE }, 7).lay_out(flush()).unwrap();
+    let sizes =
+        |segments: &[Segment]| segments.iter().map(|segment| (segment.kind, segment.records)).collect::<Vec<_>>();
+    let whole = laid_out(4096);
+    assert_eq!(sizes(&whole), [(Kind::Journal, 3), (Kind::Snapshot, 3)]);
+    let longest = whole.iter().map(|segment| segment.data.len()).max().unwrap();
+    assert_eq!(sizes(&laid_out(longest)), sizes(&whole), "to the last character");
+    let mut parts = vec![(Kind::Journal, 1); 5];
+    parts.push((Kind::Snapshot, 1));
+    assert_eq!(sizes(&laid_out(1)), parts);
+}
+
+#[test]
+fn a_place_that_is_free_is_written_only_behind_what_this_leader_wrote_before() {
+    let mut journal = Journal::found(HOME, 3, SHAPE, 7);
+    let claim = journal.claim().unwrap();
+    assert_eq!(journal.predecessor(&claim), None, "nothing is before the first");
+    assert_eq!((journal.version(&claim), journal.bytes()), (None, 0));
+    journal.landed(&claim, "41".into());
+    assert_eq!((journal.version(&claim), journal.bytes()), (Some("41"), claim.data.len()));
+    let flush = Flush { snapshots: vec![(0, Contents::default())], ..nothing_changed() };
+    let segments = journal.lay_out(flush).unwrap();
+    let [second, snapshot] = &segments[..] else { panic!("a segment and a snapshot") };
+    assert_eq!(journal.predecessor(second), Some(("journal-3-001".into(), "41")));
+    assert_eq!(journal.predecessor(snapshot), None, "a snapshot has its own place");
+    journal.landed(second, "42".into());
+    journal.landed(snapshot, "43".into());
+    assert_eq!(journal.bytes(), claim.data.len() + second.data.len() + snapshot.data.len());
+    assert_eq!(journal.predecessor(second), None, "its version tells enough");
+    let found = |term| Some(Found { segment: Segment { term, leader: 9, ..snapshot.clone() }, version: "44".into() });
+    assert_eq!(journal.judge(snapshot, found(1)), Judgement::Lost, "another leader of the same term");
+    assert_eq!(journal.version(snapshot), Some("43"));
 }
