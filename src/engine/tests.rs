@@ -635,6 +635,7 @@ fn whatever_the_ledger_does_not_know_asks_for_a_flush_and_nothing_else_does() {
     let retry = attempt(&mut engine, 5000);
     engine.settle(&outcome(&retry, AttemptResult::Acknowledged), at(0), 0.5);
     tells(&mut engine, "an acknowledgement", Unflushed::Changes);
+    assert!(engine.due(at(5000)).is_none());
     assert!(engine.redeliver(first.webhook, &first.event));
     tells(&mut engine, "what is asked for again, which the object that asks knows", Unflushed::Nothing);
     let again = attempt(&mut engine, 5000);

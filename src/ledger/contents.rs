@@ -149,7 +149,8 @@ impl Contents {
     #[must_use]
     pub fn split_off_half(&mut self) -> Self {
         let mut rest = Self { watches: self.watches.take(), ..Self::default() };
-        let half = (self.len() - self.gone.len()) / 2;
+        // At least one, so that each part is smaller than the whole.
+        let half = ((self.len() - self.gone.len()) / 2).max(1);
         if self.events.is_empty() && self.records.is_empty() {
             rest.gone = self.gone.split_off(self.gone.len() / 2);
             return rest;
