@@ -90,3 +90,21 @@ fn conditions(_: &mut SchemaGenerator) -> Schema {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{webhook, webhook_delivery};
+    use crate::event::EventType;
+
+    #[test]
+    fn the_rules_on_events_and_their_messages_name_every_event_and_no_other() {
+        let known: BTreeSet<&str> = EventType::ALL.into_iter().map(EventType::name).collect();
+        for text in webhook::EVENT_RULE.iter().chain(&webhook_delivery::EVENT_RULE) {
+            let words = text.split(|letter: char| !(letter.is_ascii_lowercase() || "._*".contains(letter)));
+            let named: BTreeSet<&str> = words.filter(|word| word.contains('.') && !word.ends_with('*')).collect();
+            assert_eq!(named, known, "{text}");
+        }
+    }
+}

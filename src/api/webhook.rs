@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 const KNOWN_EVENT: &str = "self in ['*', 'training.*', 'model.*', 'deployment.*', 'usage.*', 'training.started', 'training.completed', 'training.failed', 'model.deployed', 'deployment.created', 'deployment.paused', 'deployment.resumed', 'deployment.deleted', 'usage.threshold_reached']";
 const KNOWN_EVENT_MESSAGE: &str = "events may hold training.started, training.completed, training.failed, model.deployed, deployment.created, deployment.paused, deployment.resumed, deployment.deleted, usage.threshold_reached, and the patterns training.*, model.*, deployment.*, usage.* and \"*\"";
+#[cfg(test)]
+pub(super) const EVENT_RULE: [&str; 2] = [KNOWN_EVENT, KNOWN_EVENT_MESSAGE];
 const LABEL_KEY_MESSAGE: &str = "a label's key is a name of at most 63 letters, digits, '-', '_' and '.', where needed behind a DNS name and a slash, such as team or example.com/team";
 const LABEL_VALUE: &str = "!format.labelValue().validate(self).hasValue()";
 const LABEL_VALUE_MESSAGE: &str =

@@ -9,6 +9,8 @@ use super::webhook::DURATION;
 
 const CONCRETE_EVENT: &str = "self in ['training.started', 'training.completed', 'training.failed', 'model.deployed', 'deployment.created', 'deployment.paused', 'deployment.resumed', 'deployment.deleted', 'usage.threshold_reached']";
 const CONCRETE_EVENT_MESSAGE: &str = "event must be one event and no pattern: training.started, training.completed, training.failed, model.deployed, deployment.created, deployment.paused, deployment.resumed, deployment.deleted or usage.threshold_reached";
+#[cfg(test)]
+pub(super) const EVENT_RULE: [&str; 2] = [CONCRETE_EVENT, CONCRETE_EVENT_MESSAGE];
 
 /// The annotation whose new value has a delivery sent again.
 pub const REDELIVER_ANNOTATION: &str = "llmtune.io/redeliver-requested-at";

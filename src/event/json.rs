@@ -5,8 +5,6 @@
 
 use std::fmt::Write as _;
 
-use serde_json::Value;
-
 /// Appends a string in quotes.
 pub fn write_string(out: &mut String, text: &str) {
     out.push('"');
@@ -75,42 +73,44 @@ pub fn write_object<'a, V>(
     out.push('}');
 }
 
-/// Appends any JSON value. Numbers become the doubles that a JavaScript receiver reads.
-pub fn write_value(out: &mut String, value: &Value) {
-    match value {
-        Value::Null => out.push_str("null"),
-        Value::Bool(true) => out.push_str("true"),
-        Value::Bool(false) => out.push_str("false"),
-        Value::Number(number) => write_number(out, number.as_f64().unwrap_or(f64::NAN)),
-        Value::String(text) => write_string(out, text),
-        Value::Array(items) => {
-            out.push('[');
-            for (position, item) in items.iter().enumerate() {
-                if position > 0 {
-                    out.push(',');
-                }
-                write_value(out, item);
-            }
-            out.push(']');
-        }
-        Value::Object(members) => {
-            write_object(out, members.iter().map(|(key, value)| (key.as_str(), value)), write_value);
-        }
-    }
-}
-
-/// ECMA-262 6.1.7: a canonical numeric string from 0 to 2^32 - 2 is an array index, and such keys are ordered first.
-fn array_index(key: &str) -> Option<u32> {
-    let canonical = key == "0" || (!key.starts_with('0') && !key.is_empty() && key.len() <= 10);
-    if !canonical || !key.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    key.parse::<u32>().ok().filter(|index| *index != u32::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
+
+    /// Appends any JSON value. Numbers become the doubles that a JavaScript receiver reads.
+    fn write_value(out: &mut String, value: &Value) {
+        match value {
+            Value::Null => out.push_str("null"),
+            Value::Bool(true) => out.push_str("true"),
+            Value::Bool(false) => out.push_str("false"),
+            Value::Number(number) => write_number(out, number.as_f64().unwrap_or(f64::NAN)),
+            Value::String(text) => write_string(out, text),
+            Value::Array(items) => {
+                out.push('[');
+                for (position, item) in items.iter().enumerate() {
+                    if position > 0 {
+                        out.push(',');
+                    }
+                    write_value(out, item);
+                }
+                out.push(']');
+            }
+            Value::Object(members) => {
+                write_object(out, members.iter().map(|(key, value)| (key.as_str(), value)), write_value);
+            }
+        }
+    }
+
+    /// ECMA-262 6.1.7: a canonical numeric string from 0 to 2^32 - 2 is an array index, and such keys are ordered first.
+    fn array_index(key: &str) -> Option<u32> {
+        let canonical = key == "0" || (!key.starts_with('0') && !key.is_empty() && key.len() <= 10);
+        if !canonical || !key.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        key.parse::<u32>().ok().filter(|index| *index != u32::MAX)
+    }
 
     fn written(value: &Value) -> String {
         let mut out = String::new();

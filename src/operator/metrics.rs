@@ -1,4 +1,4 @@
-//! The metrics of DESIGN 7, registered on a registry that is passed in. Labels are bounded: namespace, Webhook and event
+//! The metrics, registered on a registry that is passed in. Labels are bounded: namespace, Webhook and event
 //! names, never urls, ids or error text. A deleted Webhook's series go with it.
 
 use prometheus::{

@@ -1,4 +1,4 @@
-//! What users see: Webhook status and Kubernetes Events. The engine's results come in as notes; writes go out at a rate
+//! What users see: Webhook status, Kubernetes Events, `WebhookDelivery` objects. The engine's results come in as notes; writes go out at a rate
 //! that does not depend on the rate of deliveries.
 
 mod conditions;

@@ -1,6 +1,9 @@
 //! What must hold whatever happens. It sees the model's whole history, and every event, attempt and flush.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fmt::Display,
+};
 
 use kube::core::SelectorExt;
 use llmtune_webhooks::{
@@ -87,8 +90,9 @@ struct Told {
 }
 
 impl Oracle {
-    pub fn fail(&mut self, what: String) {
-        self.violation.get_or_insert(what);
+    /// Something happened that the rule forbids; `rule`: the room and the number of its statement, as its code bears them.
+    pub fn fail(&mut self, rule: &str, what: impl Display) {
+        self.violation.get_or_insert_with(|| format!("[{rule}] {what}"));
     }
 
     /// A list replaces a position.
@@ -143,7 +147,7 @@ impl Oracle {
                 "#{owner} wrote {} in term {} although #{leader} leads in term {term}",
                 segment.name, segment.term
             );
-            self.fail(what);
+            self.fail("ledger 1", what);
         }
     }
 
@@ -166,7 +170,10 @@ impl Oracle {
                 && entry.is_none_or(|entry| entry.epoch < epoch || (entry.epoch == epoch && entry.position < position))
                 && !(entry.is_none() && kind == DEPLOYMENTS)
             {
-                self.fail(format!("the ledger forgot where {} is: {position} in epoch {epoch}", watch.name));
+                self.fail(
+                    "ledger 2",
+                    format!("the ledger forgot where {} is: {position} in epoch {epoch}", watch.name),
+                );
             }
         }
     }
@@ -202,11 +209,14 @@ impl Oracle {
             return;
         }
         if self.sealed.contains(&(webhook, event)) {
-            self.fail(format!("{event} goes to {webhook:?} again although its end was flushed"));
+            self.fail("engine 7", format!("{event} goes to {webhook:?} again although its end was flushed"));
         }
         let failed = self.failed.get(&(webhook, event)).copied().unwrap_or_default();
         if number <= failed {
-            self.fail(format!("attempt {number} of {event} to {webhook:?}, although {failed} failures were flushed"));
+            self.fail(
+                "engine 7",
+                format!("attempt {number} of {event} to {webhook:?}, although {failed} failures were flushed"),
+            );
         }
     }
 
@@ -254,15 +264,15 @@ impl Oracle {
         }
         let what = format!("{} of {name} ({uid:?}) at {version:?}", event.event_type);
         let Some(baseline) = baseline else {
-            self.fail(format!("{what} is told before its watch has a baseline"));
+            self.fail("engine 2", format!("{what} is told before its watch has a baseline"));
             return;
         };
         if version.is_some_and(|version| version <= baseline) {
-            self.fail(format!("{what} is told although it belongs to the baseline of {baseline}"));
+            self.fail("engine 2", format!("{what} is told although it belongs to the baseline of {baseline}"));
         }
         if kind == DEPLOYMENTS {
             if event.event_type == EventType::DeploymentDeleted && !gone {
-                self.fail(format!("{what} is told of a deployment that lives"));
+                self.fail("engine 4", format!("{what} is told of a deployment that lives"));
             }
             let version = version.filter(|_| !happens_once(event.event_type)).unwrap_or_default();
             self.named(kind, (uid, event.event_type, version), event.id);
@@ -288,7 +298,7 @@ impl Oracle {
             Facts::Serving(_) => false,
         });
         if !holds {
-            self.fail(format!("{what} is told, and never was, or not under this id"));
+            self.fail("engine 1", format!("{what} is told, and never was, or not under this id"));
         }
     }
 
@@ -299,7 +309,7 @@ impl Oracle {
         meanings.insert(occurrence);
         let versions: Vec<u64> = meanings.iter().map(|(_, _, version)| *version).collect();
         if meanings.iter().any(|(other, kind, _)| (*other, *kind) != (uid, event)) {
-            self.fail(format!("{id} stands for events of two objects or types"));
+            self.fail("event/id", format!("{id} stands for events of two objects or types"));
         }
         let names = self.names.entry(occurrence).or_default();
         names.insert(id);
@@ -309,11 +319,11 @@ impl Oracle {
             // A count that was never flushed is given again where a list hides what it counted.
             let hidden = !self.recorded.contains(&id) && self.is_in_gap(kind, first, first);
             if first != last && !hidden && !self.is_in_gap(kind, first, last) {
-                self.fail(format!("{id} stands for {event} of {uid:?} at {other} and at {version}"));
+                self.fail("event/id", format!("{id} stands for {event} of {uid:?} at {other} and at {version}"));
             }
         }
         if many && !self.is_in_gap(kind, version, version) {
-            self.fail(format!("{event} of {uid:?} at {version} has two ids"));
+            self.fail("event/id", format!("{event} of {uid:?} at {version} has two ids"));
         }
     }
 
@@ -348,7 +358,10 @@ impl Oracle {
             let excused = choices.any(|missing| missing.is_none());
             drop(choices);
             if !excused {
-                self.fail(format!("{missing} of {} ({:?}), although no list explains it", life.name, life.uid));
+                self.fail(
+                    "engine 5 and 7",
+                    format!("{missing} of {} ({:?}), although no list explains it", life.name, life.uid),
+                );
             }
             self.excused += 1;
         }

@@ -225,7 +225,8 @@ impl Process {
                 env.say(|| format!("#{} finds no ledger: {why}", self.number));
                 let excused = env.store.ledger_harmed || (matches!(why, Nothing::Fresh) && found.is_empty());
                 if !excused {
-                    env.oracle.fail(format!("the ledger cannot be opened, and nobody harmed it: {why}"));
+                    env.oracle
+                        .fail("ledger 1 to 3", format!("the ledger cannot be opened, and nobody harmed it: {why}"));
                 }
                 env.met.new_epoch |= !found.is_empty() || env.oracle.was_led;
                 self.journal = Some(Journal::found(HOME, fresh_epoch.max(newest + 1), env.shape, self.number));
@@ -238,7 +239,7 @@ impl Process {
                 self.phase = Phase::Claiming;
                 self.send(env, claim);
             }
-            Err(error) => env.oracle.fail(format!("no claim: {error}")),
+            Err(error) => env.oracle.fail("ledger 1", format!("no claim: {error}")),
         }
     }
 
@@ -321,7 +322,7 @@ impl Process {
             engine.add_watch(id(kind), KINDS[kind].source, KINDS[kind].name, KINDS[kind].selective);
         }
         if kinds.clone().any(|kind| engine.position(id(kind)) != positions[kind]) {
-            env.oracle.fail("a watch does not go on from where the ledger says".into());
+            env.oracle.fail("engine 5", "a watch does not go on from where the ledger says");
         }
         let forgotten = engine.forget_other_watches();
         if !forgotten.is_empty() {
@@ -470,7 +471,7 @@ impl Process {
         let segments = match journal.lay_out(flush) {
             Ok(segments) => segments,
             Err(error) => {
-                env.oracle.fail(format!("no flush: {error}"));
+                env.oracle.fail("ledger 3", format!("no flush: {error}"));
                 return;
             }
         };
@@ -543,26 +544,26 @@ impl Process {
         let Attempt { webhook, ref event, number, .. } = attempt;
         let oracle = &mut env.oracle;
         let Some(hook) = env.hooks.get(&webhook) else {
-            oracle.fail("an attempt to a Webhook that is deleted".into());
+            oracle.fail("engine 3", "an attempt to a Webhook that is deleted");
             return;
         };
         let subscription = &hook.subscription;
         if subscription.held {
-            oracle.fail("a held Webhook begins an attempt".into());
+            oracle.fail("pending 3", "a held Webhook begins an attempt");
         }
         let busy = self.attempts.iter().filter(|other| other.webhook == webhook).count();
         if busy >= subscription.concurrency {
-            oracle.fail("more attempts at once than the Webhook's concurrency".into());
+            oracle.fail("pending 1", "more attempts at once than the Webhook's concurrency");
         }
         if number > subscription.max_retries + 1 {
-            oracle.fail("more attempts than the Webhook's retries".into());
+            oracle.fail("delivery/schedule", "more attempts than the Webhook's retries");
         }
         let kind = kind_of_uid(event.object.uid);
         if self.told.contains(&event.id) && !self.baselined[kind] {
-            oracle.fail("an attempt before its watch's baseline is flushed".into());
+            oracle.fail("engine 6", "an attempt before its watch's baseline is flushed");
         }
         if self.attempts.iter().any(|other| other.webhook == webhook && other.event.id == event.id) {
-            oracle.fail("two attempts of one delivery at once".into());
+            oracle.fail("pending 1", "two attempts of one delivery at once");
         }
         oracle.attempted(webhook, event.object.uid, event.id, number);
         if number == 1 {
@@ -570,7 +571,7 @@ impl Process {
             let same =
                 |other: &&Attempt| other.webhook == webhook && other.number == 1 && other.event.object.uid == object;
             if self.attempts.iter().find(same).is_some() {
-                oracle.fail("first attempts of one object's events overlap".into());
+                oracle.fail("pending 2", "first attempts of one object's events overlap");
             }
             let this = (event.observed_at, event.sequence, event.id);
             if let Some(before) = self.first_attempts.insert((webhook, object), this)
@@ -578,7 +579,7 @@ impl Process {
                 && before >= this
                 && !oracle.begun_anew.contains(&object)
             {
-                oracle.fail(format!("first attempts out of order: {before:?} before {this:?}"));
+                oracle.fail("pending 2", format!("first attempts out of order: {before:?} before {this:?}"));
             }
         }
         self.attempts.push(attempt);

@@ -666,6 +666,6 @@ impl World {
                 return;
             }
         }
-        self.env.oracle.fail("it does not come to rest".into());
+        self.env.oracle.fail("engine", "it does not come to rest");
     }
 }
