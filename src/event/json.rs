@@ -73,6 +73,15 @@ pub fn write_object<'a, V>(
     out.push('}');
 }
 
+/// ECMA-262 6.1.7: a canonical numeric string from 0 to 2^32 - 2 is an array index, and such keys are ordered first.
+fn array_index(key: &str) -> Option<u32> {
+    let canonical = key == "0" || (!key.starts_with('0') && !key.is_empty() && key.len() <= 10);
+    if !canonical || !key.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    key.parse::<u32>().ok().filter(|index| *index != u32::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
@@ -101,15 +110,6 @@ mod tests {
                 write_object(out, members.iter().map(|(key, value)| (key.as_str(), value)), write_value);
             }
         }
-    }
-
-    /// ECMA-262 6.1.7: a canonical numeric string from 0 to 2^32 - 2 is an array index, and such keys are ordered first.
-    fn array_index(key: &str) -> Option<u32> {
-        let canonical = key == "0" || (!key.starts_with('0') && !key.is_empty() && key.len() <= 10);
-        if !canonical || !key.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
-        }
-        key.parse::<u32>().ok().filter(|index| *index != u32::MAX)
     }
 
     fn written(value: &Value) -> String {
