@@ -49,7 +49,7 @@ fn shortened(failures: u32, random: f64) -> Duration {
 }
 
 /// A number in [0, 1); std's hash keys are random, which is enough for varying waits.
-fn random() -> f64 {
+pub fn random() -> f64 {
     (RandomState::new().hash_one(()) >> 11) as f64 / (1_u64 << 53) as f64
 }
 

@@ -8,7 +8,7 @@ mod sources;
 
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, Hasher, RandomState},
+    hash::{BuildHasher, RandomState},
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::Arc,
@@ -33,6 +33,7 @@ use super::{
     server::{Health, Refresh},
 };
 use crate::{
+    calls::random,
     delivery::send::{Attempted, Exchange, Sender},
     engine::{Attempt, Due, Engine, Observation, Question, Settled, Verdict},
     event::object::{Uid, WatchId},
@@ -116,8 +117,6 @@ pub struct Leader {
     questions: HashMap<WatchId, mpsc::UnboundedSender<Question>>,
     notes: mpsc::UnboundedSender<Note>,
     lost_keys: mpsc::UnboundedSender<LostKey>,
-    random: RandomState,
-    drawn: u64,
 }
 
 /// The tasks beside the loop, and what comes in from them.
@@ -266,8 +265,6 @@ impl Leader {
             questions: HashMap::new(),
             notes,
             lost_keys,
-            random: RandomState::new(),
-            drawn: 0,
         };
         leader.add_watches();
         Ok((leader, beside))
@@ -473,8 +470,7 @@ impl Leader {
             let _ = self.lost_keys.send((outcome.webhook, reference, error));
         }
         let now = self.clock.now();
-        let random = self.random();
-        if let Some(settled) = self.engine.settle(&outcome, now, random) {
+        if let Some(settled) = self.engine.settle(&outcome, now, random()) {
             self.settled(settled, exchange, now);
         }
     }
@@ -546,13 +542,5 @@ impl Leader {
     fn note(&self, note: Note) {
         // The writer lives until this sender goes.
         let _ = self.notes.send(note);
-    }
-
-    /// A number in [0, 1), to vary the waits before retries; std's hash keys are random, which is enough for that.
-    fn random(&mut self) -> f64 {
-        self.drawn += 1;
-        let mut hasher = self.random.build_hasher();
-        hasher.write_u64(self.drawn);
-        (hasher.finish() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
