@@ -427,8 +427,8 @@ impl Engine {
         let (source, epoch) = (known.source, known.epoch());
         let withhold = (!known.is_baselined()).then_some(watch);
         for Occurred { object, occurrence, sequence } in occurred {
-            let Occurrence { event, name, count, .. } = occurrence;
-            let id = EventId::new(source, object.uid, event, name, count, epoch);
+            let Occurrence { event, count, .. } = occurrence;
+            let id = EventId::new(source, object.uid, event, &occurrence.name, count, epoch);
             let envelope = Envelope {
                 id,
                 event,

@@ -10,6 +10,7 @@ use crate::event::{
         Gone, Occurrence,
         serving::{self, ServingRecord},
         training::{self, TrainingRecord},
+        usage::{self, UsageRecord},
     },
     object::{Facts, Object},
     unknown::Unknown,
@@ -79,6 +80,7 @@ mod shared {
 pub enum Lifecycle {
     Training(TrainingRecord),
     Serving(ServingRecord),
+    Usage(UsageRecord),
 }
 
 impl Lifecycle {
@@ -88,6 +90,7 @@ impl Lifecycle {
         match facts {
             Facts::Training(_) => Self::Training(TrainingRecord::new()),
             Facts::Serving(_) => Self::Serving(ServingRecord::default()),
+            Facts::Usage(_) => Self::Usage(UsageRecord::default()),
         }
     }
 
@@ -97,6 +100,7 @@ impl Lifecycle {
         match facts {
             Facts::Training(facts) => Self::Training(TrainingRecord::baseline(facts, generation)),
             Facts::Serving(facts) => Self::Serving(ServingRecord::baseline(facts, generation)),
+            Facts::Usage(_) => Self::Usage(UsageRecord::baseline()),
         }
     }
 
@@ -112,6 +116,10 @@ impl Lifecycle {
                 let (occurrences, record) = serving::step(record, facts, generation);
                 (occurrences, Self::Serving(record))
             }
+            (Self::Usage(record), Facts::Usage(facts)) => {
+                let (occurrences, record) = usage::step(record, facts, generation);
+                (occurrences, Self::Usage(record))
+            }
             (_, facts) => Self::new(facts).step(facts, generation),
         }
     }
@@ -122,6 +130,7 @@ impl Lifecycle {
         match self {
             Self::Training(record) => training::gone(record, how, generation),
             Self::Serving(record) => serving::gone(&record, generation),
+            Self::Usage(_) => Vec::new(),
         }
     }
 
@@ -131,6 +140,7 @@ impl Lifecycle {
         match self {
             Self::Training(record) => record.would_mind_going(),
             Self::Serving(record) => record.would_mind_going(),
+            Self::Usage(_) => false,
         }
     }
 }

@@ -122,7 +122,7 @@ fn entry(object: Object) -> RecordEntry {
 fn event(number: u128, body: &str) -> EventEntry {
     let uid = Uid::from_u128(number);
     let event_type = EventType::TrainingStarted;
-    let id = EventId::new("s", uid, event_type, OccurrenceName::Generation(1), 1, 1);
+    let id = EventId::new("s", uid, event_type, &OccurrenceName::Generation(1), 1, 1);
     let object = Arc::new(event_type.outline(uid, "research".into(), format!("object-{number}")));
     let event = Event {
         id,

@@ -6,6 +6,7 @@ mod frame;
 pub mod health;
 mod slim;
 pub mod training_job;
+pub mod usage;
 pub mod watch;
 
 use kube::Resource;
