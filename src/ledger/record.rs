@@ -134,6 +134,15 @@ impl Lifecycle {
         }
     }
 
+    /// Those of an evaluation's thresholds that are reached, as its spec writes them, ascending.
+    #[must_use]
+    pub fn reached(&self, facts: &Facts) -> Vec<String> {
+        match (self, facts) {
+            (Self::Usage(record), Facts::Usage(facts)) => record.reached(facts),
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether the object's going would be an event.
     #[must_use]
     pub fn would_mind_going(&self) -> bool {
