@@ -9,6 +9,7 @@ mod causes;
 pub mod delivery;
 pub mod engine;
 pub mod event;
+pub mod expression;
 #[cfg(test)]
 mod fake;
 pub mod ledger;

@@ -13,7 +13,7 @@ use llmtune_webhooks::{
         object::{Facts, Metric, Object, ServingFacts, TrainingFacts, Uid, UsageFacts},
         payload::{self, Data},
     },
-    source::{Source, deployment::Deployments, training_job::TrainingJobs, usage},
+    source::{deployment::Deployments, training_job::TrainingJobs, usage},
 };
 use proptest::{
     char::range,
@@ -138,9 +138,9 @@ impl Payload {
     pub fn body(&self) -> String {
         let Occurrence { event, ref name, count, .. } = self.occurrence;
         let source = match self.object.facts {
-            Facts::Training(_) => TrainingJobs::RESOURCE,
-            Facts::Serving(_) => Deployments::RESOURCE,
-            Facts::Usage(_) => usage::RESOURCE,
+            Facts::Training(_) => TrainingJobs::NAME,
+            Facts::Serving(_) => Deployments::NAME,
+            Facts::Usage(_) => usage::NAME,
         };
         let envelope = Envelope {
             id: EventId::new(source, self.object.uid, event, name, count, 1),

@@ -1,0 +1,80 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use kube_cel::cel::Value;
+use kube_cel::cel::objects::{Key, Map};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+/// A JSON document as expressions see it, read straight from JSON; cheap to clone.
+///
+/// Integers become int, beyond 2^63 - 1 uint, beyond 2^64 - 1 double; numbers with a fraction or an exponent become double. How deep it may nest
+/// is its deserializer's business (`serde_json`: 128).
+#[derive(Clone, Debug)]
+pub struct Document(pub(super) Value);
+
+impl From<&str> for Document {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+struct Reader;
+
+impl<'de> Visitor<'de> for Reader {
+    type Value = Document;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Document, E> {
+        Ok(Document(Value::Null))
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Document, E> {
+        Ok(Document(Value::Bool(value)))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Document, E> {
+        Ok(Document(Value::Int(value)))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Document, E> {
+        Ok(Document(i64::try_from(value).map_or(Value::UInt(value), Value::Int)))
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Document, E> {
+        Ok(Document(Value::Float(value)))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Document, E> {
+        self.visit_string(value.to_owned())
+    }
+
+    fn visit_string<E: Error>(self, value: String) -> Result<Document, E> {
+        Ok(Document(Value::String(Arc::new(value))))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Document, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Document(element)) = elements.next_element()? {
+            list.push(element);
+        }
+        Ok(Document(Value::List(Arc::new(list))))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Document, A::Error> {
+        let mut map = HashMap::new();
+        while let Some((key, Document(value))) = members.next_entry::<String, Document>()? {
+            map.insert(Key::String(Arc::new(key)), value);
+        }
+        Ok(Document(Value::Map(Map { map: Arc::new(map) })))
+    }
+}

@@ -1,0 +1,596 @@
+use std::sync::Arc;
+
+use kube_cel::cel::Value;
+use regex::RegexBuilder;
+
+use super::LONGEST;
+use super::error::{CompileError, Position};
+use super::functions::{self, Form};
+use super::lexer::{Token, tokens};
+use super::tree::{Kind, Macro, Match, Node, Operator, Own};
+
+/// How many nodes may lie on the way from an expression to its innermost part; alternatives joined by `&&` or `||` count as one level.
+const DEEPEST: usize = 64;
+/// How many brackets, calls and conditionals may stand in one another.
+const NESTED: usize = 32;
+/// How many macros may stand in one another: the work grows by a power with each.
+const NESTED_MACROS: usize = 2;
+/// Bytes that a compiled pattern may take.
+const PATTERN_SIZE: usize = 1 << 18;
+const LONGEST_PATTERN: usize = 256;
+
+const MACROS: [&str; 6] = ["all", "exists", "exists_one", "existsOne", "map", "filter"];
+const OWN: [(&str, Own, Form, (usize, usize)); 7] = [
+    ("size", Own::Size, Form::Either, (0, 0)),
+    ("startsWith", Own::StartsWith, Form::Method, (1, 1)),
+    ("endsWith", Own::EndsWith, Form::Method, (1, 1)),
+    ("contains", Own::Contains, Form::Method, (1, 1)),
+    ("join", Own::Join, Form::Method, (0, 1)),
+    ("string", Own::String, Form::Either, (0, 0)),
+    ("dyn", Own::Dyn, Form::Global, (1, 1)),
+];
+const PATTERNS: [(&str, Match); 3] = [("matches", Match::Matches), ("find", Match::Find), ("findAll", Match::FindAll)];
+/// Words that CEL keeps for itself.
+const RESERVED: [&str; 17] = [
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "in",
+    "let",
+    "loop",
+    "namespace",
+    "package",
+    "return",
+    "var",
+    "void",
+];
+
+type Parsed = Result<Node, CompileError>;
+
+pub(super) fn parse(text: &str, variables: &[&'static str]) -> Parsed {
+    if text.len() > LONGEST {
+        return Err(CompileError::TooLong(text.len()));
+    }
+    let mut parser = Parser { text, tokens: tokens(text)?, next: 0, variables, elements: Vec::new(), nested: 0 };
+    if *parser.peek() == Token::End {
+        return parser.error(0, "it is empty; write an expression, or leave the field out");
+    }
+    let root = parser.expression()?;
+    match parser.peek().clone() {
+        Token::End => Ok(root),
+        found => parser.error(parser.at(), Parser::instead_of_operator(&found)),
+    }
+}
+
+struct Parser<'a> {
+    text: &'a str,
+    /// Ends with `Token::End`, past which nothing reads.
+    tokens: Vec<(usize, Token)>,
+    next: usize,
+    variables: &'a [&'static str],
+    /// The names that macros around the current place gave their elements, outermost first.
+    elements: Vec<String>,
+    nested: usize,
+}
+
+impl Parser<'_> {
+    fn peek(&self) -> &Token {
+        &self.tokens[self.next].1
+    }
+
+    fn peek_second(&self) -> &Token {
+        &self.tokens[(self.next + 1).min(self.tokens.len() - 1)].1
+    }
+
+    fn at(&self) -> usize {
+        self.tokens[self.next].0
+    }
+
+    fn advance(&mut self) -> Token {
+        let token = self.peek().clone();
+        self.next = (self.next + 1).min(self.tokens.len() - 1);
+        token
+    }
+
+    fn is(&self, sign: &str) -> bool {
+        matches!(self.peek(), Token::Sign(found) if *found == sign)
+    }
+
+    fn accept(&mut self, sign: &str) -> bool {
+        let found = self.is(sign);
+        if found {
+            self.advance();
+        }
+        found
+    }
+
+    fn expect(&mut self, sign: &str, opened_at: usize) -> Result<(), CompileError> {
+        if self.accept(sign) {
+            return Ok(());
+        }
+        let opened = Position::of(self.text, opened_at);
+        let found = self.peek().clone();
+        let hint = match found {
+            Token::Identifier(_) => format!("; {}", Self::instead_of_operator(&found)),
+            _ => format!(" instead of {}", found.describe()),
+        };
+        self.error(self.at(), format!("write `{sign}` to close what opened at {opened}{hint}"))
+    }
+
+    fn error<T>(&self, at: usize, message: impl Into<String>) -> Result<T, CompileError> {
+        Err(CompileError::Malformed { at: Position::of(self.text, at), message: message.into() })
+    }
+
+    fn instead_of_operator(found: &Token) -> String {
+        match found {
+            Token::Identifier(word) => match word.as_str() {
+                "and" | "AND" => "write `&&` for `and`".to_owned(),
+                "or" | "OR" => "write `||` for `or`".to_owned(),
+                "is" | "eq" => format!("write `==` for `{word}`"),
+                "not" => "write `!` for `not`, before what it negates; `!(x in y)` for `x not in y`".to_owned(),
+                "like" | "LIKE" => "write s.matches('pattern') or s.contains('part') for `like`".to_owned(),
+                "if" => "write `condition ? this : that` for `if`".to_owned(),
+                _ => format!("an operator must stand before `{word}`"),
+            },
+            Token::Sign(")" | "]" | "}") => format!("{} closes nothing; leave it out", found.describe()),
+            Token::Sign(":") => "`:` belongs after `condition ? this`".to_owned(),
+            Token::Sign("{") => {
+                "messages such as Name{field: value} are not supported; write a map, {'field': value}".to_owned()
+            }
+            other => format!("an operator must stand before {}", other.describe()),
+        }
+    }
+
+    fn node(&self, at: usize, kind: Kind) -> Parsed {
+        let mut node = Node { at, depth: 1, kind };
+        node.depth += node.children().into_iter().map(|child| child.depth).max().unwrap_or(0);
+        if node.depth > DEEPEST {
+            return self
+                .error(at, format!("its parts are nested more than {DEEPEST} deep; write a flatter expression"));
+        }
+        Ok(node)
+    }
+
+    /// `condition ? this : that`, or less. All recursion passes here.
+    fn expression(&mut self) -> Parsed {
+        self.nested += 1;
+        if self.nested > NESTED {
+            let message =
+                format!("brackets and conditionals are nested more than {NESTED} deep; write a flatter expression");
+            return self.error(self.at(), message);
+        }
+        let condition = self.or()?;
+        let at = self.at();
+        let whole = if self.accept("?") {
+            let then = self.or()?;
+            if !self.accept(":") {
+                let found = self.peek().describe();
+                return self.error(self.at(), format!("write `:` and what holds otherwise, instead of {found}"));
+            }
+            let otherwise = self.expression()?;
+            self.node(at, Kind::Conditional(Box::new([condition, then, otherwise])))?
+        } else {
+            condition
+        };
+        self.nested -= 1;
+        Ok(whole)
+    }
+
+    fn or(&mut self) -> Parsed {
+        self.joined("||", Self::and, Kind::Or)
+    }
+
+    fn and(&mut self) -> Parsed {
+        self.joined("&&", Self::relation, Kind::And)
+    }
+
+    fn joined(&mut self, sign: &str, part: fn(&mut Self) -> Parsed, kind: fn(Vec<Node>) -> Kind) -> Parsed {
+        let first = part(self)?;
+        let at = self.at();
+        if !self.is(sign) {
+            return Ok(first);
+        }
+        let mut parts = vec![first];
+        while self.accept(sign) {
+            parts.push(part(self)?);
+        }
+        self.node(at, kind(parts))
+    }
+
+    fn relation(&mut self) -> Parsed {
+        self.binary(Self::sum, |token| match token {
+            Token::Sign("==") => Some(Operator::Equal),
+            Token::Sign("!=") => Some(Operator::NotEqual),
+            Token::Sign("<") => Some(Operator::Less),
+            Token::Sign("<=") => Some(Operator::LessOrEqual),
+            Token::Sign(">") => Some(Operator::Greater),
+            Token::Sign(">=") => Some(Operator::GreaterOrEqual),
+            Token::Identifier(word) if word == "in" => Some(Operator::In),
+            _ => None,
+        })
+    }
+
+    fn sum(&mut self) -> Parsed {
+        self.binary(Self::product, |token| match token {
+            Token::Sign("+") => Some(Operator::Add),
+            Token::Sign("-") => Some(Operator::Subtract),
+            _ => None,
+        })
+    }
+
+    fn product(&mut self) -> Parsed {
+        self.binary(Self::unary, |token| match token {
+            Token::Sign("*") => Some(Operator::Multiply),
+            Token::Sign("/") => Some(Operator::Divide),
+            Token::Sign("%") => Some(Operator::Remainder),
+            _ => None,
+        })
+    }
+
+    fn binary(&mut self, part: fn(&mut Self) -> Parsed, operator: fn(&Token) -> Option<Operator>) -> Parsed {
+        let mut left = part(self)?;
+        while let Some(operator) = operator(self.peek()) {
+            let at = self.at();
+            self.advance();
+            let right = part(self)?;
+            left = self.node(at, Kind::Binary(operator, Box::new([left, right])))?;
+        }
+        Ok(left)
+    }
+
+    fn unary(&mut self) -> Parsed {
+        let mut signs = Vec::new();
+        while self.is("!") || self.is("-") {
+            let negative = matches!(self.peek_second(), Token::Int(..) | Token::Double(_)) && self.is("-");
+            if negative {
+                break;
+            }
+            signs.push((self.at(), self.is("!")));
+            self.advance();
+        }
+        let mut operand = self.member()?;
+        for (at, not) in signs.into_iter().rev() {
+            let kind = if not { Kind::Not(Box::new(operand)) } else { Kind::Negate(Box::new(operand)) };
+            operand = self.node(at, kind)?;
+        }
+        Ok(operand)
+    }
+
+    /// A primary with the fields, indices and calls after it.
+    fn member(&mut self) -> Parsed {
+        let mut operand = self.primary()?;
+        loop {
+            let at = self.at();
+            if self.accept(".") {
+                if self.is("?") {
+                    return self.error(at, "optional fields are not supported; write has(x.y) ? x.y : …");
+                }
+                let at = self.at();
+                operand = match self.advance() {
+                    Token::Identifier(name) if self.is("(") => self.method(at, operand, &name)?,
+                    Token::Identifier(name) | Token::Quoted(name) => {
+                        self.node(at, Kind::Select(Box::new(operand), name))?
+                    }
+                    found => {
+                        let found = found.describe();
+                        return self.error(
+                            at,
+                            format!("a field's name must follow the dot, not {found}; write x['…'] for other names"),
+                        );
+                    }
+                };
+            } else if self.accept("[") {
+                if self.is("?") {
+                    return self.error(at, "optional indices are not supported; write 'key' in x ? x['key'] : …");
+                }
+                let index = self.expression()?;
+                self.expect("]", at)?;
+                operand = self.node(at, Kind::Index(Box::new(operand), Box::new(index)))?;
+            } else {
+                return Ok(operand);
+            }
+        }
+    }
+
+    fn primary(&mut self) -> Parsed {
+        let at = self.at();
+        match self.advance() {
+            Token::String(string) => self.node(at, Kind::Literal(Value::String(Arc::new(string)))),
+            Token::Bytes(bytes) => self.node(at, Kind::Literal(Value::Bytes(Arc::new(bytes)))),
+            Token::Double(double) => self.node(at, Kind::Literal(Value::Float(double))),
+            Token::Int(digits, base) => self.int(at, &digits, base),
+            Token::Uint(digits, base) => match u64::from_str_radix(&digits, base) {
+                Ok(uint) => self.node(at, Kind::Literal(Value::UInt(uint))),
+                Err(_) => self.error(at, "this number is too large for an unsigned one of 64 bits"),
+            },
+            Token::Sign("-") => match self.advance() {
+                Token::Double(double) => self.node(at, Kind::Literal(Value::Float(-double))),
+                Token::Int(digits, base) => self.int(at, &format!("-{digits}"), base),
+                found => self.error(at, format!("a value must follow `-`, not {}", found.describe())),
+            },
+            Token::Sign("(") => {
+                let inner = self.expression()?;
+                self.expect(")", at)?;
+                Ok(inner)
+            }
+            Token::Sign("[") => {
+                let elements = self.list("]", at)?;
+                self.node(at, Kind::List(elements))
+            }
+            Token::Sign("{") => self.map(at),
+            // A leading dot only says that the name is none of a namespace's.
+            Token::Sign(".") => match self.advance() {
+                Token::Identifier(name) => self.name(at, &name),
+                found => self.error(at, format!("a name must follow the dot, not {}", found.describe())),
+            },
+            Token::Identifier(name) => self.name(at, &name),
+            found => {
+                let message = match (&found, at) {
+                    (Token::End, _) => "a value must follow here; the expression ends too early".to_owned(),
+                    (Token::Quoted(_), _) => "backticks are for fields, after a dot; write '…' for a string".to_owned(),
+                    (found, 0) => format!("an expression cannot begin with {}", found.describe()),
+                    (found, _) => format!("a value must stand here, not {}", found.describe()),
+                };
+                self.error(at, message)
+            }
+        }
+    }
+
+    fn int(&self, at: usize, digits: &str, base: u32) -> Parsed {
+        match i64::from_str_radix(digits, base) {
+            Ok(int) => self.node(at, Kind::Literal(Value::Int(int))),
+            Err(_) => self.error(at, "this number is too large for 64 bits; write it as a double, such as 1e20"),
+        }
+    }
+
+    /// Expressions with commas between them, up to the closing sign; a comma may follow the last.
+    fn list(&mut self, close: &str, opened_at: usize) -> Result<Vec<Node>, CompileError> {
+        let mut elements = Vec::new();
+        while !self.is(close) {
+            if self.is("?") {
+                return self.error(self.at(), "optional elements are not supported; leave the `?` out");
+            }
+            elements.push(self.expression()?);
+            if !self.accept(",") {
+                break;
+            }
+        }
+        self.expect(close, opened_at)?;
+        Ok(elements)
+    }
+
+    fn map(&mut self, at: usize) -> Parsed {
+        let mut entries = Vec::new();
+        while !self.is("}") {
+            if self.is("?") {
+                return self.error(self.at(), "optional entries are not supported; leave the `?` out");
+            }
+            let key = self.expression()?;
+            if !self.accept(":") {
+                let found = self.peek().describe();
+                return self.error(self.at(), format!("write `:` and the key's value, instead of {found}"));
+            }
+            entries.push([key, self.expression()?]);
+            if !self.accept(",") {
+                break;
+            }
+        }
+        self.expect("}", at)?;
+        self.node(at, Kind::Map(entries))
+    }
+
+    /// A word that no dot precedes: a literal, a variable, a function or a function's namespace.
+    fn name(&mut self, at: usize, name: &str) -> Parsed {
+        match name {
+            "true" | "false" => return self.node(at, Kind::Literal(Value::Bool(name == "true"))),
+            "null" => return self.node(at, Kind::Literal(Value::Null)),
+            "not" => return self.error(at, "write `!` for `not`"),
+            _ => {}
+        }
+        if self.is("(") {
+            return self.function(at, name);
+        }
+        if let Some(depth) = self.elements.iter().rposition(|element| element == name) {
+            return self.node(at, Kind::Element(depth));
+        }
+        if let Some(variable) = self.variables.iter().find(|variable| **variable == name) {
+            return self.node(at, Kind::Variable(variable));
+        }
+        if self.is(".") && functions::is_namespace(name) {
+            self.advance();
+            let function = match self.advance() {
+                Token::Identifier(function) if self.is("(") => function,
+                _ => return self.error(at, format!("a function must follow, such as {name}.…(x)")),
+            };
+            return self.function(at, &format!("{name}.{function}"));
+        }
+        if RESERVED.contains(&name) {
+            return self.error(at, format!("`{name}` is a word that CEL keeps for itself; {}", self.names()));
+        }
+        if self.is("{") {
+            return self.error(at, Self::instead_of_operator(&Token::Sign("{")));
+        }
+        self.error(at, format!("there is no `{name}`; {}", self.names()))
+    }
+
+    fn names(&self) -> String {
+        let known: Vec<&str> = self.variables.iter().copied().chain(self.elements.iter().map(String::as_str)).collect();
+        format!("an expression here may use {}, and strings in quotes", known.join(", "))
+    }
+
+    /// A call that begins with the function's name; the bracket is next.
+    fn function(&mut self, at: usize, name: &str) -> Parsed {
+        let open = self.at();
+        if name == "has" {
+            self.advance();
+            let mut arguments = self.list(")", open)?;
+            return match (arguments.pop(), arguments.pop()) {
+                (Some(Node { kind: Kind::Select(operand, field), .. }), None) => {
+                    self.node(at, Kind::Has(operand, field))
+                }
+                _ => self.error(at, "has() takes one field, such as has(x.y); for a key write 'key' in x"),
+            };
+        }
+        let Some((form, callee)) = Callee::find(name) else {
+            let message = if MACROS.contains(&name) {
+                format!("`{name}` follows what it goes over, such as xs.{name}(x, …)")
+            } else {
+                format!("there is no function `{name}`")
+            };
+            return self.error(at, message);
+        };
+        if form == Form::Method {
+            return self.error(at, format!("`{name}` follows what it is asked of, such as x.{name}(…)"));
+        }
+        self.advance();
+        let arguments = self.list(")", open)?;
+        self.call(at, name, &callee, false, arguments)
+    }
+
+    /// A call after a dot; the bracket is next.
+    fn method(&mut self, at: usize, receiver: Node, name: &str) -> Parsed {
+        let open = self.at();
+        if MACROS.contains(&name) {
+            return self.comprehension(at, receiver, name);
+        }
+        let Some((form, callee)) = Callee::find(name) else {
+            return self.error(at, format!("there is no function `{name}`"));
+        };
+        if form == Form::Global {
+            return self.error(at, format!("`{name}` is written before what it takes, such as {name}(x)"));
+        }
+        self.advance();
+        let mut arguments = vec![receiver];
+        arguments.extend(self.list(")", open)?);
+        self.call(at, name, &callee, true, arguments)
+    }
+
+    fn call(&self, at: usize, name: &str, callee: &Callee, receiver: bool, arguments: Vec<Node>) -> Parsed {
+        let (least, most) = callee.arguments();
+        // Of what may be written either way, the first argument stands for the receiver.
+        let either = usize::from(callee.form() == Form::Either || receiver);
+        if !(least + either..=most + either).contains(&arguments.len()) {
+            let given = arguments.len() - usize::from(receiver);
+            let (least, most) = (least + either - usize::from(receiver), most + either - usize::from(receiver));
+            let range = if least == most { least.to_string() } else { format!("{least} to {most}") };
+            let noun = if range == "1" { "argument" } else { "arguments" };
+            return self.error(at, format!("`{name}` takes {range} {noun}, and is given {given}"));
+        }
+        let kind = match callee {
+            Callee::Own(own, ..) => Kind::Own(*own, arguments),
+            Callee::Library(function) => {
+                let call = Box::new(functions::call(function, receiver, arguments.len()));
+                Kind::Call { function, call, arguments }
+            }
+            Callee::Pattern(role) => {
+                let Some(Node { kind: Kind::Literal(Value::String(pattern)), at: pattern_at, .. }) = arguments.get(1)
+                else {
+                    return self.error(at, format!("`{name}` takes a pattern in quotes, such as x.{name}('^a.*z$')"));
+                };
+                if pattern.len() > LONGEST_PATTERN {
+                    return self.error(*pattern_at, format!("this pattern is longer than {LONGEST_PATTERN} bytes"));
+                }
+                let built = RegexBuilder::new(pattern).size_limit(PATTERN_SIZE).dfa_size_limit(PATTERN_SIZE).build();
+                match built {
+                    Ok(pattern) => Kind::Matches { role: *role, pattern, arguments },
+                    Err(regex::Error::CompiledTooBig(_)) => {
+                        return self
+                            .error(*pattern_at, "this pattern is too large; repeat less, and [0-9] rather than \\d");
+                    }
+                    Err(error) => {
+                        let error = error.to_string();
+                        let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                        return self
+                            .error(*pattern_at, format!("this is no regular expression of RE2's syntax: {reason}"));
+                    }
+                }
+            }
+        };
+        self.node(at, kind)
+    }
+
+    fn comprehension(&mut self, at: usize, range: Node, name: &str) -> Parsed {
+        let open = self.at();
+        self.advance();
+        let element_at = self.at();
+        let (Token::Identifier(element), true) = (self.advance(), self.is(",")) else {
+            let message =
+                format!("`{name}` takes a name for an element and what is asked of it, such as xs.{name}(x, …)");
+            return self.error(element_at, message);
+        };
+        if RESERVED.contains(&element.as_str()) || matches!(element.as_str(), "true" | "false" | "null") {
+            return self
+                .error(element_at, format!("`{element}` is a word that CEL keeps for itself; take another name"));
+        }
+        if self.variables.contains(&element.as_str()) || self.elements.contains(&element) {
+            return self.error(element_at, format!("`{element}` is taken; take another name for the element"));
+        }
+        if self.elements.len() == NESTED_MACROS {
+            let message = format!("all, exists, map and filter may be nested {NESTED_MACROS} deep, not deeper");
+            return self.error(at, message);
+        }
+        self.advance();
+        self.elements.push(element);
+        let arguments = self.list(")", open);
+        self.elements.pop();
+        let mut arguments = arguments?;
+        let (body, condition) = match (arguments.pop(), arguments.pop(), arguments.is_empty()) {
+            (Some(body), None, _) => (body, None),
+            (Some(body), Some(condition), true) if name == "map" => (body, Some(Box::new(condition))),
+            _ => {
+                let most = if name == "map" {
+                    "a name, a condition if need be, and an expression"
+                } else {
+                    "a name and a condition"
+                };
+                return self.error(at, format!("`{name}` takes {most}, such as xs.{name}(x, …)"));
+            }
+        };
+        let role = match name {
+            "all" => Macro::All,
+            "exists" => Macro::Exists,
+            "map" => Macro::Map(condition),
+            "filter" => Macro::Filter,
+            _ => Macro::ExistsOne,
+        };
+        self.node(at, Kind::Macro { role, range: Box::new(range), body: Box::new(body) })
+    }
+}
+
+enum Callee {
+    Own(Own, Form, (usize, usize)),
+    Pattern(Match),
+    Library(&'static functions::Function),
+}
+
+impl Callee {
+    fn find(name: &str) -> Option<(Form, Self)> {
+        let own =
+            OWN.into_iter().find(|(own, ..)| *own == name).map(|(_, own, form, range)| Self::Own(own, form, range));
+        let pattern = || PATTERNS.into_iter().find(|(own, _)| *own == name).map(|(_, role)| Self::Pattern(role));
+        let callee = own.or_else(pattern).or_else(|| functions::find(name).map(Self::Library))?;
+        Some((callee.form(), callee))
+    }
+
+    fn form(&self) -> Form {
+        match self {
+            Self::Own(_, form, _) => *form,
+            Self::Pattern(_) => Form::Method,
+            Self::Library(function) => function.form,
+        }
+    }
+
+    fn arguments(&self) -> (usize, usize) {
+        match self {
+            Self::Own(_, _, range) => *range,
+            Self::Pattern(_) => (1, 1),
+            Self::Library(function) => function.arguments,
+        }
+    }
+}
