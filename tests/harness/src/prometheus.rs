@@ -123,7 +123,9 @@ fn launch(folder: &std::path::Path, port: u16) -> Process {
         .arg(folder.join("prometheus.yml"))
         .arg("--storage.tsdb.path")
         .arg(folder.join("data"))
-        .args(["--web.listen-address", &format!("127.0.0.1:{port}"), "--log.level", "warn"]);
+        .args(["--web.listen-address", &format!("127.0.0.1:{port}"), "--log.level", "warn"])
+        // Without it, the first scrape comes after 5 s.
+        .args(["--scrape.discovery-reload-interval", "100ms"]);
     Process::start("prometheus", &mut command, &folder.join("prometheus.log"))
 }
 
