@@ -5,6 +5,7 @@ mod clock;
 mod flushing;
 mod requests;
 mod sources;
+mod usage;
 
 use std::{
     collections::HashMap,
@@ -46,8 +47,10 @@ use crate::{
         deliveries::{Deliveries, FromDeliveries, Kept, Order, Subject},
         events,
         status::gone_generation,
+        usage::UsageWriter,
         writer::Writer,
     },
+    source::usage::{Told, prometheus::Prometheus},
     subscription::{
         resolve::{Resolved, WebhookRef},
         watch::{Change, Controller, LostKey, Update},
@@ -94,6 +97,8 @@ pub struct Context {
     pub args: RunArgs,
     /// Certificates to trust beside the system's.
     pub roots: Vec<reqwest::Certificate>,
+    /// Where usage figures are asked for.
+    pub prometheus: Arc<Prometheus>,
     pub metrics: Metrics,
     pub health: Arc<Health>,
     /// A number that grows from leader to leader.
@@ -116,6 +121,8 @@ pub struct Leader {
     orders: mpsc::UnboundedSender<Order>,
     questions: HashMap<WatchId, mpsc::UnboundedSender<Question>>,
     notes: mpsc::UnboundedSender<Note>,
+    /// For the statuses of UsageThresholds.
+    told: mpsc::UnboundedSender<Told>,
     lost_keys: mpsc::UnboundedSender<LostKey>,
 }
 
@@ -131,6 +138,7 @@ struct Beside {
     deliveries: JoinHandle<()>,
     from_deliveries: mpsc::UnboundedReceiver<FromDeliveries>,
     writer: JoinHandle<()>,
+    usage_writer: JoinHandle<()>,
     publisher: JoinHandle<()>,
 }
 
@@ -158,6 +166,7 @@ impl Leader {
         info!("stopping");
         beside.sources.abort_all();
         beside.controller.abort();
+        beside.usage_writer.abort();
         if matches!(stopped, Stopped::Shutdown) {
             let finish = async {
                 while let Some(attempted) = leader.attempts.join_next().await {
@@ -202,6 +211,7 @@ impl Leader {
         let sender = Arc::new(Sender::new(context.roots.clone(), may_begin.clone())?);
         let clock = Clock::new();
         let (notes, incoming_notes) = mpsc::unbounded_channel();
+        let (told, incoming_told) = mpsc::unbounded_channel();
         let (lost_keys, incoming_lost_keys) = mpsc::unbounded_channel();
         let (orders, incoming_orders) = mpsc::unbounded_channel();
         let (back, from_deliveries) = mpsc::unbounded_channel();
@@ -226,6 +236,7 @@ impl Leader {
             // The first into an empty channel.
             let _ = notices.try_send(notice);
         }
+        let usage_writer = UsageWriter { client: client.clone(), told: incoming_told, may_write: may_write.clone() };
         let writer = Writer { client: client.clone(), notes: incoming_notes, notices, may_write, conditions };
         let publisher = events::publish(client.clone(), incoming_notices, move || may_begin());
         let controller = Controller::new(client.clone(), change);
@@ -235,6 +246,7 @@ impl Leader {
             refreshes,
             observe: Some(observe),
             sources: JoinSet::new(),
+            usage_writer: tokio::spawn(usage_writer.run()),
             controller: tokio::spawn(controller.run(args.watch_namespaces.clone(), incoming_lost_keys)),
             deliveries: tokio::spawn(deliveries.run(args.watch_namespaces.clone())),
             from_deliveries,
@@ -264,8 +276,10 @@ impl Leader {
             orders,
             questions: HashMap::new(),
             notes,
+            told,
             lost_keys,
         };
+        leader.add_usage_watches();
         leader.add_watches();
         Ok((leader, beside))
     }
@@ -301,6 +315,7 @@ impl Leader {
                     // No source is observed before all Webhooks are listed.
                     Some(Change::Listed) => if let Some(observe) = beside.observe.take() {
                         self.drop_orphans();
+                        self.start_usage(&mut beside.sources, &observe);
                         self.start_sources(&mut beside.sources, &observe);
                     },
                     None => return Stopped::Broken("the task that looks after the Webhooks"),
@@ -313,6 +328,7 @@ impl Leader {
                 Some(tested) = self.requests.tests.join_next() => self.tested(tested),
                 _ = &mut beside.deliveries => return Stopped::Broken("the task that looks after WebhookDelivery objects"),
                 _ = &mut beside.writer => return Stopped::Broken("the task that writes statuses"),
+                _ = &mut beside.usage_writer => return Stopped::Broken("the task that writes the statuses of UsageThresholds"),
                 _ = &mut beside.publisher => return Stopped::Broken("the task that publishes Events"),
                 Some(_) = beside.sources.join_next() => return Stopped::Broken("a task that watches a source"),
                 Some(flushed) = self.flushing.ended() => match flushed {
@@ -368,6 +384,10 @@ impl Leader {
         }
         for question in observed.questions {
             self.ask(question);
+        }
+        if let Some((uid, thresholds)) = observed.reached {
+            // The writer of these statuses lives as long as this loop.
+            let _ = self.told.send(Told::Reached { uid, thresholds });
         }
     }
 

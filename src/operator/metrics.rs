@@ -37,6 +37,8 @@ pub struct Metrics {
     pub ledger_flush_duration: Histogram,
     pub api_requests: IntCounterVec,
     pub leader: IntGauge,
+    pub usage_evaluations: IntCounterVec,
+    pub usage_query_duration: Histogram,
 }
 
 struct Registrar<'a>(&'a Registry);
@@ -113,6 +115,15 @@ impl Metrics {
             ledger_records: on.add(IntGauge::with_opts(opts("ledger_records", "Objects that are remembered.")))?,
             api_requests: counters("api_requests_total", "Requests to the apiserver.", &["verb", "resource", "code"])?,
             leader: on.add(IntGauge::with_opts(opts("leader", "1 while this process may act as the leader.")))?,
+            usage_evaluations: counters(
+                "usage_evaluations_total",
+                "Evaluations of UsageThresholds: Measured, or the reason why there was no figure.",
+                &["source", "result"],
+            )?,
+            usage_query_duration: on.add(Histogram::with_opts(histogram(
+                "usage_query_duration_seconds",
+                "From a PromQL query's turn to its result.",
+            )))?,
         })
     }
 

@@ -6,6 +6,7 @@ pub mod deliveries;
 pub mod events;
 mod references;
 pub mod status;
+pub mod usage;
 pub mod writer;
 
 use std::sync::Arc;

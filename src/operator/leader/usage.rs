@@ -1,0 +1,43 @@
+//! Usage figures: their watches are made known to the engine with the others, and measured beside them.
+
+use std::sync::Arc;
+
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::Leader;
+use crate::{
+    engine::Observation,
+    event::object::WatchId,
+    source::usage::{self, Usage},
+};
+
+impl Leader {
+    /// The watch of each namespace that is served, or of all; numbered from above, where no other watch is.
+    fn usage_scopes(&self) -> Vec<(WatchId, Option<String>)> {
+        let namespaces = &self.context.args.watch_namespaces;
+        let scopes = if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() };
+        (0..=u16::MAX).rev().map(WatchId).zip(scopes).collect()
+    }
+
+    /// Makes the watches known to the engine.
+    pub(super) fn add_usage_watches(&mut self) {
+        for (id, namespace) in self.usage_scopes() {
+            self.engine.add_measured_watch(id, usage::NAME, &usage::watch_name(namespace.as_deref()));
+        }
+    }
+
+    /// Starts to measure.
+    pub(super) fn start_usage(&self, tasks: &mut JoinSet<()>, observations: &mpsc::Sender<Observation>) {
+        let metrics = &self.context.metrics;
+        let usage = Usage {
+            client: self.context.client.clone(),
+            scopes: self.usage_scopes(),
+            prometheus: Arc::clone(&self.context.prometheus),
+            observations: observations.clone(),
+            told: self.told.clone(),
+            evaluations: metrics.usage_evaluations.clone(),
+            query_duration: metrics.usage_query_duration.clone(),
+        };
+        tasks.spawn(usage.run());
+    }
+}
