@@ -16,4 +16,6 @@ mod recovery;
 mod rollouts;
 mod sources;
 mod subscriptions;
+mod usage;
+mod usage_thresholds;
 mod wire;
