@@ -36,7 +36,7 @@ use crate::{
     subscription::index::{Index, Subscription},
 };
 use pending::{Pending, Withheld};
-use watch::{Occurred, Watch};
+use watch::{Occurred, Sight, Watch};
 
 pub use pending::{Keep, MAX_BYTES, MAX_DELIVERIES, MAX_SHELVED, MAX_TOTAL_BYTES};
 
@@ -272,25 +272,26 @@ impl Engine {
     /// Makes a watch known, before anything is observed on it. `name` tells its source, namespace and selector: what is
     /// remembered under it is taken up.
     pub fn add_watch(&mut self, id: WatchId, source: &str, name: &str, selective: bool) {
+        self.add(id, source, name, if selective { Sight::Selected } else { Sight::Whole });
+    }
+
+    /// Makes a watch known of what is measured, not observed: its events are in the ledger before they are attempted.
+    pub fn add_measured_watch(&mut self, id: WatchId, source: &str, name: &str) {
+        self.add(id, source, name, Sight::Measured);
+    }
+
+    fn add(&mut self, id: WatchId, source: &str, name: &str, sight: Sight) {
         if self.watches.contains_key(&id) {
             return;
         }
         let known = self.remembered.iter().position(|remembered| remembered.entry.watch == name);
         let watch = if let Some(at) = known {
-            Watch::recover(source, selective, self.shards, self.remembered.swap_remove(at))
+            Watch::recover(source, sight, self.shards, self.remembered.swap_remove(at))
         } else {
             self.watches_changed = true;
-            Watch::new(source, selective, self.shards, name, self.next_epoch())
+            Watch::new(source, sight, self.shards, name, self.next_epoch())
         };
         self.watches.insert(id, watch);
-    }
-
-    /// Makes a watch known of what is measured, not observed: its events are in the ledger before they are attempted.
-    pub fn add_measured_watch(&mut self, id: WatchId, source: &'static str, name: &str) {
-        self.add_watch(id, source, name, false);
-        if let Some(watch) = self.watches.get_mut(&id) {
-            watch.measured = true;
-        }
     }
 
     /// Forgets, in silence, the records of all watches that are remembered and were not made known.
@@ -459,9 +460,10 @@ impl Engine {
     fn occur(&mut self, watch: WatchId, occurred: Vec<Occurred>, now: Timestamp, observed: &mut Observed) {
         let Some(known) = self.watches.get(&watch).filter(|_| !occurred.is_empty()) else { return };
         let (source, epoch) = (Arc::clone(&known.source), known.epoch());
-        let withheld = match known.measured {
-            true => Some(self.pending.next_flush()),
-            false => (!known.is_baselined()).then_some(Withheld::Baseline(watch)),
+        let withheld = if known.sight == Sight::Measured {
+            Some(self.pending.next_flush())
+        } else {
+            (!known.is_baselined()).then_some(Withheld::Baseline(watch))
         };
         for Occurred { object, occurrence, sequence } in occurred {
             let Occurrence { event, count, .. } = occurrence;

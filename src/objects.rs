@@ -3,6 +3,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     fmt::Debug,
+    time::Duration,
 };
 
 use futures::StreamExt;
@@ -13,11 +14,17 @@ use kube::{
     runtime::watcher::{Config, Event, watcher},
 };
 use serde::de::DeserializeOwned;
-use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 use tracing::{error, warn};
 
 use crate::{calls::pause, causes::Causes, event::object::Uid};
 
+/// A complaint that stays the same is repeated this often.
+const ALOUD_EVERY: Duration = Duration::from_secs(60);
 /// Events of the watches that may wait to be asked for.
 const WAITING: usize = 64;
 
@@ -93,6 +100,7 @@ async fn pump<K>(
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut failures = 0;
+    let mut told: Option<(String, Instant)> = None;
     let mut stream = watcher(api, config).boxed();
     while let Some(item) = stream.next().await {
         match item {
@@ -108,7 +116,12 @@ async fn pump<K>(
             Err(error) => {
                 let wait = pause(failures);
                 failures += 1;
-                warn!(kind = %K::kind(&()), error = %Causes(&error), ?wait, "watch interrupted; trying again");
+                let text = Causes(&error).to_string();
+                // A kind that is not installed, or forbidden, would say so every few seconds for ever.
+                if told.as_ref().is_none_or(|(last, at)| *last != text || at.elapsed() >= ALOUD_EVERY) {
+                    warn!(kind = %K::kind(&()), error = text, ?wait, "watch interrupted; trying again");
+                    told = Some((text, Instant::now()));
+                }
                 sleep(wait).await;
             }
         }
@@ -179,12 +192,9 @@ fn uid<K: Resource>(guard: &DeserializeGuard<K>) -> Option<Uid> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::{
-            Arc,
-            atomic::{AtomicUsize, Ordering},
-        },
-        time::Duration,
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
     };
 
     use k8s_openapi::api::core::v1::ConfigMap;

@@ -464,10 +464,13 @@ fn a_quota_that_pods_use_up_tells_its_thresholds_and_a_new_hard_arms_them() {
     });
 }
 
+/// From where, at which path, with which headers, and the form.
+type Asked = (SocketAddr, String, HeaderMap, String);
+
 /// A server that answers queries like Prometheus, and remembers who asked.
 #[derive(Clone, Default)]
 struct Fake {
-    asked: Arc<Mutex<Vec<(SocketAddr, String, HeaderMap, String)>>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl Fake {
@@ -490,7 +493,7 @@ impl Fake {
         url
     }
 
-    fn asked(&self) -> Vec<(SocketAddr, String, HeaderMap, String)> {
+    fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
 }

@@ -170,7 +170,7 @@ impl Measuring {
             let next = self.schedule.next().filter(|_| self.listed).map(|at| self.begun + at);
             tokio::select! {
                 change = thresholds.next() => match change.ok_or(Stopped)? {
-                    objects::Change::Seen { uid, object: Ok(object), .. } => self.applied(uid, *object).await?,
+                    objects::Change::Seen { uid, object: Ok(object), .. } => self.applied(uid, *object),
                     objects::Change::Seen { uid, object: Err(invalid), .. } => {
                         let say = "the UsageThreshold cannot be read and is not measured: correct it, or upgrade the operator to the release that it was written for";
                         warn!(namespace = invalid.metadata.namespace, name = invalid.metadata.name, error = invalid.error, "{say}");
@@ -202,17 +202,17 @@ impl Measuring {
         self.usage.scopes.iter().find(|(_, namespace)| of(namespace)).map(|(watch, _)| *watch)
     }
 
-    async fn applied(&mut self, uid: Uid, object: UsageThreshold) -> Result<(), Stopped> {
+    fn applied(&mut self, uid: Uid, object: UsageThreshold) {
         let metadata = object.metadata;
         let (Some(watch), Some(namespace), Some(name)) = (self.watch_of(&metadata), metadata.namespace, metadata.name)
         else {
-            return Ok(());
+            return;
         };
         let labels = metadata.labels.unwrap_or_default();
         let generation = metadata.generation.unwrap_or_default();
         if let Some(known) = self.entries.get_mut(&uid).filter(|known| known.generation == generation) {
             known.labels = labels;
-            return Ok(());
+            return;
         }
         self.unreadable.remove(&uid);
         self.forget(uid);
@@ -230,7 +230,6 @@ impl Measuring {
         self.entries.insert(uid, Entry { watch, threshold, generation, labels, created_at, plan, query: None });
         self.schedule.set(uid, self.begun.elapsed() + wait);
         self.follow_quotas();
-        Ok(())
     }
 
     /// Breaks off what was to be measured of it.

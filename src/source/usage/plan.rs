@@ -256,16 +256,16 @@ mod tests {
 
     use super::*;
 
-    fn spec(fields: Value) -> UsageThresholdSpec {
+    fn spec(fields: &Value) -> UsageThresholdSpec {
         let mut spec = json!({"thresholds": ["80%"]});
         spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         serde_json::from_value(spec).unwrap()
     }
 
-    fn query(fields: Value) -> UsageThresholdSpec {
+    fn query(fields: &Value) -> UsageThresholdSpec {
         let mut whole = json!({"prometheus": {"query": "up"}, "limit": "1G"});
         whole.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        spec(whole)
+        spec(&whole)
     }
 
     fn servers() -> Vec<Server> {
@@ -282,9 +282,9 @@ mod tests {
             Meter::Query { server, .. } => server.to_string(),
             Meter::Quota(_) => panic!("a query"),
         };
-        assert_eq!(server(&query(json!({}))), "http://a:9090");
+        assert_eq!(server(&query(&json!({}))), "http://a:9090");
         for url in ["https://b/prometheus", "https://B:443/prometheus/", "https://b/x/../prometheus"] {
-            let spec = query(json!({"prometheus": {"url": url, "query": "up"}}));
+            let spec = query(&json!({"prometheus": {"url": url, "query": "up"}}));
             assert_eq!(server(&spec), "https://b/prometheus", "{url}");
         }
         for url in [
@@ -295,17 +295,17 @@ mod tests {
             "http://a:9091",
             "http://u@a:9090",
         ] {
-            let spec = query(json!({"prometheus": {"url": url, "query": "up"}}));
+            let spec = query(&json!({"prometheus": {"url": url, "query": "up"}}));
             let failure = Plan::read(&spec, &servers()).unwrap_err();
             assert_eq!(failure.reason, Reason::PrometheusNotAllowed, "{url}");
             assert!(failure.message.contains("http://a:9090, https://b/prometheus"), "{}", failure.message);
         }
-        assert_eq!(reason(Plan::read(&query(json!({})), &[])), "PrometheusNotConfigured");
+        assert_eq!(reason(Plan::read(&query(&json!({})), &[])), "PrometheusNotConfigured");
     }
 
     #[test]
     fn a_quota_needs_no_prometheus_and_brings_its_limit() {
-        let spec = spec(json!({"resourceQuota": {"name": "team-a", "resource": "requests.nvidia.com/gpu"}}));
+        let spec = spec(&json!({"resourceQuota": {"name": "team-a", "resource": "requests.nvidia.com/gpu"}}));
         let plan = Plan::read(&spec, &[]).unwrap();
         let amount = |text| Amount::quantity(text).unwrap();
         let facts = plan.facts(Figure { value: amount("3"), limit: Some(amount("4")) }, Timestamp::UNIX_EPOCH).unwrap();
@@ -324,7 +324,7 @@ mod tests {
             (json!({"interval": "often"}), "spec.interval is \"often\""),
             (json!({"limit": "0"}), "spec.limit is \"0\""),
         ] {
-            let failure = Plan::read(&query(fields), &servers()).unwrap_err();
+            let failure = Plan::read(&query(&fields), &servers()).unwrap_err();
             assert!(failure.message.starts_with(says), "{}", failure.message);
             assert!(failure.reason == Reason::InvalidSpec && failure.reason.stalls());
         }
@@ -332,15 +332,15 @@ mod tests {
 
     #[test]
     fn a_hysteresis_that_no_figure_could_fall_below_is_refused() {
-        let facts = |fields| {
-            let plan = Plan::read(&query(fields), &servers()).unwrap();
+        let facts = |fields: Value| {
+            let plan = Plan::read(&query(&fields), &servers()).unwrap();
             reason(plan.facts(Figure { value: Amount::default(), limit: None }, Timestamp::UNIX_EPOCH))
         };
         assert_eq!(facts(json!({"hysteresis": "799M"})), "none");
         assert_eq!(facts(json!({"hysteresis": "800M"})), "HysteresisTooLarge");
         assert_eq!(facts(json!({"hysteresis": "5%", "thresholds": ["80%", "50M"]})), "HysteresisTooLarge");
         assert_eq!(facts(json!({"hysteresis": "5%", "thresholds": ["80%", "51M"]})), "none");
-        let none: UsageThresholdSpec = spec(json!({"prometheus": {"query": "up"}}));
+        let none: UsageThresholdSpec = spec(&json!({"prometheus": {"query": "up"}}));
         let plan = Plan::read(&none, &servers()).unwrap();
         assert_eq!(
             reason(plan.facts(Figure { value: Amount::default(), limit: None }, Timestamp::UNIX_EPOCH)),
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn a_quota_is_looked_at_between_changes_only_where_a_threshold_must_be_held() {
         let again = |hold: &str| {
-            let plan = Plan::read(&query(json!({"for": hold, "interval": "60s"})), &servers()).unwrap();
+            let plan = Plan::read(&query(&json!({"for": hold, "interval": "60s"})), &servers()).unwrap();
             plan.look_again().map(|pause| pause.as_secs())
         };
         assert_eq!(["0s", "5s", "5m", "24h"].map(again), [None, Some(1), Some(30), Some(60)]);

@@ -47,15 +47,13 @@ pub fn figure(usage: Option<&Usage>, named: &QuotaResource) -> Result<Figure, Fa
         };
         return Err(Failure::new(Reason::ResourceNotInQuota, say));
     };
-    match (Amount::quantity(used_of), Amount::quantity(hard_of)) {
-        (Ok(value), Ok(limit)) => Ok(Figure { value, limit: Some(limit) }),
-        _ => {
-            let say = format!(
-                "ResourceQuota {name} says {used_of:?} of {hard_of:?}, which are no quantities: see who writes its status"
-            );
-            Err(Failure::new(Reason::QuotaUnavailable, say))
-        }
+    if let (Ok(value), Ok(limit)) = (Amount::quantity(used_of), Amount::quantity(hard_of)) {
+        return Ok(Figure { value, limit: Some(limit) });
     }
+    let say = format!(
+        "ResourceQuota {name} says {used_of:?} of {hard_of:?}, which are no quantities: see who writes its status"
+    );
+    Err(Failure::new(Reason::QuotaUnavailable, say))
 }
 
 #[cfg(test)]
