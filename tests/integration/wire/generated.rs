@@ -198,6 +198,7 @@ fn object(event: EventType) -> impl Strategy<Value = Object> {
             generation: 1,
             namespace,
             name,
+            kind: None,
             labels,
             created_at,
             owned: false,
