@@ -18,6 +18,8 @@ use crate::{
     },
 };
 
+mod usage;
+
 const WATCH: WatchId = WatchId(0);
 
 fn at(millis: i64) -> Timestamp {
