@@ -254,7 +254,7 @@ impl Engine {
 
     /// Makes a watch known, before anything is observed on it. `name` tells its source, namespace and selector: what is
     /// remembered under it is taken up.
-    pub fn add_watch(&mut self, id: WatchId, source: &'static str, name: &str, selective: bool) {
+    pub fn add_watch(&mut self, id: WatchId, source: &str, name: &str, selective: bool) {
         if self.watches.contains_key(&id) {
             return;
         }
@@ -424,11 +424,11 @@ impl Engine {
     /// Turns occurrences into events and hands each to every Webhook that matches now.
     fn occur(&mut self, watch: WatchId, occurred: Vec<Occurred>, now: Timestamp, observed: &mut Observed) {
         let Some(known) = self.watches.get(&watch) else { return };
-        let (source, epoch) = (known.source, known.epoch());
+        let (source, epoch) = (Arc::clone(&known.source), known.epoch());
         let withhold = (!known.is_baselined()).then_some(watch);
         for Occurred { object, occurrence, sequence } in occurred {
             let Occurrence { event, name, count, .. } = occurrence;
-            let id = EventId::new(source, object.uid, event, name, count, epoch);
+            let id = EventId::new(&source, object.uid, event, name, count, epoch);
             let envelope = Envelope {
                 id,
                 event,

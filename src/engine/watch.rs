@@ -37,7 +37,7 @@ enum Baseline {
 #[derive(Debug)]
 pub(super) struct Watch {
     /// The source's name, `resource.group`: part of every event id.
-    pub(super) source: &'static str,
+    pub(super) source: Arc<str>,
     /// It has a label selector.
     selective: bool,
     stand: Stand,
@@ -67,9 +67,9 @@ pub(super) fn question(watch: WatchId, uid: Uid, record: &Record) -> Option<Ques
 }
 
 impl Watch {
-    pub(super) fn new(source: &'static str, selective: bool, shards: usize, name: &str, epoch: u64) -> Self {
+    pub(super) fn new(source: &str, selective: bool, shards: usize, name: &str, epoch: u64) -> Self {
         Self {
-            source,
+            source: source.into(),
             selective,
             stand: Stand::Fresh,
             baseline: Baseline::Unwritten,
@@ -83,7 +83,7 @@ impl Watch {
         }
     }
 
-    pub(super) fn recover(source: &'static str, selective: bool, shards: usize, remembered: RememberedWatch) -> Self {
+    pub(super) fn recover(source: &str, selective: bool, shards: usize, remembered: RememberedWatch) -> Self {
         let RememberedWatch { entry, records } = remembered;
         let mut watch = Self::new(source, selective, shards, &entry.watch, entry.epoch);
         watch.records = records;

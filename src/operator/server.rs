@@ -132,18 +132,23 @@ impl Health {
                 }
                 for watch in watches.iter() {
                     let scope = watch.namespace.as_deref().unwrap_or("all namespaces");
+                    let of = watch.webhook_source.as_deref().map(|name| format!(" (WebhookSource {name})"));
                     let state = match (watch.is_installed(), watch.is_synced()) {
                         (false, _) => "not installed; its events begin when it is".to_owned(),
                         (true, true) if now - watch.last_activity() > SILENT_WATCH.as_secs() as i64 => {
                             format!("nothing heard for {} s; the log says why", now - watch.last_activity())
                         }
                         (true, true) => "watching".to_owned(),
+                        // Whether anybody may read such a kind is not this process's affair.
+                        (true, false) if of.is_some() && watch.trouble().is_some() => {
+                            "interrupted; its conditions say why".to_owned()
+                        }
                         (true, false) => {
                             ready = false;
                             "listing; if this lasts, the log says why".to_owned()
                         }
                     };
-                    let _ = writeln!(text, "{} in {scope}: {state}", watch.kind);
+                    let _ = writeln!(text, "{}{} in {scope}: {state}", watch.kind, of.unwrap_or_default());
                 }
             }
         }
@@ -212,10 +217,13 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
     }
     // Of several watches of a kind the one that has been silent for longest: no other may hide it.
     let mut oldest: BTreeMap<&str, i64> = BTreeMap::new();
-    for watch in lock(&shown.health.watches).iter() {
-        let oldest = oldest.entry(watch.kind).or_insert(i64::MAX);
+    let watches = lock(&shown.health.watches).clone();
+    for watch in &watches {
+        let oldest = oldest.entry(&watch.kind).or_insert(i64::MAX);
         *oldest = watch.last_activity().min(*oldest);
     }
+    // Those of sources that were withdrawn go.
+    shown.metrics.watch_last_activity.reset();
     for (kind, at) in oldest {
         shown.metrics.watch_last_activity.with_label_values(&[kind]).set(at);
     }

@@ -3,17 +3,32 @@
 //! Deployment's own change before the rollout does.
 
 use k8s_openapi::api::apps::v1::Deployment;
+use kube::Resource;
 use serde::Deserialize;
 
 use super::{
     Malformed, Source,
+    owners::WatchedKinds,
     slim::{Annotations, SlimMeta},
 };
 use crate::event::object::{Facts, Object, ServingFacts, ServingStage};
 
 /// The source of model deployments.
-#[derive(Debug)]
-pub struct Deployments;
+#[derive(Debug, Default)]
+pub struct Deployments {
+    kinds: WatchedKinds,
+}
+
+impl Deployments {
+    /// Its name in event ids.
+    pub const NAME: &'static str = "deployments.apps";
+
+    /// The source, where these kinds are watched.
+    #[must_use]
+    pub const fn new(kinds: WatchedKinds) -> Self {
+        Self { kinds }
+    }
+}
 
 /// The parts of a Deployment that are read; of the pod template only our annotations.
 #[derive(Debug, Deserialize)]
@@ -63,13 +78,25 @@ struct SlimCondition {
 }
 
 impl Source for Deployments {
-    type Kind = Deployment;
     type Slim = SlimDeployment;
-    const KIND: &'static str = "Deployment";
-    const RESOURCE: &'static str = "deployments.apps";
-    const SELECTOR: Option<&'static str> = Some("llmtune.io/model-endpoint=true");
 
-    fn read(slim: SlimDeployment) -> Result<Object, Malformed> {
+    fn kind(&self) -> &'static str {
+        "Deployment"
+    }
+
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn selector(&self) -> Option<&'static str> {
+        Some("llmtune.io/model-endpoint=true")
+    }
+
+    fn path(&self, namespace: Option<&str>) -> Option<String> {
+        Some(Deployment::url_path(&(), namespace))
+    }
+
+    fn read(&self, slim: SlimDeployment) -> Result<Object, Malformed> {
         let SlimDeployment { mut metadata, spec, status } = slim;
         let annotations = std::mem::take(&mut metadata.annotations);
         let progressing = status.conditions.iter().find(|condition| condition.kind == "Progressing");
@@ -84,7 +111,7 @@ impl Source for Deployments {
             rolled_out: progressing.is_some_and(|condition| condition.reason == "NewReplicaSetAvailable"),
             autoscaled: annotations.scale_to_zero.as_deref() == Some("Autoscaled"),
         };
-        metadata.object(Facts::Serving(facts))
+        metadata.object(Facts::Serving(facts), &self.kinds)
     }
 }
 

@@ -42,6 +42,20 @@ pub(super) struct Frame<'a> {
 pub(super) struct Status {
     pub(super) code: u16,
     pub(super) message: String,
+    details: StatusDetails,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct StatusDetails {
+    name: String,
+}
+
+impl Status {
+    /// Whether it speaks of an object by name, rather than of a kind that is not served.
+    pub(super) fn names_an_object(&self) -> bool {
+        !self.details.name.is_empty()
+    }
 }
 
 /// Metadata alone, for bookmarks, for GETs by name, and to name an object that cannot be read.
@@ -72,27 +86,28 @@ impl Unreadable {
 
 /// Reads a page at once; where one object cannot be read, one by one. Those are counted in `malformed`.
 pub(super) fn read_page<S: Source>(
+    source: &S,
     body: &[u8],
     malformed: &IntCounter,
 ) -> Result<(ListMeta, Vec<Item>), serde_json::Error> {
     if let Ok(page) = serde_json::from_slice::<Page<S::Slim>>(body)
-        && let Ok(items) = page.items.into_iter().map(|slim| S::read(slim).map(Ok)).collect()
+        && let Ok(items) = page.items.into_iter().map(|slim| source.read(slim).map(Ok)).collect()
     {
         return Ok((page.metadata, items));
     }
     let page: Page<&RawValue> = serde_json::from_slice(body)?;
-    Ok((page.metadata, page.items.into_iter().map(|raw| read::<S>(raw.get(), malformed)).collect()))
+    Ok((page.metadata, page.items.into_iter().map(|raw| read(source, raw.get(), malformed)).collect()))
 }
 
 /// Reads one object; one that is malformed is counted in `malformed` and named in the log.
-pub(super) fn read<S: Source>(json: &str, malformed: &IntCounter) -> Item {
-    match serde_json::from_str::<S::Slim>(json).map_err(Malformed::from).and_then(S::read) {
+pub(super) fn read<S: Source>(source: &S, json: &str, malformed: &IntCounter) -> Item {
+    match serde_json::from_str::<S::Slim>(json).map_err(Malformed::from).and_then(|slim| source.read(slim)) {
         Ok(object) => Ok(object),
         Err(error) => {
             malformed.inc();
             let metadata = serde_json::from_str(json).map(|partial: Partial| partial.metadata).unwrap_or_default();
             let slim::SlimMeta { namespace, name, .. } = &metadata;
-            warn!(kind = S::KIND, namespace, name, error = %Causes(&error), "skipping a malformed object");
+            warn!(kind = source.kind(), namespace, name, error = %Causes(&error), "skipping a malformed object");
             Err(Unreadable::of(metadata))
         }
     }

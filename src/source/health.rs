@@ -1,33 +1,55 @@
 //! How a watch fares: told by its task, asked by `/healthz`, `/readyz` and metrics.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::{
+    error::Error,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+};
 
 use jiff::Timestamp;
+
+use crate::causes::Causes;
 
 /// How a watch fares, for `/healthz`, `/readyz` and metrics.
 #[derive(Debug)]
 pub struct WatchHealth {
     /// The kind's name.
-    pub kind: &'static str,
+    pub kind: String,
     /// The namespace; `None`: all.
     pub namespace: Option<String>,
+    /// The `WebhookSource` that asks for it; `None`: it is built in.
+    pub webhook_source: Option<String>,
     last_activity: AtomicI64,
     pub(super) last_turn: AtomicI64,
     installed: AtomicBool,
     synced: AtomicBool,
+    trouble: Mutex<Option<Trouble>>,
+}
+
+/// What interrupts a watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// The operator has no right to list or watch the kind.
+    pub forbidden: bool,
+    /// The error, with its causes.
+    pub message: String,
 }
 
 impl WatchHealth {
     /// A watch that has just begun.
     #[must_use]
-    pub fn new(kind: &'static str, namespace: Option<String>) -> Self {
+    pub fn new(kind: &str, namespace: Option<String>, webhook_source: Option<String>) -> Self {
         Self {
-            kind,
+            kind: kind.to_owned(),
             namespace,
+            webhook_source,
             last_activity: AtomicI64::new(Timestamp::now().as_second()),
             last_turn: AtomicI64::new(Timestamp::now().as_second()),
             installed: AtomicBool::new(true),
             synced: AtomicBool::new(false),
+            trouble: Mutex::new(None),
         }
     }
 
@@ -45,6 +67,22 @@ impl WatchHealth {
     /// Its first list is complete, or it goes on from what the ledger remembers.
     pub(super) fn sync(&self) {
         self.synced.store(true, Ordering::Relaxed);
+        *self.lock() = None;
+    }
+
+    /// A list or a watch has failed.
+    pub(super) fn interrupted(&self, forbidden: bool, error: &(dyn Error + 'static)) {
+        *self.lock() = Some(Trouble { forbidden, message: Causes(error).to_string() });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Trouble>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What keeps it from watching now; `None`: nothing.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.lock().clone()
     }
 
     /// Whether the resource is installed; tells whether that is news.

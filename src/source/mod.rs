@@ -4,44 +4,47 @@
 pub mod deployment;
 mod frame;
 pub mod health;
+pub mod owners;
 mod slim;
 pub mod training_job;
 pub mod watch;
 
-use kube::Resource;
+use kube::Client;
 use serde::de::DeserializeOwned;
 
-use self::{deployment::Deployments, training_job::TrainingJobs};
 use crate::event::object::Object;
 
 /// A kind that is watched, and how it is read.
 pub trait Source: Send + Sync + 'static {
-    /// The kind, as kube knows it.
-    type Kind: Resource<DynamicType = ()>;
     /// The parts of the object that are read; everything else is skipped while parsing.
     type Slim: DeserializeOwned + Send;
+
     /// The kind's name, for logs, metrics and `/readyz`.
-    const KIND: &'static str;
-    /// `resource.group`: part of every event id, so it never changes.
-    const RESOURCE: &'static str;
+    fn kind(&self) -> &str;
+
+    /// What names the source in every event id, so that it never changes: `resource.group` of a built-in one.
+    fn name(&self) -> &str;
+
     /// The label selector that the apiserver applies.
-    const SELECTOR: Option<&'static str>;
+    fn selector(&self) -> Option<&str>;
 
-    /// What the source says of the object; an error names what is wrong with it.
-    fn read(slim: Self::Slim) -> Result<Object, Malformed>;
+    /// The path of the collection, in one namespace or in all; `None` until it is [located](Self::locate).
+    fn path(&self, namespace: Option<&str>) -> Option<String>;
 
-    /// What the ledger calls the watch of one namespace, or of all.
-    #[must_use]
-    fn watch_name(namespace: Option<&str>) -> String {
-        let selected = Self::SELECTOR.map(|selector| format!(" where {selector}")).unwrap_or_default();
-        let scope = namespace.map(|namespace| format!(" in {namespace}")).unwrap_or_default();
-        format!("{}{selected}{scope}", Self::RESOURCE)
+    /// Finds out where the collection is, where that is not known; `false`: the apiserver serves no such kind.
+    fn locate(&self, client: &Client) -> impl Future<Output = Result<bool, kube::Error>> + Send {
+        let _ = client;
+        async { Ok(true) }
     }
 
-    /// The path of the collection, in one namespace or in all.
-    #[must_use]
-    fn path(namespace: Option<&str>) -> String {
-        Self::Kind::url_path(&(), namespace)
+    /// What the source says of the object; an error names what is wrong with it.
+    fn read(&self, slim: Self::Slim) -> Result<Object, Malformed>;
+
+    /// What the ledger calls the watch of one namespace, or of all: records under another name are not this watch's.
+    fn watch_name(&self, namespace: Option<&str>) -> String {
+        let selected = self.selector().map(|selector| format!(" where {selector}")).unwrap_or_default();
+        let scope = namespace.map(|namespace| format!(" in {namespace}")).unwrap_or_default();
+        format!("{}{selected}{scope}", self.name())
     }
 }
 
@@ -59,35 +62,28 @@ pub enum Malformed {
     Version(String),
 }
 
-/// Whether a controller of this API group and kind speaks for the objects that it owns.
-fn is_watched_kind(api_version: &str, kind: &str) -> bool {
-    let group = api_version.split_once('/').map_or("", |(group, _)| group);
-    speaks_of::<TrainingJobs>(group, kind) || speaks_of::<Deployments>(group, kind)
-}
-
-fn speaks_of<S: Source>(group: &str, kind: &str) -> bool {
-    kind == S::KIND && group == S::Kind::group(&())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use k8s_openapi::api::apps::v1::Deployment;
+    use kube::Resource;
+
+    use super::{deployment::Deployments, training_job::TrainingJobs, *};
+    use crate::api::TrainingJob;
 
     /// What event ids, metrics and logs call a kind is what the API calls it.
-    fn is_named_as_in_the_api<S: Source>() -> bool {
-        S::KIND == S::Kind::kind(&()) && S::RESOURCE == format!("{}.{}", S::Kind::plural(&()), S::Kind::group(&()))
+    fn is_named_as_in_the_api<K: Resource<DynamicType = ()>>(source: &impl Source) -> bool {
+        source.kind() == K::kind(&())
+            && source.name() == format!("{}.{}", K::plural(&()), K::group(&()))
+            && source.path(None) == Some(K::url_path(&(), None))
     }
 
     #[test]
     fn sources_are_named_as_in_the_api() {
-        assert!(is_named_as_in_the_api::<TrainingJobs>() && is_named_as_in_the_api::<Deployments>());
-        assert_eq!(TrainingJobs::path(Some("ns")), "/apis/llmtune.io/v1alpha1/namespaces/ns/trainingjobs");
-        assert_eq!(Deployments::path(None), "/apis/apps/v1/deployments");
-    }
-
-    #[test]
-    fn a_controller_is_known_by_group_and_kind_in_whatever_version() {
-        assert!(is_watched_kind("apps/v2", "Deployment") && is_watched_kind("llmtune.io/v1beta1", "TrainingJob"));
-        assert!(!is_watched_kind("apps/v1", "ReplicaSet") && !is_watched_kind("v1", "Deployment"));
+        let (jobs, deployments) = (TrainingJobs::default(), Deployments::default());
+        assert!(is_named_as_in_the_api::<TrainingJob>(&jobs) && is_named_as_in_the_api::<Deployment>(&deployments));
+        assert_eq!(jobs.path(Some("ns")).unwrap(), "/apis/llmtune.io/v1alpha1/namespaces/ns/trainingjobs");
+        assert_eq!(deployments.path(None).unwrap(), "/apis/apps/v1/deployments");
+        assert_eq!(jobs.watch_name(Some("ns")), "trainingjobs.llmtune.io in ns");
+        assert_eq!(deployments.watch_name(None), "deployments.apps where llmtune.io/model-endpoint=true");
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::{Malformed, is_watched_kind};
+use super::{Malformed, owners::WatchedKinds};
 use crate::event::object::{Facts, Object, Uid};
 
 /// `metadata`, without managedFields and most of the rest.
@@ -56,8 +56,8 @@ pub(super) fn version(text: &str) -> Result<u64, Malformed> {
 }
 
 impl SlimMeta {
-    /// The object with these facts.
-    pub(super) fn object(self, facts: Facts) -> Result<Object, Malformed> {
+    /// The object with these facts; it is owned where its controller is of one of these kinds.
+    pub(super) fn object(self, facts: Facts, kinds: &WatchedKinds) -> Result<Object, Malformed> {
         let uid = Uid::parse(&self.uid).ok_or(Malformed::Uid(self.uid))?;
         let mut owners = self.owner_references.iter();
         Ok(Object {
@@ -68,7 +68,7 @@ impl SlimMeta {
             name: self.name,
             labels: self.labels,
             created_at: self.creation_timestamp,
-            owned: owners.any(|owner| owner.controller && is_watched_kind(&owner.api_version, &owner.kind)),
+            owned: owners.any(|owner| owner.controller && kinds.contain(&owner.api_version, &owner.kind)),
             facts,
         })
     }

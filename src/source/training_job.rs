@@ -3,13 +3,14 @@
 use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
+use kube::Resource;
 use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::Value;
 
-use super::{Malformed, Source, slim::SlimMeta};
+use super::{Malformed, Source, owners::WatchedKinds, slim::SlimMeta};
 use crate::api::TrainingJob;
 use crate::event::object::{Facts, Metric, Object, TrainingFacts, TrainingStage};
 
@@ -17,8 +18,21 @@ use crate::event::object::{Facts, Metric, Object, TrainingFacts, TrainingStage};
 const MAX_METRICS: usize = 64;
 
 /// The source of training jobs.
-#[derive(Debug)]
-pub struct TrainingJobs;
+#[derive(Debug, Default)]
+pub struct TrainingJobs {
+    kinds: WatchedKinds,
+}
+
+impl TrainingJobs {
+    /// Its name in event ids.
+    pub const NAME: &'static str = "trainingjobs.llmtune.io";
+
+    /// The source, where these kinds are watched.
+    #[must_use]
+    pub const fn new(kinds: WatchedKinds) -> Self {
+        Self { kinds }
+    }
+}
 
 /// The parts of a `TrainingJob` that are read.
 #[derive(Debug, Deserialize)]
@@ -54,15 +68,27 @@ struct SlimStatus {
 }
 
 impl Source for TrainingJobs {
-    type Kind = TrainingJob;
     type Slim = SlimTrainingJob;
-    const KIND: &'static str = "TrainingJob";
-    const RESOURCE: &'static str = "trainingjobs.llmtune.io";
-    const SELECTOR: Option<&'static str> = None;
 
-    fn read(slim: SlimTrainingJob) -> Result<Object, Malformed> {
+    fn kind(&self) -> &'static str {
+        "TrainingJob"
+    }
+
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn selector(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn path(&self, namespace: Option<&str>) -> Option<String> {
+        Some(TrainingJob::url_path(&(), namespace))
+    }
+
+    fn read(&self, slim: SlimTrainingJob) -> Result<Object, Malformed> {
         let SlimTrainingJob { metadata, spec, status } = slim;
-        metadata.object(Facts::Training(TrainingFacts {
+        let facts = TrainingFacts {
             stage: status.phase.as_deref().and_then(TrainingStage::parse),
             job_id: status.job_id.filter(|id| !id.is_empty()),
             base_model: spec.base_model,
@@ -73,7 +99,8 @@ impl Source for TrainingJobs {
             completed_at: status.completed_at,
             reason: status.reason,
             message: status.message,
-        }))
+        };
+        metadata.object(Facts::Training(facts), &self.kinds)
     }
 }
 
@@ -132,7 +159,7 @@ mod tests {
             "metadata": {"uid": "00000000-0000-0000-0000-000000000001", "resourceVersion": "7"},
             "status": {"phase": "Failed", "metrics": {"loss": "NaN", "step": 12, "nested": {"a": 1}, "ok": true, "n": null}}
         });
-        let object = TrainingJobs::read(serde_json::from_value(json).unwrap()).unwrap();
+        let object = TrainingJobs::default().read(serde_json::from_value(json).unwrap()).unwrap();
         let Facts::Training(facts) = object.facts else { panic!("training facts") };
         let expected = [("loss".to_owned(), Metric::Text("NaN".into())), ("step".to_owned(), Metric::Number(12.0))];
         assert_eq!(facts.metrics, BTreeMap::from(expected));
@@ -145,7 +172,7 @@ mod tests {
             "metadata": {"uid": "00000000-0000-0000-0000-000000000001", "resourceVersion": "7"},
             "status": {"phase": "Running", "startedAt": "2025-11-08T14:22:31+99:99", "completedAt": "2025-11-08T14:22:31Z"}
         });
-        let object = TrainingJobs::read(serde_json::from_value(json).unwrap()).unwrap();
+        let object = TrainingJobs::default().read(serde_json::from_value(json).unwrap()).unwrap();
         let Facts::Training(facts) = object.facts else { panic!("training facts") };
         assert_eq!(facts.started_at, None);
         assert!(facts.completed_at.is_some());
@@ -157,7 +184,7 @@ mod tests {
             "metadata": {"uid": "00000000-0000-0000-0000-000000000001", "resourceVersion": "7"},
             "status": {"phase": "Warming"}
         });
-        let object = TrainingJobs::read(serde_json::from_value(json).unwrap()).unwrap();
+        let object = TrainingJobs::default().read(serde_json::from_value(json).unwrap()).unwrap();
         assert!(matches!(object.facts, Facts::Training(TrainingFacts { stage: None, .. })));
     }
 }

@@ -4,7 +4,6 @@
 //! lists anew when its version has expired (410), and hands everything on in order over one bounded channel.
 
 use std::{
-    marker::PhantomData,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -37,7 +36,7 @@ use super::{
 };
 use crate::{
     calls::{pause, within},
-    causes::{Causes, explain},
+    causes::{Causes, explain, lacks_right},
     engine::{Change, Observation, Question},
     event::object::{Uid, WatchId},
 };
@@ -72,6 +71,8 @@ enum WatchError {
     Restored,
     #[error("the resource is not installed")]
     NotInstalled,
+    #[error("there is no such object")]
+    NotFound,
     #[error("the apiserver answered {0}: {text}", text = explain(*.0, .1))]
     Status(u16, String),
     #[error("nothing came for {} s", .0.as_secs())]
@@ -88,6 +89,13 @@ enum WatchError {
     Malformed(#[from] Malformed),
     #[error("the engine has stopped")]
     Stopped,
+}
+
+impl WatchError {
+    /// Whether the operator's rights are what is missing.
+    fn forbids(&self) -> bool {
+        matches!(self, Self::Status(code, message) if lacks_right(*code, message))
+    }
 }
 
 /// One watch of one source.
@@ -107,7 +115,7 @@ pub struct Watcher<S> {
     /// The newest version of the store that was seen; 0 where a restore has put an end to what it means.
     pub newest: AtomicU64,
     /// The source.
-    pub source: PhantomData<S>,
+    pub source: S,
 }
 
 impl<S: Source> Watcher<S> {
@@ -124,13 +132,7 @@ impl<S: Source> Watcher<S> {
             let begun = Instant::now();
             let watching = position.is_some();
             self.newest.fetch_max(position.unwrap_or_default(), Ordering::Relaxed);
-            let result = match position {
-                None => self.list().await.map(|version| position = Some(version)),
-                Some(ref mut version) => match self.is_there_yet(*version).await {
-                    Ok(()) => self.watch(version, &mut failures).await,
-                    Err(error) => Err(error),
-                },
-            };
+            let result = self.turn(&mut position, &mut failures).await;
             match result {
                 Ok(()) => {
                     known = true;
@@ -143,7 +145,7 @@ impl<S: Source> Watcher<S> {
                 }
                 Err(WatchError::Stopped) => return,
                 Err(WatchError::Expired) => {
-                    info!(kind = S::KIND, "the watch's resourceVersion has expired; listing");
+                    info!(kind = self.source.kind(), "the watch's resourceVersion has expired; listing");
                     position = None;
                     missing = None;
                     // An apiserver that forgets faster than it lists must not be asked for lists all the time.
@@ -152,7 +154,7 @@ impl<S: Source> Watcher<S> {
                 }
                 Err(WatchError::Restored) => {
                     warn!(
-                        kind = S::KIND,
+                        kind = self.source.kind(),
                         ?position,
                         "the store is older than what was seen of it: it was restored from a backup; comparing what is there"
                     );
@@ -179,11 +181,27 @@ impl<S: Source> Watcher<S> {
                     let wait = pause(failures);
                     failures += 1;
                     missing = None;
-                    warn!(kind = S::KIND, namespace = self.namespace.as_deref(), error = %Causes(&error), ?wait, "watch interrupted; trying again");
+                    self.health.interrupted(error.forbids(), &error);
+                    warn!(kind = self.source.kind(), namespace = self.namespace.as_deref(), error = %Causes(&error), ?wait, "watch interrupted; trying again");
                     sleep(wait).await;
                 }
             }
         }
+    }
+
+    /// Lists, or watches to the end of one watch.
+    async fn turn(&self, position: &mut Option<u64>, failures: &mut u32) -> Result<(), WatchError> {
+        if !within(REQUEST, self.source.locate(&self.client)).await? {
+            return Err(WatchError::NotInstalled);
+        }
+        match position {
+            None => *position = Some(self.list().await?),
+            Some(version) => {
+                self.is_there_yet(*version).await?;
+                self.watch(version, failures).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Answers the engine's questions, one GET each, until it stops.
@@ -196,15 +214,16 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    fn collection(&self) -> Requests {
-        Requests::new(S::path(self.namespace.as_deref()))
+    /// The collection in this namespace, or in all.
+    fn collection(&self, namespace: Option<&str>) -> Result<Requests, WatchError> {
+        self.source.path(namespace).map(Requests::new).ok_or(WatchError::NotInstalled)
     }
 
     async fn not_installed(&self) -> Result<(), WatchError> {
         self.health.touch();
         self.health.sync();
         if self.health.set_installed(false) {
-            warn!(kind = S::KIND, "{} is not installed; its events begin when it is", S::RESOURCE);
+            warn!(kind = self.source.kind(), "{} is not installed; its events begin when it is", self.source.name());
         }
         self.send(Change::NotInstalled).await
     }
@@ -222,17 +241,20 @@ impl<S: Source> Watcher<S> {
             let page = ListParams {
                 limit: Some(PAGE),
                 continue_token: token.take(),
-                label_selector: S::SELECTOR.map(str::to_owned),
+                label_selector: self.source.selector().map(str::to_owned),
                 ..ListParams::default()
             };
-            let body = self.get(self.collection().list(&page)?).await?;
+            let body = self.get(self.collection(self.namespace.as_deref())?.list(&page)?).await?;
             self.health.touch();
-            let (meta, items) = frame::read_page::<S>(&body, &self.malformed)?;
+            let (meta, items) = frame::read_page(&self.source, &body, &self.malformed)?;
             let version = slim::version(&meta.resource_version)?;
             if !std::mem::replace(&mut begun, true) {
                 // A list that broke off, or a watch that expired, may have seen a store that is no more.
                 if version < self.newest.fetch_max(version, Ordering::Relaxed) {
-                    warn!(kind = S::KIND, "the store is older than what was seen of it: it was restored from a backup");
+                    warn!(
+                        kind = self.source.kind(),
+                        "the store is older than what was seen of it: it was restored from a backup"
+                    );
                     self.newest.store(version, Ordering::Relaxed);
                     self.send(Change::Restored).await?;
                 }
@@ -250,7 +272,7 @@ impl<S: Source> Watcher<S> {
                 continue;
             }
             if self.health.set_installed(true) {
-                info!(kind = S::KIND, "{} is installed now", S::RESOURCE);
+                info!(kind = self.source.kind(), "{} is installed now", self.source.name());
             }
             self.send(Change::ListEnded(version)).await?;
             self.health.sync();
@@ -261,23 +283,24 @@ impl<S: Source> Watcher<S> {
     /// Whether the store has reached this version: a watch from the future would wait in silence.
     async fn is_there_yet(&self, version: u64) -> Result<(), WatchError> {
         let one = ListParams { limit: Some(1), ..ListParams::default() };
-        let body = self.get(self.collection().list(&one)?).await?;
+        let body = self.get(self.collection(self.namespace.as_deref())?.list(&one)?).await?;
         let page: Page<&RawValue> = serde_json::from_slice(&body)?;
         if slim::version(&page.metadata.resource_version)? < version { Err(WatchError::Restored) } else { Ok(()) }
     }
 
     fn read(&self, json: &str) -> Item {
-        frame::read::<S>(json, &self.malformed)
+        frame::read(&self.source, json, &self.malformed)
     }
 
     /// Follows one watch to its end, moving `version` along.
     async fn watch(&self, version: &mut u64, failures: &mut u32) -> Result<(), WatchError> {
         let params = WatchParams {
             timeout: Some(WATCH_SECONDS),
-            label_selector: S::SELECTOR.map(str::to_owned),
+            label_selector: self.source.selector().map(str::to_owned),
             ..WatchParams::default()
         };
-        let mut body = self.open(self.collection().watch(&params, &version.to_string())?, IDLE).await?;
+        let mut body =
+            self.open(self.collection(self.namespace.as_deref())?.watch(&params, &version.to_string())?, IDLE).await?;
         self.health.touch();
         self.health.sync();
         let mut buffer = BytesMut::new();
@@ -330,7 +353,7 @@ impl<S: Source> Watcher<S> {
                 };
                 *version = object.version;
                 match kind {
-                    "DELETED" if S::SELECTOR.is_none() => Change::Deleted(Box::new(object)),
+                    "DELETED" if self.source.selector().is_none() => Change::Deleted(Box::new(object)),
                     // The label may only have gone.
                     "DELETED" if self.lives(&object.namespace, &object.name, object.uid).await => {
                         Change::Unselected(object.uid)
@@ -347,34 +370,33 @@ impl<S: Source> Watcher<S> {
     async fn gone(&self, object: Unreadable, version: &mut u64) -> Result<(), WatchError> {
         let Unreadable { uid, version: deleted, namespace, name } = object;
         *version = deleted;
-        let living = S::SELECTOR.is_some() && self.lives(&namespace, &name, uid).await;
+        let living = self.source.selector().is_some() && self.lives(&namespace, &name, uid).await;
         self.send(if living { Change::Unselected(uid) } else { Change::Vanished(uid) }).await
     }
 
-    /// Whether the object of this uid is still there; asked until the apiserver tells.
+    /// Whether the object of this uid is still there; asked until the apiserver tells. One that does not know the kind, as
+    /// one that has just begun may not, is believed only after [`BELIEVED_MISSING`].
     async fn lives(&self, namespace: &str, name: &str, uid: Uid) -> bool {
-        let object = Requests::new(S::path(Some(namespace)));
+        let begun = Instant::now();
         let mut failures = 0;
         loop {
             self.health.turn();
-            let answer = match object.get(name, &GetParams::default()) {
-                Ok(request) => self.get(request).await,
-                Err(error) => Err(error.into()),
-            };
-            let found = match answer {
-                Ok(body) => serde_json::from_slice::<Partial>(&body).map_err(WatchError::from),
-                Err(WatchError::NotInstalled) => return false,
-                Err(error) => Err(error),
-            };
-            match found {
+            match self.find(namespace, name).await {
                 Ok(partial) => return Uid::parse(&partial.metadata.uid) == Some(uid),
+                Err(WatchError::NotFound) => return false,
+                Err(WatchError::NotInstalled) if begun.elapsed() >= BELIEVED_MISSING => return false,
                 Err(error) => {
-                    warn!(kind = S::KIND, namespace, name, error = %Causes(&error), "cannot tell whether the object lives; trying again");
+                    warn!(kind = self.source.kind(), namespace, name, error = %Causes(&error), "cannot tell whether the object lives; trying again");
                     sleep(pause(failures)).await;
                     failures += 1;
                 }
             }
         }
+    }
+
+    async fn find(&self, namespace: &str, name: &str) -> Result<Partial, WatchError> {
+        let request = self.collection(Some(namespace))?.get(name, &GetParams::default())?;
+        Ok(serde_json::from_slice(&self.get(request).await?)?)
     }
 
     /// GETs a whole answer.
@@ -394,6 +416,7 @@ impl<S: Source> Watcher<S> {
         let status: Status = serde_json::from_slice(&body).unwrap_or_default();
         Err(match code {
             StatusCode::GONE => WatchError::Expired,
+            StatusCode::NOT_FOUND if status.names_an_object() => WatchError::NotFound,
             StatusCode::NOT_FOUND => WatchError::NotInstalled,
             code => WatchError::Status(code.as_u16(), status.message),
         })

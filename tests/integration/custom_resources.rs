@@ -605,7 +605,9 @@ fn a_training_job_may_hold_whatever_its_platform_knows() {
             let taken = taken.unwrap_or_else(|error| panic!("{error}\n{status:#}"));
             assert_eq!(taken.get("status").cloned().unwrap_or(json!({})), status);
             let slim = serde_json::from_value(taken).unwrap_or_else(|error| panic!("{error}\n{status:#}"));
-            TrainingJobs::read(slim).unwrap_or_else(|error| panic!("the source cannot read it: {error}\n{status:#}"));
+            TrainingJobs::default()
+                .read(slim)
+                .unwrap_or_else(|error| panic!("the source cannot read it: {error}\n{status:#}"));
         }
         let stored = apiserver.create(&job(json!({}))).await;
         let replaced = apiserver.replace_status(stored, &Value::Null).await.unwrap();

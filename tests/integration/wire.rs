@@ -169,15 +169,15 @@ fn a_metric_is_the_double_that_its_text_denotes() {
             r#"{{"metadata":{{"uid":"00000000-0000-0000-0000-000000000001","resourceVersion":"1"}},
             "status":{{"metrics":{{"short":{number:e},"long":{number}}}}}}}"#
         );
-        let object = TrainingJobs::read(serde_json::from_str(&manifest).unwrap()).unwrap();
+        let object = TrainingJobs::default().read(serde_json::from_str(&manifest).unwrap()).unwrap();
         let Facts::Training(facts) = object.facts else { panic!("training facts") };
         assert_eq!(facts.metrics["short"], Metric::Number(number), "{number:e}");
         assert_eq!(facts.metrics["long"], Metric::Number(number), "{number}");
     }
 }
 
-fn read<S: Source>(manifest: Value) -> Object {
-    S::read(serde_json::from_value(manifest).unwrap()).unwrap()
+fn read<S: Source + Default>(manifest: Value) -> Object {
+    S::default().read(serde_json::from_value(manifest).unwrap()).unwrap()
 }
 
 fn job(status: &Value) -> Object {

@@ -1,9 +1,6 @@
 //! The watches: made known to the engine first, started once all Webhooks are listed.
 
-use std::{
-    marker::PhantomData,
-    sync::{Arc, atomic::AtomicU64},
-};
+use std::sync::{Arc, atomic::AtomicU64};
 
 use tokio::{sync::mpsc, task::JoinSet};
 use tracing::info;
@@ -28,24 +25,24 @@ impl Leader {
     /// Makes all watches known to the engine.
     pub(super) fn add_watches(&mut self) {
         for ([jobs, deployments], scope) in self.scopes() {
-            self.add_watch::<TrainingJobs>(jobs, scope.as_deref());
-            self.add_watch::<Deployments>(deployments, scope.as_deref());
+            self.add_watch(jobs, scope.as_deref(), &TrainingJobs::default());
+            self.add_watch(deployments, scope.as_deref(), &Deployments::default());
         }
         for watch in self.engine.forget_other_watches() {
             info!(watch, "what is remembered of this watch is forgotten: it is no longer configured");
         }
     }
 
-    fn add_watch<S: Source>(&mut self, id: WatchId, scope: Option<&str>) {
-        self.engine.add_watch(id, S::RESOURCE, &S::watch_name(scope), S::SELECTOR.is_some());
+    fn add_watch(&mut self, id: WatchId, scope: Option<&str>, source: &impl Source) {
+        self.engine.add_watch(id, source.name(), &source.watch_name(scope), source.selector().is_some());
     }
 
     /// Starts all watches where the engine stands.
     pub(super) fn start_sources(&mut self, tasks: &mut JoinSet<()>, observations: &mpsc::Sender<Observation>) {
         let mut health = Vec::new();
         for ([jobs, deployments], scope) in self.scopes() {
-            health.push(self.start_source::<TrainingJobs>(jobs, scope.clone(), tasks, observations));
-            health.push(self.start_source::<Deployments>(deployments, scope, tasks, observations));
+            health.push(self.start_source(jobs, scope.clone(), TrainingJobs::default(), tasks, observations));
+            health.push(self.start_source(deployments, scope, Deployments::default(), tasks, observations));
         }
         self.context.health.set_watches(health);
         for question in self.engine.open_questions() {
@@ -53,23 +50,24 @@ impl Leader {
         }
     }
 
-    fn start_source<S: Source>(
+    fn start_source(
         &mut self,
         id: WatchId,
         namespace: Option<String>,
+        source: impl Source,
         tasks: &mut JoinSet<()>,
         observations: &mpsc::Sender<Observation>,
     ) -> Arc<WatchHealth> {
-        let health = Arc::new(WatchHealth::new(S::KIND, namespace.clone()));
-        let watcher = Arc::new(Watcher::<S> {
+        let health = Arc::new(WatchHealth::new(source.kind(), namespace.clone(), None));
+        let watcher = Arc::new(Watcher {
             id,
             namespace,
             client: self.context.client.clone(),
             observations: observations.clone(),
             health: Arc::clone(&health),
-            malformed: self.context.metrics.malformed.with_label_values(&[S::KIND]),
+            malformed: self.context.metrics.malformed.with_label_values(&[source.kind()]),
             newest: AtomicU64::new(0),
-            source: PhantomData,
+            source,
         });
         let (ask, asked) = mpsc::unbounded_channel();
         self.questions.insert(id, ask);

@@ -11,19 +11,20 @@ use crate::{
 
 const UID: &str = "00000000-0000-0000-0000-000000000007";
 
-fn watcher<S: Source>(
+fn watcher<S: Source + Default>(
     answer: impl Fn(&str) -> Answer + Send + Sync + 'static,
 ) -> (Arc<Watcher<S>>, mpsc::Receiver<Observation>) {
     let (observations, incoming) = mpsc::channel(64);
+    let source = S::default();
     let watcher = Watcher {
         id: WatchId(0),
         namespace: None,
         client: apiserver(answer),
         observations,
-        health: Arc::new(WatchHealth::new(S::KIND, None)),
+        health: Arc::new(WatchHealth::new(source.kind(), None, None)),
         malformed: IntCounter::new("malformed", "objects").unwrap(),
         newest: AtomicU64::new(0),
-        source: PhantomData,
+        source,
     };
     (Arc::new(watcher), incoming)
 }
@@ -141,4 +142,21 @@ async fn a_watch_that_cannot_learn_whether_an_object_lives_still_turns() {
     }
     watching.abort();
     assert!(incoming.try_recv().is_err(), "nothing is told before it is known");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_an_apiserver_that_has_just_begun_does_not_know_does_not_make_its_objects_gone() {
+    let metadata = json!({"name": "a", "namespace": "ns", "uid": UID, "resourceVersion": "101"});
+    let gone = json!({"metadata": metadata});
+    let begun = Instant::now();
+    let (watcher, mut incoming) = watcher::<Deployments>(move |path| match path {
+        path if path.contains("watch=true") => Answer::Watch(vec![line("DELETED", &gone)]),
+        path if path.ends_with("/namespaces/ns/deployments/a") && begun.elapsed() < Duration::from_secs(5) => {
+            Answer::Error(404)
+        }
+        path if path.ends_with("/namespaces/ns/deployments/a") => Answer::Object(gone.clone()),
+        _ => list(100, &[]),
+    });
+    let changes = observed(&watcher, &mut incoming, Some(100), Duration::from_secs(10)).await;
+    assert!(matches!(changes[..], [Change::Unselected(uid)] if Some(uid) == Uid::parse(UID)), "{changes:?}");
 }

@@ -12,7 +12,7 @@ use llmtune_webhooks::{
         object::{Facts, Metric, Object, ServingFacts, TrainingFacts, Uid},
         payload::{self, Data},
     },
-    source::{Source, deployment::Deployments, training_job::TrainingJobs},
+    source::{deployment::Deployments, training_job::TrainingJobs},
 };
 use proptest::{
     char::range,
@@ -137,8 +137,8 @@ impl Payload {
     pub fn body(&self) -> String {
         let Occurrence { event, name, count, .. } = self.occurrence;
         let source = match self.object.facts {
-            Facts::Training(_) => TrainingJobs::RESOURCE,
-            Facts::Serving(_) => Deployments::RESOURCE,
+            Facts::Training(_) => TrainingJobs::NAME,
+            Facts::Serving(_) => Deployments::NAME,
         };
         let envelope = Envelope {
             id: EventId::new(source, self.object.uid, event, name, count, 1),

@@ -70,7 +70,7 @@ fn body_and_signature(criterion: &mut Criterion) {
     let name = OccurrenceName::Generation(1);
     let event = EventType::TrainingCompleted;
     let occurrence = Occurrence { event, name, count: 1, status: Some("completed"), run: 7 };
-    let id = EventId::new(TrainingJobs::RESOURCE, object.uid, event, name, 1, 1);
+    let id = EventId::new(TrainingJobs::NAME, object.uid, event, name, 1, 1);
     let open = || {
         let occurred_at = payload::occurred_at(&object, &occurrence, now);
         let envelope = Envelope { id, event, occurred_at, sequence: 14, cluster: None, test: false };
@@ -145,7 +145,7 @@ fn recovery(criterion: &mut Criterion) {
         Opened::Nothing { why, .. } => panic!("{why}"),
     };
     let (_, mut engine) = recover();
-    engine.add_watch(WATCH, TrainingJobs::RESOURCE, &TrainingJobs::watch_name(None), false);
+    engine.add_watch(WATCH, TrainingJobs::NAME, &TrainingJobs::default().watch_name(None), false);
     assert_eq!(engine.records(), MANY.jobs as usize);
     let mut group = criterion.benchmark_group("recovery");
     group.sampling_mode(SamplingMode::Flat).sample_size(10);

@@ -92,14 +92,14 @@ impl Place {
 pub fn read(line: &str) -> Object {
     let frame: Frame<'_> = serde_json::from_slice(line.as_bytes()).unwrap();
     assert_eq!(frame.kind, "MODIFIED");
-    TrainingJobs::read(serde_json::from_str(frame.object.get()).unwrap()).unwrap()
+    TrainingJobs::default().read(serde_json::from_str(frame.object.get()).unwrap()).unwrap()
 }
 
 impl World {
     /// An engine that has listed these jobs, all of them completed, and flushed its baseline.
     pub fn new(place: Place) -> Self {
         let mut engine = Engine::new(None, 1, Shape::default().shards);
-        engine.add_watch(WATCH, TrainingJobs::RESOURCE, &TrainingJobs::watch_name(None), false);
+        engine.add_watch(WATCH, TrainingJobs::NAME, &TrainingJobs::default().watch_name(None), false);
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let mut world = Self { engine, now, version: 1, transitions: HashMap::new() };
         world.observe(Change::ListBegun);
