@@ -31,7 +31,10 @@ use crate::{
         contents::{Contents, GivenUp, Reason, WatchEntry},
         journal::{Flush, Memory, RememberedWatch},
     },
-    subscription::index::{Index, Subscription},
+    subscription::{
+        filter::FilterError,
+        index::{Index, Match, Subscription},
+    },
 };
 use pending::Pending;
 use watch::{Occurred, Watch};
@@ -94,10 +97,20 @@ pub struct Observed {
     pub enqueued: Vec<Uid>,
     /// Deliveries given up at once, since their Webhook's bound was reached.
     pub given_up: Vec<Settled>,
+    /// Deliveries that were made because a filter failed.
+    pub unfiltered: Vec<Unfiltered>,
     /// Webhooks that have no room at all, one entry for each event that was dropped.
     pub dropped: Vec<Uid>,
     /// Questions to ask the apiserver.
     pub questions: Vec<Question>,
+}
+
+/// A Webhook's filter failed on an event, which it gets all the same.
+#[derive(Debug)]
+pub struct Unfiltered {
+    pub webhook: Uid,
+    pub event: Arc<Event>,
+    pub error: FilterError,
 }
 
 /// An attempt to make.
@@ -330,6 +343,12 @@ impl Engine {
         self.index.get(webhook)
     }
 
+    /// Whether any filter reads annotations, so that observed objects should have theirs.
+    #[must_use]
+    pub fn reads_annotations(&self) -> bool {
+        self.index.reads_annotations()
+    }
+
     /// How many deliveries of this Webhook are pending.
     #[must_use]
     pub fn pending(&self, webhook: Uid) -> usize {
@@ -446,8 +465,11 @@ impl Engine {
                 observed_at: now,
                 sequence,
             });
-            for subscription in self.index.matching(&event) {
+            for Match { subscription, unfiltered } in self.index.matching(&event, &object) {
                 let webhook = subscription.uid;
+                if let Some(error) = unfiltered {
+                    observed.unfiltered.push(Unfiltered { webhook, event: Arc::clone(&event), error });
+                }
                 if self.pending.enqueue(webhook, &event, withhold).is_ok() {
                     observed.enqueued.push(webhook);
                     continue;

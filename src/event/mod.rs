@@ -68,6 +68,7 @@ impl EventType {
             namespace,
             name,
             labels: BTreeMap::new(),
+            annotations: None,
             created_at: None,
             owned: false,
             facts,

@@ -100,6 +100,10 @@ pub struct Object {
     /// `metadata.labels`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations` without kubectl's copy of the object; `None` where they were not kept: no filter asked for them
+    /// when it was seen, or there are more than 16 KiB of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<BTreeMap<String, String>>,
     /// `metadata.creationTimestamp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<Timestamp>,
@@ -111,14 +115,15 @@ pub struct Object {
 }
 
 impl Object {
-    /// The object without its facts: what matching and reporting look at.
+    /// The object without its facts and annotations: what reporting looks at.
     #[must_use]
     pub fn outline(&self) -> Self {
         let facts = match self.facts {
             Facts::Training(_) => Facts::Training(TrainingFacts::default()),
             Facts::Serving(_) => Facts::Serving(ServingFacts::default()),
         };
-        Self { namespace: self.namespace.clone(), name: self.name.clone(), labels: self.labels.clone(), facts, ..*self }
+        let (namespace, name, labels) = (self.namespace.clone(), self.name.clone(), self.labels.clone());
+        Self { namespace, name, labels, annotations: None, facts, ..*self }
     }
 }
 

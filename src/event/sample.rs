@@ -59,6 +59,7 @@ pub fn sample(event: EventType, uid: Uid, namespace: &str, cluster: Option<&str>
         namespace: namespace.to_owned(),
         name: NAME.to_owned(),
         labels: BTreeMap::new(),
+        annotations: None,
         created_at: Some(whole(started_at)),
         owned: false,
         facts,

@@ -71,6 +71,7 @@ fn object(number: u128, facts: Facts) -> Object {
         namespace: "research".into(),
         name: format!("object-{number}"),
         labels: [("team".to_owned(), "nlp".to_owned())].into(),
+        annotations: None,
         created_at: Some(at(0)),
         owned: false,
         facts,

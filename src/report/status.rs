@@ -21,7 +21,10 @@ use super::{
 use crate::{
     api::webhook::{AttemptSummary, DeliveryCounts, DeliverySummary, WebhookStatus},
     engine::Verdict,
-    event::object::{Object, Uid},
+    event::{
+        Event,
+        object::{Object, Uid},
+    },
     subscription::{
         resolve::WebhookRef,
         watch::{Readiness, Standing},
@@ -37,6 +40,8 @@ pub const WRITES_PER_SECOND: usize = 10;
 /// A healthy endpoint counts as unhealthy after this many failed attempts in a row; one that was never healthy at once.
 const UNHEALTHY_AFTER: i64 = 3;
 const RECENT: usize = 10;
+/// That the filter of one Webhook fails is told at most this often; the metric counts each time.
+const FILTER_FAILURES_EVERY: Duration = Duration::from_secs(600);
 
 /// A status to write.
 #[derive(Debug)]
@@ -58,6 +63,8 @@ struct Entry {
     status: WebhookStatus,
     standing: Option<Standing>,
     gone_generation: Option<i64>,
+    /// When it was last told that the filter fails.
+    filter_failure_told: Option<Instant>,
     dirty: Dirty,
     conditions_changed: bool,
     written: Option<Instant>,
@@ -86,6 +93,7 @@ impl Statuses {
             gone_generation: found.as_deref().and_then(gone_generation),
             status: taken_over(found),
             standing: None,
+            filter_failure_told: None,
             dirty: Dirty::No,
             conditions_changed: false,
             written: None,
@@ -113,6 +121,18 @@ impl Statuses {
         entry.touch(Dirty::Counters);
         let text = "an event was dropped: it could neither wait nor be kept as a WebhookDelivery: see why the endpoint does not acknowledge deliveries, and whether a quota or a policy refuses WebhookDelivery objects";
         vec![Notice::warning(&entry.webhook, "DeliveriesDropped", text.into())]
+    }
+
+    /// Takes in that the filter failed on an event; told once in a while, and at once when the spec has changed.
+    pub fn filter_failed(&mut self, webhook: Uid, event: &Event, error: &str, now: Instant) -> Vec<Notice> {
+        let Some(entry) = self.entries.get_mut(&webhook) else { return Vec::new() };
+        if entry.filter_failure_told.is_some_and(|told| now < told + FILTER_FAILURES_EVERY) {
+            return Vec::new();
+        }
+        entry.filter_failure_told = Some(now);
+        let (name, subject, id) = (event.event_type, describe(&event.object), event.id);
+        let text = format!("spec.filter fails on {name} of {subject} ({id}), which is delivered all the same: {error}");
+        vec![Notice::warning(&entry.webhook, "FilterFailed", text)]
     }
 
     /// Takes in a settled attempt.
@@ -200,6 +220,9 @@ impl Entry {
         let mut notices = Vec::new();
         let generation = standing.generation;
         let new_generation = self.status.observed_generation != Some(generation);
+        if new_generation {
+            self.filter_failure_told = None;
+        }
         let (ready, stalled, reason, message) = match &standing.readiness {
             Readiness::Live => (true, false, "Subscribed", "matching events are delivered".to_owned()),
             Readiness::Suspended => {

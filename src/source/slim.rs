@@ -41,6 +41,30 @@ pub struct Annotations {
     pub(super) model_version: Option<String>,
 }
 
+/// Bytes of annotations that are kept of one object, for filters.
+const MAX_ANNOTATIONS: usize = 16 * 1024;
+/// kubectl's copy of the whole object.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// All annotations of the object in `json`, but for kubectl's copy of it; `None` where they are more than are kept.
+pub(super) fn annotations(json: &str) -> Option<BTreeMap<String, String>> {
+    #[derive(Deserialize)]
+    struct Annotated {
+        #[serde(default)]
+        metadata: Metadata,
+    }
+    #[derive(Default, Deserialize)]
+    struct Metadata {
+        #[serde(default)]
+        annotations: Option<BTreeMap<String, String>>,
+    }
+    let annotated: Annotated = serde_json::from_str(json).ok()?;
+    let mut annotations = annotated.metadata.annotations.unwrap_or_default();
+    annotations.remove(LAST_APPLIED);
+    let bytes: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+    (bytes <= MAX_ANNOTATIONS).then_some(annotations)
+}
+
 /// An owner, as far as it tells whether the owner is a controller of a watched kind.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -67,6 +91,7 @@ impl SlimMeta {
             namespace: self.namespace,
             name: self.name,
             labels: self.labels,
+            annotations: None,
             created_at: self.creation_timestamp,
             owned: owners.any(|owner| owner.controller && kinds.contain(&owner.api_version, &owner.kind)),
             facts,

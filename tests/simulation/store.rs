@@ -82,6 +82,7 @@ impl Life {
             namespace: "ns".into(),
             name: self.name.clone(),
             labels: BTreeMap::from([("team".into(), self.team.into())]),
+            annotations: None,
             created_at: None,
             owned: false,
             facts: state.facts.clone(),

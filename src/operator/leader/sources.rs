@@ -66,6 +66,7 @@ impl Leader {
             observations: observations.clone(),
             health: Arc::clone(&health),
             malformed: self.context.metrics.malformed.with_label_values(&[source.kind()]),
+            keep_annotations: Arc::clone(&self.keep_annotations),
             newest: AtomicU64::new(0),
             source,
         });

@@ -199,6 +199,7 @@ fn object(event: EventType) -> impl Strategy<Value = Object> {
             namespace,
             name,
             labels,
+            annotations: None,
             created_at,
             owned: false,
             facts,
