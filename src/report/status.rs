@@ -424,6 +424,7 @@ fn describe(object: &Object) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{EventType, sample::sample};
 
     fn webhook(number: u128) -> WebhookRef {
         WebhookRef { uid: Uid::from_u128(number), namespace: "research".into(), name: format!("ci-{number}") }
@@ -464,6 +465,23 @@ mod tests {
         let again = statuses.due(after(7.0), false);
         assert_eq!(again.len(), WRITES_PER_SECOND);
         assert_eq!(again[0].webhook.uid, failed, "before the counters of the others");
+    }
+
+    #[test]
+    fn that_a_filter_fails_is_told_once_in_ten_minutes_and_anew_of_a_new_spec() {
+        let mut statuses = Statuses::default();
+        let begun = Instant::now();
+        let event = sample(EventType::TrainingFailed, Uid::from_u128(7), "research", None, at(0));
+        statuses.standing(webhook(1), Some(standing(Readiness::Live)), None, at(0));
+        let told = |statuses: &mut Statuses, second| {
+            let now = begun + Duration::from_secs(second);
+            statuses.filter_failed(webhook(1).uid, &event, "line 1, column 1: `<`", now).len()
+        };
+        assert_eq!([0, 1, 599, 600, 601].map(|second| told(&mut statuses, second)), [1, 0, 0, 1, 0]);
+        let changed = Standing { generation: 2, ..standing(Readiness::Live) };
+        statuses.standing(webhook(1), Some(changed), None, at(602));
+        assert_eq!([602, 603].map(|second| told(&mut statuses, second)), [1, 0]);
+        assert!(statuses.filter_failed(webhook(2).uid, &event, "", begun).is_empty(), "there is no such Webhook");
     }
 
     #[test]

@@ -98,3 +98,21 @@ impl SlimMeta {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn annotations_are_kept_without_kubectl_s_copy_and_up_to_a_bound() {
+        let object = |value: &str| {
+            let annotations = serde_json::json!({"a": value, LAST_APPLIED: "x".repeat(2 * MAX_ANNOTATIONS)});
+            serde_json::json!({"metadata": {"annotations": annotations}, "spec": {}}).to_string()
+        };
+        assert_eq!(annotations(&object("b")), Some([("a".to_owned(), "b".to_owned())].into()));
+        assert_eq!(annotations(&object(&"b".repeat(MAX_ANNOTATIONS))), None, "too many are not known rather than cut");
+        for none in ["{}", r#"{"metadata": {}}"#, r#"{"metadata": {"annotations": null}}"#] {
+            assert_eq!(annotations(none), Some(BTreeMap::new()), "{none}");
+        }
+    }
+}

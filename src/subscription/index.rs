@@ -62,16 +62,17 @@ impl Subscription {
         }
     }
 
-    /// Whether the event goes to it. A filter that fails lets it pass, since it might have been wanted, and says why.
-    fn admits(&self, event: &Event, subject: &Subject<'_>) -> Option<Option<FilterError>> {
+    /// The match, where the event goes to it. A filter that fails lets it pass, since it might have been wanted.
+    fn admit(&self, event: &Event, subject: &Subject<'_>) -> Option<Match<'_>> {
         if !self.events.contains(event.event_type) || !self.selector.matches(&event.object.labels) {
             return None;
         }
-        match self.filter.as_ref().map_or(Ok(true), |filter| filter.passes(subject)) {
-            Ok(true) => Some(None),
-            Ok(false) => None,
-            Err(error) => Some(Some(error)),
-        }
+        let unfiltered = match self.filter.as_ref().map_or(Ok(true), |filter| filter.passes(subject)) {
+            Ok(true) => None,
+            Ok(false) => return None,
+            Err(error) => Some(error),
+        };
+        Some(Match { subscription: self, unfiltered })
     }
 
     fn reads_annotations(&self) -> bool {
@@ -137,9 +138,7 @@ impl Index {
     pub fn matching<'a>(&'a self, event: &'a Event, object: &'a Object) -> impl Iterator<Item = Match<'a>> {
         let uids = self.namespaces.get(&event.object.namespace).map_or(&[][..], Vec::as_slice);
         let subject = Subject::new(event, object);
-        uids.iter().filter_map(|uid| self.subscriptions.get(uid)).filter_map(move |subscription| {
-            let unfiltered = subscription.admits(event, &subject)?;
-            Some(Match { subscription, unfiltered })
-        })
+        let subscriptions = uids.iter().filter_map(|uid| self.subscriptions.get(uid));
+        subscriptions.filter_map(move |subscription| subscription.admit(event, &subject))
     }
 }
