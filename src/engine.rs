@@ -281,6 +281,13 @@ impl Engine {
         self.watches.insert(id, watch);
     }
 
+    /// Whether watches are remembered that have neither been made known nor forgotten. Until then nothing is flushed: a flush
+    /// names all watches, and what it does not name is forgotten.
+    #[must_use]
+    pub fn awaits_watches(&self) -> bool {
+        !self.remembered.is_empty()
+    }
+
     /// Forgets, in silence, the records of all watches that are remembered and were not made known.
     pub fn forget_other_watches(&mut self) -> Vec<String> {
         self.watches_changed |= !self.remembered.is_empty();

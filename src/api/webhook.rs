@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::{CustomResource, KubeSchema, core::Rule};
+use kube::{
+    CustomResource, KubeSchema,
+    core::{Expression, Rule, Selector},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -169,6 +172,26 @@ pub struct LabelSelector {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub match_expressions: Vec<LabelRequirement>,
+}
+
+impl LabelSelector {
+    /// The same as kube tells it.
+    #[must_use]
+    pub fn selector(&self) -> Selector {
+        let labels = self.match_labels.iter();
+        let equal = labels.map(|(key, value)| Expression::Equal(key.clone(), value.0.clone()));
+        let expressions = self.match_expressions.iter().map(|requirement| {
+            let key = requirement.key.clone();
+            let values = requirement.values.iter().cloned().collect();
+            match requirement.operator {
+                LabelOperator::In => Expression::In(key, values),
+                LabelOperator::NotIn => Expression::NotIn(key, values),
+                LabelOperator::Exists => Expression::Exists(key),
+                LabelOperator::DoesNotExist => Expression::DoesNotExist(key),
+            }
+        });
+        equal.chain(expressions).collect()
+    }
 }
 
 /// A label's value.

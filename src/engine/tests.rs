@@ -48,6 +48,7 @@ fn job(number: u128, version: u64, stage: TrainingStage) -> Object {
         generation: 1,
         namespace: "ns".into(),
         name: format!("job-{number}"),
+        kind: None,
         labels: std::collections::BTreeMap::new(),
         annotations: None,
         created_at: None,

@@ -58,6 +58,7 @@ pub fn sample(event: EventType, uid: Uid, namespace: &str, cluster: Option<&str>
         generation: 1,
         namespace: namespace.to_owned(),
         name: NAME.to_owned(),
+        kind: None,
         labels: BTreeMap::new(),
         annotations: None,
         created_at: Some(whole(started_at)),

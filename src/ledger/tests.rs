@@ -70,6 +70,7 @@ fn object(number: u128, facts: Facts) -> Object {
         generation: 3,
         namespace: "research".into(),
         name: format!("object-{number}"),
+        kind: None,
         labels: [("team".to_owned(), "nlp".to_owned())].into(),
         annotations: None,
         created_at: Some(at(0)),

@@ -33,6 +33,7 @@ pub struct Metrics {
     pub condition: IntGaugeVec,
     pub watch_last_activity: IntGaugeVec,
     pub malformed: IntCounterVec,
+    pub source_errors: IntCounterVec,
     pub ledger_records: IntGauge,
     pub ledger_bytes: IntGauge,
     pub ledger_flush_duration: Histogram,
@@ -110,6 +111,11 @@ impl Metrics {
                 &["kind"],
             )?,
             malformed: counters("malformed_objects_total", "Objects that could not be read.", &["kind"])?,
+            source_errors: counters(
+                "source_evaluation_errors_total",
+                "Expressions of a WebhookSource that could not be evaluated.",
+                &["source"],
+            )?,
             ledger_bytes: on
                 .add(IntGauge::with_opts(opts("ledger_bytes", "Bytes of data in the ledger's segments.")))?,
             ledger_flush_duration: on.add(Histogram::with_opts(histogram(

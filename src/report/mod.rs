@@ -5,6 +5,7 @@ mod conditions;
 pub mod deliveries;
 pub mod events;
 mod references;
+pub mod sources;
 pub mod status;
 pub mod writer;
 

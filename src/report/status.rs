@@ -2,7 +2,8 @@
 //!
 //! 1. A change of a condition is written at once, at most once a second a Webhook.
 //! 2. Counters are written at once after quiet, then at most every [`COUNTERS_EVERY`] a Webhook.
-//! 3. At most [`WRITES_PER_SECOND`] writes are begun in all, conditions first.
+//! 3. Counters are not written while [`WRITES_PER_SECOND`] writes have begun within a second, conditions not while
+//!    [`CONDITION_WRITES_PER_SECOND`] have; conditions go first.
 
 use std::{
     collections::HashMap,
@@ -35,8 +36,10 @@ use crate::{
 pub const COUNTERS_EVERY: Duration = Duration::from_secs(5);
 /// Conditions of one Webhook are written at most this often.
 const CONDITIONS_EVERY: Duration = Duration::from_secs(1);
-/// Writes in all.
+/// Writes in all, as far as counters add to them.
 pub const WRITES_PER_SECOND: usize = 10;
+/// Writes in all. Conditions are what users and pipelines wait for: at a start, and when a Secret that many share comes.
+pub const CONDITION_WRITES_PER_SECOND: usize = 50;
 /// A healthy endpoint counts as unhealthy after this many failed attempts in a row; one that was never healthy at once.
 const UNHEALTHY_AFTER: i64 = 3;
 const RECENT: usize = 10;
@@ -166,13 +169,19 @@ impl Statuses {
     /// The writes to begin now; each must be answered with [`Self::written`]. With `last`, all that is dirty.
     pub fn due(&mut self, now: Instant, last: bool) -> Vec<StatusWrite> {
         self.recent_writes.retain(|at| now.duration_since(*at) < Duration::from_secs(1));
-        let room = if last { usize::MAX } else { WRITES_PER_SECOND.saturating_sub(self.recent_writes.len()) };
-        if room == 0 {
+        let begun = self.recent_writes.len();
+        if begun >= CONDITION_WRITES_PER_SECOND && !last {
             return Vec::new();
         }
         let mut due: Vec<&mut Entry> = self.entries.values_mut().filter(|entry| entry.is_due(now, last)).collect();
         due.sort_by_key(|entry| (std::cmp::Reverse(entry.dirty), entry.written));
-        let writes = due.into_iter().take(room).map(|entry| {
+        let limit = |entry: &Entry| match entry.dirty {
+            _ if last => usize::MAX,
+            Dirty::Conditions => CONDITION_WRITES_PER_SECOND,
+            Dirty::Counters | Dirty::No => WRITES_PER_SECOND,
+        };
+        let due = due.into_iter().zip(begun..).take_while(|(entry, begun)| *begun < limit(entry));
+        let writes = due.map(|(entry, _)| {
             entry.writing = Some(std::mem::replace(&mut entry.dirty, Dirty::No));
             entry.written = Some(now);
             StatusWrite { webhook: entry.webhook.clone(), status: entry.status.clone() }

@@ -80,20 +80,27 @@ pub(super) fn version(text: &str) -> Result<u64, Malformed> {
 }
 
 impl SlimMeta {
+    /// Whether its controller is of one of these kinds.
+    pub(super) fn is_owned(&self, kinds: &WatchedKinds) -> bool {
+        let mut owners = self.owner_references.iter();
+        owners.any(|owner| owner.controller && kinds.contain(&owner.api_version, &owner.kind))
+    }
+
     /// The object with these facts; it is owned where its controller is of one of these kinds.
     pub(super) fn object(self, facts: Facts, kinds: &WatchedKinds) -> Result<Object, Malformed> {
+        let owned = self.is_owned(kinds);
         let uid = Uid::parse(&self.uid).ok_or(Malformed::Uid(self.uid))?;
-        let mut owners = self.owner_references.iter();
         Ok(Object {
             uid,
             version: version(&self.resource_version)?,
             generation: self.generation,
             namespace: self.namespace,
             name: self.name,
+            kind: None,
             labels: self.labels,
             annotations: None,
             created_at: self.creation_timestamp,
-            owned: owners.any(|owner| owner.controller && kinds.contain(&owner.api_version, &owner.kind)),
+            owned,
             facts,
         })
     }

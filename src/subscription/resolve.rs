@@ -3,12 +3,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kube::core::{Expression, Selector};
+use kube::core::Selector;
 use reqwest::Url;
 
 use super::{filter::Filter, index::Subscription, secret::SigningKey};
 use crate::{
-    api::webhook::{LabelOperator, LabelSelector, WebhookSpec},
+    api::webhook::{LabelSelector, WebhookSpec},
     delivery::schedule::Backoff,
     event::{EventSet, object::Uid},
     expression::CompileError,
@@ -88,7 +88,7 @@ impl Plan {
             url,
             timeout: duration("timeout", &policy.timeout)?,
             events: EventSet::parse(&spec.events).map_err(SpecError::Event)?,
-            selector: spec.selector.as_ref().map(selector).unwrap_or_default(),
+            selector: spec.selector.as_ref().map(LabelSelector::selector).unwrap_or_default(),
             filter: spec.filter.as_deref().map(Filter::read).transpose()?,
             max_retries: policy.max_retries.max(0).unsigned_abs(),
             backoff: Backoff {
@@ -151,22 +151,6 @@ fn sum_of_units(text: &str) -> Option<Duration> {
     (!text.is_empty()).then_some(sum)
 }
 
-fn selector(selector: &LabelSelector) -> Selector {
-    let labels = selector.match_labels.iter();
-    let equal = labels.map(|(key, value)| Expression::Equal(key.clone(), value.0.clone()));
-    let expressions = selector.match_expressions.iter().map(|requirement| {
-        let key = requirement.key.clone();
-        let values = requirement.values.iter().cloned().collect();
-        match requirement.operator {
-            LabelOperator::In => Expression::In(key, values),
-            LabelOperator::NotIn => Expression::NotIn(key, values),
-            LabelOperator::Exists => Expression::Exists(key),
-            LabelOperator::DoesNotExist => Expression::DoesNotExist(key),
-        }
-    });
-    equal.chain(expressions).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use kube::core::SelectorExt;
@@ -192,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_selector_matches_as_kubernetes_label_selectors_do() {
-        let selector = selector(
+        let selector = LabelSelector::selector(
             &serde_json::from_value(serde_json::json!({
                 "matchLabels": {"team": "research"},
                 "matchExpressions": [

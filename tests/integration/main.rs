@@ -17,4 +17,5 @@ mod recovery;
 mod rollouts;
 mod sources;
 mod subscriptions;
+mod webhook_sources;
 mod wire;

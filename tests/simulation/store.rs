@@ -81,6 +81,7 @@ impl Life {
             generation: state.generation,
             namespace: "ns".into(),
             name: self.name.clone(),
+            kind: None,
             labels: BTreeMap::from([("team".into(), self.team.into())]),
             annotations: None,
             created_at: None,

@@ -198,6 +198,7 @@ fn object(event: EventType) -> impl Strategy<Value = Object> {
             generation: 1,
             namespace,
             name,
+            kind: None,
             labels,
             annotations: None,
             created_at,
