@@ -33,7 +33,10 @@ use crate::{
         contents::{Contents, GivenUp, Reason, WatchEntry},
         journal::{Flush, Memory, RememberedWatch},
     },
-    subscription::index::{Index, Subscription},
+    subscription::{
+        filter::FilterError,
+        index::{Index, Match, Subscription},
+    },
 };
 use pending::{Pending, Withheld};
 use watch::{Occurred, Watch};
@@ -102,12 +105,22 @@ pub struct Observed {
     pub enqueued: Vec<Uid>,
     /// Deliveries given up at once, since their Webhook's bound was reached.
     pub given_up: Vec<Settled>,
+    /// Deliveries that were made because a filter failed.
+    pub unfiltered: Vec<Unfiltered>,
     /// Webhooks that have no room at all, one entry for each event that was dropped.
     pub dropped: Vec<Uid>,
     /// Questions to ask the apiserver.
     pub questions: Vec<Question>,
     /// After an evaluation: whose it was, and the thresholds that are reached now, as its spec writes them, ascending.
     pub reached: Option<(Uid, Vec<String>)>,
+}
+
+/// A Webhook's filter failed on an event, which it gets all the same.
+#[derive(Debug)]
+pub struct Unfiltered {
+    pub webhook: Uid,
+    pub event: Arc<Event>,
+    pub error: FilterError,
 }
 
 /// An attempt to make.
@@ -362,6 +375,12 @@ impl Engine {
         self.index.get(webhook)
     }
 
+    /// Whether any filter reads annotations, so that observed objects should have theirs.
+    #[must_use]
+    pub fn reads_annotations(&self) -> bool {
+        self.index.reads_annotations()
+    }
+
     /// How many deliveries of this Webhook are pending.
     #[must_use]
     pub fn pending(&self, webhook: Uid) -> usize {
@@ -490,8 +509,11 @@ impl Engine {
                 observed_at: now,
                 sequence,
             });
-            for subscription in self.index.matching(&event) {
+            for Match { subscription, unfiltered } in self.index.matching(&event, &object) {
                 let webhook = subscription.uid;
+                if let Some(error) = unfiltered {
+                    observed.unfiltered.push(Unfiltered { webhook, event: Arc::clone(&event), error });
+                }
                 if self.pending.enqueue(webhook, &event, withheld).is_ok() {
                     observed.enqueued.push(webhook);
                     continue;

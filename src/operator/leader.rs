@@ -11,7 +11,10 @@ use std::{
     hash::{BuildHasher, RandomState},
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,7 +38,7 @@ use super::{
 use crate::{
     calls::random,
     delivery::send::{Attempted, Exchange, Sender},
-    engine::{Attempt, Due, Engine, Observation, Question, Settled, Verdict},
+    engine::{Attempt, Due, Engine, Observation, Question, Settled, Unfiltered, Verdict},
     event::object::{Uid, WatchId},
     ledger::{
         journal::Shape,
@@ -120,6 +123,8 @@ pub struct Leader {
     notes: mpsc::UnboundedSender<Note>,
     lost_keys: mpsc::UnboundedSender<LostKey>,
     sources: Sources,
+    /// For the sources: a filter reads annotations.
+    keep_annotations: Arc<AtomicBool>,
 }
 
 /// The tasks beside the loop, and what comes in from them.
@@ -283,6 +288,7 @@ impl Leader {
             notes,
             lost_keys,
             sources: Sources::new(observe, source_notes, serves_sources),
+            keep_annotations: Arc::default(),
         };
         let patience = leader.add_watches();
         if serves_sources {
@@ -387,6 +393,13 @@ impl Leader {
         for webhook in observed.enqueued {
             self.note(Note::Enqueued { webhook, pending: self.engine.pending(webhook) });
         }
+        for Unfiltered { webhook, event, error } in observed.unfiltered {
+            if let Some(Known { webhook, .. }) = self.webhooks.get(&webhook) {
+                let labels = [webhook.namespace.as_str(), &webhook.name];
+                self.context.metrics.filter_errors.with_label_values(&labels).inc();
+            }
+            self.note(Note::FilterFailed { webhook, event, error: error.to_string() });
+        }
         for webhook in observed.dropped {
             self.count_dropped(webhook, DropReason::Bound, 1);
             self.note(Note::Dropped { webhook, pending: self.engine.pending(webhook) });
@@ -411,6 +424,7 @@ impl Leader {
         let Update { webhook, subscription, resolved, standing, found } = update;
         let gone = found.as_deref().and_then(gone_generation).filter(|gone| *gone == subscription.generation);
         self.engine.subscribe(subscription);
+        self.keep_annotations.store(self.engine.reads_annotations(), Ordering::Relaxed);
         if let Some(generation) = gone {
             self.engine.mark_gone(webhook.uid, generation);
         }
@@ -431,6 +445,7 @@ impl Leader {
 
     fn removed(&mut self, uid: Uid) {
         let dropped = self.engine.unsubscribe(uid);
+        self.keep_annotations.store(self.engine.reads_annotations(), Ordering::Relaxed);
         let asked = self.requests.of_webhook(uid);
         if let Some(known) = self.webhooks.remove(&uid) {
             let WebhookRef { namespace, name, .. } = &known.webhook;

@@ -25,6 +25,7 @@ pub struct Metrics {
     pub attempts: IntCounterVec,
     pub retries: IntCounterVec,
     pub dropped: IntCounterVec,
+    pub filter_errors: IntCounterVec,
     pub attempt_duration: Histogram,
     pub delivery_latency: HistogramVec,
     pub pending: IntGaugeVec,
@@ -84,6 +85,11 @@ impl Metrics {
             attempts: counters("attempts_total", "Attempts by outcome.", &["namespace", "webhook", "outcome"])?,
             retries: counters("retries_total", "Attempts beyond the first of a delivery.", &webhook)?,
             dropped: counters("dropped_total", "Deliveries thrown away.", &["namespace", "webhook", "reason"])?,
+            filter_errors: counters(
+                "filter_errors_total",
+                "Events that were delivered because the Webhook's filter failed on them.",
+                &webhook,
+            )?,
             attempt_duration: on.add(Histogram::with_opts(histogram(
                 "attempt_duration_seconds",
                 "From the beginning of an attempt to the status of its answer.",
@@ -184,6 +190,7 @@ impl Metrics {
             let _ = self.dropped.remove_label_values(&[namespace, name, reason.label()]);
         }
         let _ = self.retries.remove_label_values(&pair);
+        let _ = self.filter_errors.remove_label_values(&pair);
         let _ = self.pending.remove_label_values(&pair);
         let _ = self.oldest_pending_age.remove_label_values(&pair);
     }

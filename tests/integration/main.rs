@@ -10,6 +10,7 @@ mod deliveries;
 mod delivery;
 mod errors;
 mod examples;
+mod filters;
 mod operation;
 mod receivers;
 mod recovery;

@@ -184,6 +184,7 @@ impl Leader {
             observations: self.sources.observe.clone(),
             health,
             malformed: self.context.metrics.malformed.with_label_values(&[source.kind()]),
+            keep_annotations: Arc::clone(&self.keep_annotations),
             newest: AtomicU64::new(0),
             source,
         };

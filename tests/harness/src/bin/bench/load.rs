@@ -41,12 +41,12 @@ const ANNOTATION_BYTES: usize = 256;
 #[derive(Clone, Copy)]
 pub struct Kind {
     pub api_version: &'static str,
-    pub kind: &'static str,
+    pub name: &'static str,
     pub plural: &'static str,
 }
 
 /// The operator's own kind.
-pub const TRAINING_JOB: Kind = Kind { api_version: "llmtune.io/v1alpha1", kind: "TrainingJob", plural: "trainingjobs" };
+pub const TRAINING_JOB: Kind = Kind { api_version: "llmtune.io/v1alpha1", name: "TrainingJob", plural: "trainingjobs" };
 
 impl Kind {
     /// The path of the objects of one namespace.
@@ -241,7 +241,7 @@ fn manifest(job: u32, kind: Kind) -> Value {
     });
     let annotations: std::collections::BTreeMap<_, _> = annotations.collect();
     json!({
-        "apiVersion": kind.api_version, "kind": kind.kind,
+        "apiVersion": kind.api_version, "kind": kind.name,
         "metadata": {"name": job_name(job), "annotations": annotations, "labels": {"team": "research"}},
         "spec": {"baseModel": "meta-llama/Llama-3.1-8B", "trainingMethod": "sft"},
     })

@@ -169,7 +169,7 @@ impl Bench {
     async fn fill(&self, plane: Arc<ControlPlane>, jobs: u32, phase: Phase, kind: Kind) -> Stage {
         let namespace = plane.namespace("bench").await;
         let client = plane.admin().await;
-        self.say(&format!("creating {jobs} {}s", kind.kind));
+        self.say(&format!("creating {jobs} {}s", kind.name));
         let load = Load::create(&plane, client.clone(), &namespace, jobs, phase, kind).await;
         Stage { plane, namespace, client, load, jobs }
     }

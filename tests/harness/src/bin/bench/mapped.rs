@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What the source maps: the same as a TrainingJob, under another name.
-const MAPPED: Kind = Kind { api_version: "bench.example.com/v1alpha1", kind: "BenchJob", plural: "benchjobs" };
+const MAPPED: Kind = Kind { api_version: "bench.example.com/v1alpha1", name: "BenchJob", plural: "benchjobs" };
 
 pub async fn run(bench: &Bench) -> Result<Page, String> {
     let built_in = round(bench, bench.plane().await, TRAINING_JOB).await?;
@@ -60,7 +60,7 @@ fn install(plane: &ControlPlane) {
     definition["metadata"] = json!({"name": MAPPED.definition()});
     definition["spec"]["group"] = json!("bench.example.com");
     definition["spec"]["names"] =
-        json!({"plural": MAPPED.plural, "singular": "benchjob", "kind": MAPPED.kind, "listKind": "BenchJobList"});
+        json!({"plural": MAPPED.plural, "singular": "benchjob", "kind": MAPPED.name, "listKind": "BenchJobList"});
     definition.as_object_mut().unwrap().remove("status");
     let role = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "benchjobs"},
@@ -87,7 +87,7 @@ fn source() -> Value {
     json!({
         "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookSource", "metadata": {"name": "bench"},
         "spec": {
-            "resource": {"apiVersion": MAPPED.api_version, "kind": MAPPED.kind}, "lifecycle": "Training", "stages": stages,
+            "resource": {"apiVersion": MAPPED.api_version, "kind": MAPPED.name}, "lifecycle": "Training", "stages": stages,
             "data": {
                 "jobId": "object.status.jobId", "baseModel": "object.spec.baseModel",
                 "trainingMethod": "object.spec.trainingMethod", "artifact": "object.status.artifact",
@@ -107,9 +107,9 @@ async fn round(bench: &Bench, plane: Arc<ControlPlane>, kind: Kind) -> Result<Ro
     let (operator, synced) = start(bench, &scene, &stage, kind).await;
     let subject = Subject::Operator(Box::new(operator));
     let mut tally = Tally::new(&sightings, &posts, scene.secret, stage.jobs);
-    let say = |text: &str| bench.say(&format!("{}: {text}", kind.kind));
+    let say = |text: &str| bench.say(&format!("{}: {text}", kind.name));
     let round = latency::measure(&bench.args, &stage.load, &subject, synced, &mut tally, &say).await;
-    let round = round.map_err(|error| format!("{}: {error}\n{}", kind.kind, subject.process().log_tail()))?;
+    let round = round.map_err(|error| format!("{}: {error}\n{}", kind.name, subject.process().log_tail()))?;
     subject.stop();
     Ok(round)
 }
@@ -118,7 +118,7 @@ async fn round(bench: &Bench, plane: Arc<ControlPlane>, kind: Kind) -> Result<Ro
 async fn start(bench: &Bench, scene: &Scene<'_>, stage: &crate::Stage, kind: Kind) -> (Operator, Synced) {
     let mut options = scene.options().await;
     options.watch.clear();
-    if kind.kind == MAPPED.kind {
+    if kind.name == MAPPED.name {
         apply(&stage.plane, &source());
         apply(
             &stage.plane,
@@ -129,15 +129,15 @@ async fn start(bench: &Bench, scene: &Scene<'_>, stage: &crate::Stage, kind: Kin
             }),
         );
     }
-    bench.say(&format!("{}: starting", kind.kind));
+    bench.say(&format!("{}: starting", kind.name));
     let begun = Instant::now();
     let (operator, synced) = scene.start(&stage.client, &options).await;
     eventually("the kind is watched", std::time::Duration::from_secs(60), || async {
         let ready = operator.get("/readyz")?.1;
-        let watched = |line: &str| line.starts_with(kind.kind) && line.ends_with(": watching");
+        let watched = |line: &str| line.starts_with(kind.name) && line.ends_with(": watching");
         ready.lines().any(watched).then_some(())
     })
     .await;
-    bench.say(&format!("{}: in sync after {} ms", kind.kind, begun.elapsed().as_millis()));
+    bench.say(&format!("{}: in sync after {} ms", kind.name, begun.elapsed().as_millis()));
     (operator, synced)
 }
