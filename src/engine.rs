@@ -33,7 +33,10 @@ use crate::{
         contents::{Contents, GivenUp, Reason, WatchEntry},
         journal::{Flush, Memory, RememberedWatch},
     },
-    subscription::index::{Index, Subscription},
+    subscription::{
+        filter::FilterError,
+        index::{Index, Match, Subscription},
+    },
 };
 use pending::{Pending, Withheld};
 use watch::{Occurred, Sight, Watch};
@@ -102,12 +105,22 @@ pub struct Observed {
     pub enqueued: Vec<Uid>,
     /// Deliveries given up at once, since their Webhook's bound was reached.
     pub given_up: Vec<Settled>,
+    /// Deliveries that were made because a filter failed.
+    pub unfiltered: Vec<Unfiltered>,
     /// Webhooks that have no room at all, one entry for each event that was dropped.
     pub dropped: Vec<Uid>,
     /// Questions to ask the apiserver.
     pub questions: Vec<Question>,
     /// After an evaluation: whose it was, and the thresholds that are reached now, as its spec writes them, ascending.
     pub reached: Option<(Uid, Vec<String>)>,
+}
+
+/// A Webhook's filter failed on an event, which it gets all the same.
+#[derive(Debug)]
+pub struct Unfiltered {
+    pub webhook: Uid,
+    pub event: Arc<Event>,
+    pub error: FilterError,
 }
 
 /// An attempt to make.
@@ -294,6 +307,13 @@ impl Engine {
         self.watches.insert(id, watch);
     }
 
+    /// Whether watches are remembered that have neither been made known nor forgotten. Until then nothing is flushed: a flush
+    /// names all watches, and what it does not name is forgotten.
+    #[must_use]
+    pub fn awaits_watches(&self) -> bool {
+        !self.remembered.is_empty()
+    }
+
     /// Forgets, in silence, the records of all watches that are remembered and were not made known.
     pub fn forget_other_watches(&mut self) -> Vec<String> {
         self.watches_changed |= !self.remembered.is_empty();
@@ -354,6 +374,12 @@ impl Engine {
     #[must_use]
     pub fn subscription(&self, webhook: Uid) -> Option<&Subscription> {
         self.index.get(webhook)
+    }
+
+    /// Whether any filter reads annotations, so that observed objects should have theirs.
+    #[must_use]
+    pub fn reads_annotations(&self) -> bool {
+        self.index.reads_annotations()
     }
 
     /// How many deliveries of this Webhook are pending.
@@ -485,8 +511,11 @@ impl Engine {
                 observed_at: now,
                 sequence,
             });
-            for subscription in self.index.matching(&event) {
+            for Match { subscription, unfiltered } in self.index.matching(&event, &object) {
                 let webhook = subscription.uid;
+                if let Some(error) = unfiltered {
+                    observed.unfiltered.push(Unfiltered { webhook, event: Arc::clone(&event), error });
+                }
                 if self.pending.enqueue(webhook, &event, withheld).is_ok() {
                     observed.enqueued.push(webhook);
                     continue;

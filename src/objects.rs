@@ -11,7 +11,7 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Api, Client, Resource,
     core::{DeserializeGuard, error_boundary::InvalidObject},
-    runtime::watcher::{Config, Event, watcher},
+    runtime::watcher::{self, Config, Event, watcher},
 };
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -42,12 +42,18 @@ pub enum Change<K> {
     Gone(Uid),
     /// All objects that existed at the start have been seen. Comes once.
     Listed,
+    /// The apiserver refuses to list them: 403 where the operator has no right to, 404 where it serves no such kind. It is
+    /// asked again.
+    Refused,
 }
+
+/// What one watch tells; `None`: it is refused.
+type Told<K> = Option<Event<DeserializeGuard<K>>>;
 
 /// The objects of a kind, while it is watched.
 pub struct Objects<K> {
     watches: JoinSet<()>,
-    events: mpsc::Receiver<(usize, Event<DeserializeGuard<K>>)>,
+    told: mpsc::Receiver<(usize, Told<K>)>,
     roll: Roll,
     changes: VecDeque<Change<K>>,
 }
@@ -58,18 +64,30 @@ where
 {
     /// Watches the objects of these namespaces; none means all.
     pub fn watch(client: &Client, namespaces: &[String], config: &Config) -> Self {
-        let apis: Vec<Api<DeserializeGuard<K>>> = if namespaces.is_empty() {
-            vec![Api::all(client.clone())]
-        } else {
-            namespaces.iter().map(|namespace| Api::namespaced(client.clone(), namespace)).collect()
-        };
-        let (sender, events) = mpsc::channel(WAITING);
+        if namespaces.is_empty() {
+            return Self::watch_all(client, config);
+        }
+        Self::follow(namespaces.iter().map(|namespace| Api::namespaced(client.clone(), namespace)).collect(), config)
+    }
+}
+
+impl<K> Objects<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    /// Watches all objects of the cluster.
+    pub fn watch_all(client: &Client, config: &Config) -> Self {
+        Self::follow(vec![Api::all(client.clone())], config)
+    }
+
+    fn follow(apis: Vec<Api<DeserializeGuard<K>>>, config: &Config) -> Self {
+        let (sender, told) = mpsc::channel(WAITING);
         let roll = Roll::new(apis.len());
         let mut watches = JoinSet::new();
         for (scope, api) in apis.into_iter().enumerate() {
             watches.spawn(pump(api, config.clone(), scope, sender.clone()));
         }
-        Self { watches, events, roll, changes: VecDeque::new() }
+        Self { watches, told, roll, changes: VecDeque::new() }
     }
 
     /// The next change; `None` where a watch has ended, which none does by itself. What was not awaited to the end is not lost.
@@ -79,7 +97,10 @@ where
                 return Some(change);
             }
             tokio::select! {
-                Some((scope, event)) = self.events.recv() => self.roll.call(scope, event, &mut self.changes),
+                Some((scope, told)) = self.told.recv() => match told {
+                    Some(event) => self.roll.call(scope, event, &mut self.changes),
+                    None => self.changes.push_back(Change::Refused),
+                },
                 Some(ended) = self.watches.join_next() => {
                     error!(kind = %K::kind(&()), ?ended, "a watch has ended");
                     return None;
@@ -91,16 +112,12 @@ where
 }
 
 /// Feeds one watch in, for as long as somebody listens.
-async fn pump<K>(
-    api: Api<DeserializeGuard<K>>,
-    config: Config,
-    scope: usize,
-    events: mpsc::Sender<(usize, Event<DeserializeGuard<K>>)>,
-) where
+async fn pump<K>(api: Api<DeserializeGuard<K>>, config: Config, scope: usize, told: mpsc::Sender<(usize, Told<K>)>)
+where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut failures = 0;
-    let mut told: Option<(String, Instant)> = None;
+    let mut complaint: Option<(String, Instant)> = None;
     let mut stream = watcher(api, config).boxed();
     while let Some(item) = stream.next().await {
         match item {
@@ -109,7 +126,7 @@ async fn pump<K>(
                 if !matches!(event, Event::Init) {
                     failures = 0;
                 }
-                if events.send((scope, event)).await.is_err() {
+                if told.send((scope, Some(event))).await.is_err() {
                     return;
                 }
             }
@@ -118,14 +135,28 @@ async fn pump<K>(
                 failures += 1;
                 let text = Causes(&error).to_string();
                 // A kind that is not installed, or forbidden, would say so every few seconds for ever.
-                if told.as_ref().is_none_or(|(last, at)| *last != text || at.elapsed() >= ALOUD_EVERY) {
+                if complaint.as_ref().is_none_or(|(last, at)| *last != text || at.elapsed() >= ALOUD_EVERY) {
                     warn!(kind = %K::kind(&()), error = text, ?wait, "watch interrupted; trying again");
-                    told = Some((text, Instant::now()));
+                    complaint = Some((text, Instant::now()));
+                }
+                if is_refusal(&error) && told.send((scope, None)).await.is_err() {
+                    return;
                 }
                 sleep(wait).await;
             }
         }
     }
+}
+
+/// Whether the apiserver does not serve the kind at all, or not to the operator.
+fn is_refusal(error: &watcher::Error) -> bool {
+    let (watcher::Error::InitialListFailed(error)
+    | watcher::Error::WatchStartFailed(error)
+    | watcher::Error::WatchFailed(error)) = error
+    else {
+        return false;
+    };
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 403 | 404))
 }
 
 /// Which objects are there, so that a list tells which are not. Pure.
@@ -231,6 +262,7 @@ mod tests {
             Change::Seen { uid, object: Err(_), .. } => format!("unreadable {}", number(uid)),
             Change::Gone(uid) => format!("gone {}", number(uid)),
             Change::Listed => "all listed".to_owned(),
+            Change::Refused => "refused".to_owned(),
         });
         brief.collect()
     }

@@ -10,6 +10,7 @@ pub mod training_job;
 pub mod usage_threshold;
 pub mod webhook;
 pub mod webhook_delivery;
+pub mod webhook_source;
 
 use kube::CustomResourceExt;
 use schemars::{Schema, SchemaGenerator, json_schema};
@@ -20,11 +21,18 @@ pub use training_job::TrainingJob;
 pub use usage_threshold::UsageThreshold;
 pub use webhook::Webhook;
 pub use webhook_delivery::WebhookDelivery;
+pub use webhook_source::WebhookSource;
 
 /// Every custom resource definition, in the order in which `crds` prints them.
 pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
-    let definitions =
-        [Webhook::crd(), WebhookDelivery::crd(), TrainingJob::crd(), UsageThreshold::crd(), LedgerSegment::crd()];
+    let definitions = [
+        Webhook::crd(),
+        WebhookDelivery::crd(),
+        WebhookSource::crd(),
+        TrainingJob::crd(),
+        UsageThreshold::crd(),
+        LedgerSegment::crd(),
+    ];
     let tidied = definitions.iter().map(|definition| {
         let mut definition = serde_json::to_value(definition)?;
         tidy(&mut definition);

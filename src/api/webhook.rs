@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::{CustomResource, KubeSchema, core::Rule};
+use kube::{
+    CustomResource, KubeSchema,
+    core::{Expression, Rule, Selector},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +83,11 @@ pub struct WebhookSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub selector: Option<LabelSelector>,
+    /// A CEL expression that is true of the events to send, over `event` (the event's name), `data` (the payload's `data`) and
+    /// `object.metadata` (name, namespace, labels, annotations). What is missing is not so. An event on which it fails is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub filter: Option<String>,
     /// Holds deliveries, without dropping them: what happens meanwhile waits.
     #[serde(default)]
     pub suspend: bool,
@@ -164,6 +172,26 @@ pub struct LabelSelector {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub match_expressions: Vec<LabelRequirement>,
+}
+
+impl LabelSelector {
+    /// The same as kube tells it.
+    #[must_use]
+    pub fn selector(&self) -> Selector {
+        let labels = self.match_labels.iter();
+        let equal = labels.map(|(key, value)| Expression::Equal(key.clone(), value.0.clone()));
+        let expressions = self.match_expressions.iter().map(|requirement| {
+            let key = requirement.key.clone();
+            let values = requirement.values.iter().cloned().collect();
+            match requirement.operator {
+                LabelOperator::In => Expression::In(key, values),
+                LabelOperator::NotIn => Expression::NotIn(key, values),
+                LabelOperator::Exists => Expression::Exists(key),
+                LabelOperator::DoesNotExist => Expression::DoesNotExist(key),
+            }
+        });
+        equal.chain(expressions).collect()
+    }
 }
 
 /// A label's value.

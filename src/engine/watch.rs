@@ -500,14 +500,17 @@ impl Record {
 impl Object {
     /// Whether the other tells the same in a newer version.
     fn differs_in_version_alone(&self, other: &Self) -> bool {
-        let Self { uid, version: _, generation, namespace, name, labels, created_at, owned, facts } = self;
-        (uid, generation, namespace, name, labels, created_at, owned, facts)
+        let Self { uid, version: _, generation, namespace, name, kind, labels, annotations, created_at, owned, facts } =
+            self;
+        (uid, generation, namespace, name, kind, labels, annotations, created_at, owned, facts)
             == (
                 &other.uid,
                 &other.generation,
                 &other.namespace,
                 &other.name,
+                &other.kind,
                 &other.labels,
+                &other.annotations,
                 &other.created_at,
                 &other.owned,
                 &other.facts,

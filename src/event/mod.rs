@@ -9,6 +9,7 @@ pub mod lifecycle;
 pub mod object;
 pub mod payload;
 pub mod sample;
+pub mod shared;
 pub mod unknown;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -69,7 +70,9 @@ impl EventType {
             generation: 0,
             namespace,
             name,
+            kind: None,
             labels: BTreeMap::new(),
+            annotations: None,
             created_at: None,
             owned: false,
             facts,

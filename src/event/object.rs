@@ -1,7 +1,7 @@
 //! An observed object: its identity, its labels, and the facts that its lifecycle and its events need. Sources make it
 //! from what the apiserver sends; nothing else of the object is kept.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
@@ -99,9 +99,16 @@ pub struct Object {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
+    /// Its kind, where the lifecycle does not tell it: that of a `WebhookSource`.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "super::shared")]
+    pub kind: Option<Arc<Kind>>,
     /// `metadata.labels`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations` without kubectl's copy of the object; `None` where they were not kept: no filter asked for them
+    /// when it was seen, or there are more than 16 KiB of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<BTreeMap<String, String>>,
     /// `metadata.creationTimestamp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<Timestamp>,
@@ -112,8 +119,18 @@ pub struct Object {
     pub facts: Facts,
 }
 
+/// A kind, as objects name it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Kind {
+    /// Group and version; of the core group the version alone.
+    pub api_version: String,
+    /// The kind's name in CamelCase.
+    pub kind: String,
+}
+
 impl Object {
-    /// The object without its facts: what matching and reporting look at.
+    /// The object without its facts and annotations: what reporting looks at.
     #[must_use]
     pub fn outline(&self) -> Self {
         let facts = match self.facts {
@@ -121,7 +138,15 @@ impl Object {
             Facts::Serving(_) => Facts::Serving(ServingFacts::default()),
             Facts::Usage(_) => Facts::Usage(UsageFacts::default()),
         };
-        Self { namespace: self.namespace.clone(), name: self.name.clone(), labels: self.labels.clone(), facts, ..*self }
+        Self {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            kind: self.kind.clone(),
+            labels: self.labels.clone(),
+            annotations: None,
+            facts,
+            ..*self
+        }
     }
 }
 
@@ -217,6 +242,20 @@ pub enum ServingStage {
     Deployed,
     /// Scaled to zero, and no replica remains.
     Paused,
+}
+
+impl ServingStage {
+    /// The stage of this name; `None` for a word that is none.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "Pending" => Self::Pending,
+            "Available" => Self::Available,
+            "Deployed" => Self::Deployed,
+            "Paused" => Self::Paused,
+            _ => return None,
+        })
+    }
 }
 
 /// What a model deployment says of itself.

@@ -468,6 +468,12 @@ impl<'a> Evaluation<'a> {
             }
             (Own::Join, [Value::List(list)]) => self.join(at, list, ""),
             (Own::Join, [Value::List(list), Value::String(separator)]) => self.join(at, list, separator),
+            (Own::Sum, [Value::List(list)]) => match list.split_first() {
+                None => Ok(Value::Int(0)),
+                Some((first, others)) => others
+                    .iter()
+                    .try_fold(first.clone(), |sum, other| self.arithmetic(at, Operator::Add, sum, other.clone())),
+            },
             (Own::Dyn, [value]) => Ok(value.clone()),
             (Own::String, [Value::Bool(truth)]) => Ok(Value::String(Arc::new(truth.to_string()))),
             (Own::String, [value]) => {

@@ -20,16 +20,19 @@ const PATTERN_SIZE: usize = 1 << 18;
 const LONGEST_PATTERN: usize = 256;
 
 const MACROS: [&str; 6] = ["all", "exists", "exists_one", "existsOne", "map", "filter"];
-const OWN: [(&str, Own, Form, (usize, usize)); 7] = [
+const OWN: [(&str, Own, Form, (usize, usize)); 8] = [
     ("size", Own::Size, Form::Either, (0, 0)),
     ("startsWith", Own::StartsWith, Form::Method, (1, 1)),
     ("endsWith", Own::EndsWith, Form::Method, (1, 1)),
     ("contains", Own::Contains, Form::Method, (1, 1)),
     ("join", Own::Join, Form::Method, (0, 1)),
+    ("sum", Own::Sum, Form::Method, (0, 0)),
     ("string", Own::String, Form::Either, (0, 0)),
     ("dyn", Own::Dyn, Form::Global, (1, 1)),
 ];
 const PATTERNS: [(&str, Match); 3] = [("matches", Match::Matches), ("find", Match::Find), ("findAll", Match::FindAll)];
+/// Where functions are described.
+const SEE: &str = "https://kubernetes.io/docs/reference/using-api/cel/ lists them";
 /// Words that CEL keeps for itself.
 const RESERVED: [&str; 17] = [
     "as",
@@ -441,7 +444,7 @@ impl Parser<'_> {
             let message = if MACROS.contains(&name) {
                 format!("`{name}` follows what it goes over, such as xs.{name}(x, …)")
             } else {
-                format!("there is no function `{name}`")
+                format!("there is no function `{name}`; {SEE}")
             };
             return self.error(at, message);
         };
@@ -460,7 +463,7 @@ impl Parser<'_> {
             return self.comprehension(at, receiver, name);
         }
         let Some((form, callee)) = Callee::find(name) else {
-            return self.error(at, format!("there is no function `{name}`"));
+            return self.error(at, format!("there is no function `{name}`; {SEE}"));
         };
         if form == Form::Global {
             return self.error(at, format!("`{name}` is written before what it takes, such as {name}(x)"));
@@ -527,9 +530,6 @@ impl Parser<'_> {
         if RESERVED.contains(&element.as_str()) || matches!(element.as_str(), "true" | "false" | "null") {
             return self
                 .error(element_at, format!("`{element}` is a word that CEL keeps for itself; take another name"));
-        }
-        if self.variables.contains(&element.as_str()) || self.elements.contains(&element) {
-            return self.error(element_at, format!("`{element}` is taken; take another name for the element"));
         }
         if self.elements.len() == NESTED_MACROS {
             let message = format!("all, exists, map and filter may be nested {NESTED_MACROS} deep, not deeper");

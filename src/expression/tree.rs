@@ -109,6 +109,7 @@ pub(super) enum Own {
     EndsWith,
     Contains,
     Join,
+    Sum,
     String,
     Dyn,
 }
@@ -121,6 +122,7 @@ impl Own {
             Self::EndsWith => "endsWith",
             Self::Contains => "contains",
             Self::Join => "join",
+            Self::Sum => "sum",
             Self::String => "string",
             Self::Dyn => "dyn",
         }

@@ -13,6 +13,7 @@ use crate::event::{
         usage::{self, UsageRecord},
     },
     object::{Facts, Object},
+    shared,
     unknown::Unknown,
 };
 
@@ -53,25 +54,6 @@ pub struct Record {
 #[allow(clippy::trivially_copy_pass_by_ref)]
 const fn is_zero(number: &u32) -> bool {
     *number == 0
-}
-
-/// An object behind an `Arc`, written in its place.
-mod shared {
-    use std::sync::Arc;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    use crate::event::object::Object;
-
-    // The signature that serde asks for.
-    #[allow(clippy::ref_option)]
-    pub fn serialize<S: Serializer>(object: &Option<Arc<Object>>, serializer: S) -> Result<S::Ok, S::Error> {
-        object.as_deref().serialize(serializer)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<Object>>, D::Error> {
-        Ok(Option::<Object>::deserialize(deserializer)?.map(Arc::new))
-    }
 }
 
 /// What a lifecycle remembers.

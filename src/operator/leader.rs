@@ -12,7 +12,10 @@ use std::{
     hash::{BuildHasher, RandomState},
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -36,7 +39,7 @@ use super::{
 use crate::{
     calls::random,
     delivery::send::{Attempted, Exchange, Sender},
-    engine::{Attempt, Due, Engine, Observation, Question, Settled, Verdict},
+    engine::{Attempt, Due, Engine, Observation, Question, Settled, Unfiltered, Verdict},
     event::object::{Uid, WatchId},
     ledger::{
         journal::Shape,
@@ -45,12 +48,15 @@ use crate::{
     report::{
         Note, Settlement,
         deliveries::{Deliveries, FromDeliveries, Kept, Order, Subject},
-        events,
+        events, sources as source_statuses,
         status::gone_generation,
         usage::UsageWriter,
         writer::Writer,
     },
-    source::usage::{Told, prometheus::Prometheus},
+    source::{
+        catalog,
+        usage::{Told, prometheus::Prometheus},
+    },
     subscription::{
         resolve::{Resolved, WebhookRef},
         watch::{Change, Controller, LostKey, Update},
@@ -59,6 +65,7 @@ use crate::{
 use clock::Clock;
 use flushing::{Flushing, tell};
 use requests::Requests;
+use sources::Sources;
 
 /// Observations that may wait for the engine.
 const OBSERVATIONS: usize = 1024;
@@ -124,6 +131,9 @@ pub struct Leader {
     /// For the statuses of UsageThresholds.
     told: mpsc::UnboundedSender<Told>,
     lost_keys: mpsc::UnboundedSender<LostKey>,
+    sources: Sources,
+    /// For the sources: a filter reads annotations.
+    keep_annotations: Arc<AtomicBool>,
 }
 
 /// The tasks beside the loop, and what comes in from them.
@@ -131,9 +141,10 @@ struct Beside {
     changes: mpsc::Receiver<Change>,
     observations: mpsc::Receiver<Observation>,
     refreshes: mpsc::Receiver<Refresh>,
-    /// For the sources, until they are started.
-    observe: Option<mpsc::Sender<Observation>>,
-    sources: JoinSet<()>,
+    source_changes: mpsc::Receiver<catalog::Change>,
+    /// Follows the WebhookSources, where they are served.
+    catalog: Option<JoinHandle<()>>,
+    source_writer: JoinHandle<()>,
     controller: JoinHandle<()>,
     deliveries: JoinHandle<()>,
     from_deliveries: mpsc::UnboundedReceiver<FromDeliveries>,
@@ -164,9 +175,13 @@ impl Leader {
         let (mut leader, mut beside) = Self::start(context, claim, store, ledger)?;
         let stopped = leader.work(&mut beside, lost, shutdown).await;
         info!("stopping");
-        beside.sources.abort_all();
+        leader.sources.tasks.abort_all();
         beside.controller.abort();
         beside.usage_writer.abort();
+        if let Some(catalog) = &beside.catalog {
+            catalog.abort();
+        }
+        beside.source_writer.abort();
         if matches!(stopped, Stopped::Shutdown) {
             let finish = async {
                 while let Some(attempted) = leader.attempts.join_next().await {
@@ -238,14 +253,23 @@ impl Leader {
         }
         let usage_writer = UsageWriter { client: client.clone(), told: incoming_told, may_write: may_write.clone() };
         let writer = Writer { client: client.clone(), notes: incoming_notes, notices, may_write, conditions };
-        let publisher = events::publish(client.clone(), incoming_notices, move || may_begin());
+        let may_publish = may_begin.clone();
+        let publisher = events::publish(client.clone(), incoming_notices, move || may_publish());
         let controller = Controller::new(client.clone(), change);
-        let beside = Beside {
+        let (source_notes, incoming_source_notes) = mpsc::unbounded_channel();
+        let (source_change, source_changes) = mpsc::channel(64);
+        let serves_sources = args.watch_namespaces.is_empty();
+        if !serves_sources {
+            info!("WebhookSources are not served: they belong to no namespace, and --watch-namespace names some");
+        }
+        let source_writer = source_statuses::write(client.clone(), incoming_source_notes, may_begin.clone());
+        let mut beside = Beside {
             changes,
             observations,
             refreshes,
-            observe: Some(observe),
-            sources: JoinSet::new(),
+            source_changes,
+            catalog: None,
+            source_writer: tokio::spawn(source_writer),
             usage_writer: tokio::spawn(usage_writer.run()),
             controller: tokio::spawn(controller.run(args.watch_namespaces.clone(), incoming_lost_keys)),
             deliveries: tokio::spawn(deliveries.run(args.watch_namespaces.clone())),
@@ -278,9 +302,15 @@ impl Leader {
             notes,
             told,
             lost_keys,
+            sources: Sources::new(observe, source_notes, serves_sources),
+            keep_annotations: Arc::default(),
         };
         leader.add_usage_watches();
-        leader.add_watches();
+        let patience = leader.add_watches();
+        if serves_sources {
+            let client = leader.context.client.clone();
+            beside.catalog = Some(tokio::spawn(catalog::follow(client, source_change, patience)));
+        }
         Ok((leader, beside))
     }
 
@@ -313,15 +343,17 @@ impl Leader {
                     Some(Change::Updated(update)) => self.updated(*update),
                     Some(Change::Removed(uid)) => self.removed(uid),
                     // No source is observed before all Webhooks are listed.
-                    Some(Change::Listed) => if let Some(observe) = beside.observe.take() {
-                        self.drop_orphans();
-                        self.start_usage(&mut beside.sources, &observe);
-                        self.start_sources(&mut beside.sources, &observe);
-                    },
+                    Some(Change::Listed) => self.webhooks_listed(),
                     None => return Stopped::Broken("the task that looks after the Webhooks"),
                 },
+                change = beside.source_changes.recv(), if beside.catalog.is_some() => match change {
+                    Some(catalog::Change::Applied(applied)) => self.source_applied(*applied),
+                    Some(catalog::Change::Removed(uid)) => self.source_removed(uid),
+                    Some(catalog::Change::Listed) => self.sources_listed(),
+                    None => return Stopped::Broken("the task that follows the WebhookSources"),
+                },
                 // Nobody is told that there is no such Webhook before all are listed.
-                Some(message) = beside.from_deliveries.recv(), if beside.observe.is_none() => match message {
+                Some(message) = beside.from_deliveries.recv(), if self.sources.are_begun() => match message {
                     FromDeliveries::Kept(kept) => self.kept(kept),
                     FromDeliveries::Asked(asked) => self.asked(asked),
                 },
@@ -330,7 +362,11 @@ impl Leader {
                 _ = &mut beside.writer => return Stopped::Broken("the task that writes statuses"),
                 _ = &mut beside.usage_writer => return Stopped::Broken("the task that writes the statuses of UsageThresholds"),
                 _ = &mut beside.publisher => return Stopped::Broken("the task that publishes Events"),
-                Some(_) = beside.sources.join_next() => return Stopped::Broken("a task that watches a source"),
+                _ = &mut beside.source_writer => return Stopped::Broken("the task that writes WebhookSource statuses"),
+                // One that was withdrawn is cancelled.
+                Some(ended) = self.sources.tasks.join_next() => if !ended.is_err_and(|error| error.is_cancelled()) {
+                    return Stopped::Broken("a task that watches a source");
+                },
                 Some(flushed) = self.flushing.ended() => match flushed {
                     Ok((journal, Ok(()))) => {
                         self.flushing.landed(journal, &mut self.engine, &self.context.metrics);
@@ -339,7 +375,7 @@ impl Leader {
                     Err(_) => return Stopped::Broken("the task that writes the ledger"),
                 },
                 Some(attempted) = self.attempts.join_next() => self.ended(attempted),
-                _ = beside.observations.recv_many(&mut batch, BATCH), if beside.observe.is_none() => {
+                _ = beside.observations.recv_many(&mut batch, BATCH), if self.sources.are_begun() => {
                     for observation in batch.drain(..) {
                         self.observe(observation);
                     }
@@ -374,6 +410,13 @@ impl Leader {
         for webhook in observed.enqueued {
             self.note(Note::Enqueued { webhook, pending: self.engine.pending(webhook) });
         }
+        for Unfiltered { webhook, event, error } in observed.unfiltered {
+            if let Some(Known { webhook, .. }) = self.webhooks.get(&webhook) {
+                let labels = [webhook.namespace.as_str(), &webhook.name];
+                self.context.metrics.filter_errors.with_label_values(&labels).inc();
+            }
+            self.note(Note::FilterFailed { webhook, event, error: error.to_string() });
+        }
         for webhook in observed.dropped {
             self.count_dropped(webhook, DropReason::Bound, 1);
             self.note(Note::Dropped { webhook, pending: self.engine.pending(webhook) });
@@ -402,6 +445,7 @@ impl Leader {
         let Update { webhook, subscription, resolved, standing, found } = update;
         let gone = found.as_deref().and_then(gone_generation).filter(|gone| *gone == subscription.generation);
         self.engine.subscribe(subscription);
+        self.keep_annotations.store(self.engine.reads_annotations(), Ordering::Relaxed);
         if let Some(generation) = gone {
             self.engine.mark_gone(webhook.uid, generation);
         }
@@ -422,6 +466,7 @@ impl Leader {
 
     fn removed(&mut self, uid: Uid) {
         let dropped = self.engine.unsubscribe(uid);
+        self.keep_annotations.store(self.engine.reads_annotations(), Ordering::Relaxed);
         let asked = self.requests.of_webhook(uid);
         if let Some(known) = self.webhooks.remove(&uid) {
             let WebhookRef { namespace, name, .. } = &known.webhook;

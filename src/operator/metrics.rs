@@ -25,6 +25,7 @@ pub struct Metrics {
     pub attempts: IntCounterVec,
     pub retries: IntCounterVec,
     pub dropped: IntCounterVec,
+    pub filter_errors: IntCounterVec,
     pub attempt_duration: Histogram,
     pub delivery_latency: HistogramVec,
     pub pending: IntGaugeVec,
@@ -32,6 +33,7 @@ pub struct Metrics {
     pub condition: IntGaugeVec,
     pub watch_last_activity: IntGaugeVec,
     pub malformed: IntCounterVec,
+    pub source_errors: IntCounterVec,
     pub ledger_records: IntGauge,
     pub ledger_bytes: IntGauge,
     pub ledger_flush_duration: Histogram,
@@ -85,6 +87,11 @@ impl Metrics {
             attempts: counters("attempts_total", "Attempts by outcome.", &["namespace", "webhook", "outcome"])?,
             retries: counters("retries_total", "Attempts beyond the first of a delivery.", &webhook)?,
             dropped: counters("dropped_total", "Deliveries thrown away.", &["namespace", "webhook", "reason"])?,
+            filter_errors: counters(
+                "filter_errors_total",
+                "Events that were delivered because the Webhook's filter failed on them.",
+                &webhook,
+            )?,
             attempt_duration: on.add(Histogram::with_opts(histogram(
                 "attempt_duration_seconds",
                 "From the beginning of an attempt to the status of its answer.",
@@ -106,6 +113,11 @@ impl Metrics {
                 &["kind"],
             )?,
             malformed: counters("malformed_objects_total", "Objects that could not be read.", &["kind"])?,
+            source_errors: counters(
+                "source_evaluation_errors_total",
+                "Expressions of a WebhookSource that could not be evaluated.",
+                &["source"],
+            )?,
             ledger_bytes: on
                 .add(IntGauge::with_opts(opts("ledger_bytes", "Bytes of data in the ledger's segments.")))?,
             ledger_flush_duration: on.add(Histogram::with_opts(histogram(
@@ -189,6 +201,7 @@ impl Metrics {
             let _ = self.dropped.remove_label_values(&[namespace, name, reason.label()]);
         }
         let _ = self.retries.remove_label_values(&pair);
+        let _ = self.filter_errors.remove_label_values(&pair);
         let _ = self.pending.remove_label_values(&pair);
         let _ = self.oldest_pending_age.remove_label_values(&pair);
     }

@@ -23,8 +23,18 @@ pub fn webhook(WebhookRef { uid, namespace, name }: &WebhookRef) -> PartialObjec
 
 /// The object that an event is about.
 #[must_use]
-pub fn object(Object { uid, namespace, name, facts, .. }: &Object) -> ObjectReference {
+pub fn object(Object { uid, namespace, name, kind, facts, .. }: &Object) -> ObjectReference {
     let metadata = metadata(*uid, namespace, name);
+    if let Some(kind) = kind {
+        return ObjectReference {
+            api_version: Some(kind.api_version.clone()),
+            kind: Some(kind.kind.clone()),
+            namespace: metadata.namespace,
+            name: metadata.name,
+            uid: metadata.uid,
+            ..ObjectReference::default()
+        };
+    }
     match facts {
         Facts::Training(_) => metadata.into_request_partial::<TrainingJob>().object_ref(&()),
         Facts::Serving(_) => metadata.into_request_partial::<Deployment>().object_ref(&()),

@@ -13,6 +13,7 @@ use kube::{
     api::{Patch, PatchParams},
     core::Request,
 };
+use serde::Serialize;
 use serde_json::json;
 use tokio::{
     sync::mpsc,
@@ -101,6 +102,9 @@ impl Writer {
             Note::Settled(settlement) => (settlement.webhook, statuses.settled(&settlement)),
             Note::Reached { webhook, at } => (webhook, statuses.reached(webhook, at)),
             Note::Dropped { webhook, pending } => (webhook, statuses.dropped(webhook, pending)),
+            Note::FilterFailed { webhook, event, error } => {
+                (webhook, statuses.filter_failed(webhook, &event, &error, Instant::now()))
+            }
             Note::Removed(webhook) => {
                 if let Some(webhook) = statuses.remove(webhook) {
                     (self.conditions)(&webhook, None);
@@ -125,10 +129,13 @@ impl Writer {
             return;
         }
         for write in statuses.due(Instant::now(), last) {
-            let webhook = write.webhook.uid;
-            // A panic is a bug, and yet must not keep this Webhook's status from ever being written again.
-            let applying = AssertUnwindSafe(apply(self.client.clone(), write)).catch_unwind();
-            writes.spawn(async move { (webhook, applying.await.unwrap_or(false)) });
+            let StatusWrite { webhook: WebhookRef { uid, namespace, name }, status } = write;
+            let client = self.client.clone();
+            writes.spawn(async move {
+                let applying = apply::<Webhook>(&client, uid, Some(&namespace), &name, &status);
+                // A panic is a bug, and yet must not keep this Webhook's status from ever being written again.
+                (uid, AssertUnwindSafe(applying).catch_unwind().await.unwrap_or(false))
+            });
         }
     }
 }
@@ -140,25 +147,30 @@ fn settle(statuses: &mut Statuses, written: Result<(Uid, bool), tokio::task::Joi
     }
 }
 
-/// Applies one status; true where it landed, or where another Webhook has taken the name.
-async fn apply(client: Client, write: StatusWrite) -> bool {
-    let StatusWrite { webhook: WebhookRef { uid, namespace, name }, status } = write;
-    // With the uid a Webhook that was deleted and created anew under this name is left alone.
+/// Applies the status of one object; true where it landed, or where another object has taken the name.
+pub(super) async fn apply<K: Resource<DynamicType = ()>>(
+    client: &Client,
+    uid: Uid,
+    namespace: Option<&str>,
+    name: &str,
+    status: &impl Serialize,
+) -> bool {
+    // With the uid an object that was deleted and created anew under this name is left alone.
     let patch = json!({
-        "apiVersion": Webhook::api_version(&()),
-        "kind": Webhook::kind(&()),
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
         "metadata": {"name": name, "uid": uid.to_string()},
         "status": status,
     });
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    let webhooks = Request::new(Webhook::url_path(&(), Some(&namespace)));
-    let request = webhooks.patch_subresource("status", &name, &params, &Patch::Apply(&patch));
-    match within(REQUEST, calls::write(&client, request)).await {
+    let request =
+        Request::new(K::url_path(&(), namespace)).patch_subresource("status", name, &params, &Patch::Apply(&patch));
+    match within(REQUEST, calls::write(client, request)).await {
         Ok(_) => true,
         Err(kube::Error::Api(status)) if status.is_conflict() => true,
         Err(error) => {
             if let Some(more) = NOT_WRITTEN.admit() {
-                warn!(namespace, webhook = name, more, error = %Causes(&error), "status not written; trying again");
+                warn!(kind = %K::kind(&()), namespace, name, more, error = %Causes(&error), "status not written; trying again");
             }
             false
         }

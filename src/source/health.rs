@@ -1,16 +1,11 @@
 //! How a watch fares: told by its task, asked by `/healthz`, `/readyz` and metrics.
 
-use std::{
-    error::Error,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, Ordering},
-    },
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicI64, Ordering},
 };
 
 use jiff::Timestamp;
-
-use crate::causes::Causes;
 
 /// How a watch fares, for `/healthz`, `/readyz` and metrics.
 #[derive(Debug)]
@@ -31,9 +26,9 @@ pub struct WatchHealth {
 /// What interrupts a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
-    /// The operator has no right to list or watch the kind.
-    pub forbidden: bool,
-    /// The error, with its causes.
+    /// `Forbidden`, `NotNamespaced` or `Interrupted`.
+    pub reason: &'static str,
+    /// What is wrong, and what to do.
     pub message: String,
 }
 
@@ -67,12 +62,17 @@ impl WatchHealth {
     /// Its first list is complete, or it goes on from what the ledger remembers.
     pub(super) fn sync(&self) {
         self.synced.store(true, Ordering::Relaxed);
-        *self.lock() = None;
+        self.at_ease();
     }
 
     /// A list or a watch has failed.
-    pub(super) fn interrupted(&self, forbidden: bool, error: &(dyn Error + 'static)) {
-        *self.lock() = Some(Trouble { forbidden, message: Causes(error).to_string() });
+    pub(super) fn interrupted(&self, trouble: Trouble) {
+        *self.lock() = Some(trouble);
+    }
+
+    /// Nothing keeps it from watching.
+    pub(super) fn at_ease(&self) {
+        *self.lock() = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Trouble>> {

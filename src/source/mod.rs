@@ -1,9 +1,11 @@
 //! Sources: what is watched, and how an object becomes an observation. A source only says which stage an object is in and
 //! its facts; the lifecycle decides what that means. Objects are dropped once observed.
 
+pub mod catalog;
 pub mod deployment;
 mod frame;
 pub mod health;
+pub mod mapped;
 pub mod owners;
 mod slim;
 pub mod training_job;
@@ -32,10 +34,10 @@ pub trait Source: Send + Sync + 'static {
     /// The path of the collection, in one namespace or in all; `None` until it is [located](Self::locate).
     fn path(&self, namespace: Option<&str>) -> Option<String>;
 
-    /// Finds out where the collection is, where that is not known; `false`: the apiserver serves no such kind.
-    fn locate(&self, client: &Client) -> impl Future<Output = Result<bool, kube::Error>> + Send {
+    /// Finds out where the collection is, where that is not known.
+    fn locate(&self, client: &Client) -> impl Future<Output = Result<Whereabouts, kube::Error>> + Send {
         let _ = client;
-        async { Ok(true) }
+        async { Ok(Whereabouts::Known) }
     }
 
     /// What the source says of the object; an error names what is wrong with it.
@@ -47,6 +49,22 @@ pub trait Source: Send + Sync + 'static {
         let scope = namespace.map(|namespace| format!(" in {namespace}")).unwrap_or_default();
         format!("{}{selected}{scope}", self.name())
     }
+
+    /// What to apply so that the operator may list and watch the kind; `None`: what the operator is installed with.
+    fn grant(&self) -> Option<String> {
+        None
+    }
+}
+
+/// What is known of where a kind's objects are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// The path is known.
+    Known,
+    /// The apiserver serves no such kind.
+    NotServed,
+    /// The kind's objects belong to no namespace, so that no Webhook would see their events.
+    NotNamespaced,
 }
 
 /// An object that cannot be read; it is counted, named in the log, and disturbs no other.

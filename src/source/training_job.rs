@@ -15,7 +15,7 @@ use crate::api::TrainingJob;
 use crate::event::object::{Facts, Metric, Object, TrainingFacts, TrainingStage};
 
 /// At most this many metrics are passed on.
-const MAX_METRICS: usize = 64;
+pub(super) const MAX_METRICS: usize = 64;
 
 /// The source of training jobs.
 #[derive(Debug, Default)]

@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -29,9 +29,9 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Malformed, Source,
+    Malformed, Source, Whereabouts,
     frame::{self, Frame, Item, Page, Partial, Status, Unreadable},
-    health::WatchHealth,
+    health::{Trouble, WatchHealth},
     slim,
 };
 use crate::{
@@ -62,6 +62,9 @@ const SHORTEST_TURN: Duration = Duration::from_millis(250);
 /// How often a resource that is not installed is looked for.
 const NOT_INSTALLED_INTERVAL: Duration = Duration::from_secs(3);
 
+/// The operator's rights are what is missing.
+const FORBIDDEN: &str = "Forbidden";
+
 /// Why a list or a watch ended.
 #[derive(Debug, thiserror::Error)]
 enum WatchError {
@@ -73,6 +76,10 @@ enum WatchError {
     NotInstalled,
     #[error("there is no such object")]
     NotFound,
+    #[error(
+        "objects of this kind belong to no namespace, and a Webhook gets the events of its own: name a namespaced kind"
+    )]
+    NotNamespaced,
     #[error("the apiserver answered {0}: {text}", text = explain(*.0, .1))]
     Status(u16, String),
     #[error("nothing came for {} s", .0.as_secs())]
@@ -92,9 +99,13 @@ enum WatchError {
 }
 
 impl WatchError {
-    /// Whether the operator's rights are what is missing.
-    fn forbids(&self) -> bool {
-        matches!(self, Self::Status(code, message) if lacks_right(*code, message))
+    /// The reason that a condition gives.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Status(code, message) if lacks_right(*code, message) => FORBIDDEN,
+            Self::NotNamespaced => "NotNamespaced",
+            _ => "Interrupted",
+        }
     }
 }
 
@@ -112,6 +123,8 @@ pub struct Watcher<S> {
     pub health: Arc<WatchHealth>,
     /// Objects that could not be read.
     pub malformed: IntCounter,
+    /// Whether a filter reads annotations, so that objects are to keep them.
+    pub keep_annotations: Arc<AtomicBool>,
     /// The newest version of the store that was seen; 0 where a restore has put an end to what it means.
     pub newest: AtomicU64,
     /// The source.
@@ -119,6 +132,14 @@ pub struct Watcher<S> {
 }
 
 impl<S: Source> Watcher<S> {
+    /// Watches and answers until the engine stops.
+    pub async fn follow(self: Arc<Self>, version: Option<u64>, questions: mpsc::UnboundedReceiver<Question>) {
+        tokio::select! {
+            () = Arc::clone(&self).run(version) => {}
+            () = self.answer(questions) => {}
+        }
+    }
+
     /// Watches until the engine stops. Starts after `version`, or with a list where that is `None`.
     pub async fn run(self: Arc<Self>, version: Option<u64>) {
         let mut position = version;
@@ -181,7 +202,7 @@ impl<S: Source> Watcher<S> {
                     let wait = pause(failures);
                     failures += 1;
                     missing = None;
-                    self.health.interrupted(error.forbids(), &error);
+                    self.interrupted(&error);
                     warn!(kind = self.source.kind(), namespace = self.namespace.as_deref(), error = %Causes(&error), ?wait, "watch interrupted; trying again");
                     sleep(wait).await;
                 }
@@ -191,8 +212,10 @@ impl<S: Source> Watcher<S> {
 
     /// Lists, or watches to the end of one watch.
     async fn turn(&self, position: &mut Option<u64>, failures: &mut u32) -> Result<(), WatchError> {
-        if !within(REQUEST, self.source.locate(&self.client)).await? {
-            return Err(WatchError::NotInstalled);
+        match within(REQUEST, self.source.locate(&self.client)).await? {
+            Whereabouts::Known => {}
+            Whereabouts::NotServed => return Err(WatchError::NotInstalled),
+            Whereabouts::NotNamespaced => return Err(WatchError::NotNamespaced),
         }
         match position {
             None => *position = Some(self.list().await?),
@@ -219,9 +242,20 @@ impl<S: Source> Watcher<S> {
         self.source.path(namespace).map(Requests::new).ok_or(WatchError::NotInstalled)
     }
 
+    fn interrupted(&self, error: &WatchError) {
+        let reason = error.reason();
+        let grant = self.source.grant().filter(|_| reason == FORBIDDEN);
+        let message = match grant {
+            Some(grant) => format!("the operator may not list and watch this kind; apply\n\n{grant}"),
+            None => Causes(error).to_string(),
+        };
+        self.health.interrupted(Trouble { reason, message });
+    }
+
     async fn not_installed(&self) -> Result<(), WatchError> {
         self.health.touch();
         self.health.sync();
+        self.health.at_ease();
         if self.health.set_installed(false) {
             warn!(kind = self.source.kind(), "{} is not installed; its events begin when it is", self.source.name());
         }
@@ -246,7 +280,7 @@ impl<S: Source> Watcher<S> {
             };
             let body = self.get(self.collection(self.namespace.as_deref())?.list(&page)?).await?;
             self.health.touch();
-            let (meta, items) = frame::read_page(&self.source, &body, &self.malformed)?;
+            let (meta, items) = frame::read_page(&self.source, &body, &self.malformed, self.keeps_annotations())?;
             let version = slim::version(&meta.resource_version)?;
             if !std::mem::replace(&mut begun, true) {
                 // A list that broke off, or a watch that expired, may have seen a store that is no more.
@@ -289,7 +323,11 @@ impl<S: Source> Watcher<S> {
     }
 
     fn read(&self, json: &str) -> Item {
-        frame::read(&self.source, json, &self.malformed)
+        frame::read(&self.source, json, &self.malformed, self.keeps_annotations())
+    }
+
+    fn keeps_annotations(&self) -> bool {
+        self.keep_annotations.load(Ordering::Relaxed)
     }
 
     /// Follows one watch to its end, moving `version` along.

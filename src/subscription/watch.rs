@@ -127,6 +127,8 @@ impl Controller {
                         info!(webhooks = self.entries.len(), unreadable = self.unreadable.len(), "all Webhooks are listed");
                         self.changes.send(Change::Listed).await.is_ok()
                     }
+                    // The log says so, and it is asked again.
+                    Some(objects::Change::Refused) => true,
                     None => false,
                 },
                 Some((uid, reference, error)) = lost_keys.recv() => self.lost(uid, &reference, error).await,

@@ -54,7 +54,7 @@ impl Flushing {
 
     /// When the next flush is to begin; `None` where there is nothing to write, or one is under way.
     pub fn next(&mut self, engine: &Engine) -> Option<Instant> {
-        let journal = self.journal.as_ref()?;
+        let journal = self.journal.as_ref().filter(|_| !engine.awaits_watches())?;
         if self.more || journal.is_pressed() {
             return Some(self.begun);
         }
@@ -95,6 +95,9 @@ impl Flushing {
 
     /// Writes all that is left.
     pub async fn finish(&mut self, engine: &mut Engine, metrics: &Metrics) {
+        if engine.awaits_watches() {
+            return;
+        }
         loop {
             if self.journal.is_some() {
                 if !self.more && engine.unflushed() == Unflushed::Nothing {

@@ -2,21 +2,22 @@
 
 use std::sync::Arc;
 
-use tokio::{sync::mpsc, task::JoinSet};
-
 use super::Leader;
 use crate::{
-    engine::Observation,
     event::object::WatchId,
+    operator::MAX_NAMESPACES,
     source::usage::{self, Usage},
 };
 
+/// No other watch has this number or a higher one.
+pub const FIRST_ID: u16 = u16::MAX - MAX_NAMESPACES as u16;
+
 impl Leader {
-    /// The watch of each namespace that is served, or of all; numbered from above, where no other watch is.
+    /// The watch of each namespace that is served, or of all.
     fn usage_scopes(&self) -> Vec<(WatchId, Option<String>)> {
         let namespaces = &self.context.args.watch_namespaces;
         let scopes = if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() };
-        (0..=u16::MAX).rev().map(WatchId).zip(scopes).collect()
+        (FIRST_ID..).map(WatchId).zip(scopes).collect()
     }
 
     /// Makes the watches known to the engine.
@@ -27,17 +28,17 @@ impl Leader {
     }
 
     /// Starts to measure.
-    pub(super) fn start_usage(&self, tasks: &mut JoinSet<()>, observations: &mpsc::Sender<Observation>) {
+    pub(super) fn start_usage(&mut self) {
         let metrics = &self.context.metrics;
         let usage = Usage {
             client: self.context.client.clone(),
             scopes: self.usage_scopes(),
             prometheus: Arc::clone(&self.context.prometheus),
-            observations: observations.clone(),
+            observations: self.sources.observe.clone(),
             told: self.told.clone(),
             evaluations: metrics.usage_evaluations.clone(),
             query_duration: metrics.usage_query_duration.clone(),
         };
-        tasks.spawn(usage.run());
+        self.sources.tasks.spawn(usage.run());
     }
 }

@@ -228,6 +228,8 @@ impl Deliveries {
                             state.keep(webhook, keep);
                         }
                     }
+                    // The log says so, and it is asked again.
+                    Some(Change::Refused) => {}
                     // A watch has ended: whoever runs this room is to know.
                     None => break,
                 },

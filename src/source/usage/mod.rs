@@ -42,6 +42,7 @@ use crate::{
     engine::{Change, Observation},
     event::object::{Facts, Object, Uid, UsageFacts, WatchId},
     objects::{self, Objects},
+    source::slim,
 };
 
 pub use plan::{Failure, Figure, Reason};
@@ -104,6 +105,7 @@ struct Entry {
     threshold: UsageRef,
     generation: i64,
     labels: BTreeMap<String, String>,
+    annotations: Option<BTreeMap<String, String>>,
     created_at: Option<Timestamp>,
     plan: Result<Plan, Failure>,
     /// The query that is under way.
@@ -125,6 +127,8 @@ struct Quotas {
     names: HashMap<Uid, (String, String)>,
     since: Instant,
     listed: bool,
+    /// The operator may not list them.
+    refused: bool,
 }
 
 /// The engine has stopped.
@@ -181,6 +185,8 @@ impl Measuring {
                     }
                     objects::Change::Gone(uid) => self.gone(uid).await?,
                     objects::Change::Listed => self.all_listed().await?,
+                    // The log says why; once it is not refused any more, what is there is a baseline or known.
+                    objects::Change::Refused => {}
                 },
                 change = next_quota(&mut self.quotas) => self.quota(change.ok_or(Stopped)?).await?,
                 Some(ended) = self.queries.join_next() => {
@@ -209,9 +215,11 @@ impl Measuring {
             return;
         };
         let labels = metadata.labels.unwrap_or_default();
+        let annotations = slim::kept_annotations(metadata.annotations.unwrap_or_default());
         let generation = metadata.generation.unwrap_or_default();
         if let Some(known) = self.entries.get_mut(&uid).filter(|known| known.generation == generation) {
             known.labels = labels;
+            known.annotations = annotations;
             return;
         }
         self.unreadable.remove(&uid);
@@ -227,7 +235,8 @@ impl Measuring {
         };
         let created_at = metadata.creation_timestamp.map(|time| time.0);
         self.tell(Told::Found { threshold: threshold.clone(), found: Box::new(object.status.unwrap_or_default()) });
-        self.entries.insert(uid, Entry { watch, threshold, generation, labels, created_at, plan, query: None });
+        self.entries
+            .insert(uid, Entry { watch, threshold, generation, labels, annotations, created_at, plan, query: None });
         self.schedule.set(uid, self.begun.elapsed() + wait);
         self.follow_quotas();
     }
@@ -281,6 +290,7 @@ impl Measuring {
                 names: HashMap::new(),
                 since: Instant::now(),
                 listed: false,
+                refused: false,
             });
         }
     }
@@ -311,6 +321,12 @@ impl Measuring {
             }
             objects::Change::Listed => {
                 quotas.listed = true;
+                quotas.refused = false;
+                None
+            }
+            objects::Change::Refused if quotas.refused => return Ok(()),
+            objects::Change::Refused => {
+                quotas.refused = true;
                 None
             }
         };
@@ -367,7 +383,7 @@ impl Measuring {
                 let usage = quotas.usages.get(&(entry.threshold.namespace.clone(), named.name.clone()));
                 let result = if usage.is_some() || quotas.listed {
                     quota::figure(usage, named)
-                } else if quotas.since.elapsed() < PATIENCE {
+                } else if !quotas.refused && quotas.since.elapsed() < PATIENCE {
                     self.schedule.set(uid, now + PATIENCE);
                     return Ok(());
                 } else {
@@ -411,10 +427,12 @@ impl Measuring {
         let object = Object {
             uid,
             version: 0,
+            kind: None,
             generation,
             namespace: namespace.clone(),
             name: name.clone(),
             labels: entry.labels.clone(),
+            annotations: entry.annotations.clone(),
             created_at: entry.created_at,
             owned: false,
             facts: Facts::Usage(facts.clone()),

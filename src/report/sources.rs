@@ -1,0 +1,189 @@
+//! Status of `WebhookSource` objects: whether each is watched, and whether its expressions can be evaluated.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::Client;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use super::{
+    conditions::{self, whole_seconds},
+    writer::apply,
+};
+use crate::{
+    api::{
+        WebhookSource,
+        webhook_source::{EvaluationFailure, WebhookSourceStatus},
+    },
+    event::object::Uid,
+    source::{
+        catalog::SourceRef,
+        health::{Trouble, WatchHealth},
+        mapped::{Failure, Failures},
+    },
+};
+
+/// How often the watches are asked how they fare.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A status that changed in its counts alone is written this often.
+const COUNTS_EVERY: Duration = Duration::from_secs(30);
+/// An expression that failed makes its source unhealthy for this long.
+const UNHEALTHY_FOR: SignedDuration = SignedDuration::from_mins(10);
+/// A watch that has not begun says so after this long.
+const SILENT_FOR: Duration = Duration::from_secs(2);
+
+/// What the status of a `WebhookSource` tells.
+pub enum Note {
+    /// How it stands; `found` is its status in the cluster.
+    Standing { source: SourceRef, generation: i64, state: State, found: Box<WebhookSourceStatus> },
+    /// It is deleted.
+    Removed(Uid),
+}
+
+/// How a `WebhookSource` stands.
+pub enum State {
+    /// Its objects are watched, or would be.
+    Watched { health: Arc<WatchHealth>, failures: Arc<Failures> },
+    /// Its spec cannot work.
+    Broken { reason: &'static str, message: String },
+}
+
+struct Entry {
+    source: SourceRef,
+    generation: i64,
+    state: State,
+    since: Instant,
+    status: WebhookSourceStatus,
+    /// When it was written, and whether that landed.
+    written: Option<(Instant, bool)>,
+}
+
+/// Writes statuses until the sender of notes is gone. `may_write` is asked before each write.
+pub async fn write(
+    client: Client,
+    mut notes: mpsc::UnboundedReceiver<Note>,
+    may_write: Arc<dyn Fn() -> bool + Send + Sync>,
+) {
+    let mut entries: HashMap<Uid, Entry> = HashMap::new();
+    let mut tick = interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            note = notes.recv() => match note {
+                Some(Note::Standing { source, generation, state, found }) => {
+                    let status = entries.remove(&source.uid).map_or(*found, |known| known.status);
+                    let entry = Entry { source, generation, state, since: Instant::now(), status, written: None };
+                    entries.insert(entry.source.uid, entry);
+                }
+                Some(Note::Removed(uid)) => {
+                    entries.remove(&uid);
+                }
+                None => return,
+            },
+            _ = tick.tick() => {
+                for entry in entries.values_mut() {
+                    if may_write() && entry.changes(Timestamp::now()) {
+                        let SourceRef { uid, name } = &entry.source;
+                        let landed = apply::<WebhookSource>(&client, *uid, None, name, &entry.status).await;
+                        entry.written = Some((Instant::now(), landed));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Entry {
+    /// Brings the status up to date; tells whether it is to be written now.
+    fn changes(&mut self, now: Timestamp) -> bool {
+        let Some(conditions) = self.conditions(now) else { return false };
+        let failures = match &self.state {
+            State::Watched { failures, .. } => failures.tell(),
+            State::Broken { .. } => (0, None),
+        };
+        let new = WebhookSourceStatus {
+            observed_generation: Some(self.generation),
+            conditions,
+            evaluation_errors: failures.0 as i64,
+            last_evaluation_error: failures.1.map(told),
+        };
+        let due = match self.written {
+            None => new != self.status,
+            Some((_, false)) => true,
+            Some((_, true)) if new.conditions != self.status.conditions => true,
+            Some((at, true)) => new != self.status && at.elapsed() >= COUNTS_EVERY,
+        };
+        if due {
+            self.status = new;
+        }
+        due
+    }
+
+    /// The conditions; `None` while nothing is known yet.
+    fn conditions(&self, now: Timestamp) -> Option<Vec<Condition>> {
+        let (ready, reason, message, stalled) = match &self.state {
+            State::Broken { reason, message } => (false, *reason, message.clone(), true),
+            State::Watched { health, .. } => {
+                let (ready, reason, message) = standing(health, self.since.elapsed() >= SILENT_FOR)?;
+                (ready, reason, message, reason == "NotNamespaced")
+            }
+        };
+        let mut all = vec![
+            self.condition("Ready", ready, reason, &message, now),
+            self.condition(
+                "Stalled",
+                stalled,
+                if stalled { reason } else { "Working" },
+                if stalled { &message } else { "" },
+                now,
+            ),
+        ];
+        if let State::Watched { failures, .. } = &self.state {
+            let recent = failures.tell().1.filter(|failure| now.duration_since(failure.at) < UNHEALTHY_FOR);
+            all.push(match recent {
+                Some(Failure { namespace, name, place, error, .. }) => {
+                    let message = format!("{place} cannot be evaluated for {namespace}/{name}: {error}");
+                    self.condition("Healthy", false, "EvaluationFailed", &message, now)
+                }
+                None => self.condition("Healthy", true, "Evaluated", "", now),
+            });
+        }
+        Some(all)
+    }
+
+    fn condition(&self, kind: &str, holds: bool, reason: &str, message: &str, now: Timestamp) -> Condition {
+        let status = conditions::status(holds);
+        conditions::next(&self.status.conditions, kind, status, reason, message, self.generation, now)
+    }
+}
+
+/// Whether the objects are watched, the reason and the message; `None` while that is not known yet.
+fn standing(health: &WatchHealth, patient: bool) -> Option<(bool, &'static str, String)> {
+    let kind = &health.kind;
+    if let Some(Trouble { reason, message }) = health.trouble() {
+        return Some((false, reason, message));
+    }
+    if !health.is_installed() {
+        let message = format!("the apiserver serves no {kind} of this apiVersion; its events begin when it does");
+        return Some((false, "NotInstalled", message));
+    }
+    if health.is_synced() {
+        return Some((true, "Watching", format!("every {kind} that the selector selects is watched")));
+    }
+    patient.then(|| (false, "Listing", format!("the {kind} objects are being listed")))
+}
+
+fn told(failure: Failure) -> EvaluationFailure {
+    let Failure { at, namespace, name, place, error } = failure;
+    EvaluationFailure {
+        time: whole_seconds(at),
+        namespace,
+        name,
+        expression: place,
+        error: error.chars().take(256).collect(),
+    }
+}

@@ -1,0 +1,107 @@
+//! `WebhookSource` objects as they come, change and go: each is compiled, and handed on.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use kube::{Client, ResourceExt, core::error_boundary::InvalidObject, runtime::watcher::Config};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tracing::{info, warn};
+
+use super::mapped::{Mapping, MappingError};
+use crate::{
+    api::{WebhookSource, webhook_source::WebhookSourceStatus},
+    event::object::Uid,
+    objects::{self, Objects},
+};
+
+/// Which `WebhookSource`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SourceRef {
+    pub uid: Uid,
+    pub name: String,
+}
+
+/// What changed about the sources that users ask for.
+pub enum Change {
+    /// One is new, or its spec has changed.
+    Applied(Box<Applied>),
+    /// One is deleted.
+    Removed(Uid),
+    /// All that existed at the start have been handed on, or it is believed that there are none. Comes once.
+    Listed,
+}
+
+/// A `WebhookSource` as it stands.
+pub struct Applied {
+    pub source: SourceRef,
+    pub generation: i64,
+    pub mapping: Result<Arc<Mapping>, MappingError>,
+    /// Its status as found in the cluster.
+    pub found: Box<WebhookSourceStatus>,
+}
+
+/// Hands on all sources that users ask for, until the receiver is gone or a watch has ended. An apiserver that refuses to list
+/// them, since it does not know the kind or grants no right to it, is believed after `patience`: one that has just begun may do
+/// both, and records of sources that are not there are forgotten.
+pub async fn follow(client: Client, changes: mpsc::Sender<Change>, patience: Duration) {
+    let mut sources = Objects::<WebhookSource>::watch_all(&client, &Config::default().timeout(30));
+    let mut generations: HashMap<Uid, i64> = HashMap::new();
+    let mut listed = false;
+    let mut refused: Option<Instant> = None;
+    loop {
+        let change = tokio::select! {
+            change = sources.next() => match change {
+                Some(objects::Change::Seen { uid, object, .. }) => {
+                    let metadata = match &object {
+                        Ok(source) => &source.metadata,
+                        Err(invalid) => &invalid.metadata,
+                    };
+                    let generation = metadata.generation.unwrap_or_default();
+                    // Statuses change too.
+                    let news = generations.insert(uid, generation) != Some(generation);
+                    news.then(|| applied(uid, object))
+                }
+                Some(objects::Change::Gone(uid)) => {
+                    generations.remove(&uid);
+                    Some(Change::Removed(uid))
+                }
+                Some(objects::Change::Listed) if listed => None,
+                Some(objects::Change::Listed) => Some(Change::Listed),
+                Some(objects::Change::Refused) => {
+                    refused.get_or_insert_with(Instant::now);
+                    None
+                }
+                None => return,
+            },
+            () = sleep_until(refused.unwrap_or_else(Instant::now) + patience), if refused.is_some() && !listed => {
+                info!("WebhookSources cannot be listed; going on as if there were none, until they can");
+                Some(Change::Listed)
+            }
+        };
+        listed |= matches!(change, Some(Change::Listed));
+        if let Some(change) = change
+            && changes.send(change).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// `Err`: one that this release cannot read, such as one of a newer release.
+fn applied(uid: Uid, object: Result<Box<WebhookSource>, Box<InvalidObject>>) -> Change {
+    let (metadata, mapping, found) = match object {
+        Ok(source) => {
+            let mapping = Mapping::compile(&source.name_any(), &source.spec).map(Arc::new);
+            (source.metadata, mapping, Box::new(source.status.unwrap_or_default()))
+        }
+        Err(invalid) => (invalid.metadata, Err(MappingError::Unreadable(invalid.error)), Box::default()),
+    };
+    let name = metadata.name.unwrap_or_default();
+    if let Err(error) = &mapping {
+        warn!(webhook_source = name, %error, "the WebhookSource cannot be used");
+    }
+    let generation = metadata.generation.unwrap_or_default();
+    Change::Applied(Box::new(Applied { source: SourceRef { uid, name }, generation, mapping, found }))
+}

@@ -1,0 +1,158 @@
+use serde_json::json;
+
+use super::*;
+
+fn spec(lifecycle: &str, stages: &[(&str, &str)], data: &Value) -> WebhookSourceSpec {
+    let stages: Vec<Value> = stages.iter().map(|(stage, when)| json!({"stage": stage, "when": when})).collect();
+    let resource = json!({"apiVersion": "batch/v1", "kind": "Job"});
+    serde_json::from_value(json!({"resource": resource, "lifecycle": lifecycle, "stages": stages, "data": data}))
+        .unwrap()
+}
+
+fn mapped(spec: &WebhookSourceSpec) -> Mapped {
+    let failures = Arc::new(Failures::new(IntCounter::new("errors", "of a source").unwrap()));
+    Mapped::new(Arc::new(Mapping::compile("jobs", spec).unwrap()), WatchedKinds::default(), failures)
+}
+
+fn read(mapped: &Mapped, mut object: Value) -> Object {
+    object["metadata"]["uid"] = json!("00000000-0000-0000-0000-000000000007");
+    object["metadata"]["resourceVersion"] = json!("11");
+    mapped.read(serde_json::value::to_raw_value(&object).unwrap()).unwrap()
+}
+
+fn training(object: Object) -> TrainingFacts {
+    let Facts::Training(facts) = object.facts else { panic!("training facts") };
+    facts
+}
+
+const STAGES: [(&str, &str); 2] = [
+    ("Completed", "object.status.conditions.exists(c, c.type == 'Complete' && c.status == 'True')"),
+    ("Running", "object.status.ready > 0"),
+];
+
+#[test]
+fn the_first_stage_that_holds_is_the_objects_and_where_none_does_it_stays_where_it_was() {
+    let source = mapped(&spec("Training", &STAGES, &json!({})));
+    let complete = json!([{"type": "Suspended", "status": "False"}, {"type": "Complete", "status": "True"}]);
+    for (status, stage) in [
+        (json!({"conditions": complete, "ready": 1}), Some(TrainingStage::Completed)),
+        (json!({"ready": 1}), Some(TrainingStage::Running)),
+        (json!({"ready": 0}), None),
+        (json!({}), None),
+        (Value::Null, None),
+    ] {
+        let object = read(&source, json!({"metadata": {"name": "a", "namespace": "ns"}, "status": status}));
+        assert_eq!(object.kind.as_ref().map(|kind| kind.kind.as_str()), Some("Job"));
+        assert_eq!(training(object).stage, stage, "{status}");
+    }
+    assert_eq!(source.failures.tell().0, 0, "what is missing is no error");
+}
+
+#[test]
+fn what_cannot_be_evaluated_moves_nothing_and_is_counted_and_named() {
+    let source = mapped(&spec(
+        "Training",
+        &[("Completed", "object.status.phase > 3"), ("Running", "true")],
+        &json!({"jobId": "object.metadata", "startedAt": "object.spec.begun", "metrics": "object.spec.begun"}),
+    ));
+    let object =
+        json!({"metadata": {"name": "a", "namespace": "ns"}, "spec": {"begun": "yesterday"}, "status": {"phase": "x"}});
+    let facts = training(read(&source, object));
+    assert_eq!(facts, TrainingFacts::default());
+    let (count, last) = source.failures.tell();
+    assert_eq!((count, source.failures.metric.get()), (4, 4));
+    let last = last.unwrap();
+    assert_eq!((last.namespace.as_str(), last.name.as_str()), ("ns", "a"));
+    assert!(last.place.starts_with("spec."), "{last:?}");
+    assert!(!last.error.contains("yesterday"), "{last:?}");
+}
+
+#[test]
+fn events_tell_what_the_expressions_find() {
+    let data = json!({
+        "jobId": "object.spec.number", "baseModel": "object.metadata.annotations['llmtune.io/base-model']",
+        "startedAt": "object.status.startTime", "completedAt": "object.status.completionTime",
+        "reason": "object.status.conditions.filter(c, c.type == 'Failed')[0].reason",
+        "metrics": "{'loss': object.status.loss, 'note': 'x', 'nested': [1]}"
+    });
+    let source = mapped(&spec("Training", &STAGES, &data));
+    let facts = training(read(
+        &source,
+        json!({
+            "metadata": {"name": "a", "namespace": "ns", "annotations": {"llmtune.io/base-model": "llama"}},
+            "spec": {"number": 7},
+            "status": {
+                "startTime": "2025-11-08T14:22:31Z", "loss": 0.5,
+                "conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}]
+            }
+        }),
+    ));
+    assert_eq!(source.failures.tell().0, 0, "{:?}", source.failures.tell());
+    assert_eq!((facts.job_id.as_deref(), facts.base_model.as_deref()), (Some("7"), Some("llama")));
+    assert_eq!(facts.started_at, "2025-11-08T14:22:31Z".parse().ok());
+    assert_eq!((facts.completed_at, facts.reason.as_deref()), (None, Some("BackoffLimitExceeded")));
+    let metrics = [("loss".to_owned(), Metric::Number(0.5)), ("note".to_owned(), Metric::Text("x".into()))];
+    assert_eq!(facts.metrics, metrics.into());
+}
+
+#[test]
+fn an_owned_object_is_left_to_its_owner_unless_the_source_says_otherwise() {
+    let owner = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "d", "uid": "u", "controller": true});
+    let object =
+        json!({"metadata": {"name": "a", "namespace": "ns", "ownerReferences": [owner]}, "status": {"ready": 1}});
+    let mut spec = spec("Training", &STAGES, &json!({}));
+    assert!(read(&mapped(&spec), object.clone()).owned);
+    spec.include_owned = true;
+    let told = read(&mapped(&spec), object);
+    assert!(!told.owned);
+    assert_eq!(training(told).stage, Some(TrainingStage::Running));
+}
+
+#[test]
+fn records_begin_anew_with_other_rules_and_go_on_with_other_data() {
+    let name = |spec: &WebhookSourceSpec| mapped(spec).watch_name(None);
+    let before = spec("Training", &STAGES, &json!({}));
+    let other_data = spec("Training", &STAGES, &json!({"jobId": "object.metadata.name"}));
+    assert_eq!(name(&before), name(&other_data));
+    let mut other_version = before.clone();
+    other_version.resource.api_version = "batch/v2".into();
+    assert_eq!(name(&before), name(&other_version));
+    let other_stages = spec("Training", &STAGES[..1], &json!({}));
+    let mut owned = before.clone();
+    owned.include_owned = true;
+    let mut selected = before.clone();
+    selected.selector = serde_json::from_value(json!({"matchLabels": {"team": "a"}})).unwrap();
+    let mut other_kind = before.clone();
+    other_kind.resource.kind = "JobSet".into();
+    let names = [&before, &other_stages, &owned, &selected, &other_kind].map(name);
+    assert_eq!(std::collections::HashSet::from(names.clone()).len(), names.len(), "{names:?}");
+    assert!(names[3].contains("team=a"), "{names:?}");
+}
+
+#[test]
+fn every_expression_that_is_none_is_named_with_its_place() {
+    let bad = spec(
+        "Serving",
+        &[("Deployed", "object.status."), ("Paused", "objet.spec.replicas == 0")],
+        &json!({"modelId": "1 +"}),
+    );
+    let error = Mapping::compile("jobs", &bad).unwrap_err();
+    assert_eq!(error.reason(), "InvalidExpression");
+    let text = error.to_string();
+    for place in ["spec.stages[0].when: ", "spec.stages[1].when: ", "spec.data.modelId: "] {
+        assert!(text.contains(place), "{text}");
+    }
+    assert_eq!(text.lines().count(), 3, "{text}");
+}
+
+#[test]
+fn a_right_that_lacks_is_told_as_what_to_apply() {
+    let source = mapped(&spec("Training", &STAGES, &json!({})));
+    assert_eq!((source.grant(), source.path(None)), (None, None), "nothing is known before the kind is found");
+    let gvk = GroupVersionKind::gvk("batch", "v1", "Job");
+    source.resource.set(ApiResource::from_gvk_with_plural(&gvk, "jobs")).unwrap();
+    assert_eq!(source.path(Some("ns")).as_deref(), Some("/apis/batch/v1/namespaces/ns/jobs"));
+    let grant = source.grant().unwrap();
+    assert!(grant.contains("name: llmtune-webhooks-jobs.batch\n"), "{grant}");
+    assert!(grant.contains("- {apiGroups: [\"batch\"], resources: [jobs], verbs: [get, list, watch]}"), "{grant}");
+}
