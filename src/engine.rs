@@ -7,7 +7,9 @@
 //! 4. Absence is told by a complete list only; on a watch with a selector, by a GET in addition.
 //! 5. A position is what the engine has passed; during a list it stays.
 //! 6. Nothing from a watch is attempted before its baseline is flushed.
-//! 7. What a flush holds is complete: with its positions have landed all records and deliveries that they stand for.
+//! 7. What was measured has no log to be learned from again: nothing of it is attempted, or kept as an object, before a flush has
+//!    landed that holds the event and its record.
+//! 8. What a flush holds is complete: with its positions have landed all records and deliveries that they stand for.
 
 mod pending;
 #[cfg(test)]
@@ -36,7 +38,7 @@ use crate::{
         index::{Index, Match, Subscription},
     },
 };
-use pending::Pending;
+use pending::{Pending, Withheld};
 use watch::{Occurred, Watch};
 
 pub use pending::{Keep, MAX_BYTES, MAX_DELIVERIES, MAX_SHELVED, MAX_TOTAL_BYTES};
@@ -75,6 +77,12 @@ pub enum Change {
     Answer { question: Question, living: bool },
     /// The resource is not installed: when it comes, everything of it is new.
     NotInstalled,
+    /// On a watch of what is measured: these objects are there and no others. The first such word makes them the baseline.
+    Only(Vec<Uid>),
+    /// On a watch of what is measured: an evaluation of the object. It has no version; each is newer than the one before.
+    Measured(Box<Object>),
+    /// On a watch of what is measured: the object is gone, which says nothing.
+    Gone(Uid),
 }
 
 /// An object that a list lacked on a watch with a selector: does it live?
@@ -103,6 +111,8 @@ pub struct Observed {
     pub dropped: Vec<Uid>,
     /// Questions to ask the apiserver.
     pub questions: Vec<Question>,
+    /// After an evaluation: whose it was, and the thresholds that are reached now, as its spec writes them, ascending.
+    pub reached: Option<(Uid, Vec<String>)>,
 }
 
 /// A Webhook's filter failed on an event, which it gets all the same.
@@ -258,8 +268,15 @@ impl Engine {
     pub fn recover(cluster: Option<String>, epoch: u64, shards: usize, memory: Memory, now: Timestamp) -> Self {
         let newest = memory.watches.iter().map(|watch| watch.entry.epoch).max().unwrap_or_default();
         let mut engine = Self::new(cluster, epoch.max(newest + 1), shards);
-        for event in memory.events {
-            engine.pending.recover(event, now);
+        let flush = memory.watches.iter().map(|watch| watch.entry.flush).max().unwrap_or_default();
+        engine.pending.resume(flush);
+        for remembered in memory.events {
+            if remembered.after <= flush {
+                engine.pending.recover(remembered, now);
+            } else {
+                // The flush broke off before the record: the next evaluation finds it anew.
+                engine.pending.disown(remembered.event.id);
+            }
         }
         engine.remembered = memory.watches;
         engine
@@ -286,6 +303,14 @@ impl Engine {
     #[must_use]
     pub fn awaits_watches(&self) -> bool {
         !self.remembered.is_empty()
+    }
+
+    /// Makes a watch known of what is measured, not observed: its events are in the ledger before they are attempted.
+    pub fn add_measured_watch(&mut self, id: WatchId, source: &str, name: &str) {
+        self.add_watch(id, source, name, false);
+        if let Some(watch) = self.watches.get_mut(&id) {
+            watch.measured = true;
+        }
     }
 
     /// Forgets, in silence, the records of all watches that are remembered and were not made known.
@@ -431,6 +456,15 @@ impl Engine {
                     self.watches_changed = true;
                 }
             }
+            Change::Only(there) => self.watches_changed |= watch.only(&there, &mut dirty),
+            Change::Measured(object) => {
+                let uid = object.uid;
+                if let Some((occurred, reached)) = watch.measure(*object, &mut dirty) {
+                    observed.reached = Some((uid, reached));
+                    self.occur(id, occurred, now, &mut observed);
+                }
+            }
+            Change::Gone(uid) => watch.forget(uid, &mut dirty),
         }
         self.dirty.extend(dirty.into_iter().map(|uid| (id, uid)));
         observed
@@ -449,12 +483,15 @@ impl Engine {
 
     /// Turns occurrences into events and hands each to every Webhook that matches now.
     fn occur(&mut self, watch: WatchId, occurred: Vec<Occurred>, now: Timestamp, observed: &mut Observed) {
-        let Some(known) = self.watches.get(&watch) else { return };
+        let Some(known) = self.watches.get(&watch).filter(|_| !occurred.is_empty()) else { return };
         let (source, epoch) = (Arc::clone(&known.source), known.epoch());
-        let withhold = (!known.is_baselined()).then_some(watch);
+        let withheld = match known.measured {
+            true => Some(self.pending.next_flush()),
+            false => (!known.is_baselined()).then_some(Withheld::Baseline(watch)),
+        };
         for Occurred { object, occurrence, sequence } in occurred {
-            let Occurrence { event, name, count, .. } = occurrence;
-            let id = EventId::new(&source, object.uid, event, name, count, epoch);
+            let Occurrence { event, count, .. } = occurrence;
+            let id = EventId::new(&source, object.uid, event, &occurrence.name, count, epoch);
             let envelope = Envelope {
                 id,
                 event,
@@ -477,13 +514,13 @@ impl Engine {
                 if let Some(error) = unfiltered {
                     observed.unfiltered.push(Unfiltered { webhook, event: Arc::clone(&event), error });
                 }
-                if self.pending.enqueue(webhook, &event, withhold).is_ok() {
+                if self.pending.enqueue(webhook, &event, withheld).is_ok() {
                     observed.enqueued.push(webhook);
                     continue;
                 }
                 let error = Some("the bound on pending deliveries is reached".to_owned());
                 let given_up = GivenUp { reason: Reason::BoundReached, at: now, attempts: 0, status_code: None, error };
-                if self.pending.shelve(webhook, &event, given_up) {
+                if self.pending.shelve(webhook, &event, given_up, withheld) {
                     observed.given_up.push(Settled {
                         webhook,
                         delivery: DeliveryId::new(event.id, webhook),
@@ -645,7 +682,9 @@ impl Engine {
                 let entry = self.watches.get_mut(&id).and_then(|watch| watch.change(uid));
                 contents.gone.extend(entry.filter(|entry| entry.record.is_none()));
             }
-            contents.watches = Some(self.watches.values_mut().filter_map(Watch::entry).collect::<Vec<WatchEntry>>());
+            let number = self.pending.composed();
+            let entries = self.watches.values_mut().filter_map(|watch| watch.entry(number));
+            contents.watches = Some(entries.collect::<Vec<WatchEntry>>());
             self.watches_changed = false;
             self.moved = false;
             for shard in wanted {
@@ -664,5 +703,6 @@ impl Engine {
                 self.pending.release_watch(*id);
             }
         }
+        self.pending.landed();
     }
 }

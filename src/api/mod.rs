@@ -4,8 +4,10 @@
 // Clippy takes the keys of several printcolumns for one attribute given twice.
 #![allow(clippy::duplicated_attributes)]
 
+pub mod duration;
 pub mod ledger_segment;
 pub mod training_job;
+pub mod usage_threshold;
 pub mod webhook;
 pub mod webhook_delivery;
 pub mod webhook_source;
@@ -16,14 +18,21 @@ use serde_json::{Value, json};
 
 pub use ledger_segment::LedgerSegment;
 pub use training_job::TrainingJob;
+pub use usage_threshold::UsageThreshold;
 pub use webhook::Webhook;
 pub use webhook_delivery::WebhookDelivery;
 pub use webhook_source::WebhookSource;
 
 /// Every custom resource definition, in the order in which `crds` prints them.
 pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
-    let definitions =
-        [Webhook::crd(), WebhookDelivery::crd(), WebhookSource::crd(), TrainingJob::crd(), LedgerSegment::crd()];
+    let definitions = [
+        Webhook::crd(),
+        WebhookDelivery::crd(),
+        WebhookSource::crd(),
+        TrainingJob::crd(),
+        UsageThreshold::crd(),
+        LedgerSegment::crd(),
+    ];
     let tidied = definitions.iter().map(|definition| {
         let mut definition = serde_json::to_value(definition)?;
         tidy(&mut definition);
@@ -57,7 +66,8 @@ fn tidy(value: &mut Value) {
 }
 
 /// Puts a rule on each item of a list, so that a refusal shows which item is meant.
-fn each_item(rule: &'static str, message: &'static str) -> impl FnMut(&mut Schema) {
+fn each_item(rule: impl Into<String>, message: &'static str) -> impl FnMut(&mut Schema) {
+    let rule = rule.into();
     move |list| {
         if let Some(Value::Object(item)) = list.get_mut("items") {
             item.insert("x-kubernetes-validations".into(), json!([{"rule": rule, "message": message}]));

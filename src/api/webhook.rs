@@ -350,7 +350,7 @@ impl Default for Backoff {
 }
 
 /// The field is a duration within these bounds.
-fn duration(field: &str, least: &str, most: &str, example: &str) -> Rule {
+pub(super) fn duration(field: &str, least: &str, most: &str, example: &str) -> Rule {
     let bounds = format!("duration(self) >= duration('{least}') && duration(self) <= duration('{most}')");
     let message =
         format!("{field} must be a duration from {least} to {most}, in whole h, m, s or ms, such as {example}");

@@ -4,7 +4,8 @@
 //! 2. First attempts of one object's events to one Webhook never overlap and go in the order of the events.
 //! 3. A held Webhook's deliveries wait and spend no attempts.
 //! 4. A Webhook holds at most [`MAX_DELIVERIES`] and [`MAX_BYTES`], all together [`MAX_TOTAL_BYTES`].
-//! 5. What is given up waits on a shelf until it has become an object; a Webhook's shelf holds at most [`MAX_SHELVED`].
+//! 5. What is withheld is begun once what it waits for has landed; it delays nothing but its own object's next event.
+//! 6. What is given up waits on a shelf until it has become an object; a Webhook's shelf holds at most [`MAX_SHELVED`].
 
 use std::{
     cmp::Reverse,
@@ -49,8 +50,8 @@ pub(super) struct Delivery {
     in_lane: bool,
     /// It was asked for again; the object that asks outlives a crash, so the ledger need not know.
     pub(super) again: bool,
-    /// The watch that it is from, if that had no flushed baseline then.
-    withheld: Option<WatchId>,
+    /// What it was to wait for before its first attempt.
+    withheld: Option<Withheld>,
     unknown: Unknown,
 }
 
@@ -58,6 +59,45 @@ impl Delivery {
     fn new(event: &Arc<Event>, again: bool) -> Self {
         let event = Arc::clone(event);
         Self { event, failed_attempts: 0, due: None, in_lane: !again, again, withheld: None, unknown: Unknown::NONE }
+    }
+}
+
+/// What an event waits for before it is attempted.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Withheld {
+    /// Its watch's baseline.
+    Baseline(WatchId),
+    /// The complete flush of this number.
+    Flush(u64),
+}
+
+/// Deliveries that could begin but for what they wait for.
+#[derive(Debug, Default)]
+struct Gate {
+    /// For each watch whose baseline is not flushed.
+    baselines: HashMap<WatchId, Vec<(Uid, DeliveryId)>>,
+    /// For a flush each, by number.
+    flushes: VecDeque<(u64, Uid, DeliveryId)>,
+    /// The newest flush that was composed, of those that something is withheld for.
+    composed: u64,
+    /// The newest that has landed.
+    landed: u64,
+    /// Something is withheld for the flush after the one composed last.
+    awaited: bool,
+}
+
+impl Gate {
+    /// Keeps a delivery that must still wait; false where it may go.
+    fn keeps(&mut self, withheld: Option<Withheld>, webhook: Uid, id: DeliveryId) -> bool {
+        match withheld {
+            Some(Withheld::Baseline(watch)) => {
+                let Some(waiting) = self.baselines.get_mut(&watch) else { return false };
+                waiting.push((webhook, id));
+            }
+            Some(Withheld::Flush(number)) if number > self.landed => self.flushes.push_back((number, webhook, id)),
+            Some(Withheld::Flush(_)) | None => return false,
+        }
+        true
     }
 }
 
@@ -121,6 +161,8 @@ struct Stored {
     to: Vec<(Uid, DeliveryId)>,
     /// Deliveries that were asked for again.
     again: usize,
+    /// The flush that it was withheld for; 0: none.
+    after: u64,
     /// A flush has held the event.
     written: bool,
     dirty: bool,
@@ -138,8 +180,7 @@ pub(super) struct Pending {
     total_bytes: usize,
     /// What has changed, and whether a flush has held the event.
     dirty: VecDeque<(EventId, bool)>,
-    /// For each watch whose baseline is not flushed, the deliveries that could begin.
-    withheld: HashMap<WatchId, Vec<(Uid, DeliveryId)>>,
+    gate: Gate,
     to_keep: VecDeque<(Uid, DeliveryId)>,
 }
 
@@ -185,7 +226,7 @@ impl Pending {
     /// Takes up what the ledger remembered. A due time is at most now plus the wait that it came from: the clock that it was
     /// taken from may have been another.
     pub(super) fn recover(&mut self, remembered: RememberedEvent, now: Timestamp) {
-        let RememberedEvent { event, deliveries, unknown } = remembered;
+        let RememberedEvent { event, after: _, deliveries, unknown } = remembered;
         let event = Arc::new(event);
         let size = event.body.len();
         let mut to = Vec::with_capacity(deliveries.len());
@@ -228,7 +269,7 @@ impl Pending {
         }
         self.total_bytes += size;
         let shards = self.events.len();
-        let stored = Stored { event, size, to, again: 0, written: true, dirty: false, unknown };
+        let stored = Stored { event, size, to, again: 0, after: 0, written: true, dirty: false, unknown };
         self.events[stored.event.id.shard(shards)].insert(stored.event.id, stored);
     }
 
@@ -267,13 +308,15 @@ impl Pending {
     }
 
     /// Takes a delivery in, or refuses it because a bound is reached. A delivery that is already there stays as it is.
-    /// With `withhold`, nothing of it is attempted before that watch is released.
     pub(super) fn enqueue(
         &mut self,
         webhook: Uid,
         event: &Arc<Event>,
-        withhold: Option<WatchId>,
+        withheld: Option<Withheld>,
     ) -> Result<(), BoundReached> {
+        if let Some(Withheld::Baseline(watch)) = withheld {
+            self.gate.baselines.entry(watch).or_default();
+        }
         let size = event.body.len();
         let stored = self.stored(event.id).is_some();
         let total = self.total_bytes;
@@ -285,20 +328,22 @@ impl Pending {
         if queue.is_full(size) || (!stored && total + size > MAX_TOTAL_BYTES) {
             return Err(BoundReached);
         }
-        let delivery = Delivery { withheld: withhold, ..Delivery::new(event, false) };
+        let delivery = Delivery { withheld, ..Delivery::new(event, false) };
         queue.deliveries.insert(id, delivery);
         queue.bytes += size;
-        let waiting = withhold.map(|watch| self.withheld.entry(watch).or_default());
         if let Some(lane) = queue.lanes.get_mut(&event.object.uid) {
             lane.push_back(id);
         } else {
             queue.lanes.insert(event.object.uid, VecDeque::new());
-            match waiting {
-                Some(waiting) => waiting.push((webhook, id)),
-                None => queue.ready.push_back(id),
+            if !self.gate.keeps(withheld, webhook, id) {
+                queue.ready.push_back(id);
             }
         }
-        self.store(event).to.push((webhook, id));
+        let stored = self.store(event);
+        stored.to.push((webhook, id));
+        if let Some(Withheld::Flush(number)) = withheld {
+            stored.after = number;
+        }
         self.touch(event.id);
         self.wake(webhook);
         Ok(())
@@ -331,6 +376,7 @@ impl Pending {
                 size,
                 to: Vec::new(),
                 again: 0,
+                after: 0,
                 written: false,
                 dirty: false,
                 unknown: Unknown::NONE,
@@ -340,12 +386,51 @@ impl Pending {
 
     /// The watch's baseline is flushed: what was withheld may go.
     pub(super) fn release_watch(&mut self, watch: WatchId) {
-        for (webhook, id) in self.withheld.remove(&watch).unwrap_or_default() {
-            if let Some(queue) = self.queues.get_mut(&webhook) {
-                queue.ready.push_back(id);
-            }
-            self.wake(webhook);
+        for (webhook, id) in self.gate.baselines.remove(&watch).unwrap_or_default() {
+            self.release_delivery(webhook, id);
         }
+    }
+
+    /// What an event waits for that is to be in the ledger, with its record, before it is attempted.
+    pub(super) fn next_flush(&mut self) -> Withheld {
+        self.gate.awaited = true;
+        Withheld::Flush(self.gate.composed + 1)
+    }
+
+    /// A flush that holds everything is composed. Tells the number of the newest one that something was withheld for.
+    pub(super) fn composed(&mut self) -> u64 {
+        self.gate.composed += u64::from(std::mem::take(&mut self.gate.awaited));
+        self.gate.composed
+    }
+
+    /// Goes on from the newest flush that something was withheld for.
+    pub(super) fn resume(&mut self, flush: u64) {
+        self.gate.composed = flush;
+        self.gate.landed = flush;
+    }
+
+    /// Drops an event of the ledger that nobody was told of.
+    pub(super) fn disown(&mut self, id: EventId) {
+        self.dirty.push_back((id, true));
+    }
+
+    /// All flushes that were composed have landed: what was withheld for them may go.
+    pub(super) fn landed(&mut self) {
+        self.gate.landed = self.gate.composed;
+        while let Some((_, webhook, id)) = self.gate.flushes.pop_front_if(|(number, ..)| *number <= self.gate.landed) {
+            self.release_delivery(webhook, id);
+        }
+    }
+
+    fn release_delivery(&mut self, webhook: Uid, id: DeliveryId) {
+        if let Some(queue) = self.queues.get_mut(&webhook) {
+            if queue.deliveries.contains_key(&id) {
+                queue.ready.push_back(id);
+            } else if queue.shelf.contains_key(&id) {
+                self.to_keep.push_back((webhook, id));
+            }
+        }
+        self.wake(webhook);
     }
 
     /// Lets the Webhook have its turn, if it can begin an attempt.
@@ -443,9 +528,8 @@ impl Pending {
                 return;
             };
             let withheld = queue.deliveries.get(&next).and_then(|delivery| delivery.withheld);
-            match withheld.and_then(|watch| self.withheld.get_mut(&watch)) {
-                Some(waiting) => waiting.push((webhook, next)),
-                None => queue.ready.push_back(next),
+            if !self.gate.keeps(withheld, webhook, next) {
+                queue.ready.push_back(next);
             }
         }
     }
@@ -512,7 +596,13 @@ impl Pending {
     }
 
     /// Puts an event for which the queue has no room straight onto the shelf; false where that is full too.
-    pub(super) fn shelve(&mut self, webhook: Uid, event: &Arc<Event>, given_up: GivenUp) -> bool {
+    pub(super) fn shelve(
+        &mut self,
+        webhook: Uid,
+        event: &Arc<Event>,
+        given_up: GivenUp,
+        withheld: Option<Withheld>,
+    ) -> bool {
         let size = event.body.len();
         let stored = self.stored(event.id).is_some();
         let total = self.total_bytes;
@@ -526,8 +616,14 @@ impl Pending {
         }
         queue.shelf.insert(id, Shelved { event: Arc::clone(event), given_up });
         queue.shelf_bytes += size;
-        self.to_keep.push_back((webhook, id));
-        self.store(event).to.push((webhook, id));
+        if !self.gate.keeps(withheld, webhook, id) {
+            self.to_keep.push_back((webhook, id));
+        }
+        let stored = self.store(event);
+        stored.to.push((webhook, id));
+        if let Some(Withheld::Flush(number)) = withheld {
+            stored.after = number;
+        }
         self.touch(event.id);
         true
     }
@@ -595,7 +691,7 @@ impl Pending {
                 if !written {
                     continue;
                 }
-                entries.push(EventEntry { id, event: None, deliveries: Vec::new(), unknown: Unknown::NONE });
+                entries.push(EventEntry::gone(id));
                 *budget = budget.saturating_sub(64);
                 continue;
             };
@@ -637,6 +733,7 @@ impl Pending {
         EventEntry {
             id: stored.event.id,
             event: full.then(|| Arc::clone(&stored.event)),
+            after: stored.after,
             deliveries: deliveries.collect(),
             unknown: stored.unknown.clone(),
         }

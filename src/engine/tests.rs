@@ -19,6 +19,8 @@ use crate::{
     subscription::filter::Filter,
 };
 
+mod usage;
+
 const WATCH: WatchId = WatchId(0);
 
 fn at(millis: i64) -> Timestamp {

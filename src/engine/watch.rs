@@ -1,11 +1,14 @@
 //! One watch: its records, its position, and how far the ledger knows of them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::Question;
 use crate::{
     event::{
-        lifecycle::{Gone, Occurrence},
+        lifecycle::{Gone, Occurrence, usage::UsageRecord},
         object::{Object, Uid, WatchId},
         unknown::Unknown,
     },
@@ -40,6 +43,8 @@ pub(super) struct Watch {
     pub(super) source: Arc<str>,
     /// It has a label selector.
     selective: bool,
+    /// Its objects are measured: they have no versions, and their going says nothing.
+    pub(super) measured: bool,
     stand: Stand,
     baseline: Baseline,
     listing: u16,
@@ -71,6 +76,7 @@ impl Watch {
         Self {
             source: source.into(),
             selective,
+            measured: false,
             stand: Stand::Fresh,
             baseline: Baseline::Unwritten,
             listing: 0,
@@ -228,7 +234,7 @@ impl Watch {
                 Stand::Live => Lifecycle::new(&object.facts),
             };
             let shards = self.records.len();
-            self.records[uid.shard(shards)].insert(uid, Record::new(&object, listing, lifecycle));
+            self.records[uid.shard(shards)].insert(uid, Record::new(object.version, listing, lifecycle));
             self.touch(uid, dirty);
         }
         self.step(object, dirty)
@@ -301,6 +307,56 @@ impl Watch {
                 self.touch(uid, dirty);
             }
         }
+    }
+
+    /// These objects are measured, and no others. Tells whether the ledger must know at once: they are the baseline.
+    pub(super) fn only(&mut self, there: &[Uid], dirty: &mut Vec<Uid>) -> bool {
+        if self.stand == Stand::Live {
+            let there: HashSet<&Uid> = there.iter().collect();
+            let mut gone: Vec<Uid> =
+                self.records.iter().flat_map(HashMap::keys).filter(|uid| !there.contains(uid)).copied().collect();
+            gone.sort_unstable();
+            for uid in gone {
+                self.forget(uid, dirty);
+            }
+            return false;
+        }
+        self.stand = Stand::Live;
+        // What is measured has no versions; a position says that there is a baseline.
+        self.position = 1;
+        let shards = self.records.len();
+        for uid in there {
+            let baseline = Record::new(0, self.listing, Lifecycle::Usage(UsageRecord::baseline()));
+            self.records[uid.shard(shards)].insert(*uid, baseline);
+            self.touch(*uid, dirty);
+        }
+        true
+    }
+
+    /// An evaluation of the object: what occurred, and the thresholds that are reached. `None` before it is known what is there.
+    pub(super) fn measure(&mut self, object: Object, dirty: &mut Vec<Uid>) -> Option<(Vec<Occurred>, Vec<String>)> {
+        if self.stand == Stand::Fresh {
+            return None;
+        }
+        let (uid, listing, shards) = (object.uid, self.listing, self.records.len());
+        let new = || Record::new(0, listing, Lifecycle::new(&object.facts));
+        let record = self.records[uid.shard(shards)].entry(uid).or_insert_with(new);
+        record.generation = object.generation;
+        let before = record.lifecycle.clone();
+        let (occurrences, lifecycle) = before.clone().step(&object.facts, object.generation);
+        let changed = lifecycle != before;
+        record.lifecycle = lifecycle;
+        let reached = record.lifecycle.reached(&object.facts);
+        let occurred = record.number(&Arc::new(object), occurrences);
+        if changed {
+            self.touch(uid, dirty);
+        }
+        Some((occurred, reached))
+    }
+
+    /// The object is gone, in silence.
+    pub(super) fn forget(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
+        self.go(uid, Gone::Deleted, dirty);
     }
 
     /// The object is there.
@@ -381,8 +437,8 @@ impl Watch {
             .collect()
     }
 
-    /// The watch, for the flush that holds all changes; `None` while it has no baseline.
-    pub(super) fn entry(&mut self) -> Option<WatchEntry> {
+    /// The watch, for the flush that holds all changes; `None` while it has no baseline. `flush`: the newest that events waited for.
+    pub(super) fn entry(&mut self, flush: u64) -> Option<WatchEntry> {
         if self.stand == Stand::Fresh {
             return None;
         }
@@ -394,6 +450,7 @@ impl Watch {
             epoch: self.group.epoch,
             position: self.position,
             absent: self.absent,
+            flush,
             unknown: self.unknown.clone(),
         })
     }
@@ -409,10 +466,10 @@ impl Watch {
 }
 
 impl Record {
-    fn new(object: &Object, listing: u16, lifecycle: Lifecycle) -> Self {
+    fn new(version: u64, listing: u16, lifecycle: Lifecycle) -> Self {
         Self {
-            version: object.version,
-            generation: object.generation,
+            version,
+            generation: 0,
             sequence: 0,
             listing,
             muted: false,

@@ -18,19 +18,25 @@ pub struct EventId(u128);
 pub struct DeliveryId(u128);
 
 /// What names an occurrence in the object itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum OccurrenceName {
     /// The `startedAt` of the run.
     StartedAt(Timestamp),
     /// `metadata.generation`.
     Generation(i64),
+    /// The threshold, by the name that all its spellings share, and `metadata.generation`.
+    Threshold { threshold: String, generation: i64 },
 }
+
+/// Stands for a text that is too long to be remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint(u128);
 
 impl EventId {
     /// The id of the `count`th event (from 1) that bears this name. The epoch of the record enters only from the second
     /// on: counts are known to the ledger alone, and a new ledger must not make an old id again.
     #[must_use]
-    pub fn new(source: &str, uid: Uid, event: EventType, name: OccurrenceName, count: u32, epoch: u64) -> Self {
+    pub fn new(source: &str, uid: Uid, event: EventType, name: &OccurrenceName, count: u32, epoch: u64) -> Self {
         let mut hash = Sha256::new();
         field(&mut hash, source.as_bytes());
         field(&mut hash, uid.to_string().as_bytes());
@@ -41,6 +47,12 @@ impl EventId {
                 field(&mut hash, at.to_string().as_bytes());
             }
             OccurrenceName::Generation(generation) => {
+                field(&mut hash, b"generation");
+                field(&mut hash, generation.to_string().as_bytes());
+            }
+            OccurrenceName::Threshold { threshold, generation } => {
+                field(&mut hash, b"threshold");
+                field(&mut hash, threshold.as_bytes());
                 field(&mut hash, b"generation");
                 field(&mut hash, generation.to_string().as_bytes());
             }
@@ -86,6 +98,29 @@ impl<'de> Deserialize<'de> for EventId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
         Self::parse(&text).ok_or_else(|| D::Error::custom(format!("{text:?} is no event id")))
+    }
+}
+
+impl Fingerprint {
+    /// The fingerprint of a text.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        let mut hash = Sha256::new();
+        field(&mut hash, text.as_bytes());
+        Self(truncate(hash))
+    }
+}
+
+impl Serialize for Fingerprint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:032x}", self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Fingerprint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        u128::from_str_radix(&text, 16).map(Self).map_err(|error| D::Error::custom(format!("{text:?}: {error}")))
     }
 }
 
@@ -151,7 +186,7 @@ mod tests {
             "trainingjobs.llmtune.io",
             Uid::from_u128(7),
             EventType::TrainingStarted,
-            OccurrenceName::Generation(1),
+            &OccurrenceName::Generation(1),
             1,
             42,
         );
@@ -163,7 +198,7 @@ mod tests {
     fn the_epoch_enters_only_from_the_second_event_of_a_name_on() {
         let id = |count, epoch| {
             let name = OccurrenceName::Generation(1);
-            EventId::new("s", Uid::from_u128(1), EventType::TrainingStarted, name, count, epoch)
+            EventId::new("s", Uid::from_u128(1), EventType::TrainingStarted, &name, count, epoch)
         };
         assert_eq!(id(1, 1), id(1, 2));
         assert_ne!(id(2, 1), id(2, 2));

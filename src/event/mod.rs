@@ -1,6 +1,7 @@
 //! Events: what happened to an object. The names, the lifecycles that decide when one occurs, its id, its payload and the
 //! bytes of its body. Pure: no client, no clock, no randomness.
 
+pub mod amount;
 pub mod body;
 pub mod id;
 pub mod json;
@@ -16,7 +17,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use jiff::Timestamp;
 
 use id::EventId;
-use object::{Facts, Object, ServingFacts, TrainingFacts, Uid};
+use object::{Facts, Object, ServingFacts, TrainingFacts, Uid, UsageFacts};
 
 /// What can happen, by the name that subscribers use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,6 +61,7 @@ impl EventType {
             Self::TrainingStarted | Self::TrainingCompleted | Self::TrainingFailed => {
                 Facts::Training(TrainingFacts::default())
             }
+            Self::UsageThresholdReached => Facts::Usage(UsageFacts::default()),
             _ => Facts::Serving(ServingFacts::default()),
         };
         Object {
@@ -173,7 +175,7 @@ mod tests {
     fn body(event: EventType, object: &Object, status: Option<&'static str>, run: u32) -> String {
         let occurrence = Occurrence { event, name: OccurrenceName::Generation(1), count: 1, status, run };
         let envelope = Envelope {
-            id: EventId::new("s", object.uid, event, OccurrenceName::Generation(1), 1, 1),
+            id: EventId::new("s", object.uid, event, &OccurrenceName::Generation(1), 1, 1),
             event,
             occurred_at: payload::occurred_at(object, &occurrence, at(9)),
             sequence: 3,

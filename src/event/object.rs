@@ -1,10 +1,12 @@
 //! An observed object: its identity, its labels, and the facts that its lifecycle and its events need. Sources make it
 //! from what the apiserver sends; nothing else of the object is kept.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use super::amount::{Amount, Level};
 
 /// A watch: one source's kind in one scope. Numbered by the operator, in the order of its configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -134,6 +136,7 @@ impl Object {
         let facts = match self.facts {
             Facts::Training(_) => Facts::Training(TrainingFacts::default()),
             Facts::Serving(_) => Facts::Serving(ServingFacts::default()),
+            Facts::Usage(_) => Facts::Usage(UsageFacts::default()),
         };
         Self {
             namespace: self.namespace.clone(),
@@ -155,6 +158,8 @@ pub enum Facts {
     Training(TrainingFacts),
     /// A model deployment's.
     Serving(ServingFacts),
+    /// A usage figure's.
+    Usage(UsageFacts),
 }
 
 /// The stages of the training lifecycle.
@@ -276,4 +281,36 @@ pub struct ServingFacts {
     /// An autoscaler idles it: being at zero is no pause.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub autoscaled: bool,
+}
+
+/// One evaluation of a usage figure against its thresholds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UsageFacts {
+    /// What is measured: the query, or a quota's `NAME/RESOURCE`.
+    pub metric: String,
+    pub value: Amount,
+    /// What percentages are of; above zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Amount>,
+    /// In the order of the spec; at most 32.
+    pub thresholds: Vec<Level>,
+    /// How far below a threshold the figure must be for that to be armed again. A percentage is of the limit, and of the threshold where
+    /// there is none.
+    pub hysteresis: Level,
+    /// How long the figure must be at or above a threshold.
+    pub hold: Duration,
+    /// What the figure counts, such as `tokens`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// When it was measured.
+    pub observed_at: Timestamp,
+}
+
+impl UsageFacts {
+    /// How many percent of the limit the value is, rounded down to three decimals; `None` without a limit.
+    #[must_use]
+    pub fn percent(&self) -> Option<Amount> {
+        self.limit.as_ref().and_then(|limit| self.value.percent_of(limit))
+    }
 }

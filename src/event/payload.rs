@@ -3,9 +3,12 @@
 use jiff::Timestamp;
 
 use super::{
-    EventType, json,
+    EventType,
+    amount::Amount,
+    id::OccurrenceName,
+    json,
     lifecycle::Occurrence,
-    object::{Facts, Metric, Object, ServingFacts, TrainingFacts},
+    object::{Facts, Metric, Object, ServingFacts, TrainingFacts, UsageFacts},
 };
 
 /// The members of `data`: name and JSON text, in the order in which they are written.
@@ -30,6 +33,15 @@ impl Data {
             self.text(name, &value.to_string());
         }
     }
+
+    /// A number, as the double that is nearest to it.
+    fn amount(&mut self, name: &'static str, value: Option<&Amount>) {
+        if let Some(value) = value {
+            let mut text = String::new();
+            json::write_number(&mut text, value.to_f64());
+            self.0.push((name, text));
+        }
+    }
 }
 
 /// What a receiver is told of this occurrence.
@@ -38,6 +50,7 @@ pub fn data(object: &Object, occurrence: &Occurrence) -> Data {
     match &object.facts {
         Facts::Training(facts) => training(object, facts, occurrence),
         Facts::Serving(facts) => serving(object, facts),
+        Facts::Usage(facts) => usage(object, facts, occurrence),
     }
 }
 
@@ -45,10 +58,10 @@ pub fn data(object: &Object, occurrence: &Occurrence) -> Data {
 #[must_use]
 pub fn occurred_at(object: &Object, occurrence: &Occurrence, observed_at: Timestamp) -> Timestamp {
     let observed_at = Timestamp::from_millisecond(observed_at.as_millisecond()).unwrap_or(observed_at);
-    let Facts::Training(facts) = &object.facts else { return observed_at };
-    let own = match occurrence.event {
-        EventType::TrainingStarted => facts.started_at,
-        EventType::TrainingCompleted | EventType::TrainingFailed => facts.completed_at,
+    let own = match (&object.facts, occurrence.event) {
+        (Facts::Training(facts), EventType::TrainingStarted) => facts.started_at,
+        (Facts::Training(facts), EventType::TrainingCompleted | EventType::TrainingFailed) => facts.completed_at,
+        (Facts::Usage(facts), _) => Some(facts.observed_at),
         _ => None,
     };
     own.unwrap_or(observed_at)
@@ -110,5 +123,22 @@ fn serving(object: &Object, facts: &ServingFacts) -> Data {
     data.optional("version", facts.version.as_ref());
     data.optional("environment", facts.environment.as_ref());
     data.optional("endpoint", facts.endpoint.as_ref());
+    data
+}
+
+fn usage(object: &Object, facts: &UsageFacts, occurrence: &Occurrence) -> Data {
+    let mut data = Data::default();
+    data.text("name", &object.name);
+    data.text("namespace", &object.namespace);
+    data.text("metric", &facts.metric);
+    data.amount("value", Some(&facts.value));
+    data.amount("limit", facts.limit.as_ref());
+    data.amount("percent", facts.percent().as_ref());
+    if let OccurrenceName::Threshold { threshold, .. } = &occurrence.name {
+        let spelled = facts.thresholds.iter().find(|level| level.name() == *threshold);
+        data.text("threshold", spelled.map_or(threshold, |level| level.text()));
+    }
+    data.optional("unit", facts.unit.as_ref());
+    data.time("observedAt", Some(facts.observed_at));
     data
 }

@@ -6,15 +6,18 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Event, EventType,
+    amount::{Amount, Level},
     body::{self, Envelope},
     id::{EventId, OccurrenceName},
     lifecycle::Occurrence,
-    object::{Facts, Metric, Object, ServingFacts, TrainingFacts, TrainingStage, Uid},
-    payload::{self, Data},
+    object::{Facts, Metric, Object, ServingFacts, TrainingFacts, TrainingStage, Uid, UsageFacts},
+    payload,
 };
 
 /// What every sample is named.
 const NAME: &str = "sample";
+/// The threshold that a sample is about.
+const THRESHOLD: &str = "80%";
 
 /// A sample of this event, marked as a test. `uid`: of the object that asks for it, which names the event.
 #[must_use]
@@ -29,7 +32,9 @@ pub fn sample(event: EventType, uid: Uid, namespace: &str, cluster: Option<&str>
         _ => (TrainingStage::Pending, None),
     };
     let ended = stage.is_finished().then(|| whole(now));
-    let facts = if status.is_some() {
+    let facts = if event == EventType::UsageThresholdReached {
+        Facts::Usage(usage(now))
+    } else if status.is_some() {
         Facts::Training(TrainingFacts {
             stage: Some(stage),
             job_id: text("job-sample"),
@@ -66,11 +71,12 @@ pub fn sample(event: EventType, uid: Uid, namespace: &str, cluster: Option<&str>
         facts,
     };
     let run = u32::from(status.is_some());
-    let occurrence = Occurrence { event, name: OccurrenceName::Generation(1), count: 1, status, run };
-    let data = match event {
-        EventType::UsageThresholdReached => usage(namespace),
-        _ => payload::data(&object, &occurrence),
+    let name = match &object.facts {
+        Facts::Usage(_) => OccurrenceName::Threshold { threshold: THRESHOLD.to_owned(), generation: 1 },
+        _ => OccurrenceName::Generation(1),
     };
+    let occurrence = Occurrence { event, name, count: 1, status, run };
+    let data = payload::data(&object, &occurrence);
     let id = EventId::of_test(uid);
     let occurred_at = payload::occurred_at(&object, &occurrence, now);
     let envelope = Envelope { id, event, occurred_at, sequence: 1, cluster, test: true };
@@ -84,12 +90,17 @@ pub fn sample(event: EventType, uid: Uid, namespace: &str, cluster: Option<&str>
     }
 }
 
-fn usage(namespace: &str) -> Data {
-    let mut data = Data::default();
-    data.text("name", NAME);
-    data.text("namespace", namespace);
-    data.0.push(("threshold", "80".to_owned()));
-    data
+fn usage(now: Timestamp) -> UsageFacts {
+    let amount = |text| Amount::quantity(text).unwrap_or_default();
+    UsageFacts {
+        metric: "sum(increase(llm_tokens_total{tenant='sample'}[30d]))".to_owned(),
+        value: amount("834M"),
+        limit: Some(amount("1G")),
+        thresholds: Level::parse(THRESHOLD).into_iter().collect(),
+        unit: Some("tokens".to_owned()),
+        observed_at: Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now),
+        ..UsageFacts::default()
+    }
 }
 
 #[cfg(test)]

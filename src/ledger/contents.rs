@@ -29,6 +29,9 @@ pub struct WatchEntry {
     /// Its resource was not installed: when it comes, everything of it is new.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub absent: bool,
+    /// The newest complete flush that events of what is measured waited for; the same in all watches, 0 where none ever did.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub flush: u64,
     #[serde(flatten)]
     pub unknown: Unknown,
 }
@@ -54,8 +57,18 @@ pub struct EventEntry {
     pub id: EventId,
     /// The event; `None` where a segment before this one holds it.
     pub event: Option<Arc<Event>>,
+    /// It counts once this complete flush has landed: until then its record may not be here, and nobody was told of it. 0: at once.
+    pub after: u64,
     pub deliveries: Vec<DeliveryEntry>,
     pub unknown: Unknown,
+}
+
+impl EventEntry {
+    /// An event that is done with.
+    #[must_use]
+    pub const fn gone(id: EventId) -> Self {
+        Self { id, event: None, after: 0, deliveries: Vec::new(), unknown: Unknown::NONE }
+    }
 }
 
 /// A delivery that is not acknowledged.
@@ -207,6 +220,8 @@ pub(super) struct EventText<'a> {
     pub(super) id: EventId,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub(super) event: Option<EventBody<'a>>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) after: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) deliveries: Vec<DeliveryEntry>,
     #[serde(flatten)]
@@ -305,6 +320,7 @@ pub(super) fn pack(home: Uid, shard: Option<usize>, contents: &Contents) -> Resu
             observed_at: event.observed_at,
             body: event.body.as_str().into(),
         }),
+        after: entry.after,
         deliveries: entry.deliveries.clone(),
         unknown: entry.unknown.clone(),
     });

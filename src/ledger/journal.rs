@@ -129,6 +129,8 @@ pub struct RememberedWatch {
 #[derive(Debug)]
 pub struct RememberedEvent {
     pub event: Event,
+    /// It counts if this complete flush has landed.
+    pub after: u64,
     pub deliveries: Vec<DeliveryEntry>,
     pub unknown: Unknown,
 }
@@ -288,8 +290,8 @@ impl Rebuilt {
                     self.unknown.insert(event.id);
                     continue;
                 };
-                let (deliveries, unknown) = (event.deliveries, event.unknown);
-                self.events.insert(event.id, RememberedEvent { event: read, deliveries, unknown });
+                let (after, deliveries, unknown) = (event.after, event.deliveries, event.unknown);
+                self.events.insert(event.id, RememberedEvent { event: read, after, deliveries, unknown });
             } else if let Some(known) = self.events.get_mut(&event.id) {
                 known.deliveries = event.deliveries;
                 known.unknown = event.unknown;

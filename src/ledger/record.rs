@@ -10,6 +10,7 @@ use crate::event::{
         Gone, Occurrence,
         serving::{self, ServingRecord},
         training::{self, TrainingRecord},
+        usage::{self, UsageRecord},
     },
     object::{Facts, Object},
     shared,
@@ -61,6 +62,7 @@ const fn is_zero(number: &u32) -> bool {
 pub enum Lifecycle {
     Training(TrainingRecord),
     Serving(ServingRecord),
+    Usage(UsageRecord),
 }
 
 impl Lifecycle {
@@ -70,6 +72,7 @@ impl Lifecycle {
         match facts {
             Facts::Training(_) => Self::Training(TrainingRecord::new()),
             Facts::Serving(_) => Self::Serving(ServingRecord::default()),
+            Facts::Usage(_) => Self::Usage(UsageRecord::default()),
         }
     }
 
@@ -79,6 +82,7 @@ impl Lifecycle {
         match facts {
             Facts::Training(facts) => Self::Training(TrainingRecord::baseline(facts, generation)),
             Facts::Serving(facts) => Self::Serving(ServingRecord::baseline(facts, generation)),
+            Facts::Usage(_) => Self::Usage(UsageRecord::baseline()),
         }
     }
 
@@ -94,6 +98,10 @@ impl Lifecycle {
                 let (occurrences, record) = serving::step(record, facts, generation);
                 (occurrences, Self::Serving(record))
             }
+            (Self::Usage(record), Facts::Usage(facts)) => {
+                let (occurrences, record) = usage::step(record, facts, generation);
+                (occurrences, Self::Usage(record))
+            }
             (_, facts) => Self::new(facts).step(facts, generation),
         }
     }
@@ -104,6 +112,16 @@ impl Lifecycle {
         match self {
             Self::Training(record) => training::gone(record, how, generation),
             Self::Serving(record) => serving::gone(&record, generation),
+            Self::Usage(_) => Vec::new(),
+        }
+    }
+
+    /// Those of an evaluation's thresholds that are reached, as its spec writes them, ascending.
+    #[must_use]
+    pub fn reached(&self, facts: &Facts) -> Vec<String> {
+        match (self, facts) {
+            (Self::Usage(record), Facts::Usage(facts)) => record.reached(facts),
+            _ => Vec::new(),
         }
     }
 
@@ -113,6 +131,7 @@ impl Lifecycle {
         match self {
             Self::Training(record) => record.would_mind_going(),
             Self::Serving(record) => record.would_mind_going(),
+            Self::Usage(_) => false,
         }
     }
 }

@@ -124,7 +124,7 @@ fn entry(object: Object) -> RecordEntry {
 fn event(number: u128, body: &str) -> EventEntry {
     let uid = Uid::from_u128(number);
     let event_type = EventType::TrainingStarted;
-    let id = EventId::new("s", uid, event_type, OccurrenceName::Generation(1), 1, 1);
+    let id = EventId::new("s", uid, event_type, &OccurrenceName::Generation(1), 1, 1);
     let object = Arc::new(event_type.outline(uid, "research".into(), format!("object-{number}")));
     let event = Event {
         id,
@@ -137,11 +137,11 @@ fn event(number: u128, body: &str) -> EventEntry {
     let waiting =
         DeliveryEntry { failed: 2, due: Some(at(60)), wait_millis: 25_000, ..DeliveryEntry::new(Uid::from_u128(50)) };
     let deliveries = vec![waiting, DeliveryEntry::new(Uid::from_u128(51))];
-    EventEntry { id, event: Some(Arc::new(event)), deliveries, unknown: Unknown::NONE }
+    EventEntry { id, event: Some(Arc::new(event)), after: 0, deliveries, unknown: Unknown::NONE }
 }
 
 fn watches() -> Vec<WatchEntry> {
-    vec![WatchEntry { watch: "w".into(), epoch: 5, position: 40, absent: false, unknown: Unknown::NONE }]
+    vec![WatchEntry { watch: "w".into(), epoch: 5, position: 40, absent: false, flush: 0, unknown: Unknown::NONE }]
 }
 
 fn begun(contents: Contents, snapshots: Vec<(usize, Contents)>) -> Kept {

@@ -10,7 +10,7 @@ use kube::{
 };
 
 use crate::{
-    api::{TrainingJob, Webhook},
+    api::{TrainingJob, UsageThreshold, Webhook},
     event::object::{Facts, Object, Uid},
     subscription::resolve::WebhookRef,
 };
@@ -38,6 +38,7 @@ pub fn object(Object { uid, namespace, name, kind, facts, .. }: &Object) -> Obje
     match facts {
         Facts::Training(_) => metadata.into_request_partial::<TrainingJob>().object_ref(&()),
         Facts::Serving(_) => metadata.into_request_partial::<Deployment>().object_ref(&()),
+        Facts::Usage(_) => metadata.into_request_partial::<UsageThreshold>().object_ref(&()),
     }
 }
 
@@ -61,6 +62,7 @@ mod tests {
         for (event, api_version, kind) in [
             (EventType::TrainingFailed, "llmtune.io/v1alpha1", "TrainingJob"),
             (EventType::ModelDeployed, "apps/v1", "Deployment"),
+            (EventType::UsageThresholdReached, "llmtune.io/v1alpha1", "UsageThreshold"),
         ] {
             let reference = object(&event.outline(uid, "research".into(), "llama".into()));
             assert_eq!(reference.api_version.as_deref(), Some(api_version));

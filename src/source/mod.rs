@@ -9,6 +9,7 @@ pub mod mapped;
 pub mod owners;
 mod slim;
 pub mod training_job;
+pub mod usage;
 pub mod watch;
 
 use kube::Client;

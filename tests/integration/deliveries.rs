@@ -511,7 +511,7 @@ fn whoever_may_create_and_annotate_deliveries_can_have_nothing_of_their_own_sign
             jobs.create(how).await;
             let job = uid(&scene.get("trainingjob", how));
             let named = OccurrenceName::StartedAt(started_at);
-            let id = EventId::new("trainingjobs.llmtune.io", job, EventType::TrainingStarted, named, 1, 0);
+            let id = EventId::new("trainingjobs.llmtune.io", job, EventType::TrainingStarted, &named, 1, 0);
             tester.create(&squatter(id, webhook, how));
             expected.push((how, id));
         }

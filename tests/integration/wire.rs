@@ -14,10 +14,11 @@ use llmtune_webhooks::{
     delivery::sign,
     event::{
         EventType,
+        amount::{Amount, Level},
         body::MAX_BYTES,
         id::OccurrenceName,
         lifecycle::Occurrence,
-        object::{Facts, Metric, Object},
+        object::{Facts, Metric, Object, Uid, UsageFacts},
     },
     source::{Source, deployment::Deployments, training_job::TrainingJobs},
 };
@@ -213,6 +214,7 @@ fn told(object: Object, event: EventType, status: Option<&'static str>, cluster:
     let (name, run) = match object.facts {
         Facts::Training(_) => (OccurrenceName::StartedAt(at("2025-11-08T12:00:05Z")), 1),
         Facts::Serving(_) => (OccurrenceName::Generation(3), 0),
+        Facts::Usage(_) => (OccurrenceName::Threshold { threshold: "80%".into(), generation: 3 }, 0),
     };
     let payload = Payload {
         object,
@@ -280,6 +282,32 @@ fn each_event_of_a_deployment_is_told_with_its_model_and_where_it_serves() {
         );
         assert_eq!(told(deployment(), event, None, None), expected);
     }
+}
+
+#[test]
+fn a_threshold_is_told_with_the_figure_as_numbers_and_as_the_spec_spells_it() {
+    let amount = |text| Amount::quantity(text).unwrap();
+    let usage = UsageFacts {
+        metric: "sum(increase(llm_tokens_total{tenant='a'}[30d]))".into(),
+        value: amount("0.83456789G"),
+        limit: Some(amount("1G")),
+        thresholds: vec![Level::parse("080.0%").unwrap()],
+        unit: Some("tokens".into()),
+        observed_at: "2025-11-08T14:22:30.5Z".parse().unwrap(),
+        ..UsageFacts::default()
+    };
+    let object = EventType::UsageThresholdReached.outline(Uid::from_u128(7), "research".into(), "tokens".into());
+    let object = Object { facts: Facts::Usage(usage), generation: 3, ..object };
+    assert_eq!(
+        told(object, EventType::UsageThresholdReached, None, None),
+        concat!(
+            r#"{"id":"evt_","event":"usage.threshold_reached","#,
+            r#""data":{"name":"tokens","namespace":"research","#,
+            r#""metric":"sum(increase(llm_tokens_total{tenant='a'}[30d]))","value":834567890,"limit":1000000000,"#,
+            r#""percent":83.456,"threshold":"080.0%","unit":"tokens","observedAt":"2025-11-08T14:22:30.5Z"},"#,
+            r#""occurredAt":"2025-11-08T14:22:30.5Z","sequence":2,"deliveredAt":"2025-11-08T14:22:31Z"}"#,
+        )
+    );
 }
 
 /// A header that is there once.

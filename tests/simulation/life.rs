@@ -15,6 +15,8 @@ pub fn next(random: &mut Random, facts: &Facts, generation: i64, serial: i64) ->
             let (facts, generation) = serve(random, facts, generation);
             (Facts::Serving(facts), generation)
         }
+        // What is measured has no history in the store.
+        Facts::Usage(facts) => (Facts::Usage(facts.clone()), generation),
     }
 }
 

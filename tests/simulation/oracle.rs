@@ -290,12 +290,12 @@ impl Oracle {
                 EventType::TrainingCompleted => stage == Some(TrainingStage::Completed),
                 _ => gone || matches!(stage, Some(TrainingStage::Failed | TrainingStage::Cancelled)),
             };
-            fits && EventId::new(KINDS[kind].source, uid, event.event_type, name, 1, 0) == event.id
+            fits && EventId::new(KINDS[kind].source, uid, event.event_type, &name, 1, 0) == event.id
         };
         let states = lives.iter().flat_map(|life| &life.states);
         let holds = states.clone().any(|state| match &state.facts {
             Facts::Training(facts) => true_of(facts.started_at, facts.stage, state.generation),
-            Facts::Serving(_) => false,
+            Facts::Serving(_) | Facts::Usage(_) => false,
         });
         if !holds {
             self.fail("engine 1", format!("{what} is told, and never was, or not under this id"));
@@ -465,7 +465,7 @@ fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
             occurrences.extend(before.gone(how, generation).into_iter().map(|occurrence| (occurrence, deleted)));
         }
         told.extend(occurrences.into_iter().map(|(occurrence, version)| {
-            let id = EventId::new(source, life.uid, occurrence.event, occurrence.name, 1, 0);
+            let id = EventId::new(source, life.uid, occurrence.event, &occurrence.name, 1, 0);
             Told { event: occurrence.event, id, version, tick }
         }));
         if version >= deleted {

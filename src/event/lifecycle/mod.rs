@@ -5,13 +5,14 @@
 
 pub mod serving;
 pub mod training;
+pub mod usage;
 
 use serde::{Deserialize, Serialize};
 
 use super::{EventType, id::OccurrenceName};
 
 /// An event that a lifecycle decided on, before it has an id and a body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Occurrence {
     /// What happened.
     pub event: EventType,

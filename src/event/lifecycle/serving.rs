@@ -263,7 +263,7 @@ mod tests {
                     prop_assert!(occurrences.is_empty(), "a baseline sends nothing for the past");
                 }
                 for occurrence in &occurrences {
-                    prop_assert!(seen.insert((occurrence.event, occurrence.name, occurrence.count)));
+                    prop_assert!(seen.insert((occurrence.event, occurrence.name.clone(), occurrence.count)));
                     match occurrence.event {
                         EventType::DeploymentPaused => { prop_assert!(!paused); paused = true; }
                         EventType::DeploymentResumed => { prop_assert!(paused); paused = false; }

@@ -336,9 +336,9 @@ mod tests {
                     prop_assert_eq!(&next, &before);
                 }
                 for occurrence in &occurrences {
-                    prop_assert!(seen.insert((occurrence.event, occurrence.name, occurrence.count)));
-                    if let (EventType::TrainingStarted, OccurrenceName::StartedAt(start)) = (occurrence.event, occurrence.name) {
-                        prop_assert!(announced.insert(start), "each startedAt is announced once");
+                    prop_assert!(seen.insert((occurrence.event, occurrence.name.clone(), occurrence.count)));
+                    if let (EventType::TrainingStarted, OccurrenceName::StartedAt(start)) = (occurrence.event, &occurrence.name) {
+                        prop_assert!(announced.insert(*start), "each startedAt is announced once");
                     }
                 }
                 let runs_or_ran = facts.stage.is_some_and(|stage| stage == Running || stage.is_finished());

@@ -6,6 +6,7 @@
 pub mod control_plane;
 pub mod operator;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod receiver;
 

@@ -6,13 +6,14 @@ use jiff::Timestamp;
 use llmtune_webhooks::{
     event::{
         EventType,
+        amount::Amount,
         body::{self, Envelope},
         id::{EventId, OccurrenceName},
         lifecycle::Occurrence,
-        object::{Facts, Metric, Object, ServingFacts, TrainingFacts, Uid},
+        object::{Facts, Metric, Object, ServingFacts, TrainingFacts, Uid, UsageFacts},
         payload::{self, Data},
     },
-    source::{deployment::Deployments, training_job::TrainingJobs},
+    source::{deployment::Deployments, training_job::TrainingJobs, usage},
 };
 use proptest::{
     char::range,
@@ -135,10 +136,11 @@ impl Payload {
 
     /// The body, by the calls that the engine and the sender make.
     pub fn body(&self) -> String {
-        let Occurrence { event, name, count, .. } = self.occurrence;
+        let Occurrence { event, ref name, count, .. } = self.occurrence;
         let source = match self.object.facts {
             Facts::Training(_) => TrainingJobs::NAME,
             Facts::Serving(_) => Deployments::NAME,
+            Facts::Usage(_) => usage::NAME,
         };
         let envelope = Envelope {
             id: EventId::new(source, self.object.uid, event, name, count, 1),
@@ -173,8 +175,13 @@ pub fn payload() -> impl Strategy<Value = Payload> {
 }
 
 fn occurrence(event: EventType) -> impl Strategy<Value = Occurrence> {
-    let name =
-        prop_oneof![time().prop_map(OccurrenceName::StartedAt), any::<i64>().prop_map(OccurrenceName::Generation)];
+    let crossing =
+        (text(), any::<i64>()).prop_map(|(threshold, generation)| OccurrenceName::Threshold { threshold, generation });
+    let name = prop_oneof![
+        time().prop_map(OccurrenceName::StartedAt),
+        any::<i64>().prop_map(OccurrenceName::Generation),
+        crossing
+    ];
     let status = select(vec!["running", "completed", "failed", "cancelled", "unknown"]);
     (name, 1..4_u32, status, any::<u32>()).prop_map(move |(name, count, status, run)| Occurrence {
         event,
@@ -188,6 +195,7 @@ fn occurrence(event: EventType) -> impl Strategy<Value = Occurrence> {
 fn object(event: EventType) -> impl Strategy<Value = Object> {
     let facts = match event {
         EventType::TrainingStarted | EventType::TrainingCompleted | EventType::TrainingFailed => training().boxed(),
+        EventType::UsageThresholdReached => usage_figure().boxed(),
         _ => serving().boxed(),
     };
     let labels = btree_map(text(), text(), 0..4);
@@ -234,6 +242,15 @@ fn serving() -> impl Strategy<Value = Facts> {
     (words, option::of(text_or_long())).prop_map(|([deployment_id, model_id, version, environment], endpoint)| {
         Facts::Serving(ServingFacts { deployment_id, model_id, version, environment, endpoint, ..Default::default() })
     })
+}
+
+fn usage_figure() -> impl Strategy<Value = Facts> {
+    let amount = || number().prop_filter_map("finite", |number| Amount::sample(&format!("{number:e}")).ok());
+    (text(), amount(), option::of(amount()), option::of(text()), time()).prop_map(
+        |(metric, value, limit, unit, observed_at)| {
+            Facts::Usage(UsageFacts { metric, value, limit, unit, observed_at, ..Default::default() })
+        },
+    )
 }
 
 fn metrics() -> impl Strategy<Value = BTreeMap<String, Metric>> {

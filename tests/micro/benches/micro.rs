@@ -70,8 +70,8 @@ fn body_and_signature(criterion: &mut Criterion) {
     let now = World::new(Place { jobs: 0, ..RESEARCH }).now;
     let name = OccurrenceName::Generation(1);
     let event = EventType::TrainingCompleted;
+    let id = EventId::new(TrainingJobs::NAME, object.uid, event, &name, 1, 1);
     let occurrence = Occurrence { event, name, count: 1, status: Some("completed"), run: 7 };
-    let id = EventId::new(TrainingJobs::NAME, object.uid, event, name, 1, 1);
     let open = || {
         let occurred_at = payload::occurred_at(&object, &occurrence, now);
         let envelope = Envelope { id, event, occurred_at, sequence: 14, cluster: None, test: false };

@@ -1,0 +1,293 @@
+//! What is measured: its events are in the ledger before they are attempted.
+
+use super::*;
+use crate::event::{
+    amount::{Amount, Level},
+    object::UsageFacts,
+};
+
+const USAGE: WatchId = WatchId(7);
+const RESOURCE: &str = "usagethresholds.llmtune.io";
+
+fn figure(number: u128, value: i64, millis: i64) -> Object {
+    let facts = UsageFacts {
+        metric: "tokens".into(),
+        value: Amount::quantity(&value.to_string()).unwrap(),
+        limit: Some(Amount::quantity("100").unwrap()),
+        thresholds: ["50%", "80%"].iter().map(|text| Level::parse(text).unwrap()).collect(),
+        observed_at: at(millis),
+        ..UsageFacts::default()
+    };
+    Object { facts: Facts::Usage(facts), name: format!("usage-{number}"), ..job(number, 0, TrainingStage::Pending) }
+}
+
+fn measured(change: Change) -> Observation {
+    Observation { watch: USAGE, change }
+}
+
+fn evaluate(engine: &mut Engine, number: u128, value: i64, millis: i64) -> Observed {
+    engine.observe(measured(Change::Measured(Box::new(figure(number, value, millis)))), at(millis))
+}
+
+/// An engine that knows that nothing is measured yet, beside a watch of jobs.
+fn engine() -> Engine {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 8, 0));
+    engine.add_measured_watch(USAGE, RESOURCE, RESOURCE);
+    engine.observe(measured(Change::Only(Vec::new())), at(0));
+    flushed(&mut engine);
+    engine
+}
+
+fn delivered(engine: &mut Engine, now: i64) -> Vec<String> {
+    let mut delivered = Vec::new();
+    while let Some(due) = engine.due(at(now)) {
+        let Due::Attempt(attempt) = due else { continue };
+        let body: serde_json::Value = serde_json::from_str(&attempt.event.body.close(at(now))).unwrap();
+        let threshold = body["data"]["threshold"].as_str().unwrap_or("a job");
+        delivered.push(format!("{} {threshold}", attempt.event.object.name));
+        engine.settle(&outcome(&attempt, AttemptResult::Acknowledged), at(now), 0.5);
+    }
+    delivered
+}
+
+#[test]
+fn an_event_of_what_is_measured_is_attempted_once_a_flush_has_landed_that_holds_it_and_delays_nobody_else() {
+    let mut engine = engine();
+    evaluate(&mut engine, 1, 10, 0);
+    assert_eq!(names(&evaluate(&mut engine, 1, 90, 1)), ["usage.threshold_reached"; 2]);
+    engine.observe(seen(job(9, 5, TrainingStage::Running)), at(2));
+    assert_eq!(delivered(&mut engine, 2), ["job-9 a job"]);
+    let _ = engine.flush(&[], usize::MAX);
+    assert!(delivered(&mut engine, 3).is_empty(), "it is composed and has not landed");
+    evaluate(&mut engine, 2, 60, 4);
+    engine.landed();
+    assert_eq!(delivered(&mut engine, 5), ["usage-1 50%", "usage-1 80%"], "the second was not in this flush");
+    flushed(&mut engine);
+    assert_eq!(delivered(&mut engine, 6), ["usage-2 50%"]);
+}
+
+#[test]
+fn an_event_waits_for_the_part_of_a_flush_that_holds_the_record_too() {
+    let mut engine = engine();
+    evaluate(&mut engine, 1, 90, 0);
+    assert!(engine.flush(&[], 1).contents.watches.is_none());
+    engine.landed();
+    assert!(delivered(&mut engine, 1).is_empty());
+    flushed(&mut engine);
+    assert_eq!(delivered(&mut engine, 2), ["usage-1 80%"]);
+}
+
+#[test]
+fn the_next_event_of_an_object_waits_for_the_one_before_it_and_for_its_own_flush() {
+    let mut engine = engine();
+    engine.subscribe(subscription(1, 1, 0));
+    evaluate(&mut engine, 1, 10, 0);
+    evaluate(&mut engine, 1, 60, 1);
+    flushed(&mut engine);
+    let first = attempt(&mut engine, 1);
+    evaluate(&mut engine, 1, 90, 2);
+    engine.settle(&outcome(&first, AttemptResult::Acknowledged), at(3), 0.5);
+    assert!(engine.due(at(3)).is_none(), "the second is not flushed");
+    evaluate(&mut engine, 1, 10, 4);
+    flushed(&mut engine);
+    assert_eq!(delivered(&mut engine, 5), ["usage-1 80%"]);
+}
+
+#[test]
+fn what_finds_no_room_becomes_an_object_only_once_it_is_flushed() {
+    let mut engine = engine();
+    engine.subscribe(Subscription { held: true, ..subscription(1, 1, 0) });
+    for number in 0..MAX_DELIVERIES as u128 {
+        evaluate(&mut engine, 1000 + number, 60, 0);
+    }
+    flushed(&mut engine);
+    let observed = evaluate(&mut engine, 1, 60, 1);
+    assert_eq!(observed.given_up.len(), 1);
+    assert!(engine.due(at(1)).is_none());
+    flushed(&mut engine);
+    assert!(matches!(engine.due(at(2)), Some(Due::Keep(keep)) if keep.event.object.name == "usage-1"));
+    assert!(engine.due(at(2)).is_none());
+}
+
+#[test]
+fn an_evaluation_that_moves_no_threshold_asks_for_no_flush_and_tells_what_is_reached() {
+    let mut engine = engine();
+    assert_eq!(evaluate(&mut engine, 1, 60, 0).reached, Some((Uid::from_u128(1), vec!["50%".to_owned()])));
+    flushed(&mut engine);
+    delivered(&mut engine, 0);
+    flushed(&mut engine);
+    assert_eq!(evaluate(&mut engine, 1, 70, 1).reached, Some((Uid::from_u128(1), vec!["50%".to_owned()])));
+    assert_eq!(engine.unflushed(), Unflushed::Nothing);
+    assert_eq!(evaluate(&mut engine, 1, 10, 2).reached, Some((Uid::from_u128(1), Vec::new())));
+    assert_eq!(engine.unflushed(), Unflushed::Changes);
+}
+
+#[test]
+fn before_it_is_known_what_is_there_nothing_is_taken_in() {
+    let mut engine = Engine::new(None, 1, 4);
+    engine.add_measured_watch(USAGE, RESOURCE, RESOURCE);
+    assert!(evaluate(&mut engine, 1, 90, 0).events.is_empty());
+    assert_eq!(engine.records(), 0);
+}
+
+#[test]
+fn what_goes_says_nothing_also_where_it_went_while_nobody_looked() {
+    let mut engine = engine();
+    for number in 1..=3 {
+        evaluate(&mut engine, number, 90, 0);
+    }
+    assert!(engine.observe(measured(Change::Gone(Uid::from_u128(1))), at(1)).events.is_empty());
+    assert_eq!(engine.records(), 2);
+    let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(2));
+    engine.add_measured_watch(USAGE, RESOURCE, RESOURCE);
+    assert_eq!(engine.records(), 2);
+    assert!(engine.observe(measured(Change::Only(vec![Uid::from_u128(3)])), at(3)).events.is_empty());
+    assert_eq!(engine.records(), 1);
+    assert!(evaluate(&mut engine, 3, 90, 4).events.is_empty(), "it is remembered");
+    assert_eq!(flushed(&mut engine).gone.len(), 1);
+}
+
+#[test]
+fn an_object_that_was_there_before_the_ledger_repeats_its_announcement_and_no_other_id() {
+    let ids = |epoch, before: Vec<Uid>| {
+        let mut engine = Engine::new(None, epoch, 4);
+        engine.add_measured_watch(USAGE, RESOURCE, RESOURCE);
+        engine.observe(measured(Change::Only(before)), at(0));
+        let mut ids = Vec::new();
+        for value in [60, 90, 10, 90] {
+            ids.extend(evaluate(&mut engine, 1, value, 1).events.iter().map(|event| event.id));
+        }
+        ids
+    };
+    let (first, second) = (ids(1, Vec::new()), ids(2, vec![Uid::from_u128(1)]));
+    assert_eq!((first.len(), second.len()), (4, 4));
+    assert_eq!(first[0], second[0]);
+    assert!(second[1..].iter().all(|id| !first.contains(id)), "{first:?} {second:?}");
+}
+
+/// What a crash may hit.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Evaluate(i64),
+    Deliver,
+    /// Composes a flush of about so many bytes, unless one is under way.
+    Flush(usize),
+    /// The next segment of the flush lands.
+    Land,
+    Crash,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => proptest::sample::select(vec![10, 55, 85]).prop_map(Step::Evaluate),
+        3 => Just(Step::Deliver),
+        3 => proptest::sample::select(vec![1, usize::MAX]).prop_map(Step::Flush),
+        4 => Just(Step::Land),
+        1 => Just(Step::Crash),
+    ]
+}
+
+struct World {
+    engine: Engine,
+    journal: Journal,
+    /// Of the flush under way.
+    landing: Vec<journal::Segment>,
+    store: HashMap<String, Found>,
+    /// What was attempted: an id and what it stood for.
+    sent: HashMap<EventId, String>,
+    now: i64,
+}
+
+const HOME: Uid = Uid::from_u128(99);
+
+fn shape() -> Shape {
+    Shape { ring: 64, shards: 4, limit: 1 << 20 }
+}
+
+impl World {
+    fn begin(mut engine: Engine, journal: Journal) -> Self {
+        engine.subscribe(subscription(1, 8, 0));
+        engine.add_measured_watch(USAGE, RESOURCE, RESOURCE);
+        engine.observe(measured(Change::Only(vec![Uid::from_u128(1)])), at(0));
+        Self { engine, journal, landing: Vec::new(), store: HashMap::new(), sent: HashMap::new(), now: 0 }
+    }
+
+    fn step(&mut self, step: Step) {
+        self.now += 1;
+        match step {
+            Step::Evaluate(value) => {
+                evaluate(&mut self.engine, 1, value, self.now);
+            }
+            Step::Deliver => {
+                while let Some(Due::Attempt(attempt)) = self.engine.due(at(self.now)) {
+                    let body = attempt.event.body.as_str().to_owned();
+                    let known = self.sent.entry(attempt.event.id).or_insert_with(|| body.clone());
+                    assert_eq!(*known, body, "one id, two crossings");
+                    self.engine.settle(&outcome(&attempt, AttemptResult::Acknowledged), at(self.now), 0.5);
+                }
+            }
+            Step::Flush(budget) if self.landing.is_empty() => {
+                let wanted = self.journal.wanted();
+                let flush = self.engine.flush(&wanted, if self.journal.is_pressed() { usize::MAX } else { budget });
+                self.landing = self.journal.lay_out(flush).unwrap();
+                self.landing.reverse();
+                if self.landing.is_empty() {
+                    self.engine.landed();
+                }
+            }
+            Step::Flush(_) => {}
+            Step::Land => {
+                if let Some(segment) = self.landing.pop() {
+                    self.write(segment);
+                    if self.landing.is_empty() {
+                        self.engine.landed();
+                    }
+                }
+            }
+            Step::Crash => {
+                let found: Vec<Found> = self.store.values().cloned().collect();
+                let Opened::Ours(journal, memory) = journal::open(&found, HOME, shape(), 8) else {
+                    return;
+                };
+                let next = Self::begin(Engine::recover(None, 1, 4, *memory, at(self.now)), *journal);
+                let (store, sent, now) = (std::mem::take(&mut self.store), std::mem::take(&mut self.sent), self.now);
+                *self = Self { store, sent, now, ..next };
+                let claim = self.journal.claim().unwrap();
+                self.write(claim);
+            }
+        }
+    }
+
+    fn write(&mut self, segment: journal::Segment) {
+        self.journal.landed(&segment, "1".into());
+        self.store.insert(segment.name.clone(), Found { segment, version: "1".into() });
+    }
+}
+
+proptest! {
+    #[test]
+    fn over_crashes_at_any_point_each_crossing_has_one_id_and_each_id_one_crossing(
+        steps in proptest::collection::vec(step(), 0..120),
+    ) {
+        let mut world = World::begin(Engine::new(None, 1, 4), Journal::found(HOME, 1, shape(), 7));
+        for step in steps.into_iter().chain([Step::Flush(usize::MAX), Step::Land, Step::Land, Step::Land]) {
+            world.step(step);
+        }
+        while !world.landing.is_empty() {
+            world.step(Step::Land);
+        }
+        world.step(Step::Flush(usize::MAX));
+        while !world.landing.is_empty() {
+            world.step(Step::Land);
+        }
+        world.step(Step::Deliver);
+        prop_assert_eq!(world.engine.pending(Uid::from_u128(1001)), 0, "nothing is withheld for ever");
+        // Each evaluation sends a threshold at most once.
+        let told: HashSet<(String, String)> = world.sent.values().map(|body| {
+            let body: serde_json::Value = serde_json::from_str(&format!("{body}\"}}")).unwrap();
+            (body["data"]["threshold"].to_string(), body["data"]["observedAt"].to_string())
+        }).collect();
+        prop_assert_eq!(told.len(), world.sent.len());
+    }
+}

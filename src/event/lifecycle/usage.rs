@@ -1,0 +1,430 @@
+//! The usage lifecycle: thresholds of a figure, each armed or reached.
+//!
+//! - `usage.threshold_reached`: the figure has been at or above a threshold for as long as the spec says. A jump over several
+//!   thresholds sends one event each, ascending.
+//! - A threshold is armed again once the figure is below it by more than the hysteresis; one in percent also by a new limit, since it is
+//!   another amount then.
+//! - Of the thresholds that the figure had reached when they were first looked at (a new object, another metric, a threshold that an edit
+//!   adds), only the highest of all that are reached is announced; the others count as reached.
+//! - Thresholds that are the same, however they are spelled, are one.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Occurrence, Tally};
+use crate::event::{
+    EventType,
+    amount::{Amount, Level},
+    id::{Fingerprint, OccurrenceName},
+    object::UsageFacts,
+    unknown::Unknown,
+};
+
+/// What the lifecycle remembers of one figure. An evaluation that moves no threshold leaves it as it is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UsageRecord {
+    /// Which metric it is of; `None` before the first evaluation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metric: Option<Fingerprint>,
+    /// What percentages were of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<Amount>,
+    /// The thresholds by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    marks: BTreeMap<String, Mark>,
+    /// The object was there before the record.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    rebuilt: bool,
+    /// What was sent up to this generation is unknown; 0: nothing was.
+    #[serde(skip_serializing_if = "is_zero")]
+    unknown_to: i64,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
+
+/// One threshold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Mark {
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    reached: bool,
+    /// Since when the figure has been at or above it, while that has not been for long enough.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<Timestamp>,
+    /// It was so when the threshold was first looked at, and has been ever since.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    found: bool,
+    #[serde(skip_serializing_if = "Tally::is_empty")]
+    tally: Tally,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+impl UsageRecord {
+    /// A figure that was measured before the operator was: what was sent of it is unknown.
+    #[must_use]
+    pub fn baseline() -> Self {
+        Self { rebuilt: true, ..Self::default() }
+    }
+
+    /// Those of the thresholds that are reached, as the spec writes them, ascending.
+    #[must_use]
+    pub fn reached(&self, facts: &UsageFacts) -> Vec<String> {
+        let reached =
+            Rung::ladder(facts).into_iter().filter(|rung| self.marks.get(&rung.name).is_some_and(|mark| mark.reached));
+        reached.map(|rung| rung.level.text().to_owned()).collect()
+    }
+}
+
+/// A threshold as an amount.
+struct Rung<'a> {
+    level: &'a Level,
+    name: String,
+    /// Reached from here on.
+    at: Amount,
+    /// Armed again below this.
+    armed_below: Amount,
+}
+
+impl<'a> Rung<'a> {
+    /// The distinct thresholds, ascending; of two that meet the one in percent first. Percentages of nothing are left out.
+    fn ladder(facts: &'a UsageFacts) -> Vec<Self> {
+        let limit = facts.limit.as_ref();
+        let rungs = facts.thresholds.iter().filter_map(|level| {
+            let at = level.of(limit)?;
+            let hysteresis = facts.hysteresis.of(Some(limit.unwrap_or(&at)))?;
+            Some(Self { level, name: level.name(), armed_below: at.minus(&hysteresis), at })
+        });
+        let mut rungs: Vec<Self> = rungs.collect();
+        rungs.sort_by(|a, b| (&a.at, b.level.is_percent(), &a.name).cmp(&(&b.at, a.level.is_percent(), &b.name)));
+        rungs.dedup_by(|next, kept| next.name == kept.name);
+        rungs
+    }
+}
+
+/// What an evaluation means.
+#[must_use]
+pub fn step(mut record: UsageRecord, facts: &UsageFacts, generation: i64) -> (Vec<Occurrence>, UsageRecord) {
+    let metric = Fingerprint::of(&facts.metric);
+    if record.metric != Some(metric) {
+        record.metric = Some(metric);
+        record.marks.clear();
+    }
+    if std::mem::take(&mut record.rebuilt) {
+        record.unknown_to = generation;
+    }
+    let new_limit = record.limit != facts.limit;
+    record.limit.clone_from(&facts.limit);
+    let mut known = std::mem::take(&mut record.marks);
+    let mut highest = None;
+    let mut risen = Vec::new();
+    let mut marks = Vec::new();
+    for (index, rung) in Rung::ladder(facts).into_iter().enumerate() {
+        let over = facts.value >= rung.at;
+        let mut mark = known.remove(&rung.name).unwrap_or_else(|| Mark { found: over, ..Mark::default() });
+        if new_limit && rung.level.is_percent() {
+            mark.reached = false;
+            mark.since = None;
+        }
+        mark.reached &= facts.value >= rung.armed_below;
+        mark.found &= over;
+        if mark.reached {
+            highest = Some(index);
+        } else if over {
+            // A clock that was set back must not keep it waiting.
+            let since = mark.since.map_or(facts.observed_at, |since| since.min(facts.observed_at));
+            let held = std::time::Duration::try_from(facts.observed_at.duration_since(since)).unwrap_or_default();
+            mark.since = Some(since);
+            if held >= facts.hold {
+                mark.reached = true;
+                mark.since = None;
+                highest = Some(index);
+                risen.push(index);
+            }
+        } else {
+            mark.since = None;
+        }
+        marks.push((rung.name, mark));
+    }
+    let mut occurrences = Vec::new();
+    for index in risen {
+        let (name, mark) = &mut marks[index];
+        let found = std::mem::take(&mut mark.found);
+        if found && highest != Some(index) {
+            continue;
+        }
+        // The announcement of what was found repeats, at worst, what was announced of it before.
+        if !found && mark.tally.is_empty() && generation <= record.unknown_to {
+            mark.tally = Tally::met(generation);
+        }
+        occurrences.push(Occurrence {
+            event: EventType::UsageThresholdReached,
+            name: OccurrenceName::Threshold { threshold: name.clone(), generation },
+            count: mark.tally.next(generation),
+            status: None,
+            run: 0,
+        });
+    }
+    record.marks = marks.into_iter().collect();
+    (occurrences, record)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, time::Duration};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).unwrap()
+    }
+
+    fn levels(texts: &[&str]) -> Vec<Level> {
+        texts.iter().map(|text| Level::parse(text).unwrap()).collect()
+    }
+
+    fn figure(value: i64, second: i64) -> UsageFacts {
+        UsageFacts {
+            metric: "tokens".into(),
+            value: Amount::quantity(&value.to_string()).unwrap(),
+            limit: Some(Amount::quantity("1000").unwrap()),
+            thresholds: levels(&["50%", "80%", "950"]),
+            hysteresis: Level::parse("5%").unwrap(),
+            observed_at: at(second),
+            ..UsageFacts::default()
+        }
+    }
+
+    /// What each evaluation announces: thresholds by name, with their count where that is not 1.
+    fn told(mut record: UsageRecord, history: impl IntoIterator<Item = (UsageFacts, i64)>) -> Vec<String> {
+        let mut told = Vec::new();
+        for (facts, generation) in history {
+            let (occurrences, next) = step(record, &facts, generation);
+            told.push(occurrences.iter().map(spelled).collect::<Vec<_>>().join(" "));
+            // The ledger gives back what it was given.
+            record = serde_json::from_value(serde_json::to_value(&next).unwrap()).unwrap();
+            assert_eq!(record, next);
+        }
+        told
+    }
+
+    fn spelled(occurrence: &Occurrence) -> String {
+        let OccurrenceName::Threshold { threshold, .. } = &occurrence.name else { panic!("a threshold") };
+        let count = if occurrence.count > 1 { format!("#{}", occurrence.count) } else { String::new() };
+        format!("{threshold}{count}")
+    }
+
+    fn tells(values: &[i64], expected: &[&str]) {
+        let history = values.iter().zip(0..).map(|(value, second)| (figure(*value, second), 1));
+        assert_eq!(told(UsageRecord::default(), history), expected, "{values:?}");
+    }
+
+    #[test]
+    fn a_figure_that_rises_tells_each_threshold_once() {
+        tells(&[0, 499, 500, 501, 799, 800, 949, 950, 2000], &["", "", "50%", "", "", "80%", "", "950", ""]);
+    }
+
+    #[test]
+    fn a_jump_over_several_tells_each_ascending() {
+        tells(&[0, 1000], &["", "50% 80% 950"]);
+    }
+
+    #[test]
+    fn a_threshold_is_told_again_only_after_a_fall_below_the_hysteresis() {
+        tells(&[0, 800, 799, 800, 750, 800, 749, 800], &["", "50% 80%", "", "", "", "", "", "80%#2"]);
+        let mut none = figure(0, 0);
+        none.hysteresis = Level::default();
+        let at = |value: i64| UsageFacts { value: Amount::quantity(&value.to_string()).unwrap(), ..none.clone() };
+        let history = [at(0), at(500), at(499), at(500)].map(|facts| (facts, 1));
+        assert_eq!(told(UsageRecord::default(), history), ["", "50%", "", "50%#2"]);
+    }
+
+    #[test]
+    fn without_a_limit_a_hysteresis_in_percent_is_of_the_threshold() {
+        let at = |value: i64| UsageFacts { limit: None, thresholds: levels(&["100", "800"]), ..figure(value, 0) };
+        let history = [at(0), at(800), at(761), at(800), at(759), at(800), at(96), at(100), at(94), at(100)];
+        let expected = ["", "100 800", "", "", "", "800#2", "", "", "", "100#2"];
+        assert_eq!(told(UsageRecord::default(), history.map(|facts| (facts, 1))), expected);
+    }
+
+    #[test]
+    fn the_first_evaluation_announces_only_the_highest_threshold_that_is_reached() {
+        tells(&[850, 860, 950, 749, 449, 900], &["80%", "", "950", "", "", "50% 80%#2"]);
+        tells(&[2000], &["950"]);
+        tells(&[10], &[""]);
+    }
+
+    #[test]
+    fn a_threshold_must_be_held_and_a_failure_or_a_crash_in_between_changes_nothing() {
+        let at = |value, second| (UsageFacts { hold: Duration::from_secs(60), ..figure(value, second) }, 1);
+        let history =
+            [at(0, 0), at(600, 10), at(600, 69), at(600, 70), at(900, 80), at(799, 90), at(800, 100), at(800, 160)];
+        assert_eq!(told(UsageRecord::default(), history), ["", "", "", "50%", "", "", "", "80%"]);
+        // Nothing was heard for an hour.
+        let history = [at(0, 0), at(600, 10), at(600, 3610)];
+        assert_eq!(told(UsageRecord::default(), history), ["", "", "50%"]);
+        // The clock was set back.
+        let history = [at(0, 0), at(600, 5000), at(600, 10), at(600, 70)];
+        assert_eq!(told(UsageRecord::default(), history), ["", "", "", "50%"]);
+    }
+
+    #[test]
+    fn what_was_found_and_must_be_held_is_announced_as_one_unless_it_fell_meanwhile() {
+        let at = |value, second| (UsageFacts { hold: Duration::from_secs(60), ..figure(value, second) }, 1);
+        assert_eq!(told(UsageRecord::default(), [at(850, 0), at(850, 60)]), ["", "80%"]);
+        let fell = [at(850, 0), at(10, 30), at(850, 40), at(850, 100)];
+        assert_eq!(told(UsageRecord::default(), fell), ["", "", "", "50% 80%"]);
+    }
+
+    #[test]
+    fn a_new_limit_arms_percentages_and_nothing_else() {
+        let with =
+            |value, limit: &str| (UsageFacts { limit: Some(Amount::quantity(limit).unwrap()), ..figure(value, 0) }, 1);
+        let history = [with(0, "1000"), with(960, "1000"), with(960, "1k"), with(960, "1200"), with(960, "10k")];
+        assert_eq!(told(UsageRecord::default(), history), ["", "50% 80% 950", "", "50%#2 80%#2", ""]);
+    }
+
+    #[test]
+    fn an_edit_announces_what_it_adds_only_as_the_highest_and_forgets_what_it_removes() {
+        let with =
+            |texts: &[&str], generation| (UsageFacts { thresholds: levels(texts), ..figure(850, 0) }, generation);
+        let history = [
+            with(&["80%"], 1),
+            with(&["50%", "80%"], 2),
+            with(&["50%", "80%", "84%"], 3),
+            with(&["80%"], 4),
+            with(&["80.0%", "50%"], 5),
+        ];
+        assert_eq!(told(UsageRecord::default(), history), ["80%", "", "84%", "", ""]);
+    }
+
+    #[test]
+    fn another_metric_is_looked_at_as_if_for_the_first_time() {
+        let other = UsageFacts { metric: "gpus".into(), ..figure(850, 1) };
+        assert_eq!(told(UsageRecord::default(), [(figure(960, 0), 1), (other, 2)]), ["950", "80%"]);
+    }
+
+    #[test]
+    fn thresholds_that_are_the_same_are_one_and_those_that_meet_are_two() {
+        let with = |value, texts: &[&str]| (UsageFacts { thresholds: levels(texts), ..figure(value, 0) }, 1);
+        let spellings = ["50%", "050.0%", "500", "0.5k", "500000m"];
+        assert_eq!(told(UsageRecord::default(), [with(0, &spellings), with(500, &spellings)]), ["", "50% 500"]);
+        let facts = with(500, &["0.5k", "500"]).0;
+        let (_, record) = step(UsageRecord::default(), &facts, 1);
+        assert_eq!(record.reached(&facts), ["0.5k"]);
+    }
+
+    #[test]
+    fn in_a_rebuilt_ledger_the_announcement_of_what_was_found_repeats_and_later_crossings_do_not() {
+        let history = [(figure(850, 0), 3), (figure(950, 1), 3), (figure(10, 2), 3), (figure(800, 3), 3)];
+        assert_eq!(told(UsageRecord::baseline(), history), ["80%", "950#2", "", "50%#2 80%#2"]);
+        let edited = [(figure(10, 0), 3), (figure(800, 1), 4)];
+        assert_eq!(told(UsageRecord::baseline(), edited), ["", "50% 80%"]);
+    }
+
+    fn history() -> impl Strategy<Value = Vec<(UsageFacts, i64)>> {
+        let spec = (
+            proptest::sample::subsequence(vec!["10%", "50%", "80%", "80.0%", "300", "800", "0.8k", "950"], 1..6),
+            proptest::sample::select(vec![800, 1000, 2000]),
+            proptest::sample::select(vec!["0%", "5%", "40"]),
+            proptest::sample::select(vec![0, 0, 20]),
+            proptest::sample::select(vec!["tokens", "tokens", "gpus"]),
+        );
+        let edit = proptest::option::weighted(0.15, spec.clone());
+        let steps = proptest::collection::vec((edit, 0..1200_i64, 1..15_i64), 1..60);
+        (spec, steps).prop_map(|(mut spec, steps)| {
+            let (mut generation, mut second) = (1, 0);
+            let steps = steps.into_iter().map(|(edit, value, pause)| {
+                if let Some(edit) = edit {
+                    spec = edit;
+                    generation += 1;
+                }
+                second += pause;
+                let (texts, limit, hysteresis, hold, metric) = &spec;
+                let facts = UsageFacts {
+                    metric: (*metric).into(),
+                    limit: Some(Amount::quantity(&limit.to_string()).unwrap()),
+                    thresholds: levels(texts),
+                    hysteresis: Level::parse(hysteresis).unwrap(),
+                    hold: Duration::from_secs(*hold),
+                    ..figure(value, second)
+                };
+                (facts, generation)
+            });
+            steps.collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_crossing_is_named_twice_all_are_ascending_and_true_and_a_repeat_says_nothing(
+            history in history(), baseline in any::<bool>(),
+        ) {
+            let mut record = if baseline { UsageRecord::baseline() } else { UsageRecord::default() };
+            let mut seen = HashSet::new();
+            for (index, (facts, generation)) in history.into_iter().enumerate() {
+                let (occurrences, next) = step(record, &facts, generation);
+                let mut before = None;
+                for occurrence in &occurrences {
+                    prop_assert!(seen.insert((occurrence.name.clone(), occurrence.count)));
+                    let OccurrenceName::Threshold { threshold, generation: of } = &occurrence.name else { panic!("a threshold") };
+                    prop_assert_eq!(*of, generation);
+                    let at = Level::parse(threshold).unwrap().of(facts.limit.as_ref()).unwrap();
+                    prop_assert!(facts.value >= at, "{} is told at {}", threshold, facts.value);
+                    prop_assert!(before.is_none_or(|before| before <= at));
+                    before = Some(at);
+                }
+                if index == 0 {
+                    prop_assert!(occurrences.len() <= 1);
+                }
+                let reached = next.reached(&facts);
+                for occurrence in &occurrences {
+                    let OccurrenceName::Threshold { threshold, .. } = &occurrence.name else { panic!("a threshold") };
+                    prop_assert!(reached.iter().any(|text| Level::parse(text).unwrap().name() == *threshold));
+                }
+                let (again, same) = step(next.clone(), &facts, generation);
+                prop_assert!(again.is_empty());
+                prop_assert_eq!(&same, &next, "an evaluation that moves nothing dirties nothing");
+                record = next;
+            }
+        }
+
+        /// The rule told in other words: without hold and edits, each threshold is a switch of its own.
+        #[test]
+        fn each_threshold_is_told_as_often_as_the_figure_rises_over_it_from_below_its_hysteresis(
+            values in proptest::collection::vec(0..1200_i64, 1..60),
+        ) {
+            let mut record = UsageRecord::default();
+            let mut told = [0, 0, 0];
+            let mut expected = [0, 0, 0];
+            let mut armed = [true; 3];
+            for (index, value) in values.into_iter().enumerate() {
+                let (occurrences, next) = step(record, &figure(value, index as i64), 1);
+                for occurrence in &occurrences {
+                    let threshold = spelled(occurrence);
+                    told[["50%", "80%", "950"].iter().position(|name| threshold.starts_with(name)).unwrap()] += 1;
+                }
+                let highest = [500, 800, 950].iter().rposition(|at| value >= *at);
+                for (rung, at) in [500, 800, 950].into_iter().enumerate() {
+                    if value >= at && std::mem::replace(&mut armed[rung], false) {
+                        expected[rung] += usize::from(index > 0 || highest == Some(rung));
+                    } else if value < at - 50 {
+                        armed[rung] = true;
+                    }
+                }
+                record = next;
+            }
+            prop_assert_eq!(told, expected);
+        }
+    }
+}
