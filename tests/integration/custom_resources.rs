@@ -1119,7 +1119,9 @@ fn the_apiserver_serves_the_definitions_without_reservation() {
         let plane = plane().await;
         let definitions = served_definitions(&plane.admin().await).await;
         let kinds: Vec<&Value> = definitions.iter().map(|definition| &definition["spec"]["names"]["kind"]).collect();
-        assert_eq!(kinds, ["LedgerSegment", "TrainingJob", "UsageThreshold", "WebhookDelivery", "Webhook"]);
+        let expected =
+            ["LedgerSegment", "TrainingJob", "UsageThreshold", "WebhookDelivery", "Webhook", "WebhookSource"];
+        assert_eq!(kinds, expected);
         for definition in &definitions {
             let internal = definition["spec"]["names"]["kind"] == "LedgerSegment";
             let subresources = if internal { Value::Null } else { json!({"status": {}}) };
