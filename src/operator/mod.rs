@@ -20,7 +20,7 @@ use lease::Elector;
 use metrics::Metrics;
 use server::{Health, Role, Shown};
 
-/// Each namespace that is named costs four watches.
+/// Each namespace that is named costs five watches, and one of quotas where a `UsageThreshold` names one.
 const MAX_NAMESPACES: usize = 1000;
 
 /// Why the operator cannot go on.
