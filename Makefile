@@ -14,6 +14,8 @@ demo: ## Watch the operator at work on a real control plane; KEEP=1 leaves it ru
 
 test: ## Run the whole suite, against a real control plane that is built where it is missing
 	tests/control-plane/build etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok prometheus >/dev/null
+	tests/libraries/install javascript >/dev/null
+	tests/libraries/install python >/dev/null
 	cargo test --workspace --locked
 
 lint: ## Check formatting, clippy, dependencies

@@ -24,6 +24,7 @@ use crate::{
     event::{
         Event,
         body::{self, Envelope},
+        format::Forms,
         id::{DeliveryId, EventId},
         lifecycle::Occurrence,
         object::{Object, Uid, WatchId},
@@ -510,6 +511,7 @@ impl Engine {
                 object: Arc::new(object.outline()),
                 observed_at: now,
                 sequence,
+                forms: Forms::default(),
             });
             for Match { subscription, unfiltered } in self.index.matching(&event, &object) {
                 let webhook = subscription.uid;

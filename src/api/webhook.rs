@@ -48,6 +48,10 @@ pub(super) const DURATION: &str = "'^([0-9]{1,5}(h|m|s|ms)){1,4}$'";
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", priority = "1"),
     printcolumn(name = "Last error", type_ = "string", json_path = ".status.lastFailure.error", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.spec.format != 'StandardWebhooks' || has(self.spec.secretRef)")
+        .message("spec.format StandardWebhooks signs every delivery: name the Secret in spec.secretRef, whose key holds whsec_ and the base64 of 24 to 64 random bytes"),
+    validation = Rule::new("!has(self.spec.cloudEvents) || self.spec.format == 'CloudEvents'")
+        .message("spec.cloudEvents is for spec.format CloudEvents only: write that format, or remove spec.cloudEvents"),
     validation = Rule::new("self.metadata.name.size() <= 63").message("a Webhook's name may have at most 63 characters, since it becomes a label value: choose a shorter metadata.name")
 )]
 #[serde(rename_all = "camelCase")]
@@ -91,10 +95,43 @@ pub struct WebhookSpec {
     /// Holds deliveries, without dropping them: what happens meanwhile waits.
     #[serde(default)]
     pub suspend: bool,
+    /// How events are written: as the operator's documentation says (`LLMTune`), or as Standard Webhooks 1.0.0 or `CloudEvents` 1.0 do.
+    #[serde(default)]
+    pub format: Format,
+    /// Of the format `CloudEvents` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_events: Option<CloudEventsOptions>,
     /// How deliveries are made.
     #[serde(default)]
     #[schemars(default = "super::empty_object")]
     pub delivery: DeliveryPolicy,
+}
+
+/// How events are written.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub enum Format {
+    #[default]
+    LLMTune,
+    StandardWebhooks,
+    CloudEvents,
+}
+
+/// How `CloudEvents` are sent.
+#[derive(KubeSchema, Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct CloudEventsOptions {
+    /// `Structured`: all in the body, and so all signed. `Binary`: the body is `data`; the rest stands in headers, which are not
+    /// signed.
+    #[serde(default)]
+    pub mode: CloudEventsMode,
+}
+
+/// The content mode of `CloudEvents` over HTTP.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub enum CloudEventsMode {
+    Binary,
+    #[default]
+    Structured,
 }
 
 /// A key of a Secret in the Webhook's namespace.

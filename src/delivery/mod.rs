@@ -3,6 +3,7 @@
 pub mod address;
 pub mod clients;
 mod failure;
+pub mod message;
 pub mod resolver;
 pub mod schedule;
 pub mod send;

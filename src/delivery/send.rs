@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 use reqwest::Response;
 use tokio::time::{Instant, timeout};
@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     clients::{ClientError, Clients},
     failure::{describe_error, describe_status},
-    sign,
+    message::{Message, message},
 };
 use crate::{
     engine::{Attempt, AttemptResult, Outcome},
@@ -137,12 +137,12 @@ impl Sender {
             return withheld(attempt, false, None);
         }
         let begun = Instant::now();
-        let body = attempt.event.body.close(Timestamp::now());
-        let signature = key.map(|key| sign::signature(&key, body.as_bytes()));
+        let Some(Message { headers, body }) = message(attempt, webhook.format, key.as_deref(), Timestamp::now()) else {
+            return Attempted::broken(attempt);
+        };
         let answer = match self.clients.client(&webhook.url) {
             Err(error) => Err(error),
             Ok(client) => {
-                let headers = headers(attempt, signature.as_deref());
                 let request = client.post(webhook.url.clone()).headers(headers).timeout(webhook.timeout).body(body);
                 request.send().await.map_err(ClientError::from)
             }
@@ -161,7 +161,7 @@ impl Sender {
                     StatusCode::GONE => AttemptResult::Gone,
                     _ => AttemptResult::Failed { retry_after: retry_after(response.headers(), Timestamp::now()) },
                 };
-                let error = describe_status(status, response.headers(), &webhook.url, signature.is_some());
+                let error = describe_status(status, response.headers(), &webhook.url, key.is_some());
                 drain(response).await;
                 (result, Class::of(status), Some(status), error)
             }
@@ -207,41 +207,6 @@ fn withheld(attempt: &Attempt, hold: bool, lost_key: Option<(KeyReference, Secre
     Attempted { outcome: outcome(attempt, AttemptResult::Withheld { hold }), exchange: None, lost_key }
 }
 
-const EVENT: HeaderName = HeaderName::from_static("x-llmtune-event");
-const TEST: HeaderName = HeaderName::from_static("x-llmtune-test");
-const ATTEMPT: HeaderName = HeaderName::from_static("x-llmtune-attempt");
-const EVENT_ID: HeaderName = HeaderName::from_static("x-llmtune-event-id");
-const DELIVERY_ID: HeaderName = HeaderName::from_static("x-llmtune-delivery-id");
-const SIGNATURE: HeaderName = HeaderName::from_static("x-llmtune-signature");
-/// The same signature under the names that GitHub's receivers and generic ones look for.
-const PREFIXED_SIGNATURES: [HeaderName; 2] =
-    [HeaderName::from_static("x-hub-signature-256"), HeaderName::from_static("x-signature")];
-
-fn headers(attempt: &Attempt, signature: Option<&str>) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(12);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(EVENT, HeaderValue::from_static(attempt.event.event_type.name()));
-    if attempt.test {
-        headers.insert(TEST, HeaderValue::from_static("true"));
-    }
-    headers.insert(ATTEMPT, HeaderValue::from(attempt.number));
-    let mut text = |name: HeaderName, value: String| {
-        // Ids and hexadecimal digits are always valid header values.
-        if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(name, value);
-        }
-    };
-    text(EVENT_ID, attempt.event.id.to_string());
-    text(DELIVERY_ID, attempt.delivery.to_string());
-    if let Some(signature) = signature {
-        text(SIGNATURE, signature.to_owned());
-        for name in PREFIXED_SIGNATURES {
-            text(name, format!("sha256={signature}"));
-        }
-    }
-    headers
-}
-
 /// Reads the rest of a short, quick answer; the connection of any other is closed.
 async fn drain(mut response: Response) {
     let read = async {
@@ -277,6 +242,8 @@ fn shorten(text: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     fn after(value: &str) -> Option<Duration> {

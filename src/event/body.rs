@@ -120,6 +120,15 @@ impl Opened {
         rest.rsplit_once(OCCURRED_AT).map(|(data, _)| data)
     }
 
+    /// The members between `occurredAt` and `deliveredAt`, from `"sequence":` on; `None` in a text that [`open`] did not write.
+    #[must_use]
+    pub fn rest(&self) -> Option<&str> {
+        // The last is the envelope's, as in `occurred_at`.
+        let (_, rest) = self.0.rsplit_once(OCCURRED_AT)?;
+        let (_, rest) = rest.strip_prefix('"')?.split_once("\",")?;
+        rest.strip_suffix(DELIVERED_AT)
+    }
+
     /// Whether something of `data` had to go.
     #[must_use]
     pub fn is_truncated(&self) -> bool {

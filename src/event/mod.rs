@@ -3,6 +3,7 @@
 
 pub mod amount;
 pub mod body;
+pub mod format;
 pub mod id;
 pub mod json;
 pub mod lifecycle;
@@ -152,6 +153,8 @@ pub struct Event {
     pub sequence: u32,
     /// The body up to the value of `deliveredAt` (see [`body`]).
     pub body: body::Opened,
+    /// The same in other formats, as attempts need it.
+    pub forms: format::Forms,
 }
 
 #[cfg(test)]

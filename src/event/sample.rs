@@ -8,6 +8,7 @@ use super::{
     Event, EventType,
     amount::{Amount, Level},
     body::{self, Envelope},
+    format::Forms,
     id::{EventId, OccurrenceName},
     lifecycle::Occurrence,
     object::{Facts, Metric, Object, ServingFacts, TrainingFacts, TrainingStage, Uid, UsageFacts},
@@ -87,6 +88,7 @@ pub fn sample(event: EventType, uid: Uid, namespace: &str, cluster: Option<&str>
         object: Arc::new(object.outline()),
         observed_at: now,
         sequence: 1,
+        forms: Forms::default(),
     }
 }
 

@@ -10,7 +10,7 @@ use serde::{
 };
 
 use super::record::Record;
-use crate::event::{Event, EventType, body::Opened, id::EventId, object::Uid, unknown::Unknown};
+use crate::event::{Event, EventType, body::Opened, format::Forms, id::EventId, object::Uid, unknown::Unknown};
 
 /// The largest text that a segment's data is unpacked to; more is no ledger of ours.
 const MAX_UNPACKED: usize = 1 << 30;
@@ -252,6 +252,7 @@ impl EventBody<'_> {
             observed_at: self.observed_at,
             sequence: self.sequence,
             body: Opened::kept(self.body.into_owned()),
+            forms: Forms::default(),
         })
     }
 }

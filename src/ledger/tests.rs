@@ -18,6 +18,7 @@ use super::{
 use crate::event::{
     Event, EventType,
     body::Opened as Body,
+    format::Forms,
     id::{EventId, OccurrenceName},
     object::{Facts, Object, ServingFacts, ServingStage, TrainingFacts, TrainingStage, Uid},
     unknown::Unknown,
@@ -133,6 +134,7 @@ fn event(number: u128, body: &str) -> EventEntry {
         observed_at: at(number as i64),
         sequence: 1,
         body: Body::kept(format!("{{\"id\":\"{id}\",\"text\":\"{body}\",\"deliveredAt\":\"")),
+        forms: Forms::default(),
     };
     let waiting =
         DeliveryEntry { failed: 2, due: Some(at(60)), wait_millis: 25_000, ..DeliveryEntry::new(Uid::from_u128(50)) };

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     index::Subscription,
     resolve::{Plan, Resolved, SpecError, WebhookRef},
-    secret::{KeyReference, SecretError, SigningKey},
+    secret::{Encoding, KeyReference, SecretError, SigningKey},
     watch::{Readiness, Standing, Update},
 };
 use crate::api::webhook::WebhookStatus;
@@ -60,7 +60,7 @@ impl Entry {
             (Some(missing), _) => Some(Readiness::Waiting {
                 reason: missing.error.reason(),
                 message: missing.error.to_string(),
-                stalled: missing.stalled,
+                stalled: missing.stalled || missing.error.is_final(),
             }),
             (None, true) if plan.suspend => Some(Readiness::Suspended),
             (None, true) => Some(Readiness::Live),
@@ -72,8 +72,14 @@ impl Entry {
             readiness,
             warnings: self.warnings(),
         });
-        let resolved = complete
-            .then(|| Arc::new(Resolved { url: plan.url.clone(), timeout: plan.timeout, key: self.key.clone() }));
+        let resolved = complete.then(|| {
+            Arc::new(Resolved {
+                url: plan.url.clone(),
+                timeout: plan.timeout,
+                format: plan.format,
+                key: self.key.clone(),
+            })
+        });
         let subscription = plan.subscription(&webhook, self.generation, !complete);
         Update { webhook, subscription, resolved, standing, found }
     }
@@ -83,7 +89,8 @@ impl Entry {
             let note = "deliveries are not signed, so that the receiver cannot tell who sent them: name a Secret in spec.secretRef";
             return vec![("Unsigned", note.into())];
         };
-        let newline = self.key.as_ref().is_some_and(|key| key.copy_at_hand().expose_secret().ends_with(b"\n"));
+        let raw = reference.encoding == Encoding::Raw;
+        let newline = raw && self.key.as_ref().is_some_and(|key| key.copy_at_hand().expose_secret().ends_with(b"\n"));
         if newline {
             let KeyReference { name, key, .. } = reference;
             let note = format!(

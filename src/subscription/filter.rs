@@ -119,6 +119,7 @@ mod tests {
     use crate::event::{
         EventType,
         body::{self, Envelope},
+        format::Forms,
         id::{EventId, OccurrenceName},
         lifecycle::Occurrence,
         object::{Facts, Metric, TrainingFacts, Uid},
@@ -152,6 +153,7 @@ mod tests {
             observed_at: now,
             sequence: 1,
             body: body::open(envelope, payload::data(object, &occurrence)),
+            forms: Forms::default(),
         };
         Filter::read(filter).unwrap().passes(&Subject::new(&event, object))
     }

@@ -8,9 +8,13 @@ use reqwest::Url;
 
 use super::{filter::Filter, index::Subscription, secret::SigningKey};
 use crate::{
-    api::webhook::{LabelSelector, WebhookSpec},
+    api::webhook::{self, CloudEventsMode, LabelSelector, WebhookSpec},
     delivery::schedule::Backoff,
-    event::{EventSet, object::Uid},
+    event::{
+        EventSet,
+        format::{Derived, Format},
+        object::Uid,
+    },
     expression::CompileError,
 };
 
@@ -28,6 +32,8 @@ pub struct Resolved {
     pub url: Url,
     /// The limit on one attempt.
     pub timeout: Duration,
+    /// How events are written.
+    pub format: Format,
     /// What to sign with; `None` where the Webhook names no Secret.
     pub key: Option<Arc<SigningKey>>,
 }
@@ -73,6 +79,7 @@ impl SpecError {
 pub struct Plan {
     pub url: Url,
     pub timeout: Duration,
+    pub format: Format,
     pub events: EventSet,
     pub selector: Selector,
     pub filter: Option<Filter>,
@@ -96,6 +103,7 @@ impl Plan {
         Ok(Self {
             url,
             timeout: duration("timeout", &policy.timeout)?,
+            format: format(spec),
             events: EventSet::parse(&spec.events).map_err(SpecError::Event)?,
             selector: spec.selector.as_ref().map(LabelSelector::selector).unwrap_or_default(),
             filter: spec.filter.as_deref().map(Filter::read).transpose()?,
@@ -131,6 +139,17 @@ impl Plan {
             concurrency: self.concurrency,
             held: held || self.suspend,
         }
+    }
+}
+
+fn format(spec: &WebhookSpec) -> Format {
+    match spec.format {
+        webhook::Format::LLMTune => Format::LlmTune,
+        webhook::Format::StandardWebhooks => Format::Derived(Derived::StandardWebhooks),
+        webhook::Format::CloudEvents => Format::Derived(match spec.cloud_events.unwrap_or_default().mode {
+            CloudEventsMode::Binary => Derived::CloudEventsBinary,
+            CloudEventsMode::Structured => Derived::CloudEventsStructured,
+        }),
     }
 }
 

@@ -8,9 +8,10 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
-use secrecy::SecretSlice;
+use secrecy::{ExposeSecret, SecretSlice};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -24,12 +25,36 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The limit on one reading; an attempt waits for it, and as a rule has a copy to go on with.
 const REQUEST: Duration = Duration::from_secs(5);
 
-/// Where a key lies.
+/// Where a key lies, and how it is written there.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeyReference {
     pub namespace: String,
     pub name: String,
     pub key: String,
+    pub encoding: Encoding,
+}
+
+/// How a key is written in its Secret.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// The bytes are the key.
+    #[default]
+    Raw,
+    /// As Standard Webhooks says: `whsec_`, and the base64 of the key's 24 to 64 bytes. White space at its end is ignored.
+    Whsec,
+}
+
+impl Encoding {
+    /// The key in these bytes of a Secret; `None` where they are not written so.
+    fn decode(self, stored: Vec<u8>) -> Option<SecretSlice<u8>> {
+        if self == Self::Raw {
+            return Some(stored.into());
+        }
+        let stored: SecretSlice<u8> = stored.into();
+        let text = stored.expose_secret().trim_ascii_end().strip_prefix(b"whsec_")?;
+        let key: SecretSlice<u8> = STANDARD.decode(text).ok()?.into();
+        (24..=64).contains(&key.expose_secret().len()).then_some(key)
+    }
 }
 
 /// Why a key cannot be had.
@@ -44,6 +69,11 @@ pub enum SecretError {
     /// The key holds nothing.
     #[error("key {1:?} of Secret {0:?} is empty: put at least 32 random bytes there")]
     Empty(String, String),
+    /// The key is not written as Standard Webhooks says.
+    #[error(
+        "key {1:?} of Secret {0:?} is no secret of Standard Webhooks: write whsec_ and the base64 of 24 to 64 random bytes there, as echo whsec_$(head -c 32 /dev/urandom | base64) prints"
+    )]
+    Invalid(String, String),
     /// The operator may not read it.
     #[error(
         "the operator may not read Secret {0:?}: grant its service account get on secrets in this namespace, as charts/llmtune-webhooks/rbac.yaml does"
@@ -61,6 +91,12 @@ impl SecretError {
         Self::Unavailable(reference.name.clone(), text.into())
     }
 
+    /// Whether waiting cannot help: somebody has to write the Secret anew.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Invalid(..))
+    }
+
     /// The reason that conditions and Events give.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
@@ -68,6 +104,7 @@ impl SecretError {
             Self::NotFound(_) => "SecretNotFound",
             Self::KeyNotFound(..) => "SecretKeyNotFound",
             Self::Empty(..) => "SecretEmpty",
+            Self::Invalid(..) => "InvalidSecret",
             Self::Forbidden(_) => "SecretForbidden",
             Self::Unavailable(..) => "SecretUnavailable",
         }
@@ -105,7 +142,7 @@ impl SigningKey {
         &self.reference
     }
 
-    /// The key's bytes as stored, at most [`MAX_AGE`] old. An error means that the key is gone.
+    /// The key's bytes, at most [`MAX_AGE`] old. An error means that the key is gone.
     pub async fn current(&self) -> Result<Arc<SecretSlice<u8>>, SecretError> {
         if let Some(bytes) = self.fresh() {
             return Ok(bytes);
@@ -156,7 +193,7 @@ impl SigningKey {
 }
 
 async fn get(client: &Client, reference: &KeyReference) -> Result<Arc<SecretSlice<u8>>, SecretError> {
-    let KeyReference { namespace, name, key } = reference;
+    let KeyReference { namespace, name, key, encoding } = reference;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let secret = match within(REQUEST, secrets.get_opt(name)).await {
         Ok(Some(secret)) => secret,
@@ -168,7 +205,10 @@ async fn get(client: &Client, reference: &KeyReference) -> Result<Arc<SecretSlic
     match data.remove(key) {
         None => Err(SecretError::KeyNotFound(name.clone(), key.clone())),
         Some(bytes) if bytes.0.is_empty() => Err(SecretError::Empty(name.clone(), key.clone())),
-        Some(bytes) => Ok(Arc::new(bytes.0.into())),
+        Some(bytes) => {
+            let decoded = encoding.decode(bytes.0);
+            decoded.map(Arc::new).ok_or_else(|| SecretError::Invalid(name.clone(), key.clone()))
+        }
     }
 }
 
@@ -182,6 +222,30 @@ mod tests {
     use super::*;
     use crate::fake::{Answer, apiserver};
 
+    #[test]
+    fn a_secret_of_standard_webhooks_is_whsec_and_24_to_64_bytes_in_base64() {
+        let decode = |text: &str| Encoding::Whsec.decode(text.as_bytes().to_vec());
+        let written = |length: usize| format!("whsec_{}", STANDARD.encode(vec![7_u8; length]));
+        for length in [24, 32, 64] {
+            assert_eq!(decode(&written(length)).unwrap().expose_secret(), vec![7_u8; length]);
+        }
+        assert_eq!(decode(&format!("{}\n", written(32))).unwrap().expose_secret().len(), 32);
+        let bare = STANDARD.encode([7_u8; 32]);
+        for wrong in [
+            "",
+            "whsec_",
+            "s3cret",
+            &bare,
+            &format!("whsec_{bare}!"),
+            &format!("WHSEC_{bare}"),
+            &written(23),
+            &written(65),
+        ] {
+            assert!(decode(wrong).is_none(), "{wrong}");
+        }
+        assert_eq!(Encoding::Raw.decode(b"s3cret\n".to_vec()).unwrap().expose_secret(), b"s3cret\n");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_endpoint_that_refuses_everything_has_the_key_read_once_in_five_seconds() {
         let reads = Arc::new(AtomicUsize::new(0));
@@ -191,7 +255,8 @@ mod tests {
             Answer::Object(json!({"metadata": {"name": "ci"}, "data": {"secret": "czNjcmV0"}}))
         });
         let reads = || reads.load(Ordering::Relaxed);
-        let reference = KeyReference { namespace: "ns".into(), name: "ci".into(), key: "secret".into() };
+        let reference =
+            KeyReference { namespace: "ns".into(), name: "ci".into(), key: "secret".into(), encoding: Encoding::Raw };
         let key = SigningKey::read(client, reference).await.unwrap();
         key.expire();
         key.current().await.unwrap();

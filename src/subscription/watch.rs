@@ -29,10 +29,13 @@ use super::{
     entry::{Entry, Missing},
     index::Subscription,
     resolve::{Plan, Resolved, WebhookRef},
-    secret::{KeyReference, SecretError, SigningKey},
+    secret::{Encoding, KeyReference, SecretError, SigningKey},
 };
 use crate::{
-    api::{Webhook, webhook::WebhookStatus},
+    api::{
+        Webhook,
+        webhook::{Format, WebhookStatus},
+    },
     event::object::Uid,
     objects::{self, Objects},
 };
@@ -205,6 +208,10 @@ impl Controller {
             namespace: webhook.namespace.clone(),
             name: secret.name,
             key: secret.key,
+            encoding: match object.spec.format {
+                Format::StandardWebhooks => Encoding::Whsec,
+                Format::LLMTune | Format::CloudEvents => Encoding::Raw,
+            },
         });
         let key = key.filter(|key| Some(key.reference()) == reference.as_ref());
         let uid = webhook.uid;

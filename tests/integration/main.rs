@@ -12,6 +12,7 @@ mod delivery;
 mod errors;
 mod examples;
 mod filters;
+mod formats;
 mod operation;
 mod receivers;
 mod recovery;

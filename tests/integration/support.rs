@@ -1,7 +1,10 @@
 //! What the tests share: one control plane, and short words for what users do.
 
 use std::{
-    sync::{Arc, OnceLock},
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,6 +17,8 @@ use llmtune_webhooks::api::training_job::{TrainingJob, TrainingJobSpec};
 use llmtune_webhooks_harness::{
     control_plane::ControlPlane,
     operator::{Operator, OperatorOptions},
+    process::temporary_folder,
+    root,
 };
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -48,6 +53,36 @@ pub async fn plane() -> Arc<ControlPlane> {
         })
         .await
         .clone()
+}
+
+/// The folder of the libraries of receivers in this language; installed first where they are missing.
+pub fn libraries(language: &str) -> PathBuf {
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut command = Command::new(root().join("tests/libraries/install"));
+    let output = command.arg(language).stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success(), "the libraries for {language} could not be installed; see above");
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+/// What a script prints that Node runs with these arguments and this input.
+pub fn node(script: &str, arguments: &[&str], input: &str) -> String {
+    printed(Command::new("node").arg(root().join(script)).args(arguments), input)
+}
+
+/// What a script prints that Python runs with these libraries and this input.
+pub fn python(script: &str, libraries: &Path, input: &str) -> String {
+    printed(Command::new("python3").arg(root().join(script)).env("PYTHONPATH", libraries), input)
+}
+
+/// What a command prints, given this input; that it fails is the test's.
+pub fn printed(command: &mut Command, input: &str) -> String {
+    // From a file: a pipe could fill before the command reads it.
+    let file = temporary_folder("input").join("text");
+    std::fs::write(&file, input).unwrap();
+    let output = command.stdin(File::open(file).unwrap()).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// A namespace of a test, and what is done there.

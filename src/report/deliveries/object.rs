@@ -19,7 +19,7 @@ use crate::{
         },
     },
     engine::Keep,
-    event::{Event, EventType, body::Opened, id::EventId, object::Uid},
+    event::{Event, EventType, body::Opened, format::Forms, id::EventId, object::Uid},
     ledger::contents::Reason,
     report::{
         conditions::{self, whole_seconds},
@@ -145,5 +145,6 @@ pub(super) fn event(namespace: &str, kept: &DeliveredEvent) -> Option<Event> {
         observed_at: Timestamp::now(),
         sequence: u32::try_from(kept.sequence).unwrap_or_default(),
         body: Opened::kept(kept.body.clone()),
+        forms: Forms::default(),
     })
 }

@@ -1,0 +1,117 @@
+//! What an attempt says: the body in the Webhook's format, the headers around it, and the signatures.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use jiff::Timestamp;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use secrecy::SecretSlice;
+
+use super::sign;
+use crate::{
+    engine::Attempt,
+    event::format::{Derived, Format},
+};
+
+const EVENT: HeaderName = HeaderName::from_static("x-llmtune-event");
+const TEST: HeaderName = HeaderName::from_static("x-llmtune-test");
+const ATTEMPT: HeaderName = HeaderName::from_static("x-llmtune-attempt");
+const EVENT_ID: HeaderName = HeaderName::from_static("x-llmtune-event-id");
+const DELIVERY_ID: HeaderName = HeaderName::from_static("x-llmtune-delivery-id");
+const SIGNATURE: HeaderName = HeaderName::from_static("x-llmtune-signature");
+/// The same signature under the names that GitHub's receivers and generic ones look for.
+const PREFIXED_SIGNATURES: [HeaderName; 2] =
+    [HeaderName::from_static("x-hub-signature-256"), HeaderName::from_static("x-signature")];
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+/// What the HTTP binding of `CloudEvents` wants encoded in a header's value (3.1.3.2), beside what is not ASCII.
+const NOT_IN_A_HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
+
+/// The headers and the body of one attempt.
+#[derive(Debug)]
+pub struct Message {
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+/// What an attempt that is made `now` says in this format, signed with `key`; `None` where the event's kept body cannot be written in it.
+#[must_use]
+pub fn message(attempt: &Attempt, format: Format, key: Option<&SecretSlice<u8>>, now: Timestamp) -> Option<Message> {
+    let mut headers = headers(attempt);
+    let body = match format {
+        Format::LlmTune => {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            let body = Bytes::from(attempt.event.body.close(now));
+            sign_body(&mut headers, key, &body);
+            body
+        }
+        Format::Derived(format) => {
+            let form = attempt.event.form(format)?;
+            let content_type = match format {
+                Derived::CloudEventsStructured => "application/cloudevents+json",
+                Derived::StandardWebhooks | Derived::CloudEventsBinary => "application/json",
+            };
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+            for (name, value) in &form.attributes {
+                attribute(&mut headers, name, value);
+            }
+            match format {
+                Derived::StandardWebhooks => sign_message(&mut headers, attempt, key, now, &form.body),
+                Derived::CloudEventsBinary | Derived::CloudEventsStructured => sign_body(&mut headers, key, &form.body),
+            }
+            form.body.clone()
+        }
+    };
+    Some(Message { headers, body })
+}
+
+fn headers(attempt: &Attempt) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(12);
+    headers.insert(EVENT, HeaderValue::from_static(attempt.event.event_type.name()));
+    if attempt.test {
+        headers.insert(TEST, HeaderValue::from_static("true"));
+    }
+    headers.insert(ATTEMPT, HeaderValue::from(attempt.number));
+    text(&mut headers, EVENT_ID, attempt.event.id.to_string());
+    text(&mut headers, DELIVERY_ID, attempt.delivery.to_string());
+    headers
+}
+
+fn sign_body(headers: &mut HeaderMap, key: Option<&SecretSlice<u8>>, body: &[u8]) {
+    let Some(key) = key else { return };
+    let signature = sign::signature(key, body);
+    for name in PREFIXED_SIGNATURES {
+        text(headers, name, format!("sha256={signature}"));
+    }
+    text(headers, SIGNATURE, signature);
+}
+
+fn sign_message(
+    headers: &mut HeaderMap,
+    attempt: &Attempt,
+    key: Option<&SecretSlice<u8>>,
+    now: Timestamp,
+    body: &[u8],
+) {
+    let (id, timestamp) = (attempt.event.id.to_string(), now.as_second());
+    if let Some(key) = key {
+        text(headers, WEBHOOK_SIGNATURE, sign::standard_webhooks(&[key], &id, timestamp, body));
+    }
+    headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(timestamp));
+    text(headers, WEBHOOK_ID, id);
+}
+
+/// An attribute of a `CloudEvent` in binary mode.
+fn attribute(headers: &mut HeaderMap, name: &str, value: &str) {
+    // The names are letters only.
+    if let Ok(name) = HeaderName::try_from(format!("ce-{name}")) {
+        text(headers, name, utf8_percent_encode(value, NOT_IN_A_HEADER).to_string());
+    }
+}
+
+fn text(headers: &mut HeaderMap, name: HeaderName, value: String) {
+    // Ids, digits, base64 and what is percent-encoded are always valid header values.
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(name, value);
+    }
+}
