@@ -6,9 +6,9 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use llmtune_webhooks_harness::receiver::{Answer, Received, Receiver};
 use serde_json::{Value, json};
 
-use crate::support::{SOON, Scene, libraries, node, python, run};
+use crate::support::{Jobs, SOON, Scene, libraries, node, python, run};
 
-fn whsec(byte: u8, length: usize) -> String {
+pub fn whsec(byte: u8, length: usize) -> String {
     format!("whsec_{}", STANDARD.encode(vec![byte; length]))
 }
 
@@ -155,5 +155,161 @@ fn a_standard_webhook_without_a_secret_is_refused_and_so_are_options_of_another_
         assert!(message.contains("\"LLMTune\", \"StandardWebhooks\", \"CloudEvents\""), "{message}");
         scene.webhook("hook", "http://a.example", &json!({}));
         assert_eq!(scene.get("webhook", "hook")["spec"]["format"], "LLMTune");
+    });
+}
+
+/// What a `CloudEvent` of this native body is, as the JavaScript library tells it.
+fn expected(namespace: &str, lifecycle: &str, native: &Value) -> Value {
+    let name = native["data"]["name"].as_str().unwrap();
+    let mut event = json!({
+        "specversion": "1.0",
+        "id": native["id"],
+        "type": format!("io.llmtune.{}", native["event"].as_str().unwrap()),
+        "source": format!("/clusters/eu-1/namespaces/{namespace}/{lifecycle}/{name}"),
+        "subject": name,
+        "time": native["occurredAt"],
+        "sequence": format!("{:010}", native["sequence"].as_u64().unwrap()),
+        "cluster": "eu-1",
+        "datacontenttype": "application/json",
+        "data": native["data"],
+    });
+    for flag in ["test", "truncated"] {
+        if native[flag] == true {
+            event[flag] = true.into();
+        }
+    }
+    event
+}
+
+/// The same event with times as instants, and what headers can only tell as text as what it means.
+fn normalized(event: &Value) -> Value {
+    let mut event = event.clone();
+    let time: jiff::Timestamp = event["time"].as_str().unwrap().parse().unwrap();
+    event["time"] = time.to_string().into();
+    for flag in ["test", "truncated"] {
+        if event[flag] == "true" {
+            event[flag] = true.into();
+        }
+    }
+    event
+}
+
+#[test]
+fn the_official_sdks_read_every_cloud_event_in_both_modes_also_tests_and_what_had_to_be_cut() {
+    run(async {
+        let scene = Scene::new("cloudevents").await;
+        let (structured, binary, native) = (Receiver::start().await, Receiver::start().await, Receiver::start().await);
+        scene.secret("ci-hook", "s3cret");
+        let spec = json!({"format": "CloudEvents", "secretRef": {"name": "ci-hook"}});
+        scene.webhook("structured", &structured.url(), &spec);
+        let mut spec = spec;
+        spec["cloudEvents"] = json!({"mode": "Binary"});
+        scene.webhook("binary", &binary.url(), &spec);
+        scene.webhook("native", &native.url(), &json!({}));
+        let options = scene.options().argument("--cluster-name=eu-1");
+        let _operator = llmtune_webhooks_harness::operator::Operator::start_ready(&scene.plane, &options).await;
+        for webhook in ["structured", "binary", "native"] {
+            scene.wait(&format!("webhook/{webhook}"), "condition=Ready");
+        }
+        scene.job("llama");
+        scene.phase("llama", "Running");
+        let metrics = json!({"huge": 1e21, "one": 1.0, "10": 10, "line\u{2028}end": "\"\\\n😀", "loss": "NaN"});
+        scene.job_status("llama", &json!({"phase": "Completed", "metrics": metrics}));
+        scene.job("large");
+        let metrics = json!({"log": "x".repeat(300_000)});
+        // Too much for a command line.
+        Jobs::new(&scene).await.status("large", &json!({"phase": "Completed", "metrics": metrics})).await;
+        let told = native.wait(3, SOON).await;
+        let mut requests = structured.wait(3, SOON).await;
+        requests.extend(binary.wait(3, SOON).await);
+        for webhook in ["structured", "binary"] {
+            scene.apply(&json!({
+                "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery", "metadata": {"name": format!("try-{webhook}")},
+                "spec": {"webhookRef": {"kind": "Webhook", "name": webhook}, "test": {"event": "model.deployed"}}
+            }));
+            scene.wait(&format!("webhookdelivery/try-{webhook}"), "condition=Delivered");
+        }
+        let tests = [structured.wait(4, SOON).await.pop().unwrap(), binary.wait(4, SOON).await.pop().unwrap()];
+
+        let all: Vec<Value> = requests.iter().chain(&tests).map(|request| asked("cloudevents", "", request)).collect();
+        for (language, answers) in read(&all) {
+            for (answer, request) in answers.iter().zip(&requests) {
+                let native = told.iter().find(|other| other.event_id() == request.event_id()).unwrap();
+                let expected = expected(&scene.namespace, "training", &native.json());
+                assert_eq!(normalized(&answer["read"]), expected, "{language}: {answer}");
+            }
+            assert!(answers.iter().any(|answer| answer["read"]["data"]["name"] == "large"));
+            for (answer, request) in answers[requests.len()..].iter().zip(&tests) {
+                let event = normalized(&answer["read"]);
+                assert_eq!(request.header("x-llmtune-test"), "true");
+                assert_eq!((&event["test"], &event["type"]), (&json!(true), &json!("io.llmtune.model.deployed")));
+                assert_eq!(event["source"], format!("/clusters/eu-1/namespaces/{}/serving/sample", scene.namespace));
+            }
+        }
+        let truncated = told.iter().find(|request| request.name() == "large").unwrap();
+        assert_eq!(truncated.json()["truncated"], true);
+        for request in requests.iter().chain(&tests) {
+            assert!(request.is_signed_with("s3cret"), "{}", request.body);
+            assert_eq!(
+                request.header("x-hub-signature-256"),
+                format!("sha256={}", request.header("x-llmtune-signature"))
+            );
+            let binary = request.header("ce-id") == request.event_id();
+            let content_type = if binary { "application/json" } else { "application/cloudevents+json" };
+            assert_eq!(request.header("content-type"), content_type);
+        }
+    });
+}
+
+#[test]
+fn a_redelivery_after_a_restart_says_in_every_format_what_the_first_attempt_said() {
+    run(async {
+        let scene = Scene::new("formats-again").await;
+        let secret = whsec(7, 24);
+        scene.secret("ci-hook", &secret);
+        let mut hooks = Vec::new();
+        for (name, spec) in [
+            ("standard", standard("ci-hook")),
+            ("structured", json!({"format": "CloudEvents"})),
+            ("binary", json!({"format": "CloudEvents", "cloudEvents": {"mode": "Binary"}})),
+        ] {
+            let receiver = Receiver::answering(|_| Answer::status(500)).await;
+            let mut spec = spec;
+            spec["delivery"] = json!({"maxRetries": 0});
+            scene.webhook(name, &receiver.url(), &spec);
+            hooks.push((name, receiver));
+        }
+        let mut operator = scene.operator().await;
+        for (name, _) in &hooks {
+            scene.wait(&format!("webhook/{name}"), "condition=Ready");
+        }
+        let jobs = Jobs::new(&scene).await;
+        jobs.create("llama").await;
+        jobs.start("llama").await;
+        for (name, receiver) in &hooks {
+            receiver.wait(1, SOON).await;
+            let label = format!("llmtune.io/webhook={name}");
+            llmtune_webhooks_harness::eventually("the delivery is kept", SOON, || async {
+                let kept = scene.kubectl(&["get", "webhookdeliveries", "-l", &label, "-o", "name"]);
+                (!kept.trim().is_empty()).then_some(())
+            })
+            .await;
+        }
+        operator.restart();
+        operator.wait_ready().await;
+        for (name, receiver) in &hooks {
+            receiver.answer(|_| Answer::status(200));
+            let label = format!("llmtune.io/webhook={name}");
+            scene.kubectl(&["annotate", "webhookdelivery", "-l", &label, "llmtune.io/redeliver-requested-at=now"]);
+            let requests = receiver.wait(2, SOON).await;
+            assert_eq!(requests[0].body, requests[1].body, "{name}");
+            let attributes = |request: &Received| -> Vec<(String, String)> {
+                let headers = headers(request).into_iter().filter(|(header, _)| header.starts_with("ce-"));
+                headers.map(|(header, value)| (header.to_owned(), value.to_owned())).collect()
+            };
+            assert_eq!(attributes(&requests[0]), attributes(&requests[1]));
+            assert_eq!(attributes(&requests[0]).is_empty(), *name != "binary");
+            assert!(*name != "standard" || verified_in_rust(&secret, &requests[1]));
+        }
     });
 }
