@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use llmtune_webhooks::{
-    api,
+    api, event,
     operator::{
         self,
         config::{Cli, Command, LogFormat, RunArgs},
@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(*args),
         Command::Crds => crds(),
+        Command::Schema => schema(),
     };
     match result {
         Ok(code) => code,
@@ -49,6 +50,11 @@ fn run(args: RunArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
         return Ok(ExitCode::FAILURE);
     }
     result?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn schema() -> Result<ExitCode, Box<dyn std::error::Error>> {
+    println!("{}", serde_json::to_string_pretty(&event::schema::schema())?);
     Ok(ExitCode::SUCCESS)
 }
 

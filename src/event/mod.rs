@@ -10,6 +10,7 @@ pub mod lifecycle;
 pub mod object;
 pub mod payload;
 pub mod sample;
+pub mod schema;
 pub mod shared;
 pub mod unknown;
 

@@ -23,6 +23,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Print the custom resource definitions as YAML.
     Crds,
+    /// Print the JSON Schema of the bodies in the format `LLMTune`, for receivers.
+    Schema,
 }
 
 /// How to run the operator.

@@ -17,6 +17,7 @@ mod operation;
 mod receivers;
 mod recovery;
 mod rollouts;
+mod schema;
 mod sources;
 mod subscriptions;
 mod usage;

@@ -1,6 +1,6 @@
 //! What goes over the wire: the body's bytes, held to JavaScript's own, and the request's headers.
 
-mod generated;
+pub mod generated;
 
 use std::{
     fs::{self, File},
