@@ -258,7 +258,12 @@ impl Engine {
         let flush = memory.watches.iter().map(|watch| watch.entry.flush).max().unwrap_or_default();
         engine.pending.resume(flush);
         for remembered in memory.events {
-            if remembered.after <= flush {
+            let landed = remembered.after <= flush;
+            if landed || watch::is_known(&memory.watches, &remembered.event) {
+                if !landed {
+                    // The next flush of everything has the number that this one would have had.
+                    engine.pending.next_flush();
+                }
                 engine.pending.recover(remembered, now);
             } else {
                 // The flush broke off before the record: the next evaluation finds it anew.

@@ -8,6 +8,7 @@ use std::{
 use super::Question;
 use crate::{
     event::{
+        Event,
         lifecycle::{Gone, Occurrence, usage::UsageRecord},
         object::{Object, Uid, WatchId},
         unknown::Unknown,
@@ -69,6 +70,13 @@ pub(super) fn question(watch: WatchId, uid: Uid, record: &Record) -> Option<Ques
     let object = record.last.as_ref()?;
     let (namespace, name) = (object.namespace.clone(), object.name.clone());
     Some(Question { watch, uid, namespace, name, version: record.version })
+}
+
+/// Whether the record of what is measured, as the ledger has it, counts this event.
+pub(super) fn is_known(watches: &[RememberedWatch], event: &Event) -> bool {
+    let uid = event.object.uid;
+    let mut records = watches.iter().filter_map(|watch| watch.records[uid.shard(watch.records.len())].get(&uid));
+    records.any(|record| matches!(record.lifecycle, Lifecycle::Usage(_)) && record.sequence >= event.sequence)
 }
 
 impl Watch {
