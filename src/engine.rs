@@ -427,7 +427,7 @@ impl Engine {
                     self.lacked(id, uid, now, &mut observed, &mut dirty);
                 }
             }
-            Change::Bookmark(version) => self.moved |= watch.pass(version),
+            Change::Bookmark(version) => self.moved |= watch.follow(version),
             Change::Answer { question, living } => {
                 if let Some(occurred) = watch.answer(&question, living, &mut dirty) {
                     self.occur(id, occurred, now, &mut observed);

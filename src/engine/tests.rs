@@ -548,6 +548,15 @@ fn a_watch_that_is_configured_no_more_is_named_and_forgotten_after_a_restart() {
 }
 
 #[test]
+fn a_watch_that_follows_the_log_again_passes_versions_although_a_list_broke_off() {
+    let mut engine = listed_engine(false);
+    let position = engine.position(WATCH);
+    engine.observe(change(Change::ListBegun), at(0));
+    engine.observe(change(Change::Bookmark(position + 7)), at(0));
+    assert_eq!(engine.position(WATCH), position + 7);
+}
+
+#[test]
 fn a_question_outlives_a_crash_and_only_the_answer_to_the_newest_counts_once() {
     let mut engine = listed_engine(true);
     for number in 1..=2 {

@@ -160,6 +160,12 @@ impl Watch {
         news
     }
 
+    /// The watch follows the log, and has passed this version: a list that was under way has broken off.
+    pub(super) fn follow(&mut self, version: u64) -> bool {
+        self.in_list = false;
+        self.pass(version)
+    }
+
     pub(super) fn begin_list(&mut self) {
         // What a first list showed that broke off is no baseline.
         if self.stand == Stand::Fresh {
