@@ -203,8 +203,10 @@ impl Watch {
         self.group = Arc::new(Group { watch: self.group.watch.clone(), epoch });
     }
 
-    /// Versions begin anew: the next list's objects are looked at whatever their versions.
+    /// Versions begin anew: the next list's objects are looked at whatever their versions. Whoever goes on from here must list: where the
+    /// position was, something else may be by then.
     pub(super) fn distrust_versions(&mut self, dirty: &mut Vec<Uid>) {
+        self.position = self.position.min(1);
         for (uid, record) in self.records.iter_mut().flatten() {
             record.version = 0;
             if !std::mem::replace(&mut record.dirty, true) {
@@ -240,7 +242,8 @@ impl Watch {
             if object.owned {
                 return Vec::new();
             }
-        } else if object.owned {
+        } else if object.owned || (!self.in_list && object.version < self.position) {
+            // What has been passed has gone since; it comes again where a watch is begun anew while its observations are under way.
             return Vec::new();
         } else {
             let lifecycle = match stand {
