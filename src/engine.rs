@@ -36,10 +36,13 @@ use crate::{
         contents::{Contents, GivenUp, Reason, WatchEntry},
         journal::{Flush, Memory, RememberedWatch},
     },
-    subscription::index::{Index, Subscription},
+    subscription::{
+        filter::FilterError,
+        index::{Index, Match, Subscription},
+    },
 };
 use pending::{Pending, Withheld};
-use watch::{Occurred, Watch};
+use watch::{Occurred, Sight, Watch};
 
 pub use pending::{Keep, MAX_BYTES, MAX_DELIVERIES, MAX_SHELVED, MAX_TOTAL_BYTES};
 
@@ -105,12 +108,22 @@ pub struct Observed {
     pub enqueued: Vec<Uid>,
     /// Deliveries given up at once, since their Webhook's bound was reached.
     pub given_up: Vec<Settled>,
+    /// Deliveries that were made because a filter failed.
+    pub unfiltered: Vec<Unfiltered>,
     /// Webhooks that have no room at all, one entry for each event that was dropped.
     pub dropped: Vec<Uid>,
     /// Questions to ask the apiserver.
     pub questions: Vec<Question>,
     /// After an evaluation: whose it was, and the thresholds that are reached now, as its spec writes them, ascending.
     pub reached: Option<(Uid, Vec<String>)>,
+}
+
+/// A Webhook's filter failed on an event, which it gets all the same.
+#[derive(Debug)]
+pub struct Unfiltered {
+    pub webhook: Uid,
+    pub event: Arc<Event>,
+    pub error: FilterError,
 }
 
 /// An attempt to make.
@@ -280,15 +293,24 @@ impl Engine {
     /// Makes a watch known, before anything is observed on it. `name` tells its source, namespace and selector: what is
     /// remembered under it is taken up.
     pub fn add_watch(&mut self, id: WatchId, source: &str, name: &str, selective: bool) {
+        self.add(id, source, name, if selective { Sight::Selected } else { Sight::Whole });
+    }
+
+    /// Makes a watch known of what is measured, not observed: its events are in the ledger before they are attempted.
+    pub fn add_measured_watch(&mut self, id: WatchId, source: &str, name: &str) {
+        self.add(id, source, name, Sight::Measured);
+    }
+
+    fn add(&mut self, id: WatchId, source: &str, name: &str, sight: Sight) {
         if self.watches.contains_key(&id) {
             return;
         }
         let known = self.remembered.iter().position(|remembered| remembered.entry.watch == name);
         let watch = if let Some(at) = known {
-            Watch::recover(source, selective, self.shards, self.remembered.swap_remove(at))
+            Watch::recover(source, sight, self.shards, self.remembered.swap_remove(at))
         } else {
             self.watches_changed = true;
-            Watch::new(source, selective, self.shards, name, self.next_epoch())
+            Watch::new(source, sight, self.shards, name, self.next_epoch())
         };
         self.watches.insert(id, watch);
     }
@@ -298,14 +320,6 @@ impl Engine {
     #[must_use]
     pub fn awaits_watches(&self) -> bool {
         !self.remembered.is_empty()
-    }
-
-    /// Makes a watch known of what is measured, not observed: its events are in the ledger before they are attempted.
-    pub fn add_measured_watch(&mut self, id: WatchId, source: &str, name: &str) {
-        self.add_watch(id, source, name, false);
-        if let Some(watch) = self.watches.get_mut(&id) {
-            watch.measured = true;
-        }
     }
 
     /// Forgets, in silence, the records of all watches that are remembered and were not made known.
@@ -368,6 +382,12 @@ impl Engine {
     #[must_use]
     pub fn subscription(&self, webhook: Uid) -> Option<&Subscription> {
         self.index.get(webhook)
+    }
+
+    /// Whether any filter reads annotations, so that observed objects should have theirs.
+    #[must_use]
+    pub fn reads_annotations(&self) -> bool {
+        self.index.reads_annotations()
     }
 
     /// How many deliveries of this Webhook are pending.
@@ -475,9 +495,10 @@ impl Engine {
     fn occur(&mut self, watch: WatchId, occurred: Vec<Occurred>, now: Timestamp, observed: &mut Observed) {
         let Some(known) = self.watches.get(&watch).filter(|_| !occurred.is_empty()) else { return };
         let (source, epoch) = (Arc::clone(&known.source), known.epoch());
-        let withheld = match known.measured {
-            true => Some(self.pending.next_flush()),
-            false => (!known.is_baselined()).then_some(Withheld::Baseline(watch)),
+        let withheld = if known.sight == Sight::Measured {
+            Some(self.pending.next_flush())
+        } else {
+            (!known.is_baselined()).then_some(Withheld::Baseline(watch))
         };
         for Occurred { object, occurrence, sequence } in occurred {
             let Occurrence { event, count, .. } = occurrence;
@@ -499,8 +520,11 @@ impl Engine {
                 observed_at: now,
                 sequence,
             });
-            for subscription in self.index.matching(&event) {
+            for Match { subscription, unfiltered } in self.index.matching(&event, &object) {
                 let webhook = subscription.uid;
+                if let Some(error) = unfiltered {
+                    observed.unfiltered.push(Unfiltered { webhook, event: Arc::clone(&event), error });
+                }
                 if self.pending.enqueue(webhook, &event, withheld).is_ok() {
                     observed.enqueued.push(webhook);
                     continue;

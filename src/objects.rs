@@ -3,6 +3,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     fmt::Debug,
+    time::Duration,
 };
 
 use futures::StreamExt;
@@ -13,11 +14,17 @@ use kube::{
     runtime::watcher::{self, Config, Event, watcher},
 };
 use serde::de::DeserializeOwned;
-use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 use tracing::{error, warn};
 
 use crate::{calls::pause, causes::Causes, event::object::Uid};
 
+/// A complaint that stays the same is repeated this often.
+const ALOUD_EVERY: Duration = Duration::from_secs(60);
 /// Events of the watches that may wait to be asked for.
 const WAITING: usize = 64;
 
@@ -110,6 +117,7 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut failures = 0;
+    let mut complaint: Option<(String, Instant)> = None;
     let mut stream = watcher(api, config).boxed();
     while let Some(item) = stream.next().await {
         match item {
@@ -125,7 +133,12 @@ where
             Err(error) => {
                 let wait = pause(failures);
                 failures += 1;
-                warn!(kind = %K::kind(&()), error = %Causes(&error), ?wait, "watch interrupted; trying again");
+                let text = Causes(&error).to_string();
+                // A kind that is not installed, or forbidden, would say so every few seconds for ever.
+                if complaint.as_ref().is_none_or(|(last, at)| *last != text || at.elapsed() >= ALOUD_EVERY) {
+                    warn!(kind = %K::kind(&()), error = %text, ?wait, "watch interrupted; trying again");
+                    complaint = Some((text, Instant::now()));
+                }
                 if is_refusal(&error) && told.send((scope, None)).await.is_err() {
                     return;
                 }
@@ -210,12 +223,9 @@ fn uid<K: Resource>(guard: &DeserializeGuard<K>) -> Option<Uid> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::{
-            Arc,
-            atomic::{AtomicUsize, Ordering},
-        },
-        time::Duration,
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
     };
 
     use k8s_openapi::api::core::v1::ConfigMap;

@@ -83,6 +83,11 @@ pub struct WebhookSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub selector: Option<LabelSelector>,
+    /// A CEL expression that is true of the events to send, over `event` (the event's name), `data` (the payload's `data`) and
+    /// `object.metadata` (name, namespace, labels, annotations). What is missing is not so. An event on which it fails is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub filter: Option<String>,
     /// Holds deliveries, without dropping them: what happens meanwhile waits.
     #[serde(default)]
     pub suspend: bool,

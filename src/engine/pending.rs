@@ -417,7 +417,11 @@ impl Pending {
     /// All flushes that were composed have landed: what was withheld for them may go.
     pub(super) fn landed(&mut self) {
         self.gate.landed = self.gate.composed;
-        while let Some((_, webhook, id)) = self.gate.flushes.pop_front_if(|(number, ..)| *number <= self.gate.landed) {
+        while let Some((number, webhook, id)) = self.gate.flushes.front().copied() {
+            if number > self.gate.landed {
+                break;
+            }
+            self.gate.flushes.pop_front();
             self.release_delivery(webhook, id);
         }
     }

@@ -16,6 +16,7 @@ use crate::{
         contents::RecordEntry,
         journal::{self, Found, Journal, Opened, Shape},
     },
+    subscription::filter::Filter,
 };
 
 mod usage;
@@ -34,6 +35,7 @@ fn subscription(number: u128, concurrency: usize, max_retries: u32) -> Subscript
         generation: 1,
         events: EventSet::parse(&["*"]).unwrap(),
         selector: Selector::default(),
+        filter: None,
         max_retries,
         backoff,
         concurrency,
@@ -50,6 +52,7 @@ fn job(number: u128, version: u64, stage: TrainingStage) -> Object {
         name: format!("job-{number}"),
         kind: None,
         labels: std::collections::BTreeMap::new(),
+        annotations: None,
         created_at: None,
         owned: false,
         facts: Facts::Training(TrainingFacts { stage: Some(stage), ..TrainingFacts::default() }),
@@ -961,4 +964,46 @@ proptest! {
         }
         prop_assert!(bounds.keys().all(|webhook| engine.pending(*webhook) == 0));
     }
+}
+
+fn filtered(number: u128, filter: &str) -> Subscription {
+    Subscription { filter: Some(Filter::read(filter).unwrap()), ..subscription(number, 1, 0) }
+}
+
+#[test]
+fn a_filter_decides_who_gets_an_event_and_one_that_fails_lets_it_pass() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(filtered(1, "object.metadata.name == 'job-1'"));
+    engine.subscribe(filtered(2, "object.metadata.name == 'job-2'"));
+    engine.subscribe(filtered(3, "object.metadata.name < 1"));
+    engine.subscribe(subscription(4, 1, 0));
+    let observed = engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    assert_eq!(observed.enqueued, [1, 3, 4].map(|number| Uid::from_u128(1000 + number)));
+    let failed: Vec<(Uid, String)> =
+        observed.unfiltered.into_iter().map(|failed| (failed.webhook, failed.error.to_string())).collect();
+    let error = "line 1, column 22: `<` does not take a string and an int";
+    assert_eq!(failed, [(Uid::from_u128(1003), error.to_owned())]);
+}
+
+#[test]
+fn a_deletion_that_a_list_tells_is_filtered_by_what_was_last_seen() {
+    let mut engine = listed_engine(false);
+    let annotated = |number, owner: &str| Object {
+        annotations: Some([("owner".to_owned(), owner.to_owned())].into()),
+        ..job(number, 5, TrainingStage::Running)
+    };
+    for object in [annotated(1, "ada"), annotated(2, "bob"), job(3, 5, TrainingStage::Running)] {
+        engine.observe(seen(object), at(0));
+    }
+    engine.subscribe(filtered(1, "object.metadata.annotations.owner == 'ada'"));
+    assert!(engine.reads_annotations());
+    engine.observe(change(Change::ListBegun), at(0));
+    let observed = engine.observe(change(Change::ListEnded(9)), at(0));
+    assert_eq!(names(&observed), ["training.failed"; 3]);
+    assert_eq!(observed.enqueued.len(), 2, "ada's, and the one of which that is not known");
+    assert_eq!(observed.unfiltered.len(), 1);
+    assert_eq!(observed.unfiltered[0].event.object.name, "job-3");
+    assert_eq!(observed.unfiltered[0].error, FilterError::NoAnnotations);
+    engine.subscribe(subscription(1, 1, 0));
+    assert!(!engine.reads_annotations());
 }

@@ -29,6 +29,17 @@ pub(super) enum Stand {
     Live,
 }
 
+/// How a watch knows its objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sight {
+    /// All that there are.
+    Whole,
+    /// Those that a label selector selects.
+    Selected,
+    /// By measuring them: they have no versions, and their going says nothing.
+    Measured,
+}
+
 /// How far the ledger knows what the records began from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Baseline {
@@ -42,10 +53,7 @@ enum Baseline {
 pub(super) struct Watch {
     /// The source's name, `resource.group`: part of every event id.
     pub(super) source: Arc<str>,
-    /// It has a label selector.
-    selective: bool,
-    /// Its objects are measured: they have no versions, and their going says nothing.
-    pub(super) measured: bool,
+    pub(super) sight: Sight,
     stand: Stand,
     baseline: Baseline,
     listing: u16,
@@ -80,11 +88,10 @@ pub(super) fn is_known(watches: &[RememberedWatch], event: &Event) -> bool {
 }
 
 impl Watch {
-    pub(super) fn new(source: &str, selective: bool, shards: usize, name: &str, epoch: u64) -> Self {
+    pub(super) fn new(source: &str, sight: Sight, shards: usize, name: &str, epoch: u64) -> Self {
         Self {
             source: source.into(),
-            selective,
-            measured: false,
+            sight,
             stand: Stand::Fresh,
             baseline: Baseline::Unwritten,
             listing: 0,
@@ -97,9 +104,9 @@ impl Watch {
         }
     }
 
-    pub(super) fn recover(source: &str, selective: bool, shards: usize, remembered: RememberedWatch) -> Self {
+    pub(super) fn recover(source: &str, sight: Sight, shards: usize, remembered: RememberedWatch) -> Self {
         let RememberedWatch { entry, records } = remembered;
-        let mut watch = Self::new(source, selective, shards, &entry.watch, entry.epoch);
+        let mut watch = Self::new(source, sight, shards, &entry.watch, entry.epoch);
         watch.records = records;
         watch.stand = Stand::Live;
         watch.baseline = Baseline::Landed;
@@ -396,7 +403,7 @@ impl Watch {
     /// On a watch with a selector, absence from a list may mean only that the label went: it is to be asked after, where
     /// going would be an event.
     pub(super) fn doubt(&mut self, uid: Uid, dirty: &mut Vec<Uid>) -> Option<&Record> {
-        if !self.selective || self.record(uid)?.last.is_none() {
+        if self.sight != Sight::Selected || self.record(uid)?.last.is_none() {
             return None;
         }
         self.record(uid)?.missed = true;
@@ -510,8 +517,9 @@ impl Record {
 impl Object {
     /// Whether the other tells the same in a newer version.
     fn differs_in_version_alone(&self, other: &Self) -> bool {
-        let Self { uid, version: _, generation, namespace, name, kind, labels, created_at, owned, facts } = self;
-        (uid, generation, namespace, name, kind, labels, created_at, owned, facts)
+        let Self { uid, version: _, generation, namespace, name, kind, labels, annotations, created_at, owned, facts } =
+            self;
+        (uid, generation, namespace, name, kind, labels, annotations, created_at, owned, facts)
             == (
                 &other.uid,
                 &other.generation,
@@ -519,6 +527,7 @@ impl Object {
                 &other.name,
                 &other.kind,
                 &other.labels,
+                &other.annotations,
                 &other.created_at,
                 &other.owned,
                 &other.facts,

@@ -44,7 +44,7 @@ impl Amount {
         let decimal = |exponent: i64| Self::decimal(number, exponent);
         let binary = |power: u32| {
             let amount = Self::decimal(number, 0)?;
-            Self::bounded(amount.0 * BigInt::from(1024).pow(power))
+            Self::bounded(&(amount.0 * BigInt::from(1024).pow(power)))
         };
         match suffix {
             "" => decimal(0),
@@ -93,10 +93,10 @@ impl Amount {
         }
         let magnitude = BigInt::from_str(&digits).map_err(|_| AmountError::Form)?;
         let magnitude = if sign == Sign::Minus { -magnitude } else { magnitude };
-        Self::bounded(BigDecimal::new(magnitude, fraction.len() as i64 - exponent))
+        Self::bounded(&BigDecimal::new(magnitude, fraction.len() as i64 - exponent))
     }
 
-    fn bounded(number: BigDecimal) -> Result<Self, AmountError> {
+    fn bounded(number: &BigDecimal) -> Result<Self, AmountError> {
         let amount = Self(number.normalized());
         if amount.to_f64().is_finite() { Ok(amount) } else { Err(AmountError::TooLarge) }
     }

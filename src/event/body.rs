@@ -12,6 +12,9 @@ pub const MAX_BYTES: usize = 256 * 1024;
 /// `2025-11-08T14:22:31Z"}`: what an attempt appends.
 const CLOSING_BYTES: usize = 22;
 
+const DATA: &str = ",\"data\":";
+const TRUNCATED: &str = ",\"truncated\":true";
+const DELIVERED_AT: &str = ",\"deliveredAt\":\"";
 const OCCURRED_AT: &str = ",\"occurredAt\":";
 
 /// A body up to the value of `deliveredAt`.
@@ -59,7 +62,8 @@ fn write(envelope: Envelope<'_>, data: &Data, truncated: bool) -> String {
     out.push_str(&envelope.id.to_string());
     out.push_str("\",\"event\":\"");
     out.push_str(envelope.event.name());
-    out.push_str("\",\"data\":");
+    out.push('"');
+    out.push_str(DATA);
     let members = data.0.iter().map(|(name, value)| (*name, value.as_str()));
     json::write_object(&mut out, members, String::push_str);
     out.push_str(OCCURRED_AT);
@@ -74,9 +78,9 @@ fn write(envelope: Envelope<'_>, data: &Data, truncated: bool) -> String {
         out.push_str(",\"test\":true");
     }
     if truncated {
-        out.push_str(",\"truncated\":true");
+        out.push_str(TRUNCATED);
     }
-    out.push_str(",\"deliveredAt\":\"");
+    out.push_str(DELIVERED_AT);
     out
 }
 
@@ -105,6 +109,21 @@ impl Opened {
         let (_, value) = self.0.rsplit_once(OCCURRED_AT)?;
         let (value, _) = value.strip_prefix('"')?.split_once('"')?;
         value.parse().ok()
+    }
+
+    /// The JSON of `data`; `None` in a text that [`open`] did not write.
+    #[must_use]
+    pub fn data(&self) -> Option<&str> {
+        // The first is the envelope's: what comes before it are an id and a name.
+        let (_, rest) = self.0.split_once(DATA)?;
+        // The last is the envelope's, as in `occurred_at`.
+        rest.rsplit_once(OCCURRED_AT).map(|(data, _)| data)
+    }
+
+    /// Whether something of `data` had to go.
+    #[must_use]
+    pub fn is_truncated(&self) -> bool {
+        self.0.strip_suffix(DELIVERED_AT).is_some_and(|rest| rest.ends_with(TRUNCATED))
     }
 
     /// A body that was kept as text, as [`Self::as_str`] gave it.
@@ -143,6 +162,9 @@ mod tests {
         let envelope = Envelope { id, event, occurred_at, sequence: 1, cluster: Some(false_friend), test: true };
         let body = open(envelope, data);
         assert_eq!(body.occurred_at(), Some(occurred_at));
+        assert!(!body.is_truncated());
+        let data: serde_json::Value = serde_json::from_str(body.data().unwrap()).unwrap();
+        assert_eq!(data["note"], false_friend);
         assert_eq!(Opened::kept(body.as_str().to_owned()).occurred_at(), Some(occurred_at));
         assert_eq!(Opened::kept("{\"deliveredAt\":\"".into()).occurred_at(), None);
     }

@@ -72,6 +72,7 @@ impl EventType {
             name,
             kind: None,
             labels: BTreeMap::new(),
+            annotations: None,
             created_at: None,
             owned: false,
             facts,

@@ -105,6 +105,10 @@ pub struct Object {
     /// `metadata.labels`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations` without kubectl's copy of the object; `None` where they were not kept: no filter asked for them
+    /// when it was seen, or there are more than 16 KiB of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<BTreeMap<String, String>>,
     /// `metadata.creationTimestamp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<Timestamp>,
@@ -126,7 +130,7 @@ pub struct Kind {
 }
 
 impl Object {
-    /// The object without its facts: what matching and reporting look at.
+    /// The object without its facts and annotations: what reporting looks at.
     #[must_use]
     pub fn outline(&self) -> Self {
         let facts = match self.facts {
@@ -139,6 +143,7 @@ impl Object {
             name: self.name.clone(),
             kind: self.kind.clone(),
             labels: self.labels.clone(),
+            annotations: None,
             facts,
             ..*self
         }

@@ -65,6 +65,7 @@ pub fn sample(event: EventType, uid: Uid, namespace: &str, cluster: Option<&str>
         name: NAME.to_owned(),
         kind: None,
         labels: BTreeMap::new(),
+        annotations: None,
         created_at: Some(whole(started_at)),
         owned: false,
         facts,

@@ -19,6 +19,14 @@ impl From<&str> for Document {
     }
 }
 
+/// A map; of members with the same name the last one counts.
+impl<'a> FromIterator<(&'a str, Document)> for Document {
+    fn from_iter<I: IntoIterator<Item = (&'a str, Document)>>(members: I) -> Self {
+        let members = members.into_iter().map(|(name, Self(value))| (Key::String(Arc::new(name.to_owned())), value));
+        Self(Value::Map(Map { map: Arc::new(members.collect()) }))
+    }
+}
+
 impl<'de> Deserialize<'de> for Document {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Reader)

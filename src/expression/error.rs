@@ -41,7 +41,7 @@ pub enum EvaluationError {
     NotJson(&'static str),
     #[error("{at}: `{operation}` does not take {types}")]
     Types { at: Position, operation: String, types: String },
-    #[error("{at}: `{function}` fails on this {types}")]
+    #[error("{at}: `{function}` cannot make anything of what it is given here ({types})")]
     Function { at: Position, function: String, types: String },
     #[error("{at}: the result of `{operation}` is out of range")]
     Range { at: Position, operation: &'static str },

@@ -63,7 +63,7 @@ static FUNCTIONS: &[Function] = functions! {
         "isInteger" "asInteger" "asApproximateFloat" "sign" "major" "minor" "patch" "family" "isLoopback" "isUnspecified"
         "isLinkLocalMulticast" "isLinkLocalUnicast" "isGlobalUnicast" "prefixLength" "masked" "getScheme" "getHost"
         "getHostname" "getPort" "getEscapedPath" "getQuery";
-    Method Square 0..=0: "sum" "distinct";
+    Method Square 0..=0: "distinct";
     Method Linear 0..=1: "flatten";
     Method Linear 1..=1: "charAt" "isGreaterThan" "isLessThan" "compareTo" "add" "sub" "containsIP" "containsCIDR";
     Method Linear 1..=2: "substring" "split";
@@ -120,11 +120,15 @@ impl VariableResolver for Arguments<'_> {
 
 /// Calls the library. `None` where it refuses; its own message is not passed on, since it quotes arguments.
 pub(super) fn invoke(call: &IdedExpr, arguments: &[Value]) -> Option<Value> {
+    // The last guard: a panic in the library over some argument must cost this call, not the process.
+    catch_unwind(AssertUnwindSafe(|| resolve(call, arguments))).ok()?
+}
+
+fn resolve(call: &IdedExpr, arguments: &[Value]) -> Option<Value> {
     let arguments = Arguments(arguments);
     let mut context = LIBRARY.new_inner_scope();
     context.set_variable_resolver(&arguments);
-    // The last guard: a panic in the library over some argument must cost this call, not the process.
-    catch_unwind(AssertUnwindSafe(|| Value::resolve(call, &context))).ok()?.ok()
+    Value::resolve(call, &context).ok()
 }
 
 /// `string(value)`, where the library has a text for it.
@@ -134,4 +138,104 @@ pub(super) fn text(value: &Value) -> Option<Value> {
         call(&string, false, 1)
     });
     invoke(&CALL, std::slice::from_ref(value))
+}
+
+/// The names of all functions of one form.
+#[cfg(test)]
+pub(super) fn names(form: Form) -> Vec<&'static str> {
+    FUNCTIONS.iter().filter(|function| function.form == form).map(|function| function.name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values at which arithmetic, parsing and slicing go wrong first.
+    fn awkward() -> Vec<Value> {
+        let texts = [
+            "",
+            "a",
+            "äö",
+            "1",
+            "-1",
+            "1.5e400",
+            "9999999999999999999h",
+            "-9223372036854775808ns",
+            "106751991167300d",
+            "1h",
+            "h",
+            ".h",
+            "2025-11-08T14:00:00Z",
+            "9999-12-31T23:59:59+23:59",
+            "0001-01-01T00:00:00-23:59",
+            "1Gi",
+            "9e99999",
+            "1e-99999",
+            "%",
+            "%s",
+            "%d",
+            "%.99f",
+            "%x",
+            "%%%",
+            "1.2.3",
+            "18446744073709551616.0.0",
+            "10.0.0.1",
+            "::1",
+            "10.0.0.0/33",
+            "::/128",
+            "https://[::1]:99999/",
+            "YQ==",
+            "Y",
+        ];
+        let mut values: Vec<Value> = texts.into_iter().map(Value::from).collect();
+        values.extend([i64::MIN, -1, 0, 1, 63, 64, 70].map(Value::Int));
+        values.extend([0, 1, u64::MAX].map(Value::UInt));
+        values.extend([f64::NAN, f64::INFINITY, f64::MIN, -0.5, 0.0, 1e19].map(Value::Float));
+        values.extend([Value::Null, Value::Bool(true), Value::from(b"\xff".to_vec())]);
+        values.push(Value::from(Vec::<Value>::new()));
+        values.push(Value::from(vec![i64::MAX, i64::MAX]));
+        values.push(Value::from(vec!["b", "a"]));
+        for (function, text) in [
+            ("duration", "1h"),
+            ("timestamp", "9999-12-31T23:59:59Z"),
+            ("quantity", "1Gi"),
+            ("semver", "1.2.3"),
+            ("cidr", "10.0.0.0/8"),
+        ] {
+            values.extend(find(function).and_then(|function| resolve(&call(function, false, 1), &[text.into()])));
+        }
+        values
+    }
+
+    #[test]
+    fn no_function_panics_over_any_arguments() {
+        let values = awkward();
+        for function in FUNCTIONS {
+            let receivers = usize::from(function.form != Form::Global);
+            for count in function.arguments.0 + receivers..=(function.arguments.1 + receivers).min(3) {
+                for index in 0..values.len().pow(count.min(2) as u32) {
+                    let third = &values[index % 7];
+                    let arguments =
+                        [&values[index % values.len()], &values[index / values.len() % values.len()], third];
+                    let arguments: Vec<Value> = arguments.into_iter().take(count).cloned().collect();
+                    let call = call(function, receivers == 1, count);
+                    let outcome = catch_unwind(AssertUnwindSafe(|| resolve(&call, &arguments)));
+                    assert!(outcome.is_ok(), "{} of {arguments:?}", function.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_function_of_the_table_is_in_the_library() {
+        let context = Context::default().with_all();
+        for function in FUNCTIONS {
+            let arguments = function.arguments.0 + usize::from(function.form != Form::Global);
+            let call = call(function, function.form != Form::Global, arguments);
+            let error = Value::resolve(&call, &context).unwrap_err();
+            let unknown =
+                kube_cel::cel::ExecutionError::undeclared_reference(function.name.rsplit('.').next().unwrap());
+            assert_ne!(error, unknown, "{}", function.name);
+        }
+    }
 }

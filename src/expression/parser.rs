@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use kube_cel::cel::Value;
-use regex::RegexBuilder;
+use regex::{Regex, RegexBuilder};
 
 use super::LONGEST;
 use super::error::{CompileError, Position};
@@ -15,21 +15,26 @@ const DEEPEST: usize = 64;
 const NESTED: usize = 32;
 /// How many macros may stand in one another: the work grows by a power with each.
 const NESTED_MACROS: usize = 2;
-/// Bytes that a compiled pattern may take.
-const PATTERN_SIZE: usize = 1 << 18;
+/// Bytes that a compiled pattern may take; the first of these that suffices tells how slow it may be.
+const PATTERN_SIZES: [usize; 4] = [1 << 12, 1 << 14, 1 << 16, 1 << 18];
+/// Of these bytes a step of the worst search looks at one.
+const PATTERN_BYTES_A_STEP: usize = 1 << 11;
 const LONGEST_PATTERN: usize = 256;
 
 const MACROS: [&str; 6] = ["all", "exists", "exists_one", "existsOne", "map", "filter"];
-const OWN: [(&str, Own, Form, (usize, usize)); 7] = [
+const OWN: [(&str, Own, Form, (usize, usize)); 8] = [
     ("size", Own::Size, Form::Either, (0, 0)),
     ("startsWith", Own::StartsWith, Form::Method, (1, 1)),
     ("endsWith", Own::EndsWith, Form::Method, (1, 1)),
     ("contains", Own::Contains, Form::Method, (1, 1)),
     ("join", Own::Join, Form::Method, (0, 1)),
+    ("sum", Own::Sum, Form::Method, (0, 0)),
     ("string", Own::String, Form::Either, (0, 0)),
     ("dyn", Own::Dyn, Form::Global, (1, 1)),
 ];
 const PATTERNS: [(&str, Match); 3] = [("matches", Match::Matches), ("find", Match::Find), ("findAll", Match::FindAll)];
+/// Where functions are described.
+const SEE: &str = "https://kubernetes.io/docs/reference/using-api/cel/ lists them";
 /// Words that CEL keeps for itself.
 const RESERVED: [&str; 17] = [
     "as",
@@ -441,7 +446,7 @@ impl Parser<'_> {
             let message = if MACROS.contains(&name) {
                 format!("`{name}` follows what it goes over, such as xs.{name}(x, …)")
             } else {
-                format!("there is no function `{name}`")
+                format!("there is no function `{name}`; {SEE}")
             };
             return self.error(at, message);
         };
@@ -460,7 +465,7 @@ impl Parser<'_> {
             return self.comprehension(at, receiver, name);
         }
         let Some((form, callee)) = Callee::find(name) else {
-            return self.error(at, format!("there is no function `{name}`"));
+            return self.error(at, format!("there is no function `{name}`; {SEE}"));
         };
         if form == Form::Global {
             return self.error(at, format!("`{name}` is written before what it takes, such as {name}(x)"));
@@ -496,9 +501,11 @@ impl Parser<'_> {
                 if pattern.len() > LONGEST_PATTERN {
                     return self.error(*pattern_at, format!("this pattern is longer than {LONGEST_PATTERN} bytes"));
                 }
-                let built = RegexBuilder::new(pattern).size_limit(PATTERN_SIZE).dfa_size_limit(PATTERN_SIZE).build();
-                match built {
-                    Ok(pattern) => Kind::Matches { role: *role, pattern, arguments },
+                match sized(pattern) {
+                    Ok((pattern, size)) => {
+                        let steps_a_byte = (size / PATTERN_BYTES_A_STEP) as u64;
+                        Kind::Matches { role: *role, pattern, steps_a_byte, arguments }
+                    }
                     Err(regex::Error::CompiledTooBig(_)) => {
                         return self
                             .error(*pattern_at, "this pattern is too large; repeat less, and [0-9] rather than \\d");
@@ -527,9 +534,6 @@ impl Parser<'_> {
         if RESERVED.contains(&element.as_str()) || matches!(element.as_str(), "true" | "false" | "null") {
             return self
                 .error(element_at, format!("`{element}` is a word that CEL keeps for itself; take another name"));
-        }
-        if self.variables.contains(&element.as_str()) || self.elements.contains(&element) {
-            return self.error(element_at, format!("`{element}` is taken; take another name for the element"));
         }
         if self.elements.len() == NESTED_MACROS {
             let message = format!("all, exists, map and filter may be nested {NESTED_MACROS} deep, not deeper");
@@ -561,6 +565,19 @@ impl Parser<'_> {
         };
         self.node(at, Kind::Macro { role, range: Box::new(range), body: Box::new(body) })
     }
+}
+
+/// A pattern, compiled within the least bound that suffices.
+fn sized(pattern: &str) -> Result<(Regex, usize), regex::Error> {
+    let mut too_big = regex::Error::CompiledTooBig(0);
+    for size in PATTERN_SIZES {
+        match RegexBuilder::new(pattern).size_limit(size).build() {
+            Ok(pattern) => return Ok((pattern, size)),
+            Err(error @ regex::Error::CompiledTooBig(_)) => too_big = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(too_big)
 }
 
 enum Callee {

@@ -37,6 +37,8 @@ pub(super) enum Kind {
     Matches {
         role: Match,
         pattern: Regex,
+        /// What a byte of the text may cost to search.
+        steps_a_byte: u64,
         arguments: Vec<Node>,
     },
     /// A function of this room.
@@ -109,6 +111,7 @@ pub(super) enum Own {
     EndsWith,
     Contains,
     Join,
+    Sum,
     String,
     Dyn,
 }
@@ -121,6 +124,7 @@ impl Own {
             Self::EndsWith => "endsWith",
             Self::Contains => "contains",
             Self::Join => "join",
+            Self::Sum => "sum",
             Self::String => "string",
             Self::Dyn => "dyn",
         }

@@ -72,6 +72,7 @@ fn object(number: u128, facts: Facts) -> Object {
         name: format!("object-{number}"),
         kind: None,
         labels: [("team".to_owned(), "nlp".to_owned())].into(),
+        annotations: None,
         created_at: Some(at(0)),
         owned: false,
         facts,

@@ -5,6 +5,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::SignedDuration;
 
+use crate::source::usage::prometheus::Server;
+
 /// Turns transitions of training jobs and model deployments into signed webhooks.
 #[derive(Debug, Parser)]
 #[command(name = "llmtune-webhooks", version)]
@@ -46,6 +48,21 @@ pub struct RunArgs {
     /// PEM certificates to trust beside the system's.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
+    /// A Prometheus that UsageThresholds may query, with its path prefix; may be given several times. The first is the default.
+    #[arg(
+        long = "allow-prometheus",
+        env = "LLMTUNE_WEBHOOKS_ALLOW_PROMETHEUS",
+        value_delimiter = ',',
+        value_parser = str::parse::<Server>,
+        value_name = "URL"
+    )]
+    pub allow_prometheus: Vec<Server>,
+    /// PEM certificates to trust beside the system's, for Prometheus.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_PROMETHEUS_CA_FILE", value_name = "FILE")]
+    pub prometheus_ca_file: Option<PathBuf>,
+    /// A file with the bearer token for every Prometheus that is allowed; it is read anew for each query.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_PROMETHEUS_TOKEN_FILE", value_name = "FILE")]
+    pub prometheus_token_file: Option<PathBuf>,
     /// Who holds the Lease [default: pod name and uid, from `POD_NAME` and `POD_UID`, else the host's name].
     #[arg(long, env = "LLMTUNE_WEBHOOKS_IDENTITY", value_name = "ID")]
     pub identity: Option<String>,

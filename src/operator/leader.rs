@@ -5,13 +5,17 @@ mod clock;
 mod flushing;
 mod requests;
 mod sources;
+mod usage;
 
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,7 +39,7 @@ use super::{
 use crate::{
     calls::random,
     delivery::send::{Attempted, Exchange, Sender},
-    engine::{Attempt, Due, Engine, Observation, Question, Settled, Verdict},
+    engine::{Attempt, Due, Engine, Observation, Question, Settled, Unfiltered, Verdict},
     event::object::{Uid, WatchId},
     ledger::{
         journal::Shape,
@@ -46,9 +50,13 @@ use crate::{
         deliveries::{Deliveries, FromDeliveries, Kept, Order, Subject},
         events, sources as source_statuses,
         status::gone_generation,
+        usage::UsageWriter,
         writer::Writer,
     },
-    source::catalog,
+    source::{
+        catalog,
+        usage::{Told, prometheus::Prometheus},
+    },
     subscription::{
         resolve::{Resolved, WebhookRef},
         watch::{Change, Controller, LostKey, Update},
@@ -96,6 +104,8 @@ pub struct Context {
     pub args: RunArgs,
     /// Certificates to trust beside the system's.
     pub roots: Vec<reqwest::Certificate>,
+    /// Where usage figures are asked for.
+    pub prometheus: Arc<Prometheus>,
     pub metrics: Metrics,
     pub health: Arc<Health>,
     /// A number that grows from leader to leader.
@@ -118,8 +128,12 @@ pub struct Leader {
     orders: mpsc::UnboundedSender<Order>,
     questions: HashMap<WatchId, mpsc::UnboundedSender<Question>>,
     notes: mpsc::UnboundedSender<Note>,
+    /// For the statuses of UsageThresholds.
+    told: mpsc::UnboundedSender<Told>,
     lost_keys: mpsc::UnboundedSender<LostKey>,
     sources: Sources,
+    /// For the sources: a filter reads annotations.
+    keep_annotations: Arc<AtomicBool>,
 }
 
 /// The tasks beside the loop, and what comes in from them.
@@ -135,6 +149,7 @@ struct Beside {
     deliveries: JoinHandle<()>,
     from_deliveries: mpsc::UnboundedReceiver<FromDeliveries>,
     writer: JoinHandle<()>,
+    usage_writer: JoinHandle<()>,
     publisher: JoinHandle<()>,
 }
 
@@ -162,6 +177,7 @@ impl Leader {
         info!("stopping");
         leader.sources.tasks.abort_all();
         beside.controller.abort();
+        beside.usage_writer.abort();
         if let Some(catalog) = &beside.catalog {
             catalog.abort();
         }
@@ -210,6 +226,7 @@ impl Leader {
         let sender = Arc::new(Sender::new(context.roots.clone(), may_begin.clone())?);
         let clock = Clock::new();
         let (notes, incoming_notes) = mpsc::unbounded_channel();
+        let (told, incoming_told) = mpsc::unbounded_channel();
         let (lost_keys, incoming_lost_keys) = mpsc::unbounded_channel();
         let (orders, incoming_orders) = mpsc::unbounded_channel();
         let (back, from_deliveries) = mpsc::unbounded_channel();
@@ -234,6 +251,7 @@ impl Leader {
             // The first into an empty channel.
             let _ = notices.try_send(notice);
         }
+        let usage_writer = UsageWriter { client: client.clone(), told: incoming_told, may_write: may_write.clone() };
         let writer = Writer { client: client.clone(), notes: incoming_notes, notices, may_write, conditions };
         let may_publish = may_begin.clone();
         let publisher = events::publish(client.clone(), incoming_notices, move || may_publish());
@@ -252,6 +270,7 @@ impl Leader {
             source_changes,
             catalog: None,
             source_writer: tokio::spawn(source_writer),
+            usage_writer: tokio::spawn(usage_writer.run()),
             controller: tokio::spawn(controller.run(args.watch_namespaces.clone(), incoming_lost_keys)),
             deliveries: tokio::spawn(deliveries.run(args.watch_namespaces.clone())),
             from_deliveries,
@@ -281,9 +300,12 @@ impl Leader {
             orders,
             questions: HashMap::new(),
             notes,
+            told,
             lost_keys,
             sources: Sources::new(observe, source_notes, serves_sources),
+            keep_annotations: Arc::default(),
         };
+        leader.add_usage_watches();
         let patience = leader.add_watches();
         if serves_sources {
             let client = leader.context.client.clone();
@@ -338,6 +360,7 @@ impl Leader {
                 Some(tested) = self.requests.tests.join_next() => self.tested(tested),
                 _ = &mut beside.deliveries => return Stopped::Broken("the task that looks after WebhookDelivery objects"),
                 _ = &mut beside.writer => return Stopped::Broken("the task that writes statuses"),
+                _ = &mut beside.usage_writer => return Stopped::Broken("the task that writes the statuses of UsageThresholds"),
                 _ = &mut beside.publisher => return Stopped::Broken("the task that publishes Events"),
                 _ = &mut beside.source_writer => return Stopped::Broken("the task that writes WebhookSource statuses"),
                 // One that was withdrawn is cancelled.
@@ -387,6 +410,13 @@ impl Leader {
         for webhook in observed.enqueued {
             self.note(Note::Enqueued { webhook, pending: self.engine.pending(webhook) });
         }
+        for Unfiltered { webhook, event, error } in observed.unfiltered {
+            if let Some(Known { webhook, .. }) = self.webhooks.get(&webhook) {
+                let labels = [webhook.namespace.as_str(), &webhook.name];
+                self.context.metrics.filter_errors.with_label_values(&labels).inc();
+            }
+            self.note(Note::FilterFailed { webhook, event, error: error.to_string() });
+        }
         for webhook in observed.dropped {
             self.count_dropped(webhook, DropReason::Bound, 1);
             self.note(Note::Dropped { webhook, pending: self.engine.pending(webhook) });
@@ -397,6 +427,10 @@ impl Leader {
         }
         for question in observed.questions {
             self.ask(question);
+        }
+        if let Some((uid, thresholds)) = observed.reached {
+            // The writer of these statuses lives as long as this loop.
+            let _ = self.told.send(Told::Reached { uid, thresholds });
         }
     }
 
@@ -411,6 +445,7 @@ impl Leader {
         let Update { webhook, subscription, resolved, standing, found } = update;
         let gone = found.as_deref().and_then(gone_generation).filter(|gone| *gone == subscription.generation);
         self.engine.subscribe(subscription);
+        self.keep_annotations.store(self.engine.reads_annotations(), Ordering::Relaxed);
         if let Some(generation) = gone {
             self.engine.mark_gone(webhook.uid, generation);
         }
@@ -431,6 +466,7 @@ impl Leader {
 
     fn removed(&mut self, uid: Uid) {
         let dropped = self.engine.unsubscribe(uid);
+        self.keep_annotations.store(self.engine.reads_annotations(), Ordering::Relaxed);
         let asked = self.requests.of_webhook(uid);
         if let Some(known) = self.webhooks.remove(&uid) {
             let WebhookRef { namespace, name, .. } = &known.webhook;

@@ -25,6 +25,7 @@ pub struct Metrics {
     pub attempts: IntCounterVec,
     pub retries: IntCounterVec,
     pub dropped: IntCounterVec,
+    pub filter_errors: IntCounterVec,
     pub attempt_duration: Histogram,
     pub delivery_latency: HistogramVec,
     pub pending: IntGaugeVec,
@@ -38,6 +39,8 @@ pub struct Metrics {
     pub ledger_flush_duration: Histogram,
     pub api_requests: IntCounterVec,
     pub leader: IntGauge,
+    pub usage_evaluations: IntCounterVec,
+    pub usage_query_duration: Histogram,
 }
 
 struct Registrar<'a>(&'a Registry);
@@ -84,6 +87,11 @@ impl Metrics {
             attempts: counters("attempts_total", "Attempts by outcome.", &["namespace", "webhook", "outcome"])?,
             retries: counters("retries_total", "Attempts beyond the first of a delivery.", &webhook)?,
             dropped: counters("dropped_total", "Deliveries thrown away.", &["namespace", "webhook", "reason"])?,
+            filter_errors: counters(
+                "filter_errors_total",
+                "Events that were delivered because the Webhook's filter failed on them.",
+                &webhook,
+            )?,
             attempt_duration: on.add(Histogram::with_opts(histogram(
                 "attempt_duration_seconds",
                 "From the beginning of an attempt to the status of its answer.",
@@ -119,6 +127,15 @@ impl Metrics {
             ledger_records: on.add(IntGauge::with_opts(opts("ledger_records", "Objects that are remembered.")))?,
             api_requests: counters("api_requests_total", "Requests to the apiserver.", &["verb", "resource", "code"])?,
             leader: on.add(IntGauge::with_opts(opts("leader", "1 while this process may act as the leader.")))?,
+            usage_evaluations: counters(
+                "usage_evaluations_total",
+                "Evaluations of UsageThresholds: Measured, or the reason why there was no figure.",
+                &["source", "result"],
+            )?,
+            usage_query_duration: on.add(Histogram::with_opts(histogram(
+                "usage_query_duration_seconds",
+                "From a PromQL query's turn to its result.",
+            )))?,
         })
     }
 
@@ -184,6 +201,7 @@ impl Metrics {
             let _ = self.dropped.remove_label_values(&[namespace, name, reason.label()]);
         }
         let _ = self.retries.remove_label_values(&pair);
+        let _ = self.filter_errors.remove_label_values(&pair);
         let _ = self.pending.remove_label_values(&pair);
         let _ = self.oldest_pending_age.remove_label_values(&pair);
     }

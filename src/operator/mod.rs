@@ -7,20 +7,20 @@ mod lease;
 mod metrics;
 mod server;
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
-use crate::ledger::store::LedgerError;
+use crate::{ledger::store::LedgerError, source::usage::prometheus::Prometheus};
 use config::RunArgs;
 use leader::{Context, Leader, Stopped};
 use lease::Elector;
 use metrics::Metrics;
 use server::{Health, Role, Shown};
 
-/// Each namespace that is named costs four watches.
+/// Each namespace that is named costs five watches, and one of quotas where a `UsageThreshold` names one.
 const MAX_NAMESPACES: usize = 1000;
 
 /// Why the operator cannot go on.
@@ -66,7 +66,8 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
             "--watch-namespace names {namespaces} namespaces: name at most {MAX_NAMESPACES}, or none to serve all"
         )));
     }
-    let roots = read_roots(&args)?;
+    let roots = read_roots("--ca-file", args.ca_file.as_deref())?;
+    let prometheus = prometheus(&args)?;
     let registry = Registry::new();
     let metrics = Metrics::register(&registry)?;
     let health = Arc::new(Health::new());
@@ -100,8 +101,16 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
     };
     health.set_role(Role::Leader);
     let claim = leadership.claim.clone();
-    let context =
-        Context { client, args, roots, metrics, health, epoch: leadership.acquired, lease: leadership.lease.clone() };
+    let context = Context {
+        client,
+        args,
+        roots,
+        prometheus,
+        metrics,
+        health,
+        epoch: leadership.acquired,
+        lease: leadership.lease.clone(),
+    };
     match Leader::run(context, claim, &mut leadership.lost, shutdown).await? {
         Stopped::Shutdown => {
             leadership.release().await;
@@ -123,10 +132,23 @@ fn lost_to(holder: &str, identity: &str) -> String {
     }
 }
 
-fn read_roots(args: &RunArgs) -> Result<Vec<reqwest::Certificate>, Error> {
-    let Some(path) = &args.ca_file else { return Ok(Vec::new()) };
-    let refuse = |problem: String| Error::Config(format!("--ca-file {}: {problem}", path.display()));
+fn read_roots(flag: &str, path: Option<&Path>) -> Result<Vec<reqwest::Certificate>, Error> {
+    let Some(path) = path else { return Ok(Vec::new()) };
+    let refuse = |problem: String| Error::Config(format!("{flag} {}: {problem}", path.display()));
     let pem = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
     let roots = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| refuse(error.to_string()))?;
     if roots.is_empty() { Err(refuse("it holds no PEM certificate".into())) } else { Ok(roots) }
+}
+
+fn prometheus(args: &RunArgs) -> Result<Arc<Prometheus>, Error> {
+    let roots = read_roots("--prometheus-ca-file", args.prometheus_ca_file.as_deref())?;
+    if let Some(path) = &args.prometheus_token_file {
+        let refuse = |problem| Error::Config(format!("--prometheus-token-file {}: {problem}", path.display()));
+        let token = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
+        if token.trim().is_empty() {
+            return Err(refuse("it is empty; write the bearer token into it".to_owned()));
+        }
+    }
+    let servers = args.allow_prometheus.clone();
+    Ok(Arc::new(Prometheus::new(servers, roots, args.prometheus_token_file.clone())?))
 }

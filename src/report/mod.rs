@@ -7,6 +7,7 @@ pub mod events;
 mod references;
 pub mod sources;
 pub mod status;
+pub mod usage;
 pub mod writer;
 
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub enum Note {
     Enqueued { webhook: Uid, pending: usize },
     /// An attempt was settled.
     Settled(Settlement),
+    /// The filter failed on an event, which is delivered; `error` in at most 256 characters.
+    FilterFailed { webhook: Uid, event: Arc<Event>, error: String },
     /// An event is lost: it could neither wait nor be kept.
     Dropped { webhook: Uid, pending: usize },
     /// The endpoint acknowledged a test.

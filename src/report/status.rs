@@ -22,7 +22,10 @@ use super::{
 use crate::{
     api::webhook::{AttemptSummary, DeliveryCounts, DeliverySummary, WebhookStatus},
     engine::Verdict,
-    event::object::{Object, Uid},
+    event::{
+        Event,
+        object::{Object, Uid},
+    },
     subscription::{
         resolve::WebhookRef,
         watch::{Readiness, Standing},
@@ -40,6 +43,8 @@ pub const CONDITION_WRITES_PER_SECOND: usize = 50;
 /// A healthy endpoint counts as unhealthy after this many failed attempts in a row; one that was never healthy at once.
 const UNHEALTHY_AFTER: i64 = 3;
 const RECENT: usize = 10;
+/// That the filter of one Webhook fails is told at most this often; the metric counts each time.
+const FILTER_FAILURES_EVERY: Duration = Duration::from_secs(600);
 
 /// A status to write.
 #[derive(Debug)]
@@ -61,6 +66,8 @@ struct Entry {
     status: WebhookStatus,
     standing: Option<Standing>,
     gone_generation: Option<i64>,
+    /// When it was last told that the filter fails.
+    filter_failure_told: Option<Instant>,
     dirty: Dirty,
     conditions_changed: bool,
     written: Option<Instant>,
@@ -89,6 +96,7 @@ impl Statuses {
             gone_generation: found.as_deref().and_then(gone_generation),
             status: taken_over(found),
             standing: None,
+            filter_failure_told: None,
             dirty: Dirty::No,
             conditions_changed: false,
             written: None,
@@ -116,6 +124,18 @@ impl Statuses {
         entry.touch(Dirty::Counters);
         let text = "an event was dropped: it could neither wait nor be kept as a WebhookDelivery: see why the endpoint does not acknowledge deliveries, and whether a quota or a policy refuses WebhookDelivery objects";
         vec![Notice::warning(&entry.webhook, "DeliveriesDropped", text.into())]
+    }
+
+    /// Takes in that the filter failed on an event; told once in a while, and at once when the spec has changed.
+    pub fn filter_failed(&mut self, webhook: Uid, event: &Event, error: &str, now: Instant) -> Vec<Notice> {
+        let Some(entry) = self.entries.get_mut(&webhook) else { return Vec::new() };
+        if entry.filter_failure_told.is_some_and(|told| now < told + FILTER_FAILURES_EVERY) {
+            return Vec::new();
+        }
+        entry.filter_failure_told = Some(now);
+        let (name, subject, id) = (event.event_type, describe(&event.object), event.id);
+        let text = format!("spec.filter fails on {name} of {subject} ({id}), which is delivered all the same: {error}");
+        vec![Notice::warning(&entry.webhook, "FilterFailed", text)]
     }
 
     /// Takes in a settled attempt.
@@ -209,6 +229,9 @@ impl Entry {
         let mut notices = Vec::new();
         let generation = standing.generation;
         let new_generation = self.status.observed_generation != Some(generation);
+        if new_generation {
+            self.filter_failure_told = None;
+        }
         let (ready, stalled, reason, message) = match &standing.readiness {
             Readiness::Live => (true, false, "Subscribed", "matching events are delivered".to_owned()),
             Readiness::Suspended => {
@@ -410,6 +433,7 @@ fn describe(object: &Object) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{EventType, sample::sample};
 
     fn webhook(number: u128) -> WebhookRef {
         WebhookRef { uid: Uid::from_u128(number), namespace: "research".into(), name: format!("ci-{number}") }
@@ -450,6 +474,23 @@ mod tests {
         let again = statuses.due(after(7.0), false);
         assert_eq!(again.len(), WRITES_PER_SECOND);
         assert_eq!(again[0].webhook.uid, failed, "before the counters of the others");
+    }
+
+    #[test]
+    fn that_a_filter_fails_is_told_once_in_ten_minutes_and_anew_of_a_new_spec() {
+        let mut statuses = Statuses::default();
+        let begun = Instant::now();
+        let event = sample(EventType::TrainingFailed, Uid::from_u128(7), "research", None, at(0));
+        statuses.standing(webhook(1), Some(standing(Readiness::Live)), None, at(0));
+        let told = |statuses: &mut Statuses, second| {
+            let now = begun + Duration::from_secs(second);
+            statuses.filter_failed(webhook(1).uid, &event, "line 1, column 1: `<`", now).len()
+        };
+        assert_eq!([0, 1, 599, 600, 601].map(|second| told(&mut statuses, second)), [1, 0, 0, 1, 0]);
+        let changed = Standing { generation: 2, ..standing(Readiness::Live) };
+        statuses.standing(webhook(1), Some(changed), None, at(602));
+        assert_eq!([602, 603].map(|second| told(&mut statuses, second)), [1, 0]);
+        assert!(statuses.filter_failed(webhook(2).uid, &event, "", begun).is_empty(), "there is no such Webhook");
     }
 
     #[test]

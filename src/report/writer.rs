@@ -102,6 +102,9 @@ impl Writer {
             Note::Settled(settlement) => (settlement.webhook, statuses.settled(&settlement)),
             Note::Reached { webhook, at } => (webhook, statuses.reached(webhook, at)),
             Note::Dropped { webhook, pending } => (webhook, statuses.dropped(webhook, pending)),
+            Note::FilterFailed { webhook, event, error } => {
+                (webhook, statuses.filter_failed(webhook, &event, &error, Instant::now()))
+            }
             Note::Removed(webhook) => {
                 if let Some(webhook) = statuses.remove(webhook) {
                     (self.conditions)(&webhook, None);

@@ -84,24 +84,29 @@ impl Unreadable {
     }
 }
 
-/// Reads a page at once; where one object cannot be read, one by one. Those are counted in `malformed`.
+/// Reads a page at once; where one object cannot be read, or annotations are kept, one by one. The former are counted in
+/// `malformed`.
 pub(super) fn read_page<S: Source>(
     source: &S,
     body: &[u8],
     malformed: &IntCounter,
+    keep_annotations: bool,
 ) -> Result<(ListMeta, Vec<Item>), serde_json::Error> {
-    if let Ok(page) = serde_json::from_slice::<Page<S::Slim>>(body)
+    if !keep_annotations
+        && let Ok(page) = serde_json::from_slice::<Page<S::Slim>>(body)
         && let Ok(items) = page.items.into_iter().map(|slim| source.read(slim).map(Ok)).collect()
     {
         return Ok((page.metadata, items));
     }
     let page: Page<&RawValue> = serde_json::from_slice(body)?;
-    Ok((page.metadata, page.items.into_iter().map(|raw| read(source, raw.get(), malformed)).collect()))
+    let items = page.items.into_iter().map(|raw| read(source, raw.get(), malformed, keep_annotations));
+    Ok((page.metadata, items.collect()))
 }
 
 /// Reads one object; one that is malformed is counted in `malformed` and named in the log.
-pub(super) fn read<S: Source>(source: &S, json: &str, malformed: &IntCounter) -> Item {
+pub(super) fn read<S: Source>(source: &S, json: &str, malformed: &IntCounter, keep_annotations: bool) -> Item {
     match serde_json::from_str::<S::Slim>(json).map_err(Malformed::from).and_then(|slim| source.read(slim)) {
+        Ok(object) if keep_annotations => Ok(Object { annotations: slim::annotations(json), ..object }),
         Ok(object) => Ok(object),
         Err(error) => {
             malformed.inc();

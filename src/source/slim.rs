@@ -41,6 +41,34 @@ pub struct Annotations {
     pub(super) model_version: Option<String>,
 }
 
+/// Bytes of annotations that are kept of one object, for filters.
+const MAX_ANNOTATIONS: usize = 16 * 1024;
+/// kubectl's copy of the whole object.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// All annotations of the object in `json`, but for kubectl's copy of it; `None` where they are more than are kept.
+pub(super) fn annotations(json: &str) -> Option<BTreeMap<String, String>> {
+    #[derive(Deserialize)]
+    struct Annotated {
+        #[serde(default)]
+        metadata: Metadata,
+    }
+    #[derive(Default, Deserialize)]
+    struct Metadata {
+        #[serde(default)]
+        annotations: Option<BTreeMap<String, String>>,
+    }
+    let annotated: Annotated = serde_json::from_str(json).ok()?;
+    kept_annotations(annotated.metadata.annotations.unwrap_or_default())
+}
+
+/// These annotations but for kubectl's copy of the object; `None` where they are more than are kept.
+pub(super) fn kept_annotations(mut annotations: BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
+    annotations.remove(LAST_APPLIED);
+    let bytes: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+    (bytes <= MAX_ANNOTATIONS).then_some(annotations)
+}
+
 /// An owner, as far as it tells whether the owner is a controller of a watched kind.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -74,9 +102,28 @@ impl SlimMeta {
             name: self.name,
             kind: None,
             labels: self.labels,
+            annotations: None,
             created_at: self.creation_timestamp,
             owned,
             facts,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn annotations_are_kept_without_kubectl_s_copy_and_up_to_a_bound() {
+        let object = |value: &str| {
+            let annotations = serde_json::json!({"a": value, LAST_APPLIED: "x".repeat(2 * MAX_ANNOTATIONS)});
+            serde_json::json!({"metadata": {"annotations": annotations}, "spec": {}}).to_string()
+        };
+        assert_eq!(annotations(&object("b")), Some([("a".to_owned(), "b".to_owned())].into()));
+        assert_eq!(annotations(&object(&"b".repeat(MAX_ANNOTATIONS))), None, "too many are not known rather than cut");
+        for none in ["{}", r#"{"metadata": {}}"#, r#"{"metadata": {"annotations": null}}"#] {
+            assert_eq!(annotations(none), Some(BTreeMap::new()), "{none}");
+        }
     }
 }

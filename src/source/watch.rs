@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -123,6 +123,8 @@ pub struct Watcher<S> {
     pub health: Arc<WatchHealth>,
     /// Objects that could not be read.
     pub malformed: IntCounter,
+    /// Whether a filter reads annotations, so that objects are to keep them.
+    pub keep_annotations: Arc<AtomicBool>,
     /// The newest version of the store that was seen; 0 where a restore has put an end to what it means.
     pub newest: AtomicU64,
     /// The source.
@@ -278,7 +280,7 @@ impl<S: Source> Watcher<S> {
             };
             let body = self.get(self.collection(self.namespace.as_deref())?.list(&page)?).await?;
             self.health.touch();
-            let (meta, items) = frame::read_page(&self.source, &body, &self.malformed)?;
+            let (meta, items) = frame::read_page(&self.source, &body, &self.malformed, self.keeps_annotations())?;
             let version = slim::version(&meta.resource_version)?;
             if !std::mem::replace(&mut begun, true) {
                 // A list that broke off, or a watch that expired, may have seen a store that is no more.
@@ -321,7 +323,11 @@ impl<S: Source> Watcher<S> {
     }
 
     fn read(&self, json: &str) -> Item {
-        frame::read(&self.source, json, &self.malformed)
+        frame::read(&self.source, json, &self.malformed, self.keeps_annotations())
+    }
+
+    fn keeps_annotations(&self) -> bool {
+        self.keep_annotations.load(Ordering::Relaxed)
     }
 
     /// Follows one watch to its end, moving `version` along.

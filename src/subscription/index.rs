@@ -6,8 +6,14 @@ use kube::core::{Selector, SelectorExt};
 
 use crate::{
     delivery::schedule::Backoff,
-    event::{Event, EventSet, object::Uid},
-    subscription::resolve::WebhookRef,
+    event::{
+        Event, EventSet,
+        object::{Object, Uid},
+    },
+    subscription::{
+        filter::{Filter, FilterError, Subject},
+        resolve::WebhookRef,
+    },
 };
 
 /// A Webhook as the engine sees it: whom to match, how to schedule. It exists from the moment the Webhook does, Ready or
@@ -24,6 +30,8 @@ pub struct Subscription {
     pub events: EventSet,
     /// Labels of the object that match.
     pub selector: Selector,
+    /// What must hold of the event besides.
+    pub filter: Option<Filter>,
     /// Retries after a failed first attempt.
     pub max_retries: u32,
     /// The waits between attempts.
@@ -45,6 +53,7 @@ impl Subscription {
             generation,
             events: EventSet::default(),
             selector: Selector::default(),
+            filter: None,
             // An attempt under way when the spec broke must not be the last.
             max_retries: u32::MAX,
             backoff: Backoff { initial: second, factor: 1, max: second },
@@ -53,8 +62,21 @@ impl Subscription {
         }
     }
 
-    fn matches(&self, event: &Event) -> bool {
-        self.events.contains(event.event_type) && self.selector.matches(&event.object.labels)
+    /// The match, where the event goes to it. A filter that fails lets it pass, since it might have been wanted.
+    fn admit(&self, event: &Event, subject: &Subject<'_>) -> Option<Match<'_>> {
+        if !self.events.contains(event.event_type) || !self.selector.matches(&event.object.labels) {
+            return None;
+        }
+        let unfiltered = match self.filter.as_ref().map_or(Ok(true), |filter| filter.passes(subject)) {
+            Ok(true) => None,
+            Ok(false) => return None,
+            Err(error) => Some(error),
+        };
+        Some(Match { subscription: self, unfiltered })
+    }
+
+    fn reads_annotations(&self) -> bool {
+        self.filter.as_ref().is_some_and(Filter::reads_annotations)
     }
 }
 
@@ -63,6 +85,16 @@ impl Subscription {
 pub struct Index {
     subscriptions: HashMap<Uid, Subscription>,
     namespaces: HashMap<String, Vec<Uid>>,
+    /// How many have a filter that reads annotations.
+    annotation_readers: usize,
+}
+
+/// A subscription that an event goes to.
+#[derive(Debug)]
+pub struct Match<'a> {
+    pub subscription: &'a Subscription,
+    /// Its filter failed on the event.
+    pub unfiltered: Option<FilterError>,
 }
 
 impl Index {
@@ -70,14 +102,17 @@ impl Index {
     pub fn insert(&mut self, subscription: Subscription) {
         let uid = subscription.uid;
         let namespace = subscription.namespace.clone();
-        if self.subscriptions.insert(uid, subscription).is_none() {
-            self.namespaces.entry(namespace).or_default().push(uid);
+        self.annotation_readers += usize::from(subscription.reads_annotations());
+        match self.subscriptions.insert(uid, subscription) {
+            Some(before) => self.annotation_readers -= usize::from(before.reads_annotations()),
+            None => self.namespaces.entry(namespace).or_default().push(uid),
         }
     }
 
     /// Removes a subscription; `None` where there was none.
     pub fn remove(&mut self, uid: Uid) -> Option<Subscription> {
         let subscription = self.subscriptions.remove(&uid)?;
+        self.annotation_readers -= usize::from(subscription.reads_annotations());
         if let Some(uids) = self.namespaces.get_mut(&subscription.namespace) {
             uids.retain(|other| *other != uid);
             if uids.is_empty() {
@@ -93,9 +128,17 @@ impl Index {
         self.subscriptions.get(&uid)
     }
 
-    /// The subscriptions that this event goes to, in the order in which they came.
-    pub fn matching<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a Subscription> {
+    /// Whether any filter reads the annotations of objects.
+    #[must_use]
+    pub const fn reads_annotations(&self) -> bool {
+        self.annotation_readers > 0
+    }
+
+    /// The subscriptions that this event of the observed object goes to, in the order in which they came.
+    pub fn matching<'a>(&'a self, event: &'a Event, object: &'a Object) -> impl Iterator<Item = Match<'a>> {
         let uids = self.namespaces.get(&event.object.namespace).map_or(&[][..], Vec::as_slice);
-        uids.iter().filter_map(|uid| self.subscriptions.get(uid)).filter(|subscription| subscription.matches(event))
+        let subject = Subject::new(event, object);
+        let subscriptions = uids.iter().filter_map(|uid| self.subscriptions.get(uid));
+        subscriptions.filter_map(move |subscription| subscription.admit(event, &subject))
     }
 }

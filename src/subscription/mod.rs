@@ -1,6 +1,7 @@
 //! Webhooks in, [`index::Subscription`]s for the engine and [`resolve::Resolved`] ones for their attempts out.
 
 mod entry;
+pub mod filter;
 pub mod index;
 pub mod resolve;
 pub mod secret;

@@ -6,11 +6,12 @@ use std::{sync::Arc, time::Duration};
 use kube::core::Selector;
 use reqwest::Url;
 
-use super::{index::Subscription, secret::SigningKey};
+use super::{filter::Filter, index::Subscription, secret::SigningKey};
 use crate::{
     api::webhook::{LabelSelector, WebhookSpec},
     delivery::schedule::Backoff,
     event::{EventSet, object::Uid},
+    expression::CompileError,
 };
 
 /// Which Webhook.
@@ -43,6 +44,9 @@ pub enum SpecError {
     /// A duration is none.
     #[error("spec.delivery.{0} is {1:?}, which is no duration: write one such as 30s")]
     Duration(&'static str, String),
+    /// The filter is no expression.
+    #[error("spec.filter cannot be used: {0}")]
+    Filter(#[from] CompileError),
 }
 
 impl SpecError {
@@ -53,6 +57,7 @@ impl SpecError {
             Self::Url(_) => "InvalidURL",
             Self::Event(_) => "UnknownEvent",
             Self::Duration(..) => "InvalidDuration",
+            Self::Filter(_) => "InvalidFilter",
         }
     }
 }
@@ -64,6 +69,7 @@ pub struct Plan {
     pub timeout: Duration,
     pub events: EventSet,
     pub selector: Selector,
+    pub filter: Option<Filter>,
     pub max_retries: u32,
     pub backoff: Backoff,
     pub concurrency: usize,
@@ -83,6 +89,7 @@ impl Plan {
             timeout: duration("timeout", &policy.timeout)?,
             events: EventSet::parse(&spec.events).map_err(SpecError::Event)?,
             selector: spec.selector.as_ref().map(LabelSelector::selector).unwrap_or_default(),
+            filter: spec.filter.as_deref().map(Filter::read).transpose()?,
             max_retries: policy.max_retries.max(0).unsigned_abs(),
             backoff: Backoff {
                 initial: duration("backoff.initial", &policy.backoff.initial)?,
@@ -109,6 +116,7 @@ impl Plan {
             generation,
             events: self.events,
             selector: self.selector.clone(),
+            filter: self.filter.clone(),
             max_retries: self.max_retries,
             backoff: self.backoff,
             concurrency: self.concurrency,

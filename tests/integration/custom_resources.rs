@@ -25,18 +25,18 @@ const TIME: &str = "2025-11-08T14:22:31Z";
 const EVENT_ID: &str = "evt_0123456789abcdef0123456789abcdef";
 
 /// An apiserver's client in a namespace, with strict field validation.
-struct Apiserver {
+pub struct Apiserver {
     client: Client,
     namespace: String,
 }
 
 impl Apiserver {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let client = plane().await.admin().await;
         Self { client, namespace: "default".into() }
     }
 
-    async fn of(scene: &Scene) -> Self {
+    pub async fn of(scene: &Scene) -> Self {
         Self { client: scene.plane.admin().await, namespace: scene.namespace.clone() }
     }
 
@@ -45,6 +45,7 @@ impl Apiserver {
             "Webhook" => "webhooks",
             "WebhookDelivery" => "webhookdeliveries",
             "TrainingJob" => "trainingjobs",
+            "UsageThreshold" => "usagethresholds",
             "LedgerSegment" => "ledgersegments",
             kind => panic!("{kind} has no path here"),
         };
@@ -66,11 +67,11 @@ impl Apiserver {
     }
 
     /// What would be stored, or why it would be refused.
-    async fn try_out(&self, object: &Value) -> Result<Value, String> {
+    pub async fn try_out(&self, object: &Value) -> Result<Value, String> {
         self.send("POST", &format!("{}?dryRun=All", self.path(object)), "application/json", object).await
     }
 
-    async fn create(&self, object: &Value) -> Value {
+    pub async fn create(&self, object: &Value) -> Value {
         let path = self.path(object);
         self.send("POST", &path, "application/json", object).await.unwrap_or_else(|error| panic!("{error}\n{object:#}"))
     }
@@ -372,7 +373,7 @@ fn valid_webhooks() -> Vec<Value> {
 }
 
 /// What is to be said of an answer that is not a refusal which names this field and says this.
-fn complaint(manifest: &Value, field: &str, says: &str, result: Result<Value, String>) -> Option<String> {
+pub fn complaint(manifest: &Value, field: &str, says: &str, result: Result<Value, String>) -> Option<String> {
     match result {
         Ok(_) => Some(format!("taken, though {field} is wrong\n{manifest:#}")),
         Err(message) if message.contains(field) && message.contains(says) => None,
@@ -381,7 +382,7 @@ fn complaint(manifest: &Value, field: &str, says: &str, result: Result<Value, St
 }
 
 /// Fails with all that went wrong, so that one run shows every case.
-fn no_failures(failures: &[String]) {
+pub fn no_failures(failures: &[String]) {
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }
 
@@ -1118,7 +1119,9 @@ fn the_apiserver_serves_the_definitions_without_reservation() {
         let plane = plane().await;
         let definitions = served_definitions(&plane.admin().await).await;
         let kinds: Vec<&Value> = definitions.iter().map(|definition| &definition["spec"]["names"]["kind"]).collect();
-        assert_eq!(kinds, ["LedgerSegment", "TrainingJob", "WebhookDelivery", "Webhook"]);
+        let expected =
+            ["LedgerSegment", "TrainingJob", "UsageThreshold", "WebhookDelivery", "Webhook", "WebhookSource"];
+        assert_eq!(kinds, expected);
         for definition in &definitions {
             let internal = definition["spec"]["names"]["kind"] == "LedgerSegment";
             let subresources = if internal { Value::Null } else { json!({"status": {}}) };

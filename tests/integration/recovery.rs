@@ -65,7 +65,7 @@ async fn leads(operator: &mut Operator, limit: Duration) {
 }
 
 /// Waits until a new apiserver serves the custom resources.
-async fn served(scene: &Scene) {
+pub async fn served(scene: &Scene) {
     eventually("the custom resources are served", SOON, || async {
         scene.plane.kubectl(&["get", "trainingjobs,webhooks", "--all-namespaces"]).status.success().then_some(())
     })

@@ -301,7 +301,7 @@ fn a_threshold_is_told_with_the_figure_as_numbers_and_as_the_spec_spells_it() {
     assert_eq!(
         told(object, EventType::UsageThresholdReached, None, None),
         concat!(
-            r#"{"id":"evt_","event":"usage.threshold_reached","#,
+            r#"{"id":"evt_194774887f9eb3310f641f9c5cf57c08","event":"usage.threshold_reached","#,
             r#""data":{"name":"tokens","namespace":"research","#,
             r#""metric":"sum(increase(llm_tokens_total{tenant='a'}[30d]))","value":834567890,"limit":1000000000,"#,
             r#""percent":83.456,"threshold":"080.0%","unit":"tokens","observedAt":"2025-11-08T14:22:30.5Z"},"#,

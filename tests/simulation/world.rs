@@ -517,6 +517,7 @@ impl World {
             generation: 1,
             events: EventSet::parse(patterns).unwrap_or_default(),
             selector,
+            filter: None,
             max_retries: random.below(4) as u32,
             backoff: Backoff { initial, factor: 2, max },
             concurrency: 1 + random.below(3),

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tracing::info;
 
-use super::Leader;
+use super::{Leader, usage};
 use crate::{
     engine::Observation,
     event::object::{Uid, WatchId},
@@ -38,7 +38,7 @@ const LONG_PATIENCE: Duration = Duration::from_secs(15);
 pub struct Sources {
     /// Their tasks.
     pub tasks: JoinSet<()>,
-    observe: mpsc::Sender<Observation>,
+    pub observe: mpsc::Sender<Observation>,
     notes: mpsc::UnboundedSender<Note>,
     kinds: WatchedKinds,
     built_in: Vec<Arc<WatchHealth>>,
@@ -91,7 +91,8 @@ impl Sources {
         loop {
             let id = WatchId(self.next);
             self.next = self.next.wrapping_add(1);
-            if self.built_in.len() <= usize::from(id.0) && self.mapped.values().all(|watch| watch.id != id) {
+            let is_free = (self.built_in.len()..usize::from(usage::FIRST_ID)).contains(&usize::from(id.0));
+            if is_free && self.mapped.values().all(|watch| watch.id != id) {
                 return id;
             }
         }
@@ -171,6 +172,7 @@ impl Leader {
             info!(watch, "what is remembered of this watch is forgotten: it is no longer configured");
         }
         self.show_watches();
+        self.start_usage();
         for question in self.engine.open_questions() {
             self.ask(question);
         }
@@ -184,6 +186,7 @@ impl Leader {
             observations: self.sources.observe.clone(),
             health,
             malformed: self.context.metrics.malformed.with_label_values(&[source.kind()]),
+            keep_annotations: Arc::clone(&self.keep_annotations),
             newest: AtomicU64::new(0),
             source,
         };

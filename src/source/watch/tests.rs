@@ -17,6 +17,7 @@ fn watcher<S: Source + Default>(
     let (observations, incoming) = mpsc::channel(64);
     let source = S::default();
     let watcher = Watcher {
+        keep_annotations: Arc::default(),
         id: WatchId(0),
         namespace: None,
         client: apiserver(answer),

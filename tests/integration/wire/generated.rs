@@ -208,6 +208,7 @@ fn object(event: EventType) -> impl Strategy<Value = Object> {
             name,
             kind: None,
             labels,
+            annotations: None,
             created_at,
             owned: false,
             facts,

@@ -17,6 +17,7 @@ use llmtune_webhooks::{
         lifecycle::Occurrence,
         payload,
     },
+    expression::{Document, Expression},
     ledger::journal::{self, Found, Opened, Shape},
     source::{Source, training_job::TrainingJobs},
 };
@@ -90,6 +91,54 @@ fn body_and_signature(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What a job's own controller says of it: its metadata, a spec with a pod template, and conditions.
+fn custom_job() -> String {
+    let condition = |kind: &str, status: &str| {
+        format!(
+            "{{\"type\":\"{kind}\",\"status\":\"{status}\",\"reason\":\"Job{kind}\",\"message\":\"the job is {kind}\",\"lastTransitionTime\":\"2025-11-08T14:22:31Z\"}}"
+        )
+    };
+    let conditions = ["Suspended", "Created", "Running", "Failed"].map(|kind| condition(kind, "False")).join(",");
+    let variables: Vec<String> = (0..40)
+        .map(|n| format!("{{\"name\":\"VARIABLE_{n}\",\"value\":\"value of the variable number {n}\"}}"))
+        .collect();
+    let notes: Vec<String> = (0..10)
+        .map(|n| format!("\"example.com/note-{n}\":\"{}\"", "what a tool has written there ".repeat(3)))
+        .collect();
+    format!(
+        "{{\"metadata\":{{\"name\":\"llama\",\"namespace\":\"research\",\"labels\":{{\"team\":\"research\"}},\"annotations\":{{\"llmtune.io/base-model\":\"meta-llama/Llama-3.1-8B\",{}}}}},\"spec\":{{\"suspend\":false,\"template\":{{\"containers\":[{{\"name\":\"trainer\",\"env\":[{}]}}]}}}},\"status\":{{\"active\":1,\"conditions\":[{conditions},{}]}}}}",
+        notes.join(","),
+        variables.join(","),
+        condition("Complete", "True"),
+    )
+}
+
+fn expressions(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("expression");
+    let json = custom_job();
+    assert!((4_000..8_000).contains(&json.len()), "{}", json.len());
+    let read = || serde_json::from_str::<Document>(black_box(&json)).unwrap();
+    group.bench_function("document", |bencher| bencher.iter_with_large_drop(read));
+    let object = read();
+    let when = "object.status.conditions.exists(c, c.type == 'Complete' && c.status == 'True')";
+    let stage = Expression::compile(when, &["object"]).unwrap();
+    let scope = [("object", &object)];
+    group.bench_function("stage", |bencher| bencher.iter(|| assert!(stage.holds(black_box(&scope)).unwrap())));
+    let data = "{\"baseModel\":\"meta-llama/Llama-3.1-8B\",\"status\":\"completed\",\"metrics\":{\"loss\":0.42}}";
+    let data: Document = serde_json::from_str(data).unwrap();
+    let filter = "data.baseModel.startsWith('meta-llama/') && data.metrics.loss < 0.5";
+    let filter = Expression::compile(filter, &["data"]).unwrap();
+    let scope = [("data", &data)];
+    group.bench_function("filter", |bencher| bencher.iter(|| assert!(filter.holds(black_box(&scope)).unwrap())));
+    group.bench_function("compile", |bencher| bencher.iter(|| Expression::compile(black_box(when), &["object"])));
+    let list: Document = serde_json::from_str(&format!("{:?}", (0..2000).collect::<Vec<u32>>())).unwrap();
+    let costly = Expression::compile("list.all(x, list.all(y, x + y >= 0))", &["list"]).unwrap();
+    let scope = [("list", &list)];
+    group.sample_size(10);
+    group.bench_function("bound", |bencher| bencher.iter(|| costly.holds(black_box(&scope)).unwrap_err()));
+    group.finish();
+}
+
 fn flushes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("flush");
     for (name, place, wanted) in [("changes", RESEARCH, &[][..]), ("snapshot", MANY, &[5])] {
@@ -153,5 +202,5 @@ fn recovery(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, observe, body_and_signature, flushes, recovery);
+criterion_group!(benches, observe, body_and_signature, expressions, flushes, recovery);
 criterion_main!(benches);

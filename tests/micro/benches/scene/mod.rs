@@ -120,6 +120,7 @@ impl World {
             generation: 1,
             events: EventSet::parse(&["training.*"]).unwrap(),
             selector: kube::core::Selector::default(),
+            filter: None,
             max_retries: 5,
             backoff: Backoff { initial: second * 5, factor: 5, max: second * 3600 },
             concurrency,

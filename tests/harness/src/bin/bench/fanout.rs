@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::{
     Bench, Stage, crowd,
-    load::Phase,
+    load::{Phase, TRAINING_JOB},
     page::Page,
     receiver::{self, Post},
     subject::{Memory, Scene, cpu, memory},
@@ -56,7 +56,7 @@ struct Outside<'a> {
 pub async fn run(bench: &Bench) -> Result<Page, String> {
     let stage = bench.stage(JOBS, Phase::Pending).await;
     let scene = bench.scene(&stage);
-    let sightings = watch::start(stage.plane.clone(), &stage.namespace, JOBS).await;
+    let sightings = watch::start(stage.plane.clone(), TRAINING_JOB.path(&stage.namespace), JOBS).await;
     let (port, posts) = receiver::start("receiver");
     scene.subscribe(port);
     let outside = Outside { sightings: &sightings, posts: &posts, secret: scene.secret };

@@ -7,7 +7,7 @@ use llmtune_webhooks_harness::operator::OperatorOptions;
 
 use crate::{
     Args, Bench, Stage, WARM_UP,
-    load::{Driven, Load, Phase},
+    load::{Driven, Load, Phase, TRAINING_JOB},
     page::{Page, Row},
     receiver,
     report::{self, Round, Setting, Stretch},
@@ -23,7 +23,7 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
     let args = &bench.args;
     let stage = bench.stage(args.jobs, Phase::Pending).await;
     let (load, client, scene) = (&stage.load, &stage.client, bench.scene(&stage));
-    let sightings = watch::start(stage.plane.clone(), &stage.namespace, args.jobs).await;
+    let sightings = watch::start(stage.plane.clone(), TRAINING_JOB.path(&stage.namespace), args.jobs).await;
     let (operator_port, operator_posts) = receiver::start("operators-receiver");
     let (floor_port, floor_posts) = receiver::start("floors-receiver");
     scene.subscribe(operator_port);
@@ -67,7 +67,7 @@ async fn cold_starts(bench: &Bench, stage: &Stage) -> Result<Vec<f64>, String> {
     Ok(starts)
 }
 
-async fn measure(
+pub async fn measure(
     args: &Args,
     load: &Load,
     subject: &Subject,

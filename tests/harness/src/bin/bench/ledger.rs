@@ -13,7 +13,7 @@ use crate::{
     Bench, Stage,
     counters::Flushes,
     handover::{self, End, Handover},
-    load::Phase,
+    load::{Phase, TRAINING_JOB},
     page::{Page, Row},
     receiver::{self, Post},
     subject::{Memory, Scene, Synced, cpu, memory},
@@ -74,7 +74,7 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
         drop(operator);
     };
 
-    let sightings = watch::start(stage.plane.clone(), &stage.namespace, args.finished).await;
+    let sightings = watch::start(stage.plane.clone(), TRAINING_JOB.path(&stage.namespace), args.finished).await;
     bench.say(&format!("{RATE}/s with the operator, until every part of the snapshot has been rewritten"));
     // At a flush every half second, one of 64 parts with every second flush.
     let length = (length * 5 / 2).min(Duration::from_secs(75));

@@ -37,10 +37,35 @@ const SERVED: Duration = Duration::from_secs(30);
 const ANNOTATIONS: usize = 8;
 const ANNOTATION_BYTES: usize = 256;
 
+/// The kind of the jobs.
+#[derive(Clone, Copy)]
+pub struct Kind {
+    pub api_version: &'static str,
+    pub name: &'static str,
+    pub plural: &'static str,
+}
+
+/// The operator's own kind.
+pub const TRAINING_JOB: Kind = Kind { api_version: "llmtune.io/v1alpha1", name: "TrainingJob", plural: "trainingjobs" };
+
+impl Kind {
+    /// The path of the objects of one namespace.
+    pub fn path(self, namespace: &str) -> String {
+        format!("/apis/{}/namespaces/{namespace}/{}", self.api_version, self.plural)
+    }
+
+    /// The name of its definition.
+    pub fn definition(self) -> String {
+        let group = self.api_version.split('/').next().unwrap_or_default();
+        format!("{}.{group}", self.plural)
+    }
+}
+
 /// The jobs of one namespace, and how often they have run.
 #[derive(Clone)]
 pub struct Load {
     client: Client,
+    kind: Kind,
     path: String,
     jobs: u32,
     runs: Arc<AtomicU32>,
@@ -71,11 +96,17 @@ enum Pace {
 impl Load {
     /// Creates the jobs with 2 kB of annotations each. Statuses are created with them, in one request instead of two:
     /// until all are there, the resource is without its subresource.
-    pub async fn create(plane: &ControlPlane, client: Client, namespace: &str, jobs: u32, phase: Phase) -> Self {
-        let path = format!("/apis/llmtune.io/v1alpha1/namespaces/{namespace}/trainingjobs");
-        let load = Self { client, path, jobs, runs: Arc::default() };
+    pub async fn create(
+        plane: &ControlPlane,
+        client: Client,
+        namespace: &str,
+        jobs: u32,
+        phase: Phase,
+        kind: Kind,
+    ) -> Self {
+        let load = Self { client, kind, path: kind.path(namespace), jobs, runs: Arc::default() };
         let change = |patch: &str| {
-            let output = plane.kubectl(&["patch", "crd", "trainingjobs.llmtune.io", "--type=json", "-p", patch]);
+            let output = plane.kubectl(&["patch", "crd", &kind.definition(), "--type=json", "-p", patch]);
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         };
         change(WITHOUT_SUBRESOURCE);
@@ -150,7 +181,7 @@ impl Load {
     }
 
     async fn post(&self, job: u32, phase: Phase, params: &PostParams) -> String {
-        let mut manifest = manifest(job);
+        let mut manifest = manifest(job, self.kind);
         manifest["status"] = first_status(job, phase);
         let request = Request::new(&*self.path).create(params, serde_json::to_vec(&manifest).unwrap()).unwrap();
         self.client.request_text(request).await.unwrap()
@@ -202,7 +233,7 @@ fn status(transition: Transition) -> Value {
     }
 }
 
-fn manifest(job: u32) -> Value {
+fn manifest(job: u32, kind: Kind) -> Value {
     let annotations = (0..ANNOTATIONS).map(|number| {
         let value: String =
             (0..ANNOTATION_BYTES).map(|index| char::from(b'a' + ((index * 7 + number) % 26) as u8)).collect();
@@ -210,7 +241,7 @@ fn manifest(job: u32) -> Value {
     });
     let annotations: std::collections::BTreeMap<_, _> = annotations.collect();
     json!({
-        "apiVersion": "llmtune.io/v1alpha1", "kind": "TrainingJob",
+        "apiVersion": kind.api_version, "kind": kind.name,
         "metadata": {"name": job_name(job), "annotations": annotations, "labels": {"team": "research"}},
         "spec": {"baseModel": "meta-llama/Llama-3.1-8B", "trainingMethod": "sft"},
     })

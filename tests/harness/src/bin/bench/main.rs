@@ -13,6 +13,7 @@ mod handover;
 mod latency;
 mod ledger;
 mod load;
+mod mapped;
 mod micro;
 mod page;
 mod pending;
@@ -37,7 +38,7 @@ use clap::{Parser, ValueEnum};
 use kube::Client;
 use llmtune_webhooks_harness::{control_plane::ControlPlane, root};
 
-use load::{Load, Phase};
+use load::{Kind, Load, Phase, TRAINING_JOB};
 use page::Page;
 use subject::Scene;
 
@@ -108,6 +109,8 @@ enum Part {
     Micro,
     /// A million pending deliveries in process.
     Pending,
+    /// The same jobs as a kind that a WebhookSource maps.
+    Mapped,
     /// Memory over half an hour of load.
     Soak,
 }
@@ -141,6 +144,7 @@ impl Part {
             Self::Scale => "Many Webhooks",
             Self::Micro => "Microbenchmarks",
             Self::Pending => "A million pending deliveries",
+            Self::Mapped => "Through a WebhookSource",
             Self::Soak => "Memory over time",
         }
     }
@@ -159,14 +163,14 @@ impl Bench {
     }
 
     async fn stage(&self, jobs: u32, phase: Phase) -> Stage {
-        self.fill(self.plane().await, jobs, phase).await
+        self.fill(self.plane().await, jobs, phase, TRAINING_JOB).await
     }
 
-    async fn fill(&self, plane: Arc<ControlPlane>, jobs: u32, phase: Phase) -> Stage {
+    async fn fill(&self, plane: Arc<ControlPlane>, jobs: u32, phase: Phase, kind: Kind) -> Stage {
         let namespace = plane.namespace("bench").await;
         let client = plane.admin().await;
-        self.say(&format!("creating {jobs} TrainingJobs"));
-        let load = Load::create(&plane, client.clone(), &namespace, jobs, phase).await;
+        self.say(&format!("creating {jobs} {}s", kind.name));
+        let load = Load::create(&plane, client.clone(), &namespace, jobs, phase, kind).await;
         Stage { plane, namespace, client, load, jobs }
     }
 
@@ -186,6 +190,7 @@ impl Bench {
             Part::Scale => scale::run(self).await,
             Part::Micro => micro::run(self),
             Part::Pending => pending::run(self),
+            Part::Mapped => mapped::run(self).await,
             Part::Soak => soak::run(self).await,
         }
     }

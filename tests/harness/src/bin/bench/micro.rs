@@ -6,12 +6,17 @@ use crate::{
     page::Page,
 };
 
-const ROUTINES: [Routine; 8] = [
+const ROUTINES: [Routine; 13] = [
     Routine { path: "observe/parse", name: "a watch's line of 3 kB, parsed into an object", unit: Unit::Micros },
     Routine { path: "observe/observe", name: "an object, observed, with one subscriber", unit: Unit::Micros },
     Routine { path: "body/open", name: "an event's body, built", unit: Unit::Micros },
     Routine { path: "body/close", name: "a body, completed for an attempt", unit: Unit::Micros },
     Routine { path: "signature/sign", name: "a body, signed", unit: Unit::Micros },
+    Routine { path: "expression/document", name: "an object of 5 kB, read for expressions", unit: Unit::Micros },
+    Routine { path: "expression/stage", name: "the expression of a stage, on five conditions", unit: Unit::Micros },
+    Routine { path: "expression/filter", name: "a filter of two comparisons", unit: Unit::Micros },
+    Routine { path: "expression/compile", name: "the expression of a stage, compiled", unit: Unit::Micros },
+    Routine { path: "expression/bound", name: "an expression that is stopped at its bound", unit: Unit::Millis },
     Routine {
         path: "flush/changes",
         name: "a flush of 50 changed records and 50 deliveries, laid out",

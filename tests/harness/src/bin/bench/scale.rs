@@ -14,7 +14,7 @@ use crate::{
     behaviour::{self, Inbox},
     counters::{Calls, calls},
     crowd,
-    load::Phase,
+    load::{Phase, TRAINING_JOB},
     page::{Page, Row},
     subject::{self, Memory, Scene, memory},
 };
@@ -60,7 +60,7 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
     }
     bench.say(&format!("cold starts: {cold:.1?} ms"));
 
-    let stage = bench.fill(plane, JOBS, Phase::Pending).await;
+    let stage = bench.fill(plane, JOBS, Phase::Pending, TRAINING_JOB).await;
     let scene = bench.scene(&stage);
     let (mut operator, _) = start(bench, &stage, 0).await?;
     tokio::time::sleep(QUIET).await;

@@ -22,10 +22,9 @@ use crate::transition::Transition;
 pub type Sighting = (Transition, Instant);
 
 /// Begins to watch, and returns once the watch is open.
-pub async fn start(plane: Arc<ControlPlane>, namespace: &str, jobs: u32) -> mpsc::Receiver<Sighting> {
+pub async fn start(plane: Arc<ControlPlane>, path: String, jobs: u32) -> mpsc::Receiver<Sighting> {
     let (sightings, incoming) = mpsc::channel();
     let (open, opened) = tokio::sync::oneshot::channel();
-    let path = format!("/apis/llmtune.io/v1alpha1/namespaces/{namespace}/trainingjobs");
     let watch = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(watch(plane, path, jobs, sightings, open));

@@ -7,7 +7,7 @@ use llmtune_webhooks_harness::operator::Operator;
 use crate::{
     Bench, Stage, WARM_UP,
     counters::{Counted, Counters},
-    load::Phase,
+    load::{Phase, TRAINING_JOB},
     page::{Page, Row},
     receiver,
     tally::Tally,
@@ -107,7 +107,7 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
         bench.say(&format!("{rate}/s without the operator"));
         alones.push(alone(&stage, rate, length(share / 2.0)).await?);
     }
-    let sightings = watch::start(stage.plane.clone(), &stage.namespace, args.jobs).await;
+    let sightings = watch::start(stage.plane.clone(), TRAINING_JOB.path(&stage.namespace), args.jobs).await;
     let (port, posts) = receiver::start("receiver");
     scene.subscribe(port);
     let (operator, _) = scene.start(&stage.client, &scene.options().await).await;

@@ -1,0 +1,44 @@
+//! Usage figures: their watches are made known to the engine with the others, and measured beside them.
+
+use std::sync::Arc;
+
+use super::Leader;
+use crate::{
+    event::object::WatchId,
+    operator::MAX_NAMESPACES,
+    source::usage::{self, Usage},
+};
+
+/// No other watch has this number or a higher one.
+pub const FIRST_ID: u16 = u16::MAX - MAX_NAMESPACES as u16;
+
+impl Leader {
+    /// The watch of each namespace that is served, or of all.
+    fn usage_scopes(&self) -> Vec<(WatchId, Option<String>)> {
+        let namespaces = &self.context.args.watch_namespaces;
+        let scopes = if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() };
+        (FIRST_ID..).map(WatchId).zip(scopes).collect()
+    }
+
+    /// Makes the watches known to the engine.
+    pub(super) fn add_usage_watches(&mut self) {
+        for (id, namespace) in self.usage_scopes() {
+            self.engine.add_measured_watch(id, usage::NAME, &usage::watch_name(namespace.as_deref()));
+        }
+    }
+
+    /// Starts to measure.
+    pub(super) fn start_usage(&mut self) {
+        let metrics = &self.context.metrics;
+        let usage = Usage {
+            client: self.context.client.clone(),
+            scopes: self.usage_scopes(),
+            prometheus: Arc::clone(&self.context.prometheus),
+            observations: self.sources.observe.clone(),
+            told: self.told.clone(),
+            evaluations: metrics.usage_evaluations.clone(),
+            query_duration: metrics.usage_query_duration.clone(),
+        };
+        self.sources.tasks.spawn(usage.run());
+    }
+}

@@ -1,0 +1,359 @@
+//! From a `UsageThreshold`'s spec to what is measured, and from a figure to facts. Asks nobody.
+
+use std::{fmt, time::Duration};
+
+use jiff::Timestamp;
+
+use super::prometheus::Server;
+use crate::{
+    api::{
+        duration,
+        usage_threshold::{QuotaResource, UsageThresholdSpec},
+    },
+    event::{
+        amount::{Amount, Level},
+        object::UsageFacts,
+    },
+};
+
+/// A spec, read and found usable.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    pub meter: Meter,
+    limit: Option<Amount>,
+    thresholds: Vec<Level>,
+    hysteresis: Level,
+    /// How long a threshold must be held.
+    pub hold: Duration,
+    /// How often a query is made.
+    pub interval: Duration,
+    unit: Option<String>,
+}
+
+/// Where a figure comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Meter {
+    /// A PromQL query.
+    Query { server: Server, query: String },
+    /// What is used of a quota's resource.
+    Quota(QuotaResource),
+}
+
+impl Meter {
+    /// The value of the metrics' label `source`.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Query { .. } => "prometheus",
+            Self::Quota(_) => "resourcequota",
+        }
+    }
+}
+
+/// As the payload tells it: the query, or `NAME/RESOURCE` of a quota.
+impl fmt::Display for Meter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Query { query, .. } => f.write_str(query),
+            Self::Quota(QuotaResource { name, resource }) => write!(f, "{name}/{resource}"),
+        }
+    }
+}
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figure {
+    pub value: Amount,
+    /// A quota's own limit.
+    pub limit: Option<Amount>,
+}
+
+/// Why there is no figure, or none that can be judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub reason: Reason,
+    /// What is wrong and what to do, in at most a few hundred characters.
+    pub message: String,
+}
+
+impl Failure {
+    pub(super) fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// The reasons of failures, as conditions and metrics name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    InvalidSpec,
+    InvalidQuery,
+    HysteresisTooLarge,
+    PrometheusNotConfigured,
+    PrometheusNotAllowed,
+    PrometheusRefused,
+    PrometheusUnavailable,
+    QueryFailed,
+    NoSample,
+    SeveralSamples,
+    NotFinite,
+    NotOneNumber,
+    QuotaUnavailable,
+    QuotaNotFound,
+    ResourceNotInQuota,
+    LimitIsZero,
+}
+
+impl Reason {
+    /// The reason's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InvalidSpec => "InvalidSpec",
+            Self::InvalidQuery => "InvalidQuery",
+            Self::HysteresisTooLarge => "HysteresisTooLarge",
+            Self::PrometheusNotConfigured => "PrometheusNotConfigured",
+            Self::PrometheusNotAllowed => "PrometheusNotAllowed",
+            Self::PrometheusRefused => "PrometheusRefused",
+            Self::PrometheusUnavailable => "PrometheusUnavailable",
+            Self::QueryFailed => "QueryFailed",
+            Self::NoSample => "NoSample",
+            Self::SeveralSamples => "SeveralSamples",
+            Self::NotFinite => "NotFinite",
+            Self::NotOneNumber => "NotOneNumber",
+            Self::QuotaUnavailable => "QuotaUnavailable",
+            Self::QuotaNotFound => "QuotaNotFound",
+            Self::ResourceNotInQuota => "ResourceNotInQuota",
+            Self::LimitIsZero => "LimitIsZero",
+        }
+    }
+
+    /// Whether the spec cannot work as it stands.
+    #[must_use]
+    pub const fn stalls(self) -> bool {
+        matches!(
+            self,
+            Self::InvalidSpec
+                | Self::InvalidQuery
+                | Self::HysteresisTooLarge
+                | Self::PrometheusNotConfigured
+                | Self::PrometheusNotAllowed
+                | Self::NotOneNumber
+        )
+    }
+}
+
+impl Plan {
+    /// Reads a spec. `servers` are those that queries may be made to, the first of them where a spec names none.
+    pub fn read(spec: &UsageThresholdSpec, servers: &[Server]) -> Result<Self, Failure> {
+        let level = |field: &str, text: &str| {
+            Level::parse(text).map_err(|error| {
+                let say = format!("spec.{field} is {text:?}, which cannot be used: {error}; write a percentage such as 80%, or a Quantity such as 950M");
+                Failure::new(Reason::InvalidSpec, say)
+            })
+        };
+        let span = |field: &str, text: &str| {
+            duration::read(text).ok_or_else(|| {
+                let say = format!("spec.{field} is {text:?}, which is no duration: write one such as 60s");
+                Failure::new(Reason::InvalidSpec, say)
+            })
+        };
+        let limit = spec.limit.as_ref().map(|text| {
+            let limit = Amount::quantity(text).ok().filter(Amount::is_positive);
+            limit.ok_or_else(|| {
+                let say = format!("spec.limit is {text:?}, which is no Quantity above zero: write one such as 1G");
+                Failure::new(Reason::InvalidSpec, say)
+            })
+        });
+        let thresholds = spec.thresholds.iter().map(|text| level("thresholds", text));
+        Ok(Self {
+            limit: limit.transpose()?,
+            thresholds: thresholds.collect::<Result<_, _>>()?,
+            hysteresis: level("hysteresis", &spec.hysteresis)?,
+            hold: span("for", &spec.hold)?,
+            interval: span("interval", &spec.interval)?.max(Duration::from_secs(1)),
+            unit: spec.unit.clone(),
+            meter: meter(spec, servers)?,
+        })
+    }
+
+    /// What a figure, measured at this time, comes to.
+    pub fn facts(&self, figure: Figure, observed_at: Timestamp) -> Result<UsageFacts, Failure> {
+        let facts = UsageFacts {
+            metric: self.meter.to_string(),
+            value: figure.value,
+            limit: figure.limit.or_else(|| self.limit.clone()),
+            thresholds: self.thresholds.clone(),
+            hysteresis: self.hysteresis.clone(),
+            hold: self.hold,
+            unit: self.unit.clone(),
+            observed_at,
+        };
+        let limit = facts.limit.as_ref();
+        if limit.is_some_and(|limit| !limit.is_positive()) {
+            let say = format!(
+                "the limit of {} is zero: nothing is a percentage of that; raise the quota's hard, or remove the UsageThreshold",
+                facts.metric
+            );
+            return Err(Failure::new(Reason::LimitIsZero, say));
+        }
+        for level in &facts.thresholds {
+            let Some(at) = level.of(limit) else {
+                let say = format!(
+                    "the threshold {} is of a limit, and there is none: give spec.limit, such as 1G, or write a Quantity such as 800M",
+                    level.text()
+                );
+                return Err(Failure::new(Reason::InvalidSpec, say));
+            };
+            if facts.hysteresis.of(Some(limit.unwrap_or(&at))).is_none_or(|hysteresis| hysteresis >= at) {
+                let say = format!(
+                    "spec.hysteresis, {}, is not lower than the threshold {}, which would be sent only once: lower the hysteresis, such as to 0%",
+                    facts.hysteresis.text(),
+                    level.text()
+                );
+                return Err(Failure::new(Reason::HysteresisTooLarge, say));
+            }
+        }
+        Ok(facts)
+    }
+
+    /// How often a quota is looked at although it has not changed; `None`: never.
+    #[must_use]
+    pub fn look_again(&self) -> Option<Duration> {
+        // A threshold that must be held is reached between two changes.
+        (!self.hold.is_zero()).then(|| (self.hold / 10).clamp(Duration::from_secs(1), self.interval))
+    }
+}
+
+fn meter(spec: &UsageThresholdSpec, servers: &[Server]) -> Result<Meter, Failure> {
+    let Some(prometheus) = &spec.prometheus else {
+        let say = "spec names neither prometheus nor resourceQuota: give one of them";
+        return spec.resource_quota.clone().map(Meter::Quota).ok_or_else(|| Failure::new(Reason::InvalidSpec, say));
+    };
+    let Some(default) = servers.first() else {
+        let say = "the operator knows no Prometheus: start it with --allow-prometheus, such as --allow-prometheus http://prometheus.monitoring:9090";
+        return Err(Failure::new(Reason::PrometheusNotConfigured, say));
+    };
+    let server = match &prometheus.url {
+        None => default,
+        Some(url) => {
+            let named = url.parse().ok();
+            servers.iter().find(|server| Some(*server) == named.as_ref()).ok_or_else(|| {
+                let allowed: Vec<String> = servers.iter().map(ToString::to_string).collect();
+                let say = format!(
+                    "queries may not be made to spec.prometheus.url, {url}: write one that the operator's --allow-prometheus names ({}), leave url out for the first of them, or have it added there",
+                    allowed.join(", ")
+                );
+                Failure::new(Reason::PrometheusNotAllowed, say)
+            })?
+        }
+    };
+    Ok(Meter::Query { server: server.clone(), query: prometheus.query.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec(fields: &Value) -> UsageThresholdSpec {
+        let mut spec = json!({"thresholds": ["80%"]});
+        spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        serde_json::from_value(spec).unwrap()
+    }
+
+    fn query(fields: &Value) -> UsageThresholdSpec {
+        let mut whole = json!({"prometheus": {"query": "up"}, "limit": "1G"});
+        whole.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        spec(&whole)
+    }
+
+    fn servers() -> Vec<Server> {
+        ["http://a:9090", "https://b/prometheus/"].map(|url| url.parse().unwrap()).into()
+    }
+
+    fn reason<T>(result: Result<T, Failure>) -> &'static str {
+        result.map_or_else(|failure| failure.reason.name(), |_| "none")
+    }
+
+    #[test]
+    fn a_query_goes_to_the_first_allowed_server_or_to_the_one_that_is_named_however_it_is_spelled() {
+        let server = |spec: &UsageThresholdSpec| match Plan::read(spec, &servers()).unwrap().meter {
+            Meter::Query { server, .. } => server.to_string(),
+            Meter::Quota(_) => panic!("a query"),
+        };
+        assert_eq!(server(&query(&json!({}))), "http://a:9090");
+        for url in ["https://b/prometheus", "https://B:443/prometheus/", "https://b/x/../prometheus"] {
+            let spec = query(&json!({"prometheus": {"url": url, "query": "up"}}));
+            assert_eq!(server(&spec), "https://b/prometheus", "{url}");
+        }
+        for url in [
+            "https://b",
+            "https://b/other",
+            "http://b/prometheus",
+            "https://b/prometheus2",
+            "http://a:9091",
+            "http://u@a:9090",
+        ] {
+            let spec = query(&json!({"prometheus": {"url": url, "query": "up"}}));
+            let failure = Plan::read(&spec, &servers()).unwrap_err();
+            assert_eq!(failure.reason, Reason::PrometheusNotAllowed, "{url}");
+            assert!(failure.message.contains("http://a:9090, https://b/prometheus"), "{}", failure.message);
+        }
+        assert_eq!(reason(Plan::read(&query(&json!({})), &[])), "PrometheusNotConfigured");
+    }
+
+    #[test]
+    fn a_quota_needs_no_prometheus_and_brings_its_limit() {
+        let spec = spec(&json!({"resourceQuota": {"name": "team-a", "resource": "requests.nvidia.com/gpu"}}));
+        let plan = Plan::read(&spec, &[]).unwrap();
+        let amount = |text| Amount::quantity(text).unwrap();
+        let facts = plan.facts(Figure { value: amount("3"), limit: Some(amount("4")) }, Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(facts.metric, "team-a/requests.nvidia.com/gpu");
+        assert_eq!(facts.percent().unwrap().to_string(), "75");
+        let zero = Figure { value: amount("0"), limit: Some(amount("0")) };
+        assert_eq!(reason(plan.facts(zero, Timestamp::UNIX_EPOCH)), "LimitIsZero");
+    }
+
+    #[test]
+    fn what_older_definitions_let_in_and_cannot_work_is_named() {
+        for (fields, says) in [
+            (json!({"thresholds": ["many"]}), "spec.thresholds is \"many\""),
+            (json!({"hysteresis": "little"}), "spec.hysteresis is \"little\""),
+            (json!({"for": "soon"}), "spec.for is \"soon\""),
+            (json!({"interval": "often"}), "spec.interval is \"often\""),
+            (json!({"limit": "0"}), "spec.limit is \"0\""),
+        ] {
+            let failure = Plan::read(&query(&fields), &servers()).unwrap_err();
+            assert!(failure.message.starts_with(says), "{}", failure.message);
+            assert!(failure.reason == Reason::InvalidSpec && failure.reason.stalls());
+        }
+    }
+
+    #[test]
+    fn a_hysteresis_that_no_figure_could_fall_below_is_refused() {
+        let facts = |fields: Value| {
+            let plan = Plan::read(&query(&fields), &servers()).unwrap();
+            reason(plan.facts(Figure { value: Amount::default(), limit: None }, Timestamp::UNIX_EPOCH))
+        };
+        assert_eq!(facts(json!({"hysteresis": "799M"})), "none");
+        assert_eq!(facts(json!({"hysteresis": "800M"})), "HysteresisTooLarge");
+        assert_eq!(facts(json!({"hysteresis": "5%", "thresholds": ["80%", "50M"]})), "HysteresisTooLarge");
+        assert_eq!(facts(json!({"hysteresis": "5%", "thresholds": ["80%", "51M"]})), "none");
+        let none: UsageThresholdSpec = spec(&json!({"prometheus": {"query": "up"}}));
+        let plan = Plan::read(&none, &servers()).unwrap();
+        assert_eq!(
+            reason(plan.facts(Figure { value: Amount::default(), limit: None }, Timestamp::UNIX_EPOCH)),
+            "InvalidSpec"
+        );
+    }
+
+    #[test]
+    fn a_quota_is_looked_at_between_changes_only_where_a_threshold_must_be_held() {
+        let again = |hold: &str| {
+            let plan = Plan::read(&query(&json!({"for": hold, "interval": "60s"})), &servers()).unwrap();
+            plan.look_again().map(|pause| pause.as_secs())
+        };
+        assert_eq!(["0s", "5s", "5m", "24h"].map(again), [None, Some(1), Some(30), Some(60)]);
+    }
+}

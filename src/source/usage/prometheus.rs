@@ -1,0 +1,346 @@
+//! PromQL queries, over connections that all thresholds share. A server that hangs holds up its own queries alone.
+
+use std::{collections::HashMap, fmt, path::PathBuf, str::FromStr, time::Duration};
+
+use http::{StatusCode, header};
+use reqwest::{Client, Response, Url, redirect};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
+
+use super::plan::{Failure, Reason};
+use crate::{
+    causes::Causes,
+    event::amount::{Amount, AmountError},
+};
+
+/// The limit on one query, from its turn to the end of the answer.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Queries to one server at once.
+const CONCURRENCY: usize = 8;
+/// One number takes some hundred bytes; a longer answer is none.
+const MAX_ANSWER: usize = 1 << 20;
+/// Of what a server says about an error, this much is told.
+const MAX_TOLD: usize = 256;
+
+/// A Prometheus server: scheme, host, port and path prefix. Two spellings of one are the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Server(Url);
+
+impl FromStr for Server {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const WRITE: &str = "write an absolute http:// or https:// URL, such as http://prometheus.monitoring:9090";
+        let mut url = Url::parse(text).map_err(|error| format!("{error}; {WRITE}"))?;
+        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+            return Err(WRITE.to_owned());
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(
+                "it must not hold a user name or password: give a token with --prometheus-token-file".to_owned()
+            );
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err("it must have neither a query (?...) nor a fragment (#...): remove it".to_owned());
+        }
+        let path = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&path);
+        Ok(Self(url))
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str().trim_end_matches('/'))
+    }
+}
+
+/// The servers that queries may be made to, and how.
+pub struct Prometheus {
+    client: Client,
+    servers: Vec<Server>,
+    turns: HashMap<Server, Semaphore>,
+    token: Option<PathBuf>,
+}
+
+impl Prometheus {
+    /// Queries may be made to these servers. `roots` are trusted beside the system's. `token`: a file with a bearer token, read anew
+    /// for each query, since it may be replaced.
+    pub fn new(
+        servers: Vec<Server>,
+        roots: Vec<reqwest::Certificate>,
+        token: Option<PathBuf>,
+    ) -> Result<Self, reqwest::Error> {
+        let client = Client::builder()
+            .user_agent(concat!("llmtune-webhooks/", env!("CARGO_PKG_VERSION")))
+            .redirect(redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .no_proxy()
+            .tls_certs_merge(roots)
+            .pool_max_idle_per_host(CONCURRENCY)
+            .build()?;
+        let turns = servers.iter().map(|server| (server.clone(), Semaphore::new(CONCURRENCY))).collect();
+        Ok(Self { client, servers, turns, token })
+    }
+
+    /// The servers, in the order of the configuration.
+    #[must_use]
+    pub fn servers(&self) -> &[Server] {
+        &self.servers
+    }
+
+    /// Makes a query once it is its turn, and tells how long that then took.
+    pub async fn query(&self, server: &Server, query: &str) -> (Result<Amount, Failure>, Duration) {
+        let _turn = match self.turns.get(server) {
+            Some(turns) => turns.acquire().await,
+            None => return (Err(unavailable(server, "it is not allowed")), Duration::ZERO),
+        };
+        let begun = Instant::now();
+        let asked = timeout(LIMIT, self.ask(server, query)).await;
+        let late = || unavailable(server, &format!("no answer within {} s", LIMIT.as_secs()));
+        (asked.unwrap_or_else(|_| Err(late())), begun.elapsed())
+    }
+
+    async fn ask(&self, server: &Server, query: &str) -> Result<Amount, Failure> {
+        // A POST, since a query may be longer than what proxies take for a URL. One sample more than is wanted tells that there are several.
+        let form = Url::parse_with_params("http://form", [("query", query), ("timeout", "10s"), ("limit", "2")]);
+        let form = form.ok().and_then(|url| url.query().map(str::to_owned)).unwrap_or_default();
+        let mut request = self
+            .client
+            .post(format!("{server}/api/v1/query"))
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header(header::ACCEPT, "application/json")
+            .body(form);
+        if let Some(path) = &self.token {
+            let token = std::fs::read_to_string(path).map_err(|error| {
+                unavailable(server, &format!("the operator's --prometheus-token-file cannot be read: {error}"))
+            })?;
+            request = request.bearer_auth(token.trim());
+        }
+        let response = request.send().await.map_err(|error| broken(server, error))?;
+        let status = response.status();
+        let body = read(server, response).await?;
+        answer(server, status, &body)
+    }
+}
+
+async fn read(server: &Server, mut response: Response) -> Result<Vec<u8>, Failure> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| broken(server, error))? {
+        if body.len() + chunk.len() > MAX_ANSWER {
+            let say = "spec.prometheus.query gives more than 1 MiB: aggregate it to one number, such as with sum(...)";
+            return Err(Failure::new(Reason::SeveralSamples, say));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+fn unavailable(server: &Server, problem: &str) -> Failure {
+    let say = format!(
+        "{server} cannot be asked: {problem}; it is tried again, nothing is sent meanwhile and nothing is forgotten"
+    );
+    Failure::new(Reason::PrometheusUnavailable, say)
+}
+
+fn broken(server: &Server, error: reqwest::Error) -> Failure {
+    unavailable(server, &told(&Causes(&error.without_url()).to_string()))
+}
+
+/// What a server said, in one line of bounded length.
+fn told(text: &str) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TOLD).collect();
+    line.trim().to_owned()
+}
+
+/// `/api/v1/query`'s answer, as far as it is read.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer<'a> {
+    status: &'a str,
+    #[serde(borrow)]
+    data: Option<Data<'a>>,
+    #[serde(default)]
+    error_type: String,
+    #[serde(default)]
+    error: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Data<'a> {
+    result_type: &'a str,
+    #[serde(borrow)]
+    result: &'a RawValue,
+}
+
+/// An element of a vector; a native histogram has no value.
+#[derive(Deserialize)]
+struct Element {
+    value: Option<Sample>,
+}
+
+/// Seconds, and the value as text.
+type Sample = (f64, String);
+
+/// The one number that an answer gives.
+fn answer(server: &Server, status: StatusCode, body: &[u8]) -> Result<Amount, Failure> {
+    let Ok(answer) = serde_json::from_slice::<Answer<'_>>(body) else {
+        return Err(refused(server, status));
+    };
+    let Some(data) = answer.data.filter(|_| answer.status == "success") else {
+        let (kind, error) = (told(&answer.error_type), told(&answer.error));
+        let (reason, to_do) = match kind.as_str() {
+            "bad_data" => (Reason::InvalidQuery, "correct spec.prometheus.query"),
+            "timeout" | "canceled" | "unavailable" | "internal" => (Reason::QueryFailed, "it is tried again"),
+            _ => (Reason::QueryFailed, "see whether spec.prometheus.query can be evaluated there"),
+        };
+        return Err(Failure::new(reason, format!("{server} answers {kind}: {error}; {to_do}")));
+    };
+    let several = || {
+        let say = "spec.prometheus.query gives several samples, and which one is meant cannot be told: aggregate them to one, such as with sum(...) or max(...)";
+        Failure::new(Reason::SeveralSamples, say)
+    };
+    let not_one = |what: &str| {
+        let say = format!(
+            "spec.prometheus.query gives {what}, not one number: write a query whose result is a scalar or a vector of one sample, such as sum(...)"
+        );
+        Failure::new(Reason::NotOneNumber, say)
+    };
+    let result = data.result.get();
+    let (_, text) = match data.result_type {
+        "scalar" => serde_json::from_str::<Sample>(result).map_err(|_| refused(server, status))?,
+        "vector" => {
+            let mut elements: Vec<Element> = serde_json::from_str(result).map_err(|_| refused(server, status))?;
+            match (elements.pop(), elements.is_empty()) {
+                (Some(element), true) => element.value.ok_or_else(|| not_one("a histogram"))?,
+                (Some(_), false) => return Err(several()),
+                (None, _) => {
+                    let say = "spec.prometheus.query gives no sample: nothing of that name and these labels has been scraped lately; correct the query, or add \"or vector(0)\" where absence means zero";
+                    return Err(Failure::new(Reason::NoSample, say));
+                }
+            }
+        }
+        "matrix" => return Err(not_one("a range of samples")),
+        "string" => return Err(not_one("a string")),
+        other => return Err(not_one(&format!("a {}", told(other)))),
+    };
+    Amount::sample(&text).map_err(|error| {
+        let value = told(&text);
+        match error {
+            AmountError::NotFinite => {
+                let say = format!("spec.prometheus.query gives {value}, which is no figure: it divides by zero, or the metric itself is {value}");
+                Failure::new(Reason::NotFinite, say)
+            }
+            AmountError::Form | AmountError::TooLarge => not_one(&format!("{value:?}")),
+        }
+    })
+}
+
+/// An answer that is not Prometheus's own.
+fn refused(server: &Server, status: StatusCode) -> Failure {
+    let to_do = match status.as_u16() {
+        300..=399 => "redirects are not followed, have the operator's --allow-prometheus name the final address",
+        401 | 403 => "give the operator a token that it takes, with --prometheus-token-file",
+        404 | 405 => {
+            "have the operator's --allow-prometheus name the address of a Prometheus API, with its path prefix"
+        }
+        500..=599 => {
+            return unavailable(server, &format!("it answers HTTP {status}"));
+        }
+        _ => "that is no answer of Prometheus's API, have the operator's --allow-prometheus name one",
+    };
+    Failure::new(Reason::PrometheusRefused, format!("{server} answers HTTP {status}: {to_do}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> Server {
+        "http://prometheus:9090".parse().unwrap()
+    }
+
+    fn gives(status: u16, body: &str) -> Result<String, (&'static str, String)> {
+        let status = StatusCode::from_u16(status).unwrap();
+        let given = answer(&server(), status, body.as_bytes());
+        given.map(|amount| amount.to_string()).map_err(|failure| (failure.reason.name(), failure.message))
+    }
+
+    fn data(kind: &str, result: &str) -> String {
+        format!(
+            r#"{{"status":"success","data":{{"resultType":"{kind}","result":{result},"stats":{{}}}},"warnings":["w"]}}"#
+        )
+    }
+
+    #[test]
+    fn a_scalar_and_a_vector_of_one_sample_are_a_number_to_the_last_digit() {
+        assert_eq!(gives(200, &data("scalar", r#"[1700000000.123,"0.1"]"#)).unwrap(), "0.1");
+        let vector =
+            |value: &str| data("vector", &format!(r#"[{{"metric":{{"a":"b"}},"value":[1700000000,"{value}"]}}]"#));
+        assert_eq!(gives(200, &vector("9007199254740993")).unwrap(), "9007199254740993");
+        assert_eq!(gives(200, &vector("1e+21")).unwrap(), "1000000000000000000000");
+    }
+
+    #[test]
+    fn everything_else_is_a_failure_that_says_what_to_do() {
+        let sample = r#"{"metric":{},"value":[1,"1"]}"#;
+        let error = |kind: &str, text: &str| format!(r#"{{"status":"error","errorType":"{kind}","error":"{text}"}}"#);
+        for (status, body, reason, says) in [
+            (200, data("vector", "[]"), "NoSample", "or vector(0)"),
+            (200, data("vector", &format!("[{sample},{sample}]")), "SeveralSamples", "sum(...)"),
+            (200, data("vector", r#"[{"metric":{},"histogram":[1,{"count":"1"}]}]"#), "NotOneNumber", "a histogram"),
+            (200, data("scalar", r#"[1,"NaN"]"#), "NotFinite", "gives NaN"),
+            (200, data("scalar", r#"[1,"+Inf"]"#), "NotFinite", "gives +Inf"),
+            (200, data("scalar", r#"[1,"soon"]"#), "NotOneNumber", "\"soon\""),
+            (200, data("matrix", "[]"), "NotOneNumber", "a range of samples"),
+            (200, data("string", r#"[1,"a"]"#), "NotOneNumber", "a string"),
+            (
+                400,
+                error("bad_data", "1:5: parse error"),
+                "InvalidQuery",
+                "1:5: parse error; correct spec.prometheus.query",
+            ),
+            (422, error("execution", "many-to-many"), "QueryFailed", "many-to-many"),
+            (503, error("timeout", "query timed out"), "QueryFailed", "it is tried again"),
+            (200, "<html>".into(), "PrometheusRefused", "no answer of Prometheus's API"),
+            (302, String::new(), "PrometheusRefused", "redirects are not followed"),
+            (401, "no".into(), "PrometheusRefused", "--prometheus-token-file"),
+            (404, "404 page not found".into(), "PrometheusRefused", "path prefix"),
+            (502, "bad gateway".into(), "PrometheusUnavailable", "502"),
+        ] {
+            let (is, message) = gives(status, &body).unwrap_err();
+            assert_eq!(is, reason, "{message}");
+            assert!(message.contains(says), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_says_is_told_in_one_bounded_line() {
+        let text = format!("a\\nb{}", "x".repeat(10_000));
+        let (_, message) =
+            gives(400, &format!(r#"{{"status":"error","errorType":"bad_data","error":"{text}"}}"#)).unwrap_err();
+        assert!(message.contains("a bxx") && message.len() < 500, "{message}");
+    }
+
+    #[test]
+    fn a_server_is_named_by_scheme_host_port_and_path_and_nothing_else() {
+        let shown = |text: &str| text.parse::<Server>().map(|server| server.to_string());
+        assert_eq!(shown("HTTP://Prometheus:80/").unwrap(), "http://prometheus");
+        assert_eq!(shown("https://a:8443/x//").unwrap(), "https://a:8443/x");
+        for (text, says) in [
+            ("prometheus:9090", "http://"),
+            ("ftp://a", "http://"),
+            ("http://u:p@a", "--prometheus-token-file"),
+            ("http://a?x", "query"),
+            ("http://a#x", "fragment"),
+            ("", "http://"),
+        ] {
+            assert!(shown(text).unwrap_err().contains(says), "{text}");
+        }
+    }
+}

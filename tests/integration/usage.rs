@@ -1,0 +1,572 @@
+//! Usage figures, end to end: a real Prometheus that scrapes an exporter of the test, and a real quota that pods use.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, State},
+    http::HeaderMap,
+};
+use llmtune_webhooks_harness::{
+    control_plane::ControlPlane,
+    eventually,
+    operator::Operator,
+    process::temporary_folder,
+    prometheus::{Exporter, Prometheus},
+    receiver::{Received, Receiver},
+    root,
+};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::{
+    support::{SOON, Scene, run},
+    usage_thresholds::manifest,
+};
+
+/// A Prometheus takes a while to start on a loaded machine.
+const LATE: Duration = Duration::from_secs(60);
+const EVALUATIONS: &str = "llmtune_webhooks_usage_evaluations_total";
+
+/// A figure of a test, as an exporter shows it and a Prometheus scrapes it.
+struct Figure {
+    exporter: Exporter,
+    prometheus: Prometheus,
+}
+
+impl Figure {
+    async fn start() -> Self {
+        let exporter = Exporter::start().await;
+        let prometheus = Prometheus::start(&[exporter.target()]).await;
+        Self { exporter, prometheus }
+    }
+
+    /// Sets a gauge, and waits until Prometheus has it.
+    async fn set(&self, value: f64) {
+        self.exporter.set("llm_tokens", &[], value);
+        self.prometheus.wait_value("llm_tokens", Some(value)).await;
+    }
+
+    async fn remove(&self) {
+        self.exporter.remove("llm_tokens", &[]);
+        self.prometheus.wait_value("llm_tokens", None).await;
+    }
+}
+
+/// A threshold of the gauge, evaluated every second, with these fields over a limit of 1,000.
+fn tokens(name: &str, fields: &Value) -> Value {
+    let mut spec = json!({
+        "prometheus": {"query": "llm_tokens"}, "limit": "1k", "thresholds": ["50%", "80%", "950"], "hysteresis": "5%",
+        "interval": "1s", "unit": "tokens"
+    });
+    for (key, value) in fields.as_object().unwrap() {
+        if value.is_null() {
+            spec.as_object_mut().unwrap().remove(key);
+        } else {
+            spec[key] = value.clone();
+        }
+    }
+    manifest(name, spec)
+}
+
+async fn operator_with(scene: &Scene, server: &str) -> Operator {
+    let options = scene.options().argument("--allow-prometheus").argument(server);
+    Operator::start_ready(&scene.plane, &options).await
+}
+
+/// Waits until what Prometheus shows now has been evaluated.
+async fn evaluated(operator: &Operator) {
+    let count = || operator.metric(EVALUATIONS, &[("source", "prometheus"), ("result", "Measured")]);
+    let before = count();
+    // One may have been under way.
+    eventually("two more evaluations", SOON, || async { (count() >= before + 2.0).then_some(()) }).await;
+}
+
+/// A condition's status, reason and message.
+fn condition(scene: &Scene, name: &str, kind: &str) -> Option<(String, String, String)> {
+    let object = scene.get("usagethreshold", name);
+    let conditions = object["status"]["conditions"].as_array()?.clone();
+    let condition = conditions.into_iter().find(|condition| condition["type"] == kind)?;
+    let text = |key: &str| condition[key].as_str().unwrap_or_default().to_owned();
+    Some((text("status"), text("reason"), text("message")))
+}
+
+/// Waits until a threshold is ready, or is not for this reason; returns the message.
+async fn wait_ready(scene: &Scene, name: &str, reason: &str) -> String {
+    let status = if reason == "Measured" { "True" } else { "False" };
+    eventually(&format!("{name} is {reason}"), LATE, || async {
+        let ready = condition(scene, name, "Ready")?;
+        (ready.0 == status && ready.1 == reason).then_some(ready.2)
+    })
+    .await
+}
+
+/// The thresholds that the events tell, in the order in which they came, each event once.
+fn told(receiver: &Receiver) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let received = receiver.received();
+    let usage = received.iter().filter(|post| post.event() == "usage.threshold_reached");
+    let first = usage.filter(|post| seen.insert(post.event_id().to_owned()));
+    first.map(|post| post.json()["data"]["threshold"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_figure_that_rises_falls_and_jumps_sends_each_crossing_once() {
+    run(async {
+        let scene = Scene::new("rises").await;
+        let (figure, receiver) = (Figure::start().await, Receiver::start().await);
+        let selector = json!({"matchLabels": {"team": "research"}});
+        scene.webhook("ci", &receiver.url(), &json!({"events": ["usage.*"], "selector": selector}));
+        let operator = operator_with(&scene, &figure.prometheus.url()).await;
+        figure.set(100.0).await;
+        let mut labelled = tokens("tokens", &json!({}));
+        labelled["metadata"]["labels"] = json!({"team": "research"});
+        scene.apply(&labelled);
+        scene.apply(&tokens("unlabelled", &json!({})));
+        wait_ready(&scene, "tokens", "Measured").await;
+        wait_ready(&scene, "unlabelled", "Measured").await;
+
+        let mut expected: Vec<&str> = Vec::new();
+        for (value, tells) in [
+            (600.0, &["50%"][..]),
+            (480.0, &[]),
+            (600.0, &[]),
+            (449.0, &[]),
+            (600.0, &["50%"]),
+            (2000.5, &["80%", "950"]),
+        ] {
+            figure.set(value).await;
+            evaluated(&operator).await;
+            expected.extend(tells);
+            let what = format!("{value} tells {expected:?}");
+            eventually(&what, SOON, || async { (told(&receiver).len() == expected.len()).then_some(()) }).await;
+            assert_eq!(told(&receiver), expected, "{value}");
+        }
+        evaluated(&operator).await;
+        assert_eq!(receiver.count(), expected.len(), "nothing is sent twice, and nothing for the other labels");
+
+        let last = receiver.received().pop().unwrap().json();
+        let observed_at = last["data"]["observedAt"].as_str().unwrap();
+        assert_eq!(last["occurredAt"], observed_at);
+        let data = format!(
+            r#"{{"name":"tokens","namespace":"{}","metric":"llm_tokens","value":2000.5,"limit":1000,"percent":200.05,"threshold":"950","unit":"tokens","observedAt":"{observed_at}"}}"#,
+            scene.namespace
+        );
+        assert!(receiver.received().pop().unwrap().body.contains(&data), "{last:#}");
+        let status = eventually("all three are reached", SOON, || async {
+            let status = scene.get("ut", "tokens")["status"].clone();
+            (status["reached"] == json!(["50%", "80%", "950"])).then_some(status)
+        })
+        .await;
+        assert_eq!(status["limit"], "1000");
+        assert!(status["lastEvaluation"].is_string() && status["percent"].as_str().unwrap().ends_with('%'));
+        let columns = scene.kubectl(&["get", "ut", "tokens"]);
+        let head: Vec<&str> = columns.lines().next().unwrap().split_whitespace().collect();
+        assert_eq!(head, ["NAME", "VALUE", "LIMIT", "PERCENT", "REACHED", "READY", "LAST", "AGE"]);
+    });
+}
+
+#[test]
+fn what_cannot_be_measured_is_told_in_conditions_and_is_neither_an_event_nor_a_reset() {
+    run(async {
+        let scene = Scene::new("failures").await;
+        let (figure, receiver) = (Figure::start().await, Receiver::start().await);
+        scene.webhook("ci", &receiver.url(), &json!({"events": ["usage.*"]}));
+        let operator = operator_with(&scene, &figure.prometheus.url()).await;
+        figure.exporter.set("several", &[("a", "1")], 999.0);
+        figure.exporter.set("several", &[("a", "2")], 999.0);
+        figure.exporter.set("diverged", &[], f64::NAN);
+        figure.set(600.0).await;
+        let query = |query: &str| json!({"prometheus": {"query": query}});
+        let elsewhere = json!({"prometheus": {"url": "http://127.0.0.1:1", "query": "llm_tokens"}});
+        let quota = json!({"prometheus": null, "limit": null, "resourceQuota": {"name": "none", "resource": "pods"}, "thresholds": ["50%"]});
+        let cases = [
+            ("absent", query("nothing_of_that_name"), "NoSample", false, "correct the query"),
+            ("several", query("several"), "SeveralSamples", false, "sum(...)"),
+            ("diverged", query("diverged"), "NotFinite", false, "gives NaN"),
+            ("infinite", query("llm_tokens / 0"), "NotFinite", false, "gives +Inf"),
+            ("wrong", query("sum(llm_tokens"), "InvalidQuery", true, "parse error"),
+            ("range", query("llm_tokens[1m]"), "NotOneNumber", true, "a range of samples"),
+            ("text", query("'600'"), "NotOneNumber", true, "a string"),
+            ("elsewhere", elsewhere, "PrometheusNotAllowed", true, "--allow-prometheus"),
+            ("quota", quota, "QuotaNotFound", false, "there is no ResourceQuota none"),
+            ("blunt", json!({"hysteresis": "950"}), "HysteresisTooLarge", true, "lower the hysteresis"),
+        ];
+        for (name, fields, ..) in &cases {
+            scene.apply(&tokens(name, fields));
+        }
+        for (name, _, reason, stalls, says) in &cases {
+            let message = wait_ready(&scene, name, reason).await;
+            assert!(message.contains(says), "{name}: {message}");
+            let stalled = condition(&scene, name, "Stalled").unwrap();
+            assert_eq!(stalled.0, if *stalls { "True" } else { "False" }, "{name}: {stalled:?}");
+        }
+        for (name, scalar) in [("scalar", "scalar(llm_tokens)"), ("steady", "llm_tokens")] {
+            scene.apply(&tokens(name, &query(scalar)));
+            receiver.wait_for("usage.threshold_reached", name, SOON).await;
+        }
+        assert_eq!(told(&receiver), ["50%", "50%"]);
+
+        // Absence resets nothing; nor does a mistake that is corrected.
+        figure.remove().await;
+        wait_ready(&scene, "steady", "NoSample").await;
+        figure.set(610.0).await;
+        wait_ready(&scene, "steady", "Measured").await;
+        scene.apply(&tokens("steady", &query("llm_tokens / 0")));
+        wait_ready(&scene, "steady", "NotFinite").await;
+        scene.apply(&tokens(
+            "steady",
+            &json!({"prometheus": {"url": figure.prometheus.url() + "/", "query": "llm_tokens"}}),
+        ));
+        wait_ready(&scene, "steady", "Measured").await;
+        evaluated(&operator).await;
+        assert_eq!(told(&receiver), ["50%", "50%"]);
+
+        // What was wrong and is put right is looked at for the first time.
+        scene.apply(&tokens("several", &query("max(several)")));
+        let post = receiver.wait_for("usage.threshold_reached", "several", SOON).await;
+        assert_eq!(post.json()["data"]["threshold"], "950", "only the highest");
+        assert_eq!(receiver.count(), 3);
+        assert!(operator.metric(EVALUATIONS, &[("source", "none"), ("result", "PrometheusNotAllowed")]) >= 1.0);
+    });
+}
+
+#[test]
+fn a_prometheus_that_goes_away_and_comes_back_costs_no_crossing_and_repeats_none() {
+    run(async {
+        let scene = Scene::new("away").await;
+        let (mut figure, receiver) = (Figure::start().await, Receiver::start().await);
+        scene.webhook("ci", &receiver.url(), &json!({"events": ["*"]}));
+        let operator = operator_with(&scene, &figure.prometheus.url()).await;
+        figure.set(600.0).await;
+        scene.apply(&tokens("tokens", &json!({})));
+        receiver.wait_for("usage.threshold_reached", "tokens", SOON).await;
+        figure.prometheus.stop();
+        let message = wait_ready(&scene, "tokens", "PrometheusUnavailable").await;
+        assert!(message.contains("Connection refused"), "{message}");
+        assert_eq!(operator.get("/healthz").unwrap().0, 200);
+        assert_eq!(operator.get("/readyz").unwrap().0, 200);
+        scene.job("meanwhile");
+        scene.phase("meanwhile", "Running");
+        receiver.wait_for("training.started", "meanwhile", SOON).await;
+        assert_eq!(scene.get("ut", "tokens")["status"]["reached"], json!(["50%"]));
+
+        figure.exporter.set("llm_tokens", &[], 900.0);
+        figure.prometheus.restart().await;
+        wait_ready(&scene, "tokens", "Measured").await;
+        eventually("80% is told", SOON, || async { (told(&receiver) == ["50%", "80%"]).then_some(()) }).await;
+        evaluated(&operator).await;
+        assert_eq!(receiver.count(), 3);
+    });
+}
+
+#[test]
+fn a_prometheus_that_hangs_delays_nothing_else() {
+    run(async {
+        let scene = Scene::new("hangs").await;
+        let (figure, receiver) = (Figure::start().await, Receiver::start().await);
+        scene.webhook("ci", &receiver.url(), &json!({"events": ["*"]}));
+        // It takes connections, and never answers.
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let hanging = format!("http://{}", socket.local_addr().unwrap());
+        let held = tokio::spawn(async move {
+            let mut connections = Vec::new();
+            while let Ok((connection, _)) = socket.accept().await {
+                connections.push(connection);
+            }
+        });
+        let options = scene.options().argument("--allow-prometheus").argument(&hanging);
+        let options = options.argument("--allow-prometheus").argument(&figure.prometheus.url());
+        let operator = Operator::start_ready(&scene.plane, &options).await;
+        figure.set(100.0).await;
+        for number in 0..20 {
+            scene.apply(&tokens(&format!("hangs-{number}"), &json!({})));
+        }
+        scene
+            .apply(&tokens("healthy", &json!({"prometheus": {"url": figure.prometheus.url(), "query": "llm_tokens"}})));
+        wait_ready(&scene, "healthy", "Measured").await;
+        for (value, expected) in [(600.0, 1), (900.0, 2), (1000.0, 3)] {
+            figure.set(value).await;
+            let set = Instant::now();
+            eventually("the crossing is told", Duration::from_secs(5), || async {
+                (told(&receiver).len() == expected).then_some(())
+            })
+            .await;
+            println!("{value} told {:?} after it was scraped", set.elapsed());
+        }
+        scene.job("beside");
+        scene.phase("beside", "Running");
+        receiver.wait_for("training.started", "beside", Duration::from_secs(5)).await;
+        let message = wait_ready(&scene, "hangs-0", "PrometheusUnavailable").await;
+        assert!(message.contains("no answer within 10 s"), "{message}");
+        assert_eq!(operator.get("/healthz").unwrap().0, 200);
+        // One that is pointed elsewhere does not wait for its turn at the one that hangs.
+        scene.apply(&tokens(
+            "hangs-19",
+            &json!({"prometheus": {"url": figure.prometheus.url(), "query": "llm_tokens"}}),
+        ));
+        receiver.wait_for("usage.threshold_reached", "hangs-19", Duration::from_secs(5)).await;
+        held.abort();
+    });
+}
+
+/// Whether each event id stands for one body, however often it came; how many ids there are.
+fn ids(receiver: &Receiver) -> usize {
+    let mut bodies: HashMap<String, String> = HashMap::new();
+    for post in receiver.received() {
+        let body = post.lasting_body().to_owned();
+        let known = bodies.entry(post.event_id().to_owned()).or_insert_with(|| body.clone());
+        assert_eq!(*known, body, "one id, two crossings");
+    }
+    bodies.len()
+}
+
+#[test]
+fn an_operator_killed_between_evaluation_and_delivery_sends_each_crossing_under_one_id() {
+    run(async {
+        let scene = Scene::alone("usage-killed").await;
+        let (figure, receiver) = (Figure::start().await, Receiver::start().await);
+        scene.webhook("ci", &receiver.url(), &json!({"events": ["usage.*"]}));
+        let mut operator = operator_with(&scene, &figure.prometheus.url()).await;
+        figure.set(100.0).await;
+        scene.apply(&tokens("tokens", &json!({"thresholds": ["50%"]})));
+        wait_ready(&scene, "tokens", "Measured").await;
+
+        // The flush cannot land: the crossing is known and nothing may be attempted.
+        scene.plane.freeze_etcd();
+        figure.set(600.0).await;
+        operator.wait_log("event=usage.threshold_reached", SOON).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(receiver.count(), 0, "what is not in the ledger is not attempted");
+        operator.process.kill();
+        scene.plane.thaw_etcd();
+        operator.restart();
+        receiver.wait(1, LATE).await;
+
+        // At whatever moment it is killed.
+        let mut crossings = 1;
+        for moment in [0, 150, 300, 450, 600, 750, 900, 1050, 1200, 1350] {
+            figure.set(100.0).await;
+            operator.wait_ready().await;
+            evaluated(&operator).await;
+            figure.set(600.0).await;
+            tokio::time::sleep(Duration::from_millis(moment)).await;
+            operator.process.kill();
+            operator.restart();
+            crossings += 1;
+            eventually(&format!("crossing {crossings} is told"), LATE, || async {
+                (ids(&receiver) == crossings).then_some(())
+            })
+            .await;
+        }
+        operator.wait_ready().await;
+        evaluated(&operator).await;
+        println!("{crossings} crossings, {} posts", receiver.count());
+        assert_eq!(ids(&receiver), crossings);
+    });
+}
+
+#[test]
+fn a_quota_that_pods_use_up_tells_its_thresholds_and_a_new_hard_arms_them() {
+    run(async {
+        let scene = Scene::alone("quota").await;
+        scene.plane.start_controllers().await;
+        let receiver = Receiver::start().await;
+        scene.webhook("ci", &receiver.url(), &json!({"events": ["usage.*"]}));
+        let operator = Operator::start_ready(&scene.plane, &scene.options()).await;
+        let spec = json!({
+            "resourceQuota": {"name": "team", "resource": "pods"}, "thresholds": ["50%", "100%"], "hysteresis": "10%"
+        });
+        scene.apply(&manifest("pods", spec.clone()));
+        let mut held = spec.clone();
+        held["for"] = json!("3s");
+        scene.apply(&manifest("held", held));
+        let mut lacks = spec;
+        lacks["resourceQuota"]["resource"] = json!("services");
+        scene.apply(&manifest("lacks", lacks));
+        let missing = wait_ready(&scene, "pods", "QuotaNotFound").await;
+        assert!(missing.contains("there is no ResourceQuota team"), "{missing}");
+
+        let quota = |pods: &str| {
+            scene.apply(&json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"}, "spec": {"hard": {"pods": pods}}}));
+        };
+        quota("4");
+        wait_ready(&scene, "pods", "Measured").await;
+        let message = wait_ready(&scene, "lacks", "ResourceNotInQuota").await;
+        assert!(message.contains("limits no services") && message.contains("(pods)"), "{message}");
+        eventually("the service account is there", SOON, || async {
+            scene
+                .plane
+                .kubectl(&["-n", &scene.namespace, "get", "serviceaccount", "default"])
+                .status
+                .success()
+                .then_some(())
+        })
+        .await;
+        let pod = |name: &str| {
+            scene.apply(&json!({
+                "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+                "spec": {"containers": [{"name": "server", "image": "registry.k8s.io/pause:3.10"}]}
+            }));
+        };
+        let of = |name: &str| -> Vec<Received> {
+            receiver.received().into_iter().filter(|post| post.name() == name).collect()
+        };
+        let told_of = async |name: &str, expected: &[&str]| {
+            eventually(&format!("{name} tells {expected:?}"), LATE, || async {
+                let told: Vec<String> =
+                    of(name).iter().map(|post| post.json()["data"]["threshold"].as_str().unwrap().to_owned()).collect();
+                (told == expected).then_some(())
+            })
+            .await;
+        };
+        pod("a");
+        pod("b");
+        told_of("pods", &["50%"]).await;
+        let first = of("pods").remove(0).json();
+        assert_eq!(first["data"]["metric"], "team/pods");
+        assert_eq!(
+            (&first["data"]["value"], &first["data"]["limit"], &first["data"]["percent"]),
+            (&json!(2), &json!(4), &json!(50))
+        );
+        told_of("held", &["50%"]).await;
+        let (at, held_at) = (of("pods")[0].at, of("held")[0].at);
+        println!("held for 3 s: told {:?} later", held_at - at);
+        assert!(held_at - at >= Duration::from_secs(2));
+        pod("c");
+        pod("d");
+        told_of("pods", &["50%", "100%"]).await;
+        scene.wait("pod/d", "condition=Ready");
+        // Below both by more than the hysteresis, and up again at a jump.
+        scene.kubectl(&["delete", "pod", "b", "c", "d"]);
+        eventually("one pod is counted", LATE, || async {
+            (scene.get("resourcequota", "team")["status"]["used"]["pods"] == "1").then_some(())
+        })
+        .await;
+        for name in ["b", "c", "d"] {
+            pod(name);
+        }
+        told_of("pods", &["50%", "100%", "50%", "100%"]).await;
+
+        quota("8");
+        told_of("pods", &["50%", "100%", "50%", "100%", "50%"]).await;
+        assert_eq!(of("pods").pop().unwrap().json()["data"]["limit"], 8);
+        let distinct: HashSet<String> = of("pods").iter().map(|post| post.event_id().to_owned()).collect();
+        assert_eq!(distinct.len(), 5);
+        let lists =
+            operator.metric("llmtune_webhooks_api_requests_total", &[("verb", "list"), ("resource", "resourcequotas")]);
+        assert!(lists <= 2.0, "quotas are watched, not polled: {lists} lists");
+    });
+}
+
+/// From where, at which path, with which headers, and the form.
+type Asked = (SocketAddr, String, HeaderMap, String);
+
+/// A server that answers queries like Prometheus, and remembers who asked.
+#[derive(Clone, Default)]
+struct Fake {
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Fake {
+    async fn start(&self) -> String {
+        async fn answer(
+            State(fake): State<Fake>,
+            ConnectInfo(from): ConnectInfo<SocketAddr>,
+            uri: axum::http::Uri,
+            headers: HeaderMap,
+            body: String,
+        ) -> String {
+            fake.asked.lock().unwrap().push((from, uri.path().to_owned(), headers, body));
+            r#"{"status":"success","data":{"resultType":"scalar","result":[1,"1"]}}"#.to_owned()
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/tenant/", listener.local_addr().unwrap());
+        let router = Router::new().fallback(answer).with_state(self.clone());
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
+        url
+    }
+
+    fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+#[test]
+fn many_thresholds_share_connections_and_the_token_is_the_newest_and_told_to_nobody_else() {
+    run(async {
+        let scene = Scene::new("shared").await;
+        let fake = Fake::default();
+        let url = fake.start().await;
+        let file = temporary_folder("token").join("token");
+        std::fs::write(&file, "first-s3cret\n").unwrap();
+        let options = scene.options().argument("--allow-prometheus").argument(&url);
+        let options = options.argument("--prometheus-token-file").argument(file.to_str().unwrap());
+        let operator = Operator::start_ready(&scene.plane, &options).await;
+        for number in 0..40 {
+            scene.apply(&tokens(
+                &format!("tokens-{number}"),
+                &json!({"prometheus": {"query": format!("a{number} & b")}}),
+            ));
+        }
+        eventually("several rounds", LATE, || async { (fake.asked().len() > 160).then_some(()) }).await;
+        let asked = fake.asked();
+        let connections: HashSet<SocketAddr> = asked.iter().map(|(from, ..)| *from).collect();
+        println!("{} queries over {} connections", asked.len(), connections.len());
+        assert!(connections.len() <= 8);
+        assert!(asked.iter().all(|(_, path, ..)| path == "/tenant/api/v1/query"));
+        assert!(asked.iter().any(|(.., body)| body.starts_with("query=a7+%26+b&")));
+        assert!(asked.iter().all(|(.., headers, _)| headers["authorization"] == "Bearer first-s3cret"));
+
+        std::fs::write(&file, "second-s3cret").unwrap();
+        let before = fake.asked().len();
+        eventually("the new token", SOON, || async {
+            fake.asked()[before..]
+                .iter()
+                .any(|(.., headers, _)| headers["authorization"] == "Bearer second-s3cret")
+                .then_some(())
+        })
+        .await;
+        let shown = [operator.log(), operator.metrics(), scene.kubectl(&["get", "ut", "-o", "yaml"])];
+        assert!(shown.iter().all(|text| !text.contains("s3cret")));
+    });
+}
+
+#[test]
+fn without_its_kind_everything_else_is_served_and_the_kind_is_picked_up_when_it_appears() {
+    run(async {
+        let plane = Arc::new(ControlPlane::start().await);
+        let definitions = std::fs::read_to_string(root().join("crds/llmtune.io.yaml")).unwrap();
+        let (thresholds, others): (Vec<&str>, Vec<&str>) = definitions
+            .split("---\n")
+            .filter(|text| !text.is_empty())
+            .partition(|text| text.contains("plural: usagethresholds"));
+        let install = |text: &str| {
+            let output = plane.kubectl_with_input(&["apply", "--server-side", "-f", "-"], text);
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            plane.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
+        };
+        for definition in others {
+            install(definition);
+        }
+        let scene = Scene::on(Arc::clone(&plane), "kindless").await;
+        let (figure, receiver) = (Figure::start().await, Receiver::start().await);
+        scene.webhook("ci", &receiver.url(), &json!({}));
+        let operator = operator_with(&scene, &figure.prometheus.url()).await;
+        operator.wait_log("the kind is not installed", SOON).await;
+        scene.job("a");
+        scene.phase("a", "Running");
+        receiver.wait_for("training.started", "a", SOON).await;
+
+        install(thresholds[0]);
+        figure.set(600.0).await;
+        scene.apply(&tokens("tokens", &json!({})));
+        receiver.wait_for("usage.threshold_reached", "tokens", SOON).await;
+    });
+}
