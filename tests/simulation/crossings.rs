@@ -139,7 +139,9 @@ impl Crossings {
     pub fn only(&mut self, there: &[Uid]) {
         if std::mem::replace(&mut self.known, true) {
             let gone: Vec<Uid> = self.trails.keys().filter(|uid| !there.contains(uid)).copied().collect();
-            gone.into_iter().for_each(|uid| self.gone(uid));
+            for uid in gone {
+                self.gone(uid);
+            }
             return;
         }
         for uid in there {

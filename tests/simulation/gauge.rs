@@ -97,6 +97,7 @@ impl Gauge {
             name: self.name.clone(),
             kind: None,
             labels: BTreeMap::from([("team".into(), self.team.into())]),
+            annotations: None,
             created_at: None,
             owned: false,
             facts: Facts::Usage(facts),

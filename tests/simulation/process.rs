@@ -56,6 +56,7 @@ pub struct Put {
 }
 
 /// What all processes share.
+#[allow(clippy::struct_excessive_bools)]
 pub struct Env {
     pub random: Random,
     pub store: Store,
@@ -349,13 +350,9 @@ impl Process {
             env.store.ledger_harmed = false;
             Engine::new(None, epoch, shards)
         });
-        for kind in 0..=DEPLOYMENTS {
-            if env.with_deployments || kind != DEPLOYMENTS {
-                self.add_watch(env, kind, KINDS[kind].name);
-            }
-        }
-        if env.with_usage {
-            self.add_watch(env, USAGE, KINDS[USAGE].name);
+        let built_in = [(0, true), (1, true), (DEPLOYMENTS, env.with_deployments), (USAGE, env.with_usage)];
+        for (kind, _) in built_in.into_iter().filter(|(_, configured)| *configured) {
+            self.add_watch(env, kind, KINDS[kind].name);
         }
         self.sync_hooks(env);
         if let Some(engine) = &mut self.engine {
@@ -796,8 +793,8 @@ impl Process {
             let judged = env.oracle.crossings.attempted(event);
             env.oracle.heed(judged);
         }
-        let awaits = |known: &&Known| !known.baselined && self.told.get(&event.id) == Some(&Some(known.id));
-        if self.watches[kind].as_ref().filter(awaits).is_some() {
+        let awaits = |known: &Known| !known.baselined && self.told.get(&event.id) == Some(&Some(known.id));
+        if self.watches[kind].iter().any(awaits) {
             env.oracle.fail("engine 6", "an attempt before its watch's baseline is flushed");
         }
     }
