@@ -12,7 +12,7 @@ pub fn whsec(byte: u8, length: usize) -> String {
     format!("whsec_{}", STANDARD.encode(vec![byte; length]))
 }
 
-fn headers(request: &Received) -> BTreeMap<&str, &str> {
+pub fn headers(request: &Received) -> BTreeMap<&str, &str> {
     request.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect()
 }
 

@@ -13,6 +13,7 @@ mod errors;
 mod examples;
 mod filters;
 mod formats;
+mod guide;
 mod operation;
 mod receivers;
 mod recovery;

@@ -1,0 +1,45 @@
+// What other systems do with a request: the check that Flux's generic-hmac Receiver and Tekton's GitHub interceptor both make, by the
+// library that both make it with, and the event that the webhook source of Argo Events makes.
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+
+	"github.com/google/go-github/v64/github"
+)
+
+type payload struct {
+	Header http.Header      `json:"header"`
+	Body   *json.RawMessage `json:"body"`
+}
+
+func main() {
+	var cases []struct {
+		Body, Header, Secret string
+		Headers              map[string]string
+	}
+	if err := json.NewDecoder(os.Stdin).Decode(&cases); err != nil {
+		panic(err)
+	}
+	type answer struct {
+		Valid bool   `json:"valid"`
+		Argo  string `json:"argo"`
+	}
+	answers := []answer{}
+	for _, c := range cases {
+		headers := http.Header{}
+		for name, value := range c.Headers {
+			headers.Set(name, value)
+		}
+		body := json.RawMessage(c.Body)
+		event, err := json.Marshal(payload{headers, &body})
+		if err != nil {
+			panic(err)
+		}
+		err = github.ValidateSignature(headers.Get(c.Header), []byte(c.Body), []byte(c.Secret))
+		answers = append(answers, answer{err == nil, string(event)})
+	}
+	json.NewEncoder(os.Stdout).Encode(answers)
+}
