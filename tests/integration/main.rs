@@ -15,6 +15,7 @@ mod filters;
 mod operation;
 mod receivers;
 mod recovery;
+mod rights;
 mod rollouts;
 mod sources;
 mod subscriptions;
