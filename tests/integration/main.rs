@@ -16,6 +16,7 @@ mod operation;
 mod receivers;
 mod recovery;
 mod rollouts;
+mod source_examples;
 mod sources;
 mod subscriptions;
 mod usage;
