@@ -17,6 +17,7 @@ mod receivers;
 mod recovery;
 mod rights;
 mod rollouts;
+mod source_examples;
 mod sources;
 mod subscriptions;
 mod usage;

@@ -206,6 +206,19 @@ impl ControlPlane {
         .await;
     }
 
+    /// Starts what fills aggregated roles in, and nothing else of the controller-manager.
+    pub fn start_role_aggregation(&self) {
+        let mut command = Command::new(tool("kube-controller-manager"));
+        command.arg("--kubeconfig").arg(self.kubeconfig("admin")).args([
+            "--controllers=clusterrole-aggregation-controller",
+            "--secure-port",
+            "0",
+            "--leader-elect=false",
+        ]);
+        let log = self.folder.join("role-aggregation.log");
+        self.controllers.lock().unwrap().push(Process::start("role-aggregation", &mut command, &log));
+    }
+
     /// Starts what real rollouts need: controller-manager, scheduler, kwok and a node.
     pub async fn start_controllers(&self) {
         let kubeconfig = self.kubeconfig("admin");
