@@ -1,4 +1,4 @@
-//! The engine and its ledger in a simulated world: objects change, endpoints fail, PUTs get lost, the store is restored,
+//! The engine and its ledger in a simulated world: objects change, figures are measured, endpoints fail, PUTs get lost, the store is restored,
 //! processes are killed and paused between any two steps. `SEED=n` repeats one run and tells what happens in it; `SEEDS=n`
 //! sets how many there are. A violation names the statement that it breaks, by the number that it bears in `src/engine.rs`,
 //! `src/engine/pending.rs` or `src/ledger/mod.rs`.
@@ -13,6 +13,7 @@ mod oracle;
 mod process;
 mod random;
 mod store;
+mod usage;
 mod watcher;
 mod world;
 

@@ -23,6 +23,7 @@ use llmtune_webhooks::{
 use crate::{
     process::Hook,
     store::{DEPLOYMENTS, KINDS, Life, Store},
+    usage::Crossings,
 };
 
 /// More lists than this are not tried in every combination.
@@ -75,6 +76,8 @@ pub struct Oracle {
     unselected: HashSet<(Uid, u64)>,
     /// Versions of records that landed before their watch's position did.
     ahead: HashSet<(Uid, u64)>,
+    /// Events of what is measured.
+    pub crossings: Crossings,
     pub required: usize,
     pub excused: usize,
 }
@@ -154,6 +157,7 @@ impl Oracle {
     /// A ledger begins: what was remembered is forgotten.
     pub fn begins(&mut self, epoch: u64) {
         self.ledger = epoch;
+        self.crossings.ledger_lost();
         self.sealed.clear();
         self.failed.clear();
         self.current = [None; 3];
@@ -176,6 +180,11 @@ impl Oracle {
                 );
             }
         }
+    }
+
+    /// What a leader that outlived a restore writes after another has led is no part of the ledger.
+    pub fn is_stray(&self, epoch: u64, owner: u64) -> bool {
+        self.outlived.contains(&owner) && self.terms.get(&epoch).is_some_and(|(_, leader)| *leader != owner)
     }
 
     /// A flush has landed whole.
@@ -223,6 +232,7 @@ impl Oracle {
     /// The store went back to this version; `outlived`: by the leader.
     pub fn restored(&mut self, now: &Store, before: &Store, outlived: bool) {
         let version = before.version;
+        self.crossings.restored();
         for life in now.lives.values() {
             let changed = life.now().version > version || life.deleted.is_some_and(|(at, _)| at > version);
             if changed {
@@ -247,6 +257,11 @@ impl Oracle {
         self.failed.clear();
         self.terms.clear();
         self.current = [None; 3];
+    }
+
+    /// The engine tells an event of what is measured.
+    pub fn crossed(&mut self, event: EventId) {
+        self.failed.retain(|(_, id), _| *id != event);
     }
 
     /// The engine tells an event, seen in an object of this version; `baseline`: of the watch's epoch.
@@ -330,6 +345,12 @@ impl Oracle {
     /// At the end of all: each object's events have reached every subscriber of their time, as they are told by somebody
     /// who sees the whole history but for what lists passed over.
     pub fn judge(&mut self, store: &Store, hooks: &BTreeMap<Uid, Hook>) {
+        let owed: Vec<(Uid, EventId)> =
+            self.crossings.owed().filter(|(webhook, _)| hooks.contains_key(webhook)).copied().collect();
+        self.required += owed.len();
+        if let Some((webhook, event)) = owed.iter().find(|owed| !self.reached.contains(*owed)) {
+            self.fail("engine 7", format!("{webhook:?} never got {event}, which was measured and flushed"));
+        }
         for life in store.lives.values() {
             let Some((epoch, _)) = self.current[life.kind] else { continue };
             if self.tainted.contains(&life.uid) {

@@ -19,6 +19,7 @@ use crate::{
     oracle::Oracle,
     random::Random,
     store::{Answer, DEPLOYMENTS, KINDS, Store, kind_of_uid},
+    usage::{self, Figures, USAGE},
     watcher::{Watcher, subject},
 };
 
@@ -55,6 +56,7 @@ pub struct Put {
 pub struct Env {
     pub random: Random,
     pub store: Store,
+    pub figures: Figures,
     pub installed: [bool; 3],
     pub with_deployments: bool,
     pub hooks: BTreeMap<Uid, Hook>,
@@ -120,6 +122,7 @@ struct Flushing {
     told: Vec<EventId>,
     failed: Vec<(Uid, EventId, u32)>,
     watches: Vec<(usize, u64, u64)>,
+    crossed: Vec<(Uid, EventId)>,
 }
 
 #[derive(Debug)]
@@ -156,6 +159,8 @@ pub struct Process {
     /// Events that this process told first.
     told: BTreeSet<EventId>,
     told_since: Vec<EventId>,
+    /// Deliveries of what was measured since the last flush of everything.
+    crossed: Vec<(Uid, EventId)>,
 }
 
 fn id(kind: usize) -> WatchId {
@@ -195,6 +200,7 @@ impl Process {
             first_attempts: HashMap::new(),
             told: BTreeSet::new(),
             told_since: Vec::new(),
+            crossed: Vec::new(),
         }
     }
 
@@ -321,6 +327,9 @@ impl Process {
         for kind in kinds.clone() {
             engine.add_watch(id(kind), KINDS[kind].source, KINDS[kind].name, KINDS[kind].selective);
         }
+        engine.add_measured_watch(usage::WATCH, usage::NAME, usage::NAME);
+        let there = Change::Only(Figures::uids());
+        engine.observe(Observation { watch: usage::WATCH, change: there }, now);
         if kinds.clone().any(|kind| engine.position(id(kind)) != positions[kind]) {
             env.oracle.fail("engine 5", "a watch does not go on from where the ledger says");
         }
@@ -399,11 +408,7 @@ impl Process {
         let baseline = self.baseline[kind].filter(|_| !begins);
         for event in &observed.events {
             env.say(|| format!("#{} tells {} of {} as {}", self.number, event.event_type, event.object.name, event.id));
-            self.told.insert(event.id);
-            self.told_since.push(event.id);
-            // Told anew, it goes anew; if it was flushed before, that is caught.
-            let ended = self.flushing.iter_mut().map(|flushing| &mut flushing.ended).chain([&mut self.ended]);
-            ended.for_each(|ended| ended.retain(|(_, known)| *known != event.id));
+            tells(&mut self.told, &mut self.told_since, &mut self.flushing, &mut self.ended, event.id);
             let version = subject.filter(|(uid, _)| *uid == event.object.uid).map(|(_, version)| version);
             env.oracle.occurred(&env.store, kind, version, baseline, event);
         }
@@ -411,6 +416,23 @@ impl Process {
             env.oracle.reached.extend(observed.events.iter().map(|event| (webhook, event.id)));
         }
         self.questions.extend(observed.questions);
+    }
+
+    /// Measures a figure.
+    pub fn measure(&mut self, env: &mut Env) {
+        let Some(engine) = &mut self.engine else { return };
+        let now = env.now();
+        let object = env.figures.measure(&mut env.random, now);
+        env.say(|| format!("#{} measures {} {:?}", self.number, object.name, object.facts));
+        let change = Change::Measured(Box::new(object));
+        let observed = engine.observe(Observation { watch: usage::WATCH, change }, now);
+        for event in &observed.events {
+            env.say(|| format!("#{} tells {} of {} as {}", self.number, event.event_type, event.object.name, event.id));
+            tells(&mut self.told, &mut self.told_since, &mut self.flushing, &mut self.ended, event.id);
+            env.oracle.crossed(event.id);
+            let to = observed.enqueued.iter().collect::<BTreeSet<_>>();
+            self.crossed.extend(to.into_iter().map(|webhook| (*webhook, event.id)));
+        }
     }
 
     /// Answers a question.
@@ -456,6 +478,7 @@ impl Process {
         if complete {
             flushing.ended = std::mem::take(&mut self.ended);
             flushing.told = std::mem::take(&mut self.told_since);
+            flushing.crossed = std::mem::take(&mut self.crossed);
         }
         for entry in &flush.contents.events {
             let deliveries = entry.deliveries.iter();
@@ -504,9 +527,14 @@ impl Process {
             self.baselined[*kind] = true;
         }
         self.has_more = !flushing.complete;
-        let Flushing { complete, told, ended, failed, watches, .. } = flushing;
-        env.oracle.recorded.extend(told);
+        let Flushing { complete, told, ended, failed, watches, crossed, .. } = flushing;
         if let Some(journal) = &self.journal {
+            if env.oracle.is_stray(journal.epoch(), self.number) {
+                env.oracle.crossings.may_have_landed(&crossed);
+                return;
+            }
+            env.oracle.recorded.extend(told);
+            env.oracle.crossings.landed(crossed);
             env.oracle.landed(journal.epoch(), complete, ended, failed, watches);
         }
     }
@@ -559,7 +587,11 @@ impl Process {
             oracle.fail("delivery/schedule", "more attempts than the Webhook's retries");
         }
         let kind = kind_of_uid(event.object.uid);
-        if self.told.contains(&event.id) && !self.baselined[kind] {
+        if kind == USAGE {
+            if let Some((rule, what)) = oracle.crossings.attempted(event, self.told.contains(&event.id)) {
+                oracle.fail(rule, what);
+            }
+        } else if self.told.contains(&event.id) && !self.baselined[kind] {
             oracle.fail("engine 6", "an attempt before its watch's baseline is flushed");
         }
         if self.attempts.iter().any(|other| other.webhook == webhook && other.event.id == event.id) {
@@ -655,7 +687,8 @@ impl Process {
     pub fn restored(&mut self, env: &mut Env) {
         // What it held may have landed on the timeline that is no more.
         if let Some(flushing) = &mut self.flushing {
-            let Flushing { rest, watches, .. } = std::mem::take(flushing);
+            let Flushing { rest, watches, crossed, .. } = std::mem::take(flushing);
+            env.oracle.crossings.may_have_landed(&crossed);
             *flushing = Flushing { rest, watches, ..Flushing::default() };
         }
         let version = env.store.version;
@@ -719,6 +752,23 @@ impl Process {
             && engine.unflushed() != Unflushed::Changes
             && engine.backlogs().all(|backlog| backlog.pending == 0)
             && self.watchers.iter().all(|watcher| watcher.is_at_end(env))
+    }
+}
+
+/// An event is told. Told anew, it goes anew; if it was flushed before, that is caught.
+fn tells(
+    told: &mut BTreeSet<EventId>,
+    told_since: &mut Vec<EventId>,
+    flushing: &mut Option<Flushing>,
+    ended: &mut Vec<(Uid, EventId)>,
+    event: EventId,
+) {
+    told.insert(event);
+    told_since.push(event);
+    ended.retain(|(_, known)| *known != event);
+    if let Some(flushing) = flushing {
+        flushing.ended.retain(|(_, known)| *known != event);
+        flushing.failed.retain(|(_, known, _)| *known != event);
     }
 }
 

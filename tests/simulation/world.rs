@@ -16,6 +16,7 @@ use crate::{
     process::{Env, Hook, Mode, Phase, Process},
     random::Random,
     store::{Answer, DEPLOYMENTS, Life, State, Store, object_uid},
+    usage::Figures,
 };
 
 /// Steps before everything heals.
@@ -55,6 +56,7 @@ enum Action {
     Due,
     End,
     Keep,
+    Measure,
 }
 
 pub struct World {
@@ -117,6 +119,7 @@ impl World {
         let env = Env {
             random,
             store: Store { version: 1, ..Store::default() },
+            figures: Figures::default(),
             installed,
             with_deployments: true,
             hooks: BTreeMap::new(),
@@ -152,8 +155,8 @@ impl World {
     fn actions(random: &mut Random) -> Vec<Action> {
         use Action::{
             Answer, Backup, Change, Compact, Consume, Create, Delete, Due, End, Endpoint, Flush, HarmLedger,
-            HookCreate, HookDelete, HookHold, Install, Keep, Kill, Network, Pause, Reconfigure, Restore, Resume,
-            Select, Start, Stop, Watch,
+            HookCreate, HookDelete, HookHold, Install, Keep, Kill, Measure, Network, Pause, Reconfigure, Restore,
+            Resume, Select, Start, Stop, Watch,
         };
         let mut rare = |action, percent, most: usize| {
             let often = if random.chance(percent) { 1 + random.below(most) } else { 0 };
@@ -177,6 +180,7 @@ impl World {
             rare(Network, 100, 60),
             rare(Watch, 100, 80),
             rare(Consume, 100, 80),
+            rare(Measure, 60, 12),
             (Create, 8),
             (Change, 40),
             (Backup, 2),
@@ -284,7 +288,8 @@ impl World {
             | Action::Flush
             | Action::Due
             | Action::End
-            | Action::Keep => {
+            | Action::Keep
+            | Action::Measure => {
                 if let Some(at) = self.some_process(|process| process.phase == Phase::Leading && !process.paused) {
                     self.work(at, action);
                 }
@@ -320,6 +325,7 @@ impl World {
             Action::Answer => process.answer(env),
             Action::Due => process.due(env),
             Action::Keep => process.keep(env),
+            Action::Measure => process.measure(env),
             _ => {}
         }
     }
