@@ -9,7 +9,10 @@
 //! 6. Nothing from a watch is attempted before its baseline is flushed.
 //! 7. What was measured has no log to be learned from again: nothing of it is attempted, or kept as an object, before a flush has
 //!    landed that holds the event and its record.
-//! 8. What a flush holds is complete: with its positions have landed all records and deliveries that they stand for.
+//! 8. What a flush holds is complete: with its positions have landed all records and deliveries that they stand for, and it names all
+//!    watches that are not withdrawn.
+//! 9. A watch that is withdrawn says nothing more. One that begins later, also under its name, begins with a baseline, or empty where
+//!    its kind is absent, and under an epoch of its own.
 
 mod pending;
 #[cfg(test)]
@@ -271,7 +274,12 @@ impl Engine {
         let flush = memory.watches.iter().map(|watch| watch.entry.flush).max().unwrap_or_default();
         engine.pending.resume(flush);
         for remembered in memory.events {
-            if remembered.after <= flush {
+            let landed = remembered.after <= flush;
+            if landed || watch::is_known(&memory.watches, &remembered.event) {
+                if !landed {
+                    // The next flush of everything has the number that this one would have had.
+                    engine.pending.next_flush();
+                }
                 engine.pending.recover(remembered, now);
             } else {
                 // The flush broke off before the record: the next evaluation finds it anew.
@@ -418,8 +426,9 @@ impl Engine {
             }
             Change::ListBegun => watch.begin_list(),
             Change::Seen(object) => {
-                self.moved |= watch.pass(object.version);
+                let version = object.version;
                 let occurred = watch.seen(*object, &mut dirty);
+                self.moved |= watch.pass(version);
                 self.occur(id, occurred, now, &mut observed);
             }
             Change::Deleted(object) => {
@@ -442,7 +451,7 @@ impl Engine {
                     self.lacked(id, uid, now, &mut observed, &mut dirty);
                 }
             }
-            Change::Bookmark(version) => self.moved |= watch.pass(version),
+            Change::Bookmark(version) => self.moved |= watch.follow(version),
             Change::Answer { question, living } => {
                 if let Some(occurred) = watch.answer(&question, living, &mut dirty) {
                     self.occur(id, occurred, now, &mut observed);

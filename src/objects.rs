@@ -136,7 +136,7 @@ where
                 let text = Causes(&error).to_string();
                 // A kind that is not installed, or forbidden, would say so every few seconds for ever.
                 if complaint.as_ref().is_none_or(|(last, at)| *last != text || at.elapsed() >= ALOUD_EVERY) {
-                    warn!(kind = %K::kind(&()), error = text, ?wait, "watch interrupted; trying again");
+                    warn!(kind = %K::kind(&()), error = %text, ?wait, "watch interrupted; trying again");
                     complaint = Some((text, Instant::now()));
                 }
                 if is_refusal(&error) && told.send((scope, None)).await.is_err() {

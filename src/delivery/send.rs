@@ -3,14 +3,18 @@
 //! A 2xx status acknowledges; everything else, redirects included, is a failure. The time limit covers the whole request.
 //! Of the answer at most [`MAX_ANSWER`] bytes are read, and only so that the connection can be used again.
 
-use std::{error::Error as _, io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
-use reqwest::{Client, Response, Url, redirect};
+use reqwest::Response;
 use tokio::time::{Instant, timeout};
 
-use super::sign;
+use super::{
+    clients::{ClientError, Clients},
+    failure::{describe_error, describe_status},
+    sign,
+};
 use crate::{
     engine::{Attempt, AttemptResult, Outcome},
     subscription::{
@@ -40,11 +44,13 @@ pub enum Class {
     Connect,
     Tls,
     Protocol,
+    /// The endpoint's address is refused: nothing was connected to.
+    Address,
 }
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Success,
         Self::Redirect,
         Self::ClientError,
@@ -53,6 +59,7 @@ impl Class {
         Self::Connect,
         Self::Tls,
         Self::Protocol,
+        Self::Address,
     ];
 
     /// The value of the label `outcome`.
@@ -67,6 +74,7 @@ impl Class {
             Self::Connect => "connect",
             Self::Tls => "tls",
             Self::Protocol => "protocol",
+            Self::Address => "address",
         }
     }
 
@@ -105,23 +113,15 @@ pub struct Attempted {
 
 /// Sends deliveries over connections that all Webhooks share.
 pub struct Sender {
-    client: Client,
+    clients: Arc<Clients>,
     may_begin: MayBegin,
 }
 
 impl Sender {
-    /// A sender that trusts the system's roots and these certificates in addition.
-    pub fn new(roots: Vec<reqwest::Certificate>, may_begin: MayBegin) -> Result<Self, reqwest::Error> {
-        let client = Client::builder()
-            .user_agent(concat!("llmtune-webhooks/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .tls_certs_merge(roots)
-            .tcp_nodelay(true)
-            .pool_idle_timeout(Duration::from_secs(60))
-            .build()?;
-        Ok(Self { client, may_begin })
+    /// A sender over these clients.
+    #[must_use]
+    pub const fn new(clients: Arc<Clients>, may_begin: MayBegin) -> Self {
+        Self { clients, may_begin }
     }
 
     /// Makes one attempt; never longer than the Webhook's time limit, plus a second for the rest of the answer.
@@ -139,13 +139,14 @@ impl Sender {
         let begun = Instant::now();
         let body = attempt.event.body.close(Timestamp::now());
         let signature = key.map(|key| sign::signature(&key, body.as_bytes()));
-        let request = self
-            .client
-            .post(webhook.url.clone())
-            .headers(headers(attempt, signature.as_deref()))
-            .timeout(webhook.timeout)
-            .body(body);
-        let answer = request.send().await;
+        let answer = match self.clients.client(&webhook.url) {
+            Err(error) => Err(error),
+            Ok(client) => {
+                let headers = headers(attempt, signature.as_deref());
+                let request = client.post(webhook.url.clone()).headers(headers).timeout(webhook.timeout).body(body);
+                request.send().await.map_err(ClientError::from)
+            }
+        };
         let duration = begun.elapsed();
         let (result, class, status, error) = match answer {
             Ok(response) => {
@@ -266,100 +267,6 @@ fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
 }
 
-fn describe_status(status: StatusCode, headers: &HeaderMap, url: &Url, signed: bool) -> Option<String> {
-    if status.is_success() {
-        return None;
-    }
-    let reason = status.canonical_reason().unwrap_or("unknown status");
-    let code = status.as_u16();
-    if !status.is_redirection() {
-        let advice = match code {
-            401 | 403 if signed => ": give the receiver the key that spec.secretRef names, byte for byte",
-            401 | 403 => ": if the receiver checks signatures, name its key in spec.secretRef",
-            404 | 405 => ": check the path in spec.url",
-            413 => ": let the receiver take bodies of 256 KiB",
-            _ => "",
-        };
-        return Some(format!("HTTP {code} {reason}{advice}"));
-    }
-    let location = headers.get(header::LOCATION).and_then(|location| location.to_str().ok());
-    let host = location.and_then(|location| url.join(location).ok());
-    Some(match host.as_ref().and_then(Url::host_str) {
-        Some(host) => format!(
-            "HTTP {code} {reason} to host {host}: redirects are not followed, write the final address in spec.url"
-        ),
-        None => format!("HTTP {code} {reason}: redirects are not followed, write the final address in spec.url"),
-    })
-}
-
-/// The class of a failed request, and its innermost cause: the outer ones repeat the url.
-fn describe_error(error: &reqwest::Error, limit: Duration) -> (Class, String) {
-    let mut innermost: &(dyn std::error::Error + 'static) = error;
-    let mut tls = None;
-    loop {
-        if let Some(found) = innermost.downcast_ref::<rustls::Error>() {
-            tls = Some(found);
-        }
-        let inside = innermost.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        match inside.map(|inside| inside as &(dyn std::error::Error + 'static)).or_else(|| innermost.source()) {
-            Some(cause) => innermost = cause,
-            None => break,
-        }
-    }
-    if error.is_timeout() {
-        let limit = limit.as_secs_f64();
-        (Class::Timeout, format!("no answer within {limit} s: answer before any work, or raise spec.delivery.timeout"))
-    } else if let Some(tls) = tls {
-        (Class::Tls, format!("TLS: {}", describe_tls(tls)))
-    } else if error.is_connect() {
-        (Class::Connect, describe_connect(&innermost.to_string()))
-    } else if error.source().is_none() {
-        (Class::Protocol, "the request failed".into())
-    } else {
-        (Class::Protocol, format!("the connection broke: {innermost}"))
-    }
-}
-
-fn describe_connect(cause: &str) -> String {
-    let cause = cause.split(" (os error").next().unwrap_or(cause);
-    match cause.strip_prefix("failed to lookup address information: ") {
-        Some(cause) => format!("cannot find the host of spec.url: {cause}"),
-        None => format!("cannot connect to the host and port of spec.url: {cause}"),
-    }
-}
-
-fn describe_tls(error: &rustls::Error) -> String {
-    use rustls::CertificateError as Certificate;
-    match error {
-        rustls::Error::InvalidCertificate(certificate) => match certificate {
-            Certificate::UnknownIssuer => {
-                "the endpoint's certificate is issued by nobody whom the operator trusts: give it the issuer's with --ca-file".into()
-            }
-            Certificate::Expired | Certificate::ExpiredContext { .. } => {
-                "the endpoint's certificate has expired: renew it".into()
-            }
-            Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => {
-                "the endpoint's certificate is not valid yet: check its dates and the clocks".into()
-            }
-            Certificate::NotValidForNameContext { presented, .. } if !presented.is_empty() => {
-                let names = presented.join(", ").replace("DnsName(\"", "").replace("\")", "");
-                format!("the endpoint's certificate is not for the host in spec.url, but for {names}")
-            }
-            Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => {
-                "the endpoint's certificate is not for the host in spec.url".into()
-            }
-            Certificate::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
-                "the endpoint's certificate is that of a CA: let the CA issue another to the endpoint".into()
-            }
-            other => format!("the endpoint's certificate is refused: {other}"),
-        },
-        rustls::Error::InvalidMessage(_) => {
-            "the endpoint does not speak TLS there: correct the port in spec.url, or write http:// if it is meant".into()
-        }
-        error => error.to_string(),
-    }
-}
-
 /// Cuts a text to [`MAX_ERROR`] characters.
 fn shorten(text: String) -> String {
     match text.char_indices().nth(MAX_ERROR) {
@@ -388,59 +295,6 @@ mod tests {
         assert_eq!(after("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
         for nonsense in ["", "soon", "-5", "1.5"] {
             assert_eq!(after(nonsense), None, "{nonsense}");
-        }
-    }
-
-    #[test]
-    fn a_redirect_names_the_locations_host_and_never_its_path() {
-        let url = Url::parse("https://a.example/hook").unwrap();
-        let mut headers = HeaderMap::new();
-        headers.insert(header::LOCATION, HeaderValue::from_static("https://b.example/secret-path"));
-        let text = describe_status(StatusCode::FOUND, &headers, &url, true).unwrap();
-        assert!(text.contains("b.example") && !text.contains("secret-path"), "{text}");
-    }
-
-    #[test]
-    fn a_refusal_says_what_to_look_at() {
-        let url = Url::parse("https://a.example/hook").unwrap();
-        for (code, signed, says) in [
-            (401, true, "HTTP 401 Unauthorized: give the receiver the key that spec.secretRef names, byte for byte"),
-            (403, false, "HTTP 403 Forbidden: if the receiver checks signatures, name its key in spec.secretRef"),
-            (404, true, "HTTP 404 Not Found: check the path in spec.url"),
-            (503, true, "HTTP 503 Service Unavailable"),
-        ] {
-            let status = StatusCode::from_u16(code).unwrap();
-            assert_eq!(describe_status(status, &HeaderMap::new(), &url, signed).as_deref(), Some(says));
-        }
-    }
-
-    #[test]
-    fn a_connection_that_fails_is_told_without_error_numbers() {
-        assert_eq!(
-            describe_connect("failed to lookup address information: Name or service not known"),
-            "cannot find the host of spec.url: Name or service not known"
-        );
-        assert_eq!(
-            describe_connect("Connection refused (os error 111)"),
-            "cannot connect to the host and port of spec.url: Connection refused"
-        );
-    }
-
-    #[test]
-    fn a_certificate_that_is_refused_says_why_in_words() {
-        use rustls::{CertificateError, Error, InvalidMessage, pki_types::ServerName};
-        let other_name = CertificateError::NotValidForNameContext {
-            expected: ServerName::try_from("a.example").unwrap(),
-            presented: vec!["DnsName(\"b.example\")".into(), "DnsName(\"c.example\")".into()],
-        };
-        for (error, says) in [
-            (Error::InvalidCertificate(CertificateError::UnknownIssuer), "--ca-file"),
-            (Error::InvalidCertificate(CertificateError::Expired), "has expired: renew it"),
-            (Error::InvalidCertificate(other_name), "but for b.example, c.example"),
-            (Error::InvalidMessage(InvalidMessage::InvalidContentType), "does not speak TLS"),
-        ] {
-            let text = describe_tls(&error);
-            assert!(text.contains(says), "{text}");
         }
     }
 

@@ -459,7 +459,9 @@ fn in_a_store_that_was_restored_stages_are_compared_and_not_versions() {
     flushed(&mut engine);
     engine.observe(seen(job(2, 61, TrainingStage::Suspended)), at(0));
     engine.observe(change(Change::Restored), at(0));
-    assert_eq!(flushed(&mut engine).records.len(), 2, "each once");
+    let contents = flushed(&mut engine);
+    assert_eq!(contents.records.len(), 2, "each once");
+    assert_eq!(contents.watches.unwrap()[0].position, 1, "whoever goes on from here must list");
     engine.observe(change(Change::ListBegun), at(0));
     let told = names(&engine.observe(seen(job(1, 10, TrainingStage::Completed)), at(0)));
     assert_eq!(told, ["training.completed"]);
@@ -471,11 +473,11 @@ fn in_a_store_that_was_restored_stages_are_compared_and_not_versions() {
 #[test]
 fn an_object_that_goes_and_comes_back_between_two_flushes_is_told_as_it_is_and_one_that_went_is_told_gone_once() {
     let mut engine = listed_engine(false);
-    for number in 1..=2 {
-        engine.observe(seen(job(number, 5, TrainingStage::Pending)), at(0));
-        engine.observe(deleted(job(number, 6, TrainingStage::Pending)), at(0));
+    for (number, version) in [(1, 5), (2, 7)] {
+        engine.observe(seen(job(number, version, TrainingStage::Pending)), at(0));
+        engine.observe(deleted(job(number, version + 1, TrainingStage::Pending)), at(0));
     }
-    engine.observe(seen(job(1, 7, TrainingStage::Pending)), at(0));
+    engine.observe(seen(job(1, 9, TrainingStage::Pending)), at(0));
     let contents = flushed(&mut engine);
     let told = |entries: &[RecordEntry]| entries.iter().map(|entry| entry.uid).collect::<Vec<_>>();
     assert_eq!(told(&contents.records), [Uid::from_u128(1)]);
@@ -548,6 +550,25 @@ fn a_watch_that_is_configured_no_more_is_named_and_forgotten_after_a_restart() {
     assert_eq!(entries.iter().map(|entry| entry.watch.as_str()).collect::<Vec<_>>(), ["a"]);
     assert!(engine.forget_other_watches().is_empty());
     assert_eq!(engine.unflushed(), Unflushed::Nothing);
+}
+
+#[test]
+fn an_object_that_came_and_went_is_not_told_again_when_the_watch_is_begun_anew_before_it() {
+    let mut engine = listed_engine(false);
+    let history = || [seen(job(1, 5, TrainingStage::Running)), deleted(job(1, 7, TrainingStage::Running))];
+    let told = |engine: &mut Engine| history().map(|observation| engine.observe(observation, at(0)).events.len());
+    assert_eq!(told(&mut engine), [1, 1]);
+    assert_eq!(told(&mut engine), [0, 0]);
+    assert_eq!(engine.records(), 0);
+}
+
+#[test]
+fn a_watch_that_follows_the_log_again_passes_versions_although_a_list_broke_off() {
+    let mut engine = listed_engine(false);
+    let position = engine.position(WATCH);
+    engine.observe(change(Change::ListBegun), at(0));
+    engine.observe(change(Change::Bookmark(position + 7)), at(0));
+    assert_eq!(engine.position(WATCH), position + 7);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::{
 use super::Question;
 use crate::{
     event::{
+        Event,
         lifecycle::{Gone, Occurrence, usage::UsageRecord},
         object::{Object, Uid, WatchId},
         unknown::Unknown,
@@ -77,6 +78,13 @@ pub(super) fn question(watch: WatchId, uid: Uid, record: &Record) -> Option<Ques
     let object = record.last.as_ref()?;
     let (namespace, name) = (object.namespace.clone(), object.name.clone());
     Some(Question { watch, uid, namespace, name, version: record.version })
+}
+
+/// Whether the record of what is measured, as the ledger has it, counts this event.
+pub(super) fn is_known(watches: &[RememberedWatch], event: &Event) -> bool {
+    let uid = event.object.uid;
+    let mut records = watches.iter().filter_map(|watch| watch.records[uid.shard(watch.records.len())].get(&uid));
+    records.any(|record| matches!(record.lifecycle, Lifecycle::Usage(_)) && record.sequence >= event.sequence)
 }
 
 impl Watch {
@@ -159,6 +167,12 @@ impl Watch {
         news
     }
 
+    /// The watch follows the log, and has passed this version: a list that was under way has broken off.
+    pub(super) fn follow(&mut self, version: u64) -> bool {
+        self.in_list = false;
+        self.pass(version)
+    }
+
     pub(super) fn begin_list(&mut self) {
         // What a first list showed that broke off is no baseline.
         if self.stand == Stand::Fresh {
@@ -196,8 +210,10 @@ impl Watch {
         self.group = Arc::new(Group { watch: self.group.watch.clone(), epoch });
     }
 
-    /// Versions begin anew: the next list's objects are looked at whatever their versions.
+    /// Versions begin anew: the next list's objects are looked at whatever their versions. Whoever goes on from here must list: where the
+    /// position was, something else may be by then.
     pub(super) fn distrust_versions(&mut self, dirty: &mut Vec<Uid>) {
+        self.position = self.position.min(1);
         for (uid, record) in self.records.iter_mut().flatten() {
             record.version = 0;
             if !std::mem::replace(&mut record.dirty, true) {
@@ -233,7 +249,8 @@ impl Watch {
             if object.owned {
                 return Vec::new();
             }
-        } else if object.owned {
+        } else if object.owned || (!self.in_list && object.version < self.position) {
+            // What has been passed has gone since; it comes again where a watch is begun anew while its observations are under way.
             return Vec::new();
         } else {
             let lifecycle = match stand {

@@ -162,7 +162,10 @@ impl<'a> Evaluation<'a> {
             }
             Kind::Map(entries) => self.map(node.at, entries),
             Kind::Macro { role, range, body } => self.comprehension(node.at, role, range, body),
-            Kind::Matches { role, pattern, arguments } => self.matches(node.at, *role, pattern, &arguments[0]),
+            Kind::Matches { role, pattern, steps_a_byte, arguments } => {
+                let text = self.evaluate(&arguments[0])?;
+                self.matches(node.at, *role, pattern, *steps_a_byte, &text)
+            }
             Kind::Own(own, arguments) => {
                 let arguments = self.all(arguments)?;
                 self.own(node.at, *own, &arguments)
@@ -430,19 +433,17 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    fn matches(&mut self, at: usize, role: Match, pattern: &Regex, text: &Node) -> Evaluated {
-        let text = match self.evaluate(text)? {
-            Value::String(text) => text,
-            other => return Err(self.wrong_types(at, "matches, find or findAll", &[&other])),
+    fn matches(&mut self, at: usize, role: Match, pattern: &Regex, steps_a_byte: u64, text: &Value) -> Evaluated {
+        let Value::String(text) = text else {
+            return Err(self.wrong_types(at, "matches, find or findAll", &[text]));
         };
-        // Where a pattern is slow, it is so in proportion to its own length for each byte.
-        self.spend(at, text.len() as u64 * (pattern.as_str().len() as u64 / 16 + 1) + CALL_STEPS)?;
+        self.spend(at, text.len() as u64 * steps_a_byte + CALL_STEPS)?;
         let string = |found: &str| Value::String(Arc::new(found.to_owned()));
         Ok(match role {
-            Match::Matches => Value::Bool(pattern.is_match(&text)),
-            Match::Find => string(pattern.find(&text).map_or("", |found| found.as_str())),
+            Match::Matches => Value::Bool(pattern.is_match(text)),
+            Match::Find => string(pattern.find(text).map_or("", |found| found.as_str())),
             Match::FindAll => {
-                let found: Vec<Value> = pattern.find_iter(&text).map(|found| string(found.as_str())).collect();
+                let found: Vec<Value> = pattern.find_iter(text).map(|found| string(found.as_str())).collect();
                 self.spend(at, found.len() as u64)?;
                 Value::List(Arc::new(found))
             }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use kube_cel::cel::Value;
-use regex::RegexBuilder;
+use regex::{Regex, RegexBuilder};
 
 use super::LONGEST;
 use super::error::{CompileError, Position};
@@ -15,8 +15,10 @@ const DEEPEST: usize = 64;
 const NESTED: usize = 32;
 /// How many macros may stand in one another: the work grows by a power with each.
 const NESTED_MACROS: usize = 2;
-/// Bytes that a compiled pattern may take.
-const PATTERN_SIZE: usize = 1 << 18;
+/// Bytes that a compiled pattern may take; the first of these that suffices tells how slow it may be.
+const PATTERN_SIZES: [usize; 4] = [1 << 12, 1 << 14, 1 << 16, 1 << 18];
+/// Of these bytes a step of the worst search looks at one.
+const PATTERN_BYTES_A_STEP: usize = 1 << 11;
 const LONGEST_PATTERN: usize = 256;
 
 const MACROS: [&str; 6] = ["all", "exists", "exists_one", "existsOne", "map", "filter"];
@@ -499,9 +501,11 @@ impl Parser<'_> {
                 if pattern.len() > LONGEST_PATTERN {
                     return self.error(*pattern_at, format!("this pattern is longer than {LONGEST_PATTERN} bytes"));
                 }
-                let built = RegexBuilder::new(pattern).size_limit(PATTERN_SIZE).dfa_size_limit(PATTERN_SIZE).build();
-                match built {
-                    Ok(pattern) => Kind::Matches { role: *role, pattern, arguments },
+                match sized(pattern) {
+                    Ok((pattern, size)) => {
+                        let steps_a_byte = (size / PATTERN_BYTES_A_STEP) as u64;
+                        Kind::Matches { role: *role, pattern, steps_a_byte, arguments }
+                    }
                     Err(regex::Error::CompiledTooBig(_)) => {
                         return self
                             .error(*pattern_at, "this pattern is too large; repeat less, and [0-9] rather than \\d");
@@ -561,6 +565,19 @@ impl Parser<'_> {
         };
         self.node(at, Kind::Macro { role, range: Box::new(range), body: Box::new(body) })
     }
+}
+
+/// A pattern, compiled within the least bound that suffices.
+fn sized(pattern: &str) -> Result<(Regex, usize), regex::Error> {
+    let mut too_big = regex::Error::CompiledTooBig(0);
+    for size in PATTERN_SIZES {
+        match RegexBuilder::new(pattern).size_limit(size).build() {
+            Ok(pattern) => return Ok((pattern, size)),
+            Err(error @ regex::Error::CompiledTooBig(_)) => too_big = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(too_big)
 }
 
 enum Callee {

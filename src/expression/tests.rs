@@ -231,7 +231,8 @@ fn a_text_and_its_nesting_are_bounded() {
 
 #[test]
 fn work_is_bounded() {
-    let big = json!({"list": vec![1; 5000], "text": "ab".repeat(50_000), "words": vec!["word"; 5000], "n": 1_000_000_000_i64});
+    let random: String = (0..4000_u64).map(|n| if (n * n * 2_654_435_761) >> 7 & 1 == 0 { 'a' } else { 'b' }).collect();
+    let big = json!({"random": random, "list": vec![1; 5000], "text": "ab".repeat(50_000), "words": vec!["word"; 5000], "n": 1_000_000_000_i64});
     for text in [
         "object.list.all(x, object.list.all(y, x == y))",
         "object.list.map(x, object.list).map(x, object.list + x).size() > 0",
@@ -245,6 +246,9 @@ fn work_is_bounded() {
         "object.words.sum() == ''",
         "object.words.map(x, object.text).join('').size() > 0",
         "object.words.exists(x, object.text.matches('(a|b|ab)*c'))",
+        "object.words.exists(x, object.random.matches('[ab]*a[ab]{200}c'))",
+        "object.words.exists(x, object.random.matches('([ab]?){200}[ab]{200}c'))",
+        "object.words.exists(x, object.random.findAll('[ab]*a[ab]{200}c').size() > 0)",
         "[object.text]%.size() == 0",
     ] {
         let text = text.replace('%', &".map(x, x + x)".repeat(25));

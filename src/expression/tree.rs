@@ -37,6 +37,8 @@ pub(super) enum Kind {
     Matches {
         role: Match,
         pattern: Regex,
+        /// What a byte of the text may cost to search.
+        steps_a_byte: u64,
         arguments: Vec<Node>,
     },
     /// A function of this room.

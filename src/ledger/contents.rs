@@ -57,7 +57,7 @@ pub struct EventEntry {
     pub id: EventId,
     /// The event; `None` where a segment before this one holds it.
     pub event: Option<Arc<Event>>,
-    /// It counts once this complete flush has landed: until then its record may not be here, and nobody was told of it. 0: at once.
+    /// It counts once this complete flush has landed, or a record that knows of it: until then nobody was told of it. 0: at once.
     pub after: u64,
     pub deliveries: Vec<DeliveryEntry>,
     pub unknown: Unknown,

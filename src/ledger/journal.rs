@@ -129,7 +129,7 @@ pub struct RememberedWatch {
 #[derive(Debug)]
 pub struct RememberedEvent {
     pub event: Event,
-    /// It counts if this complete flush has landed.
+    /// It counts if this complete flush has landed, or a record that knows of it.
     pub after: u64,
     pub deliveries: Vec<DeliveryEntry>,
     pub unknown: Unknown,

@@ -2,6 +2,7 @@
 
 use std::{
     error::Error as _,
+    net::SocketAddr,
     task::{Context, Poll},
     time::Duration,
 };
@@ -13,7 +14,9 @@ use kube::{
     client::{Body, ClientBuilder},
 };
 use prometheus::IntCounterVec;
+use tokio::{net::lookup_host, time::timeout};
 use tower::{BoxError, Layer, Service};
+use tracing::warn;
 
 use crate::causes::Causes;
 
@@ -21,16 +24,47 @@ use crate::causes::Causes;
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client for the cluster of KUBECONFIG or of the pod's service account.
-pub async fn connect(requests: IntCounterVec) -> Result<Client, ConnectError> {
+/// A client for the cluster of KUBECONFIG or of the pod's service account, and where its apiserver is.
+pub async fn connect(requests: IntCounterVec) -> Result<(Client, Apiserver), ConnectError> {
     let mut config = Config::infer().await.map_err(|error| ConnectError::Config(no_cluster(&error)))?;
     config.read_timeout = Some(READ_TIMEOUT);
     config.write_timeout = Some(READ_TIMEOUT);
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     // Each loop has its own way to wait and try again; a hidden retry would hide an outage for minutes.
     config.default_retry = false;
-    Ok(ClientBuilder::try_from(config)?.with_layer(&Count { requests }).build())
+    let apiserver = Apiserver::of(&config);
+    Ok((ClientBuilder::try_from(config)?.with_layer(&Count { requests }).build(), apiserver))
 }
+
+/// Under which names or addresses the kube-apiserver is reached, each with its port.
+pub struct Apiserver(Vec<(String, u16)>);
+
+impl Apiserver {
+    fn of(config: &Config) -> Self {
+        let url = &config.cluster_url;
+        let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("http") { 80 } else { 443 });
+        let host = url.host().map(|host| (host.trim_matches(['[', ']']).to_owned(), port));
+        // Its Service, for an operator in a pod that has a KUBECONFIG all the same.
+        let port = std::env::var("KUBERNETES_SERVICE_PORT").ok().and_then(|port| port.parse().ok());
+        let service = std::env::var("KUBERNETES_SERVICE_HOST").ok().zip(port);
+        Self(host.into_iter().chain(service).collect())
+    }
+
+    /// Its addresses, as its names resolve now; what does not resolve is told in the log.
+    pub async fn addresses(&self) -> Vec<SocketAddr> {
+        let mut addresses = Vec::new();
+        for (host, port) in &self.0 {
+            match timeout(CONNECT_TIMEOUT, lookup_host((host.as_str(), *port))).await {
+                Ok(Ok(found)) => addresses.extend(found),
+                Ok(Err(error)) => warn!(host, %error, "{UNRESOLVED}"),
+                Err(error) => warn!(host, %error, "{UNRESOLVED}"),
+            }
+        }
+        addresses
+    }
+}
+
+const UNRESOLVED: &str = "the kube-apiserver's host does not resolve here, so that Webhooks are not kept from it: refuse its address with --deny-cidr";
 
 /// No cluster to work with.
 #[derive(Debug, thiserror::Error)]

@@ -2,10 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
+use ipnet::IpNet;
 use jiff::SignedDuration;
 
-use crate::source::usage::prometheus::Server;
+use crate::{delivery::address::parse_range, source::usage::prometheus::Server};
 
 /// Turns transitions of training jobs and model deployments into signed webhooks.
 #[derive(Debug, Parser)]
@@ -45,6 +46,28 @@ pub struct RunArgs {
     /// The cluster's name, told in every body where it is set.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_CLUSTER_NAME", value_name = "NAME")]
     pub cluster_name: Option<String>,
+    /// Send to https addresses only: a Webhook with another is Stalled.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_REQUIRE_HTTPS", value_parser = BoolishValueParser::new())]
+    pub require_https: bool,
+    /// Send to addresses of this range too, such as 127.0.0.0/8; may be given several times. The longest prefix decides.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_ALLOW_CIDR", value_delimiter = ',', value_parser = parse_range, value_name = "CIDR")]
+    pub allow_cidr: Vec<IpNet>,
+    /// Send nothing to addresses of this range, such as 10.0.0.0/8; may be given several times. The longest prefix decides.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_DENY_CIDR", value_delimiter = ',', value_parser = parse_range, value_name = "CIDR")]
+    pub deny_cidr: Vec<IpNet>,
+    /// The URL of the HTTP proxy to send by; none is taken from the environment's other variables.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_PROXY", hide_env_values = true, value_name = "URL")]
+    pub proxy: Option<String>,
+    /// Hosts to send to past the proxy: names, each with its subdomains, addresses and ranges, comma-separated.
+    #[arg(
+        long,
+        env = "LLMTUNE_WEBHOOKS_NO_PROXY",
+        requires = "proxy",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "HOSTS"
+    )]
+    pub no_proxy: String,
     /// PEM certificates to trust beside the system's.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,

@@ -38,7 +38,10 @@ use super::{
 };
 use crate::{
     calls::random,
-    delivery::send::{Attempted, Exchange, Sender},
+    delivery::{
+        clients::Clients,
+        send::{Attempted, Exchange, Sender},
+    },
     engine::{Attempt, Due, Engine, Observation, Question, Settled, Unfiltered, Verdict},
     event::object::{Uid, WatchId},
     ledger::{
@@ -102,8 +105,8 @@ struct Known {
 pub struct Context {
     pub client: Client,
     pub args: RunArgs,
-    /// Certificates to trust beside the system's.
-    pub roots: Vec<reqwest::Certificate>,
+    /// What deliveries are sent by.
+    pub clients: Arc<Clients>,
     /// Where usage figures are asked for.
     pub prometheus: Arc<Prometheus>,
     pub metrics: Metrics,
@@ -160,7 +163,7 @@ impl Leader {
         claim: Claim,
         lost: &mut oneshot::Receiver<String>,
         shutdown: impl Future<Output = ()>,
-    ) -> Result<Stopped, reqwest::Error> {
+    ) -> Stopped {
         let mut shutdown = std::pin::pin!(shutdown);
         let store = {
             let claim = claim.clone();
@@ -169,10 +172,10 @@ impl Leader {
         let leader = RandomState::new().hash_one(context.epoch) >> 1;
         let ledger = tokio::select! {
             ledger = store.open(leader, context.epoch) => ledger,
-            () = &mut shutdown => return Ok(Stopped::Shutdown),
-            holder = &mut *lost => return Ok(Stopped::Lost(holder.unwrap_or_default())),
+            () = &mut shutdown => return Stopped::Shutdown,
+            holder = &mut *lost => return Stopped::Lost(holder.unwrap_or_default()),
         };
-        let (mut leader, mut beside) = Self::start(context, claim, store, ledger)?;
+        let (mut leader, mut beside) = Self::start(context, claim, store, ledger);
         let stopped = leader.work(&mut beside, lost, shutdown).await;
         info!("stopping");
         leader.sources.tasks.abort_all();
@@ -201,7 +204,7 @@ impl Leader {
         let metrics = leader.context.metrics.clone();
         metrics.leader.set(0);
         if matches!(stopped, Stopped::Broken(_)) {
-            return Ok(stopped);
+            return stopped;
         }
         // The writer ends with the last sender of notes, the publisher with the writer.
         drop(leader);
@@ -214,16 +217,16 @@ impl Leader {
         if timeout(LAST_EVENTS, beside.publisher).await.is_err() {
             debug!("the last Events were not published");
         }
-        Ok(stopped)
+        stopped
     }
 
-    fn start(context: Context, claim: Claim, store: Store, ledger: Ledger) -> Result<(Self, Beside), reqwest::Error> {
+    fn start(context: Context, claim: Claim, store: Store, ledger: Ledger) -> (Self, Beside) {
         let Context { client, args, metrics, .. } = &context;
         let may_begin = {
             let claim = claim.clone();
             Arc::new(move || claim.holds())
         };
-        let sender = Arc::new(Sender::new(context.roots.clone(), may_begin.clone())?);
+        let sender = Arc::new(Sender::new(Arc::clone(&context.clients), may_begin.clone()));
         let clock = Clock::new();
         let (notes, incoming_notes) = mpsc::unbounded_channel();
         let (told, incoming_told) = mpsc::unbounded_channel();
@@ -255,7 +258,7 @@ impl Leader {
         let writer = Writer { client: client.clone(), notes: incoming_notes, notices, may_write, conditions };
         let may_publish = may_begin.clone();
         let publisher = events::publish(client.clone(), incoming_notices, move || may_publish());
-        let controller = Controller::new(client.clone(), change);
+        let controller = Controller::new(client.clone(), change, args.require_https);
         let (source_notes, incoming_source_notes) = mpsc::unbounded_channel();
         let (source_change, source_changes) = mpsc::channel(64);
         let serves_sources = args.watch_namespaces.is_empty();
@@ -311,7 +314,7 @@ impl Leader {
             let client = leader.context.client.clone();
             beside.catalog = Some(tokio::spawn(catalog::follow(client, source_change, patience)));
         }
-        Ok((leader, beside))
+        (leader, beside)
     }
 
     async fn work(

@@ -10,10 +10,21 @@ mod server;
 use std::{path::Path, sync::Arc};
 
 use prometheus::Registry;
+use rustls::pki_types::CertificateDer;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
-use crate::{ledger::store::LedgerError, source::usage::prometheus::Prometheus};
+use crate::{
+    causes::Causes,
+    delivery::{
+        address::Guard,
+        clients::{Clients, Proxy},
+        resolver,
+        tls::certificates,
+    },
+    ledger::store::LedgerError,
+    source::usage::prometheus::Prometheus,
+};
 use config::RunArgs;
 use leader::{Context, Leader, Stopped};
 use lease::Elector;
@@ -35,9 +46,9 @@ pub enum Error {
     /// The listener cannot be had.
     #[error("cannot listen on {0}; choose another address with --listen")]
     Listen(std::io::Error),
-    /// The HTTP client cannot be set up.
-    #[error("the HTTP client cannot be set up: {0}")]
-    Http(#[from] reqwest::Error),
+    /// There are no certificates to trust.
+    #[error("TLS cannot be set up: {0}; install the system's CA certificates, or name some with --ca-file")]
+    Tls(#[from] rustls::Error),
     /// A metric is registered twice.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -68,6 +79,8 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
     }
     let roots = read_roots("--ca-file", args.ca_file.as_deref())?;
     let prometheus = prometheus(&args)?;
+    let proxy = args.proxy.as_deref().map(|url| Proxy::new(url, &args.no_proxy)).transpose();
+    let proxy = proxy.map_err(|problem| Error::Config(format!("--proxy: {problem}")))?;
     let registry = Registry::new();
     let metrics = Metrics::register(&registry)?;
     let health = Arc::new(Health::new());
@@ -89,7 +102,7 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
             _ = interrupt.recv() => {}
         }
     });
-    let client = client::connect(metrics.api_requests.clone()).await?;
+    let (client, apiserver) = client::connect(metrics.api_requests.clone()).await?;
     let elector = Elector::new(client.clone(), &args.namespace, identity.clone(), args.lease_duration);
     let standing_by = |holder: &str| {
         info!(holder, "standing by");
@@ -101,17 +114,11 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
     };
     health.set_role(Role::Leader);
     let claim = leadership.claim.clone();
-    let context = Context {
-        client,
-        args,
-        roots,
-        prometheus,
-        metrics,
-        health,
-        epoch: leadership.acquired,
-        lease: leadership.lease.clone(),
-    };
-    match Leader::run(context, claim, &mut leadership.lost, shutdown).await? {
+    let guard = Guard::new(&args.allow_cidr, &args.deny_cidr, apiserver.addresses().await);
+    let clients = Arc::new(Clients::new(roots, guard, Arc::new(resolver::System), proxy)?);
+    let (epoch, lease) = (leadership.acquired, leadership.lease.clone());
+    let context = Context { client, args, clients, prometheus, metrics, health, epoch, lease };
+    match Leader::run(context, claim, &mut leadership.lost, shutdown).await {
         Stopped::Shutdown => {
             leadership.release().await;
             Ok(())
@@ -132,12 +139,11 @@ fn lost_to(holder: &str, identity: &str) -> String {
     }
 }
 
-fn read_roots(flag: &str, path: Option<&Path>) -> Result<Vec<reqwest::Certificate>, Error> {
+fn read_roots(flag: &str, path: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, Error> {
     let Some(path) = path else { return Ok(Vec::new()) };
     let refuse = |problem: String| Error::Config(format!("{flag} {}: {problem}", path.display()));
     let pem = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
-    let roots = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| refuse(error.to_string()))?;
-    if roots.is_empty() { Err(refuse("it holds no PEM certificate".into())) } else { Ok(roots) }
+    certificates(&pem).map_err(refuse)
 }
 
 fn prometheus(args: &RunArgs) -> Result<Arc<Prometheus>, Error> {
@@ -150,5 +156,7 @@ fn prometheus(args: &RunArgs) -> Result<Arc<Prometheus>, Error> {
         }
     }
     let servers = args.allow_prometheus.clone();
-    Ok(Arc::new(Prometheus::new(servers, roots, args.prometheus_token_file.clone())?))
+    let prometheus = Prometheus::new(servers, &roots, args.prometheus_token_file.clone());
+    let refuse = |error| Error::Config(format!("queries to Prometheus cannot be made: {}", Causes(&error)));
+    prometheus.map(Arc::new).map_err(refuse)
 }

@@ -38,6 +38,11 @@ pub enum SpecError {
     /// The url is none.
     #[error("spec.url cannot be used: {0}; write an absolute URL such as https://ci.example.com/hooks")]
     Url(String),
+    /// The operator sends to https addresses only.
+    #[error(
+        "spec.url begins with http://, and this operator sends to https:// only (--require-https): have the endpoint speak TLS, and write https://"
+    )]
+    Http,
     /// A pattern selects no event.
     #[error("spec.events names {0:?}, which this release does not know: upgrade the operator or remove it")]
     Event(String),
@@ -55,6 +60,7 @@ impl SpecError {
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Url(_) => "InvalidURL",
+            Self::Http => "HTTPSRequired",
             Self::Event(_) => "UnknownEvent",
             Self::Duration(..) => "InvalidDuration",
             Self::Filter(_) => "InvalidFilter",
@@ -77,11 +83,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Reads a spec.
-    pub fn read(spec: &WebhookSpec) -> Result<Self, SpecError> {
+    /// Reads a spec; `require_https` refuses every other scheme.
+    pub fn read(spec: &WebhookSpec, require_https: bool) -> Result<Self, SpecError> {
         let url = Url::parse(&spec.url).map_err(|error| SpecError::Url(error.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
             return Err(SpecError::Url("it has no http or https scheme or no host".into()));
+        }
+        if require_https && url.scheme() != "https" {
+            return Err(SpecError::Http);
         }
         let policy = &spec.delivery;
         Ok(Self {

@@ -101,14 +101,16 @@ pub struct Controller {
     unreadable: HashSet<Uid>,
     readings: JoinSet<Reading>,
     permits: Arc<Semaphore>,
+    require_https: bool,
 }
 
 impl Controller {
-    /// A controller that hands changes on over `changes`.
+    /// A controller that hands changes on over `changes`. With `require_https` a Webhook with another url cannot work.
     #[must_use]
-    pub fn new(client: Client, changes: mpsc::Sender<Change>) -> Self {
+    pub fn new(client: Client, changes: mpsc::Sender<Change>, require_https: bool) -> Self {
         let permits = Arc::new(Semaphore::new(CONCURRENT_READS));
-        Self { client, changes, entries: HashMap::new(), unreadable: HashSet::new(), readings: JoinSet::new(), permits }
+        let (entries, unreadable, readings) = (HashMap::new(), HashSet::new(), JoinSet::new());
+        Self { client, changes, entries, unreadable, readings, permits, require_https }
     }
 
     /// Runs until the receiver of the changes is gone, or a watch has ended. `namespaces`: empty means all. Over `lost_keys`
@@ -198,7 +200,7 @@ impl Controller {
         key: Option<Arc<SigningKey>>,
         found: Option<Box<WebhookStatus>>,
     ) -> bool {
-        let plan = Plan::read(&object.spec);
+        let plan = Plan::read(&object.spec, self.require_https);
         let reference = object.spec.secret_ref.map(|secret| KeyReference {
             namespace: webhook.namespace.clone(),
             name: secret.name,

@@ -440,7 +440,7 @@ fn a_valid_webhook_is_taken_and_the_operator_can_work_with_it() {
                 }
             };
             let read: Webhook = serde_json::from_value(taken).unwrap_or_else(|error| panic!("{error}\n{manifest:#}"));
-            match Plan::read(&read.spec) {
+            match Plan::read(&read.spec, false) {
                 Ok(plan) => assert!(plan.url.username().is_empty() && plan.url.password().is_none(), "{}", plan.url),
                 Err(error) => failures.push(format!("taken, but of no use: {error}\n{manifest:#}")),
             }
@@ -1119,7 +1119,9 @@ fn the_apiserver_serves_the_definitions_without_reservation() {
         let plane = plane().await;
         let definitions = served_definitions(&plane.admin().await).await;
         let kinds: Vec<&Value> = definitions.iter().map(|definition| &definition["spec"]["names"]["kind"]).collect();
-        assert_eq!(kinds, ["LedgerSegment", "TrainingJob", "UsageThreshold", "WebhookDelivery", "Webhook"]);
+        let expected =
+            ["LedgerSegment", "TrainingJob", "UsageThreshold", "WebhookDelivery", "Webhook", "WebhookSource"];
+        assert_eq!(kinds, expected);
         for definition in &definitions {
             let internal = definition["spec"]["names"]["kind"] == "LedgerSegment";
             let subresources = if internal { Value::Null } else { json!({"status": {}}) };

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod addresses;
 mod connections;
 mod custom_resources;
 mod deliveries;

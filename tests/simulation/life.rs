@@ -83,7 +83,7 @@ pub fn inflate(facts: &mut Facts) {
 }
 
 pub fn first(random: &mut Random, kind: usize) -> Facts {
-    if kind == crate::store::DEPLOYMENTS {
+    if crate::store::KINDS[kind].serving {
         let version = Some(random.below(3).to_string());
         let stage = Some(ServingStage::Pending);
         return Facts::Serving(ServingFacts { stage, model_id: Some("m".into()), version, ..ServingFacts::default() });

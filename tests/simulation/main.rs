@@ -1,19 +1,20 @@
-//! The engine and its ledger in a simulated world: objects change, figures are measured, endpoints fail, PUTs get lost, the store is restored,
+//! The engine and its ledger in a simulated world: objects change, endpoints fail, PUTs get lost, the store is restored,
 //! processes are killed and paused between any two steps. `SEED=n` repeats one run and tells what happens in it; `SEEDS=n`
 //! sets how many there are. A violation names the statement that it breaks, by the number that it bears in `src/engine.rs`,
 //! `src/engine/pending.rs` or `src/ledger/mod.rs`.
 //!
-//! Not in the simulation: redelivery, bounds, owned and unreadable objects, clocks that differ, a kind that is believed missing, and the
-//! look at a segment's predecessor. Unit and integration tests have those.
+//! Not in the simulation: redelivery, bounds, owned and unreadable objects, clocks that differ, and a kind that is
+//! believed missing. Unit and integration tests have those.
 
 #![allow(missing_docs)]
 
+mod crossings;
+mod gauge;
 mod life;
 mod oracle;
 mod process;
 mod random;
 mod store;
-mod usage;
 mod watcher;
 mod world;
 
@@ -24,66 +25,76 @@ use std::{
     time::Instant,
 };
 
-/// What a run came across.
-#[derive(Clone, Copy, Debug, Default)]
-#[allow(clippy::struct_excessive_bools)]
-pub struct Met {
-    pub compacted: bool,
-    pub restored: bool,
-    pub overlap: bool,
-    pub wrapped: bool,
-    pub split: bool,
-    pub unanswered: bool,
-    pub overflow: bool,
-    pub late_snapshot: bool,
-    pub new_epoch: bool,
-    pub incomplete: bool,
-    pub withdrawn: bool,
-    pub stopped: bool,
+/// Declares [`Met`]: what a run came across, by name. The needed ones must be met by some seed.
+macro_rules! happenings {
+    (needed { $($needed:ident: $needed_name:literal,)* } also { $($also:ident: $also_name:literal,)* }) => {
+        /// What a run came across.
+        #[derive(Clone, Copy, Debug, Default)]
+        #[allow(clippy::struct_excessive_bools)]
+        pub struct Met {
+            $(pub $needed: bool,)*
+            $(pub $also: bool,)*
+        }
+
+        impl Met {
+            const NAMES: &[&str] = &[$($needed_name,)* $($also_name,)*];
+            const NEEDED: usize = [$($needed_name),*].len();
+
+            fn flags(self) -> Vec<bool> {
+                vec![$(self.$needed,)* $(self.$also,)*]
+            }
+        }
+    };
 }
 
-impl Met {
-    const NAMES: [&str; 12] = [
-        "list and compare after compaction",
-        "store restored",
-        "two leaders at once",
-        "ring wrapped",
-        "flush split",
-        "PUT landed unanswered",
-        "snapshot overflowed into the journal",
-        "late snapshot by an old term",
-        "new epoch",
-        "flush in several turns",
-        "watch withdrawn",
-        "stopped gracefully",
-    ];
-    /// So many of them each must be met by some seed.
-    const NEEDED: usize = 5;
-
-    const fn flags(self) -> [bool; 12] {
-        [
-            self.compacted,
-            self.restored,
-            self.overlap,
-            self.wrapped,
-            self.split,
-            self.unanswered,
-            self.overflow,
-            self.late_snapshot,
-            self.new_epoch,
-            self.incomplete,
-            self.withdrawn,
-            self.stopped,
-        ]
+happenings! {
+    needed {
+        compacted: "list and compare after compaction",
+        restored: "store restored",
+        overlap: "two leaders at once",
+        wrapped: "ring wrapped",
+        split: "flush split",
+        mapped: "source began while leading",
+        withdrawn_live: "source withdrawn while leading",
+        returned: "source returned under its name",
+        restarted: "source's task restarted with observations under way",
+        restarted_in_list: "source's task restarted in a list",
+        awaited: "flush put off for remembered watches",
+        went: "definition went",
+        came: "kind recorded absent came",
+        crossed: "several thresholds crossed at once",
+        told_anew: "crossing lost with a flush and told anew",
+        outlasted: "crossing flushed, delivered by a later leader",
+        held_on: "threshold held over a crash",
+        rebuilt: "figures looked at anew in a new ledger",
+        restored_under: "restore noticed by a segment's predecessor",
+    }
+    also {
+        unanswered: "PUT landed unanswered",
+        overflow: "snapshot overflowed into the journal",
+        late_snapshot: "late snapshot by an old term",
+        new_epoch: "new epoch",
+        incomplete: "flush in several turns",
+        withdrawn: "watch forgotten at a start",
+        stopped: "stopped gracefully",
     }
 }
 
 #[derive(Default)]
 struct Tally {
-    met: [usize; 12],
+    met: Vec<usize>,
     required: usize,
     excused: usize,
     failed: Vec<(u64, String)>,
+}
+
+impl Tally {
+    fn count(&mut self, met: impl IntoIterator<Item = usize>) {
+        self.met.resize(Met::NAMES.len(), 0);
+        for (sum, count) in self.met.iter_mut().zip(met) {
+            *sum += count;
+        }
+    }
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -110,9 +121,7 @@ fn run_all(seeds: u64) -> Tally {
             let violation = match run_safely(seed, false) {
                 Err(panic) => Some(panic),
                 Ok(ended) => {
-                    for (count, met) in tally.met.iter_mut().zip(ended.met.flags()) {
-                        *count += usize::from(met);
-                    }
+                    tally.count(ended.met.flags().into_iter().map(usize::from));
                     tally.required += ended.required;
                     tally.excused += ended.excused;
                     ended.violation
@@ -129,9 +138,7 @@ fn run_all(seeds: u64) -> Tally {
         let handles: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
         let mut total = Tally::default();
         for tally in handles.into_iter().filter_map(|handle| handle.join().ok()) {
-            for (sum, count) in total.met.iter_mut().zip(tally.met) {
-                *sum += count;
-            }
+            total.count(tally.met);
             total.required += tally.required;
             total.excused += tally.excused;
             total.failed.extend(tally.failed);
@@ -161,7 +168,7 @@ fn nothing_is_lost_repeated_or_made_up_whatever_happens() {
         tally.required,
         tally.excused
     );
-    for (name, count) in Met::NAMES.iter().zip(tally.met) {
+    for (name, count) in Met::NAMES.iter().zip(&tally.met) {
         println!("{count:6} {name}");
     }
     assert!(told.is_empty(), "\n{}", told.join("\n"));

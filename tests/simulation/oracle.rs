@@ -21,9 +21,9 @@ use llmtune_webhooks::{
 };
 
 use crate::{
+    crossings::{Broken, Crossings},
     process::Hook,
-    store::{DEPLOYMENTS, KINDS, Life, Store},
-    usage::Crossings,
+    store::{KINDS, Life, Store},
 };
 
 /// More lists than this are not tried in every combination.
@@ -37,8 +37,32 @@ struct Gap {
     to: u64,
 }
 
-/// What a watch had been flushed with.
-type Flushed = Option<(u64, u64)>;
+/// What a watch was flushed with.
+#[derive(Clone, Debug)]
+pub struct Flushed {
+    pub kind: usize,
+    pub name: String,
+    pub epoch: u64,
+    pub position: u64,
+}
+
+/// What a flush held.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// Whether it held all changes.
+    pub complete: bool,
+    /// Deliveries that have ended.
+    pub ended: Vec<(Uid, EventId)>,
+    /// Events that were told since the flush before.
+    pub told: Vec<EventId>,
+    /// Deliveries of them.
+    pub owed: Vec<(Uid, EventId)>,
+    /// How many attempts have failed.
+    pub failed: Vec<(Uid, EventId, u32)>,
+    pub watches: Vec<Flushed>,
+    /// How far it goes in what was measured.
+    pub marks: Vec<(Uid, usize)>,
+}
 
 #[derive(Default)]
 pub struct Oracle {
@@ -59,7 +83,16 @@ pub struct Oracle {
     failed: HashMap<(Uid, EventId), u32>,
     /// The version of the list that each epoch of a watch began with.
     epochs: BTreeMap<(usize, u64), u64>,
-    current: [Flushed; 3],
+    current: [Option<Flushed>; KINDS.len()],
+    /// Who flushed them.
+    flushed_by: u64,
+    /// Watches that were ever flushed.
+    names_of_watches: HashSet<String>,
+    /// By kind: no watch of these epochs need be remembered any more.
+    withdrawn: [u64; KINDS.len()],
+    /// Deliveries that a flush holds: whatever happens to their watch, they are made.
+    owed: HashSet<(Uid, EventId)>,
+    pub crossings: Crossings,
     /// Per epoch of the ledger, who leads.
     pub terms: BTreeMap<u64, (u64, u64)>,
     /// Leaders that outlived a restore: what they wrote late is not part of the ledger.
@@ -76,8 +109,6 @@ pub struct Oracle {
     unselected: HashSet<(Uid, u64)>,
     /// Versions of records that landed before their watch's position did.
     ahead: HashSet<(Uid, u64)>,
-    /// Events of what is measured.
-    pub crossings: Crossings,
     pub required: usize,
     pub excused: usize,
 }
@@ -96,6 +127,38 @@ impl Oracle {
     /// Something happened that the rule forbids; `rule`: the room and the number of its statement, as its code bears them.
     pub fn fail(&mut self, rule: &str, what: impl Display) {
         self.violation.get_or_insert_with(|| format!("[{rule}] {what}"));
+    }
+
+    /// The same, of what is measured.
+    pub fn heed<T: Default>(&mut self, judged: Result<T, Broken>) -> T {
+        judged.unwrap_or_else(|(rule, what)| {
+            self.fail(rule, what);
+            T::default()
+        })
+    }
+
+    /// Those that an event goes to which is observed now.
+    pub fn audience(hooks: &BTreeMap<Uid, Hook>, event: &Event) -> Vec<(Uid, EventId)> {
+        let fits = |hook: &Hook| {
+            hook.subscription.events.contains(event.event_type)
+                && hook.subscription.selector.matches(&event.object.labels)
+        };
+        hooks.iter().filter(|(_, hook)| fits(hook)).map(|(webhook, _)| (*webhook, event.id)).collect()
+    }
+
+    /// Whether a leader may tell an event of this object twice.
+    pub fn may_repeat(&self, leader: u64, object: Uid) -> bool {
+        self.outlived.contains(&leader) || self.begun_anew.contains(&object)
+    }
+
+    /// Whether the ledger ever knew a watch of this name.
+    pub fn names_watch(&self, name: &str) -> bool {
+        self.names_of_watches.contains(name)
+    }
+
+    /// The watch of a kind that had these epochs is no longer configured.
+    pub fn withdrawn(&mut self, kind: usize, epoch: u64) {
+        self.withdrawn[kind] = self.withdrawn[kind].max(epoch);
     }
 
     /// A list replaces a position.
@@ -132,10 +195,13 @@ impl Oracle {
         self.epochs.entry((kind, epoch)).or_insert(baseline.unwrap_or_default());
     }
 
-    /// A new leader begins its work.
-    pub fn leads(&mut self, epoch: u64, term: u64, leader: u64) {
+    /// A new leader begins its work with what it remembers.
+    pub fn leads(&mut self, epoch: u64, term: u64, leader: u64, memory: Option<&Memory>) {
         self.was_led = true;
         self.terms.insert(epoch, (term, leader));
+        let owed = self.crossings.leads(leader, memory);
+        let owed = self.heed(owed);
+        self.owed.extend(owed);
     }
 
     /// A segment has landed.
@@ -157,10 +223,10 @@ impl Oracle {
     /// A ledger begins: what was remembered is forgotten.
     pub fn begins(&mut self, epoch: u64) {
         self.ledger = epoch;
-        self.crossings.ledger_lost();
         self.sealed.clear();
         self.failed.clear();
-        self.current = [None; 3];
+        self.owed.clear();
+        self.current = Default::default();
     }
 
     /// What a ledger remembers must not be older than what was flushed.
@@ -168,46 +234,52 @@ impl Oracle {
         if epoch > self.ledger {
             self.begins(epoch);
         }
-        for (kind, watch) in KINDS.iter().enumerate() {
-            let entry = memory.watches.iter().find(|known| known.entry.watch == watch.name).map(|known| &known.entry);
-            if let Some((epoch, position)) = self.current[kind]
-                && entry.is_none_or(|entry| entry.epoch < epoch || (entry.epoch == epoch && entry.position < position))
-                && !(entry.is_none() && kind == DEPLOYMENTS)
-            {
-                self.fail(
-                    "ledger 2",
-                    format!("the ledger forgot where {} is: {position} in epoch {epoch}", watch.name),
-                );
-            }
+        let forgotten = self.current.iter().flatten().find(|flushed| {
+            let known = memory.watches.iter().map(|known| &known.entry).find(|entry| entry.watch == flushed.name);
+            let known = known.is_some_and(|entry| {
+                entry.epoch > flushed.epoch || (entry.epoch == flushed.epoch && entry.position >= flushed.position)
+            });
+            !known && flushed.epoch > self.withdrawn[flushed.kind]
+        });
+        if let Some(forgotten) = forgotten.cloned() {
+            self.fail("ledger 2", format!("the ledger forgot where a watch is: {forgotten:?}"));
         }
     }
 
-    /// What a leader that outlived a restore writes after another has led is no part of the ledger.
-    pub fn is_stray(&self, epoch: u64, owner: u64) -> bool {
-        self.outlived.contains(&owner) && self.terms.get(&epoch).is_some_and(|(_, leader)| *leader != owner)
-    }
-
-    /// A flush has landed whole.
-    pub fn landed(
-        &mut self,
-        epoch: u64,
-        complete: bool,
-        ended: Vec<(Uid, EventId)>,
-        failed: Vec<(Uid, EventId, u32)>,
-        watches: Vec<(usize, u64, u64)>,
-    ) {
-        if epoch < self.ledger {
+    /// A flush of this leader has landed whole.
+    pub fn landed(&mut self, epoch: u64, leader: u64, held: Held) {
+        self.recorded.extend(held.told);
+        // Who learns late that it landed, and leads no more, wrote nothing that the new leader had not read.
+        let leads = self.terms.get(&epoch).is_none_or(|(_, newest)| *newest == leader);
+        if epoch < self.ledger || !leads {
             return;
         }
         // What the ledger had of a flush that was cut off is repeated once more when its record is built again.
-        self.sealed.extend(ended.into_iter().filter(|(_, event)| self.recorded.contains(event)));
-        for (webhook, event, count) in failed {
+        self.sealed.extend(held.ended.into_iter().filter(|(_, event)| self.recorded.contains(event)));
+        for (webhook, event, count) in held.failed {
             self.failed.insert((webhook, event), count);
         }
-        if complete {
-            self.current = [None; 3];
-            for (kind, epoch, position) in watches {
-                self.current[kind] = Some((epoch, position));
+        if !held.complete {
+            return;
+        }
+        if !self.outlived.contains(&leader) {
+            self.owed.extend(held.owed);
+            self.owed.extend(self.crossings.landed(leader, held.marks));
+        }
+        let mut landed: [Option<Flushed>; KINDS.len()] = Default::default();
+        for watch in held.watches {
+            let kind = watch.kind;
+            // Who learns of a restore gives its positions up.
+            let position = if self.outlived.contains(&leader) { 0 } else { watch.position };
+            self.names_of_watches.insert(watch.name.clone());
+            landed[kind] = Some(Flushed { position, ..watch });
+        }
+        let before = std::mem::replace(&mut self.current, landed);
+        let before_by = std::mem::replace(&mut self.flushed_by, leader);
+        let binding = !self.outlived.contains(&before_by);
+        for before in before.into_iter().flatten().filter(|_| binding) {
+            if self.current[before.kind].is_none() && before.epoch > self.withdrawn[before.kind] {
+                self.fail("engine 8", format!("a flush forgot a watch: {before:?}"));
             }
         }
     }
@@ -218,12 +290,12 @@ impl Oracle {
             return;
         }
         if self.sealed.contains(&(webhook, event)) {
-            self.fail("engine 7", format!("{event} goes to {webhook:?} again although its end was flushed"));
+            self.fail("engine 8", format!("{event} goes to {webhook:?} again although its end was flushed"));
         }
         let failed = self.failed.get(&(webhook, event)).copied().unwrap_or_default();
         if number <= failed {
             self.fail(
-                "engine 7",
+                "engine 8",
                 format!("attempt {number} of {event} to {webhook:?}, although {failed} failures were flushed"),
             );
         }
@@ -232,7 +304,6 @@ impl Oracle {
     /// The store went back to this version; `outlived`: by the leader.
     pub fn restored(&mut self, now: &Store, before: &Store, outlived: bool) {
         let version = before.version;
-        self.crossings.restored();
         for life in now.lives.values() {
             let changed = life.now().version > version || life.deleted.is_some_and(|(at, _)| at > version);
             if changed {
@@ -256,12 +327,9 @@ impl Oracle {
         self.recorded.clear();
         self.failed.clear();
         self.terms.clear();
-        self.current = [None; 3];
-    }
-
-    /// The engine tells an event of what is measured.
-    pub fn crossed(&mut self, event: EventId) {
-        self.failed.retain(|(_, id), _| *id != event);
+        self.owed.clear();
+        self.crossings.restored();
+        self.current = Default::default();
     }
 
     /// The engine tells an event, seen in an object of this version; `baseline`: of the watch's epoch.
@@ -285,7 +353,7 @@ impl Oracle {
         if version.is_some_and(|version| version <= baseline) {
             self.fail("engine 2", format!("{what} is told although it belongs to the baseline of {baseline}"));
         }
-        if kind == DEPLOYMENTS {
+        if KINDS[kind].serving {
             if event.event_type == EventType::DeploymentDeleted && !gone {
                 self.fail("engine 4", format!("{what} is told of a deployment that lives"));
             }
@@ -345,14 +413,13 @@ impl Oracle {
     /// At the end of all: each object's events have reached every subscriber of their time, as they are told by somebody
     /// who sees the whole history but for what lists passed over.
     pub fn judge(&mut self, store: &Store, hooks: &BTreeMap<Uid, Hook>) {
-        let owed: Vec<(Uid, EventId)> =
-            self.crossings.owed().filter(|(webhook, _)| hooks.contains_key(webhook)).copied().collect();
-        self.required += owed.len();
-        if let Some((webhook, event)) = owed.iter().find(|owed| !self.reached.contains(*owed)) {
-            self.fail("engine 7", format!("{webhook:?} never got {event}, which was measured and flushed"));
+        let unpaid = |(webhook, _): &&(Uid, EventId)| hooks.contains_key(webhook);
+        let unpaid = self.owed.difference(&self.reached).filter(unpaid).min().copied();
+        if let Some((webhook, event)) = unpaid {
+            self.fail("engine 8", format!("{event} was flushed, and {webhook:?} never got it"));
         }
         for life in store.lives.values() {
-            let Some((epoch, _)) = self.current[life.kind] else { continue };
+            let Some(Flushed { epoch, .. }) = self.current[life.kind] else { continue };
             if self.tainted.contains(&life.uid) {
                 continue;
             }
@@ -380,7 +447,7 @@ impl Oracle {
             drop(choices);
             if !excused {
                 self.fail(
-                    "engine 5 and 7",
+                    "engine 5 and 8",
                     format!("{missing} of {} ({:?}), although no list explains it", life.name, life.uid),
                 );
             }
@@ -406,7 +473,7 @@ impl Oracle {
                 }
                 all += 1;
                 let occurrence = (life.uid, told.event, if happens_once(told.event) { 0 } else { told.version });
-                let reached = if life.kind == DEPLOYMENTS {
+                let reached = if KINDS[life.kind].serving {
                     let names = self.names.get(&occurrence).into_iter().flatten();
                     names.into_iter().any(|id| self.reached.contains(&(*webhook, *id)))
                 } else {

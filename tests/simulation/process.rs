@@ -5,8 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use jiff::Timestamp;
 use llmtune_webhooks::{
-    engine::{Attempt, AttemptResult, Change, Due, Engine, Keep, Observation, Outcome, Question, Unflushed, Verdict},
+    engine::{
+        Attempt, AttemptResult, Change, Due, Engine, Keep, Observation, Observed, Outcome, Question, Unflushed, Verdict,
+    },
     event::{
+        Event,
         id::EventId,
         object::{Uid, WatchId},
     },
@@ -16,10 +19,10 @@ use llmtune_webhooks::{
 
 use crate::{
     Met,
-    oracle::Oracle,
+    gauge::Meter,
+    oracle::{Flushed, Held, Oracle},
     random::Random,
-    store::{Answer, DEPLOYMENTS, KINDS, Store, kind_of_uid},
-    usage::{self, Figures, USAGE},
+    store::{Answer, DEPLOYMENTS, KINDS, MAPPED, Mapping, Store, USAGE, kind_of_uid, kind_of_watch},
     watcher::{Watcher, subject},
 };
 
@@ -53,12 +56,13 @@ pub struct Put {
 }
 
 /// What all processes share.
+#[allow(clippy::struct_excessive_bools)]
 pub struct Env {
     pub random: Random,
     pub store: Store,
-    pub figures: Figures,
-    pub installed: [bool; 3],
+    pub installed: [bool; KINDS.len()],
     pub with_deployments: bool,
+    pub with_usage: bool,
     pub hooks: BTreeMap<Uid, Hook>,
     pub network: Vec<Put>,
     pub oracle: Oracle,
@@ -96,6 +100,7 @@ impl Env {
 /// An observation on its way to the engine.
 #[derive(Debug)]
 pub struct Item {
+    pub watch: WatchId,
     pub kind: usize,
     pub change: Change,
     /// The version of the list, or of the change that unselected an object; a restore lowers it to where its timeline ended.
@@ -116,13 +121,29 @@ pub enum Phase {
 #[derive(Debug, Default)]
 struct Flushing {
     rest: VecDeque<Segment>,
-    /// Whether it holds all changes.
-    complete: bool,
-    ended: Vec<(Uid, EventId)>,
+    /// Events that were told since the flush before, where it holds everything.
     told: Vec<EventId>,
-    failed: Vec<(Uid, EventId, u32)>,
-    watches: Vec<(usize, u64, u64)>,
-    crossed: Vec<(Uid, EventId)>,
+    held: Held,
+    /// The watches whose baseline it holds.
+    baselines: Vec<WatchId>,
+}
+
+/// What a process knows of a watch that it has made known to its engine.
+#[derive(Debug)]
+struct Known {
+    id: WatchId,
+    /// The newest epoch that is known of it.
+    epoch: u64,
+    /// The version of the list that was its baseline; `None`: not known yet.
+    baseline: Option<u64>,
+    /// The ledger knows its baseline.
+    baselined: bool,
+    /// Its resource is recorded absent.
+    absent: bool,
+    /// The store was restored to this version, and no list was complete since.
+    restored_to: Option<u64>,
+    /// A list has begun and has not ended.
+    in_list: bool,
 }
 
 #[derive(Debug)]
@@ -149,26 +170,24 @@ pub struct Process {
     has_more: bool,
     /// Ended deliveries that no flush has told of.
     ended: Vec<(Uid, EventId)>,
-    /// By watch: the version of the list that was its baseline; `None`: not known yet.
-    baseline: [Option<u64>; 3],
-    /// By watch: the ledger knows its baseline.
-    baselined: [bool; 3],
-    /// By watch: the store was restored to this version, and no list was complete since.
-    restored_to: [Option<u64>; 3],
+    /// By kind.
+    watches: [Option<Known>; KINDS.len()],
+    /// The number that the next watch gets.
+    next_id: u16,
+    /// What the ledger remembers of watches that are neither made known nor forgotten: name, epoch, position, absent.
+    remembered: Vec<(String, u64, u64, bool)>,
+    /// All WebhookSources are listed, and the watches are begun.
+    listed: bool,
+    /// The WebhookSources as it knows them.
+    sources: [Option<Mapping>; KINDS.len()],
+    meter: Option<Meter>,
     first_attempts: HashMap<(Uid, Uid), (Timestamp, u32, EventId)>,
-    /// Events that this process told first.
-    told: BTreeSet<EventId>,
+    /// Events that this process told, and the watch whose baseline was not flushed then.
+    told: BTreeMap<EventId, Option<WatchId>>,
     told_since: Vec<EventId>,
-    /// Deliveries of what was measured since the last flush of everything.
-    crossed: Vec<(Uid, EventId)>,
-}
-
-fn id(kind: usize) -> WatchId {
-    WatchId(kind as u16)
-}
-
-fn kind_of(name: &str) -> Option<usize> {
-    KINDS.iter().position(|kind| kind.name == name)
+    owed_since: Vec<(Uid, EventId)>,
+    /// Measured events that are not flushed.
+    withheld: BTreeSet<EventId>,
 }
 
 /// Bytes that one flush takes: little enough that many take several turns.
@@ -194,13 +213,17 @@ impl Process {
             flushing: None,
             has_more: false,
             ended: Vec::new(),
-            baseline: [None; 3],
-            baselined: [false; 3],
-            restored_to: [None; 3],
+            watches: Default::default(),
+            next_id: 0,
+            remembered: Vec::new(),
+            listed: false,
+            sources: Default::default(),
+            meter: None,
             first_attempts: HashMap::new(),
-            told: BTreeSet::new(),
+            told: BTreeMap::new(),
             told_since: Vec::new(),
-            crossed: Vec::new(),
+            owed_since: Vec::new(),
+            withheld: BTreeSet::new(),
         }
     }
 
@@ -250,6 +273,15 @@ impl Process {
     }
 
     fn send(&mut self, env: &mut Env, segment: Segment) {
+        let predecessor = self.journal.as_ref().and_then(|journal| journal.predecessor(&segment));
+        let is_there =
+            |(name, version): (String, &str)| env.store.found(&name).is_some_and(|found| found.version == version);
+        if !predecessor.is_none_or(is_there) {
+            env.say(|| format!("#{} finds the store restored under {}", self.number, segment.name));
+            env.met.restored_under = true;
+            self.phase = if self.phase == Phase::Claiming { Phase::Reading } else { Phase::Dead };
+            return;
+        }
         let replaces = self.journal.as_ref().and_then(|journal| journal.version(&segment)).map(str::to_owned);
         env.say(|| {
             format!(
@@ -307,37 +339,21 @@ impl Process {
         let shards = env.shape.shards;
         self.phase = Phase::Leading;
         let Some(journal) = &self.journal else { return };
-        env.oracle.leads(journal.epoch(), journal.term(), self.number);
-        let mut positions = [0; 3];
-        let mut engine = if let Some(memory) = self.memory.take() {
-            for watch in &memory.watches {
-                if let Some(kind) = kind_of(&watch.entry.watch) {
-                    self.baseline[kind] = Some(env.oracle.baseline(kind, watch.entry.epoch));
-                    self.baselined[kind] = true;
-                    positions[kind] = watch.entry.position;
-                }
-            }
+        env.oracle.leads(journal.epoch(), journal.term(), self.number, self.memory.as_deref());
+        self.engine = Some(if let Some(memory) = self.memory.take() {
+            let entries = memory.watches.iter().map(|watch| &watch.entry);
+            self.remembered =
+                entries.map(|entry| (entry.watch.clone(), entry.epoch, entry.position, entry.absent)).collect();
             Engine::recover(None, epoch, shards, *memory, now)
         } else {
             env.oracle.begins(journal.epoch());
             env.store.ledger_harmed = false;
             Engine::new(None, epoch, shards)
-        };
-        let kinds = if env.with_deployments { 0..=DEPLOYMENTS } else { 0..=DEPLOYMENTS - 1 };
-        for kind in kinds.clone() {
-            engine.add_watch(id(kind), KINDS[kind].source, KINDS[kind].name, KINDS[kind].selective);
+        });
+        let built_in = [(0, true), (1, true), (DEPLOYMENTS, env.with_deployments), (USAGE, env.with_usage)];
+        for (kind, _) in built_in.into_iter().filter(|(_, configured)| *configured) {
+            self.add_watch(env, kind, KINDS[kind].name);
         }
-        engine.add_measured_watch(usage::WATCH, usage::NAME, usage::NAME);
-        let there = Change::Only(Figures::uids());
-        engine.observe(Observation { watch: usage::WATCH, change: there }, now);
-        if kinds.clone().any(|kind| engine.position(id(kind)) != positions[kind]) {
-            env.oracle.fail("engine 5", "a watch does not go on from where the ledger says");
-        }
-        let forgotten = engine.forget_other_watches();
-        if !forgotten.is_empty() {
-            env.met.withdrawn = true;
-        }
-        self.engine = Some(engine);
         self.sync_hooks(env);
         if let Some(engine) = &mut self.engine {
             let mut orphans = engine.orphans();
@@ -345,10 +361,125 @@ impl Process {
             for orphan in orphans {
                 engine.unsubscribe(orphan);
             }
-            self.questions = engine.open_questions();
-            self.questions.sort_by_key(|question| question.uid);
-            self.watchers = kinds.map(|kind| Watcher::new(kind, engine.position(id(kind)))).collect();
         }
+        if env.random.chance(50) {
+            self.begin(env);
+        }
+    }
+
+    /// Makes a watch known to the engine, which takes up what is remembered of it.
+    fn add_watch(&mut self, env: &mut Env, kind: usize, name: &str) {
+        let Some(engine) = &mut self.engine else { return };
+        let id = WatchId(self.next_id);
+        self.next_id += 1;
+        if kind == USAGE {
+            engine.add_measured_watch(id, KINDS[kind].source, name);
+        } else {
+            engine.add_watch(id, KINDS[kind].source, name, KINDS[kind].selective);
+        }
+        let at = self.remembered.iter().position(|(known, ..)| known == name);
+        let remembered = at.map(|at| self.remembered.swap_remove(at));
+        let position = remembered.as_ref().map_or(0, |(_, _, position, _)| *position);
+        if engine.position(id) != position {
+            env.oracle.fail("engine 5", format!("{name} does not go on from {position}, where the ledger says"));
+        }
+        let known = Known {
+            id,
+            epoch: remembered.as_ref().map_or(0, |(_, epoch, ..)| *epoch),
+            baseline: remembered.as_ref().map(|(_, epoch, ..)| env.oracle.baseline(kind, *epoch)),
+            baselined: remembered.is_some(),
+            absent: remembered.is_some_and(|(.., absent)| absent),
+            restored_to: None,
+            in_list: false,
+        };
+        self.watches[kind] = Some(known);
+    }
+
+    /// All WebhookSources are listed: the watches begin.
+    fn begin(&mut self, env: &mut Env) {
+        self.listed = true;
+        for kind in MAPPED {
+            if let Some(mapping) = env.store.sources[kind] {
+                self.sources[kind] = Some(mapping);
+                self.add_watch(env, kind, &mapping.watch(kind));
+            }
+        }
+        let Some(engine) = &mut self.engine else { return };
+        for name in engine.forget_other_watches() {
+            env.met.withdrawn = true;
+            let known = self.remembered.iter().find(|(known, ..)| *known == name);
+            if let (Some(kind), Some((_, epoch, ..))) = (kind_of_watch(&name), known) {
+                env.oracle.withdrawn(kind, *epoch);
+            }
+        }
+        self.remembered.clear();
+        self.questions = engine.open_questions();
+        self.questions.sort_by_key(|question| question.uid);
+        for kind in 0..KINDS.len() {
+            self.start_watch(kind);
+        }
+    }
+
+    /// Starts the task of a watch where the engine stands.
+    fn start_watch(&mut self, kind: usize) {
+        let (Some(engine), Some(Known { id, .. })) = (&self.engine, &self.watches[kind]) else { return };
+        if kind == USAGE {
+            self.meter = Some(Meter::new(*id));
+            return;
+        }
+        self.watchers.retain(|watcher| watcher.kind != kind);
+        self.watchers.push(Watcher::new(*id, kind, engine.position(*id)));
+        self.watchers.sort_by_key(|watcher| watcher.kind);
+    }
+
+    /// Lists all WebhookSources, or takes in what became of one.
+    pub fn catalog(&mut self, env: &mut Env) {
+        if !self.listed {
+            return self.begin(env);
+        }
+        let Some(kind) = MAPPED.into_iter().find(|kind| self.sources[*kind] != env.store.sources[*kind]) else {
+            return;
+        };
+        let (before, now) = (self.sources[kind], env.store.sources[kind]);
+        env.say(|| format!("#{} learns of {} that {before:?} is {now:?}", self.number, KINDS[kind].name));
+        self.sources[kind] = now;
+        if let (Some(before), Some(now)) = (before, now)
+            && (before.uid, before.rules) == (now.uid, now.rules)
+        {
+            self.restart(env, kind);
+            return;
+        }
+        self.withdraw(env, kind);
+        if let Some(mapping) = now {
+            env.met.mapped = true;
+            let name = mapping.watch(kind);
+            env.met.returned |= env.oracle.names_watch(&name);
+            self.add_watch(env, kind, &name);
+            self.start_watch(kind);
+        }
+    }
+
+    /// Another task goes on with a watch, while observations of the one before are under way.
+    fn restart(&mut self, env: &mut Env, kind: usize) {
+        let (Some(engine), Some(known)) = (&self.engine, &self.watches[kind]) else { return };
+        env.met.restarted |= self.queue.iter().any(|item| item.watch == known.id);
+        env.met.restarted_in_list |= known.in_list;
+        let id = known.id;
+        let questions = engine.open_questions().into_iter().filter(|question| question.watch == id);
+        self.questions.retain(|question| question.watch != id);
+        self.questions.extend(questions);
+        self.questions.sort_by_key(|question| question.uid);
+        self.start_watch(kind);
+    }
+
+    /// Ends the watch of a WebhookSource.
+    fn withdraw(&mut self, env: &mut Env, kind: usize) {
+        let (Some(engine), Some(known)) = (&mut self.engine, self.watches[kind].take()) else { return };
+        env.met.withdrawn_live = true;
+        engine.remove_watch(known.id);
+        env.oracle.withdrawn(kind, known.epoch);
+        self.watchers.retain(|watcher| watcher.kind != kind);
+        self.questions.retain(|question| question.watch != known.id);
     }
 
     /// Tells the engine of every Webhook that there is.
@@ -369,28 +500,58 @@ impl Process {
         }
     }
 
-    pub fn watch(&mut self, env: &mut Env, which: usize) {
-        if let Some(watcher) = self.watchers.get_mut(which) {
+    /// Lets the task of a kind's watch go on.
+    pub fn watch(&mut self, env: &mut Env, kind: usize) {
+        let watcher = self.watchers.iter_mut().find(|watcher| watcher.kind == kind);
+        if let Some(watcher) = watcher {
             watcher.step(env, &mut self.queue);
+        } else if kind == USAGE
+            && let Some(meter) = &mut self.meter
+        {
+            meter.step(env, &mut self.queue);
         }
     }
 
     /// Lets the engine take in the next observation.
     pub fn consume(&mut self, env: &mut Env) {
+        let Some(item) = self.queue.pop_front() else { return };
+        env.say(|| format!("#{} observes {} {}", self.number, KINDS[item.kind].name, brief(&item.change)));
+        if item.kind == USAGE {
+            self.measure(env, item);
+        } else {
+            self.observe(env, item);
+        }
+    }
+
+    fn observe(&mut self, env: &mut Env, item: Item) {
         let Some(engine) = &mut self.engine else { return };
-        let Some(Item { kind, change, as_of, outdated }) = self.queue.pop_front() else { return };
-        env.say(|| format!("#{} observes {} {}", self.number, KINDS[kind].name, brief(&change)));
+        let Item { watch, kind, change, as_of, outdated } = item;
+        let Some(known) = self.watches[kind].as_mut().filter(|known| known.id == watch) else {
+            if !engine.observe(Observation { watch, change }, env.now()).events.is_empty() {
+                env.oracle.fail("engine 9", "an event is told of a watch that was withdrawn");
+            }
+            return;
+        };
         let subject = subject(&change);
-        let begins = self.baseline[kind].is_none();
+        let begins = known.baseline.is_none();
         if matches!(change, Change::ListEnded(_)) && KINDS[kind].selective {
             env.oracle.forgotten(&env.store, kind);
         }
+        let mut bookmark = 0;
         match &change {
-            Change::ListBegun if self.baseline[kind].is_some() => {
-                let position = engine.position(id(kind));
-                env.oracle.gap(kind, self.restored_to[kind].map_or(position, |version| version.min(position)), as_of);
+            Change::ListBegun => {
+                if !begins {
+                    let position = engine.position(watch);
+                    env.oracle.gap(kind, known.restored_to.map_or(position, |version| version.min(position)), as_of);
+                }
+                known.in_list = true;
             }
-            Change::ListEnded(_) if self.baseline[kind].is_none() => self.baseline[kind] = Some(as_of),
+            Change::ListEnded(_) => {
+                known.baseline.get_or_insert(as_of);
+                known.restored_to = known.restored_to.filter(|_| outdated);
+                env.met.came |= std::mem::take(&mut known.absent);
+                known.in_list = false;
+            }
             Change::Deleted(object) if KINDS[kind].selective => {
                 let deleted = env.store.lives.get(&object.uid).and_then(|life| life.deleted);
                 if deleted.is_none_or(|(version, _)| version != object.version) {
@@ -398,40 +559,77 @@ impl Process {
                 }
             }
             Change::Unselected(uid) => env.oracle.unselected(*uid, as_of),
-            Change::NotInstalled if self.baseline[kind].is_none() => self.baseline[kind] = Some(0),
+            Change::NotInstalled if !known.absent => {
+                env.met.went |= !begins;
+                known.baseline = Some(as_of);
+                known.baselined = false;
+                known.absent = true;
+                known.in_list = false;
+            }
+            Change::Bookmark(version) => bookmark = *version,
             _ => {}
         }
-        if matches!(change, Change::ListEnded(_)) && !outdated {
-            self.restored_to[kind] = None;
+        let baseline = known.baseline.filter(|_| !begins);
+        let observed = engine.observe(Observation { watch, change }, env.now());
+        if engine.position(watch) < bookmark {
+            env.oracle.fail("engine 5", format!("{bookmark} is passed, and the position stays"));
         }
-        let observed = engine.observe(Observation { watch: id(kind), change }, env.now());
-        let baseline = self.baseline[kind].filter(|_| !begins);
         for event in &observed.events {
-            env.say(|| format!("#{} tells {} of {} as {}", self.number, event.event_type, event.object.name, event.id));
-            tells(&mut self.told, &mut self.told_since, &mut self.flushing, &mut self.ended, event.id);
             let version = subject.filter(|(uid, _)| *uid == event.object.uid).map(|(_, version)| version);
             env.oracle.occurred(&env.store, kind, version, baseline, event);
         }
-        for webhook in observed.dropped {
-            env.oracle.reached.extend(observed.events.iter().map(|event| (webhook, event.id)));
-        }
+        let unwritten = Some(watch).filter(|_| !known.baselined);
+        self.tell(env, unwritten, &observed);
         self.questions.extend(observed.questions);
     }
 
-    /// Measures a figure.
-    pub fn measure(&mut self, env: &mut Env) {
+    /// Lets the engine take in what was measured, or what there is to measure.
+    fn measure(&mut self, env: &mut Env, item: Item) {
         let Some(engine) = &mut self.engine else { return };
-        let now = env.now();
-        let object = env.figures.measure(&mut env.random, now);
-        env.say(|| format!("#{} measures {} {:?}", self.number, object.name, object.facts));
-        let change = Change::Measured(Box::new(object));
-        let observed = engine.observe(Observation { watch: usage::WATCH, change }, now);
+        let Item { watch, change, .. } = item;
+        let object = match &change {
+            Change::Only(there) => {
+                env.oracle.crossings.only(there);
+                None
+            }
+            Change::Gone(uid) => {
+                env.oracle.crossings.gone(*uid);
+                None
+            }
+            Change::Measured(object) => Some(object.clone()),
+            _ => None,
+        };
+        let observed = engine.observe(Observation { watch, change }, env.now());
+        if let Some(object) = object {
+            let reached = observed.reached.as_ref().map(|(_, reached)| &reached[..]);
+            let deliveries = observed.events.iter().flat_map(|event| Oracle::audience(&env.hooks, event)).collect();
+            let judged = env.oracle.crossings.evaluated(&object, &observed.events, deliveries, reached, &mut env.met);
+            env.oracle.heed(judged);
+            self.withheld.extend(observed.events.iter().map(|event| event.id));
+        } else if !observed.events.is_empty() {
+            env.oracle.fail("engine 1", "an event is told of nothing that was measured");
+        }
+        self.tell(env, None, &observed);
+    }
+
+    /// Takes note of the events that an observation led to.
+    fn tell(&mut self, env: &mut Env, unwritten: Option<WatchId>, observed: &Observed) {
         for event in &observed.events {
             env.say(|| format!("#{} tells {} of {} as {}", self.number, event.event_type, event.object.name, event.id));
-            tells(&mut self.told, &mut self.told_since, &mut self.flushing, &mut self.ended, event.id);
-            env.oracle.crossed(event.id);
-            let to = observed.enqueued.iter().collect::<BTreeSet<_>>();
-            self.crossed.extend(to.into_iter().map(|webhook| (*webhook, event.id)));
+            let object = event.object.uid;
+            if self.told.insert(event.id, unwritten).is_some() && !env.oracle.may_repeat(self.number, object) {
+                env.oracle.fail("engine 1", format!("{} of {} is told twice", event.event_type, event.object.name));
+            }
+            self.told_since.push(event.id);
+            if kind_of_uid(event.object.uid) != USAGE {
+                self.owed_since.extend(Oracle::audience(&env.hooks, event));
+            }
+            // Told anew, it goes anew; if it was flushed before, that is caught.
+            let ended = self.flushing.iter_mut().map(|flushing| &mut flushing.held.ended).chain([&mut self.ended]);
+            ended.for_each(|ended| ended.retain(|(_, known)| *known != event.id));
+        }
+        for webhook in &observed.dropped {
+            env.oracle.reached.extend(observed.events.iter().map(|event| (*webhook, event.id)));
         }
     }
 
@@ -442,8 +640,9 @@ impl Process {
         }
         let question = self.questions.swap_remove(env.random.below(self.questions.len()));
         let living = env.store.lives(question.uid);
-        let kind = usize::from(question.watch.0);
-        self.queue.push_back(Item { kind, change: Change::Answer { question, living }, as_of: 0, outdated: false });
+        let (watch, kind) = (question.watch, kind_of_uid(question.uid));
+        let change = Change::Answer { question, living };
+        self.queue.push_back(Item { watch, kind, change, as_of: 0, outdated: false });
     }
 
     /// Begins a flush, where one is due.
@@ -457,6 +656,11 @@ impl Process {
             || journal.is_pressed()
             || (unflushed == Unflushed::Positions && env.random.chance(30));
         if !due {
+            return;
+        }
+        // What it does not name would be forgotten.
+        if engine.awaits_watches() {
+            env.met.awaited = true;
             return;
         }
         let mut flush = engine.flush(&journal.wanted(), if journal.is_pressed() { usize::MAX } else { BUDGET });
@@ -474,22 +678,30 @@ impl Process {
                 }
             }
         }
-        let mut flushing = Flushing { complete, ..Flushing::default() };
+        let mut held = Held { complete, ..Held::default() };
         if complete {
-            flushing.ended = std::mem::take(&mut self.ended);
-            flushing.told = std::mem::take(&mut self.told_since);
-            flushing.crossed = std::mem::take(&mut self.crossed);
+            held.ended = std::mem::take(&mut self.ended);
+            held.told = std::mem::take(&mut self.told_since);
+            held.owed = std::mem::take(&mut self.owed_since);
+            held.marks = env.oracle.crossings.mark();
         }
         for entry in &flush.contents.events {
             let deliveries = entry.deliveries.iter();
-            flushing.failed.extend(deliveries.map(|delivery| (delivery.webhook, entry.id, delivery.failed)));
+            held.failed.extend(deliveries.map(|delivery| (delivery.webhook, entry.id, delivery.failed)));
         }
+        let mut baselines = Vec::new();
         for entry in flush.contents.watches.iter().flatten() {
-            if let Some(kind) = kind_of(&entry.watch) {
-                env.oracle.epoch(kind, entry.epoch, if entry.absent { Some(0) } else { self.baseline[kind] });
-                flushing.watches.push((kind, entry.epoch, entry.position));
+            if let Some(kind) = kind_of_watch(&entry.watch)
+                && let Some(known) = &mut self.watches[kind]
+            {
+                env.oracle.epoch(kind, entry.epoch, known.baseline);
+                known.epoch = entry.epoch;
+                baselines.push(known.id);
+                let (name, epoch, position) = (entry.watch.clone(), entry.epoch, entry.position);
+                held.watches.push(Flushed { kind, name, epoch, position });
             }
         }
+        let mut flushing = Flushing { rest: VecDeque::new(), told: held.told.clone(), held, baselines };
         let entries = flush.contents.len();
         let segments = match journal.lay_out(flush) {
             Ok(segments) => segments,
@@ -523,19 +735,19 @@ impl Process {
         if let Some(engine) = &mut self.engine {
             engine.landed();
         }
-        for (kind, ..) in &flushing.watches {
-            self.baselined[*kind] = true;
+        let Flushing { told, held, baselines, .. } = flushing;
+        for known in self.watches.iter_mut().flatten() {
+            known.baselined |= baselines.contains(&known.id);
         }
-        self.has_more = !flushing.complete;
-        let Flushing { complete, told, ended, failed, watches, crossed, .. } = flushing;
+        for event in &told {
+            self.withheld.remove(event);
+        }
+        for unwritten in self.told.values_mut() {
+            *unwritten = unwritten.filter(|watch| !baselines.contains(watch));
+        }
+        self.has_more = !held.complete;
         if let Some(journal) = &self.journal {
-            if env.oracle.is_stray(journal.epoch(), self.number) {
-                env.oracle.crossings.may_have_landed(&crossed);
-                return;
-            }
-            env.oracle.recorded.extend(told);
-            env.oracle.crossings.landed(crossed);
-            env.oracle.landed(journal.epoch(), complete, ended, failed, watches);
+            env.oracle.landed(journal.epoch(), self.number, held);
         }
     }
 
@@ -546,7 +758,10 @@ impl Process {
             let Some(engine) = &mut self.engine else { return };
             match engine.due(now) {
                 None => return,
-                Some(Due::Keep(keep)) => self.keeps.push(keep),
+                Some(Due::Keep(keep)) => {
+                    self.outgoing(env, &keep.event);
+                    self.keeps.push(keep);
+                }
                 Some(Due::Exhausted(settled)) => {
                     if settled.dropped {
                         env.oracle.reached.insert((settled.webhook, settled.event.id));
@@ -567,9 +782,27 @@ impl Process {
         }
     }
 
+    /// Judges that an event goes out.
+    fn outgoing(&self, env: &mut Env, event: &Event) {
+        let kind = kind_of_uid(event.object.uid);
+        if kind == USAGE {
+            if self.withheld.contains(&event.id) {
+                env.oracle.fail("engine 7", "a measured event is attempted before a flush that holds it has landed");
+            }
+            env.met.outlasted |= !self.told.contains_key(&event.id);
+            let judged = env.oracle.crossings.attempted(event);
+            env.oracle.heed(judged);
+        }
+        let awaits = |known: &Known| !known.baselined && self.told.get(&event.id) == Some(&Some(known.id));
+        if self.watches[kind].iter().any(awaits) {
+            env.oracle.fail("engine 6", "an attempt before its watch's baseline is flushed");
+        }
+    }
+
     /// Judges an attempt that begins.
     fn begun(&mut self, env: &mut Env, attempt: Attempt) {
         let Attempt { webhook, ref event, number, .. } = attempt;
+        self.outgoing(env, event);
         let oracle = &mut env.oracle;
         let Some(hook) = env.hooks.get(&webhook) else {
             oracle.fail("engine 3", "an attempt to a Webhook that is deleted");
@@ -585,14 +818,6 @@ impl Process {
         }
         if number > subscription.max_retries + 1 {
             oracle.fail("delivery/schedule", "more attempts than the Webhook's retries");
-        }
-        let kind = kind_of_uid(event.object.uid);
-        if kind == USAGE {
-            if let Some((rule, what)) = oracle.crossings.attempted(event, self.told.contains(&event.id)) {
-                oracle.fail(rule, what);
-            }
-        } else if self.told.contains(&event.id) && !self.baselined[kind] {
-            oracle.fail("engine 6", "an attempt before its watch's baseline is flushed");
         }
         if self.attempts.iter().any(|other| other.webhook == webhook && other.event.id == event.id) {
             oracle.fail("pending 1", "two attempts of one delivery at once");
@@ -687,18 +912,20 @@ impl Process {
     pub fn restored(&mut self, env: &mut Env) {
         // What it held may have landed on the timeline that is no more.
         if let Some(flushing) = &mut self.flushing {
-            let Flushing { rest, watches, crossed, .. } = std::mem::take(flushing);
-            env.oracle.crossings.may_have_landed(&crossed);
-            *flushing = Flushing { rest, watches, ..Flushing::default() };
+            let watches = std::mem::take(&mut flushing.held.watches);
+            flushing.held = Held { watches, ..Held::default() };
         }
         let version = env.store.version;
         for item in &mut self.queue {
             item.as_of = item.as_of.min(version);
             item.outdated = true;
         }
-        self.restored_to = self.restored_to.map(|before| Some(before.map_or(version, |before| before.min(version))));
-        for baseline in self.baseline.iter_mut().flatten() {
-            *baseline = (*baseline).min(version);
+        for known in self.watches.iter_mut().flatten() {
+            known.restored_to = Some(known.restored_to.map_or(version, |before| before.min(version)));
+            known.baseline = known.baseline.map(|baseline| baseline.min(version));
+        }
+        if let Some(meter) = &mut self.meter {
+            meter.begun = false;
         }
         for watcher in &mut self.watchers {
             watcher.interrupt();
@@ -744,6 +971,9 @@ impl Process {
     pub fn rests(&mut self, env: &Env) -> bool {
         let Some(engine) = &self.engine else { return false };
         self.phase == Phase::Leading
+            && self.listed
+            && self.sources == env.store.sources
+            && self.meter.as_ref().is_none_or(|meter| meter.is_at_end(env))
             && self.queue.is_empty()
             && self.questions.is_empty()
             && self.attempts.is_empty()
@@ -752,23 +982,6 @@ impl Process {
             && engine.unflushed() != Unflushed::Changes
             && engine.backlogs().all(|backlog| backlog.pending == 0)
             && self.watchers.iter().all(|watcher| watcher.is_at_end(env))
-    }
-}
-
-/// An event is told. Told anew, it goes anew; if it was flushed before, that is caught.
-fn tells(
-    told: &mut BTreeSet<EventId>,
-    told_since: &mut Vec<EventId>,
-    flushing: &mut Option<Flushing>,
-    ended: &mut Vec<(Uid, EventId)>,
-    event: EventId,
-) {
-    told.insert(event);
-    told_since.push(event);
-    ended.retain(|(_, known)| *known != event);
-    if let Some(flushing) = flushing {
-        flushing.ended.retain(|(_, known)| *known != event);
-        flushing.failed.retain(|(_, known, _)| *known != event);
     }
 }
 

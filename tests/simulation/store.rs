@@ -1,5 +1,5 @@
-//! A model of the apiserver's store: the objects of three watches with all that ever happened to them, the log of each
-//! watch as far as it is not compacted, and the ledger's segments, all under one version.
+//! A model of the apiserver's store: the objects of each watch with all that ever happened to them, its log as far as it is
+//! not compacted, the WebhookSources, the figures, and the ledger's segments, all under one version.
 
 use std::collections::BTreeMap;
 
@@ -8,27 +8,72 @@ use llmtune_webhooks::{
     ledger::journal::{Found, Segment},
 };
 
+use crate::gauge::Gauge;
+
+/// What one watch is of.
 pub struct Kind {
+    /// Part of its events' ids.
     pub source: &'static str,
+    /// Its watch's name; of a mapped kind the rules follow.
     pub name: &'static str,
     pub selective: bool,
+    pub serving: bool,
+    /// A WebhookSource asks for it.
+    pub mapped: bool,
 }
 
-pub const KINDS: [Kind; 3] = [
-    Kind { source: "trainingjobs.llmtune.io", name: "jobs", selective: false },
-    Kind { source: "trainings.example.com", name: "labelled jobs", selective: true },
-    Kind { source: "deployments.apps", name: "deployments", selective: false },
+pub const KINDS: [Kind; 6] = [
+    Kind::new("trainingjobs.llmtune.io", "jobs", [false; 3]),
+    Kind::new("trainings.example.com", "labelled jobs", [true, false, false]),
+    Kind::new("deployments.apps", "deployments", [false, true, false]),
+    Kind::new("rollouts", "rollouts", [false, true, true]),
+    Kind::new("trainjobs", "trainjobs", [true, false, true]),
+    Kind::new("usagethresholds.llmtune.io", "usage", [false; 3]),
 ];
 pub const DEPLOYMENTS: usize = 2;
+/// The kinds of which a WebhookSource may ask for a watch.
+pub const MAPPED: [usize; 2] = [3, 4];
+/// What is measured: it has no history in the store.
+pub const USAGE: usize = 5;
+
+impl Kind {
+    const fn new(source: &'static str, name: &'static str, [selective, serving, mapped]: [bool; 3]) -> Self {
+        Self { source, name, selective, serving, mapped }
+    }
+}
+
+/// The kind whose watch has this name.
+pub fn kind_of_watch(name: &str) -> Option<usize> {
+    KINDS.iter().position(|kind| match name.strip_prefix(kind.name) {
+        Some(rules) if kind.mapped => rules.starts_with('/'),
+        rest => rest == Some(""),
+    })
+}
+
+/// A WebhookSource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    pub uid: u64,
+    /// What decides stages: part of its watch's name.
+    pub rules: u64,
+    /// What else its spec says.
+    pub edition: u64,
+}
+
+impl Mapping {
+    pub fn watch(&self, kind: usize) -> String {
+        format!("{}/{}", KINDS[kind].name, self.rules)
+    }
+}
 
 /// The uid of the object of this number.
 pub fn object_uid(kind: usize, number: u64) -> Uid {
-    Uid::from_u128(u128::from(number) * 4 + kind as u128)
+    Uid::from_u128(u128::from(number) * 8 + kind as u128)
 }
 
 /// Which watch the object belongs to.
 pub fn kind_of_uid(uid: Uid) -> usize {
-    uid.shard(4)
+    uid.shard(8)
 }
 
 /// An object between two changes.
@@ -108,8 +153,11 @@ pub enum Answer {
 pub struct Store {
     pub version: u64,
     pub lives: BTreeMap<Uid, Life>,
-    pub logs: [Vec<Entry>; 3],
-    pub compacted: [u64; 3],
+    pub logs: [Vec<Entry>; KINDS.len()],
+    pub compacted: [u64; KINDS.len()],
+    /// By kind.
+    pub sources: [Option<Mapping>; KINDS.len()],
+    pub gauges: BTreeMap<Uid, Gauge>,
     pub segments: BTreeMap<String, (Segment, u64)>,
     /// Somebody took a part of the ledger away.
     pub ledger_harmed: bool,

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use llmtune_webhooks::{
     engine::Change,
-    event::object::{Object, Uid},
+    event::object::{Object, Uid, WatchId},
 };
 
 use crate::{
@@ -28,6 +28,7 @@ pub enum Stage {
 
 #[derive(Debug)]
 pub struct Watcher {
+    pub id: WatchId,
     pub kind: usize,
     /// `None`: it lists.
     pub position: Option<u64>,
@@ -37,12 +38,12 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    pub fn new(kind: usize, position: u64) -> Self {
-        Self { kind, position: (position > 0).then_some(position), newest: position, stage: Stage::Checking }
+    pub fn new(id: WatchId, kind: usize, position: u64) -> Self {
+        Self { id, kind, position: (position > 0).then_some(position), newest: position, stage: Stage::Checking }
     }
 
     fn push(&self, queue: &mut VecDeque<Item>, change: Change, as_of: u64) {
-        queue.push_back(Item { kind: self.kind, change, as_of, outdated: false });
+        queue.push_back(Item { watch: self.id, kind: self.kind, change, as_of, outdated: false });
     }
 
     fn saw(&mut self, version: u64) {
@@ -69,7 +70,7 @@ impl Watcher {
             Stage::Checking => {
                 if !env.installed[self.kind] {
                     self.position = None;
-                    self.push(queue, Change::NotInstalled, 0);
+                    self.push(queue, Change::NotInstalled, env.store.version);
                     return;
                 }
                 self.check(env, queue);
@@ -104,7 +105,8 @@ impl Watcher {
             }
             Stage::Following => {
                 let position = self.position.unwrap_or_default();
-                if env.breaks(4) || position < env.store.compacted[self.kind] {
+                let served = env.installed[self.kind] || env.random.chance(60);
+                if env.breaks(4) || !served || position < env.store.compacted[self.kind] {
                     return;
                 }
                 self.stage = Stage::Following;

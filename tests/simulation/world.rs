@@ -11,16 +11,17 @@ use llmtune_webhooks::{
 };
 
 use crate::{
-    Met, life,
+    Met,
+    gauge::Gauge,
+    life,
     oracle::Oracle,
     process::{Env, Hook, Mode, Phase, Process},
     random::Random,
-    store::{Answer, DEPLOYMENTS, Life, State, Store, object_uid},
-    usage::Figures,
+    store::{Answer, DEPLOYMENTS, KINDS, Life, MAPPED, Mapping, State, Store, USAGE, object_uid},
 };
 
 /// Steps before everything heals.
-const STEPS: usize = 420;
+const STEPS: usize = 600;
 /// Rounds after which a world that does not come to rest never will.
 const PATIENCE: usize = 3000;
 /// One in so many worlds has large events.
@@ -42,6 +43,10 @@ enum Action {
     Restore,
     HarmLedger,
     Install,
+    Uninstall,
+    Source,
+    Catalog,
+    Gauge,
     Reconfigure,
     Start,
     Kill,
@@ -56,7 +61,6 @@ enum Action {
     Due,
     End,
     Keep,
-    Measure,
 }
 
 pub struct World {
@@ -68,6 +72,8 @@ pub struct World {
     /// Who holds the Lease.
     holder: u64,
     large: bool,
+    /// The kinds that there are in this world.
+    cast: Vec<usize>,
     /// Until the next restore nothing happens that matters: its leader may outlive it.
     quiet: bool,
 }
@@ -115,13 +121,20 @@ impl World {
             limit: if random.chance(75) && !large { 900 + random.below(1300) } else { 1 << 20 },
         };
         let actions = if large { Self::large_actions() } else { Self::actions(&mut random) };
-        let installed = [true, !random.chance(10), true];
+        let mut cast = vec![0, 1, DEPLOYMENTS];
+        cast.extend(MAPPED.into_iter().filter(|_| random.chance(40) && !large));
+        cast.extend((random.chance(50) && !large).then_some(USAGE));
+        let mut installed = [true; KINDS.len()];
+        installed[1] = !random.chance(10);
+        for kind in MAPPED {
+            installed[kind] = !random.chance(25);
+        }
         let env = Env {
             random,
             store: Store { version: 1, ..Store::default() },
-            figures: Figures::default(),
             installed,
             with_deployments: true,
+            with_usage: cast.contains(&USAGE),
             hooks: BTreeMap::new(),
             network: Vec::new(),
             oracle: Oracle::default(),
@@ -140,8 +153,12 @@ impl World {
             serial: 0,
             holder: 0,
             large,
+            cast,
             quiet: false,
         };
+        for _ in 0..world.env.random.below(3) {
+            world.configure();
+        }
         for _ in 0..world.env.random.below(6) {
             world.create();
         }
@@ -154,9 +171,9 @@ impl World {
     /// Each seed has its own mixture of what happens.
     fn actions(random: &mut Random) -> Vec<Action> {
         use Action::{
-            Answer, Backup, Change, Compact, Consume, Create, Delete, Due, End, Endpoint, Flush, HarmLedger,
-            HookCreate, HookDelete, HookHold, Install, Keep, Kill, Measure, Network, Pause, Reconfigure, Restore,
-            Resume, Select, Start, Stop, Watch,
+            Answer, Backup, Catalog, Change, Compact, Consume, Create, Delete, Due, End, Endpoint, Flush, Gauge,
+            HarmLedger, HookCreate, HookDelete, HookHold, Install, Keep, Kill, Network, Pause, Reconfigure, Restore,
+            Resume, Select, Source, Start, Stop, Uninstall, Watch,
         };
         let mut rare = |action, percent, most: usize| {
             let often = if random.chance(percent) { 1 + random.below(most) } else { 0 };
@@ -168,8 +185,11 @@ impl World {
             rare(Stop, 30, 3),
             rare(Compact, 70, 10),
             rare(Restore, 22, 4),
-            rare(HarmLedger, 8, 6),
+            rare(HarmLedger, 14, 8),
             rare(Reconfigure, 12, 3),
+            rare(Source, 80, 14),
+            rare(Uninstall, 30, 2),
+            rare(Gauge, 100, 20),
             rare(HookCreate, 50, 3),
             rare(HookDelete, 30, 2),
             rare(HookHold, 50, 6),
@@ -180,11 +200,11 @@ impl World {
             rare(Network, 100, 60),
             rare(Watch, 100, 80),
             rare(Consume, 100, 80),
-            rare(Measure, 60, 12),
             (Create, 8),
             (Change, 40),
             (Backup, 2),
-            (Install, 1),
+            (Install, 2),
+            (Catalog, 12),
             (Start, 12),
             (Resume, 6),
             (Watch, 30),
@@ -200,9 +220,10 @@ impl World {
     }
 
     fn large_actions() -> Vec<Action> {
-        use Action::{Change, Consume, Create, Due, End, Flush, Kill, Network, Start, Watch};
+        use Action::{Catalog, Change, Consume, Create, Due, End, Flush, Kill, Network, Start, Watch};
         let mixture = [
             (Create, 25),
+            (Catalog, 10),
             (Change, 60),
             (Watch, 90),
             (Consume, 90),
@@ -243,7 +264,7 @@ impl World {
             Action::HookHold => self.hold(),
             Action::Endpoint => self.endpoint(),
             Action::Compact => {
-                let kind = self.env.random.below(3);
+                let kind = self.cast[self.env.random.below(self.cast.len())];
                 let version = self.env.store.version.saturating_sub(self.env.random.below(12) as u64);
                 self.env.say(|| format!("compaction of {kind} at {version}"));
                 self.env.store.compact(kind, version);
@@ -255,7 +276,10 @@ impl World {
             }
             Action::Restore => self.restore(),
             Action::HarmLedger => self.harm(),
-            Action::Install => self.env.installed = [true; 3],
+            Action::Install => self.env.installed = [true; KINDS.len()],
+            Action::Uninstall => self.uninstall(),
+            Action::Source => self.configure(),
+            Action::Gauge => self.turn(),
             Action::Reconfigure => {
                 if !self.processes.iter().any(Process::is_alive) {
                     self.env.with_deployments = !self.env.with_deployments;
@@ -283,13 +307,13 @@ impl World {
             }
             Action::Network => self.network(),
             Action::Watch
+            | Action::Catalog
             | Action::Consume
             | Action::Answer
             | Action::Flush
             | Action::Due
             | Action::End
-            | Action::Keep
-            | Action::Measure => {
+            | Action::Keep => {
                 if let Some(at) = self.some_process(|process| process.phase == Phase::Leading && !process.paused) {
                     self.work(at, action);
                 }
@@ -314,9 +338,10 @@ impl World {
             Action::End => process.end_attempt(env),
             _ if process.stopping => {}
             Action::Watch => {
-                let which = env.random.below(3);
-                process.watch(env, which);
+                let kind = self.cast[env.random.below(self.cast.len())];
+                process.watch(env, kind);
             }
+            Action::Catalog => process.catalog(env),
             Action::Consume => {
                 for _ in 0..=env.random.below(3) {
                     process.consume(env);
@@ -325,7 +350,6 @@ impl World {
             Action::Answer => process.answer(env),
             Action::Due => process.due(env),
             Action::Keep => process.keep(env),
-            Action::Measure => process.measure(env),
             _ => {}
         }
     }
@@ -348,7 +372,10 @@ impl World {
 
     fn create(&mut self) {
         let Env { random, store, installed, tick, .. } = &mut self.env;
-        let kind = if self.large { 0 } else { random.below(3) };
+        let kind = if self.large { 0 } else { self.cast[random.below(self.cast.len())] };
+        if kind == USAGE {
+            return self.create_gauge();
+        }
         let most = if self.large { 40 } else { 12 };
         if !installed[kind] || store.lives.values().filter(|life| life.deleted.is_none()).count() >= most {
             return;
@@ -358,7 +385,7 @@ impl World {
             version: 0,
             tick: *tick,
             generation: 1,
-            selected: !random.chance(10) || kind != 1,
+            selected: !random.chance(10) || !KINDS[kind].selective,
             facts: life::first(random, kind),
         };
         store.create(Life {
@@ -369,6 +396,69 @@ impl World {
             states: vec![state],
             deleted: None,
         });
+    }
+
+    fn create_gauge(&mut self) {
+        let Env { random, store, .. } = &mut self.env;
+        if store.gauges.len() < 3 {
+            self.serial += 1;
+            let uid = object_uid(USAGE, self.serial);
+            let name = format!("usage-{}", self.serial);
+            let team = TEAMS[random.below(2)];
+            store.gauges.insert(uid, Gauge::new(random, uid, name, team));
+        }
+    }
+
+    /// A figure moves; now and then its spec is another, or it goes.
+    fn turn(&mut self) {
+        let Env { random, store, .. } = &mut self.env;
+        if store.gauges.is_empty() {
+            return;
+        }
+        let at = random.below(store.gauges.len());
+        let Some(gauge) = store.gauges.values_mut().nth(at) else { return };
+        let uid = gauge.uid;
+        match random.below(100) {
+            0..2 => {
+                store.gauges.remove(&uid);
+            }
+            2..7 => gauge.edit(random),
+            _ => gauge.turn(random),
+        }
+        self.env.say(|| format!("the figure {uid:?} is now {:?}", self.env.store.gauges.get(&uid)));
+    }
+
+    /// A WebhookSource is made, changed or deleted.
+    fn configure(&mut self) {
+        let kind = MAPPED[self.env.random.below(MAPPED.len())];
+        if !self.cast.contains(&kind) {
+            return;
+        }
+        self.serial += 1;
+        let Env { random, store, .. } = &mut self.env;
+        let source = &mut store.sources[kind];
+        *source = match (*source, random.below(100)) {
+            (None, _) => Some(Mapping { uid: self.serial, rules: random.below(2) as u64, edition: 0 }),
+            (Some(_), 0..35) => None,
+            (Some(known), 35..55) => Some(Mapping { rules: 1 - known.rules, ..known }),
+            (Some(known), 55..65) => Some(Mapping { uid: self.serial, ..known }),
+            (Some(known), _) => Some(Mapping { edition: self.serial, ..known }),
+        };
+        self.env.say(|| format!("the source of {} is now {:?}", KINDS[kind].name, self.env.store.sources[kind]));
+    }
+
+    /// The definition of a kind goes, and all its objects with it.
+    fn uninstall(&mut self) {
+        let kind = MAPPED[self.env.random.below(MAPPED.len())];
+        // What a restore would bring back without its definition is no world.
+        if self.quiet || self.actions.iter().any(|action| matches!(action, Action::Restore)) {
+            return;
+        }
+        while let Some(uid) = self.some_life(Some(kind)) {
+            self.env.store.delete(uid, self.env.tick);
+        }
+        self.env.installed[kind] = false;
+        self.env.say(|| format!("the definition of {} is gone", KINDS[kind].name));
     }
 
     fn change(&mut self) {
@@ -392,7 +482,8 @@ impl World {
 
     /// The label comes or goes, perhaps together with a change.
     fn select(&mut self) {
-        let Some(uid) = self.some_life(Some(1)) else { return };
+        let kind = if self.cast.contains(&4) && self.env.random.chance(50) { 4 } else { 1 };
+        let Some(uid) = self.some_life(Some(kind)) else { return };
         let Some(life) = self.env.store.lives.get(&uid) else { return };
         self.serial += 1;
         let mut state = State { tick: self.env.tick, ..life.now().clone() };
@@ -410,7 +501,7 @@ impl World {
         }
         self.serial += 1;
         let random = &mut self.env.random;
-        let patterns: &[&str] = [&["*"][..], &["*"], &["training.*"], &["deployment.*", "training.failed"]]
+        let patterns: &[&str] = [&["*"][..], &["*"], &["training.*"], &["deployment.*", "training.failed", "usage.*"]]
             [if self.large { 0 } else { random.below(4) }];
         let team = TEAMS[random.below(2)].to_owned();
         let selector = if random.chance(20) && !self.large {
@@ -495,7 +586,7 @@ impl World {
         self.backups.truncate(at + 1);
         self.quiet = false;
         let mut store = self.backups[at].clone();
-        for kind in 0..3 {
+        for kind in 0..KINDS.len() {
             store.compact(kind, store.version);
         }
         let outlives = self.env.random.chance(50);
@@ -633,7 +724,7 @@ impl World {
     /// Endpoints are well, one process leads, and it comes to rest.
     fn heal(&mut self) {
         self.env.calm = true;
-        self.env.installed = [true; 3];
+        self.env.installed = [true; KINDS.len()];
         let uids: Vec<Uid> = self.env.hooks.keys().copied().collect();
         for uid in uids {
             if let Some(hook) = self.env.hooks.get_mut(&uid) {
@@ -658,11 +749,13 @@ impl World {
             self.network();
             let Some(at) = self.processes.iter().position(|process| process.phase == Phase::Leading) else { continue };
             let (process, env) = (&mut self.processes[at], &mut self.env);
-            for which in 0..=DEPLOYMENTS {
-                process.watch(env, which);
+            process.catalog(env);
+            for kind in &self.cast {
+                process.watch(env, *kind);
             }
-            process.consume(env);
-            process.consume(env);
+            for _ in 0..3 {
+                process.consume(env);
+            }
             process.answer(env);
             process.due(env);
             process.due(env);

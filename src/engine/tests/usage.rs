@@ -79,6 +79,39 @@ fn an_event_waits_for_the_part_of_a_flush_that_holds_the_record_too() {
 }
 
 #[test]
+fn a_crossing_that_landed_with_its_record_outlives_a_crash_before_the_rest_of_the_flush_and_then_its_object() {
+    let mut found = Vec::new();
+    let mut write = |engine: &mut Engine, journal: &mut Journal, budget| {
+        let flush = engine.flush(&[], budget);
+        let complete = flush.contents.watches.is_some();
+        let segments = journal.lay_out(flush).unwrap();
+        engine.landed();
+        found.extend(segments.into_iter().map(|segment| Found { segment, version: "1".into() }));
+        let Opened::Ours(mut journal, memory) = journal::open(&found, HOME, shape(), 7) else { panic!("a ledger") };
+        let claim = journal.claim().unwrap();
+        found.push(Found { segment: claim, version: "1".into() });
+        let mut next = Engine::recover(None, 1, 4, *memory, at(1));
+        next.subscribe(subscription(1, 8, 0));
+        next.add_measured_watch(USAGE, RESOURCE, RESOURCE);
+        (next, *journal, complete)
+    };
+    let mut engine = Engine::new(None, 1, 4);
+    engine.subscribe(subscription(1, 8, 0));
+    engine.add_measured_watch(USAGE, RESOURCE, RESOURCE);
+    engine.observe(measured(Change::Only(Vec::new())), at(0));
+    let (mut engine, mut journal, _) = write(&mut engine, &mut Journal::found(HOME, 1, shape(), 7), usize::MAX);
+    evaluate(&mut engine, 2, 10, 0);
+    let events = evaluate(&mut engine, 1, 60, 1).events;
+    let room_for_one_record = 193 + events[0].body.len();
+    let (mut engine, mut journal, complete) = write(&mut engine, &mut journal, room_for_one_record);
+    assert!(!complete, "the record of the other figure is left");
+    assert_eq!(engine.pending(Uid::from_u128(1001)), 1);
+    engine.observe(measured(Change::Gone(Uid::from_u128(1))), at(2));
+    let (mut engine, ..) = write(&mut engine, &mut journal, usize::MAX);
+    assert_eq!(delivered(&mut engine, 3), ["usage-1 50%"]);
+}
+
+#[test]
 fn the_next_event_of_an_object_waits_for_the_one_before_it_and_for_its_own_flush() {
     let mut engine = engine();
     engine.subscribe(subscription(1, 1, 0));

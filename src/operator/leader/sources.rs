@@ -257,6 +257,11 @@ impl Leader {
         self.sources.note(Note::Standing { source, generation, state, found });
         if self.sources.are_begun() {
             self.begin_mapped(uid);
+            // What the task before was asked has gone with it.
+            let id = self.sources.mapped.get(&uid).map(|watch| watch.id);
+            for question in self.engine.open_questions().into_iter().filter(|question| Some(question.watch) == id) {
+                self.ask(question);
+            }
             self.show_watches();
         }
     }

@@ -4,6 +4,7 @@ use std::{collections::HashMap, fmt, path::PathBuf, str::FromStr, time::Duration
 
 use http::{StatusCode, header};
 use reqwest::{Client, Response, Url, redirect};
+use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::{
@@ -72,15 +73,16 @@ impl Prometheus {
     /// for each query, since it may be replaced.
     pub fn new(
         servers: Vec<Server>,
-        roots: Vec<reqwest::Certificate>,
+        roots: &[CertificateDer<'static>],
         token: Option<PathBuf>,
     ) -> Result<Self, reqwest::Error> {
+        let roots: Result<Vec<_>, _> = roots.iter().map(|root| reqwest::Certificate::from_der(root)).collect();
         let client = Client::builder()
             .user_agent(concat!("llmtune-webhooks/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
             .retry(reqwest::retry::never())
             .no_proxy()
-            .tls_certs_merge(roots)
+            .tls_certs_merge(roots?)
             .pool_max_idle_per_host(CONCURRENCY)
             .build()?;
         let turns = servers.iter().map(|server| (server.clone(), Semaphore::new(CONCURRENCY))).collect();

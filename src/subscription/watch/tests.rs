@@ -36,7 +36,7 @@ struct Running {
 fn run(client: Client) -> Running {
     let (sender, changes) = mpsc::channel(16);
     let (lost_keys, incoming) = mpsc::unbounded_channel();
-    tokio::spawn(Controller::new(client, sender).run(Vec::new(), incoming));
+    tokio::spawn(Controller::new(client, sender, false).run(Vec::new(), incoming));
     Running { changes, _lost_keys: lost_keys }
 }
 

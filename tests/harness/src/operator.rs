@@ -26,6 +26,8 @@ pub struct OperatorOptions {
     pub watch: Vec<String>,
     pub identity: String,
     pub arguments: Vec<String>,
+    /// Whether it may send to loopback, where the receivers of tests listen.
+    pub reaches_loopback: bool,
     /// The operator's `RUST_LOG`.
     pub log: String,
     /// The apiserver's port, where it is not the control plane's own.
@@ -41,6 +43,7 @@ impl OperatorOptions {
             watch: vec![namespace.into()],
             identity: "operator-0".into(),
             arguments: Vec::new(),
+            reaches_loopback: true,
             log: std::env::var("LLMTUNE_TEST_LOG").unwrap_or_else(|_| "info,llmtune_webhooks=debug".into()),
             apiserver_port: None,
         }
@@ -58,6 +61,12 @@ impl OperatorOptions {
 
     pub fn log(mut self, filter: &str) -> Self {
         self.log = filter.into();
+        self
+    }
+
+    /// With nothing but the address guard's built-in rules.
+    pub fn guarded(mut self) -> Self {
+        self.reaches_loopback = false;
         self
     }
 
@@ -203,6 +212,9 @@ fn launch(options: &OperatorOptions, kubeconfig: &Path, log: &Path) -> (Process,
         .env("RUST_LOG", &options.log);
     for namespace in &options.watch {
         command.args(["--watch-namespace", namespace]);
+    }
+    if options.reaches_loopback {
+        command.args(["--allow-cidr", "127.0.0.0/8,::1/128"]);
     }
     command.args(&options.arguments);
     (Process::start(&name, &mut command, log), port)

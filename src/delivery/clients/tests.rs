@@ -1,0 +1,184 @@
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use reqwest::dns::{Addrs, Name, Resolving};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use super::*;
+use crate::delivery::{address::parse_range, failure::describe_error, send::Class};
+
+/// A name server that gives one answer after the other, over and over.
+struct Fickle {
+    answers: Vec<Vec<IpAddr>>,
+    asked: AtomicUsize,
+}
+
+impl Fickle {
+    fn new(answers: &[&[&str]]) -> Arc<Self> {
+        let addresses = |texts: &&[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        Arc::new(Self { answers: answers.iter().map(addresses).collect(), asked: AtomicUsize::new(0) })
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+impl Resolve for Fickle {
+    fn resolve(&self, _: Name) -> Resolving {
+        let turn = self.asked.fetch_add(1, Ordering::Relaxed);
+        let answer = self.answers[turn % self.answers.len()].clone();
+        Box::pin(async move { Ok(Box::new(answer.into_iter().map(|ip| SocketAddr::new(ip, 0))) as Addrs) })
+    }
+}
+
+/// An endpoint that acknowledges one request a connection, and counts connections.
+struct Endpoint {
+    port: u16,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Endpoint {
+    async fn listen(address: &str, port: u16) -> Self {
+        let listener = TcpListener::bind((address, port)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+            }
+        });
+        Self { port, connections }
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+/// Two endpoints at one port of two addresses.
+async fn endpoints(first: &str, second: &str) -> (Endpoint, Endpoint) {
+    loop {
+        let first = Endpoint::listen(first, 0).await;
+        // Somebody else may have the port there.
+        if TcpListener::bind((second, first.port)).await.is_ok() {
+            let second = Endpoint::listen(second, first.port).await;
+            return (first, second);
+        }
+    }
+}
+
+fn guard(allow: &[&str], apiserver: &[SocketAddr]) -> Guard {
+    let allow: Vec<_> = allow.iter().map(|text| parse_range(text).unwrap()).collect();
+    Guard::new(&allow, &[], apiserver.to_vec())
+}
+
+/// Sends one request.
+async fn send(clients: &Clients, url: &str) -> (Class, String) {
+    let url = Url::parse(url).unwrap();
+    let limit = Duration::from_secs(10);
+    let error = match clients.client(&url) {
+        Err(error) => error,
+        Ok(client) => match client.post(url).timeout(limit).body("{}").send().await {
+            Ok(_) => return (Class::Success, String::new()),
+            Err(error) => error.into(),
+        },
+    };
+    describe_error(&error, limit)
+}
+
+#[tokio::test]
+async fn a_name_that_resolves_to_something_else_at_each_connection_never_reaches_a_refused_address() {
+    for (allowed, range, refused) in [
+        ("127.0.0.1", "127.0.0.1/32", "127.0.0.2"),
+        ("127.0.0.1", "127.0.0.1/32", "::1"),
+        ("::1", "::1/128", "127.0.0.1"),
+    ] {
+        let (open, shut) = endpoints(allowed, refused).await;
+        let names = Fickle::new(&[&[allowed], &[refused]]);
+        let clients = Clients::new(Vec::new(), guard(&[range], &[]), names.clone(), None).unwrap();
+        let url = format!("http://rebinding.example.com:{}/hook", open.port);
+        for turn in 0..10 {
+            let (class, error) = send(&clients, &url).await;
+            if turn % 2 == 0 {
+                assert_eq!(class, Class::Success, "{error}");
+            } else {
+                assert_eq!(class, Class::Address);
+                assert!(error.starts_with("address refused: rebinding.example.com is in "), "{error}");
+                assert!(!error.contains("127.0.0.2"), "the rule is told, not the address: {error}");
+            }
+        }
+        assert_eq!((open.connections(), shut.connections()), (5, 0), "{allowed} and {refused}");
+        assert_eq!(names.asked(), 10, "what was checked is connected to: nothing is resolved a second time");
+    }
+}
+
+#[tokio::test]
+async fn of_a_name_with_several_addresses_those_that_are_refused_are_left_out() {
+    for answer in [["127.0.0.2", "127.0.0.1"], ["::1", "127.0.0.1"]] {
+        let (open, shut) = endpoints("127.0.0.1", answer[0]).await;
+        let names = Fickle::new(&[&answer]);
+        let clients = Clients::new(Vec::new(), guard(&["127.0.0.1/32"], &[]), names, None).unwrap();
+        let (class, error) = send(&clients, &format!("http://both.example.com:{}/", open.port)).await;
+        assert_eq!(class, Class::Success, "{error}");
+        assert_eq!((open.connections(), shut.connections()), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn the_apiserver_is_reached_neither_by_its_address_nor_by_a_name_and_its_neighbour_port_is() {
+    let (apiserver, neighbour) = (Endpoint::listen("127.0.0.1", 0).await, Endpoint::listen("127.0.0.1", 0).await);
+    let own = SocketAddr::from(([127, 0, 0, 1], apiserver.port));
+    let names = Fickle::new(&[&["127.0.0.1"]]);
+    let clients = Clients::new(Vec::new(), guard(&["127.0.0.0/8"], &[own]), names, None).unwrap();
+    for host in ["127.0.0.1", "0x7f.1", "[::ffff:7f00:1]", "kubernetes.default.svc"] {
+        let (class, error) = send(&clients, &format!("http://{host}:{}/", apiserver.port)).await;
+        assert_eq!(class, Class::Address, "{host}: {error}");
+        assert!(error.contains("the kube-apiserver's own address and port"), "{error}");
+        let (class, error) = send(&clients, &format!("http://{host}:{}/", neighbour.port)).await;
+        assert_eq!(class, Class::Success, "{host}: {error}");
+    }
+    assert_eq!((apiserver.connections(), neighbour.connections()), (0, 4));
+}
+
+#[tokio::test]
+async fn a_name_without_an_address_is_told_as_one_that_cannot_be_found() {
+    let clients = Clients::new(Vec::new(), guard(&[], &[]), Fickle::new(&[&[]]), None).unwrap();
+    let (class, error) = send(&clients, "http://nowhere.example.com/").await;
+    assert_eq!((class, error.as_str()), (Class::Connect, "cannot find the host of spec.url: it has no address"));
+}
+
+#[tokio::test]
+async fn by_a_proxy_names_are_its_own_affair_addresses_are_checked_and_what_goes_past_it_is_guarded() {
+    let proxy = Endpoint::listen("127.0.0.1", 0).await;
+    let direct = Endpoint::listen("127.0.0.2", 0).await;
+    // The only name that is resolved is that of the host that goes past the proxy.
+    let names = Fickle::new(&[&["127.0.0.2"]]);
+    let by = Proxy::new(&format!("http://user:pass@127.0.0.1:{}", proxy.port), "inside.example.com").unwrap();
+    let clients = Clients::new(Vec::new(), guard(&[], &[]), names.clone(), Some(by)).unwrap();
+    let (class, error) = send(&clients, "http://outside.example.com/").await;
+    assert_eq!((class, names.asked()), (Class::Success, 0), "{error}");
+    assert_eq!(send(&clients, "http://169.254.169.254/").await.0, Class::Address);
+    for host in ["inside.example.com", "a.inside.example.com"] {
+        assert_eq!(send(&clients, &format!("http://{host}:{}/", direct.port)).await.0, Class::Address);
+    }
+    assert_eq!((proxy.connections(), direct.connections(), names.asked()), (1, 0, 2));
+}
+
+#[test]
+fn a_proxy_that_cannot_be_is_refused_without_telling_what_was_written() {
+    for url in ["", "proxy:3128", "socks5://user:hunter2@proxy:1080", "http://user:hunter2@", "user:hunter2@proxy:3128"]
+    {
+        let error = Proxy::new(url, "").err().unwrap_or_else(|| panic!("{url} is taken"));
+        assert!(error.contains("such as http://proxy.example.com:3128") && !error.contains("hunter2"), "{error}");
+    }
+}
