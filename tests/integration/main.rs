@@ -18,6 +18,7 @@ mod recovery;
 mod rollouts;
 mod sources;
 mod subscriptions;
+mod tls;
 mod usage;
 mod usage_thresholds;
 mod webhook_sources;
