@@ -20,6 +20,7 @@ mod rollouts;
 mod source_examples;
 mod sources;
 mod subscriptions;
+mod tls;
 mod usage;
 mod usage_thresholds;
 mod webhook_sources;
