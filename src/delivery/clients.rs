@@ -14,12 +14,14 @@ use rustls::{
     client::danger::ServerCertVerifier,
     crypto::{CryptoProvider, ring},
     pki_types::CertificateDer,
+    sign::SingleCertAndKey,
 };
 use rustls_platform_verifier::Verifier;
 
 use super::{
     address::{Guard, Refused},
     resolver::Guarded,
+    tls::{Either, Material},
 };
 
 /// An HTTP proxy, and what goes past it.
@@ -101,8 +103,9 @@ impl Clients {
         Ok(Self { verifier, provider, guard: Arc::new(guard), names, proxy, pool: Pool::default() })
     }
 
-    /// The client for a url. An address in the url is checked here, since clients resolve none.
-    pub fn client(&self, url: &Url) -> Result<Client, ClientError> {
+    /// The client for a url, with this TLS or with that of all. An address in the url is checked here, since clients resolve
+    /// none.
+    pub fn client(&self, url: &Url, tls: Option<&Material>) -> Result<Client, ClientError> {
         let port = url.port_or_known_default().unwrap_or_default();
         let host = url.host_str().unwrap_or_default();
         // Read as the connector reads it.
@@ -114,23 +117,24 @@ impl Clients {
             _ if self.guard.is_apiserver_port(port) => Way::ApiserverPort(port),
             _ => Way::Direct,
         };
-        let mut clients = self.pool.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let pool = tls.map_or(&self.pool, |tls| &tls.pool);
+        let mut clients = pool.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, client)) = clients.iter().find(|(made, _)| *made == way) {
             return Ok(client.clone());
         }
-        let client = self.make(way)?;
+        let client = self.make(way, tls)?;
         clients.push((way, client.clone()));
         Ok(client)
     }
 
-    fn make(&self, way: Way) -> Result<Client, ClientError> {
+    fn make(&self, way: Way, tls: Option<&Material>) -> Result<Client, ClientError> {
         let builder = Client::builder()
             .user_agent(concat!("llmtune-webhooks/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
             .retry(reqwest::retry::never())
             // None from the environment.
             .no_proxy()
-            .tls_backend_preconfigured(self.tls()?)
+            .tls_backend_preconfigured(self.tls(tls)?)
             .tcp_nodelay(true)
             .pool_idle_timeout(Duration::from_secs(60));
         let guarded = |port| Guarded { names: Arc::clone(&self.names), guard: Arc::clone(&self.guard), port };
@@ -145,12 +149,21 @@ impl Clients {
         Ok(builder.build()?)
     }
 
-    fn tls(&self) -> Result<ClientConfig, rustls::Error> {
-        let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
+    fn tls(&self, own: Option<&Material>) -> Result<ClientConfig, rustls::Error> {
+        let rest = Arc::clone(&self.verifier);
+        let verifier = match own.and_then(|own| own.bundle.clone()) {
+            Some(bundle) => Arc::new(Either { bundle, rest }),
+            None => rest,
+        };
+        // TLS 1.2 and 1.3: rustls knows no other.
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::clone(&self.verifier))
-            .with_no_client_auth();
+            .with_custom_certificate_verifier(verifier);
+        let mut config = match own.and_then(|own| own.identity.clone()) {
+            Some(identity) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity))),
+            None => builder.with_no_client_auth(),
+        };
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(config)
     }

@@ -4,6 +4,7 @@ use std::{error::Error as _, io, time::Duration};
 
 use http::{HeaderMap, StatusCode, header};
 use reqwest::Url;
+use rustls::AlertDescription;
 
 use super::{address::Refused, clients::ClientError, send::Class};
 
@@ -86,12 +87,43 @@ fn describe_connect(cause: &str) -> String {
     format!("cannot connect to the host and port of spec.url: {cause}")
 }
 
+const NO_COMMON_TLS: &str = "the endpoint offers no TLS 1.2 or 1.3 with a cipher that is considered safe: upgrade it";
+
+/// What the endpoint said when it ended the handshake (RFC 8446, 6.2).
+fn describe_alert(alert: AlertDescription) -> String {
+    let certificate = match alert {
+        AlertDescription::CertificateRequired => {
+            return "the endpoint requires a client certificate: name one in spec.tls.clientCertificateRef".into();
+        }
+        AlertDescription::HandshakeFailure => {
+            return "the endpoint refused the handshake: it may require a client certificate (spec.tls.clientCertificateRef), or know no safe cipher".into();
+        }
+        AlertDescription::ProtocolVersion | AlertDescription::InsufficientSecurity => return NO_COMMON_TLS.into(),
+        AlertDescription::CertificateExpired => "it has expired",
+        AlertDescription::CertificateRevoked => "it is revoked",
+        AlertDescription::UnknownCA => "it does not know its issuer",
+        AlertDescription::BadCertificate
+        | AlertDescription::UnsupportedCertificate
+        | AlertDescription::CertificateUnknown
+        | AlertDescription::AccessDenied
+        | AlertDescription::DecryptError => "it does not accept it",
+        AlertDescription::UnrecognisedName => {
+            return "the endpoint does not know the host in spec.url: correct it".into();
+        }
+        other => return format!("the endpoint ended the handshake: {other:?}"),
+    };
+    format!(
+        "the endpoint refuses the client certificate of spec.tls.clientCertificateRef: {certificate}; have another issued"
+    )
+}
+
 fn describe_tls(error: &rustls::Error) -> String {
     use rustls::CertificateError as Certificate;
     match error {
         rustls::Error::InvalidCertificate(certificate) => match certificate {
-            Certificate::UnknownIssuer => {
-                "the endpoint's certificate is issued by nobody whom the operator trusts: give it the issuer's with --ca-file".into()
+            // An issuer of this name is trusted, and yet did not sign it.
+            Certificate::UnknownIssuer | Certificate::BadSignature => {
+                "the endpoint's certificate is issued by nobody who is trusted: name the issuer's in spec.tls.caBundleRef, or have the operator given it with --ca-file".into()
             }
             Certificate::Expired | Certificate::ExpiredContext { .. } => {
                 "the endpoint's certificate has expired: renew it".into()
@@ -114,6 +146,8 @@ fn describe_tls(error: &rustls::Error) -> String {
         rustls::Error::InvalidMessage(_) => {
             "the endpoint does not speak TLS there: correct the port in spec.url, or write http:// if it is meant".into()
         }
+        rustls::Error::AlertReceived(alert) => describe_alert(*alert),
+        rustls::Error::PeerIncompatible(_) => NO_COMMON_TLS.into(),
         error => error.to_string(),
     }
 }

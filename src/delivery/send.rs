@@ -18,8 +18,8 @@ use super::{
 use crate::{
     engine::{Attempt, AttemptResult, Outcome},
     subscription::{
-        resolve::Resolved,
-        secret::{KeyReference, SecretError},
+        reference::ReferenceError,
+        resolve::{Reference, Resolved},
     },
 };
 
@@ -107,8 +107,8 @@ pub struct Attempted {
     pub outcome: Outcome,
     /// `None` where no request was made.
     pub exchange: Option<Exchange>,
-    /// The key that the Webhook signs with is gone: which, and why.
-    pub lost_key: Option<(KeyReference, SecretError)>,
+    /// Something that the Webhook names is gone: which, and why.
+    pub lost: Option<(Reference, ReferenceError)>,
 }
 
 /// Sends deliveries over connections that all Webhooks share.
@@ -130,7 +130,18 @@ impl Sender {
             None => None,
             Some(key) => match key.current().await {
                 Ok(bytes) => Some(bytes),
-                Err(error) => return withheld(attempt, true, Some((key.reference().clone(), error))),
+                Err(error) => {
+                    return withheld(attempt, true, Some((Reference::Key(key.referent().clone()), error)));
+                }
+            },
+        };
+        let tls = match &webhook.tls {
+            None => None,
+            Some(tls) => match tls.current().await {
+                Ok(material) => Some(material),
+                Err(error) => {
+                    return withheld(attempt, true, Some((Reference::Tls(tls.referent().clone()), error)));
+                }
             },
         };
         if !(self.may_begin)() {
@@ -140,7 +151,7 @@ impl Sender {
         let Some(Message { headers, body }) = message(attempt, webhook.format, key.as_deref(), Timestamp::now()) else {
             return Attempted::broken(attempt);
         };
-        let answer = match self.clients.client(&webhook.url) {
+        let answer = match self.clients.client(&webhook.url, tls.as_deref()) {
             Err(error) => Err(error),
             Ok(client) => {
                 let request = client.post(webhook.url.clone()).headers(headers).timeout(webhook.timeout).body(body);
@@ -167,6 +178,12 @@ impl Sender {
             }
             Err(error) => {
                 let (class, text) = describe_error(&error, webhook.timeout);
+                // An endpoint may close the connection on a certificate without a word.
+                if matches!(class, Class::Tls | Class::Protocol)
+                    && let Some(tls) = &webhook.tls
+                {
+                    tls.expire();
+                }
                 (AttemptResult::Failed { retry_after: None }, class, None, Some(text))
             }
         };
@@ -176,7 +193,7 @@ impl Sender {
             error: exchange.error.clone(),
             ..outcome(attempt, result)
         };
-        Attempted { outcome, exchange: Some(exchange), lost_key: None }
+        Attempted { outcome, exchange: Some(exchange), lost: None }
     }
 }
 
@@ -188,7 +205,7 @@ impl Attempted {
         let exchange = Exchange { class: Class::Protocol, status: None, error: Some(error), duration: Duration::ZERO };
         let error = exchange.error.clone();
         let outcome = Outcome { error, ..outcome(attempt, AttemptResult::Failed { retry_after: None }) };
-        Self { outcome, exchange: Some(exchange), lost_key: None }
+        Self { outcome, exchange: Some(exchange), lost: None }
     }
 
     /// No attempt was made, and none is to be until the subscription is given anew.
@@ -203,8 +220,8 @@ fn outcome(attempt: &Attempt, result: AttemptResult) -> Outcome {
     Outcome { webhook, delivery, generation, result, status_code: None, error: None }
 }
 
-fn withheld(attempt: &Attempt, hold: bool, lost_key: Option<(KeyReference, SecretError)>) -> Attempted {
-    Attempted { outcome: outcome(attempt, AttemptResult::Withheld { hold }), exchange: None, lost_key }
+fn withheld(attempt: &Attempt, hold: bool, lost: Option<(Reference, ReferenceError)>) -> Attempted {
+    Attempted { outcome: outcome(attempt, AttemptResult::Withheld { hold }), exchange: None, lost }
 }
 
 /// Reads the rest of a short, quick answer; the connection of any other is closed.

@@ -62,7 +62,7 @@ use crate::{
     },
     subscription::{
         resolve::{Resolved, WebhookRef},
-        watch::{Change, Controller, LostKey, Update},
+        watch::{Change, Controller, Lost, Update},
     },
 };
 use clock::Clock;
@@ -133,7 +133,7 @@ pub struct Leader {
     notes: mpsc::UnboundedSender<Note>,
     /// For the statuses of UsageThresholds.
     told: mpsc::UnboundedSender<Told>,
-    lost_keys: mpsc::UnboundedSender<LostKey>,
+    lost: mpsc::UnboundedSender<Lost>,
     sources: Sources,
     /// For the sources: a filter reads annotations.
     keep_annotations: Arc<AtomicBool>,
@@ -230,7 +230,7 @@ impl Leader {
         let clock = Clock::new();
         let (notes, incoming_notes) = mpsc::unbounded_channel();
         let (told, incoming_told) = mpsc::unbounded_channel();
-        let (lost_keys, incoming_lost_keys) = mpsc::unbounded_channel();
+        let (lost, incoming_lost) = mpsc::unbounded_channel();
         let (orders, incoming_orders) = mpsc::unbounded_channel();
         let (back, from_deliveries) = mpsc::unbounded_channel();
         let (change, changes) = mpsc::channel(256);
@@ -274,7 +274,7 @@ impl Leader {
             catalog: None,
             source_writer: tokio::spawn(source_writer),
             usage_writer: tokio::spawn(usage_writer.run()),
-            controller: tokio::spawn(controller.run(args.watch_namespaces.clone(), incoming_lost_keys)),
+            controller: tokio::spawn(controller.run(args.watch_namespaces.clone(), incoming_lost)),
             deliveries: tokio::spawn(deliveries.run(args.watch_namespaces.clone())),
             from_deliveries,
             writer: tokio::spawn(writer.run()),
@@ -304,7 +304,7 @@ impl Leader {
             questions: HashMap::new(),
             notes,
             told,
-            lost_keys,
+            lost,
             sources: Sources::new(observe, source_notes, serves_sources),
             keep_annotations: Arc::default(),
         };
@@ -532,10 +532,10 @@ impl Leader {
     }
 
     fn settle(&mut self, attempted: Attempted) {
-        let Attempted { outcome, exchange, lost_key } = attempted;
-        if let Some((reference, error)) = lost_key {
+        let Attempted { outcome, exchange, lost } = attempted;
+        if let Some((reference, error)) = lost {
             // The controller lives as long as this loop.
-            let _ = self.lost_keys.send((outcome.webhook, reference, error));
+            let _ = self.lost.send((outcome.webhook, reference, error));
         }
         let now = self.clock.now();
         if let Some(settled) = self.engine.settle(&outcome, now, random()) {

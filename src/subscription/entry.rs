@@ -1,14 +1,17 @@
 //! One Webhook that is looked after: what is known of it, and how it therefore stands.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures::FutureExt;
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use super::{
     index::Subscription,
+    reference::{Kept, Reader, ReferenceError, Referent},
     resolve::{Plan, Resolved, SpecError, WebhookRef},
-    secret::{Encoding, KeyReference, SecretError, SigningKey},
+    secret::{Encoding, KeyReference},
+    tls::TlsReference,
     watch::{Readiness, Standing, Update},
 };
 use crate::api::webhook::WebhookStatus;
@@ -25,16 +28,28 @@ pub(super) struct Entry {
     pub(super) webhook: WebhookRef,
     pub(super) generation: i64,
     pub(super) plan: Result<Plan, SpecError>,
-    pub(super) reference: Option<KeyReference>,
-    pub(super) key: Option<Arc<SigningKey>>,
+    pub(super) key: Slot<KeyReference>,
+    pub(super) tls: Slot<TlsReference>,
     pub(super) found: Option<Box<WebhookStatus>>,
     pub(super) missing: Option<Missing>,
     pub(super) reading: bool,
 }
 
+/// Something that a Webhook may name.
+pub(super) struct Slot<R: Referent> {
+    pub(super) referent: Option<R>,
+    pub(super) kept: Option<Arc<Kept<R>>>,
+}
+
+/// Something that a Webhook names, as it was found.
+pub(super) struct Reading<R: Referent> {
+    referent: R,
+    result: Result<Kept<R>, ReferenceError>,
+}
+
 /// What a Webhook lacks, and since when.
 pub(super) struct Missing {
-    pub(super) error: SecretError,
+    pub(super) error: ReferenceError,
     since: Instant,
     look_again: Instant,
     stalled: bool,
@@ -55,7 +70,7 @@ impl Entry {
                 return Update { webhook, subscription, resolved: None, standing: Some(standing), found };
             }
         };
-        let complete = self.reference.is_none() || self.key.is_some();
+        let complete = self.is_complete();
         let readiness = match (&self.missing, complete) {
             (Some(missing), _) => Some(Readiness::Waiting {
                 reason: missing.error.reason(),
@@ -77,20 +92,27 @@ impl Entry {
                 url: plan.url.clone(),
                 timeout: plan.timeout,
                 format: plan.format,
-                key: self.key.clone(),
+                key: self.key.kept.clone(),
+                tls: self.tls.kept.clone(),
             })
         });
         let subscription = plan.subscription(&webhook, self.generation, !complete);
         Update { webhook, subscription, resolved, standing, found }
     }
 
+    /// Whether all that it names is at hand.
+    pub(super) const fn is_complete(&self) -> bool {
+        self.key.is_complete() && self.tls.is_complete()
+    }
+
     fn warnings(&self) -> Vec<(&'static str, String)> {
-        let Some(reference) = &self.reference else {
+        let Some(reference) = &self.key.referent else {
             let note = "deliveries are not signed, so that the receiver cannot tell who sent them: name a Secret in spec.secretRef";
             return vec![("Unsigned", note.into())];
         };
         let raw = reference.encoding == Encoding::Raw;
-        let newline = raw && self.key.as_ref().is_some_and(|key| key.copy_at_hand().expose_secret().ends_with(b"\n"));
+        let newline =
+            raw && self.key.kept.as_ref().is_some_and(|key| key.copy_at_hand().expose_secret().ends_with(b"\n"));
         if newline {
             let KeyReference { name, key, .. } = reference;
             let note = format!(
@@ -102,9 +124,54 @@ impl Entry {
     }
 }
 
+impl<R: Referent> Slot<R> {
+    /// What a spec names now; a copy of the same is kept.
+    pub(super) fn new(referent: Option<R>, kept: Option<Arc<Kept<R>>>) -> Self {
+        let kept = kept.filter(|kept| Some(kept.referent()) == referent.as_ref());
+        Self { referent, kept }
+    }
+
+    const fn is_complete(&self) -> bool {
+        self.referent.is_none() || self.kept.is_some()
+    }
+
+    /// What is to be read.
+    pub(super) fn lacks(&self) -> Option<R> {
+        self.referent.clone().filter(|_| self.kept.is_none())
+    }
+
+    /// Takes what was found, unless the spec has come to name something else; an error where it was found missing.
+    pub(super) fn take(&mut self, reading: Option<Reading<R>>) -> Result<(), ReferenceError> {
+        let reading = reading.filter(|reading| Some(&reading.referent) == self.referent.as_ref());
+        if let Some(Reading { result, .. }) = reading {
+            self.kept = Some(Arc::new(result?));
+        }
+        Ok(())
+    }
+
+    /// It was found missing when it was needed; whether the spec still names it.
+    pub(super) fn lose(&mut self, referent: &R) -> bool {
+        let named = self.referent.as_ref() == Some(referent);
+        if named {
+            self.kept = None;
+        }
+        named
+    }
+}
+
+impl<R: Referent> Reading<R> {
+    /// Reads what is named. A panic is a bug, and yet must not leave the Webhook without it: it counts as a failed reading.
+    pub(super) async fn make(reader: &Arc<Reader>, referent: Option<R>) -> Option<Self> {
+        let referent = referent?;
+        let reading = AssertUnwindSafe(Kept::read(Arc::clone(reader), referent.clone())).catch_unwind();
+        let result = reading.await.unwrap_or_else(|_| Err(ReferenceError::broken(referent.named())));
+        Some(Self { referent, result })
+    }
+}
+
 impl Missing {
     /// What was just found missing.
-    pub(super) fn new(error: SecretError) -> Self {
+    pub(super) fn new(error: ReferenceError) -> Self {
         let now = Instant::now();
         Self { error, since: now, look_again: now + LOOK_AGAIN, stalled: false }
     }

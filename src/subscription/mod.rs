@@ -3,6 +3,8 @@
 mod entry;
 pub mod filter;
 pub mod index;
+pub mod reference;
 pub mod resolve;
 pub mod secret;
+pub mod tls;
 pub mod watch;

@@ -1,12 +1,17 @@
 //! From a Webhook's spec to what the engine schedules by and what an attempt needs. Reading a spec asks nobody; a [`Resolved`]
-//! Webhook holds the key that keeps itself fresh.
+//! Webhook holds what it names, which keeps itself fresh.
 
 use std::{sync::Arc, time::Duration};
 
 use kube::core::Selector;
 use reqwest::Url;
 
-use super::{filter::Filter, index::Subscription, secret::SigningKey};
+use super::{
+    filter::Filter,
+    index::Subscription,
+    secret::{KeyReference, SigningKey},
+    tls::{KeptTls, TlsReference},
+};
 use crate::{
     api::webhook::{self, CloudEventsMode, LabelSelector, WebhookSpec},
     delivery::schedule::Backoff,
@@ -26,7 +31,14 @@ pub struct WebhookRef {
     pub name: String,
 }
 
-/// A Webhook with all that an attempt needs; it cannot be had without the Secret that it names.
+/// What a Webhook names, by what it is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reference {
+    Key(KeyReference),
+    Tls(TlsReference),
+}
+
+/// A Webhook with all that an attempt needs; it cannot be had without what it names.
 pub struct Resolved {
     /// Where to send.
     pub url: Url,
@@ -36,6 +48,8 @@ pub struct Resolved {
     pub format: Format,
     /// What to sign with; `None` where the Webhook names no Secret.
     pub key: Option<Arc<SigningKey>>,
+    /// Its own TLS; `None` where it names none.
+    pub tls: Option<Arc<KeptTls>>,
 }
 
 /// A spec that passed admission and yet cannot work.

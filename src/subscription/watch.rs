@@ -7,12 +7,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
 
-use futures::FutureExt;
 use kube::{
     Client, Resource,
     core::{ObjectMeta, error_boundary::InvalidObject},
@@ -26,10 +24,12 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    entry::{Entry, Missing},
+    entry::{Entry, Missing, Reading, Slot},
     index::Subscription,
-    resolve::{Plan, Resolved, WebhookRef},
-    secret::{Encoding, KeyReference, SecretError, SigningKey},
+    reference::{Reader, ReferenceError},
+    resolve::{Plan, Reference, Resolved, WebhookRef},
+    secret::{Encoding, KeyReference},
+    tls::TlsReference,
 };
 use crate::{
     api::{
@@ -90,10 +90,11 @@ pub enum Readiness {
     Broken { reason: &'static str, message: String },
 }
 
-/// A Webhook whose key was found missing when it was needed.
-pub type LostKey = (Uid, KeyReference, SecretError);
+/// A Webhook of which something was found missing when it was needed.
+pub type Lost = (Uid, Reference, ReferenceError);
 
-type Reading = (Uid, KeyReference, Result<SigningKey, SecretError>);
+/// What was read of what a Webhook lacked.
+type Readings = (Uid, Option<Reading<KeyReference>>, Option<Reading<TlsReference>>);
 
 /// Looks after the Webhooks of some namespaces.
 pub struct Controller {
@@ -102,7 +103,8 @@ pub struct Controller {
     entries: HashMap<Uid, Entry>,
     /// Those that this release cannot read.
     unreadable: HashSet<Uid>,
-    readings: JoinSet<Reading>,
+    reader: Arc<Reader>,
+    readings: JoinSet<Readings>,
     permits: Arc<Semaphore>,
     require_https: bool,
 }
@@ -112,13 +114,14 @@ impl Controller {
     #[must_use]
     pub fn new(client: Client, changes: mpsc::Sender<Change>, require_https: bool) -> Self {
         let permits = Arc::new(Semaphore::new(CONCURRENT_READS));
+        let reader = Arc::new(Reader::new(client.clone()));
         let (entries, unreadable, readings) = (HashMap::new(), HashSet::new(), JoinSet::new());
-        Self { client, changes, entries, unreadable, readings, permits, require_https }
+        Self { client, changes, entries, unreadable, reader, readings, permits, require_https }
     }
 
-    /// Runs until the receiver of the changes is gone, or a watch has ended. `namespaces`: empty means all. Over `lost_keys`
-    /// come the Webhooks whose key was found missing when it was needed.
-    pub async fn run(mut self, namespaces: Vec<String>, mut lost_keys: mpsc::UnboundedReceiver<LostKey>) {
+    /// Runs until the receiver of the changes is gone, or a watch has ended. `namespaces`: empty means all. Over `lost`
+    /// come the Webhooks of which something was found missing when it was needed.
+    pub async fn run(mut self, namespaces: Vec<String>, mut lost: mpsc::UnboundedReceiver<Lost>) {
         let mut webhooks = Objects::<Webhook>::watch(&self.client, &namespaces, &Config::default().timeout(30));
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -136,9 +139,9 @@ impl Controller {
                     Some(objects::Change::Refused) => true,
                     None => false,
                 },
-                Some((uid, reference, error)) = lost_keys.recv() => self.lost(uid, &reference, error).await,
+                Some((uid, reference, error)) = lost.recv() => self.lost(uid, &reference, error).await,
                 Some(reading) = self.readings.join_next() => match reading {
-                    Ok((uid, reference, result)) => self.read(uid, &reference, result).await,
+                    Ok((uid, key, tls)) => self.read(uid, key, tls).await,
                     // Nothing is cancelled, and panics are caught.
                     Err(_) => false,
                 },
@@ -160,7 +163,7 @@ impl Controller {
                 self.entries.insert(uid, known);
                 return true;
             }
-            return self.enter(webhook, object, generation, known.key, None).await;
+            return self.enter(webhook, object, generation, Some(known), None).await;
         }
         let found = Box::new(object.status.clone().unwrap_or_default());
         self.enter(webhook, object, generation, None, Some(found)).await
@@ -200,12 +203,13 @@ impl Controller {
         webhook: WebhookRef,
         object: Webhook,
         generation: i64,
-        key: Option<Arc<SigningKey>>,
+        known: Option<Entry>,
         found: Option<Box<WebhookStatus>>,
     ) -> bool {
         let plan = Plan::read(&object.spec, self.require_https);
-        let reference = object.spec.secret_ref.map(|secret| KeyReference {
-            namespace: webhook.namespace.clone(),
+        let namespace = &webhook.namespace;
+        let key = object.spec.secret_ref.map(|secret| KeyReference {
+            namespace: namespace.clone(),
             name: secret.name,
             key: secret.key,
             encoding: match object.spec.format {
@@ -213,9 +217,11 @@ impl Controller {
                 Format::LLMTune | Format::CloudEvents => Encoding::Raw,
             },
         });
-        let key = key.filter(|key| Some(key.reference()) == reference.as_ref());
+        let tls = object.spec.tls.as_ref().and_then(|tls| TlsReference::of(tls, namespace));
+        let (known_key, known_tls) = known.map(|known| (known.key.kept, known.tls.kept)).unwrap_or_default();
+        let (key, tls) = (Slot::new(key, known_key), Slot::new(tls, known_tls));
         let uid = webhook.uid;
-        let entry = Entry { webhook, generation, plan, reference, key, found, missing: None, reading: false };
+        let entry = Entry { webhook, generation, plan, key, tls, found, missing: None, reading: false };
         self.entries.insert(uid, entry);
         self.fetch(uid);
         self.publish(uid).await
@@ -226,29 +232,32 @@ impl Controller {
         !known || self.changes.send(Change::Removed(uid)).await.is_ok()
     }
 
-    /// The key was missing when it was needed. One that the spec no longer names is not missed; handing the Webhook on
+    /// Something was missing when it was needed. What the spec no longer names is not missed; handing the Webhook on
     /// anew releases it either way.
-    async fn lost(&mut self, uid: Uid, reference: &KeyReference, error: SecretError) -> bool {
+    async fn lost(&mut self, uid: Uid, reference: &Reference, error: ReferenceError) -> bool {
         let Some(entry) = self.entries.get_mut(&uid) else { return true };
-        if entry.reference.as_ref() == Some(reference) {
-            entry.key = None;
+        let named = match reference {
+            Reference::Key(key) => entry.key.lose(key),
+            Reference::Tls(tls) => entry.tls.lose(tls),
+        };
+        if named {
             entry.missing.get_or_insert_with(|| Missing::new(error));
         }
         self.publish(uid).await
     }
 
-    async fn read(&mut self, uid: Uid, reference: &KeyReference, result: Result<SigningKey, SecretError>) -> bool {
+    async fn read(&mut self, uid: Uid, key: Option<Reading<KeyReference>>, tls: Option<Reading<TlsReference>>) -> bool {
         let Some(entry) = self.entries.get_mut(&uid) else { return true };
         entry.reading = false;
-        if entry.reference.as_ref() != Some(reference) {
-            self.fetch(uid);
-            return true;
-        }
-        match result {
-            Ok(key) => {
-                entry.key = Some(Arc::new(key));
-                entry.missing = None;
+        // Both are taken, whatever the first is.
+        let (key, tls) = (entry.key.take(key), entry.tls.take(tls));
+        match key.and(tls) {
+            Ok(()) if !entry.is_complete() => {
+                // The spec has come to name something else.
+                self.fetch(uid);
+                return true;
             }
+            Ok(()) => entry.missing = None,
             Err(error) => match &mut entry.missing {
                 Some(missing) => {
                     missing.look_again_after(Instant::now());
@@ -288,21 +297,18 @@ impl Controller {
         true
     }
 
-    /// Begins to read the key, where one is named and not at hand.
+    /// Begins to read what is named and not at hand.
     fn fetch(&mut self, uid: Uid) {
         let Some(entry) = self.entries.get_mut(&uid) else { return };
-        let Some(reference) = entry.reference.clone() else { return };
-        if entry.key.is_some() || entry.reading || entry.plan.is_err() {
+        if entry.is_complete() || entry.reading || entry.plan.is_err() {
             return;
         }
         entry.reading = true;
-        let (client, permits) = (self.client.clone(), Arc::clone(&self.permits));
+        let (key, tls) = (entry.key.lacks(), entry.tls.lacks());
+        let (reader, permits) = (Arc::clone(&self.reader), Arc::clone(&self.permits));
         self.readings.spawn(async move {
             let _permit = permits.acquire().await;
-            // A panic is a bug, and yet must not leave the Webhook without its key: it counts as a failed reading.
-            let reading = AssertUnwindSafe(SigningKey::read(client, reference.clone())).catch_unwind();
-            let result = reading.await.unwrap_or_else(|_| Err(SecretError::broken(&reference)));
-            (uid, reference, result)
+            (uid, Reading::make(&reader, key).await, Reading::make(&reader, tls).await)
         });
     }
 

@@ -195,6 +195,9 @@ fn invalid_webhooks() -> Vec<(Value, &'static str, &'static str)> {
     let events = |events: &[&str]| with(json!({"events": events}));
     let timeout = |timeout: Value| delivery(json!({"timeout": timeout}));
     let secret = |secret: Value| with(json!({"secretRef": secret}));
+    let tls = |tls: Value| with(json!({"tls": tls}));
+    let bundle = |bundle: Value| tls(json!({"caBundleRef": bundle}));
+    let plain_tls = with(json!({"url": "http://ci.example.com", "tls": {"clientCertificateRef": {"name": "ci"}}}));
     let long = |count: usize| "a".repeat(count);
     let two_faults = with(json!({"url": "ftp://ci.example.com", "delivery": {"timeout": "soon"}}));
     vec![
@@ -284,6 +287,22 @@ fn invalid_webhooks() -> Vec<(Value, &'static str, &'static str)> {
         (secret(json!({"name": long(254)})), "spec.secretRef.name", "Too long: may not be more than 253"),
         (secret(json!({"name": "ci", "key": ""})), "spec.secretRef.key", KEY),
         (secret(json!({"name": "ci", "key": "my key"})), "spec.secretRef.key", KEY),
+        (plain_tls, "spec", "tls has no meaning for an http:// url: write https://, or remove tls"),
+        (tls(json!({})), "spec.tls", "tls must have caBundleRef, clientCertificateRef or both"),
+        (tls(json!({"insecure": true})), "spec.tls.insecure", "unknown field"),
+        (bundle(json!({"name": "ca"})), "spec.tls.caBundleRef.kind", "Required value"),
+        (bundle(json!({"kind": "Pod", "name": "ca"})), "spec.tls.caBundleRef.kind", "\"ConfigMap\", \"Secret\""),
+        (bundle(json!({"kind": "Secret", "name": "C A"})), "spec.tls.caBundleRef.name", "must be an object's name"),
+        (
+            bundle(json!({"kind": "Secret", "name": "ca", "key": "a b"})),
+            "spec.tls.caBundleRef.key",
+            "must be a key of the object",
+        ),
+        (
+            tls(json!({"clientCertificateRef": {"name": "C"}})),
+            "spec.tls.clientCertificateRef.name",
+            "must be a Secret's name",
+        ),
         (selector(json!({"matchLabels": {"team": "re search"}})), "spec.selector.matchLabels[team]", LABEL_VALUE),
         (selector(json!({"matchLabels": {"team": long(64)}})), "spec.selector.matchLabels", "not be more than 63"),
         (selector(json!({"matchLabels": {"team": 7}})), "spec.selector.matchLabels.team", "must be of type string"),
@@ -358,6 +377,10 @@ fn valid_webhooks() -> Vec<Value> {
         with(json!({"suspend": true})),
         with(json!({"secretRef": {"name": "ci-hook"}})),
         with(json!({"secretRef": {"name": "ci.hook.v2", "key": "webhook_Secret-1.txt"}})),
+        with(json!({"tls": {"caBundleRef": {"kind": "ConfigMap", "name": "ca"}}})),
+        with(json!({"tls": {
+            "caBundleRef": {"kind": "Secret", "name": "ca", "key": "bundle.pem"}, "clientCertificateRef": {"name": "ci"}
+        }})),
         selector(json!({})),
         selector(json!({"matchLabels": {}, "matchExpressions": []})),
         selector(json!({
@@ -499,7 +522,7 @@ fn a_null_counts_as_absent() {
     run(async {
         let apiserver = Apiserver::new().await;
         let nulls = json!({
-            "secretRef": null, "selector": null, "suspend": null,
+            "secretRef": null, "selector": null, "suspend": null, "tls": null,
             "delivery": {"timeout": null, "maxRetries": null, "backoff": null}
         });
         let taken = apiserver.try_out(&webhook("ci", URL, &nulls)).await.unwrap();

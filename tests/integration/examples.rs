@@ -26,6 +26,7 @@ fn every_example_is_taken_as_it_stands_and_its_webhook_becomes_ready() {
         }
         scene.wait("webhook/ci", "condition=Ready");
         scene.wait("webhook/llama-finished", "condition=Ready");
+        scene.wait("webhook/internal", "condition=Ready");
         let webhook = scene.get("webhook", "ci");
         assert_eq!(webhook["status"]["endpoint"], "https://receiver.example.com");
     });

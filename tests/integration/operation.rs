@@ -305,6 +305,12 @@ fn a_wrong_configuration_is_refused_with_what_to_write_instead() {
     assert!(nowhere.contains("--listen") && nowhere.contains("such as 0.0.0.0:8080"), "{nowhere}");
     assert!(refused(&["run", "--namespace=Bad Name"]).contains("such as llmtune-system"));
     assert!(refused(&["run", "--watch-namespace="]).contains("leave the flag"));
+    let one_address = refused(&["run", "--allow-cidr=127.0.0.0/8,10.1.2.3"]);
+    assert!(one_address.contains("--allow-cidr") && one_address.contains("write 10.1.2.3/32"), "{one_address}");
+    assert!(refused(&["run", "--deny-cidr=10.1.2.3/8"]).contains("write 10.0.0.0/8"));
+    assert!(refused(&["run", "--no-proxy=a.example.com"]).contains("--proxy"));
+    let proxy = refused(&["run", listen, "--proxy=user:hunter2@proxy:3128"]);
+    assert!(proxy.contains("--proxy: write the proxy's URL") && !proxy.contains("hunter2"), "{proxy}");
     let unreadable = refused(&["run", listen]);
     assert!(unreadable.contains("KUBECONFIG=/nonexistent cannot be used"), "{unreadable}");
     assert!(unreadable.contains("No such file") && !unreadable.contains("in-cluster"), "{unreadable}");

@@ -135,8 +135,17 @@ impl Scene {
 
     /// Applies an object here; the error is kubectl's message.
     pub fn try_apply(&self, object: &Value) -> Result<(), String> {
+        self.try_apply_text(&object.to_string())
+    }
+
+    /// Applies manifests as a document shows them; an error is the test's.
+    pub fn apply_text(&self, manifests: &str) {
+        self.try_apply_text(manifests).unwrap_or_else(|error| panic!("{error}\n{manifests}"));
+    }
+
+    fn try_apply_text(&self, manifests: &str) -> Result<(), String> {
         let arguments = ["-n", &self.namespace, "apply", "--server-side", "--force-conflicts", "-f", "-"];
-        let output = self.plane.kubectl_with_input(&arguments, &object.to_string());
+        let output = self.plane.kubectl_with_input(&arguments, manifests);
         if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
     }
 

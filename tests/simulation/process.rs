@@ -627,6 +627,9 @@ impl Process {
             // Told anew, it goes anew; if it was flushed before, that is caught.
             let ended = self.flushing.iter_mut().map(|flushing| &mut flushing.held.ended).chain([&mut self.ended]);
             ended.for_each(|ended| ended.retain(|(_, known)| *known != event.id));
+            if let Some(flushing) = &mut self.flushing {
+                flushing.held.failed.retain(|(_, known, _)| *known != event.id);
+            }
         }
         for webhook in &observed.dropped {
             env.oracle.reached.extend(observed.events.iter().map(|event| (*webhook, event.id)));

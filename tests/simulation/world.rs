@@ -45,6 +45,7 @@ enum Action {
     Install,
     Uninstall,
     Source,
+    Edit,
     Catalog,
     Gauge,
     Reconfigure,
@@ -171,7 +172,7 @@ impl World {
     /// Each seed has its own mixture of what happens.
     fn actions(random: &mut Random) -> Vec<Action> {
         use Action::{
-            Answer, Backup, Catalog, Change, Compact, Consume, Create, Delete, Due, End, Endpoint, Flush, Gauge,
+            Answer, Backup, Catalog, Change, Compact, Consume, Create, Delete, Due, Edit, End, Endpoint, Flush, Gauge,
             HarmLedger, HookCreate, HookDelete, HookHold, Install, Keep, Kill, Network, Pause, Reconfigure, Restore,
             Resume, Select, Source, Start, Stop, Uninstall, Watch,
         };
@@ -188,6 +189,7 @@ impl World {
             rare(HarmLedger, 14, 8),
             rare(Reconfigure, 12, 3),
             rare(Source, 80, 14),
+            rare(Edit, 30, 30),
             rare(Uninstall, 30, 2),
             rare(Gauge, 100, 20),
             rare(HookCreate, 50, 3),
@@ -279,6 +281,7 @@ impl World {
             Action::Install => self.env.installed = [true; KINDS.len()],
             Action::Uninstall => self.uninstall(),
             Action::Source => self.configure(),
+            Action::Edit => self.edit(),
             Action::Gauge => self.turn(),
             Action::Reconfigure => {
                 if !self.processes.iter().any(Process::is_alive) {
@@ -447,6 +450,18 @@ impl World {
         self.env.say(|| format!("the source of {} is now {:?}", KINDS[kind].name, self.env.store.sources[kind]));
     }
 
+    /// A WebhookSource is edited in what decides no stages, and the leader hears of it at once.
+    fn edit(&mut self) {
+        self.serial += 1;
+        let kind = MAPPED[self.env.random.below(MAPPED.len())];
+        if let Some(source) = &mut self.env.store.sources[kind] {
+            source.edition = self.serial;
+            if let Some(at) = self.some_process(Process::is_working) {
+                self.work(at, Action::Catalog);
+            }
+        }
+    }
+
     /// The definition of a kind goes, and all its objects with it.
     fn uninstall(&mut self) {
         let kind = MAPPED[self.env.random.below(MAPPED.len())];
@@ -611,9 +626,11 @@ impl World {
 
     /// All of the ledger is deleted, or a piece of it is garbled.
     fn harm(&mut self) {
-        if self.processes.iter().any(Process::is_alive) || self.env.store.segments.is_empty() {
+        let leads = self.processes.iter().any(Process::is_alive);
+        if self.env.store.segments.is_empty() || (leads && self.env.random.chance(75)) {
             return;
         }
+        self.die();
         self.env.store.ledger_harmed = true;
         self.env.say(|| "the ledger is harmed".into());
         if self.env.random.chance(40) {
@@ -712,7 +729,7 @@ impl World {
         answer
     }
 
-    /// The last leader is killed without warning.
+    /// All processes are killed without warning.
     fn die(&mut self) {
         for process in &mut self.processes {
             process.kill(&mut self.env);

@@ -230,7 +230,7 @@ fn becomes(clients: &Clients, url: &str) -> Becomes {
     let Ok(plan) = Plan::read(&serde_json::from_value(spec).unwrap(), false) else { return Nothing };
     let host = plan.url.host_str().unwrap().to_owned();
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    match (clients.client(&plan.url), address) {
+    match (clients.client(&plan.url, None), address) {
         (Err(ClientError::Refused(refused)), Ok(_)) => match refused.refusal {
             Refusal::BuiltIn(_, what) => Refused(what),
             other => panic!("{other}"),

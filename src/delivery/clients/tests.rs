@@ -86,7 +86,7 @@ fn guard(allow: &[&str], apiserver: &[SocketAddr]) -> Guard {
 async fn send(clients: &Clients, url: &str) -> (Class, String) {
     let url = Url::parse(url).unwrap();
     let limit = Duration::from_secs(10);
-    let error = match clients.client(&url) {
+    let error = match clients.client(&url, None) {
         Err(error) => error,
         Ok(client) => match client.post(url).timeout(limit).body("{}").send().await {
             Ok(_) => return (Class::Success, String::new()),
@@ -181,4 +181,22 @@ fn a_proxy_that_cannot_be_is_refused_without_telling_what_was_written() {
         let error = Proxy::new(url, "").err().unwrap_or_else(|| panic!("{url} is taken"));
         assert!(error.contains("such as http://proxy.example.com:3128") && !error.contains("hunter2"), "{error}");
     }
+}
+
+#[test]
+fn webhooks_share_the_clients_of_their_tls_and_a_port_of_the_apiserver_has_one_of_its_own() {
+    let own = SocketAddr::from(([127, 0, 0, 1], 6443));
+    let clients = Clients::new(Vec::new(), guard(&[], &[own]), Fickle::new(&[&[]]), None).unwrap();
+    let ask = |url: &str, tls: Option<&Material>| clients.client(&Url::parse(url).unwrap(), tls).map(|_| ()).unwrap();
+    for url in ["https://a.example.com/", "http://b.example.com/", "https://c.example.com:8443/"] {
+        ask(url, None);
+    }
+    assert_eq!(clients.pool.clients.lock().unwrap().len(), 1);
+    ask("https://d.example.com:6443/", None);
+    assert_eq!(clients.pool.clients.lock().unwrap().len(), 2);
+    let certificate = rcgen::generate_simple_self_signed(["a.example.com".to_owned()]).unwrap().cert.pem();
+    let tls = crate::delivery::tls::Materials::default().get(Some(certificate.as_bytes()), None).unwrap();
+    ask("https://a.example.com/", Some(&tls));
+    ask("https://b.example.com/", Some(&tls));
+    assert_eq!((tls.pool.clients.lock().unwrap().len(), clients.pool.clients.lock().unwrap().len()), (1, 2));
 }

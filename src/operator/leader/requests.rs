@@ -120,8 +120,9 @@ impl Leader {
             Ok(tested) => tested,
             Err(error) => return warn!(%error, "a test broke off"),
         };
-        if let Some((reference, error)) = attempted.lost_key {
-            let _ = self.lost_keys.send((attempted.outcome.webhook, reference, error));
+        let lacks = attempted.lost.as_ref().map(|(_, error)| error.to_string());
+        if let Some((reference, error)) = attempted.lost {
+            let _ = self.lost.send((attempted.outcome.webhook, reference, error));
         }
         let now = self.clock.now();
         let Some(webhook) = self.named(&object).map(|known| known.webhook.clone()) else {
@@ -135,7 +136,8 @@ impl Leader {
                     .waiting
                     .push((Instant::now() + PATIENCE, Asked::Test { object, event: event.event_type }));
             }
-            let message = format!("nothing was sent: the Secret of Webhook {} cannot be read", webhook.name);
+            let lacks = lacks.unwrap_or_else(|| "the Webhook is not ready".to_owned());
+            let message = format!("nothing was sent: {lacks}");
             let subject = Subject::Test { event, owner: Some(webhook) };
             let answer = unsent(object, subject, "WebhookNotReady", message, now);
             return self.order(Order::Answer(Box::new(answer)));

@@ -30,7 +30,7 @@ fn shows(webhook: &Value, lines: Vec<Value>) -> impl Fn(&str) -> Answer + Send +
 
 struct Running {
     changes: mpsc::Receiver<Change>,
-    _lost_keys: mpsc::UnboundedSender<LostKey>,
+    _lost_keys: mpsc::UnboundedSender<Lost>,
 }
 
 fn run(client: Client) -> Running {

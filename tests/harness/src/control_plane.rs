@@ -52,11 +52,30 @@ pub struct ControlPlane {
     etcd: Mutex<Option<Process>>,
     apiserver: Mutex<Option<Process>>,
     controllers: Mutex<Vec<Process>>,
+    audited: bool,
 }
+
+/// Who asked for what, without the content.
+const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [
+    {"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}]}"#;
 
 impl ControlPlane {
     /// Starts etcd and kube-apiserver and waits until they are ready.
     pub async fn start() -> Self {
+        Self::start_with(false).await
+    }
+
+    /// The same, with an audit log of what service accounts ask for.
+    pub async fn start_audited() -> Self {
+        Self::start_with(true).await
+    }
+
+    /// Where the audit log is.
+    pub fn audit_log(&self) -> PathBuf {
+        self.folder.join("audit.log")
+    }
+
+    async fn start_with(audited: bool) -> Self {
         // Both clients of the tests use it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = temporary_folder("control-plane");
@@ -71,6 +90,7 @@ impl ControlPlane {
             etcd: Mutex::default(),
             apiserver: Mutex::default(),
             controllers: Mutex::default(),
+            audited,
         };
         plane.start_etcd();
         plane.start_apiserver();
@@ -152,6 +172,12 @@ impl ControlPlane {
             .args(["--service-account-signing-key-file", &file("sa.key")])
             .args(["--authorization-mode", "RBAC", "--service-cluster-ip-range", "10.0.0.0/24"])
             .args(["--endpoint-reconciler-type", "none", "--profiling=false"]);
+        if self.audited {
+            fs::write(folder.join("audit-policy.json"), AUDIT_POLICY).unwrap();
+            command
+                .args(["--audit-policy-file", &file("audit-policy.json"), "--audit-log-path", &file("audit.log")])
+                .args(["--audit-log-mode", "blocking"]);
+        }
         *self.apiserver.lock().unwrap() =
             Some(Process::start("kube-apiserver", &mut command, &folder.join("kube-apiserver.log")));
     }
@@ -178,6 +204,19 @@ impl ControlPlane {
             client.request_text(request).await.ok()
         })
         .await;
+    }
+
+    /// Starts what fills aggregated roles in, and nothing else of the controller-manager.
+    pub fn start_role_aggregation(&self) {
+        let mut command = Command::new(tool("kube-controller-manager"));
+        command.arg("--kubeconfig").arg(self.kubeconfig("admin")).args([
+            "--controllers=clusterrole-aggregation-controller",
+            "--secure-port",
+            "0",
+            "--leader-elect=false",
+        ]);
+        let log = self.folder.join("role-aggregation.log");
+        self.controllers.lock().unwrap().push(Process::start("role-aggregation", &mut command, &log));
     }
 
     /// Starts what real rollouts need: controller-manager, scheduler, kwok and a node.

@@ -1,0 +1,496 @@
+//! The sources in `examples/sources/`, as a user applies them: objects of each system's real shape walk through their
+//! states, as their controllers write them, and send what their lives mean and nothing else.
+//!
+//! A walk is a table, in `source_examples/`: what happens, the status that the system writes then, and what is sent.
+
+use std::{fs, path::PathBuf, sync::Arc};
+
+use kube::{
+    Api, Client,
+    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    core::GroupVersionKind,
+};
+use llmtune_webhooks_harness::{
+    control_plane::ControlPlane,
+    eventually,
+    operator::{Operator, OperatorOptions},
+    receiver::{Received, Receiver},
+    root,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use crate::support::{BINARY, SOON, Scene, run};
+
+/// One object's life.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Walk {
+    /// What it is about, for a test that fails.
+    #[serde(rename = "walk")]
+    about: String,
+    /// The object as it is created.
+    object: Value,
+    steps: Vec<Step>,
+}
+
+/// Something that happens to the object: its metadata, then its spec, are patched, its status is written, it is deleted.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Step {
+    then: String,
+    metadata: Option<Value>,
+    spec: Option<Value>,
+    /// The whole status, as controllers write it.
+    status: Option<Value>,
+    #[serde(default)]
+    delete: bool,
+    /// The events that this sends, in order.
+    sends: Vec<String>,
+    /// Members that the last one's `data` has.
+    data: Option<Value>,
+}
+
+fn walks(source: &str) -> Vec<Walk> {
+    let path = root().join(format!("tests/integration/source_examples/{source}.yaml"));
+    let text = fs::read_to_string(&path).unwrap();
+    let read = |walk| serde_saphyr::from_str(walk).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.split("\n---\n").map(read).collect()
+}
+
+/// A kind: its group, version, name and plural.
+type Kind = (&'static str, &'static str, &'static str, &'static str);
+
+/// The kinds that the sources watch and Kubernetes does not bring.
+const KINDS: [Kind; 6] = [
+    ("trainer.kubeflow.org", "v1alpha1", "TrainJob", "trainjobs"),
+    ("kubeflow.org", "v1", "PyTorchJob", "pytorchjobs"),
+    ("ray.io", "v1", "RayJob", "rayjobs"),
+    ("jobset.x-k8s.io", "v1alpha2", "JobSet", "jobsets"),
+    ("serving.kserve.io", "v1beta1", "InferenceService", "inferenceservices"),
+    ("argoproj.io", "v1alpha1", "Rollout", "rollouts"),
+];
+
+const JOB: Kind = ("batch", "v1", "Job", "jobs");
+/// The kind of the guide's own source.
+const VOLCANO_JOB: Kind = ("batch.volcano.sh", "v1alpha1", "Job", "jobs");
+
+/// The kind that a resource, or an object, names.
+fn kind_of(named: &Value) -> Kind {
+    let mut kinds = KINDS.into_iter().chain([JOB, VOLCANO_JOB]);
+    let names = |(group, version, kind, _): &Kind| {
+        named["apiVersion"] == format!("{group}/{version}") && named["kind"] == *kind
+    };
+    kinds.find(names).unwrap()
+}
+
+fn definition((group, version, kind, plural): Kind) -> Value {
+    let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.{group}")},
+        "spec": {
+            "group": group, "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()},
+            "versions": [{
+                "name": version, "served": true, "storage": true, "subresources": {"status": {}},
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": open, "status": open}}}
+            }]
+        }
+    })
+}
+
+fn examples() -> Vec<PathBuf> {
+    let entries = fs::read_dir(root().join("examples/sources")).unwrap().map(|entry| entry.unwrap().path());
+    let mut manifests: Vec<PathBuf> =
+        entries.filter(|path| path.extension().is_some_and(|extension| extension == "yaml")).collect();
+    manifests.sort();
+    manifests
+}
+
+/// A control plane on which all examples are applied, and the operator that serves them in all namespaces.
+struct Stage {
+    plane: Arc<ControlPlane>,
+    operator: Operator,
+}
+
+impl Stage {
+    async fn start() -> Self {
+        let plane = Arc::new(ControlPlane::start().await);
+        plane.install_crds();
+        plane.start_role_aggregation();
+        let scene = Scene::on(Arc::clone(&plane), "operator").await;
+        for kind in KINDS {
+            scene.apply(&definition(kind));
+        }
+        scene.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
+        for manifest in examples() {
+            scene.kubectl(&["apply", "--server-side", "--validate=strict", "-f", manifest.to_str().unwrap()]);
+        }
+        let operator =
+            Operator::start_ready(&plane, &OperatorOptions::new(BINARY, &scene.namespace).cluster_wide()).await;
+        scene.kubectl(&["wait", "--for=condition=Ready", "--timeout=90s", "webhooksource", "--all"]);
+        Self { plane, operator }
+    }
+
+    /// The stage that the walks share: each has a namespace of its own.
+    async fn shared() -> &'static Self {
+        static STAGE: OnceCell<Stage> = OnceCell::const_new();
+        STAGE.get_or_init(Self::start).await
+    }
+}
+
+/// A namespace in which objects live, and what its one Webhook got.
+struct Theatre {
+    scene: Scene,
+    client: Client,
+    receiver: Receiver,
+    /// The events so far, with the names of their objects.
+    expected: Vec<(String, String)>,
+}
+
+impl Theatre {
+    async fn new(stage: &Stage, name: &str) -> Self {
+        let scene = Scene::on(Arc::clone(&stage.plane), name).await;
+        let receiver = Receiver::start().await;
+        // One at a time: what comes last shows that nothing else came before it.
+        scene.webhook("ci", &receiver.url(), &json!({"delivery": {"concurrency": 1}}));
+        scene.wait("webhook/ci", "condition=Ready");
+        Self { client: scene.plane.admin().await, scene, receiver, expected: Vec::new() }
+    }
+
+    fn api(&self, object: &Value) -> Api<DynamicObject> {
+        let (group, version, kind, plural) = kind_of(object);
+        let kind = GroupVersionKind::gvk(group, version, kind);
+        Api::namespaced_with(
+            self.client.clone(),
+            &self.scene.namespace,
+            &ApiResource::from_gvk_with_plural(&kind, plural),
+        )
+    }
+
+    /// Creates an object; gives its uid.
+    async fn create(&self, object: &Value) -> String {
+        let object: DynamicObject = serde_json::from_value(object.clone()).unwrap();
+        let api = self.api(&serde_json::to_value(&object).unwrap());
+        api.create(&PostParams::default(), &object).await.unwrap().metadata.uid.unwrap()
+    }
+
+    /// Replaces the status of an object.
+    async fn status(&self, object: &Value, status: &Value) {
+        let (api, name) = (self.api(object), object["metadata"]["name"].as_str().unwrap());
+        let mut current = api.get(name).await.unwrap();
+        current.data["status"] = status.clone();
+        api.replace_status(name, &PostParams::default(), &current).await.unwrap();
+    }
+
+    async fn patch(&self, object: &Value, patch: &Value) {
+        let name = object["metadata"]["name"].as_str().unwrap();
+        self.api(object).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    }
+
+    async fn delete(&self, object: &Value) {
+        let name = object["metadata"]["name"].as_str().unwrap();
+        self.api(object).delete(name, &DeleteParams::background()).await.unwrap();
+    }
+
+    /// Waits for these events of an object, and sees that they and those before are all that came.
+    async fn expect(&mut self, name: &str, events: &[String], why: &str) -> Option<Received> {
+        self.expected.extend(events.iter().map(|event| (event.clone(), name.to_owned())));
+        eventually(&format!("{why}: {events:?}; came: {:?}", self.receiver.events()), SOON, || async {
+            (self.receiver.count() >= self.expected.len()).then_some(())
+        })
+        .await;
+        assert_eq!(self.receiver.events(), self.expected, "{why}");
+        self.receiver.received().pop()
+    }
+
+    /// Walks an object through its life. After each step that sends nothing, another object of its kind lives the life of
+    /// `fence`: had the step sent something, it would have come before.
+    async fn walk(&mut self, walk: &Walk, fence: &Walk) {
+        self.create(&walk.object).await;
+        for step in &walk.steps {
+            self.take(walk, step).await;
+            if step.sends.is_empty() {
+                let name = format!("fence-{}", self.expected.len());
+                let mut object = fence.object.clone();
+                object["metadata"]["name"] = json!(name);
+                let fence =
+                    Walk { about: format!("{}, {}", walk.about, step.then), object, steps: fence.steps.clone() };
+                self.create(&fence.object).await;
+                for step in &fence.steps {
+                    self.take(&fence, step).await;
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, walk: &Walk, step: &Step) {
+        let Step { then, metadata, spec, status, delete, sends, data } = step;
+        let why = format!("{}: {then}", walk.about);
+        if let Some(metadata) = metadata {
+            self.patch(&walk.object, &json!({"metadata": metadata})).await;
+        }
+        if let Some(spec) = spec {
+            self.patch(&walk.object, &json!({"spec": spec})).await;
+        }
+        if let Some(status) = status {
+            self.status(&walk.object, status).await;
+        }
+        if *delete {
+            self.delete(&walk.object).await;
+        }
+        if sends.is_empty() {
+            return;
+        }
+        let last = self.expect(walk.object["metadata"]["name"].as_str().unwrap(), sends, &why).await;
+        for (key, value) in data.iter().flat_map(|data| data.as_object().unwrap()) {
+            let told = &last.as_ref().unwrap().json()["data"];
+            assert_eq!(&told[key], value, "{why}: data.{key} of {told:#}");
+        }
+    }
+}
+
+/// Walks all objects of a source, one after the other. The last walk of each ends with an event, and is the others' fence.
+fn is_walked(source: &str) {
+    run(async {
+        let stage = Stage::shared().await;
+        let mut theatre = Theatre::new(stage, source).await;
+        let walks = walks(source);
+        let fence = walks.last().unwrap();
+        assert!(fence.steps.iter().all(|step| !step.sends.is_empty()), "{} is no fence", fence.about);
+        for walk in &walks {
+            theatre.walk(walk, fence).await;
+        }
+        let labels = [("source", source)];
+        let errors = stage.operator.metric("llmtune_webhooks_source_evaluation_errors_total", &labels);
+        assert_eq!(errors as u64, 0, "{:#}", theatre.scene.get("webhooksource", source)["status"]);
+    });
+}
+
+#[test]
+fn a_kubeflow_trainjob_sends_each_start_and_end_once_whatever_its_pods_do() {
+    is_walked("kubeflow-trainjob");
+}
+
+#[test]
+fn a_kubeflow_pytorchjob_that_restarts_a_replica_has_neither_failed_nor_started_again() {
+    is_walked("kubeflow-pytorchjob");
+}
+
+#[test]
+fn a_kuberay_rayjob_has_failed_when_its_retries_are_used_up_and_not_before() {
+    is_walked("kuberay-rayjob");
+}
+
+#[test]
+fn a_jobset_that_restarts_has_not_failed_and_one_that_is_suspended_runs_again_when_it_is_resumed() {
+    is_walked("jobset");
+}
+
+#[test]
+fn a_kubernetes_job_starts_with_its_first_ready_pod_and_ends_with_its_last() {
+    is_walked("job");
+}
+
+#[test]
+fn a_kserve_inferenceservice_is_deployed_when_another_revision_has_all_the_traffic() {
+    is_walked("kserve-inferenceservice");
+}
+
+#[test]
+fn an_argo_rollout_is_deployed_when_its_canary_is_promoted_and_paused_only_at_zero() {
+    is_walked("argo-rollout");
+}
+
+#[test]
+fn every_source_has_its_walks_and_the_role_that_its_watch_needs() {
+    let sources: Vec<String> =
+        examples().iter().map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
+    assert_eq!(sources.len(), KINDS.len() + 1, "{sources:?}");
+    for source in sources {
+        assert!(!walks(&source).is_empty());
+        let text = fs::read_to_string(root().join(format!("examples/sources/{source}.yaml"))).unwrap();
+        let (mapping, role) = text.split_once("\n---\n").unwrap();
+        let (mapping, role): (Value, Value) =
+            (serde_saphyr::from_str(mapping).unwrap(), serde_saphyr::from_str(role).unwrap());
+        let (group, _, _, plural) = kind_of(&mapping["spec"]["resource"]);
+        assert_eq!(mapping["metadata"]["name"], *source);
+        assert_eq!(role["metadata"]["labels"]["rbac.llmtune.io/aggregate-to-operator"], "true");
+        let rule = json!({"apiGroups": [group], "resources": [plural], "verbs": ["get", "list", "watch"]});
+        assert_eq!(role["rules"], json!([rule]));
+    }
+}
+
+/// A controller's reference to what it owns.
+fn owner(object: &Value, uid: &str) -> Value {
+    json!([{
+        "apiVersion": object["apiVersion"], "kind": object["kind"], "name": object["metadata"]["name"], "uid": uid,
+        "controller": true, "blockOwnerDeletion": true
+    }])
+}
+
+#[test]
+fn a_trainjob_that_owns_a_jobset_that_owns_jobs_sends_one_start_and_one_completion_whatever_is_restarted() {
+    run(async {
+        let mut stage = Stage::start().await;
+        let mut theatre = Theatre::new(&stage, "owned").await;
+        let trainjob = json!({
+            "apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", "metadata": {"name": "llama"},
+            "spec": {"runtimeRef": {"name": "torch-distributed"}, "labels": {"llmtune.io/training-job": "true"}}
+        });
+        let uid = theatre.create(&trainjob).await;
+        let jobset = json!({
+            "apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet",
+            "metadata": {"name": "llama", "ownerReferences": owner(&trainjob, &uid), "labels": {"llmtune.io/training-job": "true"}},
+            "spec": {"replicatedJobs": [{"name": "node", "replicas": 2}]}
+        });
+        let uid = theatre.create(&jobset).await;
+        let mut jobs = Vec::new();
+        for index in 0..2 {
+            let job = json!({
+                "apiVersion": "batch/v1", "kind": "Job",
+                "metadata": {
+                    "name": format!("llama-node-{index}"), "ownerReferences": owner(&jobset, &uid),
+                    // Handed down from the TrainJob: it is not the label that keeps them silent.
+                    "labels": {"llmtune.io/training-job": "true"}
+                },
+                "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "node", "image": "example.com/trainer"}]}}}
+            });
+            theatre.create(&job).await;
+            jobs.push(job);
+        }
+
+        let condition = |kind: &str, reason: &str| json!({"type": kind, "status": "True", "reason": reason, "message": "done", "lastTransitionTime": "2026-11-24T12:00:00Z"});
+        let running =
+            json!({"startTime": "2026-11-24T10:00:00Z", "active": 1, "ready": 1, "uncountedTerminatedPods": {}});
+        for job in &jobs {
+            theatre.status(job, &running).await;
+        }
+        theatre.status(&jobset, &json!({"replicatedJobsStatus": [{"name": "node", "ready": 2}]})).await;
+        theatre.status(&trainjob, &json!({"jobsStatus": [{"name": "node", "ready": 1}]})).await;
+        theatre.expect("llama", &["training.started".into()], "all of them run").await;
+
+        for job in &jobs {
+            let status = json!({
+                "conditions": [condition("SuccessCriteriaMet", "CompletionsReached"), condition("Complete", "CompletionsReached")],
+                "startTime": "2026-11-24T10:00:00Z", "completionTime": "2026-11-24T12:00:00Z", "succeeded": 1,
+                "uncountedTerminatedPods": {}
+            });
+            theatre.status(job, &status).await;
+        }
+        let completed =
+            json!({"conditions": [condition("Completed", "AllJobsCompleted")], "terminalState": "Completed"});
+        theatre.status(&jobset, &completed).await;
+        theatre.status(&trainjob, &json!({"conditions": [condition("Complete", "AllJobsCompleted")]})).await;
+        let last = theatre.expect("llama", &["training.completed".into()], "all of them have completed").await.unwrap();
+        assert_eq!(last.json()["data"]["completedAt"], "2026-11-24T12:00:00Z");
+
+        // The operator's watches begin where they were; after an apiserver's restart they list anew.
+        stage.operator.stop();
+        stage.operator.restart();
+        stage.operator.wait_ready().await;
+        stage.plane.restart_apiserver().await;
+        theatre.delete(&jobs[0]).await;
+        let alone = json!({
+            "apiVersion": "batch/v1", "kind": "Job",
+            "metadata": {"name": "alone", "labels": {"llmtune.io/training-job": "true"}},
+            "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "train", "image": "example.com/trainer"}]}}}
+        });
+        theatre.create(&alone).await;
+        theatre.status(&alone, &running).await;
+        theatre.expect("alone", &["training.started".into()], "a Job that nothing owns runs").await;
+        for object in [&trainjob, &jobset] {
+            theatre.delete(object).await;
+        }
+        theatre.delete(&alone).await;
+        theatre.expect("alone", &["training.failed".into()], "it is deleted").await;
+    });
+}
+
+/// The blocks of the guide in this language, in their order.
+fn blocks(language: &str) -> Vec<String> {
+    let guide = fs::read_to_string(root().join("docs/sources.md")).unwrap();
+    let fence = format!("```{language}\n");
+    guide.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_guide_leads_from_a_trainjob_to_the_event_that_it_shows() {
+    run(async {
+        let stage = Stage::shared().await;
+        let scene = Scene::on(Arc::clone(&stage.plane), "guide").await;
+        let receiver = Receiver::start().await;
+        let manifests = blocks("yaml");
+        let subscription = manifests[0].replace("https://receiver.example.com/hooks", &receiver.url());
+        scene.kubectl(&["create", "secret", "generic", "training-hook", "--from-literal=secret=s3cret"]);
+        scene.apply_text(&subscription);
+        scene.wait("webhook/training", "condition=Ready");
+        scene.apply_text(&manifests[1]);
+
+        let write = |status: Value| {
+            let patch = json!({"status": status}).to_string();
+            let job = ["patch", "trainjob", "llama-lora", "--subresource=status", "--type=merge", "-p", &patch];
+            scene.kubectl(&job);
+        };
+        write(
+            json!({"jobsStatus": [{"name": "node", "ready": 1, "succeeded": 0, "failed": 0, "active": 1, "suspended": 0}]}),
+        );
+        receiver.wait_for("training.started", "llama-lora", SOON).await;
+        write(json!({"conditions": [{
+            "type": "Complete", "status": "True", "reason": "AllJobsCompleted", "message": "jobset completed successfully",
+            "lastTransitionTime": "2026-11-24T12:00:00Z"
+        }]}));
+        let received = receiver.wait_for("training.completed", "llama-lora", SOON).await;
+        assert!(received.is_signed_with("s3cret"));
+        let (mut told, mut shown) = (received.json(), serde_json::from_str::<Value>(&blocks("json")[0]).unwrap());
+        for event in [&mut told, &mut shown] {
+            for key in ["id", "deliveredAt"] {
+                assert!(event[key].take().is_string());
+            }
+            for key in ["jobId", "namespace", "createdAt"] {
+                assert!(event["data"][key].take().is_string());
+            }
+        }
+        assert_eq!(told, shown);
+    });
+}
+
+#[test]
+fn the_guides_own_source_waits_for_its_kind_and_maps_it_once_it_is_installed() {
+    run(async {
+        let stage = Stage::shared().await;
+        let mut theatre = Theatre::new(stage, "volcano").await;
+        theatre.scene.apply_text(&blocks("yaml")[2]);
+        let ready = async |status: &str, reason: &str| {
+            eventually(&format!("Ready={status} ({reason})"), SOON, || async {
+                let source = theatre.scene.get("webhooksource", "volcano-job");
+                let conditions = source["status"]["conditions"].as_array()?.clone();
+                let ready = conditions.into_iter().find(|condition| condition["type"] == "Ready")?;
+                (ready["status"] == status && ready["reason"] == reason).then_some(())
+            })
+            .await;
+        };
+        ready("False", "NotInstalled").await;
+        theatre.scene.apply(&definition(VOLCANO_JOB));
+        ready("True", "Watching").await;
+
+        let job = json!({
+            "apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job",
+            "metadata": {"name": "llama", "labels": {"team": "research"}}, "spec": {"minAvailable": 1}
+        });
+        let phase = |phase: &str| json!({"state": {"phase": phase, "lastTransitionTime": "2026-11-24T10:00:00Z"}});
+        theatre.create(&job).await;
+        for (next, events) in [
+            ("Pending", [].as_slice()),
+            ("Running", ["training.started".to_owned()].as_slice()),
+            ("Restarting", &[]),
+            ("Running", &[]),
+            ("Completed", &["training.completed".to_owned()]),
+        ] {
+            theatre.status(&job, &phase(next)).await;
+            theatre.expect("llama", events, next).await;
+        }
+    });
+}

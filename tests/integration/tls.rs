@@ -1,0 +1,386 @@
+//! TLS to endpoints with a CA of their own: whom a Webhook trusts, whom it shows itself to, and what is told where that fails.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::Bytes,
+    http::{Request, Response},
+};
+use http_body_util::{BodyExt, Empty};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use llmtune_webhooks_harness::eventually;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::ring,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    server::WebPkiClientVerifier,
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::support::{Jobs, SOON, Scene, run};
+
+/// A CA; all of them bear one name, as a CA that has renewed its key does.
+struct Ca(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate and its key.
+struct Issued {
+    certificate: rcgen::Certificate,
+    key: KeyPair,
+}
+
+impl Ca {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "internal CA");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    fn issue(&self, name: &str) -> Issued {
+        self.issue_with(name, |_| {})
+    }
+
+    fn issue_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Issued {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        Issued { certificate: params.signed_by(&key, &self.0).unwrap(), key }
+    }
+}
+
+impl Issued {
+    fn secret(&self, name: &str) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "type": "kubernetes.io/tls",
+            "stringData": {"tls.crt": self.certificate.pem(), "tls.key": self.key.serialize_pem()}
+        })
+    }
+}
+
+fn bundle(name: &str, ca: &Ca) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"ca.crt": ca.pem()}})
+}
+
+fn trusts(name: &str) -> Value {
+    json!({"caBundleRef": {"kind": "ConfigMap", "name": name}})
+}
+
+/// A TLS server for one request a connection, which can be given another certificate, or demand some of its clients.
+struct Endpoint {
+    port: u16,
+    config: Arc<Mutex<Arc<ServerConfig>>>,
+    /// The names of the jobs that it was told of.
+    received: Arc<Mutex<Vec<String>>>,
+}
+
+fn config(shown: &Issued, clients: Option<&Ca>) -> Arc<ServerConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let builder =
+        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().unwrap();
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(ca) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(ca.0.der().clone()).unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(shown.key.serialize_der()));
+    Arc::new(builder.with_single_cert(vec![shown.certificate.der().clone()], key).unwrap())
+}
+
+impl Endpoint {
+    async fn start(shown: &Issued, clients: Option<&Ca>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let endpoint = Self { port, config: Arc::new(Mutex::new(config(shown, clients))), received: Arc::default() };
+        let (configs, received) = (Arc::clone(&endpoint.config), Arc::clone(&endpoint.received));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = TlsAcceptor::from(configs.lock().unwrap().clone());
+                let received = Arc::clone(&received);
+                tokio::spawn(async move {
+                    let stream = match acceptor.accept(stream).into_fallible().await {
+                        Ok(stream) => stream,
+                        // Reads on, so that what it said is not lost to a reset.
+                        Err((_, mut stream)) => {
+                            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+                            return;
+                        }
+                    };
+                    let service = service_fn(move |request: Request<Incoming>| {
+                        let received = Arc::clone(&received);
+                        async move {
+                            let body = request.into_body().collect().await.unwrap().to_bytes();
+                            let body: Value = serde_json::from_slice(&body).unwrap();
+                            received.lock().unwrap().push(body["data"]["name"].as_str().unwrap().to_owned());
+                            Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+                        }
+                    });
+                    let _ =
+                        http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        endpoint
+    }
+
+    fn show(&self, shown: &Issued, clients: Option<&Ca>) {
+        *self.config.lock().unwrap() = config(shown, clients);
+    }
+
+    fn url(&self) -> String {
+        format!("https://localhost:{}/hook", self.port)
+    }
+
+    async fn wait_for(&self, job: &str) {
+        eventually(&format!("the endpoint is told of {job}"), Duration::from_secs(60), || async {
+            self.received.lock().unwrap().iter().any(|name| name == job).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Makes a Webhook that tries once, unless told otherwise.
+fn webhook(scene: &Scene, name: &str, url: &str, tls: Option<Value>, retries: u32) {
+    let backoff = json!({"initial": "200ms", "factor": 1, "max": "200ms"});
+    let mut spec = json!({"delivery": {"maxRetries": retries, "backoff": backoff}});
+    if let Some(tls) = tls {
+        spec["tls"] = tls;
+    }
+    scene.webhook(name, url, &spec);
+}
+
+async fn start_job(scene: &Scene, name: &str) {
+    let jobs = Jobs::new(scene).await;
+    jobs.create(name).await;
+    jobs.start(name).await;
+}
+
+/// Waits for what the status says of a failed attempt.
+async fn failure(scene: &Scene, webhook: &str) -> String {
+    eventually(&format!("the failure is in the status of {webhook}"), SOON, || async {
+        scene.get("webhook", webhook)["status"]["lastFailure"]["error"].as_str().map(str::to_owned)
+    })
+    .await
+}
+
+#[test]
+fn a_bundle_is_trusted_from_a_configmap_or_a_secret_by_the_webhook_that_names_it_and_no_other() {
+    run(async {
+        let scene = Scene::new("bundle").await;
+        let ca = Ca::new();
+        let endpoint = Endpoint::start(&ca.issue("localhost"), None).await;
+        scene.apply(&bundle("internal-ca", &ca));
+        scene.apply(&json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "internal"}, "stringData": {"bundle.pem": ca.pem()}
+        }));
+        let from_secret = json!({"caBundleRef": {"kind": "Secret", "name": "internal", "key": "bundle.pem"}});
+        webhook(&scene, "config-map", &endpoint.url(), Some(trusts("internal-ca")), 0);
+        webhook(&scene, "secret", &endpoint.url(), Some(from_secret), 0);
+        webhook(&scene, "neither", &endpoint.url(), None, 0);
+        let operator = scene.operator().await;
+        for name in ["config-map", "secret", "neither"] {
+            scene.wait(&format!("webhook/{name}"), "condition=Ready");
+        }
+        start_job(&scene, "llama").await;
+        for name in ["config-map", "secret"] {
+            scene.wait(&format!("webhook/{name}"), "condition=Healthy");
+        }
+        let error = failure(&scene, "neither").await;
+        assert!(
+            error.contains("is issued by nobody who is trusted: name the issuer's in spec.tls.caBundleRef"),
+            "{error}"
+        );
+        assert_eq!(operator.metric("llmtune_webhooks_attempts_total", &[("outcome", "tls")]) as u64, 1);
+        assert_eq!(endpoint.received.lock().unwrap().len(), 2);
+        let lists = [("resource", "configmaps"), ("verb", "list")];
+        assert_eq!(operator.metric("llmtune_webhooks_api_requests_total", &lists) as u64, 0);
+    });
+}
+
+#[test]
+fn what_is_wrong_with_a_certificate_is_named_in_the_status() {
+    run(async {
+        let scene = Scene::new("certificates").await;
+        let ca = Ca::new();
+        let past = |params: &mut CertificateParams| params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        let future = |params: &mut CertificateParams| params.not_before = rcgen::date_time_ymd(4000, 1, 1);
+        let expired = Endpoint::start(&ca.issue_with("localhost", past), None).await;
+        let early = Endpoint::start(&ca.issue_with("localhost", future), None).await;
+        let other = Endpoint::start(&ca.issue("other.example.com"), None).await;
+        // The same name, another key.
+        let unknown = Endpoint::start(&Ca::new().issue("localhost"), None).await;
+        let old = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let old_url = format!("https://localhost:{}/hook", old.local_addr().unwrap().port());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = old.accept().await {
+                let mut hello = [0; 4096];
+                let _ = stream.read(&mut hello).await;
+                // A ServerHello of TLS 1.1 (RFC 4346, 7.4.1.3), with TLS_RSA_WITH_AES_128_CBC_SHA.
+                let mut answer = vec![22, 3, 2, 0, 42, 2, 0, 0, 38, 3, 2];
+                answer.extend([7; 32]);
+                answer.extend([0, 0, 0x2f, 0]);
+                let _ = stream.write_all(&answer).await;
+                let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            }
+        });
+        scene.apply(&bundle("internal-ca", &ca));
+        let cases = [
+            ("expired", expired.url(), "TLS: the endpoint's certificate has expired: renew it"),
+            ("early", early.url(), "TLS: the endpoint's certificate is not valid yet"),
+            ("other", other.url(), "is not for the host in spec.url, but for other.example.com"),
+            ("unknown", unknown.url(), "is issued by nobody who is trusted"),
+            ("old", old_url, "TLS: the endpoint offers no TLS 1.2 or 1.3"),
+        ];
+        for (name, url, _) in &cases {
+            webhook(&scene, name, url, Some(trusts("internal-ca")), 0);
+        }
+        let _operator = scene.operator().await;
+        for (name, ..) in &cases {
+            scene.wait(&format!("webhook/{name}"), "condition=Ready");
+        }
+        start_job(&scene, "llama").await;
+        for (name, _, says) in &cases {
+            let error = failure(&scene, name).await;
+            assert!(error.contains(says), "{name}: {error}");
+        }
+    });
+}
+
+#[test]
+fn an_endpoint_that_demands_a_client_certificate_is_shown_the_one_that_is_named_and_nobody_sees_its_key() {
+    run(async {
+        let scene = Scene::new("mtls").await;
+        let (ca, clients) = (Ca::new(), Ca::new());
+        let endpoint = Endpoint::start(&ca.issue("localhost"), Some(&clients)).await;
+        scene.apply(&bundle("internal-ca", &ca));
+        let good = clients.issue("ci");
+        scene.apply(&good.secret("good"));
+        scene.apply(&Ca::new().issue("ci").secret("stranger"));
+        let shows = |name: &str| {
+            let mut tls = trusts("internal-ca");
+            tls["clientCertificateRef"] = json!({"name": name});
+            Some(tls)
+        };
+        webhook(&scene, "good", &endpoint.url(), shows("good"), 0);
+        webhook(&scene, "stranger", &endpoint.url(), shows("stranger"), 0);
+        webhook(&scene, "none", &endpoint.url(), Some(trusts("internal-ca")), 0);
+        let operator = scene.operator().await;
+        for name in ["good", "stranger", "none"] {
+            scene.wait(&format!("webhook/{name}"), "condition=Ready");
+        }
+        start_job(&scene, "llama").await;
+        scene.wait("webhook/good", "condition=Healthy");
+        let error = failure(&scene, "stranger").await;
+        assert!(error.contains("refuses the client certificate of spec.tls.clientCertificateRef"), "{error}");
+        let error = failure(&scene, "none").await;
+        assert!(error.contains("requires a client certificate: name one in spec.tls.clientCertificateRef"), "{error}");
+        assert_eq!(endpoint.received.lock().unwrap().len(), 1);
+
+        let pem = good.key.serialize_pem();
+        let canary = pem.lines().nth(1).unwrap();
+        let objects = scene.kubectl(&["get", "webhooks,events,webhookdeliveries", "-o", "json"]);
+        for (what, text) in [("log", operator.log()), ("metrics", operator.metrics()), ("objects", objects)] {
+            assert!(!text.contains(canary), "the {what} hold the key");
+        }
+    });
+}
+
+#[test]
+fn a_bundle_and_a_client_certificate_that_are_replaced_take_effect_live() {
+    run(async {
+        let scene = Scene::new("renewed").await;
+        let (old, new) = (Ca::new(), Ca::new());
+        let (old_clients, new_clients) = (Ca::new(), Ca::new());
+        let endpoint = Endpoint::start(&old.issue("localhost"), Some(&old_clients)).await;
+        scene.apply(&bundle("internal-ca", &old));
+        scene.apply(&old_clients.issue("ci").secret("client"));
+        let mut tls = trusts("internal-ca");
+        tls["clientCertificateRef"] = json!({"name": "client"});
+        // Enough retries for as long as a copy may be used: it is read again at most once in five seconds.
+        let backoff = json!({"initial": "1s", "factor": 1, "max": "1s"});
+        scene.webhook("ci", &endpoint.url(), &json!({"tls": tls, "delivery": {"maxRetries": 20, "backoff": backoff}}));
+        let operator = scene.operator().await;
+        scene.wait("webhook/ci", "condition=Ready");
+        start_job(&scene, "before").await;
+        endpoint.wait_for("before").await;
+
+        endpoint.show(&new.issue("localhost"), Some(&old_clients));
+        start_job(&scene, "new-ca").await;
+        assert!(failure(&scene, "ci").await.contains("is issued by nobody who is trusted"));
+        let replaced = Instant::now();
+        scene.apply(&bundle("internal-ca", &new));
+        endpoint.wait_for("new-ca").await;
+        println!("a new bundle was in force after {:?}", replaced.elapsed());
+
+        endpoint.show(&new.issue("localhost"), Some(&new_clients));
+        start_job(&scene, "new-client").await;
+        eventually("the old certificate is refused", SOON, || async {
+            let error = scene.get("webhook", "ci")["status"]["lastFailure"]["error"].as_str()?.to_owned();
+            error.contains("refuses the client certificate").then_some(())
+        })
+        .await;
+        let replaced = Instant::now();
+        scene.apply(&new_clients.issue("ci").secret("client"));
+        endpoint.wait_for("new-client").await;
+        println!("a new client certificate was in force after {:?}", replaced.elapsed());
+        assert_eq!(operator.metric("llmtune_webhooks_deliveries_total", &[("result", "exhausted")]) as u64, 0);
+    });
+}
+
+#[test]
+fn a_bundle_or_certificate_that_is_missing_or_broken_holds_events_is_said_without_its_content_and_heals() {
+    run(async {
+        let scene = Scene::new("lacking").await;
+        let (ca, clients) = (Ca::new(), Ca::new());
+        let endpoint = Endpoint::start(&ca.issue("localhost"), Some(&clients)).await;
+        let mut tls = trusts("late");
+        tls["clientCertificateRef"] = json!({"name": "client"});
+        webhook(&scene, "ci", &endpoint.url(), Some(tls), 0);
+        let operator = scene.operator().await;
+        let lacks = async |reason: &str, says: &str| {
+            scene.wait_condition("ci", "Ready", "False", reason, SOON).await;
+            let (_, _, message) = scene.condition("ci", "Ready").unwrap();
+            assert!(message.contains(says), "{message}");
+            assert!(!message.contains("canary"), "{message}");
+        };
+        lacks("CABundleNotFound", "ConfigMap \"late\" does not exist in this namespace: create it").await;
+        start_job(&scene, "llama").await;
+        let map = |data: &Value| {
+            scene.apply(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "late"}, "data": data}));
+        };
+        map(&json!({"other": "x"}));
+        lacks("CABundleKeyNotFound", "has no key \"ca.crt\"").await;
+        map(&json!({"ca.crt": "canary"}));
+        lacks("ClientCertificateNotFound", "Secret \"client\" does not exist").await;
+        let mut mismatched = clients.issue("ci").secret("client");
+        mismatched["stringData"]["tls.key"] = json!(KeyPair::generate().unwrap().serialize_pem());
+        scene.apply(&mismatched);
+        lacks("CABundleInvalid", "it holds no PEM certificate").await;
+        scene.apply(&bundle("late", &ca));
+        lacks("ClientCertificateInvalid", "tls.key is not the key of the first certificate in tls.crt").await;
+        assert!(endpoint.received.lock().unwrap().is_empty());
+
+        scene.apply(&clients.issue("ci").secret("client"));
+        endpoint.wait_for("llama").await;
+        scene.wait_condition("ci", "Ready", "True", "Subscribed", SOON).await;
+        assert!(!operator.log().contains("canary"));
+    });
+}
