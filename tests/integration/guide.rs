@@ -58,7 +58,7 @@ impl Case {
         let signature = self.headers[self.header].clone();
         let mut cases = vec![
             forged(&|case| case.body = case.body.replace("llama", "mallory")),
-            forged(&|case| case.secret = other_secret.to_owned()),
+            forged(&|case| other_secret.clone_into(&mut case.secret)),
         ];
         for wrong in
             [signature.replace(['a', '1', '4', '7'], "b"), signature[..signature.len() - 2].to_owned(), String::new()]
