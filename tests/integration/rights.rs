@@ -76,6 +76,11 @@ fn every_right_that_ships_is_used_and_none_is_missing() {
         let broken = Receiver::answering(|_| Answer::status(500)).await;
         scene.secret("ci", "s3cret");
         scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci"}}));
+        scene.apply(&json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "ca"}, "data": {"ca.crt": "no certificate"}
+        }));
+        let tls = json!({"tls": {"caBundleRef": {"kind": "ConfigMap", "name": "ca", "key": "ca.crt"}}});
+        scene.webhook("internal", "https://receiver.internal/hooks", &tls);
         scene.webhook("broken", &broken.url(), &json!({"delivery": {"maxRetries": 0}}));
         scene.apply(&json!({
             "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"}, "spec": {"hard": {"pods": "10"}}
