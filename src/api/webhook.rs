@@ -48,15 +48,15 @@ pub(super) const DURATION: &str = "'^([0-9]{1,5}(h|m|s|ms)){1,4}$'";
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", priority = "1"),
     printcolumn(name = "Last error", type_ = "string", json_path = ".status.lastFailure.error", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("self.spec.format != 'StandardWebhooks' || has(self.spec.secretRef)")
-        .message("spec.format StandardWebhooks signs every delivery: name the Secret in spec.secretRef, whose key holds whsec_ and the base64 of 24 to 64 random bytes"),
-    validation = Rule::new("!has(self.spec.cloudEvents) || self.spec.format == 'CloudEvents'")
-        .message("spec.cloudEvents is for spec.format CloudEvents only: write that format, or remove spec.cloudEvents"),
     validation = Rule::new("self.metadata.name.size() <= 63").message("a Webhook's name may have at most 63 characters, since it becomes a label value: choose a shorter metadata.name")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.tls) || !isURL(self.url) || url(self.url).getScheme() != 'http'")
-    .message("tls has no meaning for an http:// url: write https://, or remove tls"))]
+    .message("tls has no meaning for an http:// url: write https://, or remove tls"),
+    validation = Rule::new("self.format != 'StandardWebhooks' || has(self.secretRef)")
+        .message("format StandardWebhooks signs every delivery: name the Secret in secretRef, whose key holds whsec_ and the base64 of 24 to 64 random bytes"),
+    validation = Rule::new("!has(self.cloudEvents) || self.format == 'CloudEvents'")
+        .message("cloudEvents is for format CloudEvents only: write that format, or remove cloudEvents"))]
 pub struct WebhookSpec {
     /// Where to send events: an absolute http or https URL without user name, password or fragment.
     #[schemars(length(max = 2048))]

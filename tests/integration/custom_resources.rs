@@ -506,7 +506,7 @@ fn what_a_webhook_leaves_out_is_filled_in() {
             let spec = scene.get("webhook", &format!("ci-{number}"))["spec"].clone();
             assert_eq!(
                 spec,
-                json!({"url": URL, "events": ["*"], "suspend": false, "delivery": expected}),
+                json!({"url": URL, "events": ["*"], "suspend": false, "format": "LLMTune", "delivery": expected}),
                 "{manifest:#}"
             );
         }

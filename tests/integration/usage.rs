@@ -397,8 +397,12 @@ fn a_quota_that_pods_use_up_tells_its_thresholds_and_a_new_hard_arms_them() {
         };
         quota("4");
         wait_ready(&scene, "pods", "Measured").await;
-        let message = wait_ready(&scene, "lacks", "ResourceNotInQuota").await;
-        assert!(message.contains("limits no services") && message.contains("(pods)"), "{message}");
+        // Until the controller has written the quota's status, the condition says that.
+        let message = eventually("lacks tells what the quota limits", LATE, || async {
+            condition(&scene, "lacks", "Ready").map(|ready| ready.2).filter(|text| text.contains("limits no services"))
+        })
+        .await;
+        assert!(message.contains("(pods)"), "{message}");
         eventually("the service account is there", SOON, || async {
             scene
                 .plane
