@@ -19,18 +19,20 @@ mod pending;
 mod tests;
 mod watch;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 
 use crate::{
+    delivery::attempt::{Attempt, AttemptResult, Exchange, Outcome},
     event::{
         Event,
         body::{self, Envelope},
         format::Forms,
         id::{DeliveryId, EventId},
         lifecycle::Occurrence,
-        object::{Object, Uid, WatchId},
+        object::{Uid, WatchId},
+        observation::{Change, Observation, Question},
         payload,
     },
     ledger::{
@@ -46,59 +48,6 @@ use pending::{Pending, Withheld};
 use watch::{Occurred, Sight, Watch};
 
 pub use pending::{Keep, MAX_BYTES, MAX_DELIVERIES, MAX_SHELVED, MAX_TOTAL_BYTES};
-
-/// What a source saw.
-#[derive(Debug)]
-pub struct Observation {
-    /// The watch that saw it.
-    pub watch: WatchId,
-    /// What changed.
-    pub change: Change,
-}
-
-/// One thing that a source can see.
-#[derive(Debug)]
-pub enum Change {
-    /// The store has moved back behind the watch's position: stages are compared from here on, not versions.
-    Restored,
-    /// A complete list begins.
-    ListBegun,
-    /// The object as it is, from a list or a watch.
-    Seen(Box<Object>),
-    /// The object is deleted; this was its last state.
-    Deleted(Box<Object>),
-    /// The object is gone, and its last state cannot be read.
-    Vanished(Uid),
-    /// The object lives, but its watch no longer selects it.
-    Unselected(Uid),
-    /// The object is there, in a form that cannot be read.
-    Unreadable(Uid),
-    /// The list was complete, as of this version.
-    ListEnded(u64),
-    /// Everything up to this version has been seen.
-    Bookmark(u64),
-    /// The answer to a [`Question`].
-    Answer { question: Question, living: bool },
-    /// The resource is not installed: when it comes, everything of it is new.
-    NotInstalled,
-    /// On a watch of what is measured: these objects are there and no others. The first such word makes them the baseline.
-    Only(Vec<Uid>),
-    /// On a watch of what is measured: an evaluation of the object. It has no version; each is newer than the one before.
-    Measured(Box<Object>),
-    /// On a watch of what is measured: the object is gone, which says nothing.
-    Gone(Uid),
-}
-
-/// An object that a list lacked on a watch with a selector: does it live?
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
-    pub watch: WatchId,
-    pub uid: Uid,
-    pub namespace: String,
-    pub name: String,
-    /// The version of the list; an answer is void once the object has been seen anew.
-    pub version: u64,
-}
 
 /// What an observation led to.
 #[derive(Debug, Default)]
@@ -127,20 +76,6 @@ pub struct Unfiltered {
     pub error: FilterError,
 }
 
-/// An attempt to make.
-#[derive(Clone, Debug)]
-pub struct Attempt {
-    pub webhook: Uid,
-    pub delivery: DeliveryId,
-    pub event: Arc<Event>,
-    /// From 1.
-    pub number: u32,
-    /// The generation of the spec that it is made under.
-    pub generation: i64,
-    /// It sends a sample, and is not the engine's.
-    pub test: bool,
-}
-
 /// What the engine wants done now.
 #[derive(Debug)]
 pub enum Due {
@@ -152,33 +87,6 @@ pub enum Due {
     Keep(Keep),
 }
 
-/// How an attempt ended.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    pub webhook: Uid,
-    pub delivery: DeliveryId,
-    /// The generation of the spec that the attempt was made under.
-    pub generation: i64,
-    pub result: AttemptResult,
-    /// The answer's status, where there was an answer.
-    pub status_code: Option<u16>,
-    /// What went wrong, in at most 256 characters.
-    pub error: Option<String>,
-}
-
-/// The result of an attempt, as far as it decides what comes next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttemptResult {
-    /// The endpoint acknowledged the delivery.
-    Acknowledged,
-    /// It did not; it may have said when to come again.
-    Failed { retry_after: Option<Duration> },
-    /// It answered 410 Gone.
-    Gone,
-    /// No attempt was made; with `hold`, none is to be begun until the subscription is given anew.
-    Withheld { hold: bool },
-}
-
 /// What an outcome meant for its delivery.
 #[derive(Debug)]
 pub struct Settled {
@@ -187,6 +95,8 @@ pub struct Settled {
     pub event: Arc<Event>,
     /// The last attempt that was made, from 1; 0 where none was.
     pub attempt: u32,
+    /// What passed between the operator and the endpoint just now; `None` where no request was made.
+    pub exchange: Option<Exchange>,
     pub verdict: Verdict,
     /// The endpoint has answered 410 Gone to the spec as it stands.
     pub gone: bool,
@@ -273,13 +183,13 @@ impl Engine {
         let newest = memory.watches.iter().map(|watch| watch.entry.epoch).max().unwrap_or_default();
         let mut engine = Self::new(cluster, epoch.max(newest + 1), shards);
         let flush = memory.watches.iter().map(|watch| watch.entry.flush).max().unwrap_or_default();
-        engine.pending.resume(flush);
+        engine.pending.gate.resume(flush);
         for remembered in memory.events {
             let landed = remembered.after <= flush;
             if landed || watch::is_known(&memory.watches, &remembered.event) {
                 if !landed {
                     // The next flush of everything has the number that this one would have had.
-                    engine.pending.next_flush();
+                    engine.pending.gate.next_flush();
                 }
                 engine.pending.recover(remembered, now);
             } else {
@@ -497,7 +407,7 @@ impl Engine {
         let Some(known) = self.watches.get(&watch).filter(|_| !occurred.is_empty()) else { return };
         let (source, epoch) = (Arc::clone(&known.source), known.epoch());
         let withheld = if known.sight == Sight::Measured {
-            Some(self.pending.next_flush())
+            Some(self.pending.gate.next_flush())
         } else {
             (!known.is_baselined()).then_some(Withheld::Baseline(watch))
         };
@@ -539,6 +449,7 @@ impl Engine {
                         delivery: DeliveryId::new(event.id, webhook),
                         event: Arc::clone(&event),
                         attempt: 0,
+                        exchange: None,
                         verdict: Verdict::Exhausted,
                         gone: false,
                         again: false,
@@ -569,7 +480,7 @@ impl Engine {
         let made = attempt - 1;
         let error = Some("the endpoint is gone".to_owned());
         let given_up = GivenUp { reason: Reason::EndpointGone, at: now, attempts: made, status_code: None, error };
-        Some(Due::Exhausted(self.give_up(webhook, delivery, event, given_up, true)))
+        Some(Due::Exhausted(self.give_up(webhook, delivery, event, given_up, true, None)))
     }
 
     /// A given-up delivery has become an object, or never will.
@@ -598,8 +509,8 @@ impl Engine {
 
     /// Takes in how an attempt ended. `random` in [0, 1) varies the wait before a retry. `None` where the Webhook was
     /// deleted meanwhile.
-    pub fn settle(&mut self, outcome: &Outcome, now: Timestamp, random: f64) -> Option<Settled> {
-        let Outcome { webhook, delivery: id, generation, result, status_code, .. } = *outcome;
+    pub fn settle(&mut self, outcome: Outcome, now: Timestamp, random: f64) -> Option<Settled> {
+        let Outcome { webhook, delivery: id, generation, result, exchange } = outcome;
         let delivery = self.pending.ended(webhook, id)?;
         let event = Arc::clone(&delivery.event);
         let (attempt, again) = (delivery.failed_attempts + 1, delivery.again);
@@ -609,8 +520,11 @@ impl Engine {
             AttemptResult::Gone if generation != subscription.generation => AttemptResult::Failed { retry_after: None },
             result => result,
         };
-        let given_up =
-            |reason| GivenUp { reason, at: now, attempts: attempt, status_code, error: outcome.error.clone() };
+        let given_up = |reason, exchange: &Option<Exchange>| {
+            let status_code = exchange.as_ref().and_then(Exchange::status_code);
+            let error = exchange.as_ref().and_then(|exchange| exchange.error.clone());
+            GivenUp { reason, at: now, attempts: attempt, status_code, error }
+        };
         let (attempt, verdict) = match result {
             AttemptResult::Withheld { hold } => {
                 self.pending.queue(webhook).held |= hold;
@@ -626,10 +540,12 @@ impl Engine {
             }
             AttemptResult::Gone => {
                 self.pending.queue(webhook).gone = Some(generation);
-                return Some(self.give_up(webhook, id, event, given_up(Reason::EndpointGone), true));
+                let given_up = given_up(Reason::EndpointGone, &exchange);
+                return Some(self.give_up(webhook, id, event, given_up, true, exchange));
             }
             AttemptResult::Failed { .. } if attempt > subscription.max_retries => {
-                return Some(self.give_up(webhook, id, event, given_up(Reason::Exhausted), false));
+                let given_up = given_up(Reason::Exhausted, &exchange);
+                return Some(self.give_up(webhook, id, event, given_up, false, exchange));
             }
             AttemptResult::Failed { retry_after } => {
                 delivery.failed_attempts = attempt;
@@ -640,17 +556,26 @@ impl Engine {
             }
         };
         let pending = self.pending.count(webhook);
-        Some(Settled { webhook, delivery: id, event, attempt, verdict, gone: false, again, dropped: false, pending })
+        let (delivery, gone, dropped) = (id, false, false);
+        Some(Settled { webhook, delivery, event, attempt, exchange, verdict, gone, again, dropped, pending })
     }
 
     /// Gives a delivery up.
-    fn give_up(&mut self, webhook: Uid, id: DeliveryId, event: Arc<Event>, given_up: GivenUp, gone: bool) -> Settled {
+    fn give_up(
+        &mut self,
+        webhook: Uid,
+        delivery: DeliveryId,
+        event: Arc<Event>,
+        given_up: GivenUp,
+        gone: bool,
+        exchange: Option<Exchange>,
+    ) -> Settled {
         let attempt = given_up.attempts;
-        let again = self.pending.is_again(webhook, id);
-        let kept = self.pending.give_up(webhook, id, given_up);
+        let again = self.pending.is_again(webhook, delivery);
+        let kept = self.pending.give_up(webhook, delivery, given_up);
         let pending = self.pending.count(webhook);
-        let dropped = !kept && !again;
-        Settled { webhook, delivery: id, event, attempt, verdict: Verdict::Exhausted, gone, again, dropped, pending }
+        let (verdict, dropped) = (Verdict::Exhausted, !kept && !again);
+        Settled { webhook, delivery, event, attempt, exchange, verdict, gone, again, dropped, pending }
     }
 
     /// What the ledger does not know yet.
@@ -695,7 +620,7 @@ impl Engine {
                 let entry = self.watches.get_mut(&id).and_then(|watch| watch.change(uid));
                 contents.gone.extend(entry.filter(|entry| entry.record.is_none()));
             }
-            let number = self.pending.composed();
+            let number = self.pending.gate.composed();
             let entries = self.watches.values_mut().filter_map(|watch| watch.entry(number));
             contents.watches = Some(entries.collect::<Vec<WatchEntry>>());
             self.watches_changed = false;

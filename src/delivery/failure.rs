@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode, header};
 use reqwest::Url;
 use rustls::AlertDescription;
 
-use super::{address::Refused, clients::ClientError, send::Class};
+use super::{address::Refused, attempt::Class, clients::ClientError};
 
 /// Why a status is no acknowledgement; `None` where it is one.
 pub(super) fn describe_status(status: StatusCode, headers: &HeaderMap, url: &Url, signed: bool) -> Option<String> {

@@ -6,11 +6,8 @@ use jiff::Timestamp;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use secrecy::SecretSlice;
 
-use super::sign;
-use crate::{
-    engine::Attempt,
-    event::format::{Derived, Format},
-};
+use super::{attempt::Attempt, sign};
+use crate::event::format::{Derived, Format};
 
 const EVENT: HeaderName = HeaderName::from_static("x-llmtune-event");
 const TEST: HeaderName = HeaderName::from_static("x-llmtune-test");

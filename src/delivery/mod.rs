@@ -1,6 +1,7 @@
 //! Executes attempts: signing, sending, where to, and when a failed one is repeated.
 
 pub mod address;
+pub mod attempt;
 pub mod clients;
 mod failure;
 pub mod message;

@@ -11,12 +11,13 @@ use reqwest::Response;
 use tokio::time::{Instant, timeout};
 
 use super::{
+    attempt::{Attempt, AttemptResult, Class, Exchange, Outcome},
     clients::{ClientError, Clients},
     failure::{describe_error, describe_status},
     message::{Message, message},
 };
 use crate::{
-    engine::{Attempt, AttemptResult, Outcome},
+    panics::caught,
     subscription::{
         reference::ReferenceError,
         resolve::{Reference, Resolved},
@@ -33,80 +34,11 @@ const MAX_ERROR: usize = 256;
 /// Whether an attempt may begin now: the leader's claim, checked at use.
 pub type MayBegin = Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// How an attempt ended, by the metric's label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Class {
-    Success,
-    Redirect,
-    ClientError,
-    ServerError,
-    Timeout,
-    Connect,
-    Tls,
-    Protocol,
-    /// The endpoint's address is refused: nothing was connected to.
-    Address,
-}
-
-impl Class {
-    /// Every class.
-    pub const ALL: [Self; 9] = [
-        Self::Success,
-        Self::Redirect,
-        Self::ClientError,
-        Self::ServerError,
-        Self::Timeout,
-        Self::Connect,
-        Self::Tls,
-        Self::Protocol,
-        Self::Address,
-    ];
-
-    /// The value of the label `outcome`.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Success => "2xx",
-            Self::Redirect => "3xx",
-            Self::ClientError => "4xx",
-            Self::ServerError => "5xx",
-            Self::Timeout => "timeout",
-            Self::Connect => "connect",
-            Self::Tls => "tls",
-            Self::Protocol => "protocol",
-            Self::Address => "address",
-        }
-    }
-
-    const fn of(status: StatusCode) -> Self {
-        match status.as_u16() {
-            200..300 => Self::Success,
-            300..400 => Self::Redirect,
-            400..500 => Self::ClientError,
-            500..600 => Self::ServerError,
-            _ => Self::Protocol,
-        }
-    }
-}
-
-/// An attempt that was made.
-#[derive(Debug)]
-pub struct Exchange {
-    pub class: Class,
-    /// The answer's status, where there was an answer.
-    pub status: Option<StatusCode>,
-    /// What went wrong, in at most 256 characters; nothing of the answer's body, the url's path or a secret.
-    pub error: Option<String>,
-    pub duration: Duration,
-}
-
 /// What became of an attempt.
 #[derive(Debug)]
 pub struct Attempted {
     /// For the engine.
     pub outcome: Outcome,
-    /// `None` where no request was made.
-    pub exchange: Option<Exchange>,
     /// Something that the Webhook names is gone: which, and why.
     pub lost: Option<(Reference, ReferenceError)>,
 }
@@ -124,8 +56,13 @@ impl Sender {
         Self { clients, may_begin }
     }
 
-    /// Makes one attempt; never longer than the Webhook's time limit, plus a second for the rest of the answer.
+    /// Makes one attempt; never longer than the Webhook's time limit, plus a second for the rest of the answer. One that panics
+    /// has failed.
     pub async fn attempt(&self, attempt: &Attempt, webhook: &Resolved) -> Attempted {
+        caught(self.send(attempt, webhook)).await.unwrap_or_else(|| Attempted::broken(attempt))
+    }
+
+    async fn send(&self, attempt: &Attempt, webhook: &Resolved) -> Attempted {
         let key = match &webhook.key {
             None => None,
             Some(key) => match key.current().await {
@@ -188,24 +125,17 @@ impl Sender {
             }
         };
         let exchange = Exchange { class, status, error: error.map(shorten), duration };
-        let outcome = Outcome {
-            status_code: status.map(|status| status.as_u16()),
-            error: exchange.error.clone(),
-            ..outcome(attempt, result)
-        };
-        Attempted { outcome, exchange: Some(exchange), lost: None }
+        Attempted { outcome: outcome(attempt, result, Some(exchange)), lost: None }
     }
 }
 
 impl Attempted {
     /// The attempt broke off inside the operator.
-    #[must_use]
-    pub fn broken(attempt: &Attempt) -> Self {
+    fn broken(attempt: &Attempt) -> Self {
         let error = "the operator broke off the attempt: please report this with its log".to_owned();
         let exchange = Exchange { class: Class::Protocol, status: None, error: Some(error), duration: Duration::ZERO };
-        let error = exchange.error.clone();
-        let outcome = Outcome { error, ..outcome(attempt, AttemptResult::Failed { retry_after: None }) };
-        Self { outcome, exchange: Some(exchange), lost: None }
+        let result = AttemptResult::Failed { retry_after: None };
+        Self { outcome: outcome(attempt, result, Some(exchange)), lost: None }
     }
 
     /// No attempt was made, and none is to be until the subscription is given anew.
@@ -215,13 +145,13 @@ impl Attempted {
     }
 }
 
-fn outcome(attempt: &Attempt, result: AttemptResult) -> Outcome {
+fn outcome(attempt: &Attempt, result: AttemptResult, exchange: Option<Exchange>) -> Outcome {
     let Attempt { webhook, delivery, generation, .. } = *attempt;
-    Outcome { webhook, delivery, generation, result, status_code: None, error: None }
+    Outcome { webhook, delivery, generation, result, exchange }
 }
 
 fn withheld(attempt: &Attempt, hold: bool, lost: Option<(Reference, ReferenceError)>) -> Attempted {
-    Attempted { outcome: outcome(attempt, AttemptResult::Withheld { hold }), exchange: None, lost }
+    Attempted { outcome: outcome(attempt, AttemptResult::Withheld { hold }, None), lost }
 }
 
 /// Reads the rest of a short, quick answer; the connection of any other is closed.

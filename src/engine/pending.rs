@@ -7,6 +7,9 @@
 //! 5. What is withheld is begun once what it waits for has landed; it delays nothing but its own object's next event.
 //! 6. What is given up waits on a shelf until it has become an object; a Webhook's shelf holds at most [`MAX_SHELVED`].
 
+mod gate;
+mod queue;
+
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, VecDeque},
@@ -28,6 +31,10 @@ use crate::{
         journal::RememberedEvent,
     },
 };
+use gate::Gate;
+use queue::{Delivery, Queue, Shelved};
+
+pub use gate::Withheld;
 
 /// Pending deliveries of one Webhook.
 pub const MAX_DELIVERIES: usize = 10_000;
@@ -37,120 +44,6 @@ pub const MAX_BYTES: usize = 16 << 20;
 pub const MAX_TOTAL_BYTES: usize = 64 << 20;
 /// Given-up deliveries of one Webhook that wait to become objects; also bounded by [`MAX_BYTES`].
 pub const MAX_SHELVED: usize = 1_000;
-
-/// An event on its way to one Webhook.
-#[derive(Debug)]
-pub(super) struct Delivery {
-    pub(super) event: Arc<Event>,
-    /// Attempts that have been settled as failed.
-    pub(super) failed_attempts: u32,
-    /// When the next attempt is due, and the wait that it came from; `None` while it is ready or under way.
-    due: Option<(Timestamp, Duration)>,
-    /// Its first attempt is ready or under way: the object's next event waits for it.
-    in_lane: bool,
-    /// It was asked for again; the object that asks outlives a crash, so the ledger need not know.
-    pub(super) again: bool,
-    /// What it was to wait for before its first attempt.
-    withheld: Option<Withheld>,
-    unknown: Unknown,
-}
-
-impl Delivery {
-    fn new(event: &Arc<Event>, again: bool) -> Self {
-        let event = Arc::clone(event);
-        Self { event, failed_attempts: 0, due: None, in_lane: !again, again, withheld: None, unknown: Unknown::NONE }
-    }
-}
-
-/// What an event waits for before it is attempted.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Withheld {
-    /// Its watch's baseline.
-    Baseline(WatchId),
-    /// The complete flush of this number.
-    Flush(u64),
-}
-
-/// Deliveries that could begin but for what they wait for.
-#[derive(Debug, Default)]
-struct Gate {
-    /// For each watch whose baseline is not flushed.
-    baselines: HashMap<WatchId, Vec<(Uid, DeliveryId)>>,
-    /// For a flush each, by number.
-    flushes: VecDeque<(u64, Uid, DeliveryId)>,
-    /// The newest flush that was composed, of those that something is withheld for.
-    composed: u64,
-    /// The newest that has landed.
-    landed: u64,
-    /// Something is withheld for the flush after the one composed last.
-    awaited: bool,
-}
-
-impl Gate {
-    /// Keeps a delivery that must still wait; false where it may go.
-    fn keeps(&mut self, withheld: Option<Withheld>, webhook: Uid, id: DeliveryId) -> bool {
-        match withheld {
-            Some(Withheld::Baseline(watch)) => {
-                let Some(waiting) = self.baselines.get_mut(&watch) else { return false };
-                waiting.push((webhook, id));
-            }
-            Some(Withheld::Flush(number)) if number > self.landed => self.flushes.push_back((number, webhook, id)),
-            Some(Withheld::Flush(_)) | None => return false,
-        }
-        true
-    }
-}
-
-/// A given-up delivery that waits to become an object.
-#[derive(Debug)]
-struct Shelved {
-    event: Arc<Event>,
-    given_up: GivenUp,
-}
-
-/// The deliveries of one Webhook.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    deliveries: HashMap<DeliveryId, Delivery>,
-    ready: VecDeque<DeliveryId>,
-    /// Those that were asked for again, where ready.
-    again: VecDeque<DeliveryId>,
-    /// Objects with a first attempt ready or under way, and their later events.
-    lanes: HashMap<Uid, VecDeque<DeliveryId>>,
-    shelf: HashMap<DeliveryId, Shelved>,
-    bytes: usize,
-    shelf_bytes: usize,
-    in_flight: usize,
-    runnable: bool,
-    /// The Webhook is known; until then a recovered queue waits.
-    subscribed: bool,
-    pub(super) concurrency: usize,
-    pub(super) held: bool,
-    /// The endpoint answered 410 Gone to the spec of this generation.
-    pub(super) gone: Option<i64>,
-}
-
-impl Queue {
-    fn can_begin(&self) -> bool {
-        let free = !self.held && self.in_flight < self.concurrency;
-        (!self.ready.is_empty() && (self.gone.is_some() || free)) || (!self.again.is_empty() && free)
-    }
-
-    fn next(&mut self) -> Option<DeliveryId> {
-        let free = !self.held && self.in_flight < self.concurrency;
-        if self.gone.is_some() || free {
-            let next = self.ready.pop_front();
-            if next.is_some() {
-                return next;
-            }
-        }
-        if free { self.again.pop_front() } else { None }
-    }
-
-    fn is_full(&self, size: usize) -> bool {
-        self.deliveries.len() >= MAX_DELIVERIES || self.bytes + size > MAX_BYTES
-    }
-}
 
 /// An event with those that it is on its way to.
 #[derive(Debug)]
@@ -180,7 +73,7 @@ pub(super) struct Pending {
     total_bytes: usize,
     /// What has changed, and whether a flush has held the event.
     dirty: VecDeque<(EventId, bool)>,
-    gate: Gate,
+    pub(super) gate: Gate,
     to_keep: VecDeque<(Uid, DeliveryId)>,
 }
 
@@ -314,9 +207,7 @@ impl Pending {
         event: &Arc<Event>,
         withheld: Option<Withheld>,
     ) -> Result<(), BoundReached> {
-        if let Some(Withheld::Baseline(watch)) = withheld {
-            self.gate.baselines.entry(watch).or_default();
-        }
+        self.gate.expect(withheld);
         let size = event.body.len();
         let stored = self.stored(event.id).is_some();
         let total = self.total_bytes;
@@ -386,44 +277,21 @@ impl Pending {
 
     /// The watch's baseline is flushed: what was withheld may go.
     pub(super) fn release_watch(&mut self, watch: WatchId) {
-        for (webhook, id) in self.gate.baselines.remove(&watch).unwrap_or_default() {
+        for (webhook, id) in self.gate.open(watch) {
             self.release_delivery(webhook, id);
         }
     }
 
-    /// What an event waits for that is to be in the ledger, with its record, before it is attempted.
-    pub(super) fn next_flush(&mut self) -> Withheld {
-        self.gate.awaited = true;
-        Withheld::Flush(self.gate.composed + 1)
-    }
-
-    /// A flush that holds everything is composed. Tells the number of the newest one that something was withheld for.
-    pub(super) fn composed(&mut self) -> u64 {
-        self.gate.composed += u64::from(std::mem::take(&mut self.gate.awaited));
-        self.gate.composed
-    }
-
-    /// Goes on from the newest flush that something was withheld for.
-    pub(super) fn resume(&mut self, flush: u64) {
-        self.gate.composed = flush;
-        self.gate.landed = flush;
+    /// All flushes that were composed have landed: what was withheld for them may go.
+    pub(super) fn landed(&mut self) {
+        for (webhook, id) in self.gate.landed() {
+            self.release_delivery(webhook, id);
+        }
     }
 
     /// Drops an event of the ledger that nobody was told of.
     pub(super) fn disown(&mut self, id: EventId) {
         self.dirty.push_back((id, true));
-    }
-
-    /// All flushes that were composed have landed: what was withheld for them may go.
-    pub(super) fn landed(&mut self) {
-        self.gate.landed = self.gate.composed;
-        while let Some((number, webhook, id)) = self.gate.flushes.front().copied() {
-            if number > self.gate.landed {
-                break;
-            }
-            self.gate.flushes.pop_front();
-            self.release_delivery(webhook, id);
-        }
     }
 
     fn release_delivery(&mut self, webhook: Uid, id: DeliveryId) {

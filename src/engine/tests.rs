@@ -1,6 +1,9 @@
 //! The engine against arbitrary histories and endpoints: what must hold whatever happens.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use kube::core::Selector;
 use proptest::prelude::*;
@@ -10,7 +13,7 @@ use crate::{
     delivery::schedule::Backoff,
     event::{
         EventSet,
-        object::{Facts, TrainingFacts, TrainingStage},
+        object::{Facts, Object, TrainingFacts, TrainingStage},
     },
     ledger::{
         contents::RecordEntry,
@@ -206,7 +209,7 @@ fn beyond_the_bound_events_become_objects_then_are_dropped_and_counted_and_other
 
 fn outcome(attempt: &Attempt, result: AttemptResult) -> Outcome {
     let Attempt { webhook, delivery, generation, .. } = *attempt;
-    Outcome { webhook, delivery, generation, result, status_code: None, error: None }
+    Outcome { webhook, delivery, generation, result, exchange: None }
 }
 
 fn attempt(engine: &mut Engine, now: i64) -> Attempt {
@@ -223,7 +226,7 @@ fn what_is_delivered_is_told_gone_although_it_was_asked_for_again_before_the_flu
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     assert_eq!(flushed(&mut engine).events.len(), 1);
     let first = attempt(&mut engine, 0);
-    engine.settle(&outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
+    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
     assert!(engine.redeliver(first.webhook, &first.event));
     let [gone] = &flushed(&mut engine).events[..] else { panic!("the ledger must know") };
     assert!(gone.id == first.event.id && gone.deliveries.is_empty());
@@ -236,7 +239,7 @@ fn a_late_410_of_the_endpoint_before_the_edit_says_nothing_of_the_new_one() {
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     let late = attempt(&mut engine, 0);
     engine.subscribe(Subscription { generation: 2, ..subscription(1, 1, 5) });
-    let settled = engine.settle(&outcome(&late, AttemptResult::Gone), at(0), 0.5).unwrap();
+    let settled = engine.settle(outcome(&late, AttemptResult::Gone), at(0), 0.5).unwrap();
     assert!(matches!(settled.verdict, Verdict::Retry(_)) && !settled.gone);
     assert_eq!(attempt(&mut engine, 5000).number, 2);
 }
@@ -248,12 +251,12 @@ fn an_endpoint_that_is_gone_exhausts_what_waits_without_an_attempt_and_keeps_the
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     engine.observe(seen(job(1, 6, TrainingStage::Completed)), at(0));
     let first = attempt(&mut engine, 0);
-    engine.settle(&outcome(&first, AttemptResult::Failed { retry_after: None }), at(0), 0.5);
+    engine.settle(outcome(&first, AttemptResult::Failed { retry_after: None }), at(0), 0.5);
     let second = attempt(&mut engine, 0);
     let retry = attempt(&mut engine, 5000);
     assert_eq!((second.number, retry.number), (1, 2));
-    assert!(engine.settle(&outcome(&retry, AttemptResult::Gone), at(5000), 0.5).unwrap().gone);
-    engine.settle(&outcome(&second, AttemptResult::Failed { retry_after: None }), at(5000), 0.5);
+    assert!(engine.settle(outcome(&retry, AttemptResult::Gone), at(5000), 0.5).unwrap().gone);
+    engine.settle(outcome(&second, AttemptResult::Failed { retry_after: None }), at(5000), 0.5);
     let Some(Due::Keep(keep)) = engine.due(at(5000)) else { panic!("the first becomes an object") };
     assert_eq!((keep.delivery, keep.given_up.reason), (retry.delivery, Reason::EndpointGone));
     let Some(Due::Exhausted(settled)) = engine.due(at(9000)) else { panic!("the second is given up") };
@@ -349,19 +352,19 @@ fn a_webhook_holds_its_bytes_to_the_last_then_as_many_on_its_shelf_and_every_end
 
     engine.subscribe(Subscription { held: false, ..held });
     let first = attempt_past_keeps(&mut engine, 0);
-    engine.settle(&outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
+    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
     assert_eq!(starts(&mut engine, "ns", HEAVY), "pending", "in the place of what was acknowledged");
     assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
 
     let second = attempt_past_keeps(&mut engine, 0);
-    let settled = engine.settle(&outcome(&second, FAILED), at(0), 0.5).unwrap();
+    let settled = engine.settle(outcome(&second, FAILED), at(0), 0.5).unwrap();
     assert!(settled.dropped && !settled.again, "its shelf is full");
     assert_eq!(starts(&mut engine, "ns", HEAVY), "pending", "in the place of what was given up");
     assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
 
     engine.kept(webhook, keeps[1].delivery);
     let third = attempt_past_keeps(&mut engine, 0);
-    assert!(!engine.settle(&outcome(&third, FAILED), at(0), 0.5).unwrap().dropped, "it fits onto the shelf");
+    assert!(!engine.settle(outcome(&third, FAILED), at(0), 0.5).unwrap().dropped, "it fits onto the shelf");
     assert_eq!(starts(&mut engine, "ns", HEAVY), "pending");
     assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
 }
@@ -373,7 +376,7 @@ fn a_shelf_takes_a_thousand_deliveries_that_failed_and_the_next_is_dropped() {
     for number in 0..=MAX_SHELVED {
         engine.observe(seen(job(number as u128, 5, TrainingStage::Running)), at(0));
         let attempt = attempt_past_keeps(&mut engine, 0);
-        let settled = engine.settle(&outcome(&attempt, FAILED), at(0), 0.5).unwrap();
+        let settled = engine.settle(outcome(&attempt, FAILED), at(0), 0.5).unwrap();
         assert_eq!(settled.dropped, number == MAX_SHELVED, "number {number}");
     }
 }
@@ -427,7 +430,7 @@ fn what_is_asked_for_again_goes_past_the_bounds_and_counts_until_the_last_of_it_
     }
     assert_eq!(starts(&mut engine, "n5", HEAVY), "pending");
     let told = attempt(&mut engine, 0);
-    engine.settle(&outcome(&told, AttemptResult::Acknowledged), at(0), 0.5);
+    engine.settle(outcome(&told, AttemptResult::Acknowledged), at(0), 0.5);
     for namespace in ["n1", "n2", "n3", "n4"] {
         for _ in 0..MAX_BYTES / HEAVY {
             assert_eq!(starts(&mut engine, namespace, HEAVY), "pending");
@@ -442,7 +445,7 @@ fn what_is_asked_for_again_goes_past_the_bounds_and_counts_until_the_last_of_it_
     assert_eq!(starts(&mut engine, "n6", KIB), "shelved");
     let end = |engine: &mut Engine, webhook| {
         let attempt = Attempt { webhook, delivery: DeliveryId::new(told.event.id, webhook), ..told.clone() };
-        engine.settle(&outcome(&attempt, AttemptResult::Acknowledged), at(0), 0.5).unwrap();
+        engine.settle(outcome(&attempt, AttemptResult::Acknowledged), at(0), 0.5).unwrap();
     };
     end(&mut engine, both[0]);
     assert_eq!(starts(&mut engine, "n6", KIB), "shelved");
@@ -655,21 +658,21 @@ fn whatever_the_ledger_does_not_know_asks_for_a_flush_and_nothing_else_does() {
 
     let first = attempt(&mut engine, 0);
     tells(&mut engine, "an attempt", Unflushed::Nothing);
-    engine.settle(&outcome(&first, FAILED), at(0), 0.5);
+    engine.settle(outcome(&first, FAILED), at(0), 0.5);
     let contents = tells(&mut engine, "a failure", Unflushed::Changes);
     assert!(contents.events[0].event.is_none(), "the event itself is told once");
     assert_eq!(contents.events[0].deliveries[0].failed, 1);
     let retry = attempt(&mut engine, 5000);
-    engine.settle(&outcome(&retry, AttemptResult::Acknowledged), at(0), 0.5);
+    engine.settle(outcome(&retry, AttemptResult::Acknowledged), at(0), 0.5);
     tells(&mut engine, "an acknowledgement", Unflushed::Changes);
     assert!(engine.due(at(5000)).is_none());
     assert!(engine.redeliver(first.webhook, &first.event));
     tells(&mut engine, "what is asked for again, which the object that asks knows", Unflushed::Nothing);
     let again = attempt(&mut engine, 5000);
-    engine.settle(&outcome(&again, FAILED), at(5000), 0.5);
+    engine.settle(outcome(&again, FAILED), at(5000), 0.5);
     tells(&mut engine, "its failure", Unflushed::Nothing);
     let again = attempt(&mut engine, 9000);
-    engine.settle(&outcome(&again, AttemptResult::Acknowledged), at(9000), 0.5);
+    engine.settle(outcome(&again, AttemptResult::Acknowledged), at(9000), 0.5);
     tells(&mut engine, "its end", Unflushed::Nothing);
     engine.observe(change(Change::Vanished(Uid::from_u128(1))), at(0));
     assert_eq!(tells(&mut engine, "its going", Unflushed::Changes).gone.len(), 1);
@@ -718,9 +721,9 @@ fn what_is_asked_for_again_is_retried_anew_and_neither_kept_nor_counted_as_dropp
     let webhook = told.webhook;
     assert!(!engine.redeliver(webhook, &told.event), "it is pending");
     assert!(!engine.redeliver(Uid::from_u128(5), &told.event), "nobody knows the Webhook");
-    engine.settle(&outcome(&told, FAILED), at(0), 0.5);
+    engine.settle(outcome(&told, FAILED), at(0), 0.5);
     let retry = attempt(&mut engine, 5000);
-    let settled = engine.settle(&outcome(&retry, FAILED), at(5000), 0.5).unwrap();
+    let settled = engine.settle(outcome(&retry, FAILED), at(5000), 0.5).unwrap();
     assert_eq!((settled.verdict, settled.again, settled.dropped), (Verdict::Exhausted, false, false));
 
     // It is on the shelf still: the ledger is told of that, not of what was asked for.
@@ -729,7 +732,7 @@ fn what_is_asked_for_again_is_retried_anew_and_neither_kept_nor_counted_as_dropp
     for number in 1..=2 {
         let again = attempt_past_keeps(&mut engine, 10_000 * i64::from(number));
         assert_eq!(again.number, number);
-        let settled = engine.settle(&outcome(&again, FAILED), at(10_000 * i64::from(number)), 0.5).unwrap();
+        let settled = engine.settle(outcome(&again, FAILED), at(10_000 * i64::from(number)), 0.5).unwrap();
         assert_eq!(settled.verdict == Verdict::Exhausted, number == 2);
         assert!(settled.again && !settled.dropped);
     }
@@ -754,7 +757,7 @@ fn a_410_exhausts_what_comes_until_the_endpoint_acknowledges_something_or_the_sp
                     return true;
                 }
                 Due::Attempt(attempt) => {
-                    engine.settle(&outcome(&attempt, FAILED), at(0), 0.5);
+                    engine.settle(outcome(&attempt, FAILED), at(0), 0.5);
                     return false;
                 }
             }
@@ -782,8 +785,8 @@ fn the_earliest_retry_is_told_and_begins_at_its_time_and_not_before() {
     }
     let (first, second) = (attempt(&mut engine, 0), attempt(&mut engine, 0));
     let late = AttemptResult::Failed { retry_after: Some(Duration::from_millis(900)) };
-    engine.settle(&outcome(&first, late), at(0), 0.5);
-    engine.settle(&outcome(&second, FAILED), at(0), 0.5);
+    engine.settle(outcome(&first, late), at(0), 0.5);
+    engine.settle(outcome(&second, FAILED), at(0), 0.5);
     assert_eq!(engine.next_due(), Some(at(100)));
     assert!(engine.due(at(99)).is_none());
     let retry = attempt(&mut engine, 100);
@@ -801,10 +804,10 @@ fn an_attempt_that_was_withheld_keeps_its_place() {
         engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
     }
     let first = attempt(&mut engine, 0);
-    engine.settle(&outcome(&first, AttemptResult::Withheld { hold: false }), at(0), 0.5);
+    engine.settle(outcome(&first, AttemptResult::Withheld { hold: false }), at(0), 0.5);
     let same = attempt(&mut engine, 0);
     assert_eq!((same.delivery, same.number), (first.delivery, 1));
-    engine.settle(&outcome(&same, AttemptResult::Withheld { hold: true }), at(0), 0.5);
+    engine.settle(outcome(&same, AttemptResult::Withheld { hold: true }), at(0), 0.5);
     assert!(engine.due(at(0)).is_none(), "nothing begins until the subscription is given anew");
     engine.subscribe(subscription(1, 1, 5));
     assert_eq!(attempt(&mut engine, 0).delivery, first.delivery);
@@ -820,7 +823,7 @@ fn a_webhook_whose_concurrency_is_lowered_begins_nothing_while_as_many_are_under
     let first = attempt(&mut engine, 0);
     engine.subscribe(subscription(1, 1, 5));
     assert!(engine.due(at(0)).is_none());
-    engine.settle(&outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
+    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
     assert_eq!(attempt(&mut engine, 0).event.object.name, "job-2");
 }
 
@@ -901,7 +904,7 @@ proptest! {
                             _ => AttemptResult::Withheld { hold: false },
                         };
                         let outcome = outcome(&attempt, result);
-                        let settled = engine.settle(&outcome, at(now), 0.5).unwrap();
+                        let settled = engine.settle(outcome, at(now), 0.5).unwrap();
                         let life = lives.get_mut(&(attempt.webhook, attempt.event.id)).unwrap();
                         life.under_way = false;
                         match settled.verdict {

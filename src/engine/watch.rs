@@ -5,12 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use super::Question;
 use crate::{
     event::{
         Event,
         lifecycle::{Gone, Occurrence, usage::UsageRecord},
         object::{Object, Uid, WatchId},
+        observation::Question,
         unknown::Unknown,
     },
     ledger::{

@@ -8,6 +8,7 @@ pub mod id;
 pub mod json;
 pub mod lifecycle;
 pub mod object;
+pub mod observation;
 pub mod payload;
 pub mod sample;
 pub mod schema;

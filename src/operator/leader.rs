@@ -10,7 +10,6 @@ mod usage;
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
-    panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
         Arc,
@@ -19,7 +18,6 @@ use std::{
     time::Duration,
 };
 
-use futures::FutureExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
@@ -39,17 +37,21 @@ use super::{
 use crate::{
     calls::random,
     delivery::{
+        attempt::Attempt,
         clients::Clients,
-        send::{Attempted, Exchange, Sender},
+        send::{Attempted, Sender},
     },
-    engine::{Attempt, Due, Engine, Observation, Question, Settled, Unfiltered, Verdict},
-    event::object::{Uid, WatchId},
+    engine::{Due, Engine, Settled, Unfiltered, Verdict},
+    event::{
+        object::{Uid, WatchId},
+        observation::{Observation, Question},
+    },
     ledger::{
         journal::Shape,
         store::{Ledger, LedgerError, Store},
     },
     report::{
-        Note, Settlement,
+        Note,
         deliveries::{Deliveries, FromDeliveries, Kept, Order, Subject},
         events, sources as source_statuses,
         status::gone_generation,
@@ -426,7 +428,7 @@ impl Leader {
         }
         let now = self.clock.now();
         for settled in observed.given_up {
-            self.settled(settled, None, now);
+            self.settled(settled, now);
         }
         for question in observed.questions {
             self.ask(question);
@@ -499,7 +501,7 @@ impl Leader {
         while let Some(due) = self.engine.due(now) {
             match due {
                 Due::Attempt(attempt) => self.begin(attempt),
-                Due::Exhausted(settled) => self.settled(settled, None, now),
+                Due::Exhausted(settled) => self.settled(settled, now),
                 Due::Keep(keep) => match self.webhooks.get(&keep.webhook) {
                     Some(known) => self.order(Order::Keep(known.webhook.clone(), keep)),
                     None => self.engine.kept(keep.webhook, keep.delivery),
@@ -517,11 +519,7 @@ impl Leader {
             return;
         };
         let sender = Arc::clone(&self.sender);
-        self.attempts.spawn(async move {
-            // A panic is a bug, and yet must not cost the delivery its place: it counts as a failed attempt.
-            let sending = AssertUnwindSafe(sender.attempt(&attempt, &resolved)).catch_unwind();
-            sending.await.unwrap_or_else(|_| Attempted::broken(&attempt))
-        });
+        self.attempts.spawn(async move { sender.attempt(&attempt, &resolved).await });
     }
 
     fn ended(&mut self, attempted: Result<Attempted, tokio::task::JoinError>) {
@@ -532,31 +530,30 @@ impl Leader {
     }
 
     fn settle(&mut self, attempted: Attempted) {
-        let Attempted { outcome, exchange, lost } = attempted;
+        let Attempted { outcome, lost } = attempted;
         if let Some((reference, error)) = lost {
             // The controller lives as long as this loop.
             let _ = self.lost.send((outcome.webhook, reference, error));
         }
         let now = self.clock.now();
-        if let Some(settled) = self.engine.settle(&outcome, now, random()) {
-            self.settled(settled, exchange, now);
+        if let Some(settled) = self.engine.settle(outcome, now, random()) {
+            self.settled(settled, now);
         }
     }
 
-    fn settled(&mut self, settled: Settled, exchange: Option<Exchange>, now: Timestamp) {
+    fn settled(&mut self, settled: Settled, now: Timestamp) {
         if settled.verdict == Verdict::Withheld {
             return;
         }
-        self.answer_again(&settled, exchange.as_ref(), now);
+        self.answer_again(&settled, now);
         if settled.dropped {
             self.count_dropped(settled.webhook, DropReason::Bound, 1);
             self.note(Note::Dropped { webhook: settled.webhook, pending: settled.pending });
         }
         let Some(Known { webhook, .. }) = self.webhooks.get(&settled.webhook) else { return };
         let latency = now.duration_since(settled.event.observed_at).as_secs_f64();
-        self.context.metrics.settled(webhook, &settled, exchange.as_ref(), latency);
-        let made = exchange.is_some();
-        let error = exchange.as_ref().and_then(|exchange| exchange.error.clone());
+        self.context.metrics.settled(webhook, &settled, latency);
+        let error = settled.exchange.as_ref().and_then(|exchange| exchange.error.as_deref());
         let WebhookRef { namespace, name, .. } = webhook;
         let (event, id, attempt) = (settled.event.event_type, settled.event.id, settled.attempt);
         if settled.verdict == Verdict::Exhausted {
@@ -564,18 +561,7 @@ impl Leader {
         } else {
             debug!(namespace, webhook = name, %event, %id, attempt, error, verdict = ?settled.verdict, "attempt");
         }
-        self.note(Note::Settled(Settlement {
-            webhook: settled.webhook,
-            event: settled.event,
-            attempt,
-            status_code: exchange.and_then(|exchange| exchange.status).map(|status| status.as_u16()),
-            error,
-            verdict: settled.verdict,
-            made,
-            gone: settled.gone,
-            pending: settled.pending,
-            at: now,
-        }));
+        self.note(Note::Settled { settled: Box::new(settled), at: now });
     }
 
     fn order(&self, order: Order) {

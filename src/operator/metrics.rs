@@ -7,7 +7,7 @@ use prometheus::{
 };
 
 use crate::{
-    delivery::send::{Class, Exchange},
+    delivery::attempt::Class,
     engine::{Settled, Verdict},
     event::EventType,
     subscription::resolve::WebhookRef,
@@ -140,9 +140,9 @@ impl Metrics {
     }
 
     /// Counts a settled attempt.
-    pub fn settled(&self, webhook: &WebhookRef, settled: &Settled, exchange: Option<&Exchange>, latency: f64) {
+    pub fn settled(&self, webhook: &WebhookRef, settled: &Settled, latency: f64) {
         let (namespace, name) = (webhook.namespace.as_str(), webhook.name.as_str());
-        if let Some(exchange) = exchange {
+        if let Some(exchange) = &settled.exchange {
             self.attempts.with_label_values(&[namespace, name, exchange.class.label()]).inc();
             self.attempt_duration.observe(exchange.duration.as_secs_f64());
             if settled.attempt > 1 {

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 
 use crate::{
     api::webhook::WebhookStatus,
-    engine::Verdict,
+    engine::Settled,
     event::{Event, object::Uid},
     subscription::{resolve::WebhookRef, watch::Standing},
 };
@@ -28,8 +28,8 @@ pub enum Note {
     Standing { webhook: WebhookRef, standing: Option<Standing>, found: Option<Box<WebhookStatus>> },
     /// A delivery was taken in.
     Enqueued { webhook: Uid, pending: usize },
-    /// An attempt was settled.
-    Settled(Settlement),
+    /// An attempt was settled, or a delivery was given up without one.
+    Settled { settled: Box<Settled>, at: Timestamp },
     /// The filter failed on an event, which is delivered; `error` in at most 256 characters.
     FilterFailed { webhook: Uid, event: Arc<Event>, error: String },
     /// An event is lost: it could neither wait nor be kept.
@@ -38,26 +38,6 @@ pub enum Note {
     Reached { webhook: Uid, at: Timestamp },
     /// The Webhook is deleted.
     Removed(Uid),
-}
-
-/// A settled attempt.
-#[derive(Debug)]
-pub struct Settlement {
-    pub webhook: Uid,
-    pub event: Arc<Event>,
-    /// The last attempt that was made, from 1; 0 where none was.
-    pub attempt: u32,
-    /// It was made just now; else the delivery was given up without one.
-    pub made: bool,
-    /// The endpoint has answered 410 Gone to the spec as it stands.
-    pub gone: bool,
-    /// The answer's status, where there was an answer.
-    pub status_code: Option<u16>,
-    /// What went wrong, in at most 256 characters.
-    pub error: Option<String>,
-    pub verdict: Verdict,
-    pub pending: usize,
-    pub at: Timestamp,
 }
 
 /// An apiserver that answers each request with this status and this body.

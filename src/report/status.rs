@@ -14,14 +14,14 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
-    Settlement,
     conditions::{self, whole_seconds},
     events::Notice,
     references,
 };
 use crate::{
     api::webhook::{AttemptSummary, DeliveryCounts, DeliverySummary, WebhookStatus},
-    engine::Verdict,
+    delivery::attempt::Exchange,
+    engine::{Settled, Verdict},
     event::{
         Event,
         object::{Object, Uid},
@@ -139,8 +139,8 @@ impl Statuses {
     }
 
     /// Takes in a settled attempt.
-    pub fn settled(&mut self, settlement: &Settlement) -> Vec<Notice> {
-        self.entries.get_mut(&settlement.webhook).map(|entry| entry.settle(settlement)).unwrap_or_default()
+    pub fn settled(&mut self, settled: &Settled, at: Timestamp) -> Vec<Notice> {
+        self.entries.get_mut(&settled.webhook).map(|entry| entry.settle(settled, at)).unwrap_or_default()
     }
 
     /// Takes in that the endpoint acknowledged a test: if it was gone, it is there again.
@@ -273,54 +273,55 @@ impl Entry {
         notices
     }
 
-    fn settle(&mut self, settlement: &Settlement) -> Vec<Notice> {
-        let Settlement { event, attempt, at, .. } = settlement;
-        self.counts().pending = settlement.pending as i64;
-        if settlement.made && *attempt > 1 {
+    fn settle(&mut self, settled: &Settled, at: Timestamp) -> Vec<Notice> {
+        let Settled { event, attempt, exchange, .. } = settled;
+        let status_code = exchange.as_ref().and_then(Exchange::status_code).map(i32::from);
+        self.counts().pending = settled.pending as i64;
+        if exchange.is_some() && *attempt > 1 {
             self.counts().retries += 1;
         }
         self.touch(Dirty::Counters);
         let mut notices = Vec::new();
         let summary = AttemptSummary {
-            time: whole_seconds(*at),
+            time: whole_seconds(at),
             event: event.event_type.name().into(),
             event_id: event.id.to_string(),
             attempt: *attempt as i32,
-            status_code: settlement.status_code.map(i32::from),
-            error: settlement.error.clone(),
+            status_code,
+            error: exchange.as_ref().and_then(|exchange| exchange.error.clone()),
         };
         let generation = self.status.observed_generation.unwrap_or_default();
-        if settlement.verdict == Verdict::Delivered {
+        if settled.verdict == Verdict::Delivered {
             self.counts().succeeded += 1;
             self.status.consecutive_failures = 0;
             self.gone_generation = None;
             self.status.last_success = Some(summary);
             let failing = self.status_of("Healthy") == Some("False");
-            self.condition("Healthy", true, "Acknowledged", "the endpoint acknowledges deliveries", generation, *at);
+            self.condition("Healthy", true, "Acknowledged", "the endpoint acknowledges deliveries", generation, at);
             if failing {
                 let text = format!("the endpoint acknowledges deliveries again, {} first", event.event_type);
                 notices.push(Notice::normal(&self.webhook, "EndpointRecovered", text));
             }
-        } else if settlement.made {
+        } else if exchange.is_some() {
             self.status.consecutive_failures += 1;
             self.status.last_failure = Some(summary);
         }
-        if settlement.verdict == Verdict::Exhausted {
+        if settled.verdict == Verdict::Exhausted {
             self.counts().failed += 1;
         }
-        if settlement.verdict != Verdict::Delivered {
-            notices.extend(self.judge_failure(settlement, generation));
+        if settled.verdict != Verdict::Delivered {
+            notices.extend(self.judge_failure(settled, generation, at));
         }
-        if matches!(settlement.verdict, Verdict::Delivered | Verdict::Exhausted) {
-            let result = if settlement.verdict == Verdict::Delivered { "Delivered" } else { "Exhausted" };
+        if matches!(settled.verdict, Verdict::Delivered | Verdict::Exhausted) {
+            let result = if settled.verdict == Verdict::Delivered { "Delivered" } else { "Exhausted" };
             let delivery = DeliverySummary {
-                time: whole_seconds(*at),
+                time: whole_seconds(at),
                 event: event.event_type.name().into(),
                 event_id: event.id.to_string(),
                 object: describe(&event.object),
                 result: result.into(),
                 attempts: *attempt as i32,
-                status_code: settlement.status_code.map(i32::from),
+                status_code,
             };
             self.status.recent.insert(0, delivery);
             self.status.recent.truncate(RECENT);
@@ -329,21 +330,22 @@ impl Entry {
     }
 
     /// Whether a failed attempt makes the endpoint unhealthy, and what is to be said of it.
-    fn judge_failure(&mut self, settlement: &Settlement, generation: i64) -> Vec<Notice> {
+    fn judge_failure(&mut self, settled: &Settled, generation: i64, at: Timestamp) -> Vec<Notice> {
         let mut notices = Vec::new();
-        let error = settlement.error.as_deref().unwrap_or(if settlement.gone {
+        let error = settled.exchange.as_ref().and_then(|exchange| exchange.error.as_deref());
+        let error = error.unwrap_or(if settled.gone {
             "the endpoint is gone"
         } else {
             "too many deliveries are pending for another to wait"
         });
-        let exhausted = settlement.verdict == Verdict::Exhausted;
-        if settlement.gone {
+        let exhausted = settled.verdict == Verdict::Exhausted;
+        if settled.gone {
             self.gone_generation = Some(generation);
         }
         let gone = self.gone_generation == Some(generation);
         let healthy = self.status_of("Healthy") == Some("True");
         // What found no room says nothing of the endpoint.
-        let judged = settlement.made || settlement.gone;
+        let judged = settled.exchange.is_some() || settled.gone;
         if judged && (gone || exhausted || !healthy || self.status.consecutive_failures >= UNHEALTHY_AFTER) {
             let (reason, message) = if gone {
                 let text = "the endpoint answered 410 Gone; events are kept as WebhookDelivery objects until the spec changes, or a test or a redelivery is answered 2xx: correct spec.url, or delete the Webhook";
@@ -351,13 +353,13 @@ impl Entry {
             } else {
                 ("DeliveriesFailing", format!("attempts fail: {error}"))
             };
-            if self.condition("Healthy", false, reason, &message, generation, settlement.at) {
+            if self.condition("Healthy", false, reason, &message, generation, at) {
                 notices.push(Notice::warning(&self.webhook, reason, message));
             }
         }
         if exhausted {
-            let event = &settlement.event;
-            let attempts = settlement.attempt;
+            let event = &settled.event;
+            let attempts = settled.attempt;
             let subject = describe(&event.object);
             let attempts = if attempts == 1 { "1 attempt".to_owned() } else { format!("{attempts} attempts") };
             let WebhookRef { name, .. } = &self.webhook;

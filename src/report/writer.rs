@@ -1,12 +1,10 @@
 //! Takes notes in and writes statuses out, by server-side apply on `/status`.
 
 use std::{
-    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures::FutureExt;
 use jiff::Timestamp;
 use kube::{
     Client, Resource,
@@ -32,6 +30,7 @@ use crate::{
     calls::{self, Hush, within},
     causes::Causes,
     event::object::Uid,
+    panics::caught,
     subscription::resolve::WebhookRef,
 };
 
@@ -99,7 +98,7 @@ impl Writer {
                 (uid, statuses.standing(webhook, standing, found, Timestamp::now()))
             }
             Note::Enqueued { webhook, pending } => return statuses.pending(webhook, pending),
-            Note::Settled(settlement) => (settlement.webhook, statuses.settled(&settlement)),
+            Note::Settled { settled, at } => (settled.webhook, statuses.settled(&settled, at)),
             Note::Reached { webhook, at } => (webhook, statuses.reached(webhook, at)),
             Note::Dropped { webhook, pending } => (webhook, statuses.dropped(webhook, pending)),
             Note::FilterFailed { webhook, event, error } => {
@@ -133,8 +132,7 @@ impl Writer {
             let client = self.client.clone();
             writes.spawn(async move {
                 let applying = apply::<Webhook>(&client, uid, Some(&namespace), &name, &status);
-                // A panic is a bug, and yet must not keep this Webhook's status from ever being written again.
-                (uid, AssertUnwindSafe(applying).catch_unwind().await.unwrap_or(false))
+                (uid, caught(applying).await.unwrap_or(false))
             });
         }
     }

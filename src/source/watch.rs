@@ -37,8 +37,10 @@ use super::{
 use crate::{
     calls::{pause, within},
     causes::{Causes, explain, lacks_right},
-    engine::{Change, Observation, Question},
-    event::object::{Uid, WatchId},
+    event::{
+        object::{Uid, WatchId},
+        observation::{Change, Observation, Question},
+    },
 };
 
 /// How long the apiserver keeps one watch open. It sends a bookmark before it ends one.

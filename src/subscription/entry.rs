@@ -1,8 +1,7 @@
 //! One Webhook that is looked after: what is known of it, and how it therefore stands.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures::FutureExt;
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
@@ -14,7 +13,7 @@ use super::{
     tls::TlsReference,
     watch::{Readiness, Standing, Update},
 };
-use crate::api::webhook::WebhookStatus;
+use crate::{api::webhook::WebhookStatus, panics::caught};
 
 /// A missing reference makes a Webhook `Stalled` after this long.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
@@ -160,11 +159,11 @@ impl<R: Referent> Slot<R> {
 }
 
 impl<R: Referent> Reading<R> {
-    /// Reads what is named. A panic is a bug, and yet must not leave the Webhook without it: it counts as a failed reading.
+    /// Reads what is named. One that panics counts as a failed reading, so that it is made again.
     pub(super) async fn make(reader: &Arc<Reader>, referent: Option<R>) -> Option<Self> {
         let referent = referent?;
-        let reading = AssertUnwindSafe(Kept::read(Arc::clone(reader), referent.clone())).catch_unwind();
-        let result = reading.await.unwrap_or_else(|_| Err(ReferenceError::broken(referent.named())));
+        let reading = caught(Kept::read(Arc::clone(reader), referent.clone())).await;
+        let result = reading.unwrap_or_else(|| Err(ReferenceError::broken(referent.named())));
         Some(Self { referent, result })
     }
 }

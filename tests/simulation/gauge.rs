@@ -6,12 +6,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use llmtune_webhooks::{
-    engine::Change,
-    event::{
-        amount::{Amount, Level},
-        object::{Facts, Object, Uid, UsageFacts, WatchId},
-    },
+use llmtune_webhooks::event::{
+    amount::{Amount, Level},
+    object::{Facts, Object, Uid, UsageFacts, WatchId},
+    observation::Change,
 };
 
 use crate::{

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use jiff::Timestamp;
 use llmtune_webhooks::{
-    engine::{
-        Attempt, AttemptResult, Change, Due, Engine, Keep, Observation, Observed, Outcome, Question, Unflushed, Verdict,
-    },
+    delivery::attempt::{Attempt, AttemptResult, Outcome},
+    engine::{Due, Engine, Keep, Observed, Unflushed, Verdict},
     event::{
         Event,
         id::EventId,
         object::{Uid, WatchId},
+        observation::{Change, Observation, Question},
     },
     ledger::journal::{self, Journal, Judgement, Kind as SegmentKind, Memory, Nothing, Opened, Segment, Shape},
     subscription::index::Subscription,
@@ -868,10 +868,10 @@ impl Process {
         if reaches {
             env.oracle.reached.insert((webhook, event.id));
         }
-        let outcome = Outcome { webhook, delivery, generation, result, status_code: None, error: None };
+        let outcome = Outcome { webhook, delivery, generation, result, exchange: None };
         let (now, random) = (env.now(), env.random.unit());
         let Some(engine) = &mut self.engine else { return };
-        let Some(settled) = engine.settle(&outcome, now, random) else { return };
+        let Some(settled) = engine.settle(outcome, now, random) else { return };
         env.say(|| format!("#{} settles {} at {webhook:?}: {:?}", self.number, event.id, settled.verdict));
         if settled.verdict == Verdict::Delivered {
             self.ended.push((webhook, event.id));

@@ -3,9 +3,9 @@
 
 use std::collections::VecDeque;
 
-use llmtune_webhooks::{
-    engine::Change,
-    event::object::{Object, Uid, WatchId},
+use llmtune_webhooks::event::{
+    object::{Object, Uid, WatchId},
+    observation::Change,
 };
 
 use crate::{

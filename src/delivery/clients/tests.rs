@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::delivery::{address::parse_range, failure::describe_error, send::Class};
+use crate::delivery::{address::parse_range, attempt::Class, failure::describe_error};
 
 /// A name server that gives one answer after the other, over and over.
 struct Fickle {

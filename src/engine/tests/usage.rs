@@ -46,7 +46,7 @@ fn delivered(engine: &mut Engine, now: i64) -> Vec<String> {
         let body: serde_json::Value = serde_json::from_str(&attempt.event.body.close(at(now))).unwrap();
         let threshold = body["data"]["threshold"].as_str().unwrap_or("a job");
         delivered.push(format!("{} {threshold}", attempt.event.object.name));
-        engine.settle(&outcome(&attempt, AttemptResult::Acknowledged), at(now), 0.5);
+        engine.settle(outcome(&attempt, AttemptResult::Acknowledged), at(now), 0.5);
     }
     delivered
 }
@@ -120,7 +120,7 @@ fn the_next_event_of_an_object_waits_for_the_one_before_it_and_for_its_own_flush
     flushed(&mut engine);
     let first = attempt(&mut engine, 1);
     evaluate(&mut engine, 1, 90, 2);
-    engine.settle(&outcome(&first, AttemptResult::Acknowledged), at(3), 0.5);
+    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(3), 0.5);
     assert!(engine.due(at(3)).is_none(), "the second is not flushed");
     evaluate(&mut engine, 1, 10, 4);
     flushed(&mut engine);
@@ -257,7 +257,7 @@ impl World {
                     let body = attempt.event.body.as_str().to_owned();
                     let known = self.sent.entry(attempt.event.id).or_insert_with(|| body.clone());
                     assert_eq!(*known, body, "one id, two crossings");
-                    self.engine.settle(&outcome(&attempt, AttemptResult::Acknowledged), at(self.now), 0.5);
+                    self.engine.settle(outcome(&attempt, AttemptResult::Acknowledged), at(self.now), 0.5);
                 }
             }
             Step::Flush(budget) if self.landing.is_empty() => {

@@ -1,8 +1,7 @@
 //! What users ask for through `WebhookDelivery` objects, tests and redeliveries, and what each is answered.
 
-use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use futures::FutureExt;
 use jiff::Timestamp;
 use tokio::{
     task::{JoinError, JoinSet},
@@ -12,8 +11,11 @@ use tracing::warn;
 
 use super::{Known, Leader};
 use crate::{
-    delivery::send::{Attempted, Exchange},
-    engine::{Attempt, AttemptResult, Settled, Verdict},
+    delivery::{
+        attempt::{Attempt, AttemptResult, Exchange},
+        send::Attempted,
+    },
+    engine::{Settled, Verdict},
     event::{Event, EventType, id::DeliveryId, object::Uid, sample::sample},
     report::{
         Note,
@@ -109,8 +111,7 @@ impl Leader {
         };
         let sender = Arc::clone(&self.sender);
         self.requests.tests.spawn(async move {
-            let sending = AssertUnwindSafe(sender.attempt(&attempt, &resolved)).catch_unwind();
-            let attempted = sending.await.unwrap_or_else(|_| Attempted::broken(&attempt));
+            let attempted = sender.attempt(&attempt, &resolved).await;
             (object, event, attempted)
         });
     }
@@ -128,7 +129,7 @@ impl Leader {
         let Some(webhook) = self.named(&object).map(|known| known.webhook.clone()) else {
             return self.no_webhook(object, Subject::Test { event, owner: None });
         };
-        let Some(exchange) = attempted.exchange else {
+        let Some(exchange) = attempted.outcome.exchange else {
             if attempted.outcome.result == (AttemptResult::Withheld { hold: false }) {
                 // The claim had lapsed.
                 return self
@@ -155,7 +156,7 @@ impl Leader {
             reason: if delivered { "Acknowledged" } else { "NotAcknowledged" },
             message: error.clone().unwrap_or_else(|| "the endpoint acknowledged the test".into()),
             attempts: 1,
-            status_code: exchange.status.map(|status| status.as_u16()),
+            status_code: exchange.status_code(),
             error,
             at: now,
         };
@@ -179,7 +180,7 @@ impl Leader {
     }
 
     /// Tells whoever asked for this delivery again how it ended.
-    pub(super) fn answer_again(&mut self, settled: &Settled, exchange: Option<&Exchange>, now: Timestamp) {
+    pub(super) fn answer_again(&mut self, settled: &Settled, now: Timestamp) {
         if !matches!(settled.verdict, Verdict::Delivered | Verdict::Exhausted) {
             return;
         }
@@ -192,6 +193,7 @@ impl Leader {
             _ if settled.gone => "EndpointGone",
             _ => "Exhausted",
         };
+        let exchange = settled.exchange.as_ref();
         let error = exchange.and_then(|exchange| exchange.error.clone());
         let answer = Answer {
             object,
@@ -200,7 +202,7 @@ impl Leader {
             reason,
             message: error.clone().unwrap_or_else(|| "the endpoint acknowledged the delivery".into()),
             attempts: settled.attempt,
-            status_code: exchange.and_then(|exchange| exchange.status).map(|status| status.as_u16()),
+            status_code: exchange.and_then(Exchange::status_code),
             error,
             at: now,
         };

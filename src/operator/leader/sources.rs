@@ -14,8 +14,10 @@ use tracing::info;
 
 use super::{Leader, usage};
 use crate::{
-    engine::Observation,
-    event::object::{Uid, WatchId},
+    event::{
+        object::{Uid, WatchId},
+        observation::Observation,
+    },
     report::sources::{Note, State},
     source::{
         Source,

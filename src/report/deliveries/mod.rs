@@ -13,12 +13,10 @@ mod room;
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, HashSet},
-    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
 
-use futures::FutureExt;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Client, core::error_boundary::InvalidObject, runtime::watcher};
@@ -44,6 +42,7 @@ use crate::{
     engine::{Keep, MAX_BYTES},
     event::{Event, EventType, id::DeliveryId, object::Uid},
     objects::{Change, Objects},
+    panics::caught,
     subscription::resolve::{WebhookRef, duration},
 };
 
@@ -282,12 +281,12 @@ impl State {
         let _ = self.back.send(message);
     }
 
-    /// Begins a call. A panic is a bug, and yet must not leave under way for ever what the call was for: it ends as `broken`.
+    /// Begins a call. One that panics ends as `broken`, so that what it was for is not under way for ever.
     fn begin<C>(&mut self, broken: Done, call: impl FnOnce(Call) -> C)
     where
         C: Future<Output = Done> + Send + 'static,
     {
-        let call = AssertUnwindSafe(call(self.call.clone())).catch_unwind();
+        let call = caught(call(self.call.clone()));
         self.calls.spawn(async move { call.await.unwrap_or(broken) });
     }
 

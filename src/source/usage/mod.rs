@@ -15,13 +15,11 @@ mod schedule;
 use std::{
     collections::{BTreeMap, HashMap},
     future::pending,
-    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
 
 use ::prometheus::{Histogram, IntCounterVec};
-use futures::FutureExt;
 use jiff::Timestamp;
 use kube::{Client, core::ObjectMeta, runtime::watcher::Config};
 use tokio::{
@@ -39,9 +37,12 @@ use self::{
 };
 use crate::{
     api::{UsageThreshold, usage_threshold::UsageThresholdStatus},
-    engine::{Change, Observation},
-    event::object::{Facts, Object, Uid, UsageFacts, WatchId},
+    event::{
+        object::{Facts, Object, Uid, UsageFacts, WatchId},
+        observation::{Change, Observation},
+    },
     objects::{self, Objects},
+    panics::caught,
     source::slim,
 };
 
@@ -365,9 +366,8 @@ impl Measuring {
                 }
                 let (prometheus, server, query) = (Arc::clone(&self.usage.prometheus), server.clone(), query.clone());
                 entry.query = Some(self.queries.spawn(async move {
-                    // A panic is a bug, and yet must not leave the figure unmeasured: it counts as a failed query.
-                    let asking = AssertUnwindSafe(prometheus.query(&server, &query)).catch_unwind();
-                    let (result, took) = asking.await.unwrap_or_else(|_| {
+                    let asked = caught(prometheus.query(&server, &query)).await;
+                    let (result, took) = asked.unwrap_or_else(|| {
                         let say = "the operator broke off the query: please report this with its log";
                         (Err(Failure::new(Reason::QueryFailed, say)), Duration::ZERO)
                     });

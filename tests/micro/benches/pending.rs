@@ -8,7 +8,7 @@ mod scene;
 use std::{cell::RefCell, fs, iter};
 
 use criterion::{BatchSize, Criterion};
-use llmtune_webhooks::engine::{Attempt, AttemptResult};
+use llmtune_webhooks::delivery::attempt::{Attempt, AttemptResult};
 
 use scene::{Place, World, flush, journal, outcome};
 
@@ -107,7 +107,7 @@ impl Bench {
         };
         let end = |outcome| {
             let World { engine, now, .. } = &mut *self.world.borrow_mut();
-            engine.settle(&outcome, *now, 0.5).unwrap()
+            engine.settle(outcome, *now, 0.5).unwrap()
         };
         let mut group = criterion.benchmark_group("pending");
         group.bench_function("settle", |bencher| bencher.iter_batched(begin, end, BatchSize::PerIteration));

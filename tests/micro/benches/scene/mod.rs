@@ -6,11 +6,15 @@ use std::{collections::HashMap, sync::LazyLock, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use llmtune_webhooks::{
-    delivery::schedule::Backoff,
-    engine::{Attempt, AttemptResult, Change, Due, Engine, Observation, Outcome},
+    delivery::{
+        attempt::{Attempt, AttemptResult, Outcome},
+        schedule::Backoff,
+    },
+    engine::{Due, Engine},
     event::{
         EventSet,
         object::{Object, Uid, WatchId},
+        observation::{Change, Observation},
     },
     ledger::journal::{Journal, Segment, Shape},
     source::{Source, training_job::TrainingJobs},
@@ -162,7 +166,7 @@ impl World {
     }
 
     pub fn end(&mut self, attempt: &Attempt, result: AttemptResult) {
-        self.engine.settle(&outcome(attempt, result), self.now, 0.5).unwrap();
+        self.engine.settle(outcome(attempt, result), self.now, 0.5).unwrap();
     }
 
     /// Has everything that changed flushed, and the flush land.
@@ -190,5 +194,5 @@ pub const fn webhook(number: u32) -> Uid {
 /// How an attempt ended.
 pub fn outcome(attempt: &Attempt, result: AttemptResult) -> Outcome {
     let Attempt { webhook, delivery, generation, .. } = *attempt;
-    Outcome { webhook, delivery, generation, result, status_code: Some(200), error: None }
+    Outcome { webhook, delivery, generation, result, exchange: None }
 }

@@ -1,0 +1,90 @@
+//! The deliveries of one Webhook.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use super::{MAX_BYTES, MAX_DELIVERIES, gate::Withheld};
+use crate::{
+    event::{Event, id::DeliveryId, object::Uid, unknown::Unknown},
+    ledger::contents::GivenUp,
+};
+
+/// An event on its way to one Webhook.
+#[derive(Debug)]
+pub struct Delivery {
+    pub event: Arc<Event>,
+    /// Attempts that have been settled as failed.
+    pub failed_attempts: u32,
+    /// When the next attempt is due, and the wait that it came from; `None` while it is ready or under way.
+    pub due: Option<(Timestamp, Duration)>,
+    /// Its first attempt is ready or under way: the object's next event waits for it.
+    pub in_lane: bool,
+    /// It was asked for again; the object that asks outlives a crash, so the ledger need not know.
+    pub again: bool,
+    /// What it was to wait for before its first attempt.
+    pub withheld: Option<Withheld>,
+    pub unknown: Unknown,
+}
+
+impl Delivery {
+    pub fn new(event: &Arc<Event>, again: bool) -> Self {
+        let event = Arc::clone(event);
+        Self { event, failed_attempts: 0, due: None, in_lane: !again, again, withheld: None, unknown: Unknown::NONE }
+    }
+}
+
+/// A given-up delivery that waits to become an object.
+#[derive(Debug)]
+pub struct Shelved {
+    pub event: Arc<Event>,
+    pub given_up: GivenUp,
+}
+
+/// The deliveries of one Webhook.
+#[derive(Debug, Default)]
+pub struct Queue {
+    pub deliveries: HashMap<DeliveryId, Delivery>,
+    pub ready: VecDeque<DeliveryId>,
+    /// Those that were asked for again, where ready.
+    pub again: VecDeque<DeliveryId>,
+    /// Objects with a first attempt ready or under way, and their later events.
+    pub lanes: HashMap<Uid, VecDeque<DeliveryId>>,
+    pub shelf: HashMap<DeliveryId, Shelved>,
+    pub bytes: usize,
+    pub shelf_bytes: usize,
+    pub in_flight: usize,
+    pub runnable: bool,
+    /// The Webhook is known; until then a recovered queue waits.
+    pub subscribed: bool,
+    pub concurrency: usize,
+    pub held: bool,
+    /// The endpoint answered 410 Gone to the spec of this generation.
+    pub gone: Option<i64>,
+}
+
+impl Queue {
+    pub fn can_begin(&self) -> bool {
+        let free = !self.held && self.in_flight < self.concurrency;
+        (!self.ready.is_empty() && (self.gone.is_some() || free)) || (!self.again.is_empty() && free)
+    }
+
+    pub fn next(&mut self) -> Option<DeliveryId> {
+        let free = !self.held && self.in_flight < self.concurrency;
+        if self.gone.is_some() || free {
+            let next = self.ready.pop_front();
+            if next.is_some() {
+                return next;
+            }
+        }
+        if free { self.again.pop_front() } else { None }
+    }
+
+    pub fn is_full(&self, size: usize) -> bool {
+        self.deliveries.len() >= MAX_DELIVERIES || self.bytes + size > MAX_BYTES
+    }
+}

@@ -1,0 +1,56 @@
+//! What sources see, on its way to the engine, and what the engine asks them back.
+
+use super::object::{Object, Uid, WatchId};
+
+/// What a source saw.
+#[derive(Debug)]
+pub struct Observation {
+    /// The watch that saw it.
+    pub watch: WatchId,
+    /// What changed.
+    pub change: Change,
+}
+
+/// One thing that a source can see.
+#[derive(Debug)]
+pub enum Change {
+    /// The store has moved back behind the watch's position: stages are compared from here on, not versions.
+    Restored,
+    /// A complete list begins.
+    ListBegun,
+    /// The object as it is, from a list or a watch.
+    Seen(Box<Object>),
+    /// The object is deleted; this was its last state.
+    Deleted(Box<Object>),
+    /// The object is gone, and its last state cannot be read.
+    Vanished(Uid),
+    /// The object lives, but its watch no longer selects it.
+    Unselected(Uid),
+    /// The object is there, in a form that cannot be read.
+    Unreadable(Uid),
+    /// The list was complete, as of this version.
+    ListEnded(u64),
+    /// Everything up to this version has been seen.
+    Bookmark(u64),
+    /// The answer to a [`Question`].
+    Answer { question: Question, living: bool },
+    /// The resource is not installed: when it comes, everything of it is new.
+    NotInstalled,
+    /// On a watch of what is measured: these objects are there and no others. The first such word makes them the baseline.
+    Only(Vec<Uid>),
+    /// On a watch of what is measured: an evaluation of the object. It has no version; each is newer than the one before.
+    Measured(Box<Object>),
+    /// On a watch of what is measured: the object is gone, which says nothing.
+    Gone(Uid),
+}
+
+/// An object that a list lacked on a watch with a selector: does it live?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    pub watch: WatchId,
+    pub uid: Uid,
+    pub namespace: String,
+    pub name: String,
+    /// The version of the list; an answer is void once the object has been seen anew.
+    pub version: u64,
+}
