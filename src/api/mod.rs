@@ -1,11 +1,13 @@
-//! The custom resources of group `llmtune.io`, one file each: the contract with users. Validation and defaults live in
-//! the schemas (structural, with CEL rules); there is no behaviour here.
+//! The custom resources of group `llmtune.io`, one file each, and what several of them hold: the contract with users. Validation
+//! and defaults live in the schemas (structural, with CEL rules); there is no behaviour here.
 
 // Clippy takes the keys of several printcolumns for one attribute given twice.
 #![allow(clippy::duplicated_attributes)]
 
 pub mod duration;
 pub mod ledger_segment;
+pub mod reference;
+pub mod selector;
 pub mod training_job;
 pub mod usage_threshold;
 pub mod webhook;

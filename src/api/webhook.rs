@@ -1,23 +1,19 @@
 //! `Webhook`: a subscription of one URL to the events of its namespace, and how its deliveries fare.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::{
-    CustomResource, KubeSchema,
-    core::{Expression, Rule, Selector},
-};
+use kube::{CustomResource, KubeSchema, core::Rule};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::{
+    reference::{SecretReference, Tls},
+    selector::LabelSelector,
+};
 
 const KNOWN_EVENT: &str = "self in ['*', 'training.*', 'model.*', 'deployment.*', 'usage.*', 'training.started', 'training.completed', 'training.failed', 'model.deployed', 'deployment.created', 'deployment.paused', 'deployment.resumed', 'deployment.deleted', 'usage.threshold_reached']";
 const KNOWN_EVENT_MESSAGE: &str = "events may hold training.started, training.completed, training.failed, model.deployed, deployment.created, deployment.paused, deployment.resumed, deployment.deleted, usage.threshold_reached, and the patterns training.*, model.*, deployment.*, usage.* and \"*\"";
 #[cfg(test)]
 pub(super) const EVENT_RULE: [&str; 2] = [KNOWN_EVENT, KNOWN_EVENT_MESSAGE];
-const LABEL_KEY_MESSAGE: &str = "a label's key is a name of at most 63 letters, digits, '-', '_' and '.', where needed behind a DNS name and a slash, such as team or example.com/team";
-const LABEL_VALUE: &str = "!format.labelValue().validate(self).hasValue()";
-const LABEL_VALUE_MESSAGE: &str =
-    "a label's value is empty or at most 63 letters, digits, '-', '_' and '.', with a letter or digit first and last";
 /// A Gateway API duration (GEP-2257), as a CEL literal.
 pub(super) const DURATION: &str = "'^([0-9]{1,5}(h|m|s|ms)){1,4}$'";
 
@@ -112,59 +108,6 @@ pub struct WebhookSpec {
     pub tls: Option<Tls>,
 }
 
-/// The TLS of one endpoint. Both objects are in the Webhook's namespace, and are read again within 30 seconds of a change.
-#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.caBundleRef) || has(self.clientCertificateRef)")
-    .message("tls must have caBundleRef, clientCertificateRef or both: add one, or remove tls"))]
-pub struct Tls {
-    /// The PEM certificates of issuers that this endpoint's certificate may have, beside those that the operator trusts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(merge_strategy = MapMerge::Atomic)]
-    pub ca_bundle_ref: Option<BundleReference>,
-    /// A Secret of type kubernetes.io/tls, with the certificate (`tls.crt`) and the key (`tls.key`) that the endpoint is shown (mTLS).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(merge_strategy = MapMerge::Atomic)]
-    pub client_certificate_ref: Option<CertificateReference>,
-}
-
-/// A key of a `ConfigMap` or a Secret in the Webhook's namespace.
-#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct BundleReference {
-    /// Which kind of object it is.
-    pub kind: BundleKind,
-    /// The object's name.
-    #[schemars(length(max = 253))]
-    #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
-        .message("name must be an object's name: lower-case letters, digits, '-' and '.', such as internal-ca"))]
-    pub name: String,
-    /// The key that holds PEM certificates.
-    #[serde(default = "default_bundle_key")]
-    #[schemars(length(max = 253))]
-    #[x_kube(validation = Rule::new("self.matches('^[-._a-zA-Z0-9]+$')")
-        .message("key must be a key of the object: letters, digits, '-', '_' and '.', such as ca.crt"))]
-    pub key: String,
-}
-
-/// The kinds of object that a bundle may lie in.
-#[derive(JsonSchema, Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
-pub enum BundleKind {
-    ConfigMap,
-    Secret,
-}
-
-/// A Secret in the Webhook's namespace.
-#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct CertificateReference {
-    /// The Secret's name.
-    #[schemars(length(max = 253))]
-    #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
-        .message("name must be a Secret's name: lower-case letters, digits, '-' and '.', such as ci-client"))]
-    pub name: String,
-}
-
 /// How events are written.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub enum Format {
@@ -190,23 +133,6 @@ pub enum CloudEventsMode {
     Binary,
     #[default]
     Structured,
-}
-
-/// A key of a Secret in the Webhook's namespace.
-#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq, Hash)]
-#[serde(rename_all = "camelCase")]
-pub struct SecretReference {
-    /// The Secret's name.
-    #[schemars(length(max = 253))]
-    #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
-        .message("name must be a Secret's name: lower-case letters, digits, '-' and '.', such as ci-hook"))]
-    pub name: String,
-    /// The key whose bytes sign deliveries.
-    #[serde(default = "default_secret_key")]
-    #[schemars(length(max = 253))]
-    #[x_kube(validation = Rule::new("self.matches('^[-._a-zA-Z0-9]+$')")
-        .message("key must be a key of the Secret: letters, digits, '-', '_' and '.', such as secret"))]
-    pub key: String,
 }
 
 /// How each delivery is made: its time limit, its retries and how many run at once.
@@ -251,76 +177,6 @@ pub struct Backoff {
     #[schemars(length(max = 32))]
     #[x_kube(validation = duration("max", "10ms", "24h", "1h"))]
     pub max: String,
-}
-
-/// A label selector as `metav1.LabelSelector` defines it, with bounds.
-#[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct LabelSelector {
-    /// Labels that must be there with exactly this value.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32))]
-    #[x_kube(validation = Rule::new("self.all(key, !format.qualifiedName().validate(key).hasValue())").message(LABEL_KEY_MESSAGE))]
-    pub match_labels: BTreeMap<String, LabelValue>,
-    /// Further requirements; all of them must hold.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
-    #[x_kube(merge_strategy = ListMerge::Atomic)]
-    pub match_expressions: Vec<LabelRequirement>,
-}
-
-impl LabelSelector {
-    /// The same as kube tells it.
-    #[must_use]
-    pub fn selector(&self) -> Selector {
-        let labels = self.match_labels.iter();
-        let equal = labels.map(|(key, value)| Expression::Equal(key.clone(), value.0.clone()));
-        let expressions = self.match_expressions.iter().map(|requirement| {
-            let key = requirement.key.clone();
-            let values = requirement.values.iter().cloned().collect();
-            match requirement.operator {
-                LabelOperator::In => Expression::In(key, values),
-                LabelOperator::NotIn => Expression::NotIn(key, values),
-                LabelOperator::Exists => Expression::Exists(key),
-                LabelOperator::DoesNotExist => Expression::DoesNotExist(key),
-            }
-        });
-        equal.chain(expressions).collect()
-    }
-}
-
-/// A label's value.
-#[derive(JsonSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(transparent)]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": LABEL_VALUE, "message": LABEL_VALUE_MESSAGE}]))]
-pub struct LabelValue(#[schemars(length(max = 63))] pub String);
-
-/// One requirement of a label selector.
-#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.operator in ['In', 'NotIn'] ? has(self.values) && self.values.size() > 0 : !has(self.values) || self.values.size() == 0")
-    .message("In and NotIn need values; Exists and DoesNotExist must have none"))]
-pub struct LabelRequirement {
-    /// The label's key.
-    #[schemars(length(max = 317))]
-    #[x_kube(validation = Rule::new("!format.qualifiedName().validate(self).hasValue()").message(LABEL_KEY_MESSAGE))]
-    pub key: String,
-    /// How the label's value relates to `values`.
-    pub operator: LabelOperator,
-    /// The values that `In` and `NotIn` compare with.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(max = 63)), transform = super::each_item(LABEL_VALUE, LABEL_VALUE_MESSAGE))]
-    #[x_kube(merge_strategy = ListMerge::Atomic)]
-    pub values: Vec<String>,
-}
-
-/// The operators of `metav1.LabelSelectorRequirement`.
-#[derive(JsonSchema, Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
-pub enum LabelOperator {
-    In,
-    NotIn,
-    Exists,
-    DoesNotExist,
 }
 
 /// How the subscription stands and how its deliveries fare. Counters are approximate across a crash of the operator.
@@ -458,14 +314,6 @@ fn max_not_shorter_than_initial() -> Rule {
     let ordered = "duration(self.initial) <= duration(self.max)";
     Rule::new(format!("!has(self.initial) || !has(self.max) || {unreadable} || {ordered}"))
         .message("backoff.max (1h unless given) must not be shorter than backoff.initial: raise max or lower initial")
-}
-
-fn default_bundle_key() -> String {
-    "ca.crt".into()
-}
-
-fn default_secret_key() -> String {
-    "secret".into()
 }
 
 fn default_timeout() -> String {

@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use super::webhook::LabelSelector;
+use super::selector::LabelSelector;
 
 /// The most characters of one expression.
 pub const MAX_EXPRESSION: usize = 4096;

@@ -26,7 +26,7 @@ use super::{
     training_job::MAX_METRICS,
 };
 use crate::{
-    api::{webhook::LabelSelector, webhook_source::WebhookSourceSpec},
+    api::{selector::LabelSelector, webhook_source::WebhookSourceSpec},
     causes::is_unknown_kind,
     event::object::{Facts, Kind, Metric, Object, ServingFacts, ServingStage, TrainingFacts, TrainingStage},
     expression::{CompileError, Document, Expression},

@@ -13,7 +13,10 @@ use super::{
     tls::{KeptTls, TlsReference},
 };
 use crate::{
-    api::webhook::{self, CloudEventsMode, LabelSelector, WebhookSpec},
+    api::{
+        selector::LabelSelector,
+        webhook::{self, CloudEventsMode, WebhookSpec},
+    },
     delivery::schedule::Backoff,
     event::{
         EventSet,

@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretSlice};
 
 use super::reference::{Kept, Kind, Named, Problem, Reader, ReferenceError, Referent, Role};
 use crate::{
-    api::webhook::{BundleKind, Tls},
+    api::reference::{BundleKind, Tls},
     delivery::tls::{Material, Unusable},
 };
 
