@@ -18,10 +18,7 @@ use super::{
 };
 use crate::{
     panics::caught,
-    subscription::{
-        reference::ReferenceError,
-        resolve::{Reference, Resolved},
-    },
+    subscription::{kept::Kept, reference::ReferenceError, resolve::Resolved},
 };
 
 /// Of an answer at most this much is read.
@@ -39,8 +36,8 @@ pub type MayBegin = Arc<dyn Fn() -> bool + Send + Sync>;
 pub struct Attempted {
     /// For the engine.
     pub outcome: Outcome,
-    /// Something that the Webhook names is gone: which, and why.
-    pub lost: Option<(Reference, ReferenceError)>,
+    /// Something of the Webhook's target is gone: what, and why.
+    pub lost: Option<(Arc<Kept>, ReferenceError)>,
 }
 
 /// Sends deliveries over connections that all Webhooks share.
@@ -63,35 +60,22 @@ impl Sender {
     }
 
     async fn send(&self, attempt: &Attempt, webhook: &Resolved) -> Attempted {
-        let key = match &webhook.key {
-            None => None,
-            Some(key) => match key.current().await {
-                Ok(bytes) => Some(bytes),
-                Err(error) => {
-                    return withheld(attempt, true, Some((Reference::Key(key.referent().clone()), error)));
-                }
-            },
+        let target = match webhook.target.current().await {
+            Ok(target) => target,
+            Err(error) => return withheld(attempt, true, Some((Arc::clone(&webhook.target), error))),
         };
-        let tls = match &webhook.tls {
-            None => None,
-            Some(tls) => match tls.current().await {
-                Ok(material) => Some(material),
-                Err(error) => {
-                    return withheld(attempt, true, Some((Reference::Tls(tls.referent().clone()), error)));
-                }
-            },
-        };
+        let key = target.key.as_deref();
         if !(self.may_begin)() {
             return withheld(attempt, false, None);
         }
         let begun = Instant::now();
-        let Some(Message { headers, body }) = message(attempt, webhook.format, key.as_deref(), Timestamp::now()) else {
+        let Some(Message { headers, body }) = message(attempt, webhook.format, key, Timestamp::now()) else {
             return Attempted::broken(attempt);
         };
-        let answer = match self.clients.client(&webhook.url, tls.as_deref()) {
+        let answer = match self.clients.client(&target.url, target.tls.as_deref()) {
             Err(error) => Err(error),
             Ok(client) => {
-                let request = client.post(webhook.url.clone()).headers(headers).timeout(webhook.timeout).body(body);
+                let request = client.post(target.url.clone()).headers(headers).timeout(webhook.timeout).body(body);
                 request.send().await.map_err(ClientError::from)
             }
         };
@@ -99,27 +83,23 @@ impl Sender {
         let (result, class, status, error) = match answer {
             Ok(response) => {
                 let status = response.status();
-                if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-                    && let Some(key) = &webhook.key
-                {
-                    key.expire();
+                if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+                    webhook.target.expire();
                 }
                 let result = match status {
                     status if status.is_success() => AttemptResult::Acknowledged,
                     StatusCode::GONE => AttemptResult::Gone,
                     _ => AttemptResult::Failed { retry_after: retry_after(response.headers(), Timestamp::now()) },
                 };
-                let error = describe_status(status, response.headers(), &webhook.url, key.is_some());
+                let error = describe_status(status, response.headers(), &target.url, key.is_some());
                 drain(response).await;
                 (result, Class::of(status), Some(status), error)
             }
             Err(error) => {
                 let (class, text) = describe_error(&error, webhook.timeout);
                 // An endpoint may close the connection on a certificate without a word.
-                if matches!(class, Class::Tls | Class::Protocol)
-                    && let Some(tls) = &webhook.tls
-                {
-                    tls.expire();
+                if matches!(class, Class::Tls | Class::Protocol) {
+                    webhook.target.expire();
                 }
                 (AttemptResult::Failed { retry_after: None }, class, None, Some(text))
             }
@@ -150,7 +130,7 @@ fn outcome(attempt: &Attempt, result: AttemptResult, exchange: Option<Exchange>)
     Outcome { webhook, delivery, generation, result, exchange }
 }
 
-fn withheld(attempt: &Attempt, hold: bool, lost: Option<(Reference, ReferenceError)>) -> Attempted {
+fn withheld(attempt: &Attempt, hold: bool, lost: Option<(Arc<Kept>, ReferenceError)>) -> Attempted {
     Attempted { outcome: outcome(attempt, AttemptResult::Withheld { hold }, None), lost }
 }
 

@@ -531,9 +531,9 @@ impl Leader {
 
     fn settle(&mut self, attempted: Attempted) {
         let Attempted { outcome, lost } = attempted;
-        if let Some((reference, error)) = lost {
+        if let Some((target, error)) = lost {
             // The controller lives as long as this loop.
-            let _ = self.lost.send((outcome.webhook, reference, error));
+            let _ = self.lost.send((outcome.webhook, target, error));
         }
         let now = self.clock.now();
         if let Some(settled) = self.engine.settle(outcome, now, random()) {

@@ -7,10 +7,12 @@ use tokio::time::Instant;
 
 use super::{
     index::Subscription,
-    reference::{Kept, Reader, ReferenceError, Referent},
+    kept::Kept,
+    reader::Reader,
+    reference::ReferenceError,
     resolve::{Plan, Resolved, SpecError, WebhookRef},
-    secret::{Encoding, KeyReference},
-    tls::TlsReference,
+    secret::Encoding,
+    target::References,
     watch::{Readiness, Standing, Update},
 };
 use crate::{api::webhook::WebhookStatus, panics::caught};
@@ -27,23 +29,17 @@ pub(super) struct Entry {
     pub(super) webhook: WebhookRef,
     pub(super) generation: i64,
     pub(super) plan: Result<Plan, SpecError>,
-    pub(super) key: Slot<KeyReference>,
-    pub(super) tls: Slot<TlsReference>,
+    /// Its target; `None` while it is not at hand.
+    pub(super) kept: Option<Arc<Kept>>,
     pub(super) found: Option<Box<WebhookStatus>>,
     pub(super) missing: Option<Missing>,
     pub(super) reading: bool,
 }
 
-/// Something that a Webhook may name.
-pub(super) struct Slot<R: Referent> {
-    pub(super) referent: Option<R>,
-    pub(super) kept: Option<Arc<Kept<R>>>,
-}
-
-/// Something that a Webhook names, as it was found.
-pub(super) struct Reading<R: Referent> {
-    referent: R,
-    result: Result<Kept<R>, ReferenceError>,
+/// A target as it was found.
+pub(super) struct Reading {
+    references: References,
+    result: Result<Kept, ReferenceError>,
 }
 
 /// What a Webhook lacks, and since when.
@@ -69,51 +65,72 @@ impl Entry {
                 return Update { webhook, subscription, resolved: None, standing: Some(standing), found };
             }
         };
-        let complete = self.is_complete();
-        let readiness = match (&self.missing, complete) {
+        let readiness = match (&self.missing, &self.kept) {
             (Some(missing), _) => Some(Readiness::Waiting {
                 reason: missing.error.reason(),
                 message: missing.error.to_string(),
                 stalled: missing.stalled || missing.error.is_final(),
             }),
-            (None, true) if plan.suspend => Some(Readiness::Suspended),
-            (None, true) => Some(Readiness::Live),
-            (None, false) => None,
+            (None, Some(_)) if plan.suspend => Some(Readiness::Suspended),
+            (None, Some(_)) => Some(Readiness::Live),
+            (None, None) => None,
         };
         let standing = readiness.map(|readiness| Standing {
             generation: self.generation,
             endpoint: plan.endpoint(),
             readiness,
-            warnings: self.warnings(),
+            warnings: self.warnings(&plan.references),
         });
-        let resolved = complete.then(|| {
-            Arc::new(Resolved {
-                url: plan.url.clone(),
-                timeout: plan.timeout,
-                format: plan.format,
-                key: self.key.kept.clone(),
-                tls: self.tls.kept.clone(),
-            })
-        });
-        let subscription = plan.subscription(&webhook, self.generation, !complete);
+        let resolved = self.kept.clone();
+        let resolved = resolved.map(|target| Arc::new(Resolved { target, timeout: plan.timeout, format: plan.format }));
+        let subscription = plan.subscription(&webhook, self.generation, self.kept.is_none());
         Update { webhook, subscription, resolved, standing, found }
     }
 
-    /// Whether all that it names is at hand.
-    pub(super) const fn is_complete(&self) -> bool {
-        self.key.is_complete() && self.tls.is_complete()
+    /// What its spec says now; a copy of the same is kept.
+    pub(super) fn new(
+        webhook: WebhookRef,
+        generation: i64,
+        plan: Result<Plan, SpecError>,
+        kept: Option<Arc<Kept>>,
+        reader: &Arc<Reader>,
+    ) -> Self {
+        let kept = plan.as_ref().ok().and_then(|Plan { references, .. }| {
+            kept.filter(|kept| kept.references() == references)
+                .or_else(|| Kept::given(reader, references).map(Arc::new))
+        });
+        Self { webhook, generation, plan, kept, found: None, missing: None, reading: false }
     }
 
-    fn warnings(&self) -> Vec<(&'static str, String)> {
-        let Some(reference) = &self.key.referent else {
+    /// What is to be read.
+    pub(super) fn lacks(&self) -> Option<&References> {
+        self.plan.as_ref().ok().map(|plan| &plan.references).filter(|_| self.kept.is_none())
+    }
+
+    /// Takes what was found, unless the spec has come to name something else; an error where it was found missing.
+    pub(super) fn take(&mut self, reading: Reading) -> Result<(), ReferenceError> {
+        if self.lacks() == Some(&reading.references) {
+            self.kept = Some(Arc::new(reading.result?));
+        }
+        Ok(())
+    }
+
+    /// Something of it was found missing when it was needed. What the spec no longer names is not missed.
+    pub(super) fn lose(&mut self, lost: &Arc<Kept>, error: ReferenceError) {
+        if self.kept.take_if(|kept| Arc::ptr_eq(kept, lost)).is_some() {
+            self.missing.get_or_insert_with(|| Missing::new(error));
+        }
+    }
+
+    fn warnings(&self, references: &References) -> Vec<(&'static str, String)> {
+        let Some(reference) = &references.key else {
             let note = "deliveries are not signed, so that the receiver cannot tell who sent them: name a Secret in spec.secretRef";
             return vec![("Unsigned", note.into())];
         };
-        let raw = reference.encoding == Encoding::Raw;
-        let newline =
-            raw && self.key.kept.as_ref().is_some_and(|key| key.copy_at_hand().expose_secret().ends_with(b"\n"));
-        if newline {
-            let KeyReference { name, key, .. } = reference;
+        let target = self.kept.as_ref().map(|kept| kept.copy_at_hand());
+        let key = target.as_ref().and_then(|target| target.key.as_ref());
+        if reference.encoding == Encoding::Raw && key.is_some_and(|key| key.expose_secret().ends_with(b"\n")) {
+            let (name, key) = (&reference.place.object.name, &reference.place.key);
             let note = format!(
                 "key {key:?} of Secret {name:?} ends in a newline, which is part of the key: receivers that trim it will refuse every signature"
             );
@@ -123,48 +140,12 @@ impl Entry {
     }
 }
 
-impl<R: Referent> Slot<R> {
-    /// What a spec names now; a copy of the same is kept.
-    pub(super) fn new(referent: Option<R>, kept: Option<Arc<Kept<R>>>) -> Self {
-        let kept = kept.filter(|kept| Some(kept.referent()) == referent.as_ref());
-        Self { referent, kept }
-    }
-
-    const fn is_complete(&self) -> bool {
-        self.referent.is_none() || self.kept.is_some()
-    }
-
-    /// What is to be read.
-    pub(super) fn lacks(&self) -> Option<R> {
-        self.referent.clone().filter(|_| self.kept.is_none())
-    }
-
-    /// Takes what was found, unless the spec has come to name something else; an error where it was found missing.
-    pub(super) fn take(&mut self, reading: Option<Reading<R>>) -> Result<(), ReferenceError> {
-        let reading = reading.filter(|reading| Some(&reading.referent) == self.referent.as_ref());
-        if let Some(Reading { result, .. }) = reading {
-            self.kept = Some(Arc::new(result?));
-        }
-        Ok(())
-    }
-
-    /// It was found missing when it was needed; whether the spec still names it.
-    pub(super) fn lose(&mut self, referent: &R) -> bool {
-        let named = self.referent.as_ref() == Some(referent);
-        if named {
-            self.kept = None;
-        }
-        named
-    }
-}
-
-impl<R: Referent> Reading<R> {
-    /// Reads what is named. One that panics counts as a failed reading, so that it is made again.
-    pub(super) async fn make(reader: &Arc<Reader>, referent: Option<R>) -> Option<Self> {
-        let referent = referent?;
-        let reading = caught(Kept::read(Arc::clone(reader), referent.clone())).await;
-        let result = reading.unwrap_or_else(|| Err(ReferenceError::broken(referent.named())));
-        Some(Self { referent, result })
+impl Reading {
+    /// Reads a target. A reading that panics counts as a failed one, so that it is made again.
+    pub(super) async fn make(reader: &Arc<Reader>, references: References) -> Self {
+        let reading = caught(Kept::read(Arc::clone(reader), references.clone())).await;
+        let result = reading.unwrap_or_else(|| Err(references.broken()));
+        Self { references, result }
     }
 }
 

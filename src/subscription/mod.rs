@@ -3,8 +3,11 @@
 mod entry;
 pub mod filter;
 pub mod index;
+pub mod kept;
+pub mod reader;
 pub mod reference;
 pub mod resolve;
 pub mod secret;
+pub mod target;
 pub mod tls;
 pub mod watch;

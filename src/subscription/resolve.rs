@@ -9,8 +9,11 @@ use reqwest::Url;
 use super::{
     filter::Filter,
     index::Subscription,
-    secret::{KeyReference, SigningKey},
-    tls::{KeptTls, TlsReference},
+    kept::Kept,
+    reference::{Kind, Named, Place},
+    secret::{Encoding, KeyReference},
+    target::References,
+    tls::TlsReference,
 };
 use crate::{
     api::{
@@ -34,25 +37,14 @@ pub struct WebhookRef {
     pub name: String,
 }
 
-/// What a Webhook names, by what it is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reference {
-    Key(KeyReference),
-    Tls(TlsReference),
-}
-
 /// A Webhook with all that an attempt needs; it cannot be had without what it names.
 pub struct Resolved {
-    /// Where to send.
-    pub url: Url,
+    /// Where to send, and with what.
+    pub target: Arc<Kept>,
     /// The limit on one attempt.
     pub timeout: Duration,
     /// How events are written.
     pub format: Format,
-    /// What to sign with; `None` where the Webhook names no Secret.
-    pub key: Option<Arc<SigningKey>>,
-    /// Its own TLS; `None` where it names none.
-    pub tls: Option<Arc<KeptTls>>,
 }
 
 /// A spec that passed admission and yet cannot work.
@@ -94,7 +86,7 @@ impl SpecError {
 /// A spec, read and found usable.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    pub url: Url,
+    pub references: References,
     pub timeout: Duration,
     pub format: Format,
     pub events: EventSet,
@@ -107,8 +99,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Reads a spec; `require_https` refuses every other scheme.
-    pub fn read(spec: &WebhookSpec, require_https: bool) -> Result<Self, SpecError> {
+    /// Reads a spec whose references are to objects of this namespace; `require_https` refuses every other scheme.
+    pub fn read(spec: &WebhookSpec, namespace: &str, require_https: bool) -> Result<Self, SpecError> {
         let url = Url::parse(&spec.url).map_err(|error| SpecError::Url(error.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
             return Err(SpecError::Url("it has no http or https scheme or no host".into()));
@@ -118,7 +110,11 @@ impl Plan {
         }
         let policy = &spec.delivery;
         Ok(Self {
-            url,
+            references: References {
+                url,
+                key: key(spec, namespace),
+                tls: spec.tls.as_ref().and_then(|tls| TlsReference::of(tls, namespace)),
+            },
             timeout: duration("timeout", &policy.timeout)?,
             format: format(spec),
             events: EventSet::parse(&spec.events).map_err(SpecError::Event)?,
@@ -138,7 +134,7 @@ impl Plan {
     /// Scheme, host and port; never the path.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        self.url.origin().ascii_serialization()
+        self.references.url.origin().ascii_serialization()
     }
 
     /// What the engine schedules by.
@@ -157,6 +153,16 @@ impl Plan {
             held: held || self.suspend,
         }
     }
+}
+
+fn key(spec: &WebhookSpec, namespace: &str) -> Option<KeyReference> {
+    let secret = spec.secret_ref.as_ref()?;
+    let object = Named { kind: Kind::Secret, namespace: namespace.to_owned(), name: secret.name.clone() };
+    let encoding = match spec.format {
+        webhook::Format::StandardWebhooks => Encoding::Whsec,
+        webhook::Format::LLMTune | webhook::Format::CloudEvents => Encoding::Raw,
+    };
+    Some(KeyReference { place: Place { object, key: secret.key.clone() }, encoding })
 }
 
 fn format(spec: &WebhookSpec) -> Format {

@@ -2,72 +2,65 @@
 
 use std::sync::Arc;
 
-use secrecy::{ExposeSecret, SecretSlice};
-
-use super::reference::{Kept, Kind, Named, Problem, Reader, ReferenceError, Referent, Role};
+use super::{
+    reader::Objects,
+    reference::{Kind, Named, Place, Problem, ReferenceError, Role},
+};
 use crate::{
     api::reference::{BundleKind, Tls},
-    delivery::tls::{Material, Unusable},
+    delivery::tls::{Material, Materials, Unusable},
 };
 
 /// Where a Webhook's TLS lies; at least one of the two is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsReference {
-    bundle: Option<(Named, String)>,
+    bundle: Option<Place>,
     certificate: Option<Named>,
 }
 
-/// A Webhook's TLS, kept fresh.
-pub type KeptTls = Kept<TlsReference>;
-
 impl TlsReference {
-    /// What a spec names in its Webhook's namespace; `None` where that is nothing.
+    /// What a spec names, in the namespace of its references; `None` where that is nothing.
     #[must_use]
     pub fn of(spec: &Tls, namespace: &str) -> Option<Self> {
-        let named =
-            |role, kind, name: &str| Named { role, kind, namespace: namespace.to_owned(), name: name.to_owned() };
+        let named = |kind, name: &str| Named { kind, namespace: namespace.to_owned(), name: name.to_owned() };
         let bundle = spec.ca_bundle_ref.as_ref().map(|bundle| {
             let kind = match bundle.kind {
                 BundleKind::ConfigMap => Kind::ConfigMap,
                 BundleKind::Secret => Kind::Secret,
             };
-            (named(Role::CaBundle, kind, &bundle.name), bundle.key.clone())
+            Place { object: named(kind, &bundle.name), key: bundle.key.clone() }
         });
         let certificate = spec.client_certificate_ref.as_ref();
-        let certificate =
-            certificate.map(|certificate| named(Role::ClientCertificate, Kind::Secret, &certificate.name));
+        let certificate = certificate.map(|certificate| named(Kind::Secret, &certificate.name));
         (bundle.is_some() || certificate.is_some()).then_some(Self { bundle, certificate })
     }
-}
 
-impl Referent for TlsReference {
-    type Value = Material;
-
-    fn named(&self) -> Named {
-        match (&self.bundle, &self.certificate) {
-            (Some((named, _)), _) | (None, Some(named)) => named.clone(),
-            (None, None) => unreachable!("a reference names at least one object"),
-        }
+    /// The objects that it lies in, by what they are named for.
+    pub(super) fn named(&self) -> impl Iterator<Item = (Role, &Named)> {
+        let bundle = self.bundle.as_ref().map(|bundle| (Role::CaBundle, &bundle.object));
+        bundle.into_iter().chain(self.certificate.as_ref().map(|object| (Role::ClientCertificate, object)))
     }
 
-    async fn read(&self, reader: &Reader) -> Result<Arc<Material>, ReferenceError> {
-        let mut bundle = None;
-        if let Some((named, key)) = &self.bundle {
-            bundle = Some(reader.data(named).await?.take(key)?);
-        }
+    /// The configuration, which those who name the same share.
+    pub(super) fn find(&self, objects: &Objects, materials: &Materials) -> Result<Arc<Material>, ReferenceError> {
+        let bundle = self.bundle.as_ref().map(|place| objects.bytes(Role::CaBundle, place)).transpose()?;
         let mut identity = None;
-        if let Some(named) = &self.certificate {
-            let mut data = reader.data(named).await?;
-            let certificate = data.take("tls.crt")?;
-            identity = Some((certificate, SecretSlice::from(data.take("tls.key")?)));
+        if let Some(object) = &self.certificate {
+            let key = |key: &str| {
+                let place = Place { object: object.clone(), key: key.to_owned() };
+                objects.bytes(Role::ClientCertificate, &place)
+            };
+            identity = Some((key("tls.crt")?, key("tls.key")?));
         }
-        let pair = identity.as_ref().map(|(certificate, key)| (certificate.as_slice(), key.expose_secret()));
-        reader.materials.get(bundle.as_deref(), pair).map_err(|unusable| match (unusable, &self.certificate) {
-            (Unusable::Certificate(problem), Some(named)) => {
-                ReferenceError::new(named.clone(), Problem::Invalid(problem))
-            }
-            (Unusable::Bundle(problem) | Unusable::Certificate(problem), _) => {
-                ReferenceError::new(self.named(), Problem::Invalid(problem))
+        materials.get(bundle, identity).map_err(|unusable| {
+            let bundle = self.bundle.as_ref().map(|place| &place.object);
+            let (role, object, problem) = match unusable {
+                Unusable::Bundle(problem) => (Role::CaBundle, bundle, problem),
+                Unusable::Certificate(problem) => (Role::ClientCertificate, self.certificate.as_ref(), problem),
+            };
+            match object {
+                Some(object) => ReferenceError::new(role, object, Problem::Invalid(problem)),
+                None => unreachable!("what is not named is not unusable"),
             }
         })
     }

@@ -24,18 +24,15 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    entry::{Entry, Missing, Reading, Slot},
+    entry::{Entry, Missing, Reading},
     index::Subscription,
-    reference::{Reader, ReferenceError},
-    resolve::{Plan, Reference, Resolved, WebhookRef},
-    secret::{Encoding, KeyReference},
-    tls::TlsReference,
+    kept::Kept,
+    reader::Reader,
+    reference::ReferenceError,
+    resolve::{Plan, Resolved, WebhookRef},
 };
 use crate::{
-    api::{
-        Webhook,
-        webhook::{Format, WebhookStatus},
-    },
+    api::{Webhook, webhook::WebhookStatus},
     event::object::Uid,
     objects::{self, Objects},
 };
@@ -90,11 +87,8 @@ pub enum Readiness {
     Broken { reason: &'static str, message: String },
 }
 
-/// A Webhook of which something was found missing when it was needed.
-pub type Lost = (Uid, Reference, ReferenceError);
-
-/// What was read of what a Webhook lacked.
-type Readings = (Uid, Option<Reading<KeyReference>>, Option<Reading<TlsReference>>);
+/// A Webhook of whose target something was found missing when it was needed.
+pub type Lost = (Uid, Arc<Kept>, ReferenceError);
 
 /// Looks after the Webhooks of some namespaces.
 pub struct Controller {
@@ -104,7 +98,7 @@ pub struct Controller {
     /// Those that this release cannot read.
     unreadable: HashSet<Uid>,
     reader: Arc<Reader>,
-    readings: JoinSet<Readings>,
+    readings: JoinSet<(Uid, Reading)>,
     permits: Arc<Semaphore>,
     require_https: bool,
 }
@@ -139,9 +133,9 @@ impl Controller {
                     Some(objects::Change::Refused) => true,
                     None => false,
                 },
-                Some((uid, reference, error)) = lost.recv() => self.lost(uid, &reference, error).await,
+                Some((uid, target, error)) = lost.recv() => self.lost(uid, &target, error).await,
                 Some(reading) = self.readings.join_next() => match reading {
-                    Ok((uid, key, tls)) => self.read(uid, key, tls).await,
+                    Ok((uid, reading)) => self.read(uid, reading).await,
                     // Nothing is cancelled, and panics are caught.
                     Err(_) => false,
                 },
@@ -206,22 +200,11 @@ impl Controller {
         known: Option<Entry>,
         found: Option<Box<WebhookStatus>>,
     ) -> bool {
-        let plan = Plan::read(&object.spec, self.require_https);
-        let namespace = &webhook.namespace;
-        let key = object.spec.secret_ref.map(|secret| KeyReference {
-            namespace: namespace.clone(),
-            name: secret.name,
-            key: secret.key,
-            encoding: match object.spec.format {
-                Format::StandardWebhooks => Encoding::Whsec,
-                Format::LLMTune | Format::CloudEvents => Encoding::Raw,
-            },
-        });
-        let tls = object.spec.tls.as_ref().and_then(|tls| TlsReference::of(tls, namespace));
-        let (known_key, known_tls) = known.map(|known| (known.key.kept, known.tls.kept)).unwrap_or_default();
-        let (key, tls) = (Slot::new(key, known_key), Slot::new(tls, known_tls));
+        let plan = Plan::read(&object.spec, &webhook.namespace, self.require_https);
+        let kept = known.and_then(|known| known.kept);
         let uid = webhook.uid;
-        let entry = Entry { webhook, generation, plan, key, tls, found, missing: None, reading: false };
+        let mut entry = Entry::new(webhook, generation, plan, kept, &self.reader);
+        entry.found = found;
         self.entries.insert(uid, entry);
         self.fetch(uid);
         self.publish(uid).await
@@ -232,27 +215,18 @@ impl Controller {
         !known || self.changes.send(Change::Removed(uid)).await.is_ok()
     }
 
-    /// Something was missing when it was needed. What the spec no longer names is not missed; handing the Webhook on
-    /// anew releases it either way.
-    async fn lost(&mut self, uid: Uid, reference: &Reference, error: ReferenceError) -> bool {
+    /// Something was missing when it was needed. Handing the Webhook on anew releases what waits for it.
+    async fn lost(&mut self, uid: Uid, target: &Arc<Kept>, error: ReferenceError) -> bool {
         let Some(entry) = self.entries.get_mut(&uid) else { return true };
-        let named = match reference {
-            Reference::Key(key) => entry.key.lose(key),
-            Reference::Tls(tls) => entry.tls.lose(tls),
-        };
-        if named {
-            entry.missing.get_or_insert_with(|| Missing::new(error));
-        }
+        entry.lose(target, error);
         self.publish(uid).await
     }
 
-    async fn read(&mut self, uid: Uid, key: Option<Reading<KeyReference>>, tls: Option<Reading<TlsReference>>) -> bool {
+    async fn read(&mut self, uid: Uid, reading: Reading) -> bool {
         let Some(entry) = self.entries.get_mut(&uid) else { return true };
         entry.reading = false;
-        // Both are taken, whatever the first is.
-        let (key, tls) = (entry.key.take(key), entry.tls.take(tls));
-        match key.and(tls) {
-            Ok(()) if !entry.is_complete() => {
+        match entry.take(reading) {
+            Ok(()) if entry.lacks().is_some() => {
                 // The spec has come to name something else.
                 self.fetch(uid);
                 return true;
@@ -300,15 +274,12 @@ impl Controller {
     /// Begins to read what is named and not at hand.
     fn fetch(&mut self, uid: Uid) {
         let Some(entry) = self.entries.get_mut(&uid) else { return };
-        if entry.is_complete() || entry.reading || entry.plan.is_err() {
-            return;
-        }
+        let Some(references) = entry.lacks().filter(|_| !entry.reading).cloned() else { return };
         entry.reading = true;
-        let (key, tls) = (entry.key.lacks(), entry.tls.lacks());
         let (reader, permits) = (Arc::clone(&self.reader), Arc::clone(&self.permits));
         self.readings.spawn(async move {
             let _permit = permits.acquire().await;
-            (uid, Reading::make(&reader, key).await, Reading::make(&reader, tls).await)
+            (uid, Reading::make(&reader, references).await)
         });
     }
 

@@ -14,7 +14,7 @@ use llmtune_webhooks::{
     },
     event::EventType,
     source::{Source, training_job::TrainingJobs},
-    subscription::resolve::Plan,
+    subscription::{resolve::Plan, target::References},
 };
 use serde_json::{Map, Value, json};
 
@@ -463,8 +463,10 @@ fn a_valid_webhook_is_taken_and_the_operator_can_work_with_it() {
                 }
             };
             let read: Webhook = serde_json::from_value(taken).unwrap_or_else(|error| panic!("{error}\n{manifest:#}"));
-            match Plan::read(&read.spec, false) {
-                Ok(plan) => assert!(plan.url.username().is_empty() && plan.url.password().is_none(), "{}", plan.url),
+            match Plan::read(&read.spec, "default", false) {
+                Ok(Plan { references: References { url, .. }, .. }) => {
+                    assert!(url.username().is_empty() && url.password().is_none(), "{url}");
+                }
                 Err(error) => failures.push(format!("taken, but of no use: {error}\n{manifest:#}")),
             }
         }

@@ -122,8 +122,8 @@ impl Leader {
             Err(error) => return warn!(%error, "a test broke off"),
         };
         let lacks = attempted.lost.as_ref().map(|(_, error)| error.to_string());
-        if let Some((reference, error)) = attempted.lost {
-            let _ = self.lost.send((attempted.outcome.webhook, reference, error));
+        if let Some((target, error)) = attempted.lost {
+            let _ = self.lost.send((attempted.outcome.webhook, target, error));
         }
         let now = self.clock.now();
         let Some(webhook) = self.named(&object).map(|known| known.webhook.clone()) else {

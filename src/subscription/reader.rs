@@ -1,0 +1,100 @@
+//! Reads what Webhooks name: objects by name, never listed or watched.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::{Api, Client};
+use secrecy::{ExposeSecret, SecretSlice};
+
+use super::reference::{Kind, Named, Place, Problem, ReferenceError, Role};
+use crate::{calls::within, causes::Causes, delivery::tls::Materials};
+
+/// The limit on one reading; an attempt waits for it, and as a rule has a copy to go on with.
+const REQUEST: Duration = Duration::from_secs(5);
+
+/// Reads objects by name.
+pub struct Reader {
+    client: Client,
+    pub(super) materials: Materials,
+}
+
+/// Objects that were read, or why they were not.
+#[derive(Default)]
+pub(super) struct Objects(BTreeMap<Named, Result<Data, Problem>>);
+
+/// What one object holds.
+struct Data(BTreeMap<String, SecretSlice<u8>>);
+
+impl Reader {
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { client, materials: Materials::default() }
+    }
+
+    /// Reads these objects, all at once and each once.
+    pub(super) async fn read(&self, mut objects: Vec<&Named>) -> Objects {
+        objects.sort_unstable();
+        objects.dedup();
+        let reading = objects.into_iter().map(|object| async { (object.clone(), self.data(object).await) });
+        Objects(join_all(reading).await.into_iter().collect())
+    }
+
+    async fn data(&self, Named { kind, namespace, name }: &Named) -> Result<Data, Problem> {
+        let client = self.client.clone();
+        let found = match kind {
+            Kind::Secret => {
+                let found = within(REQUEST, Api::<Secret>::namespaced(client, namespace).get_opt(name)).await;
+                found.map(|found| found.map(Data::from))
+            }
+            Kind::ConfigMap => {
+                let found = within(REQUEST, Api::<ConfigMap>::namespaced(client, namespace).get_opt(name)).await;
+                found.map(|found| found.map(Data::from))
+            }
+        };
+        match found {
+            Ok(Some(data)) => Ok(data),
+            Ok(None) => Err(Problem::NotFound),
+            Err(kube::Error::Api(status)) if status.code == 403 => Err(Problem::Forbidden),
+            // Its text quotes what it read.
+            Err(kube::Error::SerdeError(_)) => Err(Problem::Unavailable("the apiserver's answer is none".into())),
+            Err(error) => Err(Problem::Unavailable(Causes(&error).to_string())),
+        }
+    }
+}
+
+impl From<Secret> for Data {
+    fn from(secret: Secret) -> Self {
+        let values = secret.data.unwrap_or_default().into_iter();
+        Self(values.map(|(key, bytes)| (key, bytes.0.into())).collect())
+    }
+}
+
+impl From<ConfigMap> for Data {
+    fn from(map: ConfigMap) -> Self {
+        let texts = map.data.unwrap_or_default().into_iter().map(|(key, text)| (key, text.into_bytes().into()));
+        let binary = map.binary_data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0.into()));
+        Self(texts.chain(binary).collect())
+    }
+}
+
+impl Objects {
+    /// A key's bytes as stored, at least one.
+    pub(super) fn bytes(&self, role: Role, place: &Place) -> Result<&[u8], ReferenceError> {
+        let refuse = |problem| Err(ReferenceError::new(role, &place.object, problem));
+        match self.value(role, place)? {
+            None => refuse(Problem::KeyNotFound(place.key.clone())),
+            Some([]) => refuse(Problem::Empty(place.key.clone())),
+            Some(bytes) => Ok(bytes),
+        }
+    }
+
+    fn value(&self, role: Role, Place { object, key }: &Place) -> Result<Option<&[u8]>, ReferenceError> {
+        let refuse = |problem| ReferenceError::new(role, object, problem);
+        match self.0.get(object) {
+            Some(Ok(Data(values))) => Ok(values.get(key).map(ExposeSecret::expose_secret)),
+            Some(Err(problem)) => Err(refuse(problem.clone())),
+            None => Err(refuse(Problem::NotFound)),
+        }
+    }
+}
