@@ -5,6 +5,7 @@
 #![allow(clippy::duplicated_attributes)]
 
 pub mod duration;
+pub mod header;
 pub mod ledger_segment;
 pub mod reference;
 pub mod selector;

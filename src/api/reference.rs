@@ -4,9 +4,40 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A key of a Secret in the Webhook's namespace.
-#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq, Hash)]
+/// The label of a Secret that may be sent in clear, as a URL or in a header: with the value `true`. So nobody who may create Webhooks, and
+/// may not read Secrets, is sent one.
+pub const SEND_IN_CLEAR: &str = "llmtune.io/send-in-clear";
+
+/// Where a text lies that is a secret, and is sent in clear.
+#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+pub struct ValueSource {
+    /// A key of a Secret that bears the label `llmtune.io/send-in-clear: "true"`. White space at the end of what it holds is ignored.
+    #[x_kube(merge_strategy = MapMerge::Atomic)]
+    pub secret_key_ref: SecretKeyReference,
+}
+
+/// A key of a Secret.
+#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKeyReference {
+    /// The Secret's name.
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
+        .message("name must be a Secret's name: lower-case letters, digits, '-' and '.', such as ci-hook"))]
+    pub name: String,
+    /// The key.
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[-._a-zA-Z0-9]+$')")
+        .message("key must be a key of the Secret: letters, digits, '-', '_' and '.', such as token"))]
+    pub key: String,
+}
+
+/// The Secret that signs deliveries.
+#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.key) || !has(self.previousKey) || self.key != self.previousKey")
+    .message("previousKey must be another than key: name the key there that holds the secret before this one"))]
 pub struct SecretReference {
     /// The Secret's name.
     #[schemars(length(max = 253))]
@@ -19,6 +50,13 @@ pub struct SecretReference {
     #[x_kube(validation = Rule::new("self.matches('^[-._a-zA-Z0-9]+$')")
         .message("key must be a key of the Secret: letters, digits, '-', '_' and '.', such as secret"))]
     pub key: String,
+    /// The key whose bytes signed deliveries before. While the Secret has it, deliveries are signed with both, so that receivers with
+    /// either acknowledge them.
+    #[serde(default = "default_previous_key")]
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[-._a-zA-Z0-9]+$')")
+        .message("previousKey must be a key of the Secret: letters, digits, '-', '_' and '.', such as previous"))]
+    pub previous_key: String,
 }
 
 /// The TLS of one endpoint. Both objects are in the Webhook's namespace, and are read again within 30 seconds of a change.
@@ -80,4 +118,8 @@ fn default_bundle_key() -> String {
 
 fn default_secret_key() -> String {
     "secret".into()
+}
+
+fn default_previous_key() -> String {
+    "previous".into()
 }

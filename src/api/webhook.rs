@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    reference::{SecretReference, Tls},
+    header::Header,
+    reference::{SecretReference, Tls, ValueSource},
     selector::LabelSelector,
 };
 
@@ -47,7 +48,9 @@ pub(super) const DURATION: &str = "'^([0-9]{1,5}(h|m|s|ms)){1,4}$'";
     validation = Rule::new("self.metadata.name.size() <= 63").message("a Webhook's name may have at most 63 characters, since it becomes a label value: choose a shorter metadata.name")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.tls) || !isURL(self.url) || url(self.url).getScheme() != 'http'")
+#[x_kube(validation = Rule::new("has(self.url) != has(self.urlFrom)")
+    .message("exactly one of url and urlFrom must be there: write url, such as https://ci.example.com/hooks, or urlFrom.secretKeyRef where the URL itself is a secret"),
+    validation = Rule::new("!has(self.tls) || !has(self.url) || !isURL(self.url) || url(self.url).getScheme() != 'http'")
     .message("tls has no meaning for an http:// url: write https://, or remove tls"),
     validation = Rule::new("self.format != 'StandardWebhooks' || has(self.secretRef)")
         .message("format StandardWebhooks signs every delivery: name the Secret in secretRef, whose key holds whsec_ and the base64 of 24 to 64 random bytes"),
@@ -55,6 +58,7 @@ pub(super) const DURATION: &str = "'^([0-9]{1,5}(h|m|s|ms)){1,4}$'";
         .message("cloudEvents is for format CloudEvents only: write that format, or remove cloudEvents"))]
 pub struct WebhookSpec {
     /// Where to send events: an absolute http or https URL without user name, password or fragment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     #[x_kube(
         validation = Rule::new("isURL(self) ? url(self).getScheme() in ['http', 'https'] : false")
@@ -64,11 +68,14 @@ pub struct WebhookSpec {
         validation = Rule::new("!isURL(self) || url(self).getPort() == '' || (url(self).getPort().size() <= 5 && int(url(self).getPort()) >= 1 && int(url(self).getPort()) <= 65535)")
             .message("url's port must be from 1 to 65535, such as https://ci.example.com:8443/hooks"),
         validation = Rule::new("!self.matches('^[^/?#]*//[^/?#]*@')")
-            .message("url must not hold a user name or password, which anyone who may read Webhooks would see: sign deliveries with secretRef instead"),
+            .message("url must not hold a user name or password, which anyone who may read Webhooks would see: sign deliveries with secretRef, or send the header Authorization with valueFrom"),
         validation = Rule::new("!self.contains('#')")
             .message("url must not have a fragment (#...), which is never sent: remove it")
     )]
-    pub url: String,
+    pub url: Option<String>,
+    /// Where the URL lies, in place of `url`, where it is a secret. Nothing of it is shown, the host included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url_from: Option<ValueSource>,
     /// The Secret that deliveries are signed with. Without it they carry no signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = MapMerge::Atomic)]
@@ -103,6 +110,15 @@ pub struct WebhookSpec {
     #[serde(default)]
     #[schemars(default = "super::empty_object")]
     pub delivery: DeliveryPolicy,
+    /// Headers that every delivery bears beside the operator's own, each name once, whatever its case.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(
+        merge_strategy = ListMerge::Map(vec!["name".into()]),
+        validation = Rule::new("self.all(one, self.exists_one(other, other.name.lowerAscii() == one.name.lowerAscii()))")
+            .message("headers must have each name once, whatever its case: remove one of the two")
+    )]
+    pub headers: Vec<Header>,
     /// Whom to trust beside all others, and which certificate to show, over https.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
@@ -186,7 +202,7 @@ pub struct WebhookStatus {
     /// The `metadata.generation` that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Scheme, host and port of the endpoint; never the path.
+    /// Scheme, host and port of the endpoint; never the path. Where the URL is a secret: `(Secret NAME)`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     pub endpoint: Option<String>,

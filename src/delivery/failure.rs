@@ -7,50 +7,91 @@ use reqwest::Url;
 use rustls::AlertDescription;
 
 use super::{address::Refused, attempt::Class, clients::ClientError};
+use crate::subscription::target::Target;
+
+/// What of an attempt is a secret, and so may not be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discretion {
+    /// Nothing but what never leaves the operator.
+    None,
+    /// A header: the endpoint knows it, and may say it again.
+    Headers,
+    /// The url, with its host and where that leads.
+    Url,
+}
+
+impl Discretion {
+    /// The url as users know it.
+    const fn url(self) -> &'static str {
+        match self {
+            Self::None | Self::Headers => "spec.url",
+            Self::Url => "the URL that spec.urlFrom names",
+        }
+    }
+}
 
 /// Why a status is no acknowledgement; `None` where it is one.
-pub(super) fn describe_status(status: StatusCode, headers: &HeaderMap, url: &Url, signed: bool) -> Option<String> {
+pub(super) fn describe_status(status: StatusCode, headers: &HeaderMap, target: &Target) -> Option<String> {
     if status.is_success() {
         return None;
     }
+    let url = target.discretion.url();
     let reason = status.canonical_reason().unwrap_or("unknown status");
     let code = status.as_u16();
     if !status.is_redirection() {
         let advice = match code {
-            401 | 403 if signed => ": give the receiver the key that spec.secretRef names, byte for byte",
-            401 | 403 => ": if the receiver checks signatures, name its key in spec.secretRef",
-            404 | 405 => ": check the path in spec.url",
-            413 => ": let the receiver take bodies of 256 KiB",
-            _ => "",
+            401 | 403 => format!(": {}", describe_refusal(target)),
+            404 | 405 => format!(": check the path in {url}"),
+            413 => ": let the receiver take bodies of 256 KiB".to_owned(),
+            _ => String::new(),
         };
         return Some(format!("HTTP {code} {reason}{advice}"));
     }
-    let location = headers.get(header::LOCATION).and_then(|location| location.to_str().ok());
-    let host = location.and_then(|location| url.join(location).ok());
-    Some(match host.as_ref().and_then(Url::host_str) {
-        Some(host) => format!(
-            "HTTP {code} {reason} to host {host}: redirects are not followed, write the final address in spec.url"
-        ),
-        None => format!("HTTP {code} {reason}: redirects are not followed, write the final address in spec.url"),
-    })
+    let location = headers.get(header::LOCATION).filter(|_| target.discretion == Discretion::None);
+    let location = location.and_then(|location| location.to_str().ok());
+    let location = location.and_then(|location| target.url.join(location).ok());
+    let host = location.as_ref().and_then(Url::host_str).map(|host| format!(" to host {host}")).unwrap_or_default();
+    Some(format!("HTTP {code} {reason}{host}: redirects are not followed, write the final address in {url}"))
+}
+
+/// What to look at where an endpoint answers that nobody may send it this.
+fn describe_refusal(target: &Target) -> String {
+    let key = if target.key.is_some() {
+        "give the receiver the key that spec.secretRef names, byte for byte"
+    } else {
+        "if the receiver checks signatures, name its key in spec.secretRef"
+    };
+    let headers = if target.headers.is_empty() { "" } else { "check what spec.headers sends; " };
+    format!("{headers}{key}")
 }
 
 /// The class of an attempt without an answer, and why there was none.
-pub(super) fn describe_error(error: &ClientError, limit: Duration) -> (Class, String) {
+pub(super) fn describe_error(error: &ClientError, limit: Duration, discretion: Discretion) -> (Class, String) {
     match error {
-        ClientError::Refused(refused) => (Class::Address, refused.to_string()),
+        ClientError::Refused(refused) => (Class::Address, describe_guard(refused, discretion)),
         ClientError::Tls(_) => (Class::Tls, error.to_string()),
-        ClientError::Http(error) => describe_request(error, limit),
+        ClientError::Http(error) => describe_request(error, limit, discretion),
+    }
+}
+
+/// The range that an address is in tells of the address.
+fn describe_guard(refused: &Refused, discretion: Discretion) -> String {
+    match discretion {
+        Discretion::None | Discretion::Headers => refused.to_string(),
+        Discretion::Url => format!(
+            "address refused: the host of {} is where the operator sends nothing: write another, or have the platform team open its range with --allow-cidr",
+            discretion.url()
+        ),
     }
 }
 
 /// The innermost cause tells: the outer ones repeat the url.
-fn describe_request(error: &reqwest::Error, limit: Duration) -> (Class, String) {
+fn describe_request(error: &reqwest::Error, limit: Duration, discretion: Discretion) -> (Class, String) {
     let mut innermost: &(dyn std::error::Error + 'static) = error;
     let mut tls = None;
     loop {
         if let Some(refused) = innermost.downcast_ref::<Refused>() {
-            return (Class::Address, refused.to_string());
+            return (Class::Address, describe_guard(refused, discretion));
         }
         if let Some(found) = innermost.downcast_ref::<rustls::Error>() {
             tls = Some(found);
@@ -65,32 +106,35 @@ fn describe_request(error: &reqwest::Error, limit: Duration) -> (Class, String) 
         let limit = limit.as_secs_f64();
         (Class::Timeout, format!("no answer within {limit} s: answer before any work, or raise spec.delivery.timeout"))
     } else if let Some(tls) = tls {
-        (Class::Tls, format!("TLS: {}", describe_tls(tls)))
+        (Class::Tls, format!("TLS: {}", describe_tls(tls, discretion)))
     } else if error.is_dns() {
-        (Class::Connect, describe_lookup(&innermost.to_string()))
+        (Class::Connect, describe_lookup(&innermost.to_string(), discretion))
     } else if error.is_connect() {
-        (Class::Connect, describe_connect(&innermost.to_string()))
+        (Class::Connect, describe_connect(&innermost.to_string(), discretion))
     } else if error.source().is_none() {
         (Class::Protocol, "the request failed".into())
     } else {
-        (Class::Protocol, format!("the connection broke: {innermost}"))
+        let text = innermost.to_string();
+        // h2 quotes what the endpoint says when it ends a connection.
+        let text = text.split(" (b\"").next().unwrap_or_default();
+        (Class::Protocol, format!("the connection broke: {text}"))
     }
 }
 
-fn describe_lookup(cause: &str) -> String {
+fn describe_lookup(cause: &str, discretion: Discretion) -> String {
     let cause = cause.strip_prefix("failed to lookup address information: ").unwrap_or(cause);
-    format!("cannot find the host of spec.url: {cause}")
+    format!("cannot find the host of {}: {cause}", discretion.url())
 }
 
-fn describe_connect(cause: &str) -> String {
+fn describe_connect(cause: &str, discretion: Discretion) -> String {
     let cause = cause.split(" (os error").next().unwrap_or(cause);
-    format!("cannot connect to the host and port of spec.url: {cause}")
+    format!("cannot connect to the host and port of {}: {cause}", discretion.url())
 }
 
 const NO_COMMON_TLS: &str = "the endpoint offers no TLS 1.2 or 1.3 with a cipher that is considered safe: upgrade it";
 
 /// What the endpoint said when it ended the handshake (RFC 8446, 6.2).
-fn describe_alert(alert: AlertDescription) -> String {
+fn describe_alert(alert: AlertDescription, url: &str) -> String {
     let certificate = match alert {
         AlertDescription::CertificateRequired => {
             return "the endpoint requires a client certificate: name one in spec.tls.clientCertificateRef".into();
@@ -108,7 +152,7 @@ fn describe_alert(alert: AlertDescription) -> String {
         | AlertDescription::AccessDenied
         | AlertDescription::DecryptError => "it does not accept it",
         AlertDescription::UnrecognisedName => {
-            return "the endpoint does not know the host in spec.url: correct it".into();
+            return format!("the endpoint does not know the host of {url}: correct it");
         }
         other => return format!("the endpoint ended the handshake: {other:?}"),
     };
@@ -117,8 +161,9 @@ fn describe_alert(alert: AlertDescription) -> String {
     )
 }
 
-fn describe_tls(error: &rustls::Error) -> String {
+fn describe_tls(error: &rustls::Error, discretion: Discretion) -> String {
     use rustls::CertificateError as Certificate;
+    let url = discretion.url();
     match error {
         rustls::Error::InvalidCertificate(certificate) => match certificate {
             // An issuer of this name is trusted, and yet did not sign it.
@@ -131,12 +176,14 @@ fn describe_tls(error: &rustls::Error) -> String {
             Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => {
                 "the endpoint's certificate is not valid yet: check its dates and the clocks".into()
             }
-            Certificate::NotValidForNameContext { presented, .. } if !presented.is_empty() => {
+            Certificate::NotValidForNameContext { presented, .. }
+                if !presented.is_empty() && discretion != Discretion::Url =>
+            {
                 let names = presented.join(", ").replace("DnsName(\"", "").replace("\")", "");
-                format!("the endpoint's certificate is not for the host in spec.url, but for {names}")
+                format!("the endpoint's certificate is not for the host of {url}, but for {names}")
             }
             Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => {
-                "the endpoint's certificate is not for the host in spec.url".into()
+                format!("the endpoint's certificate is not for the host of {url}")
             }
             Certificate::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
                 "the endpoint's certificate is that of a CA: let the CA issue another to the endpoint".into()
@@ -144,9 +191,9 @@ fn describe_tls(error: &rustls::Error) -> String {
             other => format!("the endpoint's certificate is refused: {other}"),
         },
         rustls::Error::InvalidMessage(_) => {
-            "the endpoint does not speak TLS there: correct the port in spec.url, or write http:// if it is meant".into()
+            format!("the endpoint does not speak TLS there: correct the port in {url}, or write http:// if it is meant")
         }
-        rustls::Error::AlertReceived(alert) => describe_alert(*alert),
+        rustls::Error::AlertReceived(alert) => describe_alert(*alert, url),
         rustls::Error::PeerIncompatible(_) => NO_COMMON_TLS.into(),
         error => error.to_string(),
     }
@@ -158,38 +205,57 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_redirect_names_the_locations_host_and_never_its_path() {
+    fn target(discretion: Discretion) -> Target {
         let url = Url::parse("https://a.example/hook").unwrap();
+        Target { url, headers: HeaderMap::new(), key: None, tls: None, discretion }
+    }
+
+    #[test]
+    fn a_redirect_names_the_locations_host_and_never_its_path_nor_anything_where_a_secret_was_sent() {
         let mut headers = HeaderMap::new();
         headers.insert(header::LOCATION, HeaderValue::from_static("https://b.example/secret-path"));
-        let text = describe_status(StatusCode::FOUND, &headers, &url, true).unwrap();
+        let describe = |discretion| describe_status(StatusCode::FOUND, &headers, &target(discretion)).unwrap();
+        let text = describe(Discretion::None);
         assert!(text.contains("b.example") && !text.contains("secret-path"), "{text}");
+        for discretion in [Discretion::Headers, Discretion::Url] {
+            let text = describe(discretion);
+            assert!(!text.contains("b.example"), "{text}");
+        }
     }
 
     #[test]
     fn a_refusal_says_what_to_look_at() {
-        let url = Url::parse("https://a.example/hook").unwrap();
-        for (code, signed, says) in [
-            (401, true, "HTTP 401 Unauthorized: give the receiver the key that spec.secretRef names, byte for byte"),
-            (403, false, "HTTP 403 Forbidden: if the receiver checks signatures, name its key in spec.secretRef"),
-            (404, true, "HTTP 404 Not Found: check the path in spec.url"),
-            (503, true, "HTTP 503 Service Unavailable"),
+        let mut signed = target(Discretion::None);
+        signed.key = Some(std::sync::Arc::new(vec![7; 32].into()));
+        let mut with_headers = target(Discretion::Headers);
+        with_headers.headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer x"));
+        let (plain, secret) = (target(Discretion::None), target(Discretion::Url));
+        for (code, target, says) in [
+            (401, &signed, "HTTP 401 Unauthorized: give the receiver the key that spec.secretRef names, byte for byte"),
+            (403, &plain, "HTTP 403 Forbidden: if the receiver checks signatures, name its key in spec.secretRef"),
+            (
+                401,
+                &with_headers,
+                "HTTP 401 Unauthorized: check what spec.headers sends; if the receiver checks signatures, name its key in spec.secretRef",
+            ),
+            (404, &plain, "HTTP 404 Not Found: check the path in spec.url"),
+            (404, &secret, "HTTP 404 Not Found: check the path in the URL that spec.urlFrom names"),
+            (503, &signed, "HTTP 503 Service Unavailable"),
         ] {
             let status = StatusCode::from_u16(code).unwrap();
-            assert_eq!(describe_status(status, &HeaderMap::new(), &url, signed).as_deref(), Some(says));
+            assert_eq!(describe_status(status, &HeaderMap::new(), target).as_deref(), Some(says));
         }
     }
 
     #[test]
     fn a_connection_that_fails_is_told_without_error_numbers() {
         assert_eq!(
-            describe_lookup("failed to lookup address information: Name or service not known"),
+            describe_lookup("failed to lookup address information: Name or service not known", Discretion::None),
             "cannot find the host of spec.url: Name or service not known"
         );
         assert_eq!(
-            describe_connect("Connection refused (os error 111)"),
-            "cannot connect to the host and port of spec.url: Connection refused"
+            describe_connect("Connection refused (os error 111)", Discretion::Url),
+            "cannot connect to the host and port of the URL that spec.urlFrom names: Connection refused"
         );
     }
 
@@ -206,8 +272,10 @@ mod tests {
             (Error::InvalidCertificate(other_name), "but for b.example, c.example"),
             (Error::InvalidMessage(InvalidMessage::InvalidContentType), "does not speak TLS"),
         ] {
-            let text = describe_tls(&error);
+            let text = describe_tls(&error, Discretion::Headers);
             assert!(text.contains(says), "{text}");
+            let text = describe_tls(&error, Discretion::Url);
+            assert!(!text.contains(".example"), "{text}");
         }
     }
 }

@@ -31,10 +31,17 @@ pub struct Message {
     pub body: Bytes,
 }
 
-/// What an attempt that is made `now` says in this format, signed with `key`; `None` where the event's kept body cannot be written in it.
+/// What an attempt that is made `now` says in this format, with these headers beside the operator's own, signed with `key`; `None` where the
+/// event's kept body cannot be written in it.
 #[must_use]
-pub fn message(attempt: &Attempt, format: Format, key: Option<&SecretSlice<u8>>, now: Timestamp) -> Option<Message> {
-    let mut headers = headers(attempt);
+pub fn message(
+    attempt: &Attempt,
+    format: Format,
+    further: &HeaderMap,
+    key: Option<&SecretSlice<u8>>,
+    now: Timestamp,
+) -> Option<Message> {
+    let mut headers = headers(attempt, further);
     let body = match format {
         Format::LlmTune => {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -62,8 +69,10 @@ pub fn message(attempt: &Attempt, format: Format, key: Option<&SecretSlice<u8>>,
     Some(Message { headers, body })
 }
 
-fn headers(attempt: &Attempt) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(12);
+/// What bears the name of one of the operator's own gives way.
+fn headers(attempt: &Attempt, further: &HeaderMap) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(12 + further.len());
+    headers.extend(further.iter().map(|(name, value)| (name.clone(), value.clone())));
     headers.insert(EVENT, HeaderValue::from_static(attempt.event.event_type.name()));
     if attempt.test {
         headers.insert(TEST, HeaderValue::from_static("true"));

@@ -3,7 +3,7 @@
 pub mod address;
 pub mod attempt;
 pub mod clients;
-mod failure;
+pub mod failure;
 pub mod message;
 pub mod resolver;
 pub mod schedule;

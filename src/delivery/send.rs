@@ -13,12 +13,12 @@ use tokio::time::{Instant, timeout};
 use super::{
     attempt::{Attempt, AttemptResult, Class, Exchange, Outcome},
     clients::{ClientError, Clients},
-    failure::{describe_error, describe_status},
+    failure::{Discretion, describe_error, describe_status},
     message::{Message, message},
 };
 use crate::{
     panics::caught,
-    subscription::{kept::Kept, reference::ReferenceError, resolve::Resolved},
+    subscription::{kept::Kept, reference::ReferenceError, resolve::Resolved, target::Target},
 };
 
 /// Of an answer at most this much is read.
@@ -69,7 +69,8 @@ impl Sender {
             return withheld(attempt, false, None);
         }
         let begun = Instant::now();
-        let Some(Message { headers, body }) = message(attempt, webhook.format, key, Timestamp::now()) else {
+        let Some(Message { headers, body }) = message(attempt, webhook.format, &target.headers, key, Timestamp::now())
+        else {
             return Attempted::broken(attempt);
         };
         let answer = match self.clients.client(&target.url, target.tls.as_deref()) {
@@ -83,27 +84,23 @@ impl Sender {
         let (result, class, status, error) = match answer {
             Ok(response) => {
                 let status = response.status();
-                if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-                    webhook.target.expire();
-                }
                 let result = match status {
                     status if status.is_success() => AttemptResult::Acknowledged,
                     StatusCode::GONE => AttemptResult::Gone,
                     _ => AttemptResult::Failed { retry_after: retry_after(response.headers(), Timestamp::now()) },
                 };
-                let error = describe_status(status, response.headers(), &target.url, key.is_some());
+                let error = describe_status(status, response.headers(), &target);
                 drain(response).await;
                 (result, Class::of(status), Some(status), error)
             }
             Err(error) => {
-                let (class, text) = describe_error(&error, webhook.timeout);
-                // An endpoint may close the connection on a certificate without a word.
-                if matches!(class, Class::Tls | Class::Protocol) {
-                    webhook.target.expire();
-                }
+                let (class, text) = describe_error(&error, webhook.timeout, target.discretion);
                 (AttemptResult::Failed { retry_after: None }, class, None, Some(text))
             }
         };
+        if may_be_outdated(class, status, &target) {
+            webhook.target.expire();
+        }
         let exchange = Exchange { class, status, error: error.map(shorten), duration };
         Attempted { outcome: outcome(attempt, result, Some(exchange)), lost: None }
     }
@@ -122,6 +119,17 @@ impl Attempted {
     #[must_use]
     pub fn withheld(attempt: &Attempt) -> Self {
         withheld(attempt, true, None)
+    }
+}
+
+/// Whether the target may have changed in its objects, by what came of an attempt.
+fn may_be_outdated(class: Class, status: Option<StatusCode>, target: &Target) -> bool {
+    match status {
+        Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => true,
+        // An endpoint may close the connection on a certificate without a word.
+        None if matches!(class, Class::Tls | Class::Protocol) => true,
+        // What was sent to a url of old says nothing of the new one.
+        _ => class != Class::Success && target.discretion == Discretion::Url,
     }
 }
 

@@ -77,7 +77,7 @@ impl Entry {
         };
         let standing = readiness.map(|readiness| Standing {
             generation: self.generation,
-            endpoint: plan.endpoint(),
+            endpoint: plan.references.url.endpoint(),
             readiness,
             warnings: self.warnings(&plan.references),
         });

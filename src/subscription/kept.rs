@@ -137,6 +137,7 @@ mod tests {
         subscription::{
             reference::{Kind, Named, Place},
             secret::{Encoding, KeyReference},
+            url::UrlReference,
         },
     };
 
@@ -152,7 +153,8 @@ mod tests {
         let object = Named { kind: Kind::Secret, namespace: "ns".into(), name: "ci".into() };
         let place = Place { object, key: "secret".into() };
         let key = Some(KeyReference { place, encoding: Encoding::Raw });
-        let references = References { url: "https://ci.example.com".parse().unwrap(), key, tls: None };
+        let url = UrlReference::Given("https://ci.example.com".parse().unwrap());
+        let references = References { url, require_https: false, headers: Vec::new(), key, tls: None };
         let key = Kept::read(Arc::new(Reader::new(client)), references).await.unwrap();
         key.expire();
         key.current().await.unwrap();

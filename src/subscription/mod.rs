@@ -2,6 +2,7 @@
 
 mod entry;
 pub mod filter;
+pub mod header;
 pub mod index;
 pub mod kept;
 pub mod reader;
@@ -10,4 +11,5 @@ pub mod resolve;
 pub mod secret;
 pub mod target;
 pub mod tls;
+pub mod url;
 pub mod watch;

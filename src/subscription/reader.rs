@@ -8,7 +8,7 @@ use kube::{Api, Client};
 use secrecy::{ExposeSecret, SecretSlice};
 
 use super::reference::{Kind, Named, Place, Problem, ReferenceError, Role};
-use crate::{calls::within, causes::Causes, delivery::tls::Materials};
+use crate::{api::reference::SEND_IN_CLEAR, calls::within, causes::Causes, delivery::tls::Materials};
 
 /// The limit on one reading; an attempt waits for it, and as a rule has a copy to go on with.
 const REQUEST: Duration = Duration::from_secs(5);
@@ -24,7 +24,11 @@ pub struct Reader {
 pub(super) struct Objects(BTreeMap<Named, Result<Data, Problem>>);
 
 /// What one object holds.
-struct Data(BTreeMap<String, SecretSlice<u8>>);
+struct Data {
+    values: BTreeMap<String, SecretSlice<u8>>,
+    /// Its owner allows that endpoints are sent it as it is.
+    may_be_sent: bool,
+}
 
 impl Reader {
     #[must_use]
@@ -64,9 +68,10 @@ impl Reader {
 }
 
 impl From<Secret> for Data {
-    fn from(secret: Secret) -> Self {
-        let values = secret.data.unwrap_or_default().into_iter();
-        Self(values.map(|(key, bytes)| (key, bytes.0.into())).collect())
+    fn from(Secret { metadata, data, .. }: Secret) -> Self {
+        let label = metadata.labels.as_ref().and_then(|labels| labels.get(SEND_IN_CLEAR));
+        let values = data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0.into())).collect();
+        Self { values, may_be_sent: label.is_some_and(|label| label == "true") }
     }
 }
 
@@ -74,14 +79,14 @@ impl From<ConfigMap> for Data {
     fn from(map: ConfigMap) -> Self {
         let texts = map.data.unwrap_or_default().into_iter().map(|(key, text)| (key, text.into_bytes().into()));
         let binary = map.binary_data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0.into()));
-        Self(texts.chain(binary).collect())
+        Self { values: texts.chain(binary).collect(), may_be_sent: false }
     }
 }
 
 impl Objects {
     /// A key's bytes as stored, at least one.
-    pub(super) fn bytes(&self, role: Role, place: &Place) -> Result<&[u8], ReferenceError> {
-        let refuse = |problem| Err(ReferenceError::new(role, &place.object, problem));
+    pub(super) fn bytes(&self, role: &Role, place: &Place) -> Result<&[u8], ReferenceError> {
+        let refuse = |problem| Err(ReferenceError::new(role.clone(), &place.object, problem));
         match self.value(role, place)? {
             None => refuse(Problem::KeyNotFound(place.key.clone())),
             Some([]) => refuse(Problem::Empty(place.key.clone())),
@@ -89,12 +94,14 @@ impl Objects {
         }
     }
 
-    fn value(&self, role: Role, Place { object, key }: &Place) -> Result<Option<&[u8]>, ReferenceError> {
-        let refuse = |problem| ReferenceError::new(role, object, problem);
+    /// The same, where there may be none.
+    fn value(&self, role: &Role, Place { object, key }: &Place) -> Result<Option<&[u8]>, ReferenceError> {
+        let refuse = |problem| Err(ReferenceError::new(role.clone(), object, problem));
         match self.0.get(object) {
-            Some(Ok(Data(values))) => Ok(values.get(key).map(ExposeSecret::expose_secret)),
-            Some(Err(problem)) => Err(refuse(problem.clone())),
-            None => Err(refuse(Problem::NotFound)),
+            None => refuse(Problem::NotFound),
+            Some(Err(problem)) => refuse(problem.clone()),
+            Some(Ok(data)) if role.is_sent_in_clear() && !data.may_be_sent => refuse(Problem::NotForSending),
+            Some(Ok(data)) => Ok(data.values.get(key).map(ExposeSecret::expose_secret)),
         }
     }
 }

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use super::url::UrlError;
+use crate::api::reference::{SEND_IN_CLEAR, ValueSource};
+
 /// The kinds of object that hold what is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -24,9 +27,20 @@ pub struct Place {
     pub key: String,
 }
 
+impl Place {
+    /// The key that this names in a namespace.
+    pub(super) fn of(ValueSource { secret_key_ref: of }: &ValueSource, namespace: &str) -> Self {
+        let object = Named { kind: Kind::Secret, namespace: namespace.to_owned(), name: of.name.clone() };
+        Self { object, key: of.key.clone() }
+    }
+}
+
 /// What something is named for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
+    Url,
+    /// The header of this name.
+    Header(String),
     SigningKey,
     CaBundle,
     ClientCertificate,
@@ -43,6 +57,10 @@ pub enum Problem {
     Empty(String),
     /// What it holds is not what it should be.
     Invalid(String),
+    /// The key holds no URL to send to.
+    Url(String, UrlError),
+    /// It would be sent in clear, and does not bear the label that allows that.
+    NotForSending,
     /// The operator may not read it.
     Forbidden,
     /// The apiserver could not be asked.
@@ -76,11 +94,13 @@ impl Kind {
 /// The field that names it.
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::SigningKey => "spec.secretRef",
-            Self::CaBundle => "spec.tls.caBundleRef",
-            Self::ClientCertificate => "spec.tls.clientCertificateRef",
-        })
+        match self {
+            Self::Url => f.write_str("spec.urlFrom.secretKeyRef"),
+            Self::Header(name) => write!(f, "spec.headers[{name}].valueFrom.secretKeyRef"),
+            Self::SigningKey => f.write_str("spec.secretRef"),
+            Self::CaBundle => f.write_str("spec.tls.caBundleRef"),
+            Self::ClientCertificate => f.write_str("spec.tls.clientCertificateRef"),
+        }
     }
 }
 
@@ -103,6 +123,8 @@ impl fmt::Display for ReferenceError {
             },
             Problem::Empty(key) => {
                 let what = match role {
+                    Role::Url => "the URL",
+                    Role::Header(_) => "the header's value",
                     Role::SigningKey => "at least 32 random bytes",
                     Role::CaBundle => "PEM certificates",
                     Role::ClientCertificate => "PEM",
@@ -110,12 +132,26 @@ impl fmt::Display for ReferenceError {
                 write!(f, "key {key:?} of {kind} {name:?} is empty: put {what} there")
             }
             Problem::Invalid(problem) => write!(f, "{kind} {name:?}, which {role} names, cannot be used: {problem}"),
+            Problem::Url(key, error) => {
+                write!(f, "key {key:?} of {kind} {name:?}, which {role} names, cannot be used: {error}")
+            }
+            Problem::NotForSending => write!(
+                f,
+                "{kind} {name:?}, which {role} names, would be sent in clear, and does not bear the label that allows it; if that is meant: kubectl -n {namespace} label secret {name} {SEND_IN_CLEAR}=true --overwrite"
+            ),
             Problem::Forbidden => write!(
                 f,
                 "the operator may not read {kind} {name:?}: grant its service account get on {resource} in namespace {namespace}, as charts/llmtune-webhooks/rbac.yaml does"
             ),
             Problem::Unavailable(error) => write!(f, "{kind} {name:?} cannot be read just now: {error}"),
         }
+    }
+}
+
+impl Role {
+    /// Whether the endpoint is sent what lies there, as it is.
+    pub(super) const fn is_sent_in_clear(&self) -> bool {
+        matches!(self, Self::Url | Self::Header(_))
     }
 }
 
@@ -127,13 +163,33 @@ impl ReferenceError {
     /// Whether waiting cannot help: somebody has to write the object anew.
     #[must_use]
     pub const fn is_final(&self) -> bool {
-        matches!((self.role, &self.problem), (Role::SigningKey, Problem::Invalid(_)))
+        match self.problem {
+            Problem::Url(..) => true,
+            Problem::Invalid(_) => matches!(self.role, Role::SigningKey | Role::Header(_)),
+            _ => false,
+        }
     }
 
     /// The reason that conditions and Events give.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         let [not_found, key_not_found, empty, invalid, forbidden, unavailable] = match self.role {
+            Role::Url => [
+                "URLSecretNotFound",
+                "URLSecretKeyNotFound",
+                "URLSecretEmpty",
+                "InvalidURL",
+                "URLSecretForbidden",
+                "URLSecretUnavailable",
+            ],
+            Role::Header(_) => [
+                "HeaderSecretNotFound",
+                "HeaderSecretKeyNotFound",
+                "HeaderSecretEmpty",
+                "InvalidHeader",
+                "HeaderSecretForbidden",
+                "HeaderSecretUnavailable",
+            ],
             Role::SigningKey => [
                 "SecretNotFound",
                 "SecretKeyNotFound",
@@ -164,6 +220,8 @@ impl ReferenceError {
             Problem::KeyNotFound(_) => key_not_found,
             Problem::Empty(_) => empty,
             Problem::Invalid(_) => invalid,
+            Problem::Url(_, error) => error.reason(),
+            Problem::NotForSending => "SendInClearNotAllowed",
             Problem::Forbidden => forbidden,
             Problem::Unavailable(_) => unavailable,
         }

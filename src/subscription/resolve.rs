@@ -4,16 +4,17 @@
 use std::{sync::Arc, time::Duration};
 
 use kube::core::Selector;
-use reqwest::Url;
 
 use super::{
     filter::Filter,
+    header::HeaderReference,
     index::Subscription,
     kept::Kept,
     reference::{Kind, Named, Place},
     secret::{Encoding, KeyReference},
     target::References,
     tls::TlsReference,
+    url::{self, UrlError, UrlReference},
 };
 use crate::{
     api::{
@@ -50,14 +51,19 @@ pub struct Resolved {
 /// A spec that passed admission and yet cannot work.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SpecError {
-    /// The url is none.
-    #[error("spec.url cannot be used: {0}; write an absolute URL such as https://ci.example.com/hooks")]
-    Url(String),
-    /// The operator sends to https addresses only.
+    /// Neither a url nor where it lies, or both.
     #[error(
-        "spec.url begins with http://, and this operator sends to https:// only (--require-https): have the endpoint speak TLS, and write https://"
+        "exactly one of spec.url and spec.urlFrom must be there: write url, or urlFrom where the URL itself is a secret"
     )]
-    Http,
+    NoUrl,
+    /// The url is none.
+    #[error("spec.url cannot be used: {0}")]
+    Url(#[from] UrlError),
+    /// A header is none.
+    #[error(
+        "spec.headers names {0:?}, which cannot be sent so: write a header's name that is not reserved, and printable ASCII characters"
+    )]
+    Header(String),
     /// A pattern selects no event.
     #[error("spec.events names {0:?}, which this release does not know: upgrade the operator or remove it")]
     Event(String),
@@ -74,8 +80,9 @@ impl SpecError {
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
-            Self::Url(_) => "InvalidURL",
-            Self::Http => "HTTPSRequired",
+            Self::NoUrl => "InvalidURL",
+            Self::Url(error) => error.reason(),
+            Self::Header(_) => "InvalidHeader",
             Self::Event(_) => "UnknownEvent",
             Self::Duration(..) => "InvalidDuration",
             Self::Filter(_) => "InvalidFilter",
@@ -101,17 +108,18 @@ pub struct Plan {
 impl Plan {
     /// Reads a spec whose references are to objects of this namespace; `require_https` refuses every other scheme.
     pub fn read(spec: &WebhookSpec, namespace: &str, require_https: bool) -> Result<Self, SpecError> {
-        let url = Url::parse(&spec.url).map_err(|error| SpecError::Url(error.to_string()))?;
-        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-            return Err(SpecError::Url("it has no http or https scheme or no host".into()));
-        }
-        if require_https && url.scheme() != "https" {
-            return Err(SpecError::Http);
-        }
+        let url = match (&spec.url, &spec.url_from) {
+            (Some(text), None) => UrlReference::Given(url::parse(text, require_https)?),
+            (None, Some(source)) => UrlReference::Secret(Place::of(source, namespace)),
+            _ => return Err(SpecError::NoUrl),
+        };
+        let headers = spec.headers.iter().map(|header| HeaderReference::read(header, namespace));
         let policy = &spec.delivery;
         Ok(Self {
             references: References {
                 url,
+                require_https,
+                headers: headers.collect::<Result<_, _>>()?,
                 key: key(spec, namespace),
                 tls: spec.tls.as_ref().and_then(|tls| TlsReference::of(tls, namespace)),
             },
@@ -129,12 +137,6 @@ impl Plan {
             concurrency: policy.concurrency.max(1).unsigned_abs() as usize,
             suspend: spec.suspend,
         })
-    }
-
-    /// Scheme, host and port; never the path.
-    #[must_use]
-    pub fn endpoint(&self) -> String {
-        self.references.url.origin().ascii_serialization()
     }
 
     /// What the engine schedules by.

@@ -41,7 +41,7 @@ impl KeyReference {
     /// The key: its bytes as stored, or as its encoding says.
     pub(super) fn find(&self, objects: &Objects) -> Result<SecretSlice<u8>, ReferenceError> {
         let Place { object, key } = &self.place;
-        let bytes = objects.bytes(Role::SigningKey, &self.place)?;
+        let bytes = objects.bytes(&Role::SigningKey, &self.place)?;
         self.encoding.decode(bytes).ok_or_else(|| {
             let say = format!(
                 "key {key:?} is no secret of Standard Webhooks: write whsec_ and the base64 of 24 to 64 random bytes there, as echo whsec_$(head -c 32 /dev/urandom | base64) prints"

@@ -1,22 +1,32 @@
-//! What deliveries of one Webhook need beside the events: where they go, what signs them, and by which TLS.
+//! What deliveries of one Webhook need beside the events: where they go, the headers that they bear, what signs them, and by which
+//! TLS.
 
 use std::sync::Arc;
 
+use http::HeaderMap;
 use reqwest::Url;
 use secrecy::SecretSlice;
 
 use super::{
+    header::HeaderReference,
     reader::{Objects, Reader},
     reference::{Named, Problem, ReferenceError, Role},
     secret::KeyReference,
     tls::TlsReference,
+    url::UrlReference,
 };
-use crate::delivery::tls::{Material, Materials};
+use crate::delivery::{
+    failure::Discretion,
+    tls::{Material, Materials},
+};
 
 /// A target as a spec tells it: each part itself, or where it lies.
 #[derive(Clone, Debug, PartialEq)]
 pub struct References {
-    pub url: Url,
+    pub url: UrlReference,
+    /// A url that is a secret must be one of https.
+    pub require_https: bool,
+    pub headers: Vec<HeaderReference>,
     /// `None` where the Webhook names no Secret to sign with.
     pub key: Option<KeyReference>,
     /// `None` where the Webhook names no TLS of its own.
@@ -27,17 +37,24 @@ pub struct References {
 pub struct Target {
     /// Where to send.
     pub url: Url,
+    /// What to add to the operator's own headers.
+    pub headers: HeaderMap,
     /// What to sign with.
     pub key: Option<Arc<SecretSlice<u8>>>,
     /// Its own TLS.
     pub tls: Option<Arc<Material>>,
+    /// What may be told of its attempts.
+    pub discretion: Discretion,
 }
 
 impl References {
     /// The objects that it lies in, by what they are named for.
     pub(super) fn named(&self) -> impl Iterator<Item = (Role, &Named)> {
+        let url = self.url.place().map(|place| (Role::Url, &place.object));
         let key = self.key.as_ref().map(|key| (Role::SigningKey, &key.place.object));
-        key.into_iter().chain(self.tls.iter().flat_map(TlsReference::named))
+        let tls = self.tls.iter().flat_map(TlsReference::named);
+        let headers = self.headers.iter().filter_map(HeaderReference::place);
+        url.into_iter().chain(key).chain(tls).chain(headers.map(|(role, place)| (role, &place.object)))
     }
 
     /// The reading broke off inside the operator.
@@ -60,10 +77,23 @@ impl References {
         materials: &Materials,
         _before: Option<&Target>,
     ) -> Result<Target, ReferenceError> {
-        Ok(Target {
-            url: self.url.clone(),
-            key: self.key.as_ref().map(|key| key.find(objects)).transpose()?.map(Arc::new),
-            tls: self.tls.as_ref().map(|tls| tls.find(objects, materials)).transpose()?,
-        })
+        let mut headers = HeaderMap::with_capacity(self.headers.len());
+        let url = self.url.find(objects, self.require_https, self.tls.is_some())?;
+        let key = self.key.as_ref().map(|key| key.find(objects)).transpose()?.map(Arc::new);
+        let tls = self.tls.as_ref().map(|tls| tls.find(objects, materials)).transpose()?;
+        for header in &self.headers {
+            header.find(objects, &mut headers)?;
+        }
+        Ok(Target { url, headers, key, tls, discretion: self.discretion() })
+    }
+
+    fn discretion(&self) -> Discretion {
+        if self.url.place().is_some() {
+            Discretion::Url
+        } else if self.headers.iter().any(|header| header.place().is_some()) {
+            Discretion::Headers
+        } else {
+            Discretion::None
+        }
     }
 }

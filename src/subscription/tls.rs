@@ -43,12 +43,12 @@ impl TlsReference {
 
     /// The configuration, which those who name the same share.
     pub(super) fn find(&self, objects: &Objects, materials: &Materials) -> Result<Arc<Material>, ReferenceError> {
-        let bundle = self.bundle.as_ref().map(|place| objects.bytes(Role::CaBundle, place)).transpose()?;
+        let bundle = self.bundle.as_ref().map(|place| objects.bytes(&Role::CaBundle, place)).transpose()?;
         let mut identity = None;
         if let Some(object) = &self.certificate {
             let key = |key: &str| {
                 let place = Place { object: object.clone(), key: key.to_owned() };
-                objects.bytes(Role::ClientCertificate, &place)
+                objects.bytes(&Role::ClientCertificate, &place)
             };
             identity = Some((key("tls.crt")?, key("tls.key")?));
         }

@@ -116,6 +116,11 @@ fn selector(selector: Value) -> Value {
     with(json!({"selector": selector}))
 }
 
+fn headers(headers: Vec<(&str, &str)>) -> Value {
+    let headers = headers.into_iter().map(|(name, value)| json!({"name": name, "value": value}));
+    with(json!({"headers": headers.collect::<Vec<_>>()}))
+}
+
 fn requirement(requirement: Value) -> Value {
     selector(json!({"matchExpressions": [requirement]}))
 }
@@ -191,7 +196,11 @@ fn invalid_webhooks() -> Vec<(Value, &'static str, &'static str)> {
     const LABEL: &str = "a label's key is a name of at most 63 letters, digits, '-', '_' and '.'";
     const LABEL_VALUE: &str = "a label's value is empty or at most 63 letters, digits, '-', '_' and '.'";
 
+    const ONE_URL: &str = "exactly one of url and urlFrom must be there: write url, such as https://";
+
     let url = |url: &str| with(json!({"url": url}));
+    let url_from = |source: Value| with(json!({"url": null, "urlFrom": source}));
+    let header = |header: Value| with(json!({"headers": [header]}));
     let events = |events: &[&str]| with(json!({"events": events}));
     let timeout = |timeout: Value| delivery(json!({"timeout": timeout}));
     let secret = |secret: Value| with(json!({"secretRef": secret}));
@@ -229,7 +238,40 @@ fn invalid_webhooks() -> Vec<(Value, &'static str, &'static str)> {
         (url("https://ci.example.com/hooks#part"), "spec.url", FRAGMENT),
         (url("https://ci.example.com#"), "spec.url", FRAGMENT),
         (url(&format!("{URL}?{}", long(2048))), "spec.url", "Too long: may not be more than 2048"),
-        (with(json!({"url": null})), "spec.url", "Required value"),
+        (with(json!({"url": null})), "spec", ONE_URL),
+        (with(json!({"urlFrom": {"secretKeyRef": {"name": "ci", "key": "url"}}})), "spec", ONE_URL),
+        (url_from(json!({})), "spec.urlFrom.secretKeyRef", "Required value"),
+        (url_from(json!({"secretKeyRef": {"name": "ci"}})), "spec.urlFrom.secretKeyRef.key", "Required value"),
+        (url_from(json!({"secretKeyRef": {"name": "C I", "key": "url"}})), "spec.urlFrom.secretKeyRef.name", SECRET),
+        (
+            url_from(json!({"secretKeyRef": {"name": "ci", "key": "the url"}})),
+            "spec.urlFrom.secretKeyRef.key",
+            "must be a key of the Secret",
+        ),
+        (url_from(json!({"configMapKeyRef": {"name": "ci"}})), "spec.urlFrom.configMapKeyRef", "unknown field"),
+        (header(json!({"name": "X-Env"})), "spec.headers[0]", "must have value, or valueFrom where it is a secret"),
+        (
+            header(json!({"name": "X-Env", "value": "a", "valueFrom": {"secretKeyRef": {"name": "ci", "key": "a"}}})),
+            "spec.headers[0]",
+            "and not both",
+        ),
+        (header(json!({"value": "a"})), "spec.headers[0].name", "Required value"),
+        (header(json!({"name": "X-Env", "valueFrom": {}})), "spec.headers[0].valueFrom.secretKeyRef", "Required value"),
+        (header(json!({"name": long(129), "value": "a"})), "spec.headers[0].name", "Too long"),
+        (header(json!({"name": "X-Env", "value": long(8193)})), "spec.headers[0].value", "Too long"),
+        (headers(vec![("X-Env", "a"); 2]), "spec.headers[1]", "Duplicate value"),
+        (
+            headers(vec![("X-Env", "a"), ("Y", "b"), ("x-eNV", "c")]),
+            "spec.headers",
+            "have each name once, whatever its case",
+        ),
+        (
+            with(
+                json!({"headers": (0..33).map(|n| json!({"name": format!("X-{n}"), "value": "a"})).collect::<Vec<_>>()}),
+            ),
+            "spec.headers",
+            "must have at most 32 items",
+        ),
         (with(json!({"url": 8080})), "spec.url", "must be of type string"),
         (events(&[]), "spec.events", "must name at least one event, such as training.completed, or \"*\" for all"),
         (with(json!({"events": null})), "spec.events", "Required value"),
@@ -287,6 +329,12 @@ fn invalid_webhooks() -> Vec<(Value, &'static str, &'static str)> {
         (secret(json!({"name": long(254)})), "spec.secretRef.name", "Too long: may not be more than 253"),
         (secret(json!({"name": "ci", "key": ""})), "spec.secretRef.key", KEY),
         (secret(json!({"name": "ci", "key": "my key"})), "spec.secretRef.key", KEY),
+        (
+            secret(json!({"name": "ci", "previousKey": "my key"})),
+            "spec.secretRef.previousKey",
+            "must be a key of the Secret",
+        ),
+        (secret(json!({"name": "ci", "key": "previous"})), "spec.secretRef", "previousKey must be another than key"),
         (plain_tls, "spec", "tls has no meaning for an http:// url: write https://, or remove tls"),
         (tls(json!({})), "spec.tls", "tls must have caBundleRef, clientCertificateRef or both"),
         (tls(json!({"insecure": true})), "spec.tls.insecure", "unknown field"),
@@ -377,6 +425,21 @@ fn valid_webhooks() -> Vec<Value> {
         with(json!({"suspend": true})),
         with(json!({"secretRef": {"name": "ci-hook"}})),
         with(json!({"secretRef": {"name": "ci.hook.v2", "key": "webhook_Secret-1.txt"}})),
+        with(json!({"secretRef": {"name": "ci-hook", "key": "new", "previousKey": "old"}})),
+        with(json!({"url": null, "urlFrom": {"secretKeyRef": {"name": "ci-hook", "key": "url"}}})),
+        with(
+            json!({"url": null, "urlFrom": {"secretKeyRef": {"name": "ci", "key": "url"}}, "tls": {"clientCertificateRef": {"name": "ci"}}}),
+        ),
+        headers(vec![
+            ("Authorization", "Bearer a.b-c"),
+            ("X-Env", "a\tb c"),
+            ("cookie", "a=\"b\""),
+            ("x-_.~!#$%&'*+^`|9", "~"),
+        ]),
+        with(
+            json!({"headers": [{"name": "Authorization", "valueFrom": {"secretKeyRef": {"name": "ci", "key": "token"}}}]}),
+        ),
+        with(json!({"headers": [{"name": "X".repeat(128), "value": "a".repeat(8192)}]})),
         with(json!({"tls": {"caBundleRef": {"kind": "ConfigMap", "name": "ca"}}})),
         with(json!({"tls": {
             "caBundleRef": {"kind": "Secret", "name": "ca", "key": "bundle.pem"}, "clientCertificateRef": {"name": "ci"}
@@ -438,6 +501,95 @@ fn an_invalid_webhook_is_refused_with_what_to_write_instead() {
 }
 
 #[test]
+fn a_header_that_http_or_the_operator_decides_on_or_that_says_what_no_header_can_is_refused_however_it_is_spelled() {
+    run(async {
+        const RESERVED: &str = "is a header that HTTP, a proxy or the operator decides on: choose another";
+        const TOKEN: &str = "must be a header's name: letters, digits and '-', such as X-Environment";
+        const PRINTABLE: &str =
+            "value must be printable ASCII characters, at least one, without white space at either end";
+        let apiserver = Apiserver::new().await;
+        let mut failures = Vec::new();
+        for name in [
+            "Accept",
+            "baggage",
+            "Connection",
+            "Content-Type",
+            "content-length",
+            "CONTENT-ENCODING",
+            "Content-Digest",
+            "ce-id",
+            "Ce-Anything",
+            "Date",
+            "Expect",
+            "Forwarded",
+            "Host",
+            "HOST",
+            "HTTP2-Settings",
+            "Keep-Alive",
+            "Max-Forwards",
+            "Proxy-Authorization",
+            "Proxy-Connection",
+            "Signature",
+            "Signature-Input",
+            "TE",
+            "Trailer",
+            "Transfer-Encoding",
+            "traceparent",
+            "TraceState",
+            "Upgrade",
+            "User-Agent",
+            "Via",
+            "webhook-id",
+            "Webhook-Signature",
+            "X-Forwarded-For",
+            "X-Hub-Signature",
+            "X-Hub-Signature-256",
+            "X-LLMTune-Event",
+            "x-llmtune-signature-previous",
+            "X-Real-IP",
+            "X-Signature",
+            "X-Signature-Ed25519",
+        ] {
+            let manifest = headers(vec![("X-Env", "a"), (name, "a")]);
+            let result = apiserver.try_out(&manifest).await;
+            failures.extend(complaint(&manifest, "spec.headers[1].name", RESERVED, result));
+        }
+        for name in
+            ["", "X Env", "X-Env:", "X-\u{c9}nv", "X-Env\n", "(x)", "a/b", "a=b", "\"a\"", "a,b", "a@b", "[a]", "{a}"]
+        {
+            let manifest = headers(vec![(name, "a")]);
+            let result = apiserver.try_out(&manifest).await;
+            failures.extend(complaint(&manifest, "spec.headers[0].name", TOKEN, result));
+        }
+        for value in ["", " ", " a", "a ", "\ta", "a\n", "a\r\nX-Forged: 1", "a\0b", "\u{7f}", "\u{e9}", "\u{1f600}"] {
+            let manifest = headers(vec![("X-Env", value)]);
+            let result = apiserver.try_out(&manifest).await;
+            failures.extend(complaint(&manifest, "spec.headers[0].value", PRINTABLE, result));
+        }
+        no_failures(&failures);
+    });
+}
+
+#[test]
+fn headers_of_two_managers_are_merged_by_name() {
+    run(async {
+        let scene = Scene::new("header-managers").await;
+        let apiserver = Apiserver::of(&scene).await;
+        apiserver.create(&headers(vec![("X-Env", "prod"), ("X-Team", "a")])).await;
+        let one = |value: &str| {
+            json!({
+                "apiVersion": "llmtune.io/v1alpha1", "kind": "Webhook", "metadata": {"name": "ci"},
+                "spec": {"url": URL, "events": ["*"], "headers": [{"name": "X-Region", "value": value}]}
+            })
+        };
+        let taken = apiserver.apply("other", "", &one("eu")).await.unwrap();
+        let names: Vec<&str> =
+            taken["spec"]["headers"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["X-Env", "X-Team", "X-Region"]);
+    });
+}
+
+#[test]
 fn the_refusal_of_an_unknown_event_names_every_known_one() {
     run(async {
         let message = Apiserver::new().await.try_out(&with(json!({"events": ["training.stopped"]}))).await.unwrap_err();
@@ -465,6 +617,7 @@ fn a_valid_webhook_is_taken_and_the_operator_can_work_with_it() {
             let read: Webhook = serde_json::from_value(taken).unwrap_or_else(|error| panic!("{error}\n{manifest:#}"));
             match Plan::read(&read.spec, "default", false) {
                 Ok(Plan { references: References { url, .. }, .. }) => {
+                    let Some(url) = url.given() else { continue };
                     assert!(url.username().is_empty() && url.password().is_none(), "{url}");
                 }
                 Err(error) => failures.push(format!("taken, but of no use: {error}\n{manifest:#}")),
@@ -515,7 +668,7 @@ fn what_a_webhook_leaves_out_is_filled_in() {
         let ours = DeliveryPolicy { backoff: Backoff::default(), ..DeliveryPolicy::default() };
         assert_eq!(serde_json::to_value(ours).unwrap(), full, "the defaults of the types are those of the schema");
         let signed = apiserver.try_out(&with(json!({"secretRef": {"name": "ci-hook"}}))).await.unwrap();
-        assert_eq!(signed["spec"]["secretRef"], json!({"name": "ci-hook", "key": "secret"}));
+        assert_eq!(signed["spec"]["secretRef"], json!({"name": "ci-hook", "key": "secret", "previousKey": "previous"}));
     });
 }
 

@@ -228,10 +228,10 @@ fn clients(guard: Guard) -> Clients {
 fn becomes(clients: &Clients, url: &str) -> Becomes {
     let spec = json!({"url": url, "events": ["*"]});
     let Ok(plan) = Plan::read(&serde_json::from_value(spec).unwrap(), "ns", false) else { return Nothing };
-    let url = plan.references.url;
+    let url = plan.references.url.given().unwrap();
     let host = url.host_str().unwrap().to_owned();
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    match (clients.client(&url, None), address) {
+    match (clients.client(url, None), address) {
         (Err(ClientError::Refused(refused)), Ok(_)) => match refused.refusal {
             Refusal::BuiltIn(_, what) => Refused(what),
             other => panic!("{other}"),

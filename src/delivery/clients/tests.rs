@@ -10,7 +10,11 @@ use tokio::{
 };
 
 use super::*;
-use crate::delivery::{address::parse_range, attempt::Class, failure::describe_error};
+use crate::delivery::{
+    address::parse_range,
+    attempt::Class,
+    failure::{Discretion, describe_error},
+};
 
 /// A name server that gives one answer after the other, over and over.
 struct Fickle {
@@ -93,7 +97,7 @@ async fn send(clients: &Clients, url: &str) -> (Class, String) {
             Err(error) => error.into(),
         },
     };
-    describe_error(&error, limit)
+    describe_error(&error, limit, Discretion::None)
 }
 
 #[tokio::test]

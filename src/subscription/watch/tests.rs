@@ -56,7 +56,7 @@ impl Running {
 #[tokio::test(start_paused = true)]
 async fn a_webhook_that_cannot_be_read_holds_what_waits_for_it_until_it_can() {
     let corrected = webhook(2, &readable());
-    let answers = shows(&webhook(1, &json!({"urlFrom": "a newer release"})), vec![line("MODIFIED", &corrected)]);
+    let answers = shows(&webhook(1, &json!({"url": {"of": "a newer release"}})), vec![line("MODIFIED", &corrected)]);
     let mut running = run(apiserver(answers));
     let held = running.updated().await;
     assert_eq!(held.webhook.name, "ci");
