@@ -56,10 +56,12 @@ pub(super) fn describe_status(status: StatusCode, headers: &HeaderMap, target: &
 
 /// What to look at where an endpoint answers that nobody may send it this.
 fn describe_refusal(target: &Target) -> String {
-    let key = if target.key.is_some() {
-        "give the receiver the key that spec.secretRef names, byte for byte"
-    } else {
-        "if the receiver checks signatures, name its key in spec.secretRef"
+    let key = match &target.keys {
+        Some(keys) if keys.previous().is_some() => {
+            "neither key of spec.secretRef is taken, give the receiver one of them, byte for byte"
+        }
+        Some(_) => "give the receiver the key that spec.secretRef names, byte for byte",
+        None => "if the receiver checks signatures, name its key in spec.secretRef",
     };
     let headers = if target.headers.is_empty() { "" } else { "check what spec.headers sends; " };
     format!("{headers}{key}")
@@ -201,13 +203,16 @@ fn describe_tls(error: &rustls::Error, discretion: Discretion) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use http::HeaderValue;
 
     use super::*;
+    use crate::delivery::sign::Keys;
 
     fn target(discretion: Discretion) -> Target {
         let url = Url::parse("https://a.example/hook").unwrap();
-        Target { url, headers: HeaderMap::new(), key: None, tls: None, discretion }
+        Target { url, headers: HeaderMap::new(), keys: None, tls: None, discretion }
     }
 
     #[test]
@@ -226,12 +231,19 @@ mod tests {
     #[test]
     fn a_refusal_says_what_to_look_at() {
         let mut signed = target(Discretion::None);
-        signed.key = Some(std::sync::Arc::new(vec![7; 32].into()));
+        signed.keys = Some(Arc::new(Keys::new(vec![7; 32].into(), None)));
+        let mut rotating = target(Discretion::None);
+        rotating.keys = Some(Arc::new(Keys::new(vec![7; 32].into(), Some(vec![6; 32].into()))));
         let mut with_headers = target(Discretion::Headers);
         with_headers.headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer x"));
         let (plain, secret) = (target(Discretion::None), target(Discretion::Url));
         for (code, target, says) in [
             (401, &signed, "HTTP 401 Unauthorized: give the receiver the key that spec.secretRef names, byte for byte"),
+            (
+                401,
+                &rotating,
+                "HTTP 401 Unauthorized: neither key of spec.secretRef is taken, give the receiver one of them, byte for byte",
+            ),
             (403, &plain, "HTTP 403 Forbidden: if the receiver checks signatures, name its key in spec.secretRef"),
             (
                 401,

@@ -4,9 +4,11 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use jiff::Timestamp;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use secrecy::SecretSlice;
 
-use super::{attempt::Attempt, sign};
+use super::{
+    attempt::Attempt,
+    sign::{self, Keys, Which},
+};
 use crate::event::format::{Derived, Format};
 
 const EVENT: HeaderName = HeaderName::from_static("x-llmtune-event");
@@ -15,6 +17,7 @@ const ATTEMPT: HeaderName = HeaderName::from_static("x-llmtune-attempt");
 const EVENT_ID: HeaderName = HeaderName::from_static("x-llmtune-event-id");
 const DELIVERY_ID: HeaderName = HeaderName::from_static("x-llmtune-delivery-id");
 const SIGNATURE: HeaderName = HeaderName::from_static("x-llmtune-signature");
+const PREVIOUS_SIGNATURE: HeaderName = HeaderName::from_static("x-llmtune-signature-previous");
 /// The same signature under the names that GitHub's receivers and generic ones look for.
 const PREFIXED_SIGNATURES: [HeaderName; 2] =
     [HeaderName::from_static("x-hub-signature-256"), HeaderName::from_static("x-signature")];
@@ -31,14 +34,14 @@ pub struct Message {
     pub body: Bytes,
 }
 
-/// What an attempt that is made `now` says in this format, with these headers beside the operator's own, signed with `key`; `None` where the
-/// event's kept body cannot be written in it.
+/// What an attempt that is made `now` says in this format, with these headers beside the operator's own, signed with the one of these keys;
+/// `None` where the event's kept body cannot be written in it.
 #[must_use]
 pub fn message(
     attempt: &Attempt,
     format: Format,
     further: &HeaderMap,
-    key: Option<&SecretSlice<u8>>,
+    keys: Option<(&Keys, Which)>,
     now: Timestamp,
 ) -> Option<Message> {
     let mut headers = headers(attempt, further);
@@ -46,7 +49,7 @@ pub fn message(
         Format::LlmTune => {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             let body = Bytes::from(attempt.event.body.close(now));
-            sign_body(&mut headers, key, &body);
+            sign_body(&mut headers, keys, &body);
             body
         }
         Format::Derived(format) => {
@@ -60,8 +63,10 @@ pub fn message(
                 attribute(&mut headers, name, value);
             }
             match format {
-                Derived::StandardWebhooks => sign_message(&mut headers, attempt, key, now, &form.body),
-                Derived::CloudEventsBinary | Derived::CloudEventsStructured => sign_body(&mut headers, key, &form.body),
+                Derived::StandardWebhooks => sign_message(&mut headers, attempt, keys, now, &form.body),
+                Derived::CloudEventsBinary | Derived::CloudEventsStructured => {
+                    sign_body(&mut headers, keys, &form.body);
+                }
             }
             form.body.clone()
         }
@@ -83,25 +88,26 @@ fn headers(attempt: &Attempt, further: &HeaderMap) -> HeaderMap {
     headers
 }
 
-fn sign_body(headers: &mut HeaderMap, key: Option<&SecretSlice<u8>>, body: &[u8]) {
-    let Some(key) = key else { return };
-    let signature = sign::signature(key, body);
+fn sign_body(headers: &mut HeaderMap, keys: Option<(&Keys, Which)>, body: &[u8]) {
+    let Some((keys, which)) = keys else { return };
+    let previous = keys.previous().map(|key| sign::signature(key, body));
+    let signature = match (&previous, which) {
+        (Some(previous), Which::Previous) => previous.clone(),
+        _ => sign::signature(keys.current(), body),
+    };
     for name in PREFIXED_SIGNATURES {
         text(headers, name, format!("sha256={signature}"));
     }
     text(headers, SIGNATURE, signature);
+    if let Some(previous) = previous {
+        text(headers, PREVIOUS_SIGNATURE, previous);
+    }
 }
 
-fn sign_message(
-    headers: &mut HeaderMap,
-    attempt: &Attempt,
-    key: Option<&SecretSlice<u8>>,
-    now: Timestamp,
-    body: &[u8],
-) {
+fn sign_message(headers: &mut HeaderMap, attempt: &Attempt, keys: Option<(&Keys, Which)>, now: Timestamp, body: &[u8]) {
     let (id, timestamp) = (attempt.event.id.to_string(), now.as_second());
-    if let Some(key) = key {
-        text(headers, WEBHOOK_SIGNATURE, sign::standard_webhooks(&[key], &id, timestamp, body));
+    if let Some((keys, _)) = keys {
+        text(headers, WEBHOOK_SIGNATURE, sign::standard_webhooks(keys, &id, timestamp, body));
     }
     headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(timestamp));
     text(headers, WEBHOOK_ID, id);

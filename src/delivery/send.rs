@@ -1,7 +1,9 @@
 //! One attempt: a signed POST and what the endpoint made of it.
 //!
-//! A 2xx status acknowledges; everything else, redirects included, is a failure. The time limit covers the whole request.
-//! Of the answer at most [`MAX_ANSWER`] bytes are read, and only so that the connection can be used again.
+//! 1. A 2xx status acknowledges; everything else, redirects included, is a failure. The time limit covers the whole attempt.
+//! 2. Of the answer at most [`MAX_ANSWER`] bytes are read, and only so that the connection can be used again.
+//! 3. While the Secret has two keys, what is refused with one of them is sent at once with the other, as the same attempt; the endpoint is then
+//!    taken to have the one that it did not refuse.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,8 +17,10 @@ use super::{
     clients::{ClientError, Clients},
     failure::{Discretion, describe_error, describe_status},
     message::{Message, message},
+    sign::{Keys, Which},
 };
 use crate::{
+    event::format::{Derived, Format},
     panics::caught,
     subscription::{kept::Kept, reference::ReferenceError, resolve::Resolved, target::Target},
 };
@@ -36,6 +40,8 @@ pub type MayBegin = Arc<dyn Fn() -> bool + Send + Sync>;
 pub struct Attempted {
     /// For the engine.
     pub outcome: Outcome,
+    /// What came of it before it was repeated with the other key.
+    pub refused: Option<Exchange>,
     /// Something of the Webhook's target is gone: what, and why.
     pub lost: Option<(Arc<Kept>, ReferenceError)>,
 }
@@ -53,7 +59,7 @@ impl Sender {
         Self { clients, may_begin }
     }
 
-    /// Makes one attempt; never longer than the Webhook's time limit, plus a second for the rest of the answer. One that panics
+    /// Makes one attempt; never longer than the Webhook's time limit, plus a second for the rest of each answer. One that panics
     /// has failed.
     pub async fn attempt(&self, attempt: &Attempt, webhook: &Resolved) -> Attempted {
         caught(self.send(attempt, webhook)).await.unwrap_or_else(|| Attempted::broken(attempt))
@@ -64,24 +70,54 @@ impl Sender {
             Ok(target) => target,
             Err(error) => return withheld(attempt, true, Some((Arc::clone(&webhook.target), error))),
         };
-        let key = target.key.as_deref();
         if !(self.may_begin)() {
             return withheld(attempt, false, None);
         }
-        let begun = Instant::now();
-        let Some(Message { headers, body }) = message(attempt, webhook.format, &target.headers, key, Timestamp::now())
-        else {
-            return Attempted::broken(attempt);
+        let (now, deadline) = (Timestamp::now(), Instant::now() + webhook.timeout);
+        let keys = target.keys.as_deref();
+        let post = async |which: Option<Which>| {
+            let keys = keys.zip(which);
+            let message = message(attempt, webhook.format, &target.headers, keys, now)?;
+            Some(self.post(message, &target, webhook.timeout, deadline).await)
         };
-        let answer = match self.clients.client(&target.url, target.tls.as_deref()) {
+        let first = keys.map(Keys::first);
+        let Some(mut answer) = post(first).await else { return Attempted::broken(attempt) };
+        let mut refused = None;
+        if let (Some(keys), Some(first)) = (keys, first)
+            && let Some(other) = keys.other(first)
+            // Those bear a signature by each.
+            && webhook.format != Format::Derived(Derived::StandardWebhooks)
+            && answer.is_refusal()
+        {
+            if !(self.may_begin)() {
+                return Attempted { refused: Some(answer.exchange), ..withheld(attempt, false, None) };
+            }
+            let Some(repeated) = post(Some(other)).await else { return Attempted::broken(attempt) };
+            refused = Some(std::mem::replace(&mut answer, repeated).exchange);
+            if !answer.is_refusal() {
+                keys.prefer(other);
+            }
+        }
+        if answer.doubts(&target) {
+            webhook.target.expire();
+        }
+        Attempted { outcome: outcome(attempt, answer.result, Some(answer.exchange)), refused, lost: None }
+    }
+
+    /// Posts a message; `limit`: of the whole attempt, which ends at `deadline`.
+    async fn post(&self, message: Message, target: &Target, limit: Duration, deadline: Instant) -> Answer {
+        let begun = Instant::now();
+        let Message { headers, body } = message;
+        let sent = match self.clients.client(&target.url, target.tls.as_deref()) {
             Err(error) => Err(error),
             Ok(client) => {
-                let request = client.post(target.url.clone()).headers(headers).timeout(webhook.timeout).body(body);
+                let left = deadline.saturating_duration_since(begun);
+                let request = client.post(target.url.clone()).headers(headers).timeout(left).body(body);
                 request.send().await.map_err(ClientError::from)
             }
         };
         let duration = begun.elapsed();
-        let (result, class, status, error) = match answer {
+        let (result, class, status, error) = match sent {
             Ok(response) => {
                 let status = response.status();
                 let result = match status {
@@ -89,20 +125,39 @@ impl Sender {
                     StatusCode::GONE => AttemptResult::Gone,
                     _ => AttemptResult::Failed { retry_after: retry_after(response.headers(), Timestamp::now()) },
                 };
-                let error = describe_status(status, response.headers(), &target);
+                let error = describe_status(status, response.headers(), target);
                 drain(response).await;
                 (result, Class::of(status), Some(status), error)
             }
             Err(error) => {
-                let (class, text) = describe_error(&error, webhook.timeout, target.discretion);
+                let (class, text) = describe_error(&error, limit, target.discretion);
                 (AttemptResult::Failed { retry_after: None }, class, None, Some(text))
             }
         };
-        if may_be_outdated(class, status, &target) {
-            webhook.target.expire();
-        }
-        let exchange = Exchange { class, status, error: error.map(shorten), duration };
-        Attempted { outcome: outcome(attempt, result, Some(exchange)), lost: None }
+        Answer { result, exchange: Exchange { class, status, error: error.map(shorten), duration } }
+    }
+}
+
+/// What an endpoint made of a request.
+struct Answer {
+    result: AttemptResult,
+    exchange: Exchange,
+}
+
+impl Answer {
+    /// Whether the endpoint took the sender for somebody else.
+    const fn is_refusal(&self) -> bool {
+        matches!(self.exchange.status, Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))
+    }
+
+    /// Whether what the target was read from may have changed since.
+    fn doubts(&self, target: &Target) -> bool {
+        let Exchange { class, status, .. } = &self.exchange;
+        // An endpoint may close the connection on a certificate without a word.
+        let is_broken = status.is_none() && matches!(class, Class::Tls | Class::Protocol);
+        // What was answered at an old url says nothing of the new one.
+        let is_elsewhere = *class != Class::Success && target.discretion == Discretion::Url;
+        self.is_refusal() || is_broken || is_elsewhere
     }
 }
 
@@ -112,7 +167,7 @@ impl Attempted {
         let error = "the operator broke off the attempt: please report this with its log".to_owned();
         let exchange = Exchange { class: Class::Protocol, status: None, error: Some(error), duration: Duration::ZERO };
         let result = AttemptResult::Failed { retry_after: None };
-        Self { outcome: outcome(attempt, result, Some(exchange)), lost: None }
+        Self { outcome: outcome(attempt, result, Some(exchange)), refused: None, lost: None }
     }
 
     /// No attempt was made, and none is to be until the subscription is given anew.
@@ -122,24 +177,13 @@ impl Attempted {
     }
 }
 
-/// Whether the target may have changed in its objects, by what came of an attempt.
-fn may_be_outdated(class: Class, status: Option<StatusCode>, target: &Target) -> bool {
-    match status {
-        Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => true,
-        // An endpoint may close the connection on a certificate without a word.
-        None if matches!(class, Class::Tls | Class::Protocol) => true,
-        // What was sent to a url of old says nothing of the new one.
-        _ => class != Class::Success && target.discretion == Discretion::Url,
-    }
-}
-
 fn outcome(attempt: &Attempt, result: AttemptResult, exchange: Option<Exchange>) -> Outcome {
     let Attempt { webhook, delivery, generation, .. } = *attempt;
     Outcome { webhook, delivery, generation, result, exchange }
 }
 
 fn withheld(attempt: &Attempt, hold: bool, lost: Option<(Arc<Kept>, ReferenceError)>) -> Attempted {
-    Attempted { outcome: outcome(attempt, AttemptResult::Withheld { hold }, None), lost }
+    Attempted { outcome: outcome(attempt, AttemptResult::Withheld { hold }, None), refused: None, lost }
 }
 
 /// Reads the rest of a short, quick answer; the connection of any other is closed.

@@ -1,9 +1,84 @@
-//! Signatures: HMAC-SHA256 (RFC 2104).
+//! Signatures, HMAC-SHA256 (RFC 2104), and the keys that make them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretSlice};
 use sha2::Sha256;
+
+/// The keys that one Webhook's deliveries are signed with: one, and while it is rotated the one before as well.
+pub struct Keys {
+    current: SecretSlice<u8>,
+    rotation: Option<Rotation>,
+}
+
+struct Rotation {
+    previous: SecretSlice<u8>,
+    /// The endpoint has refused `previous`, and not the new key.
+    prefers_current: AtomicBool,
+}
+
+/// One of a Webhook's keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    Current,
+    Previous,
+}
+
+impl Keys {
+    /// These keys; `previous` is `None` unless the key is being rotated.
+    #[must_use]
+    pub fn new(current: SecretSlice<u8>, previous: Option<SecretSlice<u8>>) -> Self {
+        let previous = previous.filter(|previous| previous.expose_secret() != current.expose_secret());
+        let rotation = previous.map(|previous| Rotation { previous, prefers_current: AtomicBool::new(false) });
+        Self { current, rotation }
+    }
+
+    /// Whether the others are the same.
+    #[must_use]
+    pub fn same_as(&self, other: &Self) -> bool {
+        let bytes = ExposeSecret::expose_secret;
+        bytes(&self.current) == bytes(&other.current) && self.previous().map(bytes) == other.previous().map(bytes)
+    }
+
+    /// The key that the endpoint is taken to have: `previous`, until it has refused that.
+    #[must_use]
+    pub fn first(&self) -> Which {
+        match &self.rotation {
+            Some(rotation) if !rotation.prefers_current.load(Ordering::Relaxed) => Which::Previous,
+            _ => Which::Current,
+        }
+    }
+
+    /// The other key, while there are two.
+    #[must_use]
+    pub fn other(&self, than: Which) -> Option<Which> {
+        self.rotation.as_ref().map(|_| match than {
+            Which::Current => Which::Previous,
+            Which::Previous => Which::Current,
+        })
+    }
+
+    /// From now on the endpoint is taken to have this key.
+    pub fn prefer(&self, which: Which) {
+        if let Some(rotation) = &self.rotation {
+            rotation.prefers_current.store(which == Which::Current, Ordering::Relaxed);
+        }
+    }
+
+    /// The key that was there before, while it is rotated.
+    #[must_use]
+    pub fn previous(&self) -> Option<&SecretSlice<u8>> {
+        self.rotation.as_ref().map(|rotation| &rotation.previous)
+    }
+
+    /// The newest key.
+    #[must_use]
+    pub const fn current(&self) -> &SecretSlice<u8> {
+        &self.current
+    }
+}
 
 /// The signature of a body, in lower-case hexadecimal.
 #[must_use]
@@ -18,12 +93,13 @@ pub fn signature(key: &SecretSlice<u8>, body: &[u8]) -> String {
     text
 }
 
-/// The value of `webhook-signature` (Standard Webhooks 1.0.0): one signature by each key, the first by the first. `id`: of the message,
+/// The value of `webhook-signature` (Standard Webhooks 1.0.0): one signature by each key, the oldest first. `id`: of the message,
 /// without a dot; `timestamp`: of the attempt, in seconds since 1970.
 #[must_use]
-pub fn standard_webhooks(keys: &[&SecretSlice<u8>], id: &str, timestamp: i64, body: &[u8]) -> String {
+pub fn standard_webhooks(keys: &Keys, id: &str, timestamp: i64, body: &[u8]) -> String {
     let head = format!("{id}.{timestamp}.");
-    let signed = keys.iter().map(|key| format!("v1,{}", STANDARD.encode(digest(key, [head.as_bytes(), body]))));
+    let keys = keys.previous().into_iter().chain([keys.current()]);
+    let signed = keys.map(|key| format!("v1,{}", STANDARD.encode(digest(key, [head.as_bytes(), body]))));
     signed.collect::<Vec<_>>().join(" ")
 }
 
@@ -54,11 +130,28 @@ mod tests {
     fn a_message_is_signed_as_the_example_of_standard_webhooks_is_once_by_each_key() {
         let key: SecretSlice<u8> = STANDARD.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap().into();
         let other: SecretSlice<u8> = vec![7; 32].into();
-        let sign = |keys: &[&SecretSlice<u8>]| {
-            standard_webhooks(keys, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, br#"{"test": 2432232314}"#)
+        let sign = |key: &SecretSlice<u8>, previous: Option<&SecretSlice<u8>>| {
+            let keys = Keys::new(key.clone(), previous.cloned());
+            standard_webhooks(&keys, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, br#"{"test": 2432232314}"#)
         };
         let expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
-        assert_eq!(sign(&[&key]), expected);
-        assert_eq!(sign(&[&other, &key]), format!("{} {expected}", sign(&[&other])));
+        assert_eq!(sign(&key, None), expected);
+        assert_eq!(sign(&key, Some(&other)), format!("{} {expected}", sign(&other, None)));
+    }
+
+    #[test]
+    fn the_previous_key_is_first_until_the_other_one_is_preferred() {
+        let key = |byte: u8| SecretSlice::from(vec![byte; 32]);
+        let keys = Keys::new(key(2), Some(key(1)));
+        assert_eq!((keys.first(), keys.other(keys.first())), (Which::Previous, Some(Which::Current)));
+        keys.prefer(Which::Current);
+        assert_eq!((keys.first(), keys.other(keys.first())), (Which::Current, Some(Which::Previous)));
+        keys.prefer(Which::Previous);
+        assert_eq!(keys.first(), Which::Previous);
+        for single in [Keys::new(key(2), None), Keys::new(key(2), Some(key(2)))] {
+            single.prefer(Which::Previous);
+            assert_eq!((single.first(), single.other(single.first())), (Which::Current, None));
+            assert!(!single.same_as(&keys) && single.same_as(&Keys::new(key(2), None)));
+        }
     }
 }

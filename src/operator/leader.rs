@@ -530,7 +530,10 @@ impl Leader {
     }
 
     fn settle(&mut self, attempted: Attempted) {
-        let Attempted { outcome, lost } = attempted;
+        let Attempted { outcome, refused, lost } = attempted;
+        if let Some((refused, known)) = refused.zip(self.webhooks.get(&outcome.webhook)) {
+            self.context.metrics.sent(&known.webhook, &refused);
+        }
         if let Some((target, error)) = lost {
             // The controller lives as long as this loop.
             let _ = self.lost.send((outcome.webhook, target, error));

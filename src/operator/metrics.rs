@@ -7,7 +7,7 @@ use prometheus::{
 };
 
 use crate::{
-    delivery::attempt::Class,
+    delivery::attempt::{Class, Exchange},
     engine::{Settled, Verdict},
     event::EventType,
     subscription::resolve::WebhookRef,
@@ -139,12 +139,17 @@ impl Metrics {
         })
     }
 
+    /// Counts a request.
+    pub fn sent(&self, WebhookRef { namespace, name, .. }: &WebhookRef, exchange: &Exchange) {
+        self.attempts.with_label_values(&[namespace, name, exchange.class.label()]).inc();
+        self.attempt_duration.observe(exchange.duration.as_secs_f64());
+    }
+
     /// Counts a settled attempt.
     pub fn settled(&self, webhook: &WebhookRef, settled: &Settled, latency: f64) {
         let (namespace, name) = (webhook.namespace.as_str(), webhook.name.as_str());
         if let Some(exchange) = &settled.exchange {
-            self.attempts.with_label_values(&[namespace, name, exchange.class.label()]).inc();
-            self.attempt_duration.observe(exchange.duration.as_secs_f64());
+            self.sent(webhook, exchange);
             if settled.attempt > 1 {
                 self.retries.with_label_values(&[namespace, name]).inc();
             }

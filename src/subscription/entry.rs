@@ -128,7 +128,7 @@ impl Entry {
             return vec![("Unsigned", note.into())];
         };
         let target = self.kept.as_ref().map(|kept| kept.copy_at_hand());
-        let key = target.as_ref().and_then(|target| target.key.as_ref());
+        let key = target.as_ref().and_then(|target| target.keys.as_ref()).map(|keys| keys.current());
         if reference.encoding == Encoding::Raw && key.is_some_and(|key| key.expose_secret().ends_with(b"\n")) {
             let (name, key) = (&reference.place.object.name, &reference.place.key);
             let note = format!(

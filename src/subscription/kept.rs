@@ -152,7 +152,7 @@ mod tests {
         let reads = || reads.load(Ordering::Relaxed);
         let object = Named { kind: Kind::Secret, namespace: "ns".into(), name: "ci".into() };
         let place = Place { object, key: "secret".into() };
-        let key = Some(KeyReference { place, encoding: Encoding::Raw });
+        let key = Some(KeyReference { place, previous: "previous".into(), encoding: Encoding::Raw });
         let url = UrlReference::Given("https://ci.example.com".parse().unwrap());
         let references = References { url, require_https: false, headers: Vec::new(), key, tls: None };
         let key = Kept::read(Arc::new(Reader::new(client)), references).await.unwrap();

@@ -95,7 +95,7 @@ impl Objects {
     }
 
     /// The same, where there may be none.
-    fn value(&self, role: &Role, Place { object, key }: &Place) -> Result<Option<&[u8]>, ReferenceError> {
+    pub(super) fn value(&self, role: &Role, Place { object, key }: &Place) -> Result<Option<&[u8]>, ReferenceError> {
         let refuse = |problem| Err(ReferenceError::new(role.clone(), object, problem));
         match self.0.get(object) {
             None => refuse(Problem::NotFound),

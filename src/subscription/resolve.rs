@@ -164,7 +164,8 @@ fn key(spec: &WebhookSpec, namespace: &str) -> Option<KeyReference> {
         webhook::Format::StandardWebhooks => Encoding::Whsec,
         webhook::Format::LLMTune | webhook::Format::CloudEvents => Encoding::Raw,
     };
-    Some(KeyReference { place: Place { object, key: secret.key.clone() }, encoding })
+    let place = Place { object, key: secret.key.clone() };
+    Some(KeyReference { place, previous: secret.previous_key.clone(), encoding })
 }
 
 fn format(spec: &WebhookSpec) -> Format {

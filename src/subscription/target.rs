@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use reqwest::Url;
-use secrecy::SecretSlice;
 
 use super::{
     header::HeaderReference,
@@ -17,6 +16,7 @@ use super::{
 };
 use crate::delivery::{
     failure::Discretion,
+    sign::Keys,
     tls::{Material, Materials},
 };
 
@@ -40,7 +40,7 @@ pub struct Target {
     /// What to add to the operator's own headers.
     pub headers: HeaderMap,
     /// What to sign with.
-    pub key: Option<Arc<SecretSlice<u8>>>,
+    pub keys: Option<Arc<Keys>>,
     /// Its own TLS.
     pub tls: Option<Arc<Material>>,
     /// What may be told of its attempts.
@@ -64,7 +64,7 @@ impl References {
         ReferenceError::new(role, object, Problem::Unavailable(text.into()))
     }
 
-    /// Reads it; `before` is the copy that this one takes the place of.
+    /// Reads it; `before` is the copy that it takes the place of.
     pub(super) async fn read(&self, reader: &Reader, before: Option<&Target>) -> Result<Target, ReferenceError> {
         let objects = reader.read(self.named().map(|(_, object)| object).collect()).await;
         self.target(&objects, &reader.materials, before)
@@ -75,16 +75,17 @@ impl References {
         &self,
         objects: &Objects,
         materials: &Materials,
-        _before: Option<&Target>,
+        before: Option<&Target>,
     ) -> Result<Target, ReferenceError> {
         let mut headers = HeaderMap::with_capacity(self.headers.len());
         let url = self.url.find(objects, self.require_https, self.tls.is_some())?;
-        let key = self.key.as_ref().map(|key| key.find(objects)).transpose()?.map(Arc::new);
+        let known = before.and_then(|before| before.keys.as_ref());
+        let keys = self.key.as_ref().map(|key| key.find(objects, known)).transpose()?;
         let tls = self.tls.as_ref().map(|tls| tls.find(objects, materials)).transpose()?;
         for header in &self.headers {
             header.find(objects, &mut headers)?;
         }
-        Ok(Target { url, headers, key, tls, discretion: self.discretion() })
+        Ok(Target { url, headers, keys, tls, discretion: self.discretion() })
     }
 
     fn discretion(&self) -> Discretion {
