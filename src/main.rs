@@ -13,6 +13,10 @@ use llmtune_webhooks::{
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
+/// What the log leaves out unless `RUST_LOG` names it. kube logs each failed request, with a dump of the answer: whoever made it logs what that
+/// means. What HTTP clients log below `info` are headers and paths, where Secrets may stand.
+const QUIET: &str = "kube_client=off,kube_runtime=off,h2=info,hyper=info,hyper_util=info,reqwest=info";
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(*args),
@@ -29,9 +33,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: RunArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
-    // kube logs each failed request, with a dump of the answer; whoever made it logs what that means.
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
-    let filter = EnvFilter::try_new(format!("kube_client=off,kube_runtime=off,{filter}"))
+    let filter = EnvFilter::try_new(format!("{QUIET},{filter}"))
         .map_err(|error| format!("RUST_LOG cannot be used: {error}; write a level such as info or debug"))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let log_format = args.log_format;

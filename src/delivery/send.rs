@@ -92,10 +92,12 @@ impl Sender {
             if !(self.may_begin)() {
                 return Attempted { refused: Some(answer.exchange), ..withheld(attempt, false, None) };
             }
+            // At once, so that what begins meanwhile is not refused as well.
+            keys.prefer(other);
             let Some(repeated) = post(Some(other)).await else { return Attempted::broken(attempt) };
             refused = Some(std::mem::replace(&mut answer, repeated).exchange);
-            if !answer.is_refusal() {
-                keys.prefer(other);
+            if answer.is_refusal() {
+                keys.prefer(first);
             }
         }
         if answer.doubts(&target) {
@@ -220,32 +222,4 @@ fn shorten(text: String) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use http::HeaderValue;
-
-    use super::*;
-
-    fn after(value: &str) -> Option<Duration> {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_str(value).unwrap());
-        retry_after(&headers, Timestamp::from_second(784_111_767).unwrap())
-    }
-
-    #[test]
-    fn retry_after_is_read_as_seconds_or_as_any_of_the_three_dates() {
-        assert_eq!(after("120"), Some(Duration::from_secs(120)));
-        assert_eq!(after("99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
-        for date in ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"] {
-            assert_eq!(after(date), Some(Duration::from_secs(10)), "{date}");
-        }
-        assert_eq!(after("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
-        for nonsense in ["", "soon", "-5", "1.5"] {
-            assert_eq!(after(nonsense), None, "{nonsense}");
-        }
-    }
-
-    #[test]
-    fn an_error_has_at_most_256_characters() {
-        assert_eq!(shorten("é".repeat(300)).chars().count(), 256);
-    }
-}
+mod tests;

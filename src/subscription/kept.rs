@@ -133,6 +133,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        delivery::sign::Which,
         fake::{Answer, apiserver},
         subscription::{
             reference::{Kind, Named, Place},
@@ -140,6 +141,36 @@ mod tests {
             url::UrlReference,
         },
     };
+
+    /// References to a key in a Secret.
+    fn references() -> References {
+        let object = Named { kind: Kind::Secret, namespace: "ns".into(), name: "ci".into() };
+        let place = Place { object, key: "secret".into() };
+        let key = Some(KeyReference { place, previous: "previous".into(), encoding: Encoding::Raw });
+        let url = UrlReference::Given("https://ci.example.com".parse().unwrap());
+        References { url, require_https: false, headers: Vec::new(), key, tls: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn which_key_the_endpoint_has_is_known_until_the_keys_change() {
+        let data = Arc::new(Mutex::new(json!({"secret": "bmV3", "previous": "b2xk"})));
+        let answered = Arc::clone(&data);
+        let client =
+            apiserver(move |_| Answer::Object(json!({"metadata": {"name": "ci"}, "data": *answered.lock().unwrap()})));
+        let kept = Kept::read(Arc::new(Reader::new(client)), references()).await.unwrap();
+        let first = async || {
+            sleep(MAX_AGE).await;
+            kept.current().await.unwrap().keys.as_ref().unwrap().first()
+        };
+        assert_eq!(first().await, Which::Previous);
+        kept.copy_at_hand().keys.as_ref().unwrap().prefer(Which::Current);
+        assert_eq!(first().await, Which::Current, "read again, and the same");
+        *data.lock().unwrap() = json!({"secret": "bmV3", "previous": ""});
+        assert_eq!(first().await, Which::Current);
+        assert!(kept.copy_at_hand().keys.as_ref().unwrap().previous().is_none(), "an empty key is none");
+        *data.lock().unwrap() = json!({"secret": "bmV3ZXN0", "previous": "bmV3"});
+        assert_eq!(first().await, Which::Previous, "a rotation begins");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn an_endpoint_that_refuses_everything_has_the_key_read_once_in_five_seconds() {
@@ -150,12 +181,7 @@ mod tests {
             Answer::Object(json!({"metadata": {"name": "ci"}, "data": {"secret": "czNjcmV0"}}))
         });
         let reads = || reads.load(Ordering::Relaxed);
-        let object = Named { kind: Kind::Secret, namespace: "ns".into(), name: "ci".into() };
-        let place = Place { object, key: "secret".into() };
-        let key = Some(KeyReference { place, previous: "previous".into(), encoding: Encoding::Raw });
-        let url = UrlReference::Given("https://ci.example.com".parse().unwrap());
-        let references = References { url, require_https: false, headers: Vec::new(), key, tls: None };
-        let key = Kept::read(Arc::new(Reader::new(client)), references).await.unwrap();
+        let key = Kept::read(Arc::new(Reader::new(client)), references()).await.unwrap();
         key.expire();
         key.current().await.unwrap();
         assert_eq!(reads(), 2, "the first refusal has it read at once");

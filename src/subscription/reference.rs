@@ -68,7 +68,7 @@ pub enum Problem {
 }
 
 /// Something that a Webhook names cannot be had.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ReferenceError {
     pub(super) role: Role,
     pub(super) object: Named,

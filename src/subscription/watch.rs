@@ -235,7 +235,7 @@ impl Controller {
             Err(error) => match &mut entry.missing {
                 Some(missing) => {
                     missing.look_again_after(Instant::now());
-                    if missing.error.reason() == error.reason() {
+                    if missing.error == error {
                         return true;
                     }
                     missing.error = error;

@@ -31,16 +31,16 @@ use tokio_rustls::TlsAcceptor;
 use crate::support::{Jobs, SOON, Scene, run};
 
 /// A CA; all of them bear one name, as a CA that has renewed its key does.
-struct Ca(CertifiedIssuer<'static, KeyPair>);
+pub struct Ca(pub CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key.
-struct Issued {
-    certificate: rcgen::Certificate,
-    key: KeyPair,
+pub struct Issued {
+    pub certificate: rcgen::Certificate,
+    pub key: KeyPair,
 }
 
 impl Ca {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, "internal CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -51,7 +51,7 @@ impl Ca {
         self.0.pem()
     }
 
-    fn issue(&self, name: &str) -> Issued {
+    pub fn issue(&self, name: &str) -> Issued {
         self.issue_with(name, |_| {})
     }
 
@@ -64,7 +64,7 @@ impl Ca {
 }
 
 impl Issued {
-    fn secret(&self, name: &str) -> Value {
+    pub fn secret(&self, name: &str) -> Value {
         json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "type": "kubernetes.io/tls",
             "stringData": {"tls.crt": self.certificate.pem(), "tls.key": self.key.serialize_pem()}
@@ -72,7 +72,7 @@ impl Issued {
     }
 }
 
-fn bundle(name: &str, ca: &Ca) -> Value {
+pub fn bundle(name: &str, ca: &Ca) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"ca.crt": ca.pem()}})
 }
 
@@ -81,14 +81,14 @@ fn trusts(name: &str) -> Value {
 }
 
 /// A TLS server for one request a connection, which can be given another certificate, or demand some of its clients.
-struct Endpoint {
-    port: u16,
+pub struct Endpoint {
+    pub port: u16,
     config: Arc<Mutex<Arc<ServerConfig>>>,
     /// The names of the jobs that it was told of.
     received: Arc<Mutex<Vec<String>>>,
 }
 
-fn config(shown: &Issued, clients: Option<&Ca>) -> Arc<ServerConfig> {
+pub fn config(shown: &Issued, clients: Option<&Ca>) -> Arc<ServerConfig> {
     let provider = Arc::new(ring::default_provider());
     let builder =
         ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().unwrap();
@@ -106,7 +106,7 @@ fn config(shown: &Issued, clients: Option<&Ca>) -> Arc<ServerConfig> {
 }
 
 impl Endpoint {
-    async fn start(shown: &Issued, clients: Option<&Ca>) -> Self {
+    pub async fn start(shown: &Issued, clients: Option<&Ca>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let endpoint = Self { port, config: Arc::new(Mutex::new(config(shown, clients))), received: Arc::default() };

@@ -116,6 +116,11 @@ impl Receiver {
         Self::serve(TcpListener::bind("127.0.0.1:0").await.unwrap(), behaviour)
     }
 
+    /// The same at this address of loopback.
+    pub async fn at(address: &str, behaviour: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
+        Self::serve(TcpListener::bind((address, 0)).await.unwrap(), behaviour)
+    }
+
     fn serve(listener: TcpListener, behaviour: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
         let port = listener.local_addr().unwrap().port();
         let shared = Shared { received: Arc::default(), behaviour: Arc::new(Mutex::new(Arc::new(behaviour))) };

@@ -1,0 +1,198 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http::HeaderValue;
+use llmtune_webhooks_harness::receiver::{Answer as Reply, Received, Receiver, hmac_hex};
+use serde_json::json;
+
+use super::*;
+use crate::{
+    delivery::{
+        address::{Guard, parse_range},
+        resolver::System,
+    },
+    event::{EventType, id::DeliveryId, object::Uid, sample::sample},
+    fake,
+    subscription::{
+        kept::Kept,
+        reader::Reader,
+        reference::{Kind, Named, Place},
+        secret::{Encoding, KeyReference},
+        target::References,
+        url::UrlReference,
+    },
+};
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+fn sender(may_begin: impl Fn() -> bool + Send + Sync + 'static) -> Sender {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let guard = Guard::new(&[parse_range("127.0.0.0/8").unwrap()], &[], Vec::new());
+    let clients = Clients::new(Vec::new(), guard, Arc::new(System), None).unwrap();
+    Sender::new(Arc::new(clients), Arc::new(may_begin))
+}
+
+/// A Webhook of this receiver whose Secret holds the keys `new` and, as the one before, `old`.
+async fn rotating(receiver: &Receiver, format: Format, timeout: Duration) -> Resolved {
+    let encoding = match format {
+        Format::Derived(Derived::StandardWebhooks) => Encoding::Whsec,
+        _ => Encoding::Raw,
+    };
+    let client = fake::apiserver(move |_| {
+        // In base64: new and old, or what Standard Webhooks makes of 24 bytes.
+        let (new, old) = match encoding {
+            Encoding::Raw => ("bmV3", "b2xk"),
+            Encoding::Whsec => (
+                "d2hzZWNfTWZLUTlyOEdLWXFyVHdqVVBEOElMUFpJbzJMYUxhU3c=",
+                "d2hzZWNfQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE=",
+            ),
+        };
+        fake::Answer::Object(json!({"metadata": {"name": "ci"}, "data": {"secret": new, "previous": old}}))
+    });
+    let object = Named { kind: Kind::Secret, namespace: "ns".into(), name: "ci".into() };
+    let place = Place { object, key: "secret".into() };
+    let key = Some(KeyReference { place, previous: "previous".into(), encoding });
+    let url = UrlReference::Given(receiver.url().parse().unwrap());
+    let references = References { url, require_https: false, headers: Vec::new(), key, tls: None };
+    let target = Kept::read(Arc::new(Reader::new(client)), references).await.unwrap();
+    Resolved { target: Arc::new(target), timeout, format }
+}
+
+fn attempt() -> Attempt {
+    let (webhook, object) = (Uid::from_u128(1), Uid::from_u128(2));
+    let event = sample(EventType::TrainingCompleted, object, "ns", None, Timestamp::now());
+    let delivery = DeliveryId::new(event.id, webhook);
+    Attempt { webhook, delivery, event: Arc::new(event), number: 3, generation: 1, test: false }
+}
+
+/// A receiver that knows one key.
+async fn knowing(key: &'static str) -> Receiver {
+    Receiver::answering(move |post| Reply::status(if post.is_signed_with(key) { 200 } else { 401 })).await
+}
+
+fn signed_by(posts: &[Received]) -> Vec<&'static str> {
+    let by = |post: &Received| if post.is_signed_with("new") { "new" } else { "old" };
+    posts.iter().map(by).collect()
+}
+
+#[tokio::test]
+async fn what_is_refused_with_one_key_is_sent_at_once_with_the_other_as_the_same_attempt() {
+    let receiver = knowing("new").await;
+    let (sender, webhook) = (sender(|| true), rotating(&receiver, Format::LlmTune, LIMIT).await);
+    let attempted = sender.attempt(&attempt(), &webhook).await;
+    assert_eq!(attempted.outcome.result, AttemptResult::Acknowledged);
+    assert_eq!(attempted.outcome.exchange.unwrap().class, Class::Success);
+    let refused = attempted.refused.unwrap();
+    assert_eq!((refused.class, refused.status_code()), (Class::ClientError, Some(401)));
+    assert!(sender.attempt(&attempt(), &webhook).await.refused.is_none(), "the new key is first now");
+
+    let posts = receiver.received();
+    assert_eq!(signed_by(&posts), ["old", "new", "new"]);
+    assert_eq!((posts[0].attempt(), posts[1].attempt()), (3, 3));
+    assert_eq!(posts[0].body, posts[1].body);
+    assert_eq!(posts[0].delivery_id(), posts[1].delivery_id());
+    for post in &posts {
+        let main = format!("sha256={}", post.header("x-llmtune-signature"));
+        assert_eq!(post.header("x-hub-signature-256"), main);
+        assert_eq!(post.header("x-signature"), main);
+        assert_eq!(post.header("x-llmtune-signature-previous"), hmac_hex("old", post.body.as_bytes()));
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_that_knows_the_old_key_is_asked_once_each_time_and_one_that_goes_back_to_it_is_followed() {
+    let receiver = knowing("old").await;
+    let (sender, webhook) = (sender(|| true), rotating(&receiver, Format::LlmTune, LIMIT).await);
+    let send =
+        async || assert_eq!(sender.attempt(&attempt(), &webhook).await.outcome.result, AttemptResult::Acknowledged);
+    send().await;
+    send().await;
+    receiver.answer(|post| Reply::status(if post.is_signed_with("new") { 200 } else { 403 }));
+    send().await;
+    receiver.answer(|post| Reply::status(if post.is_signed_with("old") { 200 } else { 403 }));
+    send().await;
+    send().await;
+    assert_eq!(signed_by(&receiver.received()), ["old", "old", "old", "new", "new", "old", "old"]);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_refuses_both_keys_is_told_of_and_taken_to_have_the_one_that_it_had() {
+    let receiver = Receiver::answering(|_| Reply::status(403)).await;
+    let (sender, webhook) = (sender(|| true), rotating(&receiver, Format::LlmTune, LIMIT).await);
+    for _ in 0..2 {
+        let attempted = sender.attempt(&attempt(), &webhook).await;
+        assert!(matches!(attempted.outcome.result, AttemptResult::Failed { .. }));
+        let error = attempted.outcome.exchange.unwrap().error.unwrap();
+        assert!(error.contains("neither key of spec.secretRef is taken"), "{error}");
+    }
+    assert_eq!(signed_by(&receiver.received()), ["old", "new", "old", "new"]);
+}
+
+#[tokio::test]
+async fn nothing_is_repeated_once_the_leaders_claim_has_expired_and_the_attempt_is_not_spent() {
+    let receiver = knowing("new").await;
+    let webhook = rotating(&receiver, Format::LlmTune, LIMIT).await;
+    let asked = AtomicUsize::new(0);
+    let lapsing = sender(move || asked.fetch_add(1, Ordering::Relaxed) == 0);
+    let attempted = lapsing.attempt(&attempt(), &webhook).await;
+    assert_eq!(attempted.outcome.result, AttemptResult::Withheld { hold: false });
+    assert!(attempted.outcome.exchange.is_none());
+    assert_eq!(attempted.refused.unwrap().status_code(), Some(401), "what was sent is counted");
+    assert_eq!(receiver.count(), 1);
+    assert!(sender(|| true).attempt(&attempt(), &webhook).await.outcome.result == AttemptResult::Acknowledged);
+    assert_eq!(signed_by(&receiver.received()), ["old", "old", "new"]);
+}
+
+#[tokio::test]
+async fn the_time_limit_covers_the_repeat() {
+    let receiver = Receiver::answering(|post| match post.is_signed_with("new") {
+        true => Reply::status(200).after(Duration::from_secs(30)),
+        false => Reply::status(401).after(Duration::from_millis(300)),
+    })
+    .await;
+    let (sender, webhook) = (sender(|| true), rotating(&receiver, Format::LlmTune, Duration::from_secs(1)).await);
+    let begun = Instant::now();
+    let attempted = sender.attempt(&attempt(), &webhook).await;
+    let took = begun.elapsed();
+    let exchange = attempted.outcome.exchange.unwrap();
+    assert_eq!(exchange.class, Class::Timeout);
+    assert_eq!(exchange.error.unwrap().split(':').next(), Some("no answer within 1 s"));
+    assert!(exchange.duration < Duration::from_millis(800), "{:?}", exchange.duration);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test]
+async fn in_standard_webhooks_both_signatures_go_together_and_nothing_is_repeated() {
+    let receiver = Receiver::answering(|_| Reply::status(401)).await;
+    let format = Format::Derived(Derived::StandardWebhooks);
+    let (sender, webhook) = (sender(|| true), rotating(&receiver, format, LIMIT).await);
+    assert!(sender.attempt(&attempt(), &webhook).await.refused.is_none());
+    let posts = receiver.received();
+    assert_eq!(posts.len(), 1);
+    let signatures: Vec<&str> = posts[0].header("webhook-signature").split(' ').collect();
+    assert!(signatures.len() == 2 && signatures.iter().all(|one| one.starts_with("v1,")), "{signatures:?}");
+    assert!(posts[0].headers.keys().all(|name| !name.as_str().starts_with("x-llmtune-signature")));
+}
+
+fn after(value: &str) -> Option<Duration> {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::RETRY_AFTER, HeaderValue::from_str(value).unwrap());
+    retry_after(&headers, Timestamp::from_second(784_111_767).unwrap())
+}
+
+#[test]
+fn retry_after_is_read_as_seconds_or_as_any_of_the_three_dates() {
+    assert_eq!(after("120"), Some(Duration::from_secs(120)));
+    assert_eq!(after("99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
+    for date in ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"] {
+        assert_eq!(after(date), Some(Duration::from_secs(10)), "{date}");
+    }
+    assert_eq!(after("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
+    for nonsense in ["", "soon", "-5", "1.5"] {
+        assert_eq!(after(nonsense), None, "{nonsense}");
+    }
+}
+
+#[test]
+fn an_error_has_at_most_256_characters() {
+    assert_eq!(shorten("é".repeat(300)).chars().count(), 256);
+}
