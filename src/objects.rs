@@ -346,6 +346,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn where_metadata_is_enough_nothing_else_is_asked_for() {
+        let (asked, mut requests) = mpsc::unbounded_channel();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let watch = request.uri().to_string().contains("watch=true");
+            asked.send((watch, request.headers()["accept"].to_str().unwrap().to_owned())).unwrap();
+            let list = json!({"metadata": {"resourceVersion": "9"}, "items": [{"metadata": {"name": "a", "uid": Uid::from_u128(1).to_string()}}]});
+            let body = if watch { Vec::new() } else { list.to_string().into_bytes() };
+            async move { Ok::<_, std::convert::Infallible>(http::Response::new(kube::client::Body::from(body))) }
+        });
+        let client = Client::new(service, "default");
+        let mut objects = Objects::<PartialObjectMeta<ConfigMap>>::watch_metadata(&client, &Config::default());
+        let first = objects.next().await.unwrap();
+        assert!(
+            matches!(&first, Change::Seen { object: Ok(object), .. } if object.metadata.name.as_deref() == Some("a"))
+        );
+        for watch in [false, true] {
+            let (of_watch, accepts) = requests.recv().await.unwrap();
+            assert_eq!(of_watch, watch);
+            assert!(accepts.contains("as=PartialObjectMetadata"), "{accepts}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_apiserver_that_refuses_every_list_is_asked_ever_more_seldom() {
         let lists = Arc::new(AtomicUsize::new(0));
         let asked = Arc::clone(&lists);
