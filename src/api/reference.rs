@@ -17,7 +17,7 @@ pub struct ValueSource {
     pub secret_key_ref: SecretKeyReference,
 }
 
-/// A key of a Secret.
+/// A key of a Secret in the Webhook's namespace; a `ClusterWebhook`'s in the operator's.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretKeyReference {
@@ -33,7 +33,7 @@ pub struct SecretKeyReference {
     pub key: String,
 }
 
-/// The Secret that signs deliveries.
+/// The Secret that signs deliveries, in the Webhook's namespace; a `ClusterWebhook`'s in the operator's.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.key) || !has(self.previousKey) || self.key != self.previousKey")
@@ -59,7 +59,7 @@ pub struct SecretReference {
     pub previous_key: String,
 }
 
-/// The TLS of one endpoint. Both objects are in the Webhook's namespace, and are read again within 30 seconds of a change.
+/// The TLS of one endpoint. Both objects are in the Webhook's namespace, a `ClusterWebhook`'s in the operator's, and are read again within 30 seconds of a change.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.caBundleRef) || has(self.clientCertificateRef)")
@@ -75,7 +75,7 @@ pub struct Tls {
     pub client_certificate_ref: Option<CertificateReference>,
 }
 
-/// A key of a `ConfigMap` or a Secret in the Webhook's namespace.
+/// A key of a `ConfigMap` or a Secret in the Webhook's namespace; a `ClusterWebhook`'s in the operator's.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct BundleReference {
@@ -101,7 +101,7 @@ pub enum BundleKind {
     Secret,
 }
 
-/// A Secret in the Webhook's namespace.
+/// A Secret in the Webhook's namespace; a `ClusterWebhook`'s in the operator's.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateReference {

@@ -45,7 +45,7 @@ pub(super) const DURATION: &str = "'^([0-9]{1,5}(h|m|s|ms)){1,4}$'";
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", priority = "1"),
     printcolumn(name = "Last error", type_ = "string", json_path = ".status.lastFailure.error", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("self.metadata.name.size() <= 63").message("a Webhook's name may have at most 63 characters, since it becomes a label value: choose a shorter metadata.name")
+    validation = short_name("Webhook")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.url) != has(self.urlFrom)")
@@ -286,8 +286,9 @@ pub struct DeliverySummary {
     /// The event's id.
     #[schemars(length(max = 64))]
     pub event_id: String,
-    /// The object that the event is about, such as `trainingjob/llama-sft`.
-    #[schemars(length(max = 320))]
+    /// The object that the event is about, such as `trainingjob/llama-sft`; of a `ClusterWebhook` with its namespace, such as
+    /// `trainingjob/research/llama-sft`.
+    #[schemars(length(max = 384))]
     pub object: String,
     /// `Delivered` or `Exhausted`.
     #[schemars(length(max = 32))]
@@ -314,6 +315,14 @@ impl Default for Backoff {
     fn default() -> Self {
         Self { initial: default_initial(), factor: default_factor(), max: default_max() }
     }
+}
+
+/// The name of an object of this kind becomes a label value.
+pub(super) fn short_name(kind: &str) -> Rule {
+    let message = format!(
+        "a {kind}'s name may have at most 63 characters, since it becomes a label value: choose a shorter metadata.name"
+    );
+    Rule::new("self.metadata.name.size() <= 63").message(message.as_str())
 }
 
 /// The field is a duration within these bounds.

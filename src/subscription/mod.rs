@@ -1,10 +1,11 @@
-//! Webhooks in, [`index::Subscription`]s for the engine and [`resolve::Resolved`] ones for their attempts out.
+//! Webhooks and `ClusterWebhooks` in, [`index::Subscription`]s for the engine and [`resolve::Resolved`] ones for their attempts out.
 
 mod entry;
 pub mod filter;
 pub mod header;
 pub mod index;
 pub mod kept;
+pub mod namespaces;
 pub mod reader;
 pub mod reference;
 pub mod resolve;

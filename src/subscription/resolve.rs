@@ -1,14 +1,14 @@
 //! From a Webhook's spec to what the engine schedules by and what an attempt needs. Reading a spec asks nobody; a [`Resolved`]
 //! Webhook holds what it names, which keeps itself fresh.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use kube::core::Selector;
 
 use super::{
     filter::Filter,
     header::HeaderReference,
-    index::Subscription,
+    index::{Scope, Subscription},
     kept::Kept,
     reference::{Kind, Named, Place},
     secret::{Encoding, KeyReference},
@@ -20,6 +20,7 @@ use crate::{
     api::{
         selector::LabelSelector,
         webhook::{self, CloudEventsMode, WebhookSpec},
+        webhook_delivery::WebhookKind,
     },
     delivery::schedule::Backoff,
     event::{
@@ -30,12 +31,32 @@ use crate::{
     expression::CompileError,
 };
 
-/// Which Webhook.
+/// Which Webhook or `ClusterWebhook`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WebhookRef {
+    pub kind: WebhookKind,
     pub uid: Uid,
-    pub namespace: String,
+    /// The namespace of what it names and of its `WebhookDelivery` objects: its own, or the operator's where it is a `ClusterWebhook`.
+    pub home: String,
     pub name: String,
+}
+
+impl WebhookRef {
+    /// The namespace that it is in; empty for a `ClusterWebhook`.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        match self.kind {
+            WebhookKind::Webhook => &self.home,
+            WebhookKind::ClusterWebhook => "",
+        }
+    }
+}
+
+/// As users name it, such as `Webhook ci`.
+impl fmt::Display for WebhookRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
 }
 
 /// A Webhook with all that an attempt needs; it cannot be had without what it names.
@@ -141,10 +162,10 @@ impl Plan {
 
     /// What the engine schedules by.
     #[must_use]
-    pub fn subscription(&self, webhook: &WebhookRef, generation: i64, held: bool) -> Subscription {
+    pub fn subscription(&self, webhook: Uid, scope: &Scope, generation: i64, held: bool) -> Subscription {
         Subscription {
-            uid: webhook.uid,
-            namespace: webhook.namespace.clone(),
+            uid: webhook,
+            scope: scope.clone(),
             generation,
             events: self.events,
             selector: self.selector.clone(),

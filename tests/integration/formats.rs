@@ -148,9 +148,9 @@ fn a_standard_webhook_without_a_secret_is_refused_and_so_are_options_of_another_
         let refusal =
             |spec: &Value| scene.try_apply(&crate::support::webhook("hook", "http://a.example", spec)).unwrap_err();
         let message = refusal(&json!({"format": "StandardWebhooks"}));
-        assert!(message.contains("name the Secret in spec.secretRef"), "{message}");
+        assert!(message.contains("name the Secret in secretRef"), "{message}");
         let message = refusal(&json!({"cloudEvents": {"mode": "Binary"}}));
-        assert!(message.contains("write that format, or remove spec.cloudEvents"), "{message}");
+        assert!(message.contains("write that format, or remove cloudEvents"), "{message}");
         let message = refusal(&json!({"format": "GitHub"}));
         assert!(message.contains("\"LLMTune\", \"StandardWebhooks\", \"CloudEvents\""), "{message}");
         scene.webhook("hook", "http://a.example", &json!({}));

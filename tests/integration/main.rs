@@ -5,6 +5,7 @@
 mod support;
 
 mod addresses;
+mod cluster_webhooks;
 mod connections;
 mod custom_resources;
 mod deliveries;
