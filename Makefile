@@ -13,7 +13,7 @@ demo: ## Watch the operator at work on a real control plane; KEEP=1 leaves it ru
 	@$${CARGO_TARGET_DIR:-target}/debug/demo $(if $(KEEP),--keep)
 
 test: ## Run the whole suite, against a real control plane that is built where it is missing
-	tests/control-plane/build etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok prometheus >/dev/null
+	tests/control-plane/build etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm prometheus >/dev/null
 	tests/libraries/install javascript >/dev/null
 	tests/libraries/install python >/dev/null
 	cargo test --workspace --locked
@@ -23,8 +23,9 @@ lint: ## Check formatting, clippy, dependencies
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	tests/cargo-deny check bans licenses sources
 
-generate: ## Write crds/ anew from the types
+generate: ## Write crds/ anew from the types, and what is generated in charts/
 	cargo run --quiet -- crds > crds/llmtune.io.yaml
+	charts/generate
 
 bench: ## Measure the figures and write docs/performance.md; BENCH=--help tells how
 	cargo build --release --workspace --bins --locked

@@ -5,6 +5,7 @@
 mod support;
 
 mod addresses;
+mod chart;
 mod connections;
 mod custom_resources;
 mod deliveries;
@@ -14,6 +15,7 @@ mod examples;
 mod filters;
 mod formats;
 mod guide;
+mod installation;
 mod operation;
 mod receivers;
 mod recovery;
