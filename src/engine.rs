@@ -3,7 +3,8 @@
 //!
 //! 1. An observation that is not newer than its record is dropped.
 //! 2. On a first installation the objects that are already there are a baseline: nothing is sent for their past.
-//! 3. Who gets an event is decided when it is observed, by every Webhook that exists and matches then.
+//! 3. Who gets an event is decided when it is observed, by every Webhook that exists and matches then. Where that cannot be told, since
+//!    nothing is known of a Namespace, the event is kept as an object.
 //! 4. Absence is told by a complete list only; on a watch with a selector, by a GET in addition.
 //! 5. A position is what the engine has passed; during a list it stays.
 //! 6. Nothing from a watch is attempted before its baseline is flushed.
@@ -41,7 +42,8 @@ use crate::{
     },
     subscription::{
         filter::FilterError,
-        index::{Index, Match, Subscription},
+        index::{Doubt, Index, Match, Subscription},
+        namespaces::Namespaces,
     },
 };
 use pending::{Pending, Withheld};
@@ -98,6 +100,8 @@ pub struct Settled {
     /// What passed between the operator and the endpoint just now; `None` where no request was made.
     pub exchange: Option<Exchange>,
     pub verdict: Verdict,
+    /// Why it was given up, where it was.
+    pub given_up: Option<Reason>,
     /// The endpoint has answered 410 Gone to the spec as it stands.
     pub gone: bool,
     /// It was asked for again.
@@ -295,6 +299,11 @@ impl Engine {
         self.index.get(webhook)
     }
 
+    /// What is known of Namespaces, by which `ClusterWebhooks` select.
+    pub const fn namespaces(&mut self) -> &mut Namespaces {
+        &mut self.index.namespaces
+    }
+
     /// Whether any filter reads annotations, so that observed objects should have theirs.
     #[must_use]
     pub fn reads_annotations(&self) -> bool {
@@ -326,9 +335,16 @@ impl Engine {
 
     /// Takes in what a source saw. An observation of an unknown watch is dropped.
     pub fn observe(&mut self, observation: Observation, now: Timestamp) -> Observed {
-        let Observation { watch: id, change } = observation;
+        let Observation { watch: id, mut change } = observation;
         let mut observed = Observed::default();
         let Some(watch) = self.watches.get_mut(&id) else { return observed };
+        if let Change::Seen(object) | Change::Deleted(object) | Change::Measured(object) = &mut change
+            && self.index.selects_namespaces()
+        {
+            // Its Namespace may be gone before the object is: then what it was last seen under counts.
+            let labels = self.index.namespaces.labels(&object.namespace);
+            object.namespace_labels = labels.or_else(|| watch.namespace_labels(object.uid)).cloned();
+        }
         let mut dirty = Vec::new();
         match change {
             Change::Restored => {
@@ -432,17 +448,22 @@ impl Engine {
                 sequence,
                 forms: Forms::default(),
             });
-            for Match { subscription, unfiltered } in self.index.matching(&event, &object) {
+            for Match { subscription, doubt } in self.index.matching(&event, &object) {
                 let webhook = subscription.uid;
-                if let Some(error) = unfiltered {
-                    observed.unfiltered.push(Unfiltered { webhook, event: Arc::clone(&event), error });
-                }
-                if self.pending.enqueue(webhook, &event, withheld).is_ok() {
-                    observed.enqueued.push(webhook);
-                    continue;
-                }
-                let error = Some("the bound on pending deliveries is reached".to_owned());
-                let given_up = GivenUp { reason: Reason::BoundReached, at: now, attempts: 0, status_code: None, error };
+                let (reason, error) = if doubt == Some(Doubt::Namespace) {
+                    (Reason::NamespaceUnknown, "nothing is known of its namespace, which is gone")
+                } else {
+                    if let Some(Doubt::Filter(error)) = doubt {
+                        observed.unfiltered.push(Unfiltered { webhook, event: Arc::clone(&event), error });
+                    }
+                    if self.pending.enqueue(webhook, &event, withheld).is_ok() {
+                        observed.enqueued.push(webhook);
+                        continue;
+                    }
+                    (Reason::BoundReached, "the bound on pending deliveries is reached")
+                };
+                let error = Some(error.to_owned());
+                let given_up = GivenUp { reason, at: now, attempts: 0, status_code: None, error };
                 if self.pending.shelve(webhook, &event, given_up, withheld) {
                     observed.given_up.push(Settled {
                         webhook,
@@ -451,6 +472,7 @@ impl Engine {
                         attempt: 0,
                         exchange: None,
                         verdict: Verdict::Exhausted,
+                        given_up: Some(reason),
                         gone: false,
                         again: false,
                         dropped: false,
@@ -556,8 +578,8 @@ impl Engine {
             }
         };
         let pending = self.pending.count(webhook);
-        let (delivery, gone, dropped) = (id, false, false);
-        Some(Settled { webhook, delivery, event, attempt, exchange, verdict, gone, again, dropped, pending })
+        let (delivery, given_up, gone, dropped) = (id, None, false, false);
+        Some(Settled { webhook, delivery, event, attempt, exchange, verdict, given_up, gone, again, dropped, pending })
     }
 
     /// Gives a delivery up.
@@ -570,12 +592,12 @@ impl Engine {
         gone: bool,
         exchange: Option<Exchange>,
     ) -> Settled {
-        let attempt = given_up.attempts;
+        let (attempt, reason) = (given_up.attempts, Some(given_up.reason));
         let again = self.pending.is_again(webhook, delivery);
         let kept = self.pending.give_up(webhook, delivery, given_up);
         let pending = self.pending.count(webhook);
-        let (verdict, dropped) = (Verdict::Exhausted, !kept && !again);
-        Settled { webhook, delivery, event, attempt, exchange, verdict, gone, again, dropped, pending }
+        let (verdict, given_up, dropped) = (Verdict::Exhausted, reason, !kept && !again);
+        Settled { webhook, delivery, event, attempt, exchange, verdict, given_up, gone, again, dropped, pending }
     }
 
     /// What the ledger does not know yet.

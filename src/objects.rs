@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Api, Client, Resource,
+    api::PartialObjectMeta,
     core::{DeserializeGuard, error_boundary::InvalidObject},
     runtime::watcher::{self, Config, Event, watcher},
 };
@@ -81,12 +82,36 @@ where
     }
 
     fn follow(apis: Vec<Api<DeserializeGuard<K>>>, config: &Config) -> Self {
+        Self::pump(apis.into_iter().map(|api| watcher(api, config.clone())))
+    }
+}
+
+impl<K> Objects<PartialObjectMeta<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    /// Watches the metadata of all objects of the cluster.
+    pub fn watch_metadata(client: &Client, config: &Config) -> Self {
+        // kube's guard would ask for the whole objects.
+        let watch = watcher(Api::<PartialObjectMeta<K>>::all(client.clone()), config.clone());
+        Self::pump([watch.map(|event| event.map(guarded))])
+    }
+}
+
+impl<K> Objects<K>
+where
+    K: Resource<DynamicType = ()> + Debug + Send + 'static,
+{
+    fn pump<S>(streams: impl IntoIterator<Item = S>) -> Self
+    where
+        S: Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>> + Send + 'static,
+    {
         let (sender, told) = mpsc::channel(WAITING);
-        let roll = Roll::new(apis.len());
         let mut watches = JoinSet::new();
-        for (scope, api) in apis.into_iter().enumerate() {
-            watches.spawn(pump(api, config.clone(), scope, sender.clone()));
+        for (scope, stream) in streams.into_iter().enumerate() {
+            watches.spawn(pump(stream, scope, sender.clone()));
         }
+        let roll = Roll::new(watches.len());
         Self { watches, told, roll, changes: VecDeque::new() }
     }
 
@@ -112,13 +137,14 @@ where
 }
 
 /// Feeds one watch in, for as long as somebody listens.
-async fn pump<K>(api: Api<DeserializeGuard<K>>, config: Config, scope: usize, told: mpsc::Sender<(usize, Told<K>)>)
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
-{
+async fn pump<K: Resource<DynamicType = ()>>(
+    stream: impl Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>> + Send,
+    scope: usize,
+    told: mpsc::Sender<(usize, Told<K>)>,
+) {
     let mut failures = 0;
     let mut complaint: Option<(String, Instant)> = None;
-    let mut stream = watcher(api, config).boxed();
+    let mut stream = stream.boxed();
     while let Some(item) = stream.next().await {
         match item {
             Ok(event) => {
@@ -145,6 +171,18 @@ where
                 sleep(wait).await;
             }
         }
+    }
+}
+
+/// Metadata can always be read.
+fn guarded<K>(event: Event<K>) -> Event<DeserializeGuard<K>> {
+    let guard = |object| DeserializeGuard(Ok(object));
+    match event {
+        Event::Apply(object) => Event::Apply(guard(object)),
+        Event::Delete(object) => Event::Delete(guard(object)),
+        Event::Init => Event::Init,
+        Event::InitApply(object) => Event::InitApply(guard(object)),
+        Event::InitDone => Event::InitDone,
     }
 }
 
@@ -305,6 +343,29 @@ mod tests {
         let expected = ["listed 1", "unreadable 2", "listed 3", "all listed", "seen 4"];
         let relisted = ["listed 5", "listed 1", "unreadable 2", "unreadable 4", "gone 3", "gone 5", "gone 4"];
         assert_eq!(told, [&expected[..], &relisted[..]].concat());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_metadata_is_enough_nothing_else_is_asked_for() {
+        let (asked, mut requests) = mpsc::unbounded_channel();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let watch = request.uri().to_string().contains("watch=true");
+            asked.send((watch, request.headers()["accept"].to_str().unwrap().to_owned())).unwrap();
+            let list = json!({"metadata": {"resourceVersion": "9"}, "items": [{"metadata": {"name": "a", "uid": Uid::from_u128(1).to_string()}}]});
+            let body = if watch { Vec::new() } else { list.to_string().into_bytes() };
+            async move { Ok::<_, std::convert::Infallible>(http::Response::new(kube::client::Body::from(body))) }
+        });
+        let client = Client::new(service, "default");
+        let mut objects = Objects::<PartialObjectMeta<ConfigMap>>::watch_metadata(&client, &Config::default());
+        let first = objects.next().await.unwrap();
+        assert!(
+            matches!(&first, Change::Seen { object: Ok(object), .. } if object.metadata.name.as_deref() == Some("a"))
+        );
+        for watch in [false, true] {
+            let (of_watch, accepts) = requests.recv().await.unwrap();
+            assert_eq!(of_watch, watch);
+            assert!(accepts.contains("as=PartialObjectMetadata"), "{accepts}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

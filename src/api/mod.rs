@@ -4,6 +4,7 @@
 // Clippy takes the keys of several printcolumns for one attribute given twice.
 #![allow(clippy::duplicated_attributes)]
 
+pub mod cluster_webhook;
 pub mod duration;
 pub mod ledger_segment;
 pub mod training_job;
@@ -16,6 +17,7 @@ use kube::CustomResourceExt;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
+pub use cluster_webhook::ClusterWebhook;
 pub use ledger_segment::LedgerSegment;
 pub use training_job::TrainingJob;
 pub use usage_threshold::UsageThreshold;
@@ -25,8 +27,14 @@ pub use webhook_source::WebhookSource;
 
 /// Every custom resource definition, in the order in which `crds` prints them.
 pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
+    let (webhook, mut cluster_webhook) = (Webhook::crd(), ClusterWebhook::crd());
+    // Both are looked at in the same way.
+    for (to, from) in cluster_webhook.spec.versions.iter_mut().zip(&webhook.spec.versions) {
+        to.additional_printer_columns.clone_from(&from.additional_printer_columns);
+    }
     let definitions = [
-        Webhook::crd(),
+        webhook,
+        cluster_webhook,
         WebhookDelivery::crd(),
         WebhookSource::crd(),
         TrainingJob::crd(),
@@ -108,8 +116,29 @@ fn conditions(_: &mut SchemaGenerator) -> Schema {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{webhook, webhook_delivery};
+    use serde_json::Value;
+
+    use super::{definitions, webhook, webhook_delivery};
     use crate::event::EventType;
+
+    #[test]
+    fn a_cluster_webhook_may_say_what_a_webhook_may_under_the_same_rules_and_is_looked_at_in_the_same_way() {
+        let definitions = definitions().unwrap();
+        let version = |kind: &str| {
+            let of_kind = |definition: &&Value| definition["spec"]["names"]["kind"] == kind;
+            definitions.iter().find(of_kind).unwrap()["spec"]["versions"][0].clone()
+        };
+        let (webhook, mut cluster_webhook) = (version("Webhook"), version("ClusterWebhook"));
+        assert_eq!(cluster_webhook["additionalPrinterColumns"], webhook["additionalPrinterColumns"]);
+        let schemas = [&webhook, &cluster_webhook].map(|version| &version["schema"]["openAPIV3Schema"]["properties"]);
+        assert_eq!(schemas[0]["status"], schemas[1]["status"]);
+        let spec = &mut cluster_webhook["schema"]["openAPIV3Schema"]["properties"]["spec"];
+        let selector = spec["properties"].as_object_mut().unwrap().remove("namespaceSelector").unwrap();
+        let expected = &webhook["schema"]["openAPIV3Schema"]["properties"]["spec"];
+        assert_eq!(selector["properties"], expected["properties"]["selector"]["properties"]);
+        spec["description"] = expected["description"].clone();
+        assert_eq!(spec, expected);
+    }
 
     #[test]
     fn the_rules_on_events_and_their_messages_name_every_event_and_no_other() {

@@ -48,7 +48,7 @@ pub(super) const DURATION: &str = "'^([0-9]{1,5}(h|m|s|ms)){1,4}$'";
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", priority = "1"),
     printcolumn(name = "Last error", type_ = "string", json_path = ".status.lastFailure.error", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("self.metadata.name.size() <= 63").message("a Webhook's name may have at most 63 characters, since it becomes a label value: choose a shorter metadata.name")
+    validation = short_name("Webhook")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.tls) || !isURL(self.url) || url(self.url).getScheme() != 'http'")
@@ -112,7 +112,7 @@ pub struct WebhookSpec {
     pub tls: Option<Tls>,
 }
 
-/// The TLS of one endpoint. Both objects are in the Webhook's namespace, and are read again within 30 seconds of a change.
+/// The TLS of one endpoint. Both objects are in the Webhook's namespace, a `ClusterWebhook`'s in the operator's, and are read again within 30 seconds of a change.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.caBundleRef) || has(self.clientCertificateRef)")
@@ -128,7 +128,7 @@ pub struct Tls {
     pub client_certificate_ref: Option<CertificateReference>,
 }
 
-/// A key of a `ConfigMap` or a Secret in the Webhook's namespace.
+/// A key of a `ConfigMap` or a Secret in the Webhook's namespace; a `ClusterWebhook`'s in the operator's.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct BundleReference {
@@ -154,7 +154,7 @@ pub enum BundleKind {
     Secret,
 }
 
-/// A Secret in the Webhook's namespace.
+/// A Secret in the Webhook's namespace; a `ClusterWebhook`'s in the operator's.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateReference {
@@ -192,7 +192,7 @@ pub enum CloudEventsMode {
     Structured,
 }
 
-/// A key of a Secret in the Webhook's namespace.
+/// A key of a Secret in the Webhook's namespace; a `ClusterWebhook`'s in the operator's.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretReference {
@@ -414,8 +414,9 @@ pub struct DeliverySummary {
     /// The event's id.
     #[schemars(length(max = 64))]
     pub event_id: String,
-    /// The object that the event is about, such as `trainingjob/llama-sft`.
-    #[schemars(length(max = 320))]
+    /// The object that the event is about, such as `trainingjob/llama-sft`; of a `ClusterWebhook` with its namespace, such as
+    /// `trainingjob/research/llama-sft`.
+    #[schemars(length(max = 384))]
     pub object: String,
     /// `Delivered` or `Exhausted`.
     #[schemars(length(max = 32))]
@@ -442,6 +443,14 @@ impl Default for Backoff {
     fn default() -> Self {
         Self { initial: default_initial(), factor: default_factor(), max: default_max() }
     }
+}
+
+/// The name of an object of this kind becomes a label value.
+pub(super) fn short_name(kind: &str) -> Rule {
+    let message = format!(
+        "a {kind}'s name may have at most 63 characters, since it becomes a label value: choose a shorter metadata.name"
+    );
+    Rule::new("self.metadata.name.size() <= 63").message(message.as_str())
 }
 
 /// The field is a duration within these bounds.

@@ -1,5 +1,7 @@
 //! `WebhookDelivery`: one delivery as an object: a test that a user asks for, or an event that the operator gave up on.
 
+use std::fmt;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema, core::Rule};
 use schemars::JsonSchema;
@@ -73,14 +75,12 @@ pub struct WebhookDeliverySpec {
     pub ttl: String,
 }
 
-/// A webhook that the delivery's namespace hears of.
+/// A webhook whose deliveries are kept in this namespace.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookReference {
-    /// `Webhook`, in this namespace. `ClusterWebhook` is reserved.
+    /// `Webhook`, in this namespace; or `ClusterWebhook`, in the operator's namespace only.
     #[serde(default)]
-    #[x_kube(validation = Rule::new("self == 'Webhook'")
-        .message("kind must be Webhook: there is no ClusterWebhook yet, name a Webhook of this namespace"))]
     pub kind: WebhookKind,
     /// The webhook's name.
     #[schemars(length(max = 63))]
@@ -95,6 +95,15 @@ pub enum WebhookKind {
     #[default]
     Webhook,
     ClusterWebhook,
+}
+
+impl fmt::Display for WebhookKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Webhook => "Webhook",
+            Self::ClusterWebhook => "ClusterWebhook",
+        })
+    }
 }
 
 /// A test event.
@@ -165,7 +174,7 @@ pub struct DeliveredEvent {
     pub body: String,
 }
 
-/// The object that an event is about, in the delivery's namespace.
+/// The object that an event is about.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct EventObject {
@@ -173,6 +182,10 @@ pub struct EventObject {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub kind: Option<String>,
+    /// The object's namespace; absent: the delivery's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub namespace: Option<String>,
     /// The object's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]

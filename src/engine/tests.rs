@@ -19,7 +19,7 @@ use crate::{
         contents::RecordEntry,
         journal::{self, Found, Journal, Opened, Shape},
     },
-    subscription::filter::Filter,
+    subscription::{filter::Filter, index::Scope},
 };
 
 mod usage;
@@ -34,7 +34,7 @@ fn subscription(number: u128, concurrency: usize, max_retries: u32) -> Subscript
     let backoff = Backoff { initial: Duration::from_millis(100), factor: 2, max: Duration::from_secs(1) };
     Subscription {
         uid: Uid::from_u128(1000 + number),
-        namespace: "ns".into(),
+        scope: Scope::Namespace("ns".into()),
         generation: 1,
         events: EventSet::parse(&["*"]).unwrap(),
         selector: Selector::default(),
@@ -55,6 +55,7 @@ fn job(number: u128, version: u64, stage: TrainingStage) -> Object {
         name: format!("job-{number}"),
         kind: None,
         labels: std::collections::BTreeMap::new(),
+        namespace_labels: None,
         annotations: None,
         created_at: None,
         owned: false,
@@ -385,7 +386,11 @@ fn a_shelf_takes_a_thousand_deliveries_that_failed_and_the_next_is_dropped() {
 fn all_webhooks_together_hold_the_total_to_the_last_byte_and_a_deleted_one_gives_its_share_back() {
     let mut engine = listed_engine(false);
     for (number, namespace) in (1..).zip(["n1", "n2", "n3", "n4", "n5", "n6"]) {
-        engine.subscribe(Subscription { namespace: namespace.into(), held: true, ..subscription(number, 1, 0) });
+        engine.subscribe(Subscription {
+            scope: Scope::Namespace(namespace.into()),
+            held: true,
+            ..subscription(number, 1, 0)
+        });
     }
     for namespace in ["n1", "n2", "n3", "n4"] {
         for _ in 0..MAX_BYTES / HEAVY {
@@ -407,7 +412,11 @@ fn all_webhooks_together_hold_the_total_to_the_last_byte_and_a_deleted_one_gives
         engine.unsubscribe(Uid::from_u128(1000 + number));
     }
     for (number, namespace) in [(5, "n5"), (6, "n6"), (7, "n6")] {
-        engine.subscribe(Subscription { namespace: namespace.into(), held: true, ..subscription(number, 1, 0) });
+        engine.subscribe(Subscription {
+            scope: Scope::Namespace(namespace.into()),
+            held: true,
+            ..subscription(number, 1, 0)
+        });
     }
     for _ in 1..MAX_BYTES / HEAVY {
         assert_eq!(starts(&mut engine, "n5", HEAVY), "pending");
@@ -426,7 +435,7 @@ fn all_webhooks_together_hold_the_total_to_the_last_byte_and_a_deleted_one_gives
 fn what_is_asked_for_again_goes_past_the_bounds_and_counts_until_the_last_of_it_has_ended() {
     let mut engine = listed_engine(false);
     for (number, namespace) in (1..).zip(["n1", "n2", "n3", "n4", "n5", "n6"]) {
-        engine.subscribe(Subscription { namespace: namespace.into(), ..subscription(number, 1, 0) });
+        engine.subscribe(Subscription { scope: Scope::Namespace(namespace.into()), ..subscription(number, 1, 0) });
     }
     assert_eq!(starts(&mut engine, "n5", HEAVY), "pending");
     let told = attempt(&mut engine, 0);
@@ -1009,4 +1018,61 @@ fn a_deletion_that_a_list_tells_is_filtered_by_what_was_last_seen() {
     assert_eq!(observed.unfiltered[0].error, FilterError::NoAnnotations);
     engine.subscribe(subscription(1, 1, 0));
     assert!(!engine.reads_annotations());
+}
+
+/// A `ClusterWebhook` for the namespaces with this label.
+fn selecting(number: u128, team: &str) -> Subscription {
+    let selector = kube::core::Expression::Equal("team".into(), team.into()).into();
+    Subscription { scope: Scope::Cluster(selector), ..subscription(number, 1, 0) }
+}
+
+fn team(name: &str) -> std::collections::BTreeMap<String, String> {
+    [("team".to_owned(), name.to_owned())].into()
+}
+
+#[test]
+fn a_deletion_goes_by_what_its_namespace_was_also_where_that_went_while_nobody_led() {
+    let mut engine = listed_engine(false);
+    engine.namespaces().seen("ns".into(), 1, team("a"), true);
+    engine.subscribe(selecting(1, "a"));
+    engine.subscribe(selecting(2, "b"));
+    for number in [1, 2] {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
+    engine.subscribe(selecting(1, "a"));
+    engine.subscribe(selecting(2, "b"));
+    // Nobody knows the Namespace any more; one deletion is seen, the other told by a list.
+    let observed = [
+        engine.observe(deleted(job(1, 6, TrainingStage::Running)), at(0)),
+        engine.observe(change(Change::ListBegun), at(0)),
+        engine.observe(change(Change::ListEnded(9)), at(0)),
+    ];
+    for observed in [&observed[0], &observed[2]] {
+        assert_eq!(names(observed), ["training.failed"]);
+        assert_eq!(observed.enqueued, [Uid::from_u128(1001)]);
+        assert!(observed.given_up.is_empty());
+        assert!(observed.events[0].object.namespace_labels.is_none(), "what waits keeps no labels");
+    }
+}
+
+#[test]
+fn what_cannot_be_told_of_its_namespace_is_kept_and_neither_sent_nor_lost() {
+    let mut engine = listed_engine(false);
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    engine.subscribe(selecting(1, "a"));
+    engine.subscribe(Subscription { scope: Scope::Cluster(Selector::default()), ..subscription(2, 1, 0) });
+    let observed = engine.observe(deleted(job(1, 6, TrainingStage::Running)), at(0));
+    assert_eq!(observed.enqueued, [Uid::from_u128(1002)], "one that selects every namespace gets it");
+    let [Settled { webhook, given_up, attempt: 0, verdict: Verdict::Exhausted, dropped: false, .. }] =
+        &observed.given_up[..]
+    else {
+        panic!("one is given up: {observed:#?}")
+    };
+    assert_eq!((*webhook, *given_up), (Uid::from_u128(1001), Some(Reason::NamespaceUnknown)));
+    let Some(Due::Keep(keep)) = engine.due(at(0)) else { panic!("it becomes an object") };
+    assert_eq!((keep.webhook, keep.given_up.reason), (Uid::from_u128(1001), Reason::NamespaceUnknown));
+    engine.kept(keep.webhook, keep.delivery);
+    assert!(engine.redeliver(keep.webhook, &keep.event), "asked for again it is sent");
 }

@@ -9,7 +9,7 @@ use crate::{
     event::{
         Event,
         lifecycle::{Gone, Occurrence, usage::UsageRecord},
-        object::{Object, Uid, WatchId},
+        object::{Labels, Object, Uid, WatchId},
         observation::Question,
         unknown::Unknown,
     },
@@ -221,6 +221,12 @@ impl Watch {
             }
         }
         dirty.sort_unstable();
+    }
+
+    /// The labels that the object's Namespace had when the object was last seen.
+    pub(super) fn namespace_labels(&self, uid: Uid) -> Option<&Arc<Labels>> {
+        let record = self.records[uid.shard(self.records.len())].get(&uid)?;
+        record.last.as_ref()?.namespace_labels.as_ref()
     }
 
     /// The object as it is.
@@ -517,9 +523,21 @@ impl Record {
 impl Object {
     /// Whether the other tells the same in a newer version.
     fn differs_in_version_alone(&self, other: &Self) -> bool {
-        let Self { uid, version: _, generation, namespace, name, kind, labels, annotations, created_at, owned, facts } =
-            self;
-        (uid, generation, namespace, name, kind, labels, annotations, created_at, owned, facts)
+        let Self {
+            uid,
+            version: _,
+            generation,
+            namespace,
+            name,
+            kind,
+            labels,
+            namespace_labels,
+            annotations,
+            created_at,
+            owned,
+            facts,
+        } = self;
+        (uid, generation, namespace, name, kind, labels, namespace_labels, annotations, created_at, owned, facts)
             == (
                 &other.uid,
                 &other.generation,
@@ -527,6 +545,7 @@ impl Object {
                 &other.name,
                 &other.kind,
                 &other.labels,
+                &other.namespace_labels,
                 &other.annotations,
                 &other.created_at,
                 &other.owned,

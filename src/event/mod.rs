@@ -75,6 +75,7 @@ impl EventType {
             name,
             kind: None,
             labels: BTreeMap::new(),
+            namespace_labels: None,
             annotations: None,
             created_at: None,
             owned: false,

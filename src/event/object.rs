@@ -85,6 +85,9 @@ impl<'de> Deserialize<'de> for Uid {
     }
 }
 
+/// Labels by key.
+pub type Labels = BTreeMap<String, String>;
+
 /// An object as its source read it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -104,7 +107,10 @@ pub struct Object {
     pub kind: Option<Arc<Kind>>,
     /// `metadata.labels`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
+    /// The labels of its Namespace when it was observed; `None` where they were not known, or no `ClusterWebhook` asked for them.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "super::shared")]
+    pub namespace_labels: Option<Arc<Labels>>,
     /// `metadata.annotations` without kubectl's copy of the object; `None` where they were not kept: no filter asked for them
     /// when it was seen, or there are more than 16 KiB of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,7 +136,7 @@ pub struct Kind {
 }
 
 impl Object {
-    /// The object without its facts and annotations: what reporting looks at.
+    /// The object without its facts, its annotations and its Namespace's labels: what reporting looks at.
     #[must_use]
     pub fn outline(&self) -> Self {
         let facts = match self.facts {
@@ -143,6 +149,7 @@ impl Object {
             name: self.name.clone(),
             kind: self.kind.clone(),
             labels: self.labels.clone(),
+            namespace_labels: None,
             annotations: None,
             facts,
             ..*self

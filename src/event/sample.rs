@@ -66,6 +66,7 @@ pub fn sample(event: EventType, uid: Uid, namespace: &str, cluster: Option<&str>
         name: NAME.to_owned(),
         kind: None,
         labels: BTreeMap::new(),
+        namespace_labels: None,
         annotations: None,
         created_at: Some(whole(started_at)),
         owned: false,

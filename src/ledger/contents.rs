@@ -131,6 +131,8 @@ pub enum Reason {
     EndpointGone,
     /// The bound on pending deliveries was reached.
     BoundReached,
+    /// Nothing is known of the Namespace of the event's object, so that it cannot be told whether the Webhook selects it.
+    NamespaceUnknown,
 }
 
 /// What a segment holds, in the order in which it may be split.

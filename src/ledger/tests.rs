@@ -73,6 +73,7 @@ fn object(number: u128, facts: Facts) -> Object {
         name: format!("object-{number}"),
         kind: None,
         labels: [("team".to_owned(), "nlp".to_owned())].into(),
+        namespace_labels: None,
         annotations: None,
         created_at: Some(at(0)),
         owned: false,

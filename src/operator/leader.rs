@@ -3,6 +3,7 @@
 
 mod clock;
 mod flushing;
+mod namespaces;
 mod requests;
 mod sources;
 mod usage;
@@ -47,7 +48,7 @@ use crate::{
         observation::{Observation, Question},
     },
     ledger::{
-        journal::Shape,
+        journal::{Memory, Shape},
         store::{Ledger, LedgerError, Store},
     },
     owner::Owner,
@@ -61,17 +62,18 @@ use crate::{
     },
     source::{
         catalog,
+        namespaces::ToldNamespaces,
         usage::{Told, prometheus::Prometheus},
     },
     subscription::{
         resolve::{Resolved, WebhookRef},
-        watch::{Change, Controller, Lost, Update},
+        watch::{Change, Controller, Lost, Settings, Update},
     },
 };
 use clock::Clock;
 use flushing::{Flushing, tell};
 use requests::Requests;
-use sources::Sources;
+use sources::{LONG_PATIENCE, PATIENCE, Sources};
 
 /// Observations that may wait for the engine.
 const OBSERVATIONS: usize = 1024;
@@ -83,6 +85,10 @@ const LAST_ATTEMPTS: Duration = Duration::from_secs(10);
 const LAST_FLUSH: Duration = Duration::from_secs(10);
 /// How long the last Events may take.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
+
+/// What `/readyz` and the log say where namespaces are named.
+const NOT_SERVED: &str =
+    "ClusterWebhook and WebhookSource are not served: they belong to no namespace, and --watch-namespace names some";
 
 /// Why the leader stopped.
 #[derive(Debug)]
@@ -159,6 +165,16 @@ struct Beside {
     writer: JoinHandle<()>,
     usage_writer: JoinHandle<()>,
     publisher: JoinHandle<()>,
+}
+
+/// How Webhooks are looked after.
+fn settings(args: &RunArgs, memory: &Memory) -> Settings {
+    Settings {
+        require_https: args.require_https,
+        home: args.namespace.clone(),
+        // What is under way may be a ClusterWebhook's, and would go with it.
+        patience: if memory.events.is_empty() { PATIENCE } else { LONG_PATIENCE },
+    }
 }
 
 impl Leader {
@@ -244,15 +260,14 @@ impl Leader {
         let (refresh, refreshes) = mpsc::channel::<Refresh>(4);
         context.health.set_refresh(refresh);
 
-        let conditions = {
-            let metrics = metrics.clone();
-            Arc::new(move |webhook: &WebhookRef, condition: Option<(&str, &str)>| match condition {
-                Some((kind, status)) => metrics.set_condition(webhook, kind, status),
-                None => metrics.forget_conditions(webhook),
-            })
+        let serves_cluster = args.watch_namespaces.is_empty();
+        let deliveries = Deliveries {
+            client: client.clone(),
+            orders: incoming_orders,
+            back,
+            may_write: may_begin.clone(),
+            cluster_home: serves_cluster.then(|| args.namespace.clone()),
         };
-        let deliveries =
-            Deliveries { client: client.clone(), orders: incoming_orders, back, may_write: may_begin.clone() };
         let may_write = may_begin.clone();
         let Ledger { journal, memory, began } = ledger;
         if let Some(notice) = tell(began.as_ref(), &journal, &context.lease) {
@@ -260,15 +275,22 @@ impl Leader {
             let _ = notices.try_send(notice);
         }
         let usage_writer = UsageWriter { client: client.clone(), told: incoming_told, may_write: may_write.clone() };
-        let writer = Writer { client: client.clone(), notes: incoming_notes, notices, may_write, conditions };
+        let writer = Writer {
+            client: client.clone(),
+            notes: incoming_notes,
+            notices,
+            may_write,
+            conditions: metrics.conditions(),
+        };
         let may_publish = may_begin.clone();
         let publisher = events::publish(client.clone(), incoming_notices, move || may_publish());
-        let controller = Controller::new(client.clone(), change, args.require_https);
+        let controller = Controller::new(client.clone(), change, settings(args, &memory));
+        let (ask, incoming_asked) = mpsc::unbounded_channel();
         let (source_notes, incoming_source_notes) = mpsc::unbounded_channel();
         let (source_change, source_changes) = mpsc::channel(64);
-        let serves_sources = args.watch_namespaces.is_empty();
-        if !serves_sources {
-            info!("WebhookSources are not served: they belong to no namespace, and --watch-namespace names some");
+        if !serves_cluster {
+            info!("{NOT_SERVED}");
+            context.health.set_not_served(NOT_SERVED);
         }
         let source_writer = source_statuses::write(client.clone(), incoming_source_notes, may_begin.clone());
         let mut beside = Beside {
@@ -279,7 +301,7 @@ impl Leader {
             catalog: None,
             source_writer: tokio::spawn(source_writer),
             usage_writer: tokio::spawn(usage_writer.run()),
-            controller: tokio::spawn(controller.run(args.watch_namespaces.clone(), incoming_lost)),
+            controller: tokio::spawn(controller.run(args.watch_namespaces.clone(), incoming_lost, incoming_asked)),
             deliveries: tokio::spawn(deliveries.run(args.watch_namespaces.clone())),
             from_deliveries,
             writer: tokio::spawn(writer.run()),
@@ -310,12 +332,12 @@ impl Leader {
             notes,
             told,
             lost,
-            sources: Sources::new(observe, source_notes, serves_sources),
+            sources: Sources::new(observe, source_notes, ToldNamespaces::new(ask), serves_cluster),
             keep_annotations: Arc::default(),
         };
         leader.add_usage_watches();
         let patience = leader.add_watches();
-        if serves_sources {
+        if serves_cluster {
             let client = leader.context.client.clone();
             beside.catalog = Some(tokio::spawn(catalog::follow(client, source_change, patience)));
         }
@@ -352,6 +374,7 @@ impl Leader {
                     Some(Change::Removed(uid)) => self.removed(uid),
                     // No source is observed before all Webhooks are listed.
                     Some(Change::Listed) => self.webhooks_listed(),
+                    Some(Change::Namespace(change)) => self.namespace(change),
                     None => return Stopped::Broken("the task that looks after the Webhooks"),
                 },
                 change = beside.source_changes.recv(), if beside.catalog.is_some() => match change {
@@ -420,7 +443,7 @@ impl Leader {
         }
         for Unfiltered { webhook, event, error } in observed.unfiltered {
             if let Some(Known { webhook, .. }) = self.webhooks.get(&webhook) {
-                let labels = [webhook.namespace.as_str(), &webhook.name];
+                let labels = [webhook.namespace(), &webhook.name];
                 self.context.metrics.filter_errors.with_label_values(&labels).inc();
             }
             self.note(Note::FilterFailed { webhook, event, error: error.to_string() });
@@ -477,8 +500,8 @@ impl Leader {
         self.keep_annotations.store(self.engine.reads_annotations(), Ordering::Relaxed);
         let asked = self.requests.of_webhook(uid);
         if let Some(known) = self.webhooks.remove(&uid) {
-            let WebhookRef { namespace, name, .. } = &known.webhook;
-            info!(namespace, webhook = name, dropped, "the Webhook is deleted");
+            let (namespace, name) = (known.webhook.namespace(), &known.webhook.name);
+            info!(namespace, webhook = name, dropped, "the {} is deleted", known.webhook.kind);
             self.context.metrics.forget(&known.webhook);
             self.context.metrics.dropped_with_webhook(namespace, dropped);
         }
@@ -490,7 +513,7 @@ impl Leader {
 
     fn count_dropped(&self, uid: Uid, reason: DropReason, count: u64) {
         if let Some(Known { webhook, .. }) = self.webhooks.get(&uid) {
-            let labels = [webhook.namespace.as_str(), &webhook.name, reason.label()];
+            let labels = [webhook.namespace(), &webhook.name, reason.label()];
             self.context.metrics.dropped.with_label_values(&labels).inc_by(count);
         }
     }
@@ -557,7 +580,7 @@ impl Leader {
         let latency = now.duration_since(settled.event.observed_at).as_secs_f64();
         self.context.metrics.settled(webhook, &settled, latency);
         let error = settled.exchange.as_ref().and_then(|exchange| exchange.error.as_deref());
-        let WebhookRef { namespace, name, .. } = webhook;
+        let (namespace, name) = (webhook.namespace(), &webhook.name);
         let (event, id, attempt) = (settled.event.event_type, settled.event.id, settled.attempt);
         if settled.verdict == Verdict::Exhausted {
             warn!(namespace, webhook = name, %event, %id, attempt, error, "delivery exhausted");
@@ -587,7 +610,7 @@ impl Leader {
         self.context.metrics.ledger_records.set(self.engine.records() as i64);
         for backlog in self.engine.backlogs() {
             let Some(Known { webhook, .. }) = self.webhooks.get(&backlog.webhook) else { continue };
-            let labels = [webhook.namespace.as_str(), &webhook.name];
+            let labels = [webhook.namespace(), &webhook.name];
             self.context.metrics.pending.with_label_values(&labels).set(backlog.pending as i64);
             let age = backlog.oldest.map_or(0.0, |oldest| now.duration_since(oldest).as_secs_f64());
             self.context.metrics.oldest_pending_age.with_label_values(&labels).set(age);

@@ -1,6 +1,8 @@
 //! The metrics, registered on a registry that is passed in. Labels are bounded: namespace, Webhook and event
 //! names, never urls, ids or error text. A deleted Webhook's series go with it.
 
+use std::sync::Arc;
+
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     core::Collector,
@@ -10,6 +12,7 @@ use crate::{
     delivery::attempt::Class,
     engine::{Settled, Verdict},
     event::EventType,
+    report::writer::ConditionSink,
     subscription::resolve::WebhookRef,
 };
 
@@ -141,7 +144,7 @@ impl Metrics {
 
     /// Counts a settled attempt.
     pub fn settled(&self, webhook: &WebhookRef, settled: &Settled, latency: f64) {
-        let (namespace, name) = (webhook.namespace.as_str(), webhook.name.as_str());
+        let (namespace, name) = (webhook.namespace(), webhook.name.as_str());
         if let Some(exchange) = &settled.exchange {
             self.attempts.with_label_values(&[namespace, name, exchange.class.label()]).inc();
             self.attempt_duration.observe(exchange.duration.as_secs_f64());
@@ -167,19 +170,28 @@ impl Metrics {
         }
     }
 
+    /// What is to be told of the conditions of Webhooks.
+    pub fn conditions(&self) -> ConditionSink {
+        let metrics = self.clone();
+        Arc::new(move |webhook, condition| match condition {
+            Some((kind, status)) => metrics.set_condition(webhook, kind, status),
+            None => metrics.forget_conditions(webhook),
+        })
+    }
+
     /// Sets what a condition of a Webhook is now.
-    pub fn set_condition(&self, webhook: &WebhookRef, kind: &str, status: &str) {
+    fn set_condition(&self, webhook: &WebhookRef, kind: &str, status: &str) {
         for other in STATUSES {
-            let gauge = self.condition.with_label_values(&[webhook.namespace.as_str(), &webhook.name, kind, other]);
+            let gauge = self.condition.with_label_values(&[webhook.namespace(), &webhook.name, kind, other]);
             gauge.set(i64::from(other == status));
         }
     }
 
     /// Removes the conditions of a deleted Webhook.
-    pub fn forget_conditions(&self, webhook: &WebhookRef) {
+    fn forget_conditions(&self, webhook: &WebhookRef) {
         for kind in ["Ready", "Healthy", "Stalled"] {
             for status in STATUSES {
-                let labels = [webhook.namespace.as_str(), &webhook.name, kind, status];
+                let labels = [webhook.namespace(), &webhook.name, kind, status];
                 let _ = self.condition.remove_label_values(&labels);
             }
         }
@@ -187,7 +199,7 @@ impl Metrics {
 
     /// Removes the other series of a deleted Webhook. A series that never was is no error.
     pub fn forget(&self, webhook: &WebhookRef) {
-        let (namespace, name) = (webhook.namespace.as_str(), webhook.name.as_str());
+        let (namespace, name) = (webhook.namespace(), webhook.name.as_str());
         let pair = [namespace, name];
         for event in EventType::ALL {
             for result in ["delivered", "exhausted"] {

@@ -5,7 +5,7 @@ use std::{
     fmt::Write as _,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -56,6 +56,8 @@ pub struct Health {
     role: Mutex<Role>,
     watches: Mutex<Vec<Arc<WatchHealth>>>,
     refresh: Mutex<Option<mpsc::Sender<Refresh>>>,
+    /// What this process leaves out by its configuration.
+    not_served: OnceLock<&'static str>,
     beat: AtomicI64,
 }
 
@@ -67,6 +69,7 @@ impl Health {
             role: Mutex::new(Role::Starting),
             watches: Mutex::default(),
             refresh: Mutex::default(),
+            not_served: OnceLock::new(),
             beat: AtomicI64::new(0),
         }
     }
@@ -84,6 +87,11 @@ impl Health {
     /// Whom to ask for gauges before they are shown.
     pub fn set_refresh(&self, refresh: mpsc::Sender<Refresh>) {
         *lock(&self.refresh) = Some(refresh);
+    }
+
+    /// Says what is not served, which is no reason not to be ready.
+    pub fn set_not_served(&self, text: &'static str) {
+        self.not_served.get_or_init(|| text);
     }
 
     /// The engine's loop has turned.
@@ -149,6 +157,9 @@ impl Health {
                         }
                     };
                     let _ = writeln!(text, "{}{} in {scope}: {state}", watch.kind, of.unwrap_or_default());
+                }
+                if let Some(not_served) = self.not_served.get() {
+                    let _ = writeln!(text, "{not_served}");
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
-    Client, Resource,
+    Client,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -49,7 +49,7 @@ impl Notice {
             warning: false,
             reason: reason.into(),
             note,
-            regarding: references::webhook(webhook).object_ref(&()),
+            regarding: references::webhook(webhook),
             related: None,
         }
     }

@@ -2,23 +2,39 @@
 
 use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::ObjectReference},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
-use kube::{
-    Resource,
-    core::{PartialObjectMeta, PartialObjectMetaExt},
-};
+use kube::{Resource, core::PartialObjectMetaExt};
 
 use crate::{
-    api::{TrainingJob, UsageThreshold, Webhook},
+    api::{ClusterWebhook, TrainingJob, UsageThreshold, Webhook, webhook_delivery::WebhookKind},
     event::object::{Facts, Object, Uid},
     subscription::resolve::WebhookRef,
 };
 
-/// A Webhook, as far as a reference to it goes.
+/// A Webhook, as Events refer to it.
 #[must_use]
-pub fn webhook(WebhookRef { uid, namespace, name }: &WebhookRef) -> PartialObjectMeta<Webhook> {
-    metadata(*uid, namespace, name).into_request_partial()
+pub fn webhook(webhook: &WebhookRef) -> ObjectReference {
+    let metadata = of_webhook(webhook);
+    match webhook.kind {
+        WebhookKind::Webhook => metadata.into_request_partial::<Webhook>().object_ref(&()),
+        WebhookKind::ClusterWebhook => metadata.into_request_partial::<ClusterWebhook>().object_ref(&()),
+    }
+}
+
+/// A Webhook, as what belongs to it refers to it.
+#[must_use]
+pub fn owner(webhook: &WebhookRef) -> Option<OwnerReference> {
+    let metadata = of_webhook(webhook);
+    match webhook.kind {
+        WebhookKind::Webhook => metadata.into_request_partial::<Webhook>().owner_ref(&()),
+        WebhookKind::ClusterWebhook => metadata.into_request_partial::<ClusterWebhook>().owner_ref(&()),
+    }
+}
+
+fn of_webhook(webhook: &WebhookRef) -> ObjectMeta {
+    let metadata = metadata(webhook.uid, webhook.namespace(), &webhook.name);
+    ObjectMeta { namespace: metadata.namespace.filter(|namespace| !namespace.is_empty()), ..metadata }
 }
 
 /// The object that an event is about.
@@ -71,9 +87,15 @@ mod tests {
             assert_eq!(reference.name.as_deref(), Some("llama"));
             assert_eq!(reference.uid, Some(uid.to_string()));
         }
-        let owner =
-            webhook(&WebhookRef { uid, namespace: "research".into(), name: "ci".into() }).owner_ref(&()).unwrap();
-        assert_eq!((owner.api_version.as_str(), owner.kind.as_str()), ("llmtune.io/v1alpha1", "Webhook"));
-        assert_eq!((owner.name.as_str(), owner.uid), ("ci", uid.to_string()));
+        for (kind, named, namespace) in
+            [(WebhookKind::Webhook, "Webhook", Some("home")), (WebhookKind::ClusterWebhook, "ClusterWebhook", None)]
+        {
+            let ci = WebhookRef { kind, uid, home: "home".into(), name: "ci".into() };
+            let owner = owner(&ci).unwrap();
+            assert_eq!((owner.api_version.as_str(), owner.kind.as_str()), ("llmtune.io/v1alpha1", named));
+            assert_eq!((owner.name.as_str(), owner.uid), ("ci", uid.to_string()));
+            let reference = webhook(&ci);
+            assert_eq!((reference.kind.as_deref(), reference.namespace.as_deref()), (Some(named), namespace));
+        }
     }
 }

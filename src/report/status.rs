@@ -15,17 +15,22 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
     conditions::{self, whole_seconds},
+    deliveries::{KIND_LABEL, WEBHOOK_LABEL},
     events::Notice,
     references,
 };
 use crate::{
-    api::webhook::{AttemptSummary, DeliveryCounts, DeliverySummary, WebhookStatus},
+    api::{
+        webhook::{AttemptSummary, DeliveryCounts, DeliverySummary, WebhookStatus},
+        webhook_delivery::WebhookKind,
+    },
     delivery::attempt::Exchange,
     engine::{Settled, Verdict},
     event::{
         Event,
         object::{Object, Uid},
     },
+    ledger::contents::Reason,
     subscription::{
         resolve::WebhookRef,
         watch::{Readiness, Standing},
@@ -133,7 +138,7 @@ impl Statuses {
             return Vec::new();
         }
         entry.filter_failure_told = Some(now);
-        let (name, subject, id) = (event.event_type, describe(&event.object), event.id);
+        let (name, subject, id) = (event.event_type, entry.describe(&event.object), event.id);
         let text = format!("spec.filter fails on {name} of {subject} ({id}), which is delivered all the same: {error}");
         vec![Notice::warning(&entry.webhook, "FilterFailed", text)]
     }
@@ -318,7 +323,7 @@ impl Entry {
                 time: whole_seconds(at),
                 event: event.event_type.name().into(),
                 event_id: event.id.to_string(),
-                object: describe(&event.object),
+                object: self.describe(&event.object),
                 result: result.into(),
                 attempts: *attempt as i32,
                 status_code,
@@ -333,10 +338,12 @@ impl Entry {
     fn judge_failure(&mut self, settled: &Settled, generation: i64, at: Timestamp) -> Vec<Notice> {
         let mut notices = Vec::new();
         let error = settled.exchange.as_ref().and_then(|exchange| exchange.error.as_deref());
-        let error = error.unwrap_or(if settled.gone {
-            "the endpoint is gone"
-        } else {
-            "too many deliveries are pending for another to wait"
+        let error = error.unwrap_or(match settled.given_up {
+            Some(Reason::NamespaceUnknown) => {
+                "its namespace is gone, and whether spec.namespaceSelector selects it is not known"
+            }
+            _ if settled.gone => "the endpoint is gone",
+            _ => "too many deliveries are pending for another to wait",
         });
         let exhausted = settled.verdict == Verdict::Exhausted;
         if settled.gone {
@@ -360,18 +367,35 @@ impl Entry {
         if exhausted {
             let event = &settled.event;
             let attempts = settled.attempt;
-            let subject = describe(&event.object);
+            let subject = self.describe(&event.object);
             let attempts = if attempts == 1 { "1 attempt".to_owned() } else { format!("{attempts} attempts") };
-            let WebhookRef { name, .. } = &self.webhook;
+            let WebhookRef { kind, home, name, .. } = &self.webhook;
+            let (options, labels) = match kind {
+                WebhookKind::Webhook => (String::new(), String::new()),
+                WebhookKind::ClusterWebhook => (format!("-n {home} "), format!(",{KIND_LABEL}={kind}")),
+            };
             let text = format!(
-                "{} of {subject} was given up after {attempts}: {error}; kubectl get whd -l llmtune.io/webhook={name} shows what is kept to be sent again",
+                "{} of {subject} was given up after {attempts}: {error}; kubectl {options}get whd -l {WEBHOOK_LABEL}={name}{labels} shows what is kept to be sent again",
                 event.event_type
             );
             notices.push(Notice::warning(&self.webhook, "DeliveryExhausted", text));
-            let text = format!("{} could not be delivered to Webhook {name} in {attempts}: {error}", event.event_type);
-            notices.push(Notice::about_object(&self.webhook, &event.object, "WebhookDeliveryExhausted", text));
+            // How an endpoint of the platform team's fares is none of a tenant's business.
+            if *kind == WebhookKind::Webhook {
+                let text =
+                    format!("{} could not be delivered to {} in {attempts}: {error}", event.event_type, self.webhook);
+                notices.push(Notice::about_object(&self.webhook, &event.object, "WebhookDeliveryExhausted", text));
+            }
         }
         notices
+    }
+
+    /// The object as users of the Webhook name it: `trainingjob/llama-sft`, or for a `ClusterWebhook` `trainingjob/research/llama-sft`.
+    fn describe(&self, object: &Object) -> String {
+        let kind = references::object(object).kind.unwrap_or_default().to_lowercase();
+        match self.webhook.kind {
+            WebhookKind::Webhook => format!("{kind}/{}", object.name),
+            WebhookKind::ClusterWebhook => format!("{kind}/{}/{}", object.namespace, object.name),
+        }
     }
 
     fn status_of(&self, kind: &str) -> Option<&str> {
@@ -426,19 +450,14 @@ pub fn gone_generation(status: &WebhookStatus) -> Option<i64> {
     gone.observed_generation
 }
 
-/// The object as users name it, such as `trainingjob/llama-sft`.
-fn describe(object: &Object) -> String {
-    let kind = references::object(object).kind.unwrap_or_default().to_lowercase();
-    format!("{kind}/{}", object.name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::event::{EventType, sample::sample};
 
     fn webhook(number: u128) -> WebhookRef {
-        WebhookRef { uid: Uid::from_u128(number), namespace: "research".into(), name: format!("ci-{number}") }
+        let (kind, uid) = (WebhookKind::Webhook, Uid::from_u128(number));
+        WebhookRef { kind, uid, home: "research".into(), name: format!("ci-{number}") }
     }
 
     fn at(second: i64) -> Timestamp {

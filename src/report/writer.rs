@@ -26,7 +26,7 @@ use super::{
     status::{StatusWrite, Statuses},
 };
 use crate::{
-    api::Webhook,
+    api::{ClusterWebhook, Webhook, webhook_delivery::WebhookKind},
     calls::{self, Hush, within},
     causes::Causes,
     event::object::Uid,
@@ -128,10 +128,17 @@ impl Writer {
             return;
         }
         for write in statuses.due(Instant::now(), last) {
-            let StatusWrite { webhook: WebhookRef { uid, namespace, name }, status } = write;
+            let StatusWrite { webhook: WebhookRef { kind, uid, home, name }, status } = write;
             let client = self.client.clone();
             writes.spawn(async move {
-                let applying = apply::<Webhook>(&client, uid, Some(&namespace), &name, &status);
+                let applying = async {
+                    match kind {
+                        WebhookKind::Webhook => apply::<Webhook>(&client, uid, Some(&home), &name, &status).await,
+                        WebhookKind::ClusterWebhook => {
+                            apply::<ClusterWebhook>(&client, uid, None, &name, &status).await
+                        }
+                    }
+                };
                 (uid, caught(applying).await.unwrap_or(false))
             });
         }
@@ -199,7 +206,8 @@ mod tests {
         let (notices, _published) = mpsc::channel(8);
         let (may_write, conditions) = (Arc::new(|| true), Arc::new(|_: &WebhookRef, _: Option<(&str, &str)>| {}));
         let writer = tokio::spawn(Writer { client, notes: incoming, notices, may_write, conditions }.run());
-        let webhook = WebhookRef { uid: Uid::from_u128(7), namespace: "research".into(), name: "ci".into() };
+        let (kind, uid) = (WebhookKind::Webhook, Uid::from_u128(7));
+        let webhook = WebhookRef { kind, uid, home: "research".into(), name: "ci".into() };
         let standing =
             Standing { generation: 1, endpoint: String::new(), readiness: Readiness::Live, warnings: Vec::new() };
         notes.send(Note::Standing { webhook, standing: Some(standing), found: None }).unwrap();

@@ -6,6 +6,7 @@ pub mod deployment;
 mod frame;
 pub mod health;
 pub mod mapped;
+pub mod namespaces;
 pub mod owners;
 mod slim;
 pub mod training_job;

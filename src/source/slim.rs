@@ -102,6 +102,7 @@ impl SlimMeta {
             name: self.name,
             kind: None,
             labels: self.labels,
+            namespace_labels: None,
             annotations: None,
             created_at: self.creation_timestamp,
             owned,

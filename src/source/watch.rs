@@ -4,6 +4,7 @@
 //! lists anew when its version has expired (410), and hands everything on in order over one bounded channel.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -32,6 +33,7 @@ use super::{
     Malformed, Source, Whereabouts,
     frame::{self, Frame, Item, Page, Partial, Status, Unreadable},
     health::{Trouble, WatchHealth},
+    namespaces::ToldNamespaces,
     slim,
 };
 use crate::{
@@ -127,6 +129,8 @@ pub struct Watcher<S> {
     pub malformed: IntCounter,
     /// Whether a filter reads annotations, so that objects are to keep them.
     pub keep_annotations: Arc<AtomicBool>,
+    /// The Namespaces that the engine has been told of.
+    pub namespaces: ToldNamespaces,
     /// The newest version of the store that was seen; 0 where a restore has put an end to what it means.
     pub newest: AtomicU64,
     /// The source.
@@ -265,8 +269,22 @@ impl<S: Source> Watcher<S> {
     }
 
     async fn send(&self, change: Change) -> Result<(), WatchError> {
+        if let Change::Seen(object) | Change::Deleted(object) = &change
+            && !self.namespaces.know(&object.namespace)
+        {
+            self.wait_for_namespace(&object.namespace).await;
+        }
         let observation = Observation { watch: self.id, change };
         self.observations.send(observation).await.map_err(|_| WatchError::Stopped)
+    }
+
+    /// Waits until the engine knows what is known of this Namespace.
+    async fn wait_for_namespace(&self, namespace: &str) {
+        let mut told = pin!(self.namespaces.wait_for(namespace));
+        // While the apiserver is away, this turns on.
+        while timeout(IDLE, &mut told).await.is_err() {
+            self.health.turn();
+        }
     }
 
     /// Reads the whole collection, as of one consistent version, in pages.

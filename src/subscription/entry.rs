@@ -6,7 +6,7 @@ use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use super::{
-    index::Subscription,
+    index::{Scope, Subscription},
     reference::{Kept, Reader, ReferenceError, Referent},
     resolve::{Plan, Resolved, SpecError, WebhookRef},
     secret::{Encoding, KeyReference},
@@ -22,9 +22,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const LOOK_AGAIN_LATER: Duration = Duration::from_secs(10);
 const LONG_MISSING: Duration = Duration::from_secs(600);
 
-/// A Webhook that is looked after.
+/// A Webhook or `ClusterWebhook` that is looked after.
 pub(super) struct Entry {
     pub(super) webhook: WebhookRef,
+    pub(super) scope: Scope,
     pub(super) generation: i64,
     pub(super) plan: Result<Plan, SpecError>,
     pub(super) key: Slot<KeyReference>,
@@ -95,8 +96,26 @@ impl Entry {
                 tls: self.tls.kept.clone(),
             })
         });
-        let subscription = plan.subscription(&webhook, self.generation, !complete);
+        let subscription = plan.subscription(webhook.uid, &self.scope, self.generation, !complete);
         Update { webhook, subscription, resolved, standing, found }
+    }
+
+    /// Whether its subscription depends on the labels of Namespaces.
+    pub(super) fn selects_namespaces(&self) -> bool {
+        self.plan.is_ok() && matches!(&self.scope, Scope::Cluster(selector) if !selector.selects_all())
+    }
+
+    /// What to hand on while Namespaces may not be listed, where nothing has been handed on yet.
+    pub(super) fn without_namespaces(&mut self) -> Option<Update> {
+        let plan = self.plan.as_ref().ok().filter(|_| self.selects_namespaces())?;
+        let endpoint = plan.endpoint();
+        let found = self.found.take()?;
+        let message = "the operator may not list Namespaces, by whose labels spec.namespaceSelector selects: grant its service account list and watch on namespaces, as charts/llmtune-webhooks/rbac.yaml does";
+        let readiness = Readiness::Waiting { reason: "NamespacesForbidden", message: message.into(), stalled: false };
+        let standing = Standing { generation: self.generation, endpoint, readiness, warnings: Vec::new() };
+        let subscription = Subscription::inert(&self.webhook, self.generation);
+        let webhook = self.webhook.clone();
+        Some(Update { webhook, subscription, resolved: None, standing: Some(standing), found: Some(found) })
     }
 
     /// Whether all that it names is at hand.

@@ -1,4 +1,4 @@
-//! What a Webhook names in its namespace: read by name, never listed or watched, kept fresh while it is used.
+//! What a Webhook names: read by name, never listed or watched, kept fresh while it is used.
 //!
 //! A copy older than [`MAX_AGE`] is read again before it is used, and so is one that an endpoint refused, at most once in
 //! [`GRACE`]. While the apiserver cannot be asked, the copy at hand is used on.
@@ -40,7 +40,7 @@ pub enum Kind {
     ConfigMap,
 }
 
-/// An object that a Webhook names, in its own namespace.
+/// An object that a Webhook names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Named {
     pub role: Role,
@@ -75,7 +75,7 @@ pub struct ReferenceError {
 
 impl fmt::Display for ReferenceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Named { role, kind, name, .. } = &self.named;
+        let Named { role, kind, namespace, name } = &self.named;
         let (kind, resource) = match kind {
             Kind::Secret => ("Secret", "secrets"),
             Kind::ConfigMap => ("ConfigMap", "configmaps"),
@@ -83,7 +83,10 @@ impl fmt::Display for ReferenceError {
         let field = role.field();
         match &self.problem {
             Problem::NotFound => {
-                write!(f, "{kind} {name:?} does not exist in this namespace: create it, or name another in {field}")
+                write!(
+                    f,
+                    "{kind} {name:?} does not exist in namespace {namespace}: create it, or name another in {field}"
+                )
             }
             Problem::KeyNotFound(key) => match role {
                 Role::ClientCertificate => {
@@ -102,7 +105,7 @@ impl fmt::Display for ReferenceError {
             Problem::Invalid(problem) => write!(f, "{kind} {name:?}, which {field} names, cannot be used: {problem}"),
             Problem::Forbidden => write!(
                 f,
-                "the operator may not read {kind} {name:?}: grant its service account get on {resource} in this namespace, as charts/llmtune-webhooks/rbac.yaml does"
+                "the operator may not read {kind} {name:?}: grant its service account get on {resource} in namespace {namespace}, as charts/llmtune-webhooks/rbac.yaml does"
             ),
             Problem::Unavailable(error) => write!(f, "{kind} {name:?} cannot be read just now: {error}"),
         }

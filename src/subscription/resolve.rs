@@ -1,19 +1,22 @@
 //! From a Webhook's spec to what the engine schedules by and what an attempt needs. Reading a spec asks nobody; a [`Resolved`]
 //! Webhook holds what it names, which keeps itself fresh.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use kube::core::Selector;
 use reqwest::Url;
 
 use super::{
     filter::Filter,
-    index::Subscription,
+    index::{Scope, Subscription},
     secret::{KeyReference, SigningKey},
     tls::{KeptTls, TlsReference},
 };
 use crate::{
-    api::webhook::{self, CloudEventsMode, LabelSelector, WebhookSpec},
+    api::{
+        webhook::{self, CloudEventsMode, LabelSelector, WebhookSpec},
+        webhook_delivery::WebhookKind,
+    },
     delivery::schedule::Backoff,
     event::{
         EventSet,
@@ -23,12 +26,32 @@ use crate::{
     expression::CompileError,
 };
 
-/// Which Webhook.
+/// Which Webhook or `ClusterWebhook`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WebhookRef {
+    pub kind: WebhookKind,
     pub uid: Uid,
-    pub namespace: String,
+    /// The namespace of what it names and of its `WebhookDelivery` objects: its own, or the operator's where it is a `ClusterWebhook`.
+    pub home: String,
     pub name: String,
+}
+
+impl WebhookRef {
+    /// The namespace that it is in; empty for a `ClusterWebhook`.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        match self.kind {
+            WebhookKind::Webhook => &self.home,
+            WebhookKind::ClusterWebhook => "",
+        }
+    }
+}
+
+/// As users name it, such as `Webhook ci`.
+impl fmt::Display for WebhookRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
 }
 
 /// What a Webhook names, by what it is for.
@@ -140,10 +163,10 @@ impl Plan {
 
     /// What the engine schedules by.
     #[must_use]
-    pub fn subscription(&self, webhook: &WebhookRef, generation: i64, held: bool) -> Subscription {
+    pub fn subscription(&self, webhook: Uid, scope: &Scope, generation: i64, held: bool) -> Subscription {
         Subscription {
-            uid: webhook.uid,
-            namespace: webhook.namespace.clone(),
+            uid: webhook,
+            scope: scope.clone(),
             generation,
             events: self.events,
             selector: self.selector.clone(),

@@ -1,25 +1,27 @@
-//! Webhooks as they come, change and go: each is read, its Secret is fetched, and the result is handed on.
+//! Webhooks and `ClusterWebhooks` as they come, change and go: each is read, its Secret is fetched, and the result is handed on.
 //!
 //! 1. A Webhook is handed on at once, held, before its Secret is fetched: it gets the events of its time.
-//! 2. [`Change::Listed`] comes once every Webhook that existed at the start has been handed on.
-//! 3. A Webhook whose Secret is missing is looked after until the Secret appears.
-//! 4. A Webhook that this release cannot read, such as one of a newer release, is handed on as one that holds what waits for it.
+//! 2. One that selects Namespaces is handed on once these are listed. Until then what was handed on of it before is in force.
+//! 3. [`Change::Listed`] comes once every Webhook that existed at the start has been handed on.
+//! 4. A Webhook whose Secret is missing is looked after until the Secret appears.
+//! 5. A Webhook that this release cannot read, such as one of a newer release, is handed on as one that holds what waits for it.
+
+mod declared;
+mod listing;
+pub mod namespaces;
 
 use std::{
     collections::{HashMap, HashSet},
+    future::pending,
     sync::Arc,
     time::Duration,
 };
 
-use kube::{
-    Client, Resource,
-    core::{ObjectMeta, error_boundary::InvalidObject},
-    runtime::watcher::Config,
-};
+use kube::{Client, api::ObjectMeta, core::error_boundary::InvalidObject, runtime::watcher::Config};
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{info, warn};
 
@@ -33,12 +35,16 @@ use super::{
 };
 use crate::{
     api::{
-        Webhook,
+        ClusterWebhook, Webhook,
         webhook::{Format, WebhookStatus},
+        webhook_delivery::WebhookKind,
     },
     event::object::Uid,
     objects::{self, Objects},
 };
+use declared::{Declared, Subscribes};
+use listing::Listing;
+use namespaces::{Asked, Namespaces};
 
 /// Secrets that are fetched at once.
 const CONCURRENT_READS: usize = 16;
@@ -51,6 +57,8 @@ pub enum Change {
     Removed(Uid),
     /// All Webhooks that existed at the start have been handed on.
     Listed,
+    /// What is learned of Namespaces, while a `ClusterWebhook` selects by them.
+    Namespace(namespaces::Change),
 }
 
 /// A Webhook as it stands.
@@ -96,66 +104,163 @@ pub type Lost = (Uid, Reference, ReferenceError);
 /// What was read of what a Webhook lacked.
 type Readings = (Uid, Option<Reading<KeyReference>>, Option<Reading<TlsReference>>);
 
-/// Looks after the Webhooks of some namespaces.
+/// How to look after Webhooks.
+pub struct Settings {
+    /// One with another url cannot work.
+    pub require_https: bool,
+    /// Where what `ClusterWebhooks` name is.
+    pub home: String,
+    /// How long an apiserver that refuses to list `ClusterWebhooks`, since it does not know the kind or grants no right to it, must do
+    /// so beside listing Webhooks before that is believed: one that has just begun may do so.
+    pub patience: Duration,
+}
+
+/// Looks after the Webhooks of some namespaces, or of all with the `ClusterWebhooks`.
 pub struct Controller {
     client: Client,
     changes: mpsc::Sender<Change>,
     entries: HashMap<Uid, Entry>,
     /// Those that this release cannot read.
     unreadable: HashSet<Uid>,
+    namespaces: Namespaces,
+    listing: Listing,
     reader: Arc<Reader>,
     readings: JoinSet<Readings>,
     permits: Arc<Semaphore>,
-    require_https: bool,
+    settings: Settings,
 }
 
 impl Controller {
-    /// A controller that hands changes on over `changes`. With `require_https` a Webhook with another url cannot work.
+    /// A controller that hands changes on over `changes`.
     #[must_use]
-    pub fn new(client: Client, changes: mpsc::Sender<Change>, require_https: bool) -> Self {
-        let permits = Arc::new(Semaphore::new(CONCURRENT_READS));
-        let reader = Arc::new(Reader::new(client.clone()));
-        let (entries, unreadable, readings) = (HashMap::new(), HashSet::new(), JoinSet::new());
-        Self { client, changes, entries, unreadable, reader, readings, permits, require_https }
+    pub fn new(client: Client, changes: mpsc::Sender<Change>, settings: Settings) -> Self {
+        Self {
+            changes,
+            entries: HashMap::new(),
+            unreadable: HashSet::new(),
+            namespaces: Namespaces::new(client.clone()),
+            listing: Listing::default(),
+            reader: Arc::new(Reader::new(client.clone())),
+            readings: JoinSet::new(),
+            permits: Arc::new(Semaphore::new(CONCURRENT_READS)),
+            settings,
+            client,
+        }
     }
 
-    /// Runs until the receiver of the changes is gone, or a watch has ended. `namespaces`: empty means all. Over `lost`
-    /// come the Webhooks of which something was found missing when it was needed.
-    pub async fn run(mut self, namespaces: Vec<String>, mut lost: mpsc::UnboundedReceiver<Lost>) {
-        let mut webhooks = Objects::<Webhook>::watch(&self.client, &namespaces, &Config::default().timeout(30));
+    /// Runs until the receiver of the changes is gone, or a watch has ended. `namespaces`: empty means all, and the cluster. Over `lost`
+    /// come the Webhooks of which something was found missing when it was needed, over `asked` names of Namespaces.
+    pub async fn run(
+        mut self,
+        namespaces: Vec<String>,
+        mut lost: mpsc::UnboundedReceiver<Lost>,
+        mut asked: mpsc::UnboundedReceiver<Asked>,
+    ) {
+        let config = Config::default().timeout(30);
+        let mut webhooks = Objects::<Webhook>::watch(&self.client, &namespaces, &config);
+        // Roles cannot reach what belongs to no namespace.
+        let serves_cluster = namespaces.is_empty();
+        let mut cluster_webhooks = serves_cluster.then(|| Objects::<ClusterWebhook>::watch_all(&self.client, &config));
+        self.listing.cluster_webhooks = !serves_cluster;
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let resigned = self.listing.resigned_at(self.settings.patience);
             let alive = tokio::select! {
                 change = webhooks.next() => match change {
-                    Some(objects::Change::Seen { uid, object: Ok(webhook), .. }) => self.applied(uid, *webhook).await,
-                    Some(objects::Change::Seen { uid, object: Err(invalid), .. }) => self.skipped(uid, *invalid).await,
-                    Some(objects::Change::Gone(uid)) => self.deleted(uid).await,
                     Some(objects::Change::Listed) => {
-                        info!(webhooks = self.entries.len(), unreadable = self.unreadable.len(), "all Webhooks are listed");
-                        self.changes.send(Change::Listed).await.is_ok()
+                        self.listing.webhooks = Some(Instant::now());
+                        true
                     }
-                    // The log says so, and it is asked again.
-                    Some(objects::Change::Refused) => true,
+                    Some(change) => self.changed(change).await,
                     None => false,
                 },
+                change = next_of(&mut cluster_webhooks) => match change {
+                    Some(objects::Change::Listed) => {
+                        self.listing.cluster_webhooks = true;
+                        true
+                    }
+                    Some(objects::Change::Refused) => {
+                        self.listing.refused.get_or_insert_with(Instant::now);
+                        true
+                    }
+                    Some(change) => self.changed(change).await,
+                    None => false,
+                },
+                change = self.namespaces.next() => match change {
+                    Some(change) => self.namespace(change).await,
+                    None => false,
+                },
+                Some(asked) = asked.recv() => {
+                    self.namespaces.ask(asked);
+                    true
+                }
                 Some((uid, reference, error)) = lost.recv() => self.lost(uid, &reference, error).await,
                 Some(reading) = self.readings.join_next() => match reading {
                     Ok((uid, key, tls)) => self.read(uid, key, tls).await,
                     // Nothing is cancelled, and panics are caught.
                     Err(_) => false,
                 },
+                () = sleep_until(resigned.unwrap_or_else(Instant::now)), if resigned.is_some() => {
+                    info!("ClusterWebhooks cannot be listed; going on as if there were none, until they can");
+                    self.listing.cluster_webhooks = true;
+                    true
+                }
                 _ = tick.tick() => self.look_again().await,
             };
-            if !alive {
+            if !alive || !self.tell_listed().await {
                 return;
             }
         }
     }
 
-    async fn applied(&mut self, uid: Uid, object: Webhook) -> bool {
-        let Some(webhook) = reference(uid, object.meta()) else { return true };
-        let generation = object.metadata.generation.unwrap_or_default();
+    /// Says so once all are listed, and Namespaces where they matter.
+    async fn tell_listed(&mut self) -> bool {
+        let Listing { webhooks, cluster_webhooks, told, .. } = &self.listing;
+        if *told || webhooks.is_none() || !cluster_webhooks {
+            return true;
+        }
+        if !self.namespaces.are_listed() && self.entries.values().any(Entry::selects_namespaces) {
+            return true;
+        }
+        self.listing.told = true;
+        info!(webhooks = self.entries.len(), unreadable = self.unreadable.len(), "all Webhooks are listed");
+        self.changes.send(Change::Listed).await.is_ok()
+    }
+
+    async fn changed<K: Subscribes>(&mut self, change: objects::Change<K>) -> bool {
+        match change {
+            objects::Change::Seen { uid, object: Ok(object), .. } => {
+                let declared = object.declared();
+                match self.reference(K::KIND, uid, &declared.metadata) {
+                    Some(webhook) => self.applied(webhook, declared).await,
+                    None => true,
+                }
+            }
+            objects::Change::Seen { uid, object: Err(invalid), .. } => {
+                match self.reference(K::KIND, uid, &invalid.metadata) {
+                    Some(webhook) => self.skipped(webhook, *invalid).await,
+                    None => true,
+                }
+            }
+            objects::Change::Gone(uid) => self.deleted(K::KIND, uid).await,
+            // The log says so, and it is asked again.
+            objects::Change::Listed | objects::Change::Refused => true,
+        }
+    }
+
+    /// `None` for a Webhook without a namespace, which no apiserver sends.
+    fn reference(&self, kind: WebhookKind, uid: Uid, metadata: &ObjectMeta) -> Option<WebhookRef> {
+        let home = match kind {
+            WebhookKind::Webhook => metadata.namespace.clone()?,
+            WebhookKind::ClusterWebhook => self.settings.home.clone(),
+        };
+        Some(WebhookRef { kind, uid, home, name: metadata.name.clone()? })
+    }
+
+    async fn applied(&mut self, webhook: WebhookRef, declared: Declared) -> bool {
+        let uid = webhook.uid;
+        let generation = declared.metadata.generation.unwrap_or_default();
         self.unreadable.remove(&uid);
         let known = self.entries.remove(&uid);
         if let Some(known) = known {
@@ -163,19 +268,17 @@ impl Controller {
                 self.entries.insert(uid, known);
                 return true;
             }
-            return self.enter(webhook, object, generation, Some(known), None).await;
+            return self.enter(webhook, declared, generation, Some(known)).await;
         }
-        let found = Box::new(object.status.clone().unwrap_or_default());
-        self.enter(webhook, object, generation, None, Some(found)).await
+        self.enter(webhook, declared, generation, None).await
     }
 
     /// The Webhook is there, and this release cannot read it. What waits for it is held; what happens meanwhile passes it by.
     /// Nothing is written to its status, which could not be read either.
-    async fn skipped(&mut self, uid: Uid, invalid: InvalidObject) -> bool {
+    async fn skipped(&mut self, webhook: WebhookRef, invalid: InvalidObject) -> bool {
         let InvalidObject { error, metadata } = invalid;
-        let Some(webhook) = reference(uid, &metadata) else { return true };
         let generation = metadata.generation.unwrap_or_default();
-        let WebhookRef { namespace, name, .. } = &webhook;
+        let (kind, uid, namespace, name) = (webhook.kind, webhook.uid, webhook.namespace(), &webhook.name);
         if self.entries.get(&uid).is_some_and(|known| known.generation == generation) {
             warn!(
                 namespace,
@@ -195,41 +298,74 @@ impl Controller {
         self.unreadable.insert(uid);
         let subscription = Subscription::inert(&webhook, generation);
         let update = Update { webhook, subscription, resolved: None, standing: None, found: None };
-        self.changes.send(Change::Updated(Box::new(update))).await.is_ok()
+        self.changes.send(Change::Updated(Box::new(update))).await.is_ok() && self.follow_namespaces(kind).await
     }
 
-    async fn enter(
-        &mut self,
-        webhook: WebhookRef,
-        object: Webhook,
-        generation: i64,
-        known: Option<Entry>,
-        found: Option<Box<WebhookStatus>>,
-    ) -> bool {
-        let plan = Plan::read(&object.spec, self.require_https);
-        let namespace = &webhook.namespace;
-        let key = object.spec.secret_ref.map(|secret| KeyReference {
+    async fn enter(&mut self, webhook: WebhookRef, declared: Declared, generation: i64, known: Option<Entry>) -> bool {
+        let Declared { scope, spec, status, .. } = declared;
+        let plan = Plan::read(&spec, self.settings.require_https);
+        let namespace = &webhook.home;
+        let key = spec.secret_ref.map(|secret| KeyReference {
             namespace: namespace.clone(),
             name: secret.name,
             key: secret.key,
-            encoding: match object.spec.format {
+            encoding: match spec.format {
                 Format::StandardWebhooks => Encoding::Whsec,
                 Format::LLMTune | Format::CloudEvents => Encoding::Raw,
             },
         });
-        let tls = object.spec.tls.as_ref().and_then(|tls| TlsReference::of(tls, namespace));
-        let (known_key, known_tls) = known.map(|known| (known.key.kept, known.tls.kept)).unwrap_or_default();
+        let tls = spec.tls.as_ref().and_then(|tls| TlsReference::of(tls, namespace));
+        let (known_key, known_tls, found) = match known {
+            Some(Entry { key, tls, found, .. }) => (key.kept, tls.kept, found),
+            None => (None, None, Some(Box::new(status))),
+        };
         let (key, tls) = (Slot::new(key, known_key), Slot::new(tls, known_tls));
-        let uid = webhook.uid;
-        let entry = Entry { webhook, generation, plan, key, tls, found, missing: None, reading: false };
+        let (kind, uid) = (webhook.kind, webhook.uid);
+        let entry = Entry { webhook, scope, generation, plan, key, tls, found, missing: None, reading: false };
         self.entries.insert(uid, entry);
         self.fetch(uid);
-        self.publish(uid).await
+        self.publish(uid).await && self.follow_namespaces(kind).await
     }
 
-    async fn deleted(&mut self, uid: Uid) -> bool {
+    async fn deleted(&mut self, kind: WebhookKind, uid: Uid) -> bool {
         let known = self.entries.remove(&uid).is_some() | self.unreadable.remove(&uid);
-        !known || self.changes.send(Change::Removed(uid)).await.is_ok()
+        !known || (self.changes.send(Change::Removed(uid)).await.is_ok() && self.follow_namespaces(kind).await)
+    }
+
+    /// Follows Namespaces exactly while a subscription depends on their labels. `kind`: of what has changed.
+    async fn follow_namespaces(&mut self, kind: WebhookKind) -> bool {
+        if kind == WebhookKind::Webhook {
+            return true;
+        }
+        let wanted = self.entries.values().any(Entry::selects_namespaces);
+        let ceased = self.namespaces.follow(wanted);
+        !ceased || self.changes.send(Change::Namespace(namespaces::Change::Ended)).await.is_ok()
+    }
+
+    /// Hands on what is learned of Namespaces, and the subscriptions that waited for it.
+    async fn namespace(&mut self, change: namespaces::Change) -> bool {
+        let select: Vec<Uid> = match change {
+            namespaces::Change::Listed | namespaces::Change::Refused => {
+                let select = self.entries.iter().filter(|(_, entry)| entry.selects_namespaces());
+                select.map(|(uid, _)| *uid).collect()
+            }
+            _ => Vec::new(),
+        };
+        let refused = matches!(change, namespaces::Change::Refused);
+        if self.changes.send(Change::Namespace(change)).await.is_err() {
+            return false;
+        }
+        for uid in select {
+            let update = self.entries.get_mut(&uid).filter(|_| refused).and_then(Entry::without_namespaces);
+            let alive = match update {
+                Some(update) => self.changes.send(Change::Updated(Box::new(update))).await.is_ok(),
+                None => self.publish(uid).await,
+            };
+            if !alive {
+                return false;
+            }
+        }
+        true
     }
 
     /// Something was missing when it was needed. What the spec no longer names is not missed; handing the Webhook on
@@ -312,17 +448,22 @@ impl Controller {
         });
     }
 
-    /// Hands a Webhook on as it stands.
+    /// Hands a Webhook on as it stands, unless it waits for Namespaces to be listed.
     async fn publish(&mut self, uid: Uid) -> bool {
-        let Some(entry) = self.entries.get_mut(&uid) else { return true };
+        let listed = self.namespaces.are_listed();
+        let entry = self.entries.get_mut(&uid).filter(|entry| listed || !entry.selects_namespaces());
+        let Some(entry) = entry else { return true };
         let update = entry.update();
         self.changes.send(Change::Updated(Box::new(update))).await.is_ok()
     }
 }
 
-/// `None` for one without a namespace, which no apiserver sends.
-fn reference(uid: Uid, metadata: &ObjectMeta) -> Option<WebhookRef> {
-    Some(WebhookRef { uid, namespace: metadata.namespace.clone()?, name: metadata.name.clone()? })
+/// The next change; never, where they are not served.
+async fn next_of(objects: &mut Option<Objects<ClusterWebhook>>) -> Option<objects::Change<ClusterWebhook>> {
+    match objects {
+        Some(objects) => objects.next().await,
+        None => pending().await,
+    }
 }
 
 #[cfg(test)]

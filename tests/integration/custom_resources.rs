@@ -8,7 +8,7 @@ use std::{fs, process::Command};
 use kube::Client;
 use llmtune_webhooks::{
     api::{
-        LedgerSegment, Webhook, WebhookDelivery,
+        ClusterWebhook, LedgerSegment, Webhook, WebhookDelivery,
         webhook::{Backoff, DeliveryPolicy},
         webhook_delivery::{DEFAULT_TTL, REDELIVER_ANNOTATION},
     },
@@ -43,6 +43,7 @@ impl Apiserver {
     fn path(&self, object: &Value) -> String {
         let plural = match object["kind"].as_str().unwrap() {
             "Webhook" => "webhooks",
+            "ClusterWebhook" => return "/apis/llmtune.io/v1alpha1/clusterwebhooks".to_owned(),
             "WebhookDelivery" => "webhookdeliveries",
             "TrainingJob" => "trainingjobs",
             "UsageThreshold" => "usagethresholds",
@@ -90,7 +91,7 @@ impl Apiserver {
     }
 
     /// Applies as a field manager, by server-side apply.
-    async fn apply(&self, manager: &str, subresource: &str, object: &Value) -> Result<Value, String> {
+    pub async fn apply(&self, manager: &str, subresource: &str, object: &Value) -> Result<Value, String> {
         let name = object["metadata"]["name"].as_str().unwrap();
         let path = format!("{}/{name}{subresource}?fieldManager={manager}", self.path(object));
         self.send("PATCH", &path, "application/apply-patch+yaml", object).await
@@ -102,6 +103,11 @@ fn with(spec: Value) -> Value {
     let mut manifest = webhook("ci", URL, &spec);
     manifest["spec"].as_object_mut().unwrap().retain(|_, value| !value.is_null());
     manifest
+}
+
+/// The same as a `ClusterWebhook`.
+pub fn of_cluster(manifest: &Value) -> Value {
+    over(manifest.clone(), json!({"kind": "ClusterWebhook"}))
 }
 
 fn delivery(delivery: Value) -> Value {
@@ -156,7 +162,7 @@ fn given_up_status() -> Value {
         "conditions": [condition("Delivered", "False"), condition("Finished", "True")],
         "event": {
             "id": EVENT_ID, "type": "training.completed", "occurredAt": TIME, "sequence": 2,
-            "object": {"kind": "TrainingJob", "name": "llama", "uid": "6c0c6d4e-7f6f-4a7c-9df6-2f3c9a1b0e55"},
+            "object": {"kind": "TrainingJob", "namespace": "research", "name": "llama", "uid": "6c0c6d4e-7f6f-4a7c-9df6-2f3c9a1b0e55"},
             "body": "{\"id\":\"evt_1\",\"deliveredAt\":\""
         },
         "attempts": 6,
@@ -430,9 +436,50 @@ fn an_invalid_webhook_is_refused_with_what_to_write_instead() {
         let apiserver = Apiserver::new().await;
         let mut failures = Vec::new();
         for (manifest, field, says) in invalid_webhooks() {
-            let result = apiserver.try_out(&manifest).await;
-            failures.extend(complaint(&manifest, field, says, result));
+            for manifest in [of_cluster(&manifest), manifest] {
+                let result = apiserver.try_out(&manifest).await;
+                failures.extend(complaint(&manifest, field, says, result));
+            }
         }
+        no_failures(&failures);
+    });
+}
+
+#[test]
+fn namespaces_are_selected_by_a_cluster_webhook_alone_and_as_objects_are() {
+    const LABEL: &str = "a label's key is a name of at most 63 letters, digits, '-', '_' and '.'";
+    const LABEL_VALUE: &str = "a label's value is empty or at most 63 letters, digits, '-', '_' and '.'";
+    const VALUES: &str = "In and NotIn need values; Exists and DoesNotExist must have none";
+    run(async {
+        let apiserver = Apiserver::new().await;
+        let selecting = |selector: &Value| of_cluster(&with(json!({"namespaceSelector": selector})));
+        let mut failures = Vec::new();
+        for selector in [
+            json!({}),
+            json!({"matchLabels": {"team": "research"}}),
+            json!({"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["kube-system"]}]}),
+        ] {
+            let taken = apiserver.try_out(&selecting(&selector)).await;
+            let taken = taken.unwrap_or_else(|error| panic!("{error}\n{selector:#}"));
+            assert_eq!(taken["spec"]["namespaceSelector"], selector);
+        }
+        for (selector, field, says) in [
+            (json!("team=a"), "spec.namespaceSelector", "must be of type object"),
+            (json!({"team": "a"}), "spec.namespaceSelector.team", "unknown field"),
+            (json!({"matchLabels": {"the team": "x"}}), "spec.namespaceSelector.matchLabels", LABEL),
+            (json!({"matchLabels": {"team": "re search"}}), "spec.namespaceSelector.matchLabels[team]", LABEL_VALUE),
+            (
+                json!({"matchExpressions": [{"key": "a", "operator": "In"}]}),
+                "spec.namespaceSelector.matchExpressions[0]",
+                VALUES,
+            ),
+        ] {
+            let result = apiserver.try_out(&selecting(&selector)).await;
+            failures.extend(complaint(&selector, field, says, result));
+        }
+        let webhook = with(json!({"namespaceSelector": {}}));
+        let result = apiserver.try_out(&webhook).await;
+        failures.extend(complaint(&webhook, "spec.namespaceSelector", "unknown field", result));
         no_failures(&failures);
     });
 }
@@ -454,7 +501,7 @@ fn a_valid_webhook_is_taken_and_the_operator_can_work_with_it() {
     run(async {
         let apiserver = Apiserver::new().await;
         let mut failures = Vec::new();
-        for manifest in valid_webhooks() {
+        for manifest in valid_webhooks().iter().flat_map(|manifest| [manifest.clone(), of_cluster(manifest)]) {
             let taken = match apiserver.try_out(&manifest).await {
                 Ok(taken) => taken,
                 Err(message) => {
@@ -462,8 +509,12 @@ fn a_valid_webhook_is_taken_and_the_operator_can_work_with_it() {
                     continue;
                 }
             };
-            let read: Webhook = serde_json::from_value(taken).unwrap_or_else(|error| panic!("{error}\n{manifest:#}"));
-            match Plan::read(&read.spec, false) {
+            let spec = match manifest["kind"].as_str() {
+                Some("Webhook") => serde_json::from_value(taken).map(|read: Webhook| read.spec),
+                _ => serde_json::from_value(taken).map(|read: ClusterWebhook| read.spec.webhook),
+            };
+            let spec = spec.unwrap_or_else(|error| panic!("{error}\n{manifest:#}"));
+            match Plan::read(&spec, false) {
                 Ok(plan) => assert!(plan.url.username().is_empty() && plan.url.password().is_none(), "{}", plan.url),
                 Err(error) => failures.push(format!("taken, but of no use: {error}\n{manifest:#}")),
             }
@@ -512,6 +563,8 @@ fn what_a_webhook_leaves_out_is_filled_in() {
         }
         let ours = DeliveryPolicy { backoff: Backoff::default(), ..DeliveryPolicy::default() };
         assert_eq!(serde_json::to_value(ours).unwrap(), full, "the defaults of the types are those of the schema");
+        let cluster = apiserver.try_out(&of_cluster(&with(json!({})))).await.unwrap();
+        assert_eq!(cluster["spec"], apiserver.try_out(&with(json!({}))).await.unwrap()["spec"]);
         let signed = apiserver.try_out(&with(json!({"secretRef": {"name": "ci-hook"}}))).await.unwrap();
         assert_eq!(signed["spec"]["secretRef"], json!({"name": "ci-hook", "key": "secret"}));
     });
@@ -671,7 +724,6 @@ fn invalid_deliveries() -> Vec<(Value, &'static str, &'static str)> {
         (kind("webhook"), "spec.webhookRef.kind", KINDS),
         (kind("Service"), "spec.webhookRef.kind", KINDS),
         (kind(""), "spec.webhookRef.kind", KINDS),
-        (kind("ClusterWebhook"), "spec.webhookRef.kind", "kind must be Webhook: there is no ClusterWebhook yet"),
         (whd(json!({"test": null})), "spec", NEITHER),
         (whd(json!({"eventId": EVENT_ID})), "spec", BOTH),
         (whd(json!({"test": {}})), "spec.test.event", "Required value"),
@@ -723,6 +775,7 @@ fn valid_deliveries() -> Vec<Value> {
         given_up("dlv-0123456789abcdef0123456789abcdef"),
         reference(json!({"name": "ci", "kind": "Webhook"})),
         reference(json!({"name": "ci", "kind": null})),
+        reference(json!({"name": "ci", "kind": "ClusterWebhook"})),
         reference(json!({"name": "ci.team-a"})),
         reference(json!({"name": "a".repeat(63)})),
     ];
@@ -869,6 +922,7 @@ fn the_status_of_a_delivery_holds_what_is_needed_to_send_it_again() {
             (event(json!({"sequence": 1.5})), "status.event.sequence", "must be of type integer"),
             (event(json!({"occurredAt": "yesterday"})), "status.event.occurredAt", "must be of type date-time"),
             (event(json!({"object": {"name": long(254)}})), "status.event.object.name", "may not be more than 253"),
+            (event(json!({"object": {"namespace": long(64)}})), "event.object.namespace", "may not be more than 63"),
             (event(json!({"data": {}})), "status.event.data", "unknown field"),
             (attempt(json!({"attempt": 0})), "status.lastAttempt.attempt", "greater than or equal to 1"),
             (attempt(json!({"time": null})), "status.lastAttempt.time", "Required value"),
@@ -1142,8 +1196,15 @@ fn the_apiserver_serves_the_definitions_without_reservation() {
         let plane = plane().await;
         let definitions = served_definitions(&plane.admin().await).await;
         let kinds: Vec<&Value> = definitions.iter().map(|definition| &definition["spec"]["names"]["kind"]).collect();
-        let expected =
-            ["LedgerSegment", "TrainingJob", "UsageThreshold", "WebhookDelivery", "Webhook", "WebhookSource"];
+        let expected = [
+            "ClusterWebhook",
+            "LedgerSegment",
+            "TrainingJob",
+            "UsageThreshold",
+            "WebhookDelivery",
+            "Webhook",
+            "WebhookSource",
+        ];
         assert_eq!(kinds, expected);
         for definition in &definitions {
             let internal = definition["spec"]["names"]["kind"] == "LedgerSegment";

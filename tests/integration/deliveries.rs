@@ -151,10 +151,10 @@ fn two_hundred_deliveries_past_all_retries_are_kept_and_one_command_sends_them_a
             let id = event["id"].as_str().unwrap();
             let name = DeliveryId::new(EventId::parse(id).unwrap(), webhook).object_name();
             assert_eq!(object["metadata"]["name"], name);
-            assert_eq!(
-                object["metadata"]["labels"],
-                json!({"llmtune.io/webhook": "ci", "llmtune.io/event": "training.started"})
-            );
+            let labels = json!({
+                "llmtune.io/webhook": "ci", "llmtune.io/webhook-kind": "Webhook", "llmtune.io/event": "training.started"
+            });
+            assert_eq!(object["metadata"]["labels"], labels);
             let owners = &object["metadata"]["ownerReferences"];
             assert_eq!(owners[0]["kind"], "Webhook");
             assert_eq!(owners[0]["uid"], webhook.to_string());

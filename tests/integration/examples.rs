@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use llmtune_webhooks_harness::root;
+use llmtune_webhooks_harness::{operator::Operator, root};
 
 use crate::support::{Scene, run};
 
@@ -17,8 +17,8 @@ fn manifests() -> Vec<PathBuf> {
 #[test]
 fn every_example_is_taken_as_it_stands_and_its_webhook_becomes_ready() {
     run(async {
-        let scene = Scene::new("examples").await;
-        let _operator = scene.operator().await;
+        let scene = Scene::alone("examples").await;
+        let _operator = Operator::start_ready(&scene.plane, &scene.options().cluster_wide()).await;
         let manifests = manifests();
         assert!(manifests.len() >= 3, "{manifests:?}");
         for manifest in manifests {
@@ -27,6 +27,7 @@ fn every_example_is_taken_as_it_stands_and_its_webhook_becomes_ready() {
         scene.wait("webhook/ci", "condition=Ready");
         scene.wait("webhook/llama-finished", "condition=Ready");
         scene.wait("webhook/internal", "condition=Ready");
+        scene.wait("clusterwebhook/platform", "condition=Ready");
         let webhook = scene.get("webhook", "ci");
         assert_eq!(webhook["status"]["endpoint"], "https://receiver.example.com");
     });

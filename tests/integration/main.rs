@@ -6,6 +6,7 @@ mod support;
 
 mod addresses;
 mod chart;
+mod cluster_webhooks;
 mod connections;
 mod custom_resources;
 mod deliveries;

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use futures::StreamExt;
 use llmtune_webhooks_harness::{
     control_plane::ControlPlane,
     eventually,
@@ -12,8 +13,9 @@ use llmtune_webhooks_harness::{
 use serde_json::{Value, json};
 
 use crate::{
+    custom_resources::of_cluster,
     sources::{deployment, rolled_out},
-    support::{Jobs, SOON, Scene, run},
+    support::{Jobs, SOON, Scene, run, webhook},
 };
 
 /// The ledger takes some seventy seconds to come to its first slot again.
@@ -43,27 +45,38 @@ fn asked(plane: &ControlPlane, namespace: &str) -> (BTreeSet<Right>, Vec<String>
     (asked, refused)
 }
 
-/// What the roles that ship grant.
-fn granted() -> BTreeSet<Right> {
-    let text = std::fs::read_to_string(root().join("charts/llmtune-webhooks/rbac.yaml")).unwrap();
-    let mut granted = BTreeSet::new();
+/// A rule of a role, word by word: role, API group, resource, verb.
+type Rule = (String, String, String, String);
+
+/// The rules of the roles in one of the files that ship.
+fn rules(file: &str) -> BTreeSet<Rule> {
+    let text = std::fs::read_to_string(root().join("charts/llmtune-webhooks").join(file)).unwrap();
+    let mut rules = BTreeSet::new();
     for document in text.split("\n---\n") {
         let object: Value = serde_saphyr::from_str(document).unwrap();
+        let role = format!("{} {}", object["kind"].as_str().unwrap(), object["metadata"]["name"].as_str().unwrap());
         for rule in object["rules"].as_array().into_iter().flatten() {
             let words = |key: &str| {
                 let words = rule[key].as_array().unwrap().iter();
                 words.map(|word| word.as_str().unwrap().to_owned()).collect::<Vec<String>>()
             };
-            for (verb, resource) in words("verbs")
+            for (group, resource) in words("apiGroups")
                 .into_iter()
-                .flat_map(|verb| words("resources").into_iter().map(move |resource| (verb.clone(), resource)))
+                .flat_map(|group| words("resources").into_iter().map(move |resource| (group.clone(), resource)))
             {
-                assert!(verb != "*" && resource != "*", "a wildcard");
-                granted.extend(words("apiGroups").into_iter().map(|group| (verb.clone(), group, resource.clone())));
+                for verb in words("verbs") {
+                    assert!(![&group, &resource, &verb].contains(&&"*".to_owned()), "a wildcard in {file}");
+                    rules.insert((role.clone(), group.clone(), resource.clone(), verb));
+                }
             }
         }
     }
-    granted
+    rules
+}
+
+/// What these rules grant.
+fn granted(rules: BTreeSet<Rule>) -> BTreeSet<Right> {
+    rules.into_iter().map(|(_, group, resource, verb)| (verb, group, resource)).collect()
 }
 
 #[test]
@@ -82,6 +95,8 @@ fn every_right_that_ships_is_used_and_none_is_missing() {
         let tls = json!({"tls": {"caBundleRef": {"kind": "ConfigMap", "name": "ca", "key": "ca.crt"}}});
         scene.webhook("internal", "https://receiver.internal/hooks", &tls);
         scene.webhook("broken", &broken.url(), &json!({"delivery": {"maxRetries": 0}}));
+        let selecting = json!({"namespaceSelector": {"matchLabels": {"team": "none"}}});
+        scene.apply(&of_cluster(&webhook("platform", &receiver.url(), &selecting)));
         scene.apply(&json!({
             "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"}, "spec": {"hard": {"pods": "10"}}
         }));
@@ -144,7 +159,7 @@ fn every_right_that_ships_is_used_and_none_is_missing() {
                 assert!(number < 1000);
             }
         });
-        let mut granted = granted();
+        let mut granted = granted(rules("rbac.yaml"));
         // It is read only where it is there already, as after a crash between its creation and its event.
         assert!(granted.remove(&("get".into(), "llmtune.io".into(), "webhookdeliveries".into())));
         let unused = eventually("every right is used", LONG, || async {
@@ -158,4 +173,236 @@ fn every_right_that_ships_is_used_and_none_is_missing() {
         assert!(refused.is_empty(), "refused: {refused:#?}");
         println!("{} rights, each used; {} kinds of requests, none refused", granted.len(), asked.len());
     });
+}
+
+#[test]
+fn where_namespaces_are_named_roles_there_are_enough() {
+    run(async {
+        let plane = Arc::new(ControlPlane::start_audited().await);
+        plane.install_crds();
+        let (own, scene) = (plane.namespace("own").await, Scene::on(Arc::clone(&plane), "served").await);
+        let receiver = Receiver::start().await;
+        let broken = Receiver::answering(|_| Answer::status(500)).await;
+        scene.secret("ci", "s3cret");
+        scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci"}}));
+        scene.webhook("broken", &broken.url(), &json!({"delivery": {"maxRetries": 0}}));
+        scene.apply(&json!({
+            "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"}, "spec": {"hard": {"pods": "10"}}
+        }));
+        scene.apply(&json!({
+            "apiVersion": "llmtune.io/v1alpha1", "kind": "UsageThreshold", "metadata": {"name": "pods"},
+            "spec": {"resourceQuota": {"name": "team", "resource": "pods"}, "thresholds": ["50%"]}
+        }));
+        let mut options = scene.options().by_roles();
+        options.namespace = own.clone();
+        let mut operator = Operator::start_ready(&plane, &options).await;
+        scene.job("a");
+        scene.phase("a", "Running");
+        assert!(receiver.wait_for("training.started", "a", SOON).await.is_signed_with("s3cret"));
+        scene.wait("webhook/ci", "condition=Healthy");
+        scene.wait_event("Webhook", "broken", "DeliveryExhausted").await;
+        let kept = eventually("what was given up is kept", SOON, || async {
+            let kept = scene.kubectl(&["get", "whd", "-l", "llmtune.io/webhook=broken", "-o", "name"]);
+            kept.lines().next().map(str::to_owned)
+        })
+        .await;
+        scene.wait(&kept, "condition=Finished");
+        scene.wait("ut/pods", "condition=Ready=False");
+        operator.restart();
+        operator.wait_ready().await;
+        scene.phase("a", "Completed");
+        receiver.wait_for("training.completed", "a", SOON).await;
+        operator.stop();
+
+        let (asked, refused) = asked(&plane, &own);
+        assert!(refused.is_empty(), "refused: {refused:#?}");
+        let lease = plane.kubectl(&["-n", &own, "get", "events.events.k8s.io", "-o", "name"]);
+        assert!(!lease.stdout.is_empty(), "the ledger's beginning is told beside the Lease");
+        println!("{} kinds of requests, none refused", asked.len());
+    });
+}
+
+#[test]
+fn the_role_of_a_namespace_is_the_cluster_role_without_what_belongs_to_none() {
+    let of = |file: &str, role: &str| -> BTreeSet<Right> {
+        granted(rules(file).into_iter().filter(|rule| rule.0 == role).collect())
+    };
+    let mut cluster = of("rbac.yaml", "ClusterRole llmtune-webhooks");
+    cluster.retain(|(_, _, resource)| {
+        let resource = resource.split('/').next().unwrap();
+        !["clusterwebhooks", "webhooksources", "namespaces"].contains(&resource)
+    });
+    assert_eq!(of("rbac-namespaced.yaml", "Role llmtune-webhooks-served"), cluster);
+}
+
+const KINDS: [&str; 7] = [
+    "webhooks",
+    "webhookdeliveries",
+    "trainingjobs",
+    "usagethresholds",
+    "clusterwebhooks",
+    "webhooksources",
+    "ledgersegments",
+];
+const VERBS: [&str; 8] = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
+
+/// All that this user may do in the namespace with the kinds of the group: verb and resource.
+async fn allowed(plane: &ControlPlane, user: &str, namespace: &str) -> BTreeSet<(String, String)> {
+    let client = plane.admin().await;
+    let resources = KINDS.into_iter().flat_map(|kind| [(kind, ""), (kind, "status")]);
+    let asked = resources.flat_map(|resource| VERBS.map(|verb| (verb, resource)));
+    let answers = futures::stream::iter(asked).map(|(verb, (resource, subresource))| {
+        let client = client.clone();
+        async move {
+            // What `kubectl auth can-i --as` asks.
+            let review = json!({
+                "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": {
+                    "group": "llmtune.io", "resource": resource, "subresource": subresource, "verb": verb,
+                    "namespace": namespace
+                }}
+            });
+            let request = http::Request::post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews")
+                .header("content-type", "application/json")
+                .header("impersonate-user", user)
+                .header("impersonate-group", "system:authenticated")
+                .body(serde_json::to_vec(&review).unwrap())
+                .unwrap();
+            let answer: Value = client.request(request).await.unwrap();
+            let resource =
+                if subresource.is_empty() { resource.to_owned() } else { format!("{resource}/{subresource}") };
+            (answer["status"]["allowed"] == true).then(|| (verb.to_owned(), resource))
+        }
+    });
+    answers.buffer_unordered(16).filter_map(|allowed| async { allowed }).collect().await
+}
+
+#[test]
+fn people_may_do_what_their_role_says_and_nothing_else() {
+    run(async {
+        let scene = Scene::new("people").await;
+        scene.plane.start_role_aggregation();
+        let roles = std::fs::read_to_string(root().join("charts/llmtune-webhooks/rbac-people.yaml")).unwrap();
+        scene.apply_text(&roles);
+        for role in ["view", "edit", "admin", "llmtune-training-reporter"] {
+            scene.apply(&json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": role},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": role}]
+            }));
+        }
+        let of = |verbs: &[&str], resources: &[&str]| -> BTreeSet<(String, String)> {
+            let verbs = verbs.iter();
+            verbs.flat_map(|verb| resources.iter().map(move |on| ((*verb).to_owned(), (*on).to_owned()))).collect()
+        };
+        let view = of(&VERBS[..3], &KINDS[..4]);
+        let edit = of(&VERBS, &KINDS[..4]);
+        let reporter = [of(&["get"], &["trainingjobs"]), of(&["patch"], &["trainingjobs/status"])];
+        for (role, expected) in [
+            ("view", view),
+            ("edit", edit.clone()),
+            ("admin", edit),
+            ("llmtune-training-reporter", reporter.into_iter().flatten().collect()),
+            ("nobody", BTreeSet::new()),
+        ] {
+            // The roles of the cluster are filled in by a controller.
+            let what = format!("{role} may do {} things", expected.len());
+            eventually(&what, SOON, || async {
+                (allowed(&scene.plane, role, &scene.namespace).await == expected).then_some(())
+            })
+            .await;
+            assert!(allowed(&scene.plane, role, "default").await.is_empty(), "{role} elsewhere");
+            println!("{what}, of {}", 2 * KINDS.len() * VERBS.len());
+        }
+
+        // As people meet it.
+        let as_user = |user: &str, arguments: &[&str], input: &str| {
+            let arguments = [&["-n", &scene.namespace, "--as", user], arguments].concat();
+            let output = scene.plane.kubectl_with_input(&arguments, input);
+            let text = [output.stdout, output.stderr].concat();
+            (output.status.success(), String::from_utf8(text).unwrap())
+        };
+        let ci = webhook("ci", "https://ci.example.com", &json!({}));
+        let applied = |user, object: &Value| as_user(user, &["apply", "-f", "-"], &object.to_string());
+        assert!(applied("edit", &ci).0);
+        assert!(as_user("view", &["get", "wh", "ci"], "").0);
+        for (user, done) in [
+            ("view", applied("view", &webhook("other", "https://ci.example.com", &json!({})))),
+            ("admin", applied("admin", &of_cluster(&ci))),
+            (
+                "admin",
+                as_user(
+                    "admin",
+                    &["patch", "wh", "ci", "--subresource=status", "--type=merge", "-p", "{\"status\":{}}"],
+                    "",
+                ),
+            ),
+        ] {
+            assert!(!done.0 && done.1.contains("cannot"), "{user}: {}", done.1);
+        }
+        let can =
+            |user: &str, verb: &str, what: &str| as_user(user, &["auth", "can-i", verb, what], "").1.trim().to_owned();
+        assert_eq!(can("edit", "create", "webhooks.llmtune.io"), "yes");
+        assert_eq!(can("admin", "get", "ledgersegments.llmtune.io"), "no");
+    });
+}
+
+/// The rules in the tables of docs/security.md: the first three columns name the role, its resources and its verbs.
+fn documented() -> BTreeSet<Rule> {
+    let text = std::fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let mut rules = BTreeSet::new();
+    for row in text.lines().filter(|line| line.starts_with("| ClusterRole `") || line.starts_with("| Role `")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [_, role, resources, verbs, why, _] = cells[..] else { panic!("a row of four columns: {row}") };
+        assert!(!why.is_empty(), "no reason: {row}");
+        for resource in resources.split(", ") {
+            let resource = resource.trim_matches('`');
+            // As kubectl names them: resource.group/subresource.
+            let (resource, subresource) =
+                resource.split_once('/').map_or((resource, None), |(of, sub)| (of, Some(sub)));
+            let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
+            let resource = subresource.map_or(resource.to_owned(), |subresource| format!("{resource}/{subresource}"));
+            for verb in verbs.split(", ") {
+                let rule = (role.replace('`', ""), group.to_owned(), resource.clone(), verb.to_owned());
+                assert!(rules.insert(rule), "twice: {row}");
+            }
+        }
+    }
+    rules
+}
+
+#[test]
+fn the_documentation_gives_a_reason_for_every_rule_that_ships_and_no_other() {
+    let shipped: BTreeSet<Rule> = [rules("rbac.yaml"), rules("rbac-people.yaml")].into_iter().flatten().collect();
+    let documented = documented();
+    let undocumented: Vec<_> = shipped.difference(&documented).collect();
+    let gone: Vec<_> = documented.difference(&shipped).collect();
+    assert!(undocumented.is_empty() && gone.is_empty(), "without a reason: {undocumented:#?}\nno such rule: {gone:#?}");
+}
+
+#[test]
+fn every_test_that_the_threat_model_names_is_there() {
+    let text = std::fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let model = text.split_once("\n## Threat model\n").unwrap().1;
+    let named = model
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.starts_with(char::is_alphabetic) && word.matches('_').count() >= 2);
+    let named: BTreeSet<&str> = named.collect();
+    assert!(named.len() >= 20, "{named:#?}");
+    let mut code = String::new();
+    let mut folders = vec![root().join("src"), root().join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                code.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let missing: Vec<_> = named.into_iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "there are no such tests: {missing:#?}");
 }

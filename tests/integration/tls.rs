@@ -361,7 +361,7 @@ fn a_bundle_or_certificate_that_is_missing_or_broken_holds_events_is_said_withou
             assert!(message.contains(says), "{message}");
             assert!(!message.contains("canary"), "{message}");
         };
-        lacks("CABundleNotFound", "ConfigMap \"late\" does not exist in this namespace: create it").await;
+        lacks("CABundleNotFound", "ConfigMap \"late\" does not exist in namespace ").await;
         start_job(&scene, "llama").await;
         let map = |data: &Value| {
             scene.apply(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "late"}, "data": data}));

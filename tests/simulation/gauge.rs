@@ -95,6 +95,7 @@ impl Gauge {
             name: self.name.clone(),
             kind: None,
             labels: BTreeMap::from([("team".into(), self.team.into())]),
+            namespace_labels: None,
             annotations: None,
             created_at: None,
             owned: false,

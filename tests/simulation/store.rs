@@ -128,6 +128,7 @@ impl Life {
             name: self.name.clone(),
             kind: None,
             labels: BTreeMap::from([("team".into(), self.team.into())]),
+            namespace_labels: None,
             annotations: None,
             created_at: None,
             owned: false,

@@ -7,7 +7,7 @@ use llmtune_webhooks::{
     delivery::schedule::Backoff,
     event::{EventSet, object::Uid},
     ledger::journal::{Kind as SegmentKind, Shape},
-    subscription::index::Subscription,
+    subscription::index::{Scope, Subscription},
 };
 
 use crate::{
@@ -528,7 +528,7 @@ impl World {
         let (initial, max) = (Duration::from_millis(100), Duration::from_secs(1));
         let subscription = Subscription {
             uid,
-            namespace: "ns".into(),
+            scope: Scope::Namespace("ns".into()),
             generation: 1,
             events: EventSet::parse(patterns).unwrap_or_default(),
             selector,

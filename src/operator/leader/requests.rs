@@ -11,6 +11,7 @@ use tracing::warn;
 
 use super::{Known, Leader};
 use crate::{
+    api::webhook_delivery::{WebhookKind, WebhookReference},
     delivery::{
         attempt::{Attempt, AttemptResult, Exchange},
         send::Attempted,
@@ -21,6 +22,7 @@ use crate::{
         Note,
         deliveries::{Answer, Asked, DeliveryRef, Order, Subject, unsent},
     },
+    subscription::resolve::WebhookRef,
 };
 
 /// What is asked of a Webhook that is not known waits this long: they may have been applied together.
@@ -50,11 +52,13 @@ impl Requests {
 }
 
 impl Leader {
-    /// The Webhook of this name beside the object that asks.
+    /// The Webhook of this kind and name whose home the object that asks is in.
     fn named(&self, object: &DeliveryRef) -> Option<&Known> {
-        let of_name =
-            |known: &&Known| known.webhook.name == object.webhook && known.webhook.namespace == object.namespace;
-        self.webhooks.values().find(of_name)
+        let WebhookReference { kind, name } = &object.webhook;
+        let is_meant = |WebhookRef { kind: of, home, name: called, .. }: &WebhookRef| {
+            called == name && of == kind && *home == object.namespace
+        };
+        self.webhooks.values().find(|known| is_meant(&known.webhook))
     }
 
     /// Does what users ask for, once its Webhook is known and ready, or after a while as it then is.
@@ -96,7 +100,7 @@ impl Leader {
             return self.no_webhook(object, Subject::Test { event, owner: None });
         };
         let Some(resolved) = resolved.clone() else {
-            let message = format!("Webhook {} is not ready: its conditions say what it lacks", webhook.name);
+            let message = format!("{webhook} is not ready: its conditions say what it lacks");
             let subject = Subject::Test { event, owner: Some(webhook.clone()) };
             let answer = unsent(object, subject, "WebhookNotReady", message, now);
             return self.order(Order::Answer(Box::new(answer)));
@@ -174,7 +178,9 @@ impl Leader {
     }
 
     pub(super) fn no_webhook(&self, object: DeliveryRef, subject: Subject) {
-        let message = format!("there is no Webhook {} in this namespace: create it, then ask again", object.webhook);
+        let WebhookReference { kind, name } = &object.webhook;
+        let place = if *kind == WebhookKind::Webhook { " in this namespace" } else { "" };
+        let message = format!("there is no {kind} {name}{place}: create it, then ask again");
         let answer = unsent(object, subject, "WebhookNotFound", message, self.clock.now());
         self.order(Order::Answer(Box::new(answer)));
     }

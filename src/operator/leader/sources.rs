@@ -25,16 +25,17 @@ use crate::{
         deployment::Deployments,
         health::WatchHealth,
         mapped::{Failures, Mapped, Mapping},
+        namespaces::ToldNamespaces,
         owners::WatchedKinds,
         training_job::TrainingJobs,
         watch::Watcher,
     },
 };
 
-/// For how long WebhookSources that cannot be listed are waited for, where the ledger remembers none.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// The same where it does.
-const LONG_PATIENCE: Duration = Duration::from_secs(15);
+/// For how long WebhookSources, or `ClusterWebhooks`, that cannot be listed are waited for, where the ledger remembers nothing of theirs.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+/// The same where it may.
+pub const LONG_PATIENCE: Duration = Duration::from_secs(15);
 
 /// The watches.
 pub struct Sources {
@@ -43,6 +44,8 @@ pub struct Sources {
     pub observe: mpsc::Sender<Observation>,
     notes: mpsc::UnboundedSender<Note>,
     kinds: WatchedKinds,
+    /// The Namespaces that the engine has been told of.
+    pub namespaces: ToldNamespaces,
     built_in: Vec<Arc<WatchHealth>>,
     mapped: HashMap<Uid, MappedWatch>,
     /// The number that the next watch gets.
@@ -69,12 +72,18 @@ impl MappedWatch {
 
 impl Sources {
     /// Watches that are not begun. `mapped`: whether WebhookSources are served.
-    pub fn new(observe: mpsc::Sender<Observation>, notes: mpsc::UnboundedSender<Note>, mapped: bool) -> Self {
+    pub fn new(
+        observe: mpsc::Sender<Observation>,
+        notes: mpsc::UnboundedSender<Note>,
+        namespaces: ToldNamespaces,
+        mapped: bool,
+    ) -> Self {
         Self {
             tasks: JoinSet::new(),
             observe,
             notes,
             kinds: WatchedKinds::default(),
+            namespaces,
             built_in: Vec::new(),
             mapped: HashMap::new(),
             next: 0,
@@ -189,6 +198,7 @@ impl Leader {
             health,
             malformed: self.context.metrics.malformed.with_label_values(&[source.kind()]),
             keep_annotations: Arc::clone(&self.keep_annotations),
+            namespaces: self.sources.namespaces.clone(),
             newest: AtomicU64::new(0),
             source,
         };

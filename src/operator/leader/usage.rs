@@ -35,6 +35,7 @@ impl Leader {
             scopes: self.usage_scopes(),
             prometheus: Arc::clone(&self.context.prometheus),
             observations: self.sources.observe.clone(),
+            told_namespaces: self.sources.namespaces.clone(),
             told: self.told.clone(),
             evaluations: metrics.usage_evaluations.clone(),
             query_duration: metrics.usage_query_duration.clone(),

@@ -132,7 +132,7 @@ impl Call {
                 Ok(kept) => return Some(kept),
                 Err(Obstacle::Final(status)) => {
                     warn!(
-                        namespace = webhook.namespace, webhook = webhook.name, event = %keep.event.id, error = status.message,
+                        namespace = webhook.home, webhook = webhook.name, event = %keep.event.id, error = status.message,
                         "a WebhookDelivery was refused; the delivery is dropped"
                     );
                     return None;
@@ -150,14 +150,14 @@ impl Call {
         keep: &Keep,
         object: &WebhookDelivery,
     ) -> Result<(Uid, Entry), Obstacle> {
-        let WebhookRef { namespace, name: webhook, .. } = webhook;
+        let namespace = &webhook.home;
         let created = self.create(namespace, object).await?;
         let uid = uid(&created).ok_or(Obstacle::Passing)?;
         let mut entry = Entry {
             version: version(&created.metadata),
             namespace: namespace.clone(),
             name: object.name_any(),
-            webhook: webhook.clone(),
+            webhook: object.spec.webhook_ref.clone(),
             bytes: keep.event.body.len(),
             spent: false,
             expires: None,
@@ -169,7 +169,7 @@ impl Call {
             uid,
             namespace: namespace.clone(),
             name: entry.name.clone(),
-            webhook: webhook.clone(),
+            webhook: object.spec.webhook_ref.clone(),
             generation: created.metadata.generation.unwrap_or_default(),
             conditions: Vec::new(),
             request: None,
@@ -279,6 +279,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        api::webhook_delivery::WebhookKind,
         event::{EventType, sample::sample},
         ledger::contents::{GivenUp, Reason},
         report::apiserver,
@@ -308,7 +309,8 @@ mod tests {
                 (code, body.to_owned())
             })
         };
-        let webhook = WebhookRef { uid: Uid::from_u128(1), namespace: "research".into(), name: "ci".into() };
+        let (kind, uid) = (WebhookKind::Webhook, Uid::from_u128(1));
+        let webhook = WebhookRef { kind, uid, home: "research".into(), name: "ci".into() };
         let event = Arc::new(sample(EventType::ModelDeployed, Uid::from_u128(2), "research", None, Timestamp::now()));
         let delivery = crate::event::id::DeliveryId::new(event.id, webhook.uid);
         let at = Timestamp::now();

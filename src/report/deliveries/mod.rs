@@ -36,7 +36,7 @@ use super::conditions::holds;
 use crate::{
     api::{
         WebhookDelivery,
-        webhook_delivery::{DEFAULT_TTL, DeliveredEvent, REDELIVER_ANNOTATION, WebhookKind},
+        webhook_delivery::{DEFAULT_TTL, DeliveredEvent, REDELIVER_ANNOTATION, WebhookKind, WebhookReference},
     },
     causes::Causes,
     engine::{Keep, MAX_BYTES},
@@ -45,6 +45,8 @@ use crate::{
     panics::caught,
     subscription::resolve::{WebhookRef, duration},
 };
+
+pub use object::{KIND_LABEL, WEBHOOK_LABEL};
 
 /// Objects of one Webhook; also bounded by [`MAX_BYTES`] of their events.
 pub const MAX_OBJECTS: usize = 1_000;
@@ -61,8 +63,8 @@ pub struct DeliveryRef {
     pub uid: Uid,
     pub namespace: String,
     pub name: String,
-    /// The Webhook's name; the Webhook is in the same namespace.
-    pub webhook: String,
+    /// The Webhook, whose home this namespace is.
+    pub webhook: WebhookReference,
     generation: i64,
     conditions: Vec<Condition>,
     /// The request that is answered.
@@ -138,6 +140,8 @@ pub struct Deliveries {
     pub back: mpsc::UnboundedSender<FromDeliveries>,
     /// Asked before each write.
     pub may_write: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// The namespace of the deliveries of `ClusterWebhooks`; `None`: these are not served.
+    pub cluster_home: Option<String>,
 }
 
 /// What is remembered of an object.
@@ -147,7 +151,7 @@ struct Entry {
     version: u64,
     namespace: String,
     name: String,
-    webhook: String,
+    webhook: WebhookReference,
     bytes: usize,
     /// Nothing is lost with it: it is delivered, or holds no event.
     spent: bool,
@@ -168,7 +172,7 @@ enum Done {
     Kept {
         webhook: WebhookRef,
         delivery: DeliveryId,
-        object: Option<(Uid, Entry)>,
+        object: Option<(Uid, Box<Entry>)>,
     },
     /// `version`: of the object with its answer.
     Answered {
@@ -187,6 +191,7 @@ enum Done {
 /// The objects as they are known, and the calls about them that are under way.
 struct State {
     back: mpsc::UnboundedSender<FromDeliveries>,
+    cluster_home: Option<String>,
     call: Call,
     calls: JoinSet<Done>,
     entries: HashMap<Uid, Entry>,
@@ -206,7 +211,7 @@ impl Deliveries {
         let config = watcher::Config::default().timeout(30).page_size(20);
         let mut objects = Objects::<WebhookDelivery>::watch(&self.client, &namespaces, &config);
         let (mut listed, mut early) = (false, Vec::new());
-        let mut state = State::new(self.back, Call::new(self.client, self.may_write));
+        let mut state = State::new(self.back, self.cluster_home, Call::new(self.client, self.may_write));
         let mut tick = interval(Duration::from_millis(500));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -262,9 +267,10 @@ impl Deliveries {
 }
 
 impl State {
-    fn new(back: mpsc::UnboundedSender<FromDeliveries>, call: Call) -> Self {
+    fn new(back: mpsc::UnboundedSender<FromDeliveries>, cluster_home: Option<String>, call: Call) -> Self {
         Self {
             back,
+            cluster_home,
             call,
             calls: JoinSet::new(),
             entries: HashMap::new(),
@@ -309,7 +315,7 @@ impl State {
             version,
             namespace: namespace.clone(),
             name: name.clone(),
-            webhook: spec.webhook_ref.name.clone(),
+            webhook: spec.webhook_ref.clone(),
             bytes: status.event.as_ref().map_or(0, |event| event.body.len()),
             spent: status.event.is_none() || holds(&status.conditions, "Delivered"),
             // One that is asked for again does not go before it is answered.
@@ -323,7 +329,7 @@ impl State {
             uid,
             namespace,
             name,
-            webhook: spec.webhook_ref.name,
+            webhook: spec.webhook_ref,
             generation: metadata.generation.unwrap_or_default(),
             conditions: status.conditions,
             request: request.clone(),
@@ -344,17 +350,15 @@ impl State {
             return;
         }
         self.asked.insert(uid, UnderWay { request, another: false });
-        let (reason, message) = match (spec.webhook_ref.kind, spec.test, &status.event) {
-            (WebhookKind::ClusterWebhook, ..) => {
-                ("WebhookNotFound", "this release has no ClusterWebhook: name a Webhook of this namespace".to_owned())
-            }
-            (WebhookKind::Webhook, Some(test), _) => {
+        let (reason, message) = match (self.misplaced(&object), spec.test, &status.event) {
+            (Some(misplaced), ..) => misplaced,
+            (None, Some(test), _) => {
                 if let Some(event) = EventType::parse(&test.event) {
                     return self.send(FromDeliveries::Asked(Asked::Test { object, event }));
                 }
                 ("EventUnknown", format!("this release does not know the event {}: upgrade the operator", test.event))
             }
-            (WebhookKind::Webhook, None, kept) => {
+            (None, None, kept) => {
                 if let Some(event) = kept.as_ref().and_then(|kept| event(&object.namespace, kept)) {
                     return self.send(FromDeliveries::Asked(Asked::Again { object, event: Arc::new(event) }));
                 }
@@ -366,6 +370,27 @@ impl State {
         };
         warn!(namespace = object.namespace, name = object.name, reason, message, "a delivery cannot be made");
         self.answer(unsent(object, Subject::Found(status.event.map(Box::new)), reason, message, Timestamp::now()));
+    }
+
+    /// Why nothing is sent to a `ClusterWebhook` for an object in this namespace: whoever may write here must not make the operator send
+    /// to an endpoint of the platform team's, nor learn whether there is one.
+    fn misplaced(&self, object: &DeliveryRef) -> Option<(&'static str, String)> {
+        if object.webhook.kind == WebhookKind::Webhook {
+            return None;
+        }
+        match &self.cluster_home {
+            Some(home) if *home == object.namespace => None,
+            Some(home) => {
+                let say =
+                    format!("deliveries of ClusterWebhooks are in the operator's namespace: make this one in {home}");
+                Some(("NotInOperatorNamespace", say))
+            }
+            None => {
+                let say =
+                    "this operator serves no ClusterWebhook, since it runs with --watch-namespace: name a Webhook";
+                Some(("ClusterWebhooksNotServed", say.to_owned()))
+            }
+        }
     }
 
     fn enter(&mut self, uid: Uid, entry: Entry) {
@@ -385,17 +410,18 @@ impl State {
 
     fn keep(&mut self, webhook: WebhookRef, keep: Keep) {
         let (delivery, bytes) = (keep.delivery, keep.event.body.len());
-        match self.places.room(&webhook.namespace, &webhook.name, bytes) {
+        let reference = WebhookReference { kind: webhook.kind, name: webhook.name.clone() };
+        match self.places.room(&webhook.home, &reference, bytes) {
             Room::Enough => {}
             Room::After(uid) => self.delete(uid),
             Room::None => {
                 return self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed: false }));
             }
         }
-        self.places.reserve(&webhook.namespace, &webhook.name, &delivery.object_name(), bytes);
+        self.places.reserve(&webhook.home, reference, &delivery.object_name(), bytes);
         let broken = Done::Kept { webhook: webhook.clone(), delivery, object: None };
         self.begin(broken, |call| async move {
-            let object = call.keep(&webhook, &keep).await;
+            let object = call.keep(&webhook, &keep).await.map(|(uid, entry)| (uid, Box::new(entry)));
             Done::Kept { webhook, delivery, object }
         });
     }
@@ -424,10 +450,10 @@ impl State {
         match done {
             Done::Kept { webhook, delivery, object } => {
                 let landed = object.is_some();
-                self.places.release(&webhook.namespace, &delivery.object_name());
+                self.places.release(&webhook.home, &delivery.object_name());
                 if let Some((uid, entry)) = object {
                     let newer = self.entries.remove(&uid).filter(|known| known.version >= entry.version);
-                    self.enter(uid, newer.unwrap_or(entry));
+                    self.enter(uid, newer.unwrap_or(*entry));
                 }
                 self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed }));
             }
@@ -506,7 +532,7 @@ mod tests {
     async fn a_call_that_panics_leaves_nothing_under_way() {
         let (back, mut from) = mpsc::unbounded_channel();
         let call = Call::new(apiserver(|_| panic!("as this test wants")), Arc::new(|| true));
-        let mut state = State::new(back, call);
+        let mut state = State::new(back, None, call);
         let object = serde_json::json!({
             "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery",
             "metadata": {"namespace": "research", "name": "try", "uid": Uid::from_u128(7).to_string(), "resourceVersion": "5"},
@@ -528,7 +554,7 @@ mod tests {
         let client = apiserver(|_| panic!("as this test wants"));
         let (_orders, orders) = mpsc::unbounded_channel();
         let (back, _from) = mpsc::unbounded_channel();
-        let deliveries = Deliveries { client, orders, back, may_write: Arc::new(|| true) };
+        let deliveries = Deliveries { client, orders, back, may_write: Arc::new(|| true), cluster_home: None };
         timeout(Duration::from_secs(20), deliveries.run(Vec::new())).await.unwrap();
     }
 }

@@ -7,7 +7,6 @@ use k8s_openapi::{
     api::core::v1::ObjectReference,
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
-use kube::Resource;
 
 use super::{Answer, DeliveryRef, Subject};
 use crate::{
@@ -15,7 +14,7 @@ use crate::{
         WebhookDelivery,
         webhook_delivery::{
             DEFAULT_TTL, DeliveredEvent, DeliveryAttempt, EventObject, REDELIVER_ANNOTATION, WebhookDeliverySpec,
-            WebhookDeliveryStatus, WebhookKind, WebhookReference,
+            WebhookDeliveryStatus, WebhookReference,
         },
     },
     engine::Keep,
@@ -28,7 +27,10 @@ use crate::{
     subscription::resolve::WebhookRef,
 };
 
-const WEBHOOK_LABEL: &str = "llmtune.io/webhook";
+/// The name of the Webhook that a delivery belongs to.
+pub const WEBHOOK_LABEL: &str = "llmtune.io/webhook";
+/// Its kind: a Webhook of the operator's namespace may have the name of a `ClusterWebhook`.
+pub const KIND_LABEL: &str = "llmtune.io/webhook-kind";
 const EVENT_LABEL: &str = "llmtune.io/event";
 
 /// Its uid, where it is one.
@@ -52,7 +54,7 @@ pub(super) fn given_up(webhook: &WebhookRef, keep: &Keep) -> WebhookDelivery {
     WebhookDelivery {
         metadata: ObjectMeta { name: Some(keep.delivery.object_name()), ..belonging(webhook, keep.event.event_type) },
         spec: WebhookDeliverySpec {
-            webhook_ref: WebhookReference { kind: WebhookKind::Webhook, name: webhook.name.clone() },
+            webhook_ref: WebhookReference { kind: webhook.kind, name: webhook.name.clone() },
             test: None,
             event_id: Some(keep.event.id.to_string()),
             ttl: DEFAULT_TTL.to_owned(),
@@ -67,6 +69,10 @@ pub(super) fn giving_up(object: DeliveryRef, Keep { event, given_up, .. }: &Keep
         Reason::Exhausted => ("Exhausted", "the endpoint did not acknowledge the delivery within its retries"),
         Reason::EndpointGone => ("EndpointGone", "the endpoint answered 410 Gone"),
         Reason::BoundReached => ("BoundReached", "too many deliveries were pending for another to wait"),
+        Reason::NamespaceUnknown => (
+            "NamespaceUnknown",
+            "the namespace of its object is gone, and whether spec.namespaceSelector selects it is not known",
+        ),
     };
     let again = format!("kubectl annotate whd {} {REDELIVER_ANNOTATION}=$(date -Is) --overwrite", object.name);
     Answer {
@@ -84,10 +90,14 @@ pub(super) fn giving_up(object: DeliveryRef, Keep { event, given_up, .. }: &Keep
 
 /// What makes an object a Webhook's: labels to select it by, and an owner with which it goes.
 pub(super) fn belonging(webhook: &WebhookRef, event: EventType) -> ObjectMeta {
-    let labels = [(WEBHOOK_LABEL, webhook.name.as_str()), (EVENT_LABEL, event.name())];
+    let labels = [
+        (WEBHOOK_LABEL, webhook.name.clone()),
+        (KIND_LABEL, webhook.kind.to_string()),
+        (EVENT_LABEL, event.name().to_owned()),
+    ];
     ObjectMeta {
-        labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
-        owner_references: references::webhook(webhook).owner_ref(&()).map(|owner| vec![owner]),
+        labels: Some(labels.map(|(key, value)| (key.to_owned(), value)).into()),
+        owner_references: references::owner(webhook).map(|owner| vec![owner]),
         ..ObjectMeta::default()
     }
 }
@@ -121,27 +131,29 @@ pub(super) fn status(answer: &Answer) -> WebhookDeliveryStatus {
 }
 
 fn kept_event(event: &Event, test: bool) -> DeliveredEvent {
-    let ObjectReference { kind, name, uid, .. } = references::object(&event.object);
+    let ObjectReference { kind, namespace, name, uid, .. } = references::object(&event.object);
     DeliveredEvent {
         id: event.id.to_string(),
         event_type: event.event_type.name().to_owned(),
         occurred_at: event.body.occurred_at().map(Time),
         sequence: i64::from(event.sequence),
         test,
-        object: if test { EventObject::default() } else { EventObject { kind, name, uid } },
+        object: if test { EventObject::default() } else { EventObject { kind, namespace, name, uid } },
         body: event.body.as_str().to_owned(),
     }
 }
 
-/// The event that a status keeps.
+/// The event that a status keeps. `namespace`: the delivery's own.
 pub(super) fn event(namespace: &str, kept: &DeliveredEvent) -> Option<Event> {
     let id = EventId::parse(&kept.id)?;
     let event_type = EventType::parse(&kept.event_type)?;
-    let uid = Uid::parse(kept.object.uid.as_deref()?)?;
+    let EventObject { uid, namespace: of, name, .. } = &kept.object;
+    let uid = Uid::parse(uid.as_deref()?)?;
+    let namespace = of.as_deref().unwrap_or(namespace).to_owned();
     Some(Event {
         id,
         event_type,
-        object: Arc::new(event_type.outline(uid, namespace.to_owned(), kept.object.name.clone().unwrap_or_default())),
+        object: Arc::new(event_type.outline(uid, namespace, name.clone().unwrap_or_default())),
         observed_at: Timestamp::now(),
         sequence: u32::try_from(kept.sequence).unwrap_or_default(),
         body: Opened::kept(kept.body.clone()),

@@ -5,10 +5,12 @@ use std::collections::{BTreeSet, HashMap};
 use jiff::Timestamp;
 
 use super::{Entry, MAX_BYTES, MAX_OBJECTS};
-use crate::event::object::Uid;
+use crate::{api::webhook_delivery::WebhookReference, event::object::Uid};
 
-/// Namespace and name, of an object or of a Webhook.
+/// Namespace and name of an object.
 type Name = (String, String);
+/// A Webhook, and the namespace of its objects.
+type Owner = (String, WebhookReference);
 
 /// Whether a Webhook may have another object.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,7 +26,7 @@ pub(super) enum Room {
 struct Place {
     /// `None` while it is being created.
     uid: Option<Uid>,
-    webhook: Name,
+    webhook: Owner,
     bytes: usize,
     /// When it would go by itself, where nothing is lost with it.
     spare: Option<Timestamp>,
@@ -42,13 +44,13 @@ struct Taken {
 #[derive(Debug, Default)]
 pub(super) struct Places {
     places: HashMap<Name, Place>,
-    taken: HashMap<Name, Taken>,
+    taken: HashMap<Owner, Taken>,
 }
 
 impl Places {
     /// Whether an object with so many bytes may be created.
-    pub(super) fn room(&self, namespace: &str, webhook: &str, bytes: usize) -> Room {
-        let Some(taken) = self.taken.get(&name(namespace, webhook)) else { return Room::Enough };
+    pub(super) fn room(&self, namespace: &str, webhook: &WebhookReference, bytes: usize) -> Room {
+        let Some(taken) = self.taken.get(&(namespace.to_owned(), webhook.clone())) else { return Room::Enough };
         if taken.count < MAX_OBJECTS && taken.bytes + bytes <= MAX_BYTES {
             return Room::Enough;
         }
@@ -56,8 +58,9 @@ impl Places {
     }
 
     /// Keeps a place for an object that is to be created.
-    pub(super) fn reserve(&mut self, namespace: &str, webhook: &str, object: &str, bytes: usize) {
-        self.put(name(namespace, object), Place { uid: None, webhook: name(namespace, webhook), bytes, spare: None });
+    pub(super) fn reserve(&mut self, namespace: &str, webhook: WebhookReference, object: &str, bytes: usize) {
+        let webhook = (namespace.to_owned(), webhook);
+        self.put(name(namespace, object), Place { uid: None, webhook, bytes, spare: None });
     }
 
     /// Gives a place back whose object has been created, or will not be.
@@ -73,7 +76,8 @@ impl Places {
             return;
         }
         let spare = expires.filter(|_| *spent);
-        self.put(object, Place { uid: Some(uid), webhook: name(namespace, webhook), bytes: *bytes, spare });
+        let webhook = (namespace.clone(), webhook.clone());
+        self.put(object, Place { uid: Some(uid), webhook, bytes: *bytes, spare });
     }
 
     /// An object goes.
@@ -116,13 +120,18 @@ fn name(namespace: &str, name: &str) -> Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::webhook_delivery::WebhookKind;
+
+    fn webhook(name: &str) -> WebhookReference {
+        WebhookReference { kind: WebhookKind::Webhook, name: name.into() }
+    }
 
     fn entry(number: usize, bytes: usize, delivered_until: Option<i64>) -> (Uid, Entry) {
         let entry = Entry {
             version: 1,
             namespace: "research".into(),
             name: format!("dlv-{number}"),
-            webhook: "ci".into(),
+            webhook: webhook("ci"),
             bytes,
             spent: delivered_until.is_some(),
             expires: Some(Timestamp::from_second(delivered_until.unwrap_or(1)).unwrap()),
@@ -134,8 +143,8 @@ mod tests {
     fn an_object_counts_once_from_before_its_creation_until_it_goes() {
         let mut places = Places::default();
         let (uid, object) = entry(0, MAX_BYTES - 10, None);
-        let room = |places: &Places, bytes| places.room("research", "ci", bytes);
-        places.reserve("research", "ci", &object.name, object.bytes);
+        let room = |places: &Places, bytes| places.room("research", &webhook("ci"), bytes);
+        places.reserve("research", webhook("ci"), &object.name, object.bytes);
         assert_eq!((room(&places, 10), room(&places, 11)), (Room::Enough, Room::None));
         let (_, bare) = entry(0, 0, None);
         places.seen(uid, &bare);
@@ -144,8 +153,10 @@ mod tests {
         places.seen(uid, &object);
         places.seen(uid, &object);
         assert_eq!((room(&places, 10), room(&places, 11)), (Room::Enough, Room::None));
-        assert_eq!(places.room("research", "other", 11), Room::Enough);
-        assert_eq!(places.room("serving", "ci", 11), Room::Enough);
+        assert_eq!(places.room("research", &webhook("other"), 11), Room::Enough);
+        assert_eq!(places.room("serving", &webhook("ci"), 11), Room::Enough);
+        let namesake = WebhookReference { kind: WebhookKind::ClusterWebhook, ..webhook("ci") };
+        assert_eq!(places.room("research", &namesake, 11), Room::Enough);
         places.gone(Uid::from_u128(9), &object);
         assert_eq!(room(&places, 11), Room::None, "another that had its name before");
         places.gone(uid, &object);
@@ -162,11 +173,11 @@ mod tests {
         }
         for oldest in (50..MAX_OBJECTS).step_by(100).rev() {
             let (uid, object) = entry(oldest, 1, None);
-            assert_eq!(places.room("research", "ci", 1), Room::After(uid));
+            assert_eq!(places.room("research", &webhook("ci"), 1), Room::After(uid));
             places.gone(uid, &object);
-            assert_eq!(places.room("research", "ci", 1), Room::Enough);
-            places.reserve("research", "ci", &format!("new-{oldest}"), 1);
+            assert_eq!(places.room("research", &webhook("ci"), 1), Room::Enough);
+            places.reserve("research", webhook("ci"), &format!("new-{oldest}"), 1);
         }
-        assert_eq!(places.room("research", "ci", 1), Room::None, "nothing of what is left is delivered");
+        assert_eq!(places.room("research", &webhook("ci"), 1), Room::None, "nothing of what is left is delivered");
     }
 }

@@ -43,7 +43,7 @@ use crate::{
     },
     objects::{self, Objects},
     panics::caught,
-    source::slim,
+    source::{namespaces::ToldNamespaces, slim},
 };
 
 pub use plan::{Failure, Figure, Reason};
@@ -92,6 +92,8 @@ pub struct Usage {
     pub prometheus: Arc<Prometheus>,
     /// Where evaluations go.
     pub observations: mpsc::Sender<Observation>,
+    /// The Namespaces that the engine has been told of.
+    pub told_namespaces: ToldNamespaces,
     /// Where results and failures go.
     pub told: mpsc::UnboundedSender<Told>,
     /// Evaluations by source and result.
@@ -432,12 +434,14 @@ impl Measuring {
             namespace: namespace.clone(),
             name: name.clone(),
             labels: entry.labels.clone(),
+            namespace_labels: None,
             annotations: entry.annotations.clone(),
             created_at: entry.created_at,
             owned: false,
             facts: Facts::Usage(facts.clone()),
         };
         let watch = entry.watch;
+        self.usage.told_namespaces.wait_for(namespace).await;
         self.tell(Told::Measured { uid, generation, facts: Box::new(facts) });
         self.observe(watch, Change::Measured(Box::new(object))).await
     }

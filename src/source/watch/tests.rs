@@ -18,6 +18,7 @@ fn watcher<S: Source + Default>(
     let source = S::default();
     let watcher = Watcher {
         keep_annotations: Arc::default(),
+        namespaces: ToldNamespaces::new(mpsc::unbounded_channel().0),
         id: WatchId(0),
         namespace: None,
         client: apiserver(answer),
@@ -160,4 +161,57 @@ async fn a_kind_that_an_apiserver_that_has_just_begun_does_not_know_does_not_mak
     });
     let changes = observed(&watcher, &mut incoming, Some(100), Duration::from_secs(10)).await;
     assert!(matches!(changes[..], [Change::Unselected(uid)] if Some(uid) == Uid::parse(UID)), "{changes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_of_a_namespace_that_the_engine_was_not_told_of_is_observed_before_it_has_been_asked_after() {
+    let (ask, mut asked) = mpsc::unbounded_channel();
+    let namespaces = ToldNamespaces::new(ask);
+    let (watcher, mut incoming) = watcher::<TrainingJobs>(|path| {
+        let object = |namespace: &str, number: u64| {
+            let uid = Uid::from_u128(u128::from(number)).to_string();
+            json!({"metadata": {"name": "a", "namespace": namespace, "uid": uid, "resourceVersion": number.to_string()}})
+        };
+        match path {
+            path if path.contains("watch=true") => {
+                let lines =
+                    [("ADDED", "known", 102), ("ADDED", "new", 103), ("DELETED", "new", 103), ("ADDED", "known", 104)];
+                Answer::Watch(lines.map(|(kind, namespace, number)| line(kind, &object(namespace, number))).into())
+            }
+            _ => list(101, &[]),
+        }
+    });
+    let Some(watcher) = Arc::into_inner(watcher) else { panic!("it has one owner") };
+    let watcher = Arc::new(Watcher { namespaces: namespaces.clone(), ..watcher });
+    namespaces.seen("known");
+    namespaces.begin();
+    let watching = tokio::spawn(Arc::clone(&watcher).run(Some(101)));
+    let versions = |changes: &[Change]| {
+        let version = |change: &Change| match change {
+            Change::Seen(object) | Change::Deleted(object) => Some(object.version),
+            _ => None,
+        };
+        changes.iter().filter_map(version).collect::<Vec<u64>>()
+    };
+    let drain = |incoming: &mut mpsc::Receiver<Observation>| {
+        let changes: Vec<Change> = std::iter::from_fn(|| incoming.try_recv().ok()).map(|seen| seen.change).collect();
+        versions(&changes)
+    };
+    let (name, told) = asked.recv().await.unwrap();
+    // An apiserver that does not answer for long is no reason to take the watch for stuck.
+    watcher.health.last_turn.store(0, Ordering::Relaxed);
+    sleep(Duration::from_secs(600)).await;
+    assert!(watcher.health.last_turn() > 0);
+    assert_eq!((name.as_str(), drain(&mut incoming)), ("new", vec![102]));
+    told.send(()).unwrap();
+    // It is not among those that the watch of Namespaces has told of yet: each time it is asked after.
+    let (name, told) = asked.recv().await.unwrap();
+    assert_eq!((name.as_str(), drain(&mut incoming)), ("new", vec![103]));
+    drop(told);
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(drain(&mut incoming), [103, 104]);
+
+    namespaces.end();
+    assert!(namespaces.know("new"), "nobody selects by labels any more");
+    watching.abort();
 }

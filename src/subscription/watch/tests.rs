@@ -3,7 +3,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fake::{Answer, apiserver, line};
+use crate::{
+    fake::{Answer, apiserver, line},
+    subscription::index::Scope,
+};
 
 const UID: &str = "00000000-0000-0000-0000-000000000007";
 
@@ -30,14 +33,23 @@ fn shows(webhook: &Value, lines: Vec<Value>) -> impl Fn(&str) -> Answer + Send +
 
 struct Running {
     changes: mpsc::Receiver<Change>,
+    ask: mpsc::UnboundedSender<Asked>,
     _lost_keys: mpsc::UnboundedSender<Lost>,
 }
 
 fn run(client: Client) -> Running {
+    run_in(client, &["ns"])
+}
+
+/// A controller of these namespaces; none: of the cluster.
+fn run_in(client: Client, namespaces: &[&str]) -> Running {
     let (sender, changes) = mpsc::channel(16);
     let (lost_keys, incoming) = mpsc::unbounded_channel();
-    tokio::spawn(Controller::new(client, sender, false).run(Vec::new(), incoming));
-    Running { changes, _lost_keys: lost_keys }
+    let (ask, asked) = mpsc::unbounded_channel();
+    let settings = Settings { require_https: false, home: "llmtune-system".into(), patience: Duration::from_secs(3) };
+    let namespaces = namespaces.iter().map(|&namespace| namespace.to_owned()).collect();
+    tokio::spawn(Controller::new(client, sender, settings).run(namespaces, incoming, asked));
+    Running { changes, ask, _lost_keys: lost_keys }
 }
 
 impl Running {
@@ -48,7 +60,7 @@ impl Running {
     async fn updated(&mut self) -> Update {
         match self.next().await {
             Change::Updated(update) => *update,
-            Change::Removed(_) | Change::Listed => panic!("an update was to come"),
+            Change::Removed(_) | Change::Listed | Change::Namespace(_) => panic!("an update was to come"),
         }
     }
 }
@@ -105,7 +117,7 @@ async fn a_reading_of_a_secret_that_panics_is_made_again() {
                 Some(Readiness::Waiting { reason, .. }) => said.push(reason),
                 _ => {}
             },
-            Change::Listed | Change::Removed(_) => {}
+            Change::Listed | Change::Removed(_) | Change::Namespace(_) => {}
         }
     }
     assert_eq!(said, ["SecretUnavailable"]);
@@ -115,4 +127,174 @@ async fn a_reading_of_a_secret_that_panics_is_made_again() {
 async fn a_watch_that_ends_ends_the_controller() {
     let mut running = run(apiserver(|_| Answer::Panic));
     assert!(running.changes.recv().await.is_none());
+}
+
+fn cluster_webhook(generation: i64, spec: &Value) -> Value {
+    let metadata = json!({"name": "ci", "uid": UID, "resourceVersion": "5", "generation": generation});
+    json!({"apiVersion": "llmtune.io/v1alpha1", "kind": "ClusterWebhook", "metadata": metadata, "spec": spec})
+}
+
+/// The same for the namespaces of team a.
+fn selecting() -> Value {
+    let mut spec = readable();
+    spec["namespaceSelector"] = json!({"matchLabels": {"team": "a"}});
+    spec
+}
+
+fn namespace(name: &str, number: u128, version: u64) -> Value {
+    json!({
+        "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+        "metadata": {
+            "name": name, "uid": Uid::from_u128(number).to_string(), "resourceVersion": version.to_string(),
+            "labels": {"team": "a"}
+        }
+    })
+}
+
+/// An apiserver without Webhooks that shows these `ClusterWebhooks`, with what its watch then tells; of Namespaces it answers as
+/// `namespaces` says.
+fn shows_cluster(
+    cluster_webhook: &Value,
+    lines: Vec<Value>,
+    namespaces: impl Fn(&str) -> Answer + Send + Sync + 'static,
+) -> impl Fn(&str) -> Answer + Send + Sync + 'static {
+    let shown = shows(cluster_webhook, lines);
+    move |path| match path {
+        _ if path.contains("/clusterwebhooks?") => shown(path),
+        _ if path.contains("/namespaces?") => namespaces(path),
+        _ if path.contains("watch=true") => Answer::Watch(Vec::new()),
+        _ => Answer::Object(json!({"metadata": {"resourceVersion": "9"}, "items": []})),
+    }
+}
+
+fn lists(items: &[Value]) -> Answer {
+    Answer::Object(json!({"metadata": {"resourceVersion": "9"}, "items": items}))
+}
+
+/// A change in a few words.
+fn brief(change: Change) -> String {
+    match change {
+        Change::Updated(update) => {
+            let Update { subscription, standing, .. } = *update;
+            let says = standing.map(|standing| match standing.readiness {
+                Readiness::Waiting { reason, .. } => reason,
+                Readiness::Live => "live",
+                _ => "other",
+            });
+            let selects = matches!(&subscription.scope, Scope::Cluster(selector) if !selector.selects_all());
+            format!("{} of {} selects {selects}, {}", update.webhook, update.webhook.home, says.unwrap_or("unknown"))
+        }
+        Change::Removed(_) => "removed".into(),
+        Change::Listed => "all listed".into(),
+        Change::Namespace(change) => match change {
+            namespaces::Change::Seen(seen) => format!("{} seen, {} labels", seen.name, seen.labels.len()),
+            namespaces::Change::Gone(name) => format!("{name} gone"),
+            namespaces::Change::Listed => "namespaces listed".into(),
+            namespaces::Change::Ended => "namespaces ended".into(),
+            namespaces::Change::Answered(seen, _) => format!("answered {:?}", seen.map(|seen| seen.name)),
+            namespaces::Change::Refused => "namespaces refused".into(),
+        },
+    }
+}
+
+impl Running {
+    async fn brief(&mut self, changes: usize) -> Vec<String> {
+        let mut told = Vec::new();
+        for _ in 0..changes {
+            told.push(brief(self.next().await));
+        }
+        told
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_webhook_that_selects_namespaces_is_handed_on_once_these_are_listed_and_only_then_are_all() {
+    let answers = shows_cluster(&cluster_webhook(1, &selecting()), Vec::new(), |path| {
+        let gone = line("DELETED", &namespace("a", 1, 12));
+        if path.contains("watch=true") { Answer::Watch(vec![gone]) } else { lists(&[namespace("a", 1, 3)]) }
+    });
+    let mut running = run_in(apiserver(answers), &[]);
+    let expected = [
+        "a seen, 1 labels",
+        "namespaces listed",
+        "ClusterWebhook ci of llmtune-system selects true, live",
+        "all listed",
+        "a gone",
+    ];
+    assert_eq!(running.brief(5).await, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn namespaces_are_followed_while_somebody_selects_by_their_labels() {
+    let edits = vec![
+        line("MODIFIED", &cluster_webhook(2, &selecting())),
+        line("MODIFIED", &cluster_webhook(3, &readable())),
+        line("DELETED", &cluster_webhook(3, &readable())),
+    ];
+    let answers = shows_cluster(&cluster_webhook(1, &readable()), edits, |path| {
+        if path.contains("watch=true") { Answer::Watch(Vec::new()) } else { lists(&[]) }
+    });
+    let mut running = run_in(apiserver(answers), &[]);
+    let mut told = Vec::new();
+    while told.last().is_none_or(|last| last != "removed") {
+        told.extend(running.brief(1).await);
+    }
+    let live = |selects: bool| format!("ClusterWebhook ci of llmtune-system selects {selects}, live");
+    assert_eq!(told[..2], [live(false), "all listed".into()]);
+    // Whether the second edit comes before the list of Namespaces is open.
+    let sure: Vec<String> =
+        told.drain(2..).filter(|told| *told != live(true) && *told != "namespaces listed").collect();
+    assert_eq!(sure, [live(false), "namespaces ended".into(), "removed".into()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn namespaces_that_may_not_be_listed_are_told_of_in_the_condition_and_nothing_begins() {
+    let answers = shows_cluster(&cluster_webhook(1, &selecting()), Vec::new(), |_| Answer::Error(403));
+    let mut running = run_in(apiserver(answers), &[]);
+    let expected = ["namespaces refused", "ClusterWebhook ci of llmtune-system selects false, NamespacesForbidden"];
+    assert_eq!(running.brief(2).await, expected);
+    for told in running.brief(10).await {
+        assert_eq!(told, "namespaces refused", "said once, asked again and again");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_is_asked_after_until_the_apiserver_tells_and_only_while_that_matters() {
+    let failures = AtomicUsize::new(0);
+    let answers = shows_cluster(&cluster_webhook(1, &selecting()), Vec::new(), move |path| match path {
+        _ if path.contains("watch=true") => Answer::Watch(Vec::new()),
+        _ if !path.contains("fieldSelector=") => lists(&[]),
+        _ if path.contains("metadata.name%3Dnone") => lists(&[]),
+        _ if failures.fetch_add(1, Ordering::Relaxed) < 3 => Answer::Error(500),
+        _ => lists(&[namespace("new", 2, 20)]),
+    });
+    let mut running = run_in(apiserver(answers), &[]);
+    assert_eq!(running.brief(3).await.last().unwrap(), "all listed");
+    for (name, answer) in [("new", r#"answered Some("new")"#), ("none", "answered None")] {
+        running.ask.send((name.into(), tokio::sync::oneshot::channel().0)).unwrap();
+        assert_eq!(running.brief(1).await, [answer]);
+    }
+
+    let mut nobody =
+        run_in(apiserver(shows_cluster(&cluster_webhook(1, &readable()), Vec::new(), |_| Answer::Panic)), &[]);
+    assert_eq!(nobody.brief(2).await.last().unwrap(), "all listed");
+    let (told, answer) = tokio::sync::oneshot::channel();
+    nobody.ask.send(("new".into(), told)).unwrap();
+    assert!(answer.await.is_err(), "nobody waits for what does not matter");
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_cluster_webhooks_are_not_served_is_believed_once_webhooks_have_long_been_listed() {
+    let begun = Instant::now();
+    let mut running = run_in(
+        apiserver(move |path| match path {
+            _ if path.contains("/clusterwebhooks?") => Answer::Error(404),
+            _ if begun.elapsed() < Duration::from_secs(60) => Answer::Error(500),
+            _ if path.contains("watch=true") => Answer::Watch(Vec::new()),
+            _ => lists(&[]),
+        }),
+        &[],
+    );
+    assert_eq!(running.brief(1).await, ["all listed"]);
+    assert!(begun.elapsed() >= Duration::from_secs(63), "{:?}", begun.elapsed());
 }

@@ -32,6 +32,8 @@ pub struct OperatorOptions {
     pub log: String,
     /// The apiserver's port, where it is not the control plane's own.
     pub apiserver_port: Option<u16>,
+    /// Whether its rights in the namespaces that it serves are Roles there, and no `ClusterRole`.
+    pub by_roles: bool,
 }
 
 impl OperatorOptions {
@@ -46,6 +48,7 @@ impl OperatorOptions {
             reaches_loopback: true,
             log: std::env::var("LLMTUNE_TEST_LOG").unwrap_or_else(|_| "info,llmtune_webhooks=debug".into()),
             apiserver_port: None,
+            by_roles: false,
         }
     }
 
@@ -67,6 +70,12 @@ impl OperatorOptions {
     /// With nothing but the address guard's built-in rules.
     pub fn guarded(mut self) -> Self {
         self.reaches_loopback = false;
+        self
+    }
+
+    /// With Roles in the namespaces that it serves, in place of the `ClusterRole`.
+    pub fn by_roles(mut self) -> Self {
+        self.by_roles = true;
         self
     }
 
@@ -93,21 +102,41 @@ pub struct Operator {
 
 /// Applies the roles that ship, for an operator in this namespace.
 pub fn install_roles(plane: &ControlPlane, namespace: &str) {
-    let folder = root().join("charts/llmtune-webhooks");
-    let text = std::fs::read_to_string(folder.join("rbac.yaml")).unwrap();
     // Several operators share the control plane: each has bindings of its own to the roles that ship.
-    let text = text.replace("llmtune-system", namespace).replace(
+    let text = roles("rbac.yaml", namespace).replace(
         "kind: ClusterRoleBinding\nmetadata:\n  name: llmtune-webhooks",
         &format!("kind: ClusterRoleBinding\nmetadata:\n  name: llmtune-webhooks-{namespace}"),
     );
-    let output = plane.kubectl_with_input(&["apply", "--server-side", "--force-conflicts", "-f", "-"], &text);
+    apply(plane, &[], &text);
+}
+
+/// The same for one that serves these namespaces alone.
+fn install_roles_in(plane: &ControlPlane, namespace: &str, served: &[String]) {
+    apply(plane, &["-l", "rbac.llmtune.io/scope=own-namespace"], &roles("rbac.yaml", namespace));
+    for served in served {
+        apply(plane, &["-n", served], &roles("rbac-namespaced.yaml", namespace));
+    }
+}
+
+fn roles(file: &str, namespace: &str) -> String {
+    let path = root().join("charts/llmtune-webhooks").join(file);
+    std::fs::read_to_string(path).unwrap().replace("llmtune-system", namespace)
+}
+
+fn apply(plane: &ControlPlane, arguments: &[&str], manifests: &str) {
+    let arguments = [&["apply", "--server-side", "--force-conflicts", "-f", "-"], arguments].concat();
+    let output = plane.kubectl_with_input(&arguments, manifests);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 impl Operator {
     /// Starts it, with its roles; does not wait until it is ready.
     pub async fn start(plane: &ControlPlane, options: &OperatorOptions) -> Self {
-        install_roles(plane, &options.namespace);
+        if options.by_roles {
+            install_roles_in(plane, &options.namespace, &options.watch);
+        } else {
+            install_roles(plane, &options.namespace);
+        }
         let token = plane.token(&options.namespace, "llmtune-webhooks").await;
         let name = format!("operator-{}-{}", options.namespace, options.identity);
         let kubeconfig = plane.write_kubeconfig_for(&name, &token, options.apiserver_port.unwrap_or(plane.port));

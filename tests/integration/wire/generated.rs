@@ -208,6 +208,7 @@ fn object(event: EventType) -> impl Strategy<Value = Object> {
             name,
             kind: None,
             labels,
+            namespace_labels: None,
             annotations: None,
             created_at,
             owned: false,

@@ -18,7 +18,7 @@ use llmtune_webhooks::{
     },
     ledger::journal::{Journal, Segment, Shape},
     source::{Source, training_job::TrainingJobs},
-    subscription::index::Subscription,
+    subscription::index::{Scope, Subscription},
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -120,7 +120,7 @@ impl World {
         let second = Duration::from_secs(1);
         self.engine.subscribe(Subscription {
             uid: webhook(number),
-            namespace: namespace.into(),
+            scope: Scope::Namespace(namespace.into()),
             generation: 1,
             events: EventSet::parse(&["training.*"]).unwrap(),
             selector: kube::core::Selector::default(),

@@ -1,0 +1,47 @@
+//! The kinds that declare subscriptions, as one.
+
+use kube::{Resource, api::ObjectMeta};
+
+use crate::{
+    api::{
+        ClusterWebhook, Webhook,
+        webhook::{LabelSelector, WebhookSpec, WebhookStatus},
+        webhook_delivery::WebhookKind,
+    },
+    subscription::index::Scope,
+};
+
+/// A kind that declares a subscription.
+pub(super) trait Subscribes: Resource<DynamicType = ()> {
+    const KIND: WebhookKind;
+
+    fn declared(self) -> Declared;
+}
+
+/// A subscription as it was declared.
+pub(super) struct Declared {
+    pub(super) metadata: ObjectMeta,
+    pub(super) scope: Scope,
+    pub(super) spec: WebhookSpec,
+    pub(super) status: WebhookStatus,
+}
+
+impl Subscribes for Webhook {
+    const KIND: WebhookKind = WebhookKind::Webhook;
+
+    fn declared(self) -> Declared {
+        let Self { metadata, spec, status } = self;
+        let scope = Scope::Namespace(metadata.namespace.clone().unwrap_or_default());
+        Declared { metadata, scope, spec, status: status.unwrap_or_default() }
+    }
+}
+
+impl Subscribes for ClusterWebhook {
+    const KIND: WebhookKind = WebhookKind::ClusterWebhook;
+
+    fn declared(self) -> Declared {
+        let Self { metadata, spec, status } = self;
+        let selector = spec.namespace_selector.as_ref().map(LabelSelector::selector).unwrap_or_default();
+        Declared { metadata, scope: Scope::Cluster(selector), spec: spec.webhook, status: status.unwrap_or_default() }
+    }
+}
