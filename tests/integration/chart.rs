@@ -41,7 +41,7 @@ pub fn render(values: &Value) -> String {
 }
 
 /// The documents of a manifest.
-fn documents(text: &str) -> Vec<Value> {
+pub fn documents(text: &str) -> Vec<Value> {
     let documents = text.split("\n---").map(|text| serde_saphyr::from_str::<Value>(text.trim_start_matches("---")));
     documents.map(Result::unwrap).filter(|document| !document.is_null()).collect()
 }
@@ -200,7 +200,7 @@ pub fn value_sets() -> Vec<ValueSet> {
             }),
             image,
         ),
-        ("every flag", json!({"operator": all_flags()}), port),
+        ("every flag", json!({"operator": all_flags()}), port_and_roles),
         ("definitions from elsewhere", json!({"crds": {"enabled": false}}), no_definitions),
         ("nothing to be kept but the ledger", json!({"crds": {"keep": false}, "ledger": {"keep": true}}), keeping),
         (
@@ -218,7 +218,7 @@ pub fn value_sets() -> Vec<ValueSet> {
         ),
         (
             "a service account and roles from elsewhere",
-            json!({"serviceAccount": {"create": false, "name": "operators"}, "rbac": {"create": false}}),
+            json!({"serviceAccount": {"create": false, "name": "operators"}, "rbac": {"create": false, "people": false}}),
             no_rights,
         ),
         (
@@ -251,7 +251,10 @@ fn image(rendered: &Rendered) {
     assert_eq!(rendered.pod()["imagePullSecrets"], json!([{"name": "registry-credentials"}]));
 }
 
-fn port(rendered: &Rendered) {
+fn port_and_roles(rendered: &Rendered) {
+    let roles = rendered.kind("Role").into_iter().map(|role| role["metadata"]["namespace"].as_str().unwrap());
+    assert_eq!(roles.collect::<BTreeSet<&str>>(), BTreeSet::from(["system", "a", "b"]), "where namespaces are named");
+    assert!(rendered.kind("ClusterRoleBinding").is_empty());
     assert_eq!(rendered.container()["ports"][0]["containerPort"], 9090);
     assert_eq!(rendered.only("Service")["spec"]["ports"][0]["port"], 9090);
 }
@@ -293,7 +296,8 @@ fn names(rendered: &Rendered) {
     for object in &rendered.0 {
         assert_eq!(object["metadata"]["labels"]["team"], "platform", "{object:#}");
         let name = object["metadata"]["name"].as_str().unwrap();
-        assert!(name.starts_with("hooks") || name.ends_with(".llmtune.io"), "{name}");
+        let shared = name.ends_with(".llmtune.io") || name == "llmtune-training-reporter";
+        assert!(name.starts_with("hooks") || shared, "{name}");
     }
     let labels = &rendered.only("Deployment")["spec"]["template"]["metadata"]["labels"];
     assert_eq!((&labels["team"], &labels["tier"]), (&json!("platform"), &json!("control")));

@@ -196,7 +196,9 @@ fn is_ledger(object: &str) -> bool {
 fn the_apiserver_takes_what_each_value_set_renders() {
     run(async {
         let scene = Scene::alone("dry-run").await;
-        scene.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "system"}}));
+        for namespace in ["system", "a", "b"] {
+            scene.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
+        }
         let operator = module("prometheus-operator", "github.com/prometheus-operator/prometheus-operator");
         let definition = operator.join("example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml");
         install(&scene, &definition);
