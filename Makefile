@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint generate bench
+.PHONY: help demo test lint generate image-check bench
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,7 +13,7 @@ demo: ## Watch the operator at work on a real control plane; KEEP=1 leaves it ru
 	@$${CARGO_TARGET_DIR:-target}/debug/demo $(if $(KEEP),--keep)
 
 test: ## Run the whole suite, against a real control plane that is built where it is missing
-	tests/control-plane/build etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok prometheus >/dev/null
+	tests/control-plane/build etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm prometheus >/dev/null
 	tests/libraries/install javascript >/dev/null
 	tests/libraries/install python >/dev/null
 	cargo test --workspace --locked
@@ -22,9 +22,20 @@ lint: ## Check formatting, clippy, dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	tests/cargo-deny check bans licenses sources
+	tests/hadolint Dockerfile
 
-generate: ## Write crds/ anew from the types
+generate: ## Write crds/ anew from the types, and what is generated in charts/
 	cargo run --quiet -- crds > crds/llmtune.io.yaml
+	charts/generate
+
+image-check: ## Build what the image holds and run it as containers do; EMULATOR=FILE, of user-mode qemu, runs arm64's
+	rustup target add x86_64-unknown-linux-musl aarch64-unknown-linux-musl
+	cargo build --release --locked --target x86_64-unknown-linux-musl --target aarch64-unknown-linux-musl --bin llmtune-webhooks
+	cargo build --workspace --locked --bin image
+	tests/control-plane/build etcd kube-apiserver kubectl >/dev/null
+	@target=$${CARGO_TARGET_DIR:-target}; \
+	  $$target/debug/image $$target/x86_64-unknown-linux-musl/release/llmtune-webhooks && \
+	  $$target/debug/image $$target/aarch64-unknown-linux-musl/release/llmtune-webhooks $(EMULATOR)
 
 bench: ## Measure the figures and write docs/performance.md; BENCH=--help tells how
 	cargo build --release --workspace --bins --locked

@@ -15,6 +15,7 @@ mod fake;
 pub mod ledger;
 mod objects;
 pub mod operator;
+mod owner;
 mod panics;
 pub mod report;
 pub mod source;

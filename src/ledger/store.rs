@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Api, Client, Resource,
     api::{ListParams, ObjectMeta, PostParams},
@@ -23,6 +23,7 @@ use crate::{
     calls::{self, pause, within},
     causes::Causes,
     event::object::Uid,
+    owner::Owner,
 };
 
 /// Velero leaves out what bears it: a ledger that is restored beside newer objects would tell old news.
@@ -55,6 +56,9 @@ pub enum LedgerError {
 pub struct Store {
     client: Client,
     namespace: String,
+    owner: Option<Owner>,
+    /// What its segments belong to: known once the ledger is open.
+    belongs_to: Option<OwnerReference>,
     may_write: MayWrite,
 }
 
@@ -67,9 +71,10 @@ pub struct Ledger {
 }
 
 impl Store {
+    /// The segments in `namespace`; what is written belongs to `owner`.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, may_write: MayWrite) -> Self {
-        Self { client, namespace: namespace.to_owned(), may_write }
+    pub fn new(client: Client, namespace: &str, owner: Option<Owner>, may_write: MayWrite) -> Self {
+        Self { client, namespace: namespace.to_owned(), owner, belongs_to: None, may_write }
     }
 
     fn api(&self) -> Api<LedgerSegment> {
@@ -78,7 +83,7 @@ impl Store {
 
     /// Reads the whole ledger and claims it; tries until it has it. `leader`: a number below 2^63 that no other leader has; `epoch`: newer
     /// than any that an earlier leader may have begun.
-    pub async fn open(&self, leader: u64, epoch: u64) -> Ledger {
+    pub async fn open(&mut self, leader: u64, epoch: u64) -> Ledger {
         let mut failures = 0;
         loop {
             match self.try_open(leader, epoch).await {
@@ -101,13 +106,16 @@ impl Store {
     }
 
     /// `None`: somebody wrote between the reading and the claim.
-    async fn try_open(&self, leader: u64, epoch: u64) -> Result<Option<Ledger>, kube::Error> {
+    async fn try_open(&mut self, leader: u64, epoch: u64) -> Result<Option<Ledger>, kube::Error> {
         let begun = Instant::now();
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let home = within(REQUEST, namespaces.get(&self.namespace)).await?.metadata.uid;
         let Some(home) = home.as_deref().and_then(Uid::parse) else {
             return Err(kube::Error::Service(format!("namespace {} has no uid", self.namespace).into()));
         };
+        if let Some(owner) = &self.owner {
+            self.belongs_to = Some(within(REQUEST, owner.reference()).await?);
+        }
         let found = self.read().await?;
         let read = begun.elapsed();
         // Here and not on another thread: nothing else is under way yet, and that thread's heap would keep what it took.
@@ -235,7 +243,7 @@ impl Store {
 
     /// An older definition of the kind drops what it does not know, and the ledger could not be read again.
     async fn is_kept_whole(&self, segment: &Segment) -> Result<(), kube::Error> {
-        let mut probe = object(segment, None);
+        let mut probe = self.object(segment, None);
         probe.metadata.name = Some(format!("{}-probe", segment.name));
         let params = PostParams { dry_run: true, ..PostParams::default() };
         match within(REQUEST, self.api().create(&params, &probe)).await {
@@ -249,7 +257,7 @@ impl Store {
     }
 
     async fn put(&self, segment: &Segment, version: Option<&str>) -> Result<String, kube::Error> {
-        let body = serde_json::to_vec(&object(segment, version)).map_err(kube::Error::SerdeError)?;
+        let body = serde_json::to_vec(&self.object(segment, version)).map_err(kube::Error::SerdeError)?;
         let segments = Request::new(LedgerSegment::url_path(&(), Some(&self.namespace)));
         let params = PostParams::default();
         let request = match version {
@@ -259,32 +267,33 @@ impl Store {
         let written = within(REQUEST, calls::write(&self.client, request)).await?;
         Ok(written.resource_version.unwrap_or_default())
     }
-}
 
-fn object(segment: &Segment, version: Option<&str>) -> LedgerSegment {
-    let Segment { name, kind, epoch, term, leader, after, sequence, records, data } = segment;
-    let (key, value) = EXCLUDE_FROM_BACKUP;
-    LedgerSegment {
-        metadata: ObjectMeta {
-            name: Some(name.clone()),
-            labels: Some([(key.to_owned(), value.to_owned())].into()),
-            resource_version: version.map(str::to_owned),
-            ..ObjectMeta::default()
-        },
-        spec: LedgerSegmentSpec {
-            kind: match kind {
-                Kind::Journal => SegmentKind::Journal,
-                Kind::Snapshot => SegmentKind::Snapshot,
+    fn object(&self, segment: &Segment, version: Option<&str>) -> LedgerSegment {
+        let Segment { name, kind, epoch, term, leader, after, sequence, records, data } = segment;
+        let (key, value) = EXCLUDE_FROM_BACKUP;
+        LedgerSegment {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                labels: Some([(key.to_owned(), value.to_owned())].into()),
+                owner_references: self.belongs_to.clone().map(|owner| vec![owner]),
+                resource_version: version.map(str::to_owned),
+                ..ObjectMeta::default()
             },
-            epoch: *epoch as i64,
-            term: *term as i64,
-            leader: *leader as i64,
-            after: *after as i64,
-            sequence: *sequence as i64,
-            records: *records as i32,
-            bytes: data.len() as i64,
-            data: data.clone(),
-        },
+            spec: LedgerSegmentSpec {
+                kind: match kind {
+                    Kind::Journal => SegmentKind::Journal,
+                    Kind::Snapshot => SegmentKind::Snapshot,
+                },
+                epoch: *epoch as i64,
+                term: *term as i64,
+                leader: *leader as i64,
+                after: *after as i64,
+                sequence: *sequence as i64,
+                records: *records as i32,
+                bytes: data.len() as i64,
+                data: data.clone(),
+            },
+        }
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{BoolishValueParser, NonEmptyStringValueParser},
+};
 use ipnet::IpNet;
 use jiff::SignedDuration;
 
@@ -94,6 +97,9 @@ pub struct RunArgs {
     /// After how long without a renewal another replica may take over, 3s to 5m.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_LEASE_DURATION", default_value = "15s", value_parser = lease_duration, value_name = "DURATION")]
     pub lease_duration: Duration,
+    /// A `ConfigMap` in the operator's namespace that its Lease and its ledger belong to: they are deleted with it.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_OWNER", value_parser = NonEmptyStringValueParser::new(), value_name = "CONFIGMAP")]
+    pub owner: Option<String>,
     /// The form of log lines.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,

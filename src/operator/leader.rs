@@ -51,6 +51,7 @@ use crate::{
         journal::{Memory, Shape},
         store::{Ledger, LedgerError, Store},
     },
+    owner::Owner,
     report::{
         Note,
         deliveries::{Deliveries, FromDeliveries, Kept, Order, Subject},
@@ -123,6 +124,8 @@ pub struct Context {
     pub epoch: u64,
     /// The Lease that it holds.
     pub lease: ObjectReference,
+    /// What its ledger belongs to.
+    pub owner: Option<Owner>,
 }
 
 /// The loop's state.
@@ -183,9 +186,9 @@ impl Leader {
         shutdown: impl Future<Output = ()>,
     ) -> Stopped {
         let mut shutdown = std::pin::pin!(shutdown);
-        let store = {
-            let claim = claim.clone();
-            Store::new(context.client.clone(), &context.args.namespace, Arc::new(move || claim.holds()))
+        let mut store = {
+            let (client, owner, claim) = (context.client.clone(), context.owner.clone(), claim.clone());
+            Store::new(client, &context.args.namespace, owner, Arc::new(move || claim.holds()))
         };
         let leader = RandomState::new().hash_one(context.epoch) >> 1;
         let ledger = tokio::select! {

@@ -33,7 +33,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use crate::{calls::within, causes::Causes};
+use crate::{calls::within, causes::Causes, owner::Owner};
 
 /// A watch that ends at once, as through a proxy, is not opened anew at once.
 const SHORTEST_WATCH: Duration = Duration::from_millis(250);
@@ -73,6 +73,7 @@ pub struct Elector {
     api: Api<Lease>,
     identity: String,
     duration: Duration,
+    owner: Option<Owner>,
 }
 
 /// The Lease as another held it, and when it was first seen so: errors in between do not prolong it.
@@ -112,10 +113,11 @@ enum Written {
 }
 
 impl Elector {
-    /// An elector for the Lease in `namespace`. `duration`: after how long without a renewal others may take the Lease.
+    /// An elector for the Lease in `namespace`. `duration`: after how long without a renewal others may take the Lease. `owner`: what it
+    /// belongs to where it has to be created.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, identity: String, duration: Duration) -> Self {
-        Self { api: Api::namespaced(client, namespace), identity, duration }
+    pub fn new(client: Client, namespace: &str, identity: String, duration: Duration, owner: Option<Owner>) -> Self {
+        Self { api: Api::namespaced(client, namespace), identity, duration, owner }
     }
 
     /// As client-go's 15, 10 and 2 seconds: how long a leader may act after a renewal.
@@ -235,6 +237,10 @@ impl Elector {
 
     /// Writes the Lease as this process's. `None` where another was faster.
     async fn lead(&self, found: Option<&Lease>) -> Result<Option<Leadership>, kube::Error> {
+        let owner = match &self.owner {
+            Some(owner) if found.is_none() => Some(self.call(owner.reference()).await?),
+            _ => None,
+        };
         let begun = Instant::now();
         let before = found.and_then(|lease| lease.spec.as_ref());
         // Later than whatever the leader before wrote, whose clock may be ahead: epochs are taken from it.
@@ -248,7 +254,11 @@ impl Elector {
         let lease = Lease {
             // With the labels, annotations and owners that others gave it.
             metadata: found.map_or_else(
-                || ObjectMeta { name: Some(LEASE.into()), ..ObjectMeta::default() },
+                || ObjectMeta {
+                    name: Some(LEASE.into()),
+                    owner_references: owner.map(|owner| vec![owner]),
+                    ..ObjectMeta::default()
+                },
                 |lease| lease.metadata.clone(),
             ),
             spec: Some(LeaseSpec {

@@ -23,6 +23,7 @@ use crate::{
         tls::certificates,
     },
     ledger::store::LedgerError,
+    owner::Owner,
     source::usage::prometheus::Prometheus,
 };
 use config::RunArgs;
@@ -103,7 +104,8 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
         }
     });
     let (client, apiserver) = client::connect(metrics.api_requests.clone()).await?;
-    let elector = Elector::new(client.clone(), &args.namespace, identity.clone(), args.lease_duration);
+    let owner = args.owner.as_deref().map(|name| Owner::new(client.clone(), &args.namespace, name));
+    let elector = Elector::new(client.clone(), &args.namespace, identity.clone(), args.lease_duration, owner.clone());
     let standing_by = |holder: &str| {
         info!(holder, "standing by");
         health.set_role(Role::Standby { holder: holder.to_owned() });
@@ -117,7 +119,7 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
     let guard = Guard::new(&args.allow_cidr, &args.deny_cidr, apiserver.addresses().await);
     let clients = Arc::new(Clients::new(roots, guard, Arc::new(resolver::System), proxy)?);
     let (epoch, lease) = (leadership.acquired, leadership.lease.clone());
-    let context = Context { client, args, clients, prometheus, metrics, health, epoch, lease };
+    let context = Context { client, args, clients, prometheus, metrics, health, epoch, lease, owner };
     match Leader::run(context, claim, &mut leadership.lost, shutdown).await {
         Stopped::Shutdown => {
             leadership.release().await;

@@ -114,7 +114,7 @@ impl Entry {
         let plan = self.plan.as_ref().ok().filter(|_| self.selects_namespaces())?;
         let endpoint = plan.references.url.endpoint();
         let found = self.found.take()?;
-        let message = "the operator may not list Namespaces, by whose labels spec.namespaceSelector selects: grant its service account list and watch on namespaces, as charts/llmtune-webhooks/rbac.yaml does";
+        let message = "the operator may not list Namespaces, by whose labels spec.namespaceSelector selects: grant its service account list and watch on namespaces, as charts/kustomize/rbac.yaml does";
         let readiness = Readiness::Waiting { reason: "NamespacesForbidden", message: message.into(), stalled: false };
         let standing = Standing { generation: self.generation, endpoint, readiness, warnings: Vec::new() };
         let subscription = Subscription::inert(&self.webhook, self.generation);

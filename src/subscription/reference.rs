@@ -141,7 +141,7 @@ impl fmt::Display for ReferenceError {
             ),
             Problem::Forbidden => write!(
                 f,
-                "the operator may not read {kind} {name:?}: grant its service account get on {resource} in namespace {namespace}, as charts/llmtune-webhooks/rbac.yaml does"
+                "the operator may not read {kind} {name:?}: grant its service account get on {resource} in namespace {namespace}, as charts/kustomize/rbac.yaml does"
             ),
             Problem::Unavailable(error) => write!(f, "{kind} {name:?} cannot be read just now: {error}"),
         }

@@ -5,6 +5,7 @@
 mod support;
 
 mod addresses;
+mod chart;
 mod cluster_webhooks;
 mod connections;
 mod custom_resources;
@@ -15,6 +16,7 @@ mod examples;
 mod filters;
 mod formats;
 mod guide;
+mod installation;
 mod operation;
 mod receivers;
 mod recovery;

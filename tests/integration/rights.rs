@@ -13,6 +13,7 @@ use llmtune_webhooks_harness::{
 use serde_json::{Value, json};
 
 use crate::{
+    chart::{documents, render},
     custom_resources::of_cluster,
     sources::{deployment, rolled_out},
     support::{Jobs, SOON, Scene, run, webhook},
@@ -48,12 +49,15 @@ fn asked(plane: &ControlPlane, namespace: &str) -> (BTreeSet<Right>, Vec<String>
 /// A rule of a role, word by word: role, API group, resource, verb.
 type Rule = (String, String, String, String);
 
-/// The rules of the roles in one of the files that ship.
-fn rules(file: &str) -> BTreeSet<Rule> {
-    let text = std::fs::read_to_string(root().join("charts/llmtune-webhooks").join(file)).unwrap();
+/// The rules of the roles in a file that ships.
+fn shipped(file: &str) -> BTreeSet<Rule> {
+    rules(&std::fs::read_to_string(root().join("charts/kustomize").join(file)).unwrap())
+}
+
+/// The rules of the roles among manifests.
+fn rules(manifests: &str) -> BTreeSet<Rule> {
     let mut rules = BTreeSet::new();
-    for document in text.split("\n---\n") {
-        let object: Value = serde_saphyr::from_str(document).unwrap();
+    for object in documents(manifests) {
         let role = format!("{} {}", object["kind"].as_str().unwrap(), object["metadata"]["name"].as_str().unwrap());
         for rule in object["rules"].as_array().into_iter().flatten() {
             let words = |key: &str| {
@@ -65,7 +69,7 @@ fn rules(file: &str) -> BTreeSet<Rule> {
                 .flat_map(|group| words("resources").into_iter().map(move |resource| (group.clone(), resource)))
             {
                 for verb in words("verbs") {
-                    assert!(![&group, &resource, &verb].contains(&&"*".to_owned()), "a wildcard in {file}");
+                    assert!(![&group, &resource, &verb].contains(&&"*".to_owned()), "a wildcard in {role}");
                     rules.insert((role.clone(), group.clone(), resource.clone(), verb));
                 }
             }
@@ -159,7 +163,7 @@ fn every_right_that_ships_is_used_and_none_is_missing() {
                 assert!(number < 1000);
             }
         });
-        let mut granted = granted(rules("rbac.yaml"));
+        let mut granted = granted(shipped("rbac.yaml"));
         // It is read only where it is there already, as after a crash between its creation and its event.
         assert!(granted.remove(&("get".into(), "llmtune.io".into(), "webhookdeliveries".into())));
         let unused = eventually("every right is used", LONG, || async {
@@ -193,8 +197,10 @@ fn where_namespaces_are_named_roles_there_are_enough() {
             "apiVersion": "llmtune.io/v1alpha1", "kind": "UsageThreshold", "metadata": {"name": "pods"},
             "spec": {"resourceQuota": {"name": "team", "resource": "pods"}, "thresholds": ["50%"]}
         }));
-        let mut options = scene.options().by_roles();
+        let mut options = scene.options().by_roles().argument("--owner=llmtune-webhooks-ledger");
         options.namespace = own.clone();
+        let owner = Scene { plane: Arc::clone(&plane), namespace: own.clone() };
+        owner.kubectl(&["create", "configmap", "llmtune-webhooks-ledger"]);
         let mut operator = Operator::start_ready(&plane, &options).await;
         scene.job("a");
         scene.phase("a", "Running");
@@ -224,15 +230,17 @@ fn where_namespaces_are_named_roles_there_are_enough() {
 
 #[test]
 fn the_role_of_a_namespace_is_the_cluster_role_without_what_belongs_to_none() {
-    let of = |file: &str, role: &str| -> BTreeSet<Right> {
-        granted(rules(file).into_iter().filter(|rule| rule.0 == role).collect())
+    let of = |rules: BTreeSet<Rule>, role: &str| -> BTreeSet<Right> {
+        granted(rules.into_iter().filter(|rule| rule.0 == role).collect())
     };
-    let mut cluster = of("rbac.yaml", "ClusterRole llmtune-webhooks");
+    let mut cluster = of(shipped("rbac.yaml"), "ClusterRole llmtune-webhooks");
     cluster.retain(|(_, _, resource)| {
         let resource = resource.split('/').next().unwrap();
         !["clusterwebhooks", "webhooksources", "namespaces"].contains(&resource)
     });
-    assert_eq!(of("rbac-namespaced.yaml", "Role llmtune-webhooks-served"), cluster);
+    let rendered = render(&json!({"operator": {"watchNamespace": ["research"]}}));
+    assert!(!rendered.contains("kind: ClusterRoleBinding"));
+    assert_eq!(of(rules(&rendered), "Role release-llmtune-webhooks-served"), cluster);
 }
 
 const KINDS: [&str; 7] = [
@@ -282,7 +290,7 @@ fn people_may_do_what_their_role_says_and_nothing_else() {
     run(async {
         let scene = Scene::new("people").await;
         scene.plane.start_role_aggregation();
-        let roles = std::fs::read_to_string(root().join("charts/llmtune-webhooks/rbac-people.yaml")).unwrap();
+        let roles = std::fs::read_to_string(root().join("charts/kustomize/rbac-people.yaml")).unwrap();
         scene.apply_text(&roles);
         for role in ["view", "edit", "admin", "llmtune-training-reporter"] {
             scene.apply(&json!({
@@ -373,10 +381,10 @@ fn documented() -> BTreeSet<Rule> {
 
 #[test]
 fn the_documentation_gives_a_reason_for_every_rule_that_ships_and_no_other() {
-    let shipped: BTreeSet<Rule> = [rules("rbac.yaml"), rules("rbac-people.yaml")].into_iter().flatten().collect();
+    let all: BTreeSet<Rule> = [shipped("rbac.yaml"), shipped("rbac-people.yaml")].into_iter().flatten().collect();
     let documented = documented();
-    let undocumented: Vec<_> = shipped.difference(&documented).collect();
-    let gone: Vec<_> = documented.difference(&shipped).collect();
+    let undocumented: Vec<_> = all.difference(&documented).collect();
+    let gone: Vec<_> = documented.difference(&all).collect();
     assert!(undocumented.is_empty() && gone.is_empty(), "without a reason: {undocumented:#?}\nno such rule: {gone:#?}");
 }
 

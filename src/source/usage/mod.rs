@@ -389,7 +389,7 @@ impl Measuring {
                     self.schedule.set(uid, now + PATIENCE);
                     return Ok(());
                 } else {
-                    let say = "the operator cannot list resourcequotas, its log says why: grant it that right, as charts/llmtune-webhooks/rbac.yaml of this release does";
+                    let say = "the operator cannot list resourcequotas, its log says why: grant it that right, as charts/kustomize/rbac.yaml of this release does";
                     Err(Failure::new(Reason::QuotaUnavailable, say))
                 };
                 self.evaluated(uid, result).await

@@ -19,7 +19,7 @@ use kube::{
     api::{ObjectMeta, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     eventually,
@@ -42,6 +42,20 @@ pub fn tool(name: &str) -> PathBuf {
         .unwrap();
     assert!(output.status.success(), "{name} could not be built; see above");
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+/// The folder of a Go module that is pinned in `tests/control-plane/PINS`; downloaded first where it is missing.
+pub fn module(pins: &str, path: &str) -> PathBuf {
+    let output = Command::new("go")
+        .args(["mod", "download", "-json", path])
+        .current_dir(root().join("tests/control-plane").join(pins))
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let folder =
+        answer["Dir"].as_str().unwrap_or_else(|| panic!("{path} could not be downloaded: {}", answer["Error"]));
+    folder.into()
 }
 
 /// A running control plane.
@@ -240,13 +254,7 @@ impl ControlPlane {
         start("kube-scheduler", &|command| {
             command.args(["--secure-port", "0", "--leader-elect=false"]);
         });
-        let kwok_module = root().join("tests/control-plane/kwok");
-        let listed = Command::new("go")
-            .args(["list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kwok"])
-            .current_dir(kwok_module)
-            .output()
-            .unwrap();
-        let stages = PathBuf::from(String::from_utf8(listed.stdout).unwrap().trim()).join("kustomize/stage");
+        let stages = module("kwok", "sigs.k8s.io/kwok").join("kustomize/stage");
         start("kwok", &|command| {
             command.args(["--manage-all-nodes=true", "--node-lease-duration-seconds=40"]);
             for stage in [
@@ -361,6 +369,20 @@ impl ControlPlane {
             .unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
+    }
+
+    /// Runs Helm as the administrator; an error is the test's.
+    pub fn helm(&self, arguments: &[&str]) -> String {
+        let output = Command::new(tool("helm"))
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig("admin"))
+            .args(arguments)
+            .env("HOME", &self.folder)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "helm {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Applies the custom resource definitions in `crds/` and waits until they are served.

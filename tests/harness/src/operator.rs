@@ -102,30 +102,25 @@ pub struct Operator {
 
 /// Applies the roles that ship, for an operator in this namespace.
 pub fn install_roles(plane: &ControlPlane, namespace: &str) {
+    let text = std::fs::read_to_string(root().join("charts/kustomize/rbac.yaml")).unwrap();
     // Several operators share the control plane: each has bindings of its own to the roles that ship.
-    let text = roles("rbac.yaml", namespace).replace(
+    let text = text.replace("llmtune-system", namespace).replace(
         "kind: ClusterRoleBinding\nmetadata:\n  name: llmtune-webhooks",
         &format!("kind: ClusterRoleBinding\nmetadata:\n  name: llmtune-webhooks-{namespace}"),
     );
-    apply(plane, &[], &text);
+    apply(plane, &text);
 }
 
-/// The same for one that serves these namespaces alone.
+/// The same for one that serves these namespaces alone, as the chart has them then.
 fn install_roles_in(plane: &ControlPlane, namespace: &str, served: &[String]) {
-    apply(plane, &["-l", "rbac.llmtune.io/scope=own-namespace"], &roles("rbac.yaml", namespace));
-    for served in served {
-        apply(plane, &["-n", served], &roles("rbac-namespaced.yaml", namespace));
-    }
+    let chart = root().join("charts/llmtune-webhooks").display().to_string();
+    let served = format!("operator.watchNamespace={{{}}}", served.join(","));
+    let render = ["template", "llmtune-webhooks", &chart, "--namespace", namespace, "--set", &served];
+    apply(plane, &plane.helm(&[&render[..], &["--show-only=templates/rbac.yaml"]].concat()));
 }
 
-fn roles(file: &str, namespace: &str) -> String {
-    let path = root().join("charts/llmtune-webhooks").join(file);
-    std::fs::read_to_string(path).unwrap().replace("llmtune-system", namespace)
-}
-
-fn apply(plane: &ControlPlane, arguments: &[&str], manifests: &str) {
-    let arguments = [&["apply", "--server-side", "--force-conflicts", "-f", "-"], arguments].concat();
-    let output = plane.kubectl_with_input(&arguments, manifests);
+fn apply(plane: &ControlPlane, manifests: &str) {
+    let output = plane.kubectl_with_input(&["apply", "--server-side", "--force-conflicts", "-f", "-"], manifests);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 

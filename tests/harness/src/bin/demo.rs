@@ -117,7 +117,7 @@ impl Scene {
         shell.run("kubectl apply -f crds/")?;
         shell.run("kubectl wait --for=condition=Established crd --all --timeout=60s")?;
 
-        step("The operator, as the service account and with the roles of charts/llmtune-webhooks/rbac.yaml");
+        step("The operator, as the service account and with the roles of charts/kustomize/rbac.yaml");
         shell.run("kubectl create namespace llmtune-system")?;
         let binary = std::env::current_exe().map_err(|error| error.to_string())?.with_file_name("llmtune-webhooks");
         if !binary.exists() {
