@@ -1,5 +1,6 @@
 //! What the apiserver sends: pages of a list and lines of a watch in, objects out. One that cannot be read disturbs no other.
 
+use bytes::{Buf, BytesMut};
 use prometheus::IntCounter;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -27,25 +28,81 @@ pub(super) struct ListMeta {
     pub(super) resource_version: String,
 }
 
-/// A line of a watch.
+/// The longest line of a watch: etcd refuses objects over 1.5 MiB, the apiserver requests over 3 MiB.
+pub(super) const MAX_LINE: usize = 8 << 20;
+
+/// A line is longer than any of a watch.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a line is longer than {0} bytes")]
+pub(crate) struct LongLine(usize);
+
+/// What comes of a watch, cut into lines wherever it was cut on its way.
+pub(crate) struct Lines {
+    buffer: BytesMut,
+    /// So much of the buffer holds no line's end.
+    scanned: usize,
+    longest: usize,
+}
+
+impl Lines {
+    /// Lines of at most so many bytes.
+    pub(crate) fn of(longest: usize) -> Self {
+        Self { buffer: BytesMut::new(), scanned: 0, longest }
+    }
+
+    /// What has come.
+    pub(crate) fn push(&mut self, data: &[u8]) {
+        self.buffer.extend_from_slice(data);
+    }
+
+    /// The next whole line, without its end; `None` until more has come.
+    pub(crate) fn next(&mut self) -> Result<Option<BytesMut>, LongLine> {
+        let end = self.buffer[self.scanned..].iter().position(|byte| *byte == b'\n');
+        let length = end.map_or(self.buffer.len(), |end| self.scanned + end);
+        if length > self.longest {
+            return Err(LongLine(self.longest));
+        }
+        self.scanned = if end.is_some() { 0 } else { length };
+        Ok(end.is_some().then(|| {
+            let line = self.buffer.split_to(length);
+            self.buffer.advance(1);
+            line
+        }))
+    }
+}
+
+/// A line of a watch, as it is written.
 #[derive(Deserialize)]
-pub(super) struct Frame<'a> {
+struct Frame<'a> {
     #[serde(rename = "type")]
-    pub(super) kind: &'a str,
+    kind: &'a str,
     #[serde(borrow)]
-    pub(super) object: &'a RawValue,
+    object: &'a RawValue,
+}
+
+/// What a line of a watch says.
+#[derive(Debug)]
+pub(crate) enum Line {
+    /// Everything up to this version has been told.
+    Bookmark(u64),
+    /// The watch cannot go on.
+    Ended(Status),
+    /// An object is there, as it is here.
+    Seen(Item),
+    /// An object is deleted, or no longer selected; this was its last state.
+    Deleted(Item),
 }
 
 /// `metav1.Status`, as far as it is read.
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Status {
+pub(crate) struct Status {
     pub(super) code: u16,
     pub(super) message: String,
     details: StatusDetails,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct StatusDetails {
     name: String,
@@ -66,12 +123,12 @@ pub(super) struct Partial {
 }
 
 /// An object that was read, or what can be told of one that cannot be read; `None` where not even that can.
-pub(super) type Item = Result<Object, Option<Unreadable>>;
+pub(crate) type Item = Result<Object, Option<Unreadable>>;
 
 /// An object that cannot be read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unreadable {
-    pub(super) uid: Uid,
+pub(crate) struct Unreadable {
+    pub(crate) uid: Uid,
     pub(super) version: u64,
     pub(super) namespace: String,
     pub(super) name: String,
@@ -103,8 +160,28 @@ pub(super) fn read_page<S: Source>(
     Ok((page.metadata, items.collect()))
 }
 
+/// Reads a line of a watch; an object that is malformed is counted in `malformed`.
+pub(crate) fn read_line<S: Source>(
+    source: &S,
+    line: &[u8],
+    malformed: &IntCounter,
+    keep_annotations: bool,
+) -> Result<Line, Malformed> {
+    let Frame { kind, object } = serde_json::from_slice(line)?;
+    let json = object.get();
+    Ok(match kind {
+        "BOOKMARK" => {
+            let Partial { metadata } = serde_json::from_str(json)?;
+            Line::Bookmark(slim::version(&metadata.resource_version)?)
+        }
+        "ERROR" => Line::Ended(serde_json::from_str(json)?),
+        "DELETED" => Line::Deleted(read(source, json, malformed, keep_annotations)),
+        _ => Line::Seen(read(source, json, malformed, keep_annotations)),
+    })
+}
+
 /// Reads one object; one that is malformed is counted in `malformed` and named in the log.
-pub(super) fn read<S: Source>(source: &S, json: &str, malformed: &IntCounter, keep_annotations: bool) -> Item {
+fn read<S: Source>(source: &S, json: &str, malformed: &IntCounter, keep_annotations: bool) -> Item {
     match serde_json::from_str::<S::Slim>(json).map_err(Malformed::from).and_then(|slim| source.read(slim)) {
         Ok(object) if keep_annotations => Ok(Object { annotations: slim::annotations(json), ..object }),
         Ok(object) => Ok(object),

@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, BytesMut};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use kube::{
@@ -31,7 +30,7 @@ use tracing::{info, warn};
 
 use super::{
     Malformed, Source, Whereabouts,
-    frame::{self, Frame, Item, Page, Partial, Status, Unreadable},
+    frame::{self, Line, Lines, LongLine, MAX_LINE, Page, Partial, Status, Unreadable},
     health::{Trouble, WatchHealth},
     namespaces::ToldNamespaces,
     slim,
@@ -53,8 +52,6 @@ const IDLE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
 const REQUEST: Duration = Duration::from_secs(30);
 /// Objects to a page of a list.
 const PAGE: u32 = 250;
-/// etcd refuses objects over 1.5 MiB, the apiserver requests over 3 MiB; a longer line is no watch event.
-const MAX_LINE: usize = 8 << 20;
 /// A resource that was installed, as far as this process or the ledger knows, must be missing for this long before that is
 /// believed: an apiserver that has just begun may not know its custom resources yet, and believing it would make all their
 /// objects new.
@@ -88,8 +85,8 @@ enum WatchError {
     Status(u16, String),
     #[error("nothing came for {} s", .0.as_secs())]
     Silent(Duration),
-    #[error("a line is longer than {MAX_LINE} bytes")]
-    LongLine,
+    #[error(transparent)]
+    LongLine(#[from] LongLine),
     #[error("the request failed: {0}")]
     Client(#[from] kube::Error),
     #[error("unreadable answer: {0}")]
@@ -342,10 +339,6 @@ impl<S: Source> Watcher<S> {
         if slim::version(&page.metadata.resource_version)? < version { Err(WatchError::Restored) } else { Ok(()) }
     }
 
-    fn read(&self, json: &str) -> Item {
-        frame::read(&self.source, json, &self.malformed, self.keeps_annotations())
-    }
-
     fn keeps_annotations(&self) -> bool {
         self.keep_annotations.load(Ordering::Relaxed)
     }
@@ -361,26 +354,18 @@ impl<S: Source> Watcher<S> {
             self.open(self.collection(self.namespace.as_deref())?.watch(&params, &version.to_string())?, IDLE).await?;
         self.health.touch();
         self.health.sync();
-        let mut buffer = BytesMut::new();
-        let mut scanned = 0;
+        let mut lines = Lines::of(MAX_LINE);
         loop {
-            while let Some(end) = buffer[scanned..].iter().position(|byte| *byte == b'\n') {
-                let line = buffer.split_to(scanned + end);
-                buffer.advance(1);
-                scanned = 0;
+            while let Some(line) = lines.next()? {
                 self.line(&line, version).await?;
                 *failures = 0;
-            }
-            scanned = buffer.len();
-            if scanned > MAX_LINE {
-                return Err(WatchError::LongLine);
             }
             match timeout(IDLE, body.frame()).await.map_err(|_| WatchError::Silent(IDLE))? {
                 None => return Ok(()),
                 Some(frame) => {
                     if let Ok(data) = frame?.into_data() {
                         self.health.touch();
-                        buffer.extend_from_slice(&data);
+                        lines.push(&data);
                     }
                 }
             }
@@ -388,38 +373,29 @@ impl<S: Source> Watcher<S> {
     }
 
     async fn line(&self, line: &[u8], version: &mut u64) -> Result<(), WatchError> {
-        let frame: Frame<'_> = serde_json::from_slice(line)?;
-        let json = frame.object.get();
-        let change = match frame.kind {
-            "BOOKMARK" => {
-                let partial: Partial = serde_json::from_str(json)?;
-                *version = slim::version(&partial.metadata.resource_version)?;
-                Change::Bookmark(*version)
+        let change = match frame::read_line(&self.source, line, &self.malformed, self.keeps_annotations())? {
+            Line::Bookmark(passed) => {
+                *version = passed;
+                Change::Bookmark(passed)
             }
-            "ERROR" => {
-                let status: Status = serde_json::from_str(json)?;
-                return Err(match status.code {
-                    410 => WatchError::Expired,
-                    code => WatchError::Status(code, status.message),
-                });
-            }
-            kind => {
-                let object = match self.read(json) {
-                    Ok(object) => object,
-                    Err(Some(gone)) if kind == "DELETED" => return self.gone(gone, version).await,
-                    Err(_) => return Ok(()),
-                };
+            Line::Ended(Status { code: 410, .. }) => return Err(WatchError::Expired),
+            Line::Ended(Status { code, message, .. }) => return Err(WatchError::Status(code, message)),
+            Line::Seen(Ok(object)) => {
                 *version = object.version;
-                match kind {
-                    "DELETED" if self.source.selector().is_none() => Change::Deleted(Box::new(object)),
-                    // The label may only have gone.
-                    "DELETED" if self.lives(&object.namespace, &object.name, object.uid).await => {
-                        Change::Unselected(object.uid)
-                    }
-                    "DELETED" => Change::Deleted(Box::new(object)),
-                    _ => Change::Seen(Box::new(object)),
+                Change::Seen(Box::new(object))
+            }
+            Line::Deleted(Ok(object)) => {
+                *version = object.version;
+                // The label may only have gone.
+                let selected = self.source.selector().is_some();
+                if selected && self.lives(&object.namespace, &object.name, object.uid).await {
+                    Change::Unselected(object.uid)
+                } else {
+                    Change::Deleted(Box::new(object))
                 }
             }
+            Line::Deleted(Err(Some(gone))) => return self.gone(gone, version).await,
+            Line::Seen(Err(_)) | Line::Deleted(Err(None)) => return Ok(()),
         };
         self.send(change).await
     }
