@@ -6,9 +6,8 @@ use jiff::Timestamp;
 use kube::Resource;
 use serde::{
     Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
-use serde_json::Value;
 
 use super::{Malformed, Source, owners::WatchedKinds, slim::SlimMeta};
 use crate::api::TrainingJob;
@@ -132,14 +131,8 @@ fn metrics<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String
                     map.next_value::<IgnoredAny>()?;
                     continue;
                 }
-                match map.next_value::<Value>()? {
-                    Value::Number(number) => {
-                        metrics.insert(name, Metric::Number(number.as_f64().unwrap_or(f64::NAN)));
-                    }
-                    Value::String(text) => {
-                        metrics.insert(name, Metric::Text(text));
-                    }
-                    _ => {}
+                if let Figure(Some(metric)) = map.next_value()? {
+                    metrics.insert(name, metric);
                 }
             }
             Ok(metrics)
@@ -147,6 +140,59 @@ fn metrics<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String
     }
 
     deserializer.deserialize_any(Metrics)
+}
+
+/// A metric; `None` where it is neither a number nor a string, which is skipped however deep it nests.
+struct Figure(Option<Metric>);
+
+impl<'de> Deserialize<'de> for Figure {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Values;
+
+        impl<'de> Visitor<'de> for Values {
+            type Value = Option<Metric>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("JSON")
+            }
+
+            fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {
+                Ok(Some(Metric::Number(number)))
+            }
+
+            fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
+                Ok(Some(Metric::Number(number as f64)))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+                Ok(Some(Metric::Number(number as f64)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Some(Metric::Text(text.to_owned())))
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+                Ok(None)
+            }
+
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(None)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+                while elements.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(None)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+                while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(None)
+            }
+        }
+
+        deserializer.deserialize_any(Values).map(Self)
+    }
 }
 
 #[cfg(test)]
