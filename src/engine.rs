@@ -351,8 +351,8 @@ impl Engine {
                 let occurred = watch.vanished(uid, &mut dirty);
                 self.occur(id, occurred, now, &mut observed);
             }
-            Change::Unselected(uid) => watch.mute(uid, &mut dirty),
-            Change::Unreadable(uid) => watch.unreadable(uid),
+            Change::Unselected(uid) => watch.exclude(uid, &mut dirty),
+            Change::Unreadable(uid) => watch.listed(uid),
             Change::ListEnded(version) => {
                 let began = watch.end_list(version, &mut dirty);
                 self.watches_changed |= began;

@@ -517,7 +517,7 @@ fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
     let source = KINDS[life.kind].source;
     let as_of = |version: u64| life.states.iter().rfind(|state| state.version <= version);
     let mut record = None;
-    let (mut muted, mut newest, mut generation) = (false, 0, 0);
+    let (mut excluded, mut newest, mut generation) = (false, 0, 0);
     if let Some(state) = as_of(baseline).filter(|state| state.selected && deleted > baseline) {
         record = Some(Lifecycle::baseline(&state.facts, state.generation));
         (newest, generation) = (state.version, state.generation);
@@ -536,7 +536,7 @@ fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
         let mut occurrences = Vec::new();
         match state {
             Some(state) if state.selected => {
-                muted = false;
+                excluded = false;
                 if state.version > newest || record.is_none() {
                     let before = record.unwrap_or_else(|| Lifecycle::new(&state.facts));
                     let (told, after) = before.step(&state.facts, state.generation);
@@ -545,10 +545,10 @@ fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
                     (newest, generation) = (state.version, state.generation);
                 }
             }
-            Some(_) => muted = true,
+            Some(_) => excluded = true,
             None => {}
         }
-        if let (Some(how), false, Some(before)) = (gone, muted, record.clone()) {
+        if let (Some(how), false, Some(before)) = (gone, excluded, record.clone()) {
             record = None;
             occurrences.extend(before.gone(how, generation).into_iter().map(|occurrence| (occurrence, deleted)));
         }
