@@ -17,7 +17,7 @@ use crate::{
     },
     ledger::{
         contents::RecordEntry,
-        journal::{self, Found, Journal, Opened, Shape},
+        journal::{self, Found, Journal, Recovered, Shape},
     },
     subscription::filter::Filter,
 };
@@ -296,8 +296,8 @@ fn remembered(engine: &mut Engine) -> Memory {
     let segments = Journal::found(home, 1, shape, 7).lay_out(engine.flush(&[0, 1, 2, 3], usize::MAX)).unwrap();
     let found: Vec<Found> = segments.into_iter().map(|segment| Found { segment, version: "1".into() }).collect();
     match journal::open(&found, home, shape, 8) {
-        Opened::Ours(_, memory) => *memory,
-        Opened::Nothing { why, .. } => panic!("{why}"),
+        Recovered::Ledger(_, memory) => *memory,
+        Recovered::NoLedger { why, .. } => panic!("{why}"),
     }
 }
 

@@ -118,7 +118,8 @@ impl Watch {
         let RememberedWatch { entry, records } = remembered;
         let mut watch = Self::new(source, sight, shards, &entry.watch, entry.epoch);
         let track = |record| Tracked { record, listing: 0, dirty: false };
-        let tracked = records.into_iter().map(|shard| shard.into_iter().map(|(uid, record)| (uid, track(record))).collect());
+        let tracked =
+            records.into_iter().map(|shard| shard.into_iter().map(|(uid, record)| (uid, track(record))).collect());
         watch.records = tracked.collect();
         watch.stand = Stand::Live;
         watch.baseline = Baseline::Landed;

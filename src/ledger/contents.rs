@@ -10,7 +10,7 @@ use serde::{
 };
 
 use super::record::Record;
-use crate::event::{Event, EventType, body::Opened, format::Forms, id::EventId, object::Uid, unknown::Unknown};
+use crate::event::{Event, EventType, body::OpenBody, format::Forms, id::EventId, object::Uid, unknown::Unknown};
 
 /// The largest text that a segment's data is unpacked to; more is no ledger of ours.
 const MAX_UNPACKED: usize = 1 << 30;
@@ -251,7 +251,7 @@ impl EventBody<'_> {
             object: Arc::new(event_type.outline(self.uid, self.namespace.into_owned(), self.name.into_owned())),
             observed_at: self.observed_at,
             sequence: self.sequence,
-            body: Opened::kept(self.body.into_owned()),
+            body: OpenBody::kept(self.body.into_owned()),
             forms: Forms::default(),
         })
     }

@@ -7,6 +7,7 @@ use std::{
 
 use kube::core::SelectorExt;
 use llmtune_webhooks::{
+    api::ledger_segment::SegmentKind,
     event::{
         Event, EventType,
         id::{EventId, OccurrenceName},
@@ -14,7 +15,7 @@ use llmtune_webhooks::{
         object::{Facts, TrainingStage, Uid},
     },
     ledger::{
-        journal::{Kind as SegmentKind, Memory, Segment},
+        journal::{Memory, Segment},
         record::Lifecycle,
     },
     subscription::index::Subscription,
@@ -206,15 +207,15 @@ impl Oracle {
 
     /// A segment has landed.
     pub fn put(&mut self, segment: &Segment, owner: u64) {
-        if segment.kind == SegmentKind::Journal
-            && let Some((term, leader)) = self.terms.get(&segment.epoch)
+        if segment.spec.kind == SegmentKind::Journal
+            && let Some((term, leader)) = self.terms.get(&segment.spec.epoch)
             && *leader != owner
             && !self.outlived.contains(&owner)
-            && segment.term <= *term
+            && segment.spec.term <= *term
         {
             let what = format!(
                 "#{owner} wrote {} in term {} although #{leader} leads in term {term}",
-                segment.name, segment.term
+                segment.name, segment.spec.term
             );
             self.fail("ledger 1", what);
         }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use jiff::Timestamp;
 use llmtune_webhooks::{
+    api::ledger_segment::SegmentKind,
     delivery::attempt::{Attempt, AttemptResult, Outcome},
     engine::{Due, Engine, Keep, Observed, Unflushed, Verdict},
     event::{
@@ -13,7 +14,7 @@ use llmtune_webhooks::{
         object::{Uid, WatchId},
         observation::{Change, Observation, Question},
     },
-    ledger::journal::{self, Journal, Judgement, Kind as SegmentKind, Memory, Nothing, Opened, Segment, Shape},
+    ledger::journal::{self, Journal, Memory, NoLedger, Recovered, Resolution, Segment, Shape},
     subscription::index::Subscription,
 };
 
@@ -241,7 +242,7 @@ impl Process {
         let found = env.store.all_found();
         let fresh_epoch = env.now().as_millisecond() as u64;
         match journal::open(&found, HOME, env.shape, self.number) {
-            Opened::Ours(journal, memory) => {
+            Recovered::Ledger(journal, memory) => {
                 env.say(|| {
                     format!("#{} reads the ledger: epoch {} term {}", self.number, journal.epoch(), journal.term())
                 });
@@ -250,9 +251,9 @@ impl Process {
                 self.journal = Some(*journal);
                 self.memory = Some(memory);
             }
-            Opened::Nothing { why, newest } => {
+            Recovered::NoLedger { why, newest } => {
                 env.say(|| format!("#{} finds no ledger: {why}", self.number));
-                let excused = env.store.ledger_harmed || (matches!(why, Nothing::Fresh) && found.is_empty());
+                let excused = env.store.ledger_harmed || (matches!(why, NoLedger::Fresh) && found.is_empty());
                 if !excused {
                     env.oracle
                         .fail("ledger 1 to 3", format!("the ledger cannot be opened, and nobody harmed it: {why}"));
@@ -286,7 +287,7 @@ impl Process {
         env.say(|| {
             format!(
                 "#{} puts {} term {} sequence {} over {replaces:?}",
-                self.number, segment.name, segment.term, segment.sequence
+                self.number, segment.name, segment.spec.term, segment.spec.sequence
             )
         });
         env.network.push(Put { owner: self.number, segment: segment.clone(), replaces });
@@ -307,24 +308,24 @@ impl Process {
     pub fn answered(&mut self, env: &mut Env, answer: Answer) {
         let Some(segment) = self.put.take() else { return };
         let Some(journal) = &mut self.journal else { return };
-        let judgement = match answer {
+        let resolution = match answer {
             Answer::Landed(version) => {
                 journal.landed(&segment, version);
-                Judgement::Landed
+                Resolution::Landed
             }
             Answer::Conflict => {
-                let judgement = journal.judge(&segment, env.store.found(&segment.name));
-                env.met.unanswered |= judgement == Judgement::Landed;
-                env.say(|| format!("#{} met a conflict at {}: {judgement:?}", self.number, segment.name));
-                judgement
+                let resolution = journal.resolve(&segment, env.store.found(&segment.name));
+                env.met.unanswered |= resolution == Resolution::Landed;
+                env.say(|| format!("#{} met a conflict at {}: {resolution:?}", self.number, segment.name));
+                resolution
             }
         };
-        match (judgement, self.phase) {
-            (Judgement::Landed, Phase::Claiming) => self.lead(env),
-            (Judgement::Landed, _) => self.next_segment(env),
-            (Judgement::Again, _) => self.send(env, segment),
-            (Judgement::Lost, Phase::Claiming) => self.phase = Phase::Reading,
-            (Judgement::Lost, _) => {
+        match (resolution, self.phase) {
+            (Resolution::Landed, Phase::Claiming) => self.lead(env),
+            (Resolution::Landed, _) => self.next_segment(env),
+            (Resolution::Overwrite, _) => self.send(env, segment),
+            (Resolution::Lost, Phase::Claiming) => self.phase = Phase::Reading,
+            (Resolution::Lost, _) => {
                 env.say(|| format!("#{} has lost", self.number));
                 self.phase = Phase::Dead;
             }
@@ -713,9 +714,9 @@ impl Process {
                 return;
             }
         };
-        let parts = segments.iter().filter(|segment| segment.kind == SegmentKind::Journal);
+        let parts = segments.iter().filter(|segment| segment.spec.kind == SegmentKind::Journal);
         env.met.split |= parts.clone().count() > 1;
-        env.met.overflow |= parts.map(|segment| segment.records).sum::<usize>() > entries;
+        env.met.overflow |= parts.map(|segment| segment.spec.records as usize).sum::<usize>() > entries;
         flushing.rest = segments.into();
         env.say(|| {
             format!(

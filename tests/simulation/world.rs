@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use kube::core::{Expression, Selector};
 use llmtune_webhooks::{
+    api::ledger_segment::SegmentKind,
     delivery::schedule::Backoff,
     event::{EventSet, object::Uid},
-    ledger::journal::{Kind as SegmentKind, Shape},
+    ledger::journal::Shape,
     subscription::index::Subscription,
 };
 
@@ -638,11 +639,11 @@ impl World {
             self.env.store.segments.clear();
             return;
         }
-        let newest = self.env.store.segments.values().map(|(segment, _)| segment.epoch).max();
+        let newest = self.env.store.segments.values().map(|(segment, _)| segment.spec.epoch).max();
         let mut segments: Vec<_> =
-            self.env.store.segments.values_mut().filter(|(segment, _)| Some(segment.epoch) == newest).collect();
+            self.env.store.segments.values_mut().filter(|(segment, _)| Some(segment.spec.epoch) == newest).collect();
         let at = self.env.random.below(segments.len());
-        segments[at].0.data.insert(0, '?');
+        segments[at].0.spec.data.insert(0, '?');
     }
 
     /// Another process leads, where nobody does.
@@ -720,11 +721,11 @@ impl World {
             self.env.oracle.put(&put.segment, put.owner);
             self.env.store.ledger_harmed |= self.env.oracle.outlived.contains(&put.owner);
             self.env.met.wrapped |=
-                put.segment.kind == SegmentKind::Journal && put.segment.sequence >= self.env.shape.ring;
+                put.segment.spec.kind == SegmentKind::Journal && put.segment.spec.sequence >= self.env.shape.ring;
             let newest =
                 self.processes.iter().filter(|process| process.phase == Phase::Leading).map(Process::term).max();
-            self.env.met.late_snapshot |=
-                put.segment.kind == SegmentKind::Snapshot && newest.is_some_and(|term| put.segment.term < term);
+            self.env.met.late_snapshot |= put.segment.spec.kind == SegmentKind::Snapshot
+                && newest.is_some_and(|term| put.segment.spec.term < term);
         }
         answer
     }
