@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     delivery::schedule::Backoff,
     event::{
-        EventSet,
+        EventSet, EventType,
         object::{Facts, Object, TrainingFacts, TrainingStage},
     },
     ledger::{
@@ -242,6 +242,29 @@ fn a_late_410_of_the_endpoint_before_the_edit_says_nothing_of_the_new_one() {
     let settled = engine.settle(outcome(&late, AttemptResult::Gone), at(0), 0.5).unwrap();
     assert!(matches!(settled.verdict, Verdict::Retry(_)) && !settled.gone);
     assert_eq!(attempt(&mut engine, 5000).number, 2);
+}
+
+#[test]
+fn events_that_leaders_with_different_clocks_left_go_in_the_order_in_which_they_were_told() {
+    let held = Subscription { held: true, ..subscription(1, 2, 5) };
+    let next = |before: &mut Engine, now| {
+        let mut engine = Engine::recover(None, 2, 4, remembered(before), at(now));
+        engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
+        engine.subscribe(held.clone());
+        engine
+    };
+    let mut ahead = listed_engine(false);
+    ahead.subscribe(held.clone());
+    ahead.observe(seen(job(1, 5, TrainingStage::Running)), at(60_000));
+    let mut behind = next(&mut ahead, 0);
+    behind.observe(seen(job(1, 6, TrainingStage::Completed)), at(1_000));
+    let mut engine = next(&mut behind, 2_000);
+    engine.subscribe(subscription(1, 2, 5));
+    let first = attempt(&mut engine, 2_000);
+    assert_eq!(first.event.event_type, EventType::TrainingStarted);
+    assert!(engine.due(at(2_000)).is_none(), "the second waits for the first");
+    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(2_000), 0.5);
+    assert_eq!(attempt(&mut engine, 2_000).event.event_type, EventType::TrainingCompleted);
 }
 
 #[test]

@@ -59,6 +59,8 @@ pub struct EventEntry {
     pub event: Option<Arc<Event>>,
     /// It counts once this complete flush has landed, or a record that knows of it: until then nobody was told of it. 0: at once.
     pub after: u64,
+    /// Events that wait were told in the order of these numbers, whatever the clocks of those who told them.
+    pub order: u64,
     pub deliveries: Vec<DeliveryEntry>,
     pub unknown: Unknown,
 }
@@ -67,7 +69,7 @@ impl EventEntry {
     /// An event that is done with.
     #[must_use]
     pub const fn gone(id: EventId) -> Self {
-        Self { id, event: None, after: 0, deliveries: Vec::new(), unknown: Unknown::NONE }
+        Self { id, event: None, after: 0, order: 0, deliveries: Vec::new(), unknown: Unknown::NONE }
     }
 }
 
@@ -222,6 +224,8 @@ pub(super) struct EventText<'a> {
     pub(super) event: Option<EventBody<'a>>,
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) after: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) order: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) deliveries: Vec<DeliveryEntry>,
     #[serde(flatten)]
@@ -322,6 +326,7 @@ pub(super) fn pack(home: Uid, shard: Option<usize>, contents: &Contents) -> Resu
             body: event.body.as_str().into(),
         }),
         after: entry.after,
+        order: entry.order,
         deliveries: entry.deliveries.clone(),
         unknown: entry.unknown.clone(),
     });

@@ -147,7 +147,7 @@ fn event(number: u128, body: &str) -> EventEntry {
     let waiting =
         DeliveryEntry { failed: 2, due: Some(at(60)), wait_millis: 25_000, ..DeliveryEntry::new(Uid::from_u128(50)) };
     let deliveries = vec![waiting, DeliveryEntry::new(Uid::from_u128(51))];
-    EventEntry { id, event: Some(Arc::new(event)), after: 0, deliveries, unknown: Unknown::NONE }
+    EventEntry { id, event: Some(Arc::new(event)), after: 0, order: number as u64, deliveries, unknown: Unknown::NONE }
 }
 
 fn watches() -> Vec<WatchEntry> {

@@ -1,6 +1,9 @@
 //! One run: what happens, in which order, is drawn from the seed. In the end everything heals, and the oracle judges.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use kube::core::{Expression, Selector};
 use llmtune_webhooks::{
@@ -143,6 +146,8 @@ impl World {
             met: Met::default(),
             shape,
             millis: 0,
+            acquired: 0,
+            told: HashMap::new(),
             tick: 0,
             calm: false,
             trace,
@@ -334,6 +339,9 @@ impl World {
 
     fn work(&mut self, at: usize, action: Action) {
         let (process, env) = (&mut self.processes[at], &mut self.env);
+        if !process.lapsed {
+            process.renew(env);
+        }
         match action {
             // Enough must come together.
             Action::Flush if self.large && process.unflushed() < 60 && env.random.chance(98) => {}
@@ -655,7 +663,8 @@ impl World {
         if self.processes.iter().all(|process| process.paused || process.lapsed) {
             self.serial += 1;
             self.holder = self.serial;
-            self.processes.push(Process::new(self.serial));
+            let off = self.env.random.below(40_000) as i64 - 20_000;
+            self.processes.push(Process::new(self.serial, off));
         }
     }
 

@@ -16,7 +16,9 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Memory {
     pub watches: Vec<RememberedWatch>,
-    /// Events with their deliveries, in the order in which they occurred.
+    /// The newest epoch that records anywhere in the ledger belong to, also those of watches that are withdrawn.
+    pub newest_epoch: u64,
+    /// Events with their deliveries, in the order in which they were told.
     pub events: Vec<RememberedEvent>,
     /// Events of a type that this release does not know.
     pub unknown_events: usize,
@@ -36,6 +38,8 @@ pub struct RememberedEvent {
     pub event: Event,
     /// It counts if this complete flush has landed, or a record that knows of it.
     pub after: u64,
+    /// Its place among those that wait.
+    pub order: u64,
     pub deliveries: Vec<DeliveryEntry>,
     pub unknown: Unknown,
 }
@@ -197,8 +201,9 @@ impl Rebuilt {
                     self.unknown.insert(event.id);
                     continue;
                 };
-                let (after, deliveries, unknown) = (event.after, event.deliveries, event.unknown);
-                self.events.insert(event.id, RememberedEvent { event: read, after, deliveries, unknown });
+                let (after, order) = (event.after, event.order);
+                let (deliveries, unknown) = (event.deliveries, event.unknown);
+                self.events.insert(event.id, RememberedEvent { event: read, after, order, deliveries, unknown });
             } else if let Some(known) = self.events.get_mut(&event.id) {
                 known.deliveries = event.deliveries;
                 known.unknown = event.unknown;
@@ -230,6 +235,8 @@ impl Rebuilt {
 
     /// A watch without a position has no baseline, and its records count for nothing.
     fn memory(mut self, shards: usize) -> Memory {
+        let epochs = self.watches.iter().map(|watch| watch.epoch).chain(self.groups.keys().map(|(_, epoch)| *epoch));
+        let newest_epoch = epochs.max().unwrap_or_default();
         let watches = self.watches.into_iter().filter(|watch| watch.position > 0 || watch.absent).map(|entry| {
             let records = self.groups.remove(&(entry.watch.clone(), entry.epoch));
             let records = records.unwrap_or_else(|| vec![HashMap::new(); shards]);
@@ -237,7 +244,7 @@ impl Rebuilt {
         });
         let watches = watches.collect();
         let mut events: Vec<RememberedEvent> = self.events.into_values().collect();
-        events.sort_by_key(|known| (known.event.observed_at, known.event.object.uid, known.event.sequence));
-        Memory { watches, events, unknown_events: self.unknown.len() }
+        events.sort_by_key(|known| (known.order, known.event.id));
+        Memory { watches, newest_epoch, events, unknown_events: self.unknown.len() }
     }
 }
