@@ -65,7 +65,9 @@ pub enum Resolution {
 /// There is no room in the ring.
 #[derive(Debug, thiserror::Error)]
 pub enum LayOutError {
-    #[error("{0} segments of changes do not fit into the ledger's ring at once")]
+    #[error(
+        "{0} segments of changes do not fit into the ledger's ring at once: divide the namespaces among operators with --watch-namespace"
+    )]
     Full(usize),
     #[error("a segment cannot be written: {0}")]
     Pack(#[from] Unreadable),

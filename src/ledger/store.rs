@@ -86,7 +86,7 @@ impl Store {
                 Ok(None) => info!("another leader's last write to the ledger has just landed; reading it again"),
                 Err(kube::Error::Api(status)) if status.code == 404 => {
                     warn!(
-                        "LedgerSegment is not installed: apply the custom resource definitions of this release; trying again"
+                        "LedgerSegment is not installed: apply the custom resource definitions of this release (crds/); trying again"
                     );
                     sleep(pause(failures)).await;
                     failures += 1;

@@ -60,7 +60,7 @@ pub enum NoLedger {
     Fresh,
     #[error("the ledger that is here belongs to another installation, and is set aside")]
     Foreign,
-    #[error("segment {0} cannot be read: {1}")]
+    #[error("segment {0} cannot be read, as it was harmed or written by a newer release: {1}")]
     Unreadable(String, String),
     #[error("journal segment number {0} is missing")]
     Missing(u64),

@@ -122,14 +122,12 @@ pub fn tell(began: Option<&NoLedger>, journal: &Journal, lease: &ObjectReference
         info!(epoch, term, "going on from the ledger");
         return None;
     };
+    let baseline = "all objects that are there now are a baseline, and nothing is sent for their past";
     if matches!(why, NoLedger::Fresh) {
-        info!(
-            epoch,
-            "there is no ledger yet, so a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past"
-        );
-    } else {
-        warn!(epoch, %why, "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past");
+        info!(epoch, "there is no ledger yet, so a new epoch begins: {baseline}");
+        return Some(Notice::new_epoch(lease.clone(), false, format!("{why}: {baseline}")));
     }
-    let note = format!("{why}: all objects that are there now are a baseline, and nothing is sent for their past");
-    Some(Notice::new_epoch(lease.clone(), !matches!(why, NoLedger::Fresh), note))
+    let lost = "what was still to be delivered is not: let receivers compare what they know with the objects (docs/operations.md, The ledger)";
+    warn!(epoch, %why, "a new epoch begins: {baseline}; {lost}");
+    Some(Notice::new_epoch(lease.clone(), true, format!("{why}: {baseline}; {lost}")))
 }
