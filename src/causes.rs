@@ -49,10 +49,10 @@ fn without_cause(error: &(dyn Error + 'static)) -> String {
 pub fn explain(code: u16, message: &str) -> std::borrow::Cow<'_, str> {
     let what_to_do = match code {
         401 => "the operator's credentials are wrong or have expired, renew the token in KUBECONFIG",
-        403 if lacks_right(code, message) => {
+        _ if lacks_right(code, message) => {
             "grant the operator's service account this right, as charts/kustomize/rbac.yaml of this release does"
         }
-        404 if is_unknown_kind(code, message) => {
+        _ if is_unknown_kind(code, message) => {
             "the kind is not installed, apply the custom resource definitions of this release (crds/)"
         }
         _ => return message.into(),

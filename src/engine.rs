@@ -184,8 +184,7 @@ impl Engine {
     /// An engine that knows what the ledger remembered.
     #[must_use]
     pub fn recover(cluster: Option<String>, epoch: u64, shards: usize, memory: Memory, now: Timestamp) -> Self {
-        let newest = memory.watches.iter().map(|watch| watch.entry.epoch).max().unwrap_or_default();
-        let mut engine = Self::new(cluster, epoch.max(newest + 1), shards);
+        let mut engine = Self::new(cluster, epoch.max(memory.newest_epoch + 1), shards);
         let flush = memory.watches.iter().map(|watch| watch.entry.flush).max().unwrap_or_default();
         engine.pending.gate.resume(flush);
         for remembered in memory.events {
@@ -367,8 +366,8 @@ impl Engine {
                 let occurred = watch.vanished(uid, &mut dirty);
                 self.occur(id, occurred, now, &mut observed);
             }
-            Change::Unselected(uid) => watch.mute(uid, &mut dirty),
-            Change::Unreadable(uid) => watch.unreadable(uid),
+            Change::Unselected(uid) => watch.exclude(uid, &mut dirty),
+            Change::Unreadable(uid) => watch.listed(uid),
             Change::ListEnded(version) => {
                 let began = watch.end_list(version, &mut dirty);
                 self.watches_changed |= began;

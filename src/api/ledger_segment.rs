@@ -28,28 +28,28 @@ pub struct LedgerSegmentSpec {
     /// `Journal`: what changed. `Snapshot`: a share of all records, as of one place in the journal.
     pub kind: SegmentKind,
     /// The life of the records that it belongs to; a new one begins when they had to be rebuilt.
-    #[schemars(range(min = 0))]
-    pub epoch: i64,
+    #[schemars(with = "i64", range(min = 0))]
+    pub epoch: u64,
     /// The term of the leader that wrote it.
-    #[schemars(range(min = 0))]
-    pub term: i64,
+    #[schemars(with = "i64", range(min = 0))]
+    pub term: u64,
     /// Which leader wrote it: a number of its own, beside the term.
     #[serde(default)]
-    #[schemars(range(min = 0))]
-    pub leader: i64,
+    #[schemars(with = "i64", range(min = 0))]
+    pub leader: u64,
     /// Of a journal segment: the leader that wrote the one before it.
     #[serde(default)]
-    #[schemars(range(min = 0))]
-    pub after: i64,
+    #[schemars(with = "i64", range(min = 0))]
+    pub after: u64,
     /// Of a journal segment its place in the journal; of a snapshot the first place of the journal to apply on top.
-    #[schemars(range(min = 0))]
-    pub sequence: i64,
+    #[schemars(with = "i64", range(min = 0))]
+    pub sequence: u64,
     /// How many entries it holds.
-    #[schemars(range(min = 0))]
-    pub records: i32,
+    #[schemars(with = "i32", range(min = 0))]
+    pub records: u32,
     /// The length of `data`.
-    #[schemars(range(min = 0))]
-    pub bytes: i64,
+    #[schemars(with = "i64", range(min = 0))]
+    pub bytes: u64,
     /// The entries: JSON, compressed by zstd, in base64.
     #[schemars(length(max = 1_500_000))]
     pub data: String,

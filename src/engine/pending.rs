@@ -56,6 +56,8 @@ struct Stored {
     again: usize,
     /// The flush that it was withheld for; 0: none.
     after: u64,
+    /// Its place among those that wait.
+    order: u64,
     /// A flush has held the event.
     written: bool,
     dirty: bool,
@@ -71,6 +73,8 @@ pub(super) struct Pending {
     /// By shard of the ledger's snapshot.
     events: Vec<HashMap<EventId, Stored>>,
     total_bytes: usize,
+    /// The newest event's place among those that wait.
+    newest: u64,
     /// What has changed, and whether a flush has held the event.
     dirty: VecDeque<(EventId, bool)>,
     pub(super) gate: Gate,
@@ -119,7 +123,7 @@ impl Pending {
     /// Takes up what the ledger remembered. A due time is at most now plus the wait that it came from: the clock that it was
     /// taken from may have been another.
     pub(super) fn recover(&mut self, remembered: RememberedEvent, now: Timestamp) {
-        let RememberedEvent { event, after: _, deliveries, unknown } = remembered;
+        let RememberedEvent { event, after: _, order, deliveries, unknown } = remembered;
         let event = Arc::new(event);
         let size = event.body.len();
         let mut to = Vec::with_capacity(deliveries.len());
@@ -162,7 +166,8 @@ impl Pending {
         }
         self.total_bytes += size;
         let shards = self.events.len();
-        let stored = Stored { event, size, to, again: 0, after: 0, written: true, dirty: false, unknown };
+        self.newest = self.newest.max(order);
+        let stored = Stored { event, size, to, again: 0, after: 0, order, written: true, dirty: false, unknown };
         self.events[stored.event.id.shard(shards)].insert(stored.event.id, stored);
     }
 
@@ -259,15 +264,17 @@ impl Pending {
     fn store(&mut self, event: &Arc<Event>) -> &mut Stored {
         let shard = event.id.shard(self.events.len());
         let size = event.body.len();
-        let total = &mut self.total_bytes;
+        let (total, newest) = (&mut self.total_bytes, &mut self.newest);
         self.events[shard].entry(event.id).or_insert_with(|| {
             *total += size;
+            *newest += 1;
             Stored {
                 event: Arc::clone(event),
                 size,
                 to: Vec::new(),
                 again: 0,
                 after: 0,
+                order: *newest,
                 written: false,
                 dirty: false,
                 unknown: Unknown::NONE,
@@ -606,6 +613,7 @@ impl Pending {
             id: stored.event.id,
             event: full.then(|| Arc::clone(&stored.event)),
             after: stored.after,
+            order: stored.order,
             deliveries: deliveries.collect(),
             unknown: stored.unknown.clone(),
         }

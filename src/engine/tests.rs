@@ -12,12 +12,12 @@ use super::*;
 use crate::{
     delivery::schedule::Backoff,
     event::{
-        EventSet,
+        EventSet, EventType,
         object::{Facts, Object, TrainingFacts, TrainingStage},
     },
     ledger::{
         contents::RecordEntry,
-        journal::{self, Found, Journal, Opened, Shape},
+        journal::{self, Found, Journal, Recovered, Shape},
     },
     subscription::{filter::Filter, index::Scope},
 };
@@ -246,6 +246,29 @@ fn a_late_410_of_the_endpoint_before_the_edit_says_nothing_of_the_new_one() {
 }
 
 #[test]
+fn events_that_leaders_with_different_clocks_left_go_in_the_order_in_which_they_were_told() {
+    let held = Subscription { held: true, ..subscription(1, 2, 5) };
+    let next = |before: &mut Engine, now| {
+        let mut engine = Engine::recover(None, 2, 4, remembered(before), at(now));
+        engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
+        engine.subscribe(held.clone());
+        engine
+    };
+    let mut ahead = listed_engine(false);
+    ahead.subscribe(held.clone());
+    ahead.observe(seen(job(1, 5, TrainingStage::Running)), at(60_000));
+    let mut behind = next(&mut ahead, 0);
+    behind.observe(seen(job(1, 6, TrainingStage::Completed)), at(1_000));
+    let mut engine = next(&mut behind, 2_000);
+    engine.subscribe(subscription(1, 2, 5));
+    let first = attempt(&mut engine, 2_000);
+    assert_eq!(first.event.event_type, EventType::TrainingStarted);
+    assert!(engine.due(at(2_000)).is_none(), "the second waits for the first");
+    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(2_000), 0.5);
+    assert_eq!(attempt(&mut engine, 2_000).event.event_type, EventType::TrainingCompleted);
+}
+
+#[test]
 fn an_endpoint_that_is_gone_exhausts_what_waits_without_an_attempt_and_keeps_the_order_of_what_is_under_way() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 2, 5));
@@ -297,8 +320,8 @@ fn remembered(engine: &mut Engine) -> Memory {
     let segments = Journal::found(home, 1, shape, 7).lay_out(engine.flush(&[0, 1, 2, 3], usize::MAX)).unwrap();
     let found: Vec<Found> = segments.into_iter().map(|segment| Found { segment, version: "1".into() }).collect();
     match journal::open(&found, home, shape, 8) {
-        Opened::Ours(_, memory) => *memory,
-        Opened::Nothing { why, .. } => panic!("{why}"),
+        Recovered::Ledger(_, memory) => *memory,
+        Recovered::NoLedger { why, .. } => panic!("{why}"),
     }
 }
 

@@ -62,8 +62,18 @@ pub(super) struct Watch {
     position: u64,
     group: Arc<Group>,
     /// By shard of the ledger's snapshot.
-    records: Vec<HashMap<Uid, Record>>,
+    records: Vec<HashMap<Uid, Tracked>>,
     unknown: Unknown,
+}
+
+/// A record, with what no ledger need know of it.
+#[derive(Debug)]
+struct Tracked {
+    record: Record,
+    /// The number of the last list of its watch that held it, or that it was seen after.
+    listing: u16,
+    /// It waits for the next flush.
+    dirty: bool,
 }
 
 /// An occurrence with the object it happened to.
@@ -107,7 +117,10 @@ impl Watch {
     pub(super) fn recover(source: &str, sight: Sight, shards: usize, remembered: RememberedWatch) -> Self {
         let RememberedWatch { entry, records } = remembered;
         let mut watch = Self::new(source, sight, shards, &entry.watch, entry.epoch);
-        watch.records = records;
+        let track = |record| Tracked { record, listing: 0, dirty: false };
+        let tracked =
+            records.into_iter().map(|shard| shard.into_iter().map(|(uid, record)| (uid, track(record))).collect());
+        watch.records = tracked.collect();
         watch.stand = Stand::Live;
         watch.baseline = Baseline::Landed;
         watch.absent = entry.absent;
@@ -137,12 +150,23 @@ impl Watch {
         self.baseline == Baseline::Landed
     }
 
-    fn record(&mut self, uid: Uid) -> Option<&mut Record> {
+    fn tracked(&mut self, uid: Uid) -> Option<&mut Tracked> {
         let shards = self.records.len();
         self.records[uid.shard(shards)].get_mut(&uid)
     }
 
-    fn remove(&mut self, uid: Uid) -> Option<Record> {
+    fn record(&mut self, uid: Uid) -> Option<&mut Record> {
+        self.tracked(uid).map(|tracked| &mut tracked.record)
+    }
+
+    /// Begins a record.
+    fn track(&mut self, uid: Uid, version: u64, lifecycle: Lifecycle) {
+        let (shards, listing) = (self.records.len(), self.listing);
+        let tracked = Tracked { record: Record::new(version, lifecycle), listing, dirty: false };
+        self.records[uid.shard(shards)].insert(uid, tracked);
+    }
+
+    fn remove(&mut self, uid: Uid) -> Option<Tracked> {
         let shards = self.records.len();
         self.records[uid.shard(shards)].remove(&uid)
     }
@@ -151,8 +175,8 @@ impl Watch {
         if self.stand == Stand::Fresh {
             return;
         }
-        if let Some(record) = self.record(uid)
-            && !std::mem::replace(&mut record.dirty, true)
+        if let Some(tracked) = self.tracked(uid)
+            && !std::mem::replace(&mut tracked.dirty, true)
         {
             dirty.push(uid);
         }
@@ -188,8 +212,8 @@ impl Watch {
         let began = self.stand == Stand::Fresh || self.absent;
         if self.stand == Stand::Fresh {
             self.stand = Stand::Live;
-            for (uid, record) in self.records.iter_mut().flatten() {
-                record.dirty = true;
+            for (uid, tracked) in self.records.iter_mut().flatten() {
+                tracked.dirty = true;
                 dirty.push(*uid);
             }
             dirty.sort_unstable();
@@ -214,9 +238,9 @@ impl Watch {
     /// position was, something else may be by then.
     pub(super) fn distrust_versions(&mut self, dirty: &mut Vec<Uid>) {
         self.position = self.position.min(1);
-        for (uid, record) in self.records.iter_mut().flatten() {
-            record.version = 0;
-            if !std::mem::replace(&mut record.dirty, true) {
+        for (uid, tracked) in self.records.iter_mut().flatten() {
+            tracked.record.version = 0;
+            if !std::mem::replace(&mut tracked.dirty, true) {
                 dirty.push(*uid);
             }
         }
@@ -225,27 +249,27 @@ impl Watch {
 
     /// The labels that the object's Namespace had when the object was last seen.
     pub(super) fn namespace_labels(&self, uid: Uid) -> Option<&Arc<Labels>> {
-        let record = self.records[uid.shard(self.records.len())].get(&uid)?;
-        record.last.as_ref()?.namespace_labels.as_ref()
+        let tracked = self.records[uid.shard(self.records.len())].get(&uid)?;
+        tracked.record.last.as_ref()?.namespace_labels.as_ref()
     }
 
     /// The object as it is.
     pub(super) fn seen(&mut self, object: Object, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
-        let (listing, stand, uid) = (self.listing, self.stand, object.uid);
-        if let Some(record) = self.record(uid) {
-            record.listing = listing;
+        let (listing, uid) = (self.listing, object.uid);
+        if let Some(Tracked { record, listing: seen_in, .. }) = self.tracked(uid) {
+            *seen_in = listing;
             if object.version <= record.version {
                 // A flush may tell of a change that its position has not passed: what unselected the object before is then
                 // observed again, and must not outlast this.
-                if object.version == record.version && !object.owned && std::mem::take(&mut record.muted) {
+                if object.version == record.version && !object.owned && std::mem::take(&mut record.excluded) {
                     self.touch(uid, dirty);
                 }
                 return Vec::new();
             }
             record.version = object.version;
-            let changed = record.muted != object.owned || record.missed;
+            let changed = record.excluded != object.owned || record.missed;
             record.missed = false;
-            record.muted = object.owned;
+            record.excluded = object.owned;
             if object.owned {
                 record.last = None;
             }
@@ -259,12 +283,11 @@ impl Watch {
             // What has been passed has gone since; it comes again where a watch is begun anew while its observations are under way.
             return Vec::new();
         } else {
-            let lifecycle = match stand {
+            let lifecycle = match self.stand {
                 Stand::Fresh => Lifecycle::baseline(&object.facts, object.generation),
                 Stand::Live => Lifecycle::new(&object.facts),
             };
-            let shards = self.records.len();
-            self.records[uid.shard(shards)].insert(uid, Record::new(object.version, listing, lifecycle));
+            self.track(uid, object.version, lifecycle);
             self.touch(uid, dirty);
         }
         self.step(object, dirty)
@@ -314,25 +337,24 @@ impl Watch {
     }
 
     fn go(&mut self, uid: Uid, how: Gone, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
-        let Some(mut record) = self.remove(uid) else { return Vec::new() };
+        let Some(Tracked { mut record, dirty: told, .. }) = self.remove(uid) else { return Vec::new() };
         // A dirty record is told of already; then the flush finds it gone.
-        if !record.dirty && self.stand == Stand::Live {
+        if !told && self.stand == Stand::Live {
             dirty.push(uid);
         }
-        let Some(object) = record.last.take().filter(|_| !record.muted) else { return Vec::new() };
+        let Some(object) = record.last.take().filter(|_| !record.excluded) else { return Vec::new() };
         let lifecycle = std::mem::replace(&mut record.lifecycle, Lifecycle::new(&object.facts));
         let occurrences = lifecycle.gone(how, record.generation);
         record.number(&object, occurrences)
     }
 
     /// The object lives, but sends nothing until it is selected again.
-    pub(super) fn mute(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
-        let listing = self.listing;
+    pub(super) fn exclude(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
+        self.listed(uid);
         if let Some(record) = self.record(uid) {
-            let changed = !record.muted || record.missed;
-            record.muted = true;
+            let changed = !record.excluded || record.missed;
+            record.excluded = true;
             record.missed = false;
-            record.listing = listing;
             if changed {
                 self.touch(uid, dirty);
             }
@@ -354,10 +376,8 @@ impl Watch {
         self.stand = Stand::Live;
         // What is measured has no versions; a position says that there is a baseline.
         self.position = 1;
-        let shards = self.records.len();
         for uid in there {
-            let baseline = Record::new(0, self.listing, Lifecycle::Usage(UsageRecord::baseline()));
-            self.records[uid.shard(shards)].insert(*uid, baseline);
+            self.track(*uid, 0, Lifecycle::Usage(UsageRecord::baseline()));
             self.touch(*uid, dirty);
         }
         true
@@ -368,9 +388,11 @@ impl Watch {
         if self.stand == Stand::Fresh {
             return None;
         }
-        let (uid, listing, shards) = (object.uid, self.listing, self.records.len());
-        let new = || Record::new(0, listing, Lifecycle::new(&object.facts));
-        let record = self.records[uid.shard(shards)].entry(uid).or_insert_with(new);
+        let uid = object.uid;
+        if self.record(uid).is_none() {
+            self.track(uid, 0, Lifecycle::new(&object.facts));
+        }
+        let record = self.record(uid)?;
         record.generation = object.generation;
         let before = record.lifecycle.clone();
         let (occurrences, lifecycle) = before.clone().step(&object.facts, object.generation);
@@ -389,11 +411,11 @@ impl Watch {
         self.go(uid, Gone::Deleted, dirty);
     }
 
-    /// The object is there.
-    pub(super) fn unreadable(&mut self, uid: Uid) {
+    /// The list that is under way, or the log after the last one, holds the object.
+    pub(super) fn listed(&mut self, uid: Uid) {
         let listing = self.listing;
-        if let Some(record) = self.record(uid) {
-            record.listing = listing;
+        if let Some(tracked) = self.tracked(uid) {
+            tracked.listing = listing;
         }
     }
 
@@ -401,7 +423,7 @@ impl Watch {
     pub(super) fn lacking(&self) -> Vec<Uid> {
         let records = self.records.iter().flatten();
         let mut lacking: Vec<Uid> =
-            records.filter(|(_, record)| record.listing != self.listing).map(|(uid, _)| *uid).collect();
+            records.filter(|(_, tracked)| tracked.listing != self.listing).map(|(uid, _)| *uid).collect();
         lacking.sort_unstable();
         lacking
     }
@@ -419,8 +441,8 @@ impl Watch {
 
     /// Objects that are asked after.
     pub(super) fn missed(&self) -> impl Iterator<Item = (Uid, &Record)> {
-        let records = self.records.iter().flatten();
-        records.filter(|(_, record)| record.missed).map(|(uid, record)| (*uid, record))
+        let records = self.records.iter().flatten().map(|(uid, tracked)| (*uid, &tracked.record));
+        records.filter(|(_, record)| record.missed)
     }
 
     /// Takes in an answer; it is void once the object has been seen anew.
@@ -430,7 +452,7 @@ impl Watch {
             return None;
         }
         if living {
-            self.mute(question.uid, dirty);
+            self.exclude(question.uid, dirty);
             return None;
         }
         Some(self.vanished(question.uid, dirty))
@@ -439,13 +461,12 @@ impl Watch {
     /// A record that changed, for the next flush.
     pub(super) fn change(&mut self, uid: Uid) -> Option<RecordEntry> {
         let group = Arc::clone(&self.group);
-        let record = self.record(uid);
-        let record = match record {
+        let record = match self.tracked(uid) {
             // It was told already.
-            Some(record) if !record.dirty => return None,
-            Some(record) => {
-                record.dirty = false;
-                Some(record.clone())
+            Some(Tracked { dirty: false, .. }) => return None,
+            Some(tracked) => {
+                tracked.dirty = false;
+                Some(tracked.record.clone())
             }
             None => None,
         };
@@ -459,10 +480,10 @@ impl Watch {
         }
         let records = self.records[shard].iter();
         records
-            .map(|(uid, record)| RecordEntry {
+            .map(|(uid, tracked)| RecordEntry {
                 group: Arc::clone(&self.group),
                 uid: *uid,
-                record: Some(record.clone()),
+                record: Some(tracked.record.clone()),
             })
             .collect()
     }
@@ -496,15 +517,13 @@ impl Watch {
 }
 
 impl Record {
-    fn new(version: u64, listing: u16, lifecycle: Lifecycle) -> Self {
+    fn new(version: u64, lifecycle: Lifecycle) -> Self {
         Self {
             version,
             generation: 0,
             sequence: 0,
-            listing,
-            muted: false,
+            excluded: false,
             missed: false,
-            dirty: false,
             lifecycle,
             last: None,
             unknown: Unknown::NONE,
@@ -517,39 +536,5 @@ impl Record {
             Occurred { object: Arc::clone(object), occurrence, sequence: self.sequence }
         });
         numbered.collect()
-    }
-}
-
-impl Object {
-    /// Whether the other tells the same in a newer version.
-    fn differs_in_version_alone(&self, other: &Self) -> bool {
-        let Self {
-            uid,
-            version: _,
-            generation,
-            namespace,
-            name,
-            kind,
-            labels,
-            namespace_labels,
-            annotations,
-            created_at,
-            owned,
-            facts,
-        } = self;
-        (uid, generation, namespace, name, kind, labels, namespace_labels, annotations, created_at, owned, facts)
-            == (
-                &other.uid,
-                &other.generation,
-                &other.namespace,
-                &other.name,
-                &other.kind,
-                &other.labels,
-                &other.namespace_labels,
-                &other.annotations,
-                &other.created_at,
-                &other.owned,
-                &other.facts,
-            )
     }
 }

@@ -20,7 +20,7 @@ const OCCURRED_AT: &str = ",\"occurredAt\":";
 /// A body up to the value of `deliveredAt`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Opened(String);
+pub struct OpenBody(String);
 
 /// What the body says beside its data.
 #[derive(Clone, Copy, Debug)]
@@ -39,12 +39,12 @@ pub struct Envelope<'a> {
 /// Writes all but the time of the attempt. Beyond [`MAX_BYTES`] `metrics` goes, then the largest members of `data`, one
 /// by one, and `"truncated":true` says so.
 #[must_use]
-pub fn open(envelope: Envelope<'_>, mut data: Data) -> Opened {
+pub fn open(envelope: Envelope<'_>, mut data: Data) -> OpenBody {
     let mut truncated = false;
     loop {
         let text = write(envelope, &data, truncated);
         if text.len() + CLOSING_BYTES <= MAX_BYTES || data.0.is_empty() {
-            return Opened(text);
+            return OpenBody(text);
         }
         truncated = true;
         let metrics = data.0.iter().position(|(name, _)| *name == "metrics");
@@ -84,7 +84,7 @@ fn write(envelope: Envelope<'_>, data: &Data, truncated: bool) -> String {
     out
 }
 
-impl Opened {
+impl OpenBody {
     /// The whole body of an attempt made at this time, told in whole seconds, UTC.
     #[must_use]
     pub fn close(&self, delivered_at: Timestamp) -> String {
@@ -174,7 +174,7 @@ mod tests {
         assert!(!body.is_truncated());
         let data: serde_json::Value = serde_json::from_str(body.data().unwrap()).unwrap();
         assert_eq!(data["note"], false_friend);
-        assert_eq!(Opened::kept(body.as_str().to_owned()).occurred_at(), Some(occurred_at));
-        assert_eq!(Opened::kept("{\"deliveredAt\":\"".into()).occurred_at(), None);
+        assert_eq!(OpenBody::kept(body.as_str().to_owned()).occurred_at(), Some(occurred_at));
+        assert_eq!(OpenBody::kept("{\"deliveredAt\":\"".into()).occurred_at(), None);
     }
 }

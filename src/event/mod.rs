@@ -155,7 +155,7 @@ pub struct Event {
     /// The how-manieth event of its object it is, from 1.
     pub sequence: u32,
     /// The body up to the value of `deliveredAt` (see [`body`]).
-    pub body: body::Opened,
+    pub body: body::OpenBody,
     /// The same in other formats, as attempts need it.
     pub forms: format::Forms,
 }

@@ -136,6 +136,39 @@ pub struct Kind {
 }
 
 impl Object {
+    /// Whether the other tells the same in a newer version.
+    #[must_use]
+    pub fn differs_in_version_alone(&self, other: &Self) -> bool {
+        let Self {
+            uid,
+            version: _,
+            generation,
+            namespace,
+            name,
+            kind,
+            labels,
+            namespace_labels,
+            annotations,
+            created_at,
+            owned,
+            facts,
+        } = self;
+        (uid, generation, namespace, name, kind, labels, namespace_labels, annotations, created_at, owned, facts)
+            == (
+                &other.uid,
+                &other.generation,
+                &other.namespace,
+                &other.name,
+                &other.kind,
+                &other.labels,
+                &other.namespace_labels,
+                &other.annotations,
+                &other.created_at,
+                &other.owned,
+                &other.facts,
+            )
+    }
+
     /// The object without its facts, its annotations and its Namespace's labels: what reporting looks at.
     #[must_use]
     pub fn outline(&self) -> Self {

@@ -10,7 +10,7 @@ use serde::{
 };
 
 use super::record::Record;
-use crate::event::{Event, EventType, body::Opened, format::Forms, id::EventId, object::Uid, unknown::Unknown};
+use crate::event::{Event, EventType, body::OpenBody, format::Forms, id::EventId, object::Uid, unknown::Unknown};
 
 /// The largest text that a segment's data is unpacked to; more is no ledger of ours.
 const MAX_UNPACKED: usize = 1 << 30;
@@ -59,6 +59,8 @@ pub struct EventEntry {
     pub event: Option<Arc<Event>>,
     /// It counts once this complete flush has landed, or a record that knows of it: until then nobody was told of it. 0: at once.
     pub after: u64,
+    /// Events that wait were told in the order of these numbers, whatever the clocks of those who told them.
+    pub order: u64,
     pub deliveries: Vec<DeliveryEntry>,
     pub unknown: Unknown,
 }
@@ -67,7 +69,7 @@ impl EventEntry {
     /// An event that is done with.
     #[must_use]
     pub const fn gone(id: EventId) -> Self {
-        Self { id, event: None, after: 0, deliveries: Vec::new(), unknown: Unknown::NONE }
+        Self { id, event: None, after: 0, order: 0, deliveries: Vec::new(), unknown: Unknown::NONE }
     }
 }
 
@@ -224,6 +226,8 @@ pub(super) struct EventText<'a> {
     pub(super) event: Option<EventBody<'a>>,
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) after: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) order: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) deliveries: Vec<DeliveryEntry>,
     #[serde(flatten)]
@@ -253,7 +257,7 @@ impl EventBody<'_> {
             object: Arc::new(event_type.outline(self.uid, self.namespace.into_owned(), self.name.into_owned())),
             observed_at: self.observed_at,
             sequence: self.sequence,
-            body: Opened::kept(self.body.into_owned()),
+            body: OpenBody::kept(self.body.into_owned()),
             forms: Forms::default(),
         })
     }
@@ -324,6 +328,7 @@ pub(super) fn pack(home: Uid, shard: Option<usize>, contents: &Contents) -> Resu
             body: event.body.as_str().into(),
         }),
         after: entry.after,
+        order: entry.order,
         deliveries: entry.deliveries.clone(),
         unknown: entry.unknown.clone(),
     });

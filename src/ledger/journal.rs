@@ -6,9 +6,12 @@ mod recovery;
 use std::collections::HashMap;
 
 use super::contents::{self, Contents, Unreadable};
-use crate::event::object::Uid;
+use crate::{
+    api::ledger_segment::{LedgerSegmentSpec, SegmentKind},
+    event::object::Uid,
+};
 
-pub use recovery::{Memory, Nothing, Opened, RememberedEvent, RememberedWatch, open};
+pub use recovery::{Memory, NoLedger, Recovered, RememberedEvent, RememberedWatch, open};
 
 /// How large a ledger is.
 #[derive(Clone, Copy, Debug)]
@@ -27,31 +30,11 @@ impl Default for Shape {
     }
 }
 
-/// What a segment is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// What changed.
-    Journal,
-    /// What was there, of one shard.
-    Snapshot,
-}
-
 /// A segment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Segment {
     pub name: String,
-    pub kind: Kind,
-    pub epoch: u64,
-    pub term: u64,
-    /// Which leader wrote it, beside its term: a number of its own, below 2^63.
-    pub leader: u64,
-    /// Of a journal segment: the leader that wrote the one before it.
-    pub after: u64,
-    /// Of a journal segment its place in the journal, from 1; of a snapshot the first place to apply on top of it.
-    pub sequence: u64,
-    /// Entries in it.
-    pub records: usize,
-    pub data: String,
+    pub spec: LedgerSegmentSpec,
 }
 
 /// A segment as it was found, with its version.
@@ -68,13 +51,13 @@ pub struct Flush {
     pub snapshots: Vec<(usize, Contents)>,
 }
 
-/// What a conflict meant.
+/// What a conflict comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Judgement {
+pub enum Resolution {
     /// Our write had landed.
     Landed,
     /// An older term's late write is in the place: write again over it.
-    Again,
+    Overwrite,
     /// Another leads, or the store was restored: stop.
     Lost,
 }
@@ -82,7 +65,9 @@ pub enum Judgement {
 /// There is no room in the ring.
 #[derive(Debug, thiserror::Error)]
 pub enum LayOutError {
-    #[error("{0} segments of changes do not fit into the ledger's ring at once")]
+    #[error(
+        "{0} segments of changes do not fit into the ledger's ring at once: divide the namespaces among operators with --watch-namespace"
+    )]
     Full(usize),
     #[error("a segment cannot be written: {0}")]
     Pack(#[from] Unreadable),
@@ -188,23 +173,14 @@ impl Journal {
                 // What does not fit stays in the journal for another turn of the ring.
                 contents.prepend(snapshot.split_off_half());
             };
-            rewritten.push(Segment {
-                name: format!("snapshot-{}-{shard:02}", self.epoch),
-                kind: Kind::Snapshot,
-                epoch: self.epoch,
-                term: self.term,
-                leader: self.leader,
-                after: 0,
-                sequence: first,
-                records: snapshot.len(),
-                data,
-            });
+            let name = format!("snapshot-{}-{shard:02}", self.epoch);
+            rewritten.push(self.segment(name, SegmentKind::Snapshot, first, 0, snapshot.len(), data));
         }
         let mut segments = Vec::new();
         let mut waiting = vec![contents];
         while let Some(mut part) = waiting.pop() {
             let segment = self.journal_segment(&part)?;
-            if segment.data.len() > self.shape.limit && part.len() > 1 {
+            if segment.spec.data.len() > self.shape.limit && part.len() > 1 {
                 self.next -= 1;
                 let rest = part.split_off_half();
                 waiting.push(rest);
@@ -229,17 +205,29 @@ impl Journal {
         let data = contents::pack(self.home, None, contents)?;
         let sequence = self.next;
         self.next += 1;
-        Ok(Segment {
-            name: format!("journal-{}-{:03}", self.epoch, sequence % self.shape.ring),
-            kind: Kind::Journal,
-            epoch: self.epoch,
-            term: self.term,
-            leader: self.leader,
-            after: if sequence == self.begun.0 { self.begun.1 } else { self.leader },
-            sequence,
-            records: contents.len(),
-            data,
-        })
+        let name = self.place(sequence);
+        let after = if sequence == self.begun.0 { self.begun.1 } else { self.leader };
+        Ok(self.segment(name, SegmentKind::Journal, sequence, after, contents.len(), data))
+    }
+
+    /// The name of the segment at this place of the ring.
+    fn place(&self, sequence: u64) -> String {
+        format!("journal-{}-{:03}", self.epoch, sequence % self.shape.ring)
+    }
+
+    /// A segment that this leader writes.
+    fn segment(
+        &self,
+        name: String,
+        kind: SegmentKind,
+        sequence: u64,
+        after: u64,
+        records: usize,
+        data: String,
+    ) -> Segment {
+        let (epoch, term, leader) = (self.epoch, self.term, self.leader);
+        let (records, bytes) = (records as u32, data.len() as u64);
+        Segment { name, spec: LedgerSegmentSpec { kind, epoch, term, leader, after, sequence, records, bytes, data } }
     }
 
     /// The version that a write of this segment must carry; `None`: it must not exist yet.
@@ -252,10 +240,10 @@ impl Journal {
     /// not there any more, the store was restored under it, and the segment must not be written.
     #[must_use]
     pub fn predecessor(&self, segment: &Segment) -> Option<(String, &str)> {
-        if segment.kind == Kind::Snapshot || self.versions.contains_key(&segment.name) {
+        if segment.spec.kind == SegmentKind::Snapshot || self.versions.contains_key(&segment.name) {
             return None;
         }
-        let before = format!("journal-{}-{:03}", self.epoch, segment.sequence.checked_sub(1)? % self.shape.ring);
+        let before = self.place(segment.spec.sequence.checked_sub(1)?);
         let version = self.versions.get(&before)?;
         Some((before, version))
     }
@@ -263,21 +251,21 @@ impl Journal {
     /// A write has landed, as this version.
     pub fn landed(&mut self, segment: &Segment, version: String) {
         self.versions.insert(segment.name.clone(), version);
-        self.sizes.insert(segment.name.clone(), segment.data.len());
+        self.sizes.insert(segment.name.clone(), segment.spec.data.len());
     }
 
     /// A write met a conflict; `found` is in its place.
-    pub fn judge(&mut self, segment: &Segment, found: Option<Found>) -> Judgement {
-        match (segment.kind, found) {
+    pub fn resolve(&mut self, segment: &Segment, found: Option<Found>) -> Resolution {
+        match (segment.spec.kind, found) {
             (_, Some(found)) if found.segment == *segment => {
                 self.landed(segment, found.version);
-                Judgement::Landed
+                Resolution::Landed
             }
-            (Kind::Snapshot, Some(found)) if found.segment.term < self.term => {
+            (SegmentKind::Snapshot, Some(found)) if found.segment.spec.term < self.term => {
                 self.versions.insert(segment.name.clone(), found.version);
-                Judgement::Again
+                Resolution::Overwrite
             }
-            _ => Judgement::Lost,
+            _ => Resolution::Lost,
         }
     }
 }

@@ -28,18 +28,12 @@ pub struct Record {
     /// How many events of it there were.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub sequence: u32,
-    /// The number of the last list of its watch that held it, or that it was seen after.
-    #[serde(skip)]
-    pub listing: u16,
     /// It lives but is no longer selected, or is owned: it sends nothing until it is seen again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub muted: bool,
+    pub excluded: bool,
     /// A list lacked it, and whether it lives is not known yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub missed: bool,
-    /// It waits for the next flush.
-    #[serde(skip)]
-    pub dirty: bool,
     /// What its lifecycle remembers.
     #[serde(flatten)]
     pub lifecycle: Lifecycle,

@@ -9,17 +9,17 @@ use std::{
 use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Api, Client, Resource,
-    api::{ListParams, ObjectMeta, PostParams},
+    api::{ListParams, PostParams},
     core::Request,
 };
 use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
 use super::journal::{
-    self, Flush, Found, Journal, Judgement, Kind, LayOutError, Memory, Nothing, Opened, Segment, Shape,
+    self, Flush, Found, Journal, LayOutError, Memory, NoLedger, Recovered, Resolution, Segment, Shape,
 };
 use crate::{
-    api::ledger_segment::{LedgerSegment, LedgerSegmentSpec, SegmentKind},
+    api::ledger_segment::LedgerSegment,
     calls::{self, pause, within},
     causes::Causes,
     event::object::Uid,
@@ -67,7 +67,7 @@ pub struct Ledger {
     pub journal: Journal,
     pub memory: Memory,
     /// Why a new epoch has begun; `None` where the ledger goes on.
-    pub began: Option<Nothing>,
+    pub began: Option<NoLedger>,
 }
 
 impl Store {
@@ -91,7 +91,7 @@ impl Store {
                 Ok(None) => info!("another leader's last write to the ledger has just landed; reading it again"),
                 Err(kube::Error::Api(status)) if status.code == 404 => {
                     warn!(
-                        "LedgerSegment is not installed: apply the custom resource definitions of this release; trying again"
+                        "LedgerSegment is not installed: apply the custom resource definitions of this release (crds/); trying again"
                     );
                     sleep(pause(failures)).await;
                     failures += 1;
@@ -121,20 +121,20 @@ impl Store {
         // Here and not on another thread: nothing else is under way yet, and that thread's heap would keep what it took.
         let opened = journal::open(&found, home, Shape::default(), leader);
         drop(found);
-        let found_anew = |why: Nothing, newest: u64| {
+        let found_anew = |why: NoLedger, newest: u64| {
             let journal = Journal::found(home, epoch.max(newest + 1), Shape::default(), leader);
             Ledger { journal, memory: Memory::default(), began: Some(why) }
         };
         let mut ledger = match opened {
-            Opened::Ours(journal, memory) => Ledger { journal: *journal, memory: *memory, began: None },
-            Opened::Nothing { why, newest } => found_anew(why, newest),
+            Recovered::Ledger(journal, memory) => Ledger { journal: *journal, memory: *memory, began: None },
+            Recovered::NoLedger { why, newest } => found_anew(why, newest),
         };
         let claim = match ledger.journal.claim() {
             Ok(claim) => claim,
             Err(refused) => {
                 error!(error = %refused, "the ledger has no room for a claim");
                 let newest = ledger.journal.epoch();
-                ledger = found_anew(Nothing::Full, newest);
+                ledger = found_anew(NoLedger::Full, newest);
                 ledger.journal.claim().map_err(|error| kube::Error::Service(error.into()))?
             }
         };
@@ -168,19 +168,17 @@ impl Store {
     /// Writes a flush, one segment after the other; returns once all have landed.
     pub async fn flush(self, mut journal: Journal, flush: Flush) -> (Journal, Result<(), LedgerError>) {
         let entries = flush.contents.len() + flush.snapshots.iter().map(|(_, contents)| contents.len()).sum::<usize>();
-        let segments = if entries <= AT_ONCE {
-            journal.lay_out(flush)
+        let lay_out = move || {
+            let segments = journal.lay_out(flush);
+            (journal, segments)
+        };
+        let (mut journal, segments) = if entries <= AT_ONCE {
+            lay_out()
         } else {
-            let laid_out = tokio::task::spawn_blocking(move || {
-                let segments = journal.lay_out(flush);
-                (journal, segments)
-            });
-            let segments;
-            (journal, segments) = match laid_out.await {
+            match tokio::task::spawn_blocking(lay_out).await {
                 Ok(laid_out) => laid_out,
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
-            };
-            segments
+            }
         };
         let segments = match segments {
             Ok(segments) => segments,
@@ -222,13 +220,13 @@ impl Store {
                     if status.code == 409 || (status.code == 404 && journal.version(segment).is_some()) =>
                 {
                     match within(REQUEST, self.api().get_opt(&segment.name)).await {
-                        Ok(found) => match journal.judge(segment, found.map(read)) {
-                            Judgement::Landed => return Ok(()),
-                            Judgement::Again => {
+                        Ok(found) => match journal.resolve(segment, found.map(read)) {
+                            Resolution::Landed => return Ok(()),
+                            Resolution::Overwrite => {
                                 debug!(segment = segment.name, "an older leader's late write is replaced");
                                 continue;
                             }
-                            Judgement::Lost => return Err(LedgerError::Lost(segment.name.clone())),
+                            Resolution::Lost => return Err(LedgerError::Lost(segment.name.clone())),
                         },
                         Err(error) => error,
                     }
@@ -269,49 +267,17 @@ impl Store {
     }
 
     fn object(&self, segment: &Segment, version: Option<&str>) -> LedgerSegment {
-        let Segment { name, kind, epoch, term, leader, after, sequence, records, data } = segment;
         let (key, value) = EXCLUDE_FROM_BACKUP;
-        LedgerSegment {
-            metadata: ObjectMeta {
-                name: Some(name.clone()),
-                labels: Some([(key.to_owned(), value.to_owned())].into()),
-                owner_references: self.belongs_to.clone().map(|owner| vec![owner]),
-                resource_version: version.map(str::to_owned),
-                ..ObjectMeta::default()
-            },
-            spec: LedgerSegmentSpec {
-                kind: match kind {
-                    Kind::Journal => SegmentKind::Journal,
-                    Kind::Snapshot => SegmentKind::Snapshot,
-                },
-                epoch: *epoch as i64,
-                term: *term as i64,
-                leader: *leader as i64,
-                after: *after as i64,
-                sequence: *sequence as i64,
-                records: *records as i32,
-                bytes: data.len() as i64,
-                data: data.clone(),
-            },
-        }
+        let mut object = LedgerSegment::new(&segment.name, segment.spec.clone());
+        object.metadata.labels = Some([(key.to_owned(), value.to_owned())].into());
+        object.metadata.owner_references = self.belongs_to.clone().map(|owner| vec![owner]);
+        object.metadata.resource_version = version.map(str::to_owned);
+        object
     }
 }
 
 fn read(object: LedgerSegment) -> Found {
     let LedgerSegment { metadata, spec } = object;
-    let segment = Segment {
-        name: metadata.name.unwrap_or_default(),
-        kind: match spec.kind {
-            SegmentKind::Journal => Kind::Journal,
-            SegmentKind::Snapshot => Kind::Snapshot,
-        },
-        epoch: spec.epoch.unsigned_abs(),
-        term: spec.term.unsigned_abs(),
-        leader: spec.leader.unsigned_abs(),
-        after: spec.after.unsigned_abs(),
-        sequence: spec.sequence.unsigned_abs(),
-        records: spec.records.unsigned_abs() as usize,
-        data: spec.data,
-    };
+    let segment = Segment { name: metadata.name.unwrap_or_default(), spec };
     Found { segment, version: metadata.resource_version.unwrap_or_default() }
 }

@@ -12,16 +12,19 @@ use serde_json::{Value, json};
 
 use super::{
     contents::{Contents, DeliveryEntry, EventEntry, Group, RecordEntry, WatchEntry, unpack},
-    journal::{Flush, Found, Journal, Judgement, Kind, LayOutError, Memory, Nothing, Opened, Segment, Shape, open},
+    journal::{Flush, Found, Journal, LayOutError, Memory, NoLedger, Recovered, Resolution, Segment, Shape, open},
     record::{Lifecycle, Record},
 };
-use crate::event::{
-    Event, EventType,
-    body::Opened as Body,
-    format::Forms,
-    id::{EventId, OccurrenceName},
-    object::{Facts, Object, ServingFacts, ServingStage, TrainingFacts, TrainingStage, Uid},
-    unknown::Unknown,
+use crate::{
+    api::ledger_segment::{LedgerSegmentSpec, SegmentKind},
+    event::{
+        Event, EventType,
+        body::OpenBody,
+        format::Forms,
+        id::{EventId, OccurrenceName},
+        object::{Facts, Object, ServingFacts, ServingStage, TrainingFacts, TrainingStage, Uid},
+        unknown::Unknown,
+    },
 };
 
 const HOME: Uid = Uid::from_u128(99);
@@ -45,19 +48,26 @@ impl Kept {
 
     fn open(&self) -> (Journal, Memory) {
         match open(&self.found(), HOME, SHAPE, 8) {
-            Opened::Ours(journal, memory) => (*journal, *memory),
-            Opened::Nothing { why, .. } => panic!("{why}"),
+            Recovered::Ledger(journal, memory) => (*journal, *memory),
+            Recovered::NoLedger { why, .. } => panic!("{why}"),
         }
     }
 
     fn doctor(&mut self, edit: impl Fn(&mut Value)) {
         for segment in self.0.values_mut() {
-            let mut value: Value = serde_json::from_slice(&unpack(&segment.data).unwrap()).unwrap();
+            let mut value: Value = serde_json::from_slice(&unpack(&segment.spec.data).unwrap()).unwrap();
             edit(&mut value);
             let json = serde_json::to_vec(&value).unwrap();
-            segment.data = STANDARD.encode(zstd::bulk::compress(&json, 3).unwrap());
+            segment.spec.data = STANDARD.encode(zstd::bulk::compress(&json, 3).unwrap());
         }
     }
+}
+
+/// The segment with another spec.
+fn altered(segment: &Segment, alter: impl FnOnce(&mut LedgerSegmentSpec)) -> Segment {
+    let mut altered = segment.clone();
+    alter(&mut altered.spec);
+    altered
 }
 
 fn at(second: i64) -> Timestamp {
@@ -108,10 +118,8 @@ fn record(object: Object) -> Record {
         version: object.version,
         generation: object.generation,
         sequence: 2,
-        listing: 0,
-        muted: false,
+        excluded: false,
         missed: true,
-        dirty: false,
         lifecycle,
         last: Some(Arc::new(object)),
         unknown: Unknown::NONE,
@@ -134,13 +142,13 @@ fn event(number: u128, body: &str) -> EventEntry {
         object,
         observed_at: at(number as i64),
         sequence: 1,
-        body: Body::kept(format!("{{\"id\":\"{id}\",\"text\":\"{body}\",\"deliveredAt\":\"")),
+        body: OpenBody::kept(format!("{{\"id\":\"{id}\",\"text\":\"{body}\",\"deliveredAt\":\"")),
         forms: Forms::default(),
     };
     let waiting =
         DeliveryEntry { failed: 2, due: Some(at(60)), wait_millis: 25_000, ..DeliveryEntry::new(Uid::from_u128(50)) };
     let deliveries = vec![waiting, DeliveryEntry::new(Uid::from_u128(51))];
-    EventEntry { id, event: Some(Arc::new(event)), after: 0, deliveries, unknown: Unknown::NONE }
+    EventEntry { id, event: Some(Arc::new(event)), after: 0, order: number as u64, deliveries, unknown: Unknown::NONE }
 }
 
 fn watches() -> Vec<WatchEntry> {
@@ -218,7 +226,7 @@ fn what_a_later_release_added_to_records_events_deliveries_and_watches_is_kept()
     let segments = journal.lay_out(flush).unwrap();
     let mut later = 0;
     for segment in &segments {
-        let value: Value = serde_json::from_slice(&unpack(&segment.data).unwrap()).unwrap();
+        let value: Value = serde_json::from_slice(&unpack(&segment.spec.data).unwrap()).unwrap();
         later += value.to_string().matches("\"later\"").count();
     }
     // One event, one delivery, two records with a lifecycle each, one watch.
@@ -242,12 +250,16 @@ fn a_flush_too_large_for_one_segment_is_split_with_the_positions_in_the_last() {
         Contents { events: Vec::new(), records, watches: Some(watches()), ..Contents::default() },
         vec![(0, snapshot)],
     );
-    let journal: Vec<&Segment> = kept.0.values().filter(|segment| segment.kind == Kind::Journal).collect();
-    assert!(journal.len() > 2 && kept.0.values().all(|segment| segment.data.len() <= SHAPE.limit), "{}", journal.len());
+    let journal: Vec<&Segment> = kept.0.values().filter(|segment| segment.spec.kind == SegmentKind::Journal).collect();
+    assert!(
+        journal.len() > 2 && kept.0.values().all(|segment| segment.spec.data.len() <= SHAPE.limit),
+        "{}",
+        journal.len()
+    );
     let with_positions: Vec<u64> = journal
         .iter()
-        .filter(|segment| String::from_utf8(unpack(&segment.data).unwrap()).unwrap().contains("\"position\""))
-        .map(|segment| segment.sequence)
+        .filter(|segment| String::from_utf8(unpack(&segment.spec.data).unwrap()).unwrap().contains("\"position\""))
+        .map(|segment| segment.spec.sequence)
         .collect();
     assert_eq!(with_positions, [journal.len() as u64]);
     let (_, memory) = kept.open();
@@ -287,19 +299,19 @@ fn a_missing_or_unreadable_segment_and_anothers_ledger_begin_a_new_epoch() {
         )
     };
     let opened = |kept: &Kept| match open(&kept.found(), HOME, SHAPE, 8) {
-        Opened::Nothing { why, newest } => (why, newest),
-        Opened::Ours(..) => panic!("it must not be gone on with"),
+        Recovered::NoLedger { why, newest } => (why, newest),
+        Recovered::Ledger(..) => panic!("it must not be gone on with"),
     };
     let mut garbled = kept();
-    garbled.0.get_mut("journal-1-002").unwrap().data = "AAAA".into();
-    assert!(matches!(opened(&garbled), (Nothing::Unreadable(name, _), 1) if name == "journal-1-002"));
+    garbled.0.get_mut("journal-1-002").unwrap().spec.data = "AAAA".into();
+    assert!(matches!(opened(&garbled), (NoLedger::Unreadable(name, _), 1) if name == "journal-1-002"));
     let mut torn = kept();
     torn.0.remove("journal-1-001");
-    assert!(matches!(opened(&torn), (Nothing::Missing(1), 1)));
+    assert!(matches!(opened(&torn), (NoLedger::Missing(1), 1)));
     let mut foreign = kept();
     foreign.doctor(|text| text["home"] = json!(Uid::from_u128(1).to_string()));
-    assert!(matches!(opened(&foreign), (Nothing::Foreign, 1)));
-    assert!(matches!(opened(&Kept::default()), (Nothing::Fresh, 0)));
+    assert!(matches!(opened(&foreign), (NoLedger::Foreign, 1)));
+    assert!(matches!(opened(&Kept::default()), (NoLedger::Fresh, 0)));
 }
 
 #[test]
@@ -308,21 +320,21 @@ fn a_conflict_is_judged_by_what_is_in_the_place() {
     let (mut journal, _) = kept.open();
     let claim = journal.claim().unwrap();
     let found = |segment: &Segment| Some(Found { segment: segment.clone(), version: "9".into() });
-    assert_eq!(journal.judge(&claim, found(&claim)), Judgement::Landed);
+    assert_eq!(journal.resolve(&claim, found(&claim)), Resolution::Landed);
     assert_eq!(journal.version(&claim), Some("9"));
-    assert_eq!(journal.judge(&claim, found(&Segment { term: 9, ..claim.clone() })), Judgement::Lost);
-    assert_eq!(journal.judge(&claim, None), Judgement::Lost);
+    assert_eq!(journal.resolve(&claim, found(&altered(&claim, |spec| spec.term = 9))), Resolution::Lost);
+    assert_eq!(journal.resolve(&claim, None), Resolution::Lost);
     let flush = Flush {
         contents: Contents { watches: Some(watches()), ..Contents::default() },
         snapshots: vec![(0, Contents::default())],
     };
     let segments = journal.lay_out(flush).unwrap();
-    let snapshot = segments.iter().find(|segment| segment.kind == Kind::Snapshot).unwrap();
-    let late = Segment { term: 1, data: "older".into(), ..snapshot.clone() };
-    assert_eq!(journal.judge(snapshot, found(&late)), Judgement::Again);
+    let snapshot = segments.iter().find(|segment| segment.spec.kind == SegmentKind::Snapshot).unwrap();
+    let late = altered(snapshot, |spec| (spec.term, spec.data) = (1, "older".into()));
+    assert_eq!(journal.resolve(snapshot, found(&late)), Resolution::Overwrite);
     assert_eq!(journal.version(snapshot), Some("9"));
-    let newer = Segment { term: 3, data: "newer".into(), ..snapshot.clone() };
-    assert_eq!(journal.judge(snapshot, found(&newer)), Judgement::Lost);
+    let newer = altered(snapshot, |spec| (spec.term, spec.data) = (3, "newer".into()));
+    assert_eq!(journal.resolve(snapshot, found(&newer)), Resolution::Lost);
 }
 
 #[test]
@@ -334,18 +346,14 @@ fn what_a_leader_that_outlived_a_restore_wrote_behind_a_newer_claim_is_overwritt
     let (mut newer, _) = kept.open();
     let claim = newer.claim().unwrap();
     kept.write(&mut newer, vec![claim.clone()]);
-    let stray = Segment {
-        name: "journal-1-005".into(),
-        sequence: 5,
-        term: 1,
-        leader: 7,
-        after: 7,
-        ..kept.0["journal-1-002"].clone()
-    };
+    let mut stray = altered(&kept.0["journal-1-002"], |spec| {
+        (spec.sequence, spec.term, spec.leader, spec.after) = (5, 1, 7, 7);
+    });
+    stray.name = "journal-1-005".into();
     kept.0.insert(stray.name.clone(), stray);
     let (mut next, memory) = kept.open();
     assert_eq!(memory.watches[0].records.iter().flatten().count(), 1);
-    assert_eq!(next.claim().unwrap().sequence, claim.sequence + 1);
+    assert_eq!(next.claim().unwrap().spec.sequence, claim.spec.sequence + 1);
 }
 
 fn gone(number: u128) -> RecordEntry {
@@ -367,7 +375,7 @@ fn nothing_changed() -> Flush {
 
 /// The text of a segment.
 fn text(segment: &Segment) -> Value {
-    serde_json::from_slice(&unpack(&segment.data).unwrap()).unwrap()
+    serde_json::from_slice(&unpack(&segment.spec.data).unwrap()).unwrap()
 }
 
 #[test]
@@ -461,7 +469,7 @@ fn an_event_of_a_later_release_is_skipped_with_its_updates_and_an_update_of_no_e
     let (_, memory) = kept.open();
     assert_eq!((memory.events.len(), memory.unknown_events), (0, 1));
     let alone = begun(Contents { events: vec![update], ..Contents::default() }, Vec::new());
-    let Opened::Nothing { why, .. } = open(&alone.found(), HOME, SHAPE, 8) else { panic!("an event is lost") };
+    let Recovered::NoLedger { why, .. } = open(&alone.found(), HOME, SHAPE, 8) else { panic!("an event is lost") };
     assert!(why.to_string().contains(&event(1, "a").id.to_string()), "{why}");
 }
 
@@ -485,8 +493,8 @@ fn a_part_of_a_snapshot_that_there_is_not_and_records_that_are_none_cannot_be_re
         }
     });
     let why = |kept: &Kept| match open(&kept.found(), HOME, SHAPE, 8) {
-        Opened::Nothing { why, .. } => why.to_string(),
-        Opened::Ours(..) => panic!("it must not be gone on with"),
+        Recovered::NoLedger { why, .. } => why.to_string(),
+        Recovered::Ledger(..) => panic!("it must not be gone on with"),
     };
     assert!(why(&kept).contains("no part of a snapshot"), "{}", why(&kept));
     let mut kept = begun(contents_of(0, 1, 0, true), Vec::new());
@@ -507,19 +515,22 @@ fn what_a_newer_leader_wrote_after_a_segment_that_a_restore_took_away_counts_for
         )
     };
     let stray = |sequence, after| {
-        let like = written().0["journal-1-002"].clone();
-        Segment { name: format!("journal-1-{sequence:03}"), sequence, term: 3, leader: 9, after, ..like }
+        let mut stray = altered(&written().0["journal-1-002"], |spec| {
+            (spec.sequence, spec.term, spec.leader, spec.after) = (sequence, 3, 9, after);
+        });
+        stray.name = format!("journal-1-{sequence:03}");
+        stray
     };
     let mut kept = written();
     kept.0.insert("stray".into(), stray(3, 8));
-    assert_eq!(kept.open().0.claim().unwrap().sequence, 3, "it is overwritten");
+    assert_eq!(kept.open().0.claim().unwrap().spec.sequence, 3, "it is overwritten");
     let mut kept = written();
     kept.0.insert("next".into(), stray(3, 7));
-    assert_eq!(kept.open().0.claim().unwrap().sequence, 4, "it follows what is there");
+    assert_eq!(kept.open().0.claim().unwrap().spec.sequence, 4, "it follows what is there");
     // With a gap before it, what is missing is.
     let mut kept = written();
     kept.0.insert("far".into(), stray(4, 8));
-    assert!(matches!(open(&kept.found(), HOME, SHAPE, 8), Opened::Nothing { why: Nothing::Missing(3), .. }));
+    assert!(matches!(open(&kept.found(), HOME, SHAPE, 8), Recovered::NoLedger { why: NoLedger::Missing(3), .. }));
 }
 
 #[test]
@@ -577,14 +588,15 @@ fn a_ring_takes_segments_up_to_its_last_place_and_not_one_more() {
 fn what_fits_is_written_whole_and_one_entry_is_although_it_does_not_fit() {
     let flush = || Flush { contents: contents_of(0, 3, 0, true), snapshots: vec![(0, contents_of(0, 3, 0, false))] };
     let laid_out = |limit| Journal::found(HOME, 1, Shape { limit, ..SHAPE }, 7).lay_out(flush()).unwrap();
-    let sizes =
-        |segments: &[Segment]| segments.iter().map(|segment| (segment.kind, segment.records)).collect::<Vec<_>>();
+    let sizes = |segments: &[Segment]| {
+        segments.iter().map(|segment| (segment.spec.kind, segment.spec.records)).collect::<Vec<_>>()
+    };
     let whole = laid_out(4096);
-    assert_eq!(sizes(&whole), [(Kind::Journal, 3), (Kind::Snapshot, 3)]);
-    let longest = whole.iter().map(|segment| segment.data.len()).max().unwrap();
+    assert_eq!(sizes(&whole), [(SegmentKind::Journal, 3), (SegmentKind::Snapshot, 3)]);
+    let longest = whole.iter().map(|segment| segment.spec.data.len()).max().unwrap();
     assert_eq!(sizes(&laid_out(longest)), sizes(&whole), "to the last character");
-    let mut parts = vec![(Kind::Journal, 1); 5];
-    parts.push((Kind::Snapshot, 1));
+    let mut parts = vec![(SegmentKind::Journal, 1); 5];
+    parts.push((SegmentKind::Snapshot, 1));
     assert_eq!(sizes(&laid_out(1)), parts);
 }
 
@@ -595,7 +607,7 @@ fn a_place_that_is_free_is_written_only_behind_what_this_leader_wrote_before() {
     assert_eq!(journal.predecessor(&claim), None, "nothing is before the first");
     assert_eq!((journal.version(&claim), journal.bytes()), (None, 0));
     journal.landed(&claim, "41".into());
-    assert_eq!((journal.version(&claim), journal.bytes()), (Some("41"), claim.data.len()));
+    assert_eq!((journal.version(&claim), journal.bytes()), (Some("41"), claim.spec.data.len()));
     let flush = Flush { snapshots: vec![(0, Contents::default())], ..nothing_changed() };
     let segments = journal.lay_out(flush).unwrap();
     let [second, snapshot] = &segments[..] else { panic!("a segment and a snapshot") };
@@ -603,9 +615,12 @@ fn a_place_that_is_free_is_written_only_behind_what_this_leader_wrote_before() {
     assert_eq!(journal.predecessor(snapshot), None, "a snapshot has its own place");
     journal.landed(second, "42".into());
     journal.landed(snapshot, "43".into());
-    assert_eq!(journal.bytes(), claim.data.len() + second.data.len() + snapshot.data.len());
+    assert_eq!(journal.bytes(), claim.spec.data.len() + second.spec.data.len() + snapshot.spec.data.len());
     assert_eq!(journal.predecessor(second), None, "its version tells enough");
-    let found = |term| Some(Found { segment: Segment { term, leader: 9, ..snapshot.clone() }, version: "44".into() });
-    assert_eq!(journal.judge(snapshot, found(1)), Judgement::Lost, "another leader of the same term");
+    let found = |term| {
+        let segment = altered(snapshot, |spec| (spec.term, spec.leader) = (term, 9));
+        Some(Found { segment, version: "44".into() })
+    };
+    assert_eq!(journal.resolve(snapshot, found(1)), Resolution::Lost, "another leader of the same term");
     assert_eq!(journal.version(snapshot), Some("43"));
 }

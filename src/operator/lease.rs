@@ -289,6 +289,7 @@ impl Elector {
         lost: oneshot::Sender<String>,
         mut released: oneshot::Receiver<()>,
     ) {
+        let (since, acquired) = (Instant::now(), lease.spec.as_ref().and_then(|spec| spec.acquire_time.clone()));
         loop {
             tokio::select! {
                 () = sleep(self.retry_period()) => {}
@@ -296,8 +297,10 @@ impl Elector {
             }
             let begun = Instant::now();
             let mut renewed = lease.clone();
-            let time = MicroTime(Timestamp::now());
-            renewed.spec.get_or_insert_default().renew_time = Some(time.clone());
+            // Time goes on from the Lease's own, which a leader whose clock is ahead may have written: the next epoch is taken from it.
+            let own = acquired.as_ref().and_then(|time| time.0.checked_add(since.elapsed()).ok());
+            let time = Timestamp::now().max(own.unwrap_or(Timestamp::MIN));
+            renewed.spec.get_or_insert_default().renew_time = Some(MicroTime(time));
             match self.write(&renewed).await {
                 Ok(Written::Landed(written)) => {
                     if !claim.holds() {

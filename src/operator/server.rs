@@ -4,10 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -23,7 +20,7 @@ use prometheus::{Registry, TextEncoder};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::metrics::Metrics;
@@ -58,7 +55,8 @@ pub struct Health {
     refresh: Mutex<Option<mpsc::Sender<Refresh>>>,
     /// What this process leaves out by its configuration.
     not_served: OnceLock<&'static str>,
-    beat: AtomicI64,
+    /// When the engine's loop last turned.
+    beat: Mutex<Option<Instant>>,
 }
 
 impl Health {
@@ -70,7 +68,7 @@ impl Health {
             watches: Mutex::default(),
             refresh: Mutex::default(),
             not_served: OnceLock::new(),
-            beat: AtomicI64::new(0),
+            beat: Mutex::default(),
         }
     }
 
@@ -96,23 +94,21 @@ impl Health {
 
     /// The engine's loop has turned.
     pub fn beat(&self) {
-        self.beat.store(Timestamp::now().as_second(), Ordering::Relaxed);
+        *lock(&self.beat) = Some(Instant::now());
     }
 
     fn liveness(&self) -> Result<(), String> {
-        let now = Timestamp::now().as_second();
         if *lock(&self.role) != Role::Leader {
             return Ok(());
         }
         let mut complaints = String::new();
-        let beat = self.beat.load(Ordering::Relaxed);
-        if beat > 0 && now - beat > STALLED_LOOP.as_secs() as i64 {
-            let _ = writeln!(complaints, "the engine's loop has not turned for {} s", now - beat);
+        if let Some(still) = lock(&self.beat).map(|beat| beat.elapsed()).filter(|still| *still > STALLED_LOOP) {
+            let _ = writeln!(complaints, "the engine's loop has not turned for {} s", still.as_secs());
         }
         for watch in lock(&self.watches).iter() {
-            let still = now - watch.last_turn();
-            if still > STALLED_WATCH.as_secs() as i64 {
-                let _ = writeln!(complaints, "the watch of {} has stood still for {still} s", watch.kind);
+            let still = watch.stands_still();
+            if still > STALLED_WATCH {
+                let _ = writeln!(complaints, "the watch of {} has stood still for {} s", watch.kind, still.as_secs());
             }
         }
         if complaints.is_empty() { Ok(()) } else { Err(complaints) }

@@ -1,11 +1,15 @@
 //! How a watch fares: told by its task, asked by `/healthz`, `/readyz` and metrics.
 
-use std::sync::{
-    Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicI64, Ordering},
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::Duration,
 };
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 /// How a watch fares, for `/healthz`, `/readyz` and metrics.
 #[derive(Debug)]
@@ -17,7 +21,7 @@ pub struct WatchHealth {
     /// The `WebhookSource` that asks for it; `None`: it is built in.
     pub webhook_source: Option<String>,
     last_activity: AtomicI64,
-    pub(super) last_turn: AtomicI64,
+    last_turn: Mutex<Instant>,
     installed: AtomicBool,
     synced: AtomicBool,
     trouble: Mutex<Option<Trouble>>,
@@ -41,7 +45,7 @@ impl WatchHealth {
             namespace,
             webhook_source,
             last_activity: AtomicI64::new(Timestamp::now().as_second()),
-            last_turn: AtomicI64::new(Timestamp::now().as_second()),
+            last_turn: Mutex::new(Instant::now()),
             installed: AtomicBool::new(true),
             synced: AtomicBool::new(false),
             trouble: Mutex::new(None),
@@ -56,7 +60,7 @@ impl WatchHealth {
 
     /// The watch's task has turned, whether the apiserver answered or not.
     pub(super) fn turn(&self) {
-        self.last_turn.store(Timestamp::now().as_second(), Ordering::Relaxed);
+        *lock(&self.last_turn) = Instant::now();
     }
 
     /// Its first list is complete, or it goes on from what the ledger remembers.
@@ -67,22 +71,18 @@ impl WatchHealth {
 
     /// A list or a watch has failed.
     pub(super) fn interrupted(&self, trouble: Trouble) {
-        *self.lock() = Some(trouble);
+        *lock(&self.trouble) = Some(trouble);
     }
 
     /// Nothing keeps it from watching.
     pub(super) fn at_ease(&self) {
-        *self.lock() = None;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Trouble>> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.trouble) = None;
     }
 
     /// What keeps it from watching now; `None`: nothing.
     #[must_use]
     pub fn trouble(&self) -> Option<Trouble> {
-        self.lock().clone()
+        lock(&self.trouble).clone()
     }
 
     /// Whether the resource is installed; tells whether that is news.
@@ -90,11 +90,11 @@ impl WatchHealth {
         self.installed.swap(installed, Ordering::Relaxed) != installed
     }
 
-    /// When the watch's task last turned, in unix seconds. While the apiserver is away it turns on: only a task that is
-    /// stuck stands still.
+    /// How long ago the watch's task last turned, by the monotonic clock. While the apiserver is away it turns on: only a task
+    /// that is stuck stands still.
     #[must_use]
-    pub fn last_turn(&self) -> i64 {
-        self.last_turn.load(Ordering::Relaxed)
+    pub fn stands_still(&self) -> Duration {
+        lock(&self.last_turn).elapsed()
     }
 
     /// When the apiserver last sent anything, in unix seconds.
@@ -114,4 +114,8 @@ impl WatchHealth {
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Relaxed)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,6 +2,7 @@
 
 use std::{process::Command, time::Duration};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use llmtune_webhooks_harness::{
     eventually,
     operator::{Operator, install_roles},
@@ -9,7 +10,7 @@ use llmtune_webhooks_harness::{
     receiver::{Answer, Receiver},
     root,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{BINARY, Jobs, SOON, Scene, run};
 
@@ -145,6 +146,153 @@ fn a_kind_that_is_not_installed_is_named_with_what_to_apply() {
         without_dumps(&operator.log());
         scene.plane.install_crds();
         operator.wait_ready().await;
+    });
+}
+
+#[test]
+fn without_a_place_for_its_ledger_the_operator_sends_nothing_says_what_to_apply_and_goes_on_once_it_is_there() {
+    run(async {
+        let scene = Scene::alone("no-ledger").await;
+        let receiver = Receiver::start().await;
+        scene.webhook("ci", &receiver.url(), &json!({}));
+        scene.kubectl(&["delete", "crd", "ledgersegments.llmtune.io"]);
+        let mut operator = Operator::start(&scene.plane, &scene.options()).await;
+        let what = "LedgerSegment is not installed: apply the custom resource definitions of this release (crds/)";
+        operator.wait_log(what, SOON).await;
+        let (status, text) = operator.get("/readyz").unwrap();
+        assert!(status == 503 && text.contains("reading the ledger; if this lasts, the log says why"), "{text}");
+        assert_eq!(operator.get("/healthz").unwrap().0, 200, "a restart would not help");
+        scene.job("llama");
+        scene.phase("llama", "Running");
+        without_dumps(&operator.log());
+        scene.plane.install_crds();
+        operator.wait_ready().await;
+        scene.phase("llama", "Completed");
+        receiver.wait_for("training.completed", "llama", SOON).await;
+        assert_eq!(receiver.count(), 1, "what came before is a baseline: {:?}", receiver.events());
+    });
+}
+
+/// An operator that has told of a job, and stopped: its ledger's segments, without what names their place.
+async fn left_behind(scene: &Scene, receiver: &Receiver) -> Vec<Value> {
+    scene.webhook("ci", &receiver.url(), &json!({}));
+    let mut operator = scene.operator().await;
+    scene.job("llama");
+    scene.phase("llama", "Running");
+    receiver.wait_for("training.started", "llama", SOON).await;
+    operator.stop();
+    let list: Value = serde_json::from_str(&scene.kubectl(&["get", "ledgersegments", "-o", "json"])).unwrap();
+    let segments = list["items"].as_array().unwrap().iter().map(|segment| {
+        let (name, labels) = (&segment["metadata"]["name"], &segment["metadata"]["labels"]);
+        let (version, kind) = (&segment["apiVersion"], &segment["kind"]);
+        json!({"apiVersion": version, "kind": kind, "metadata": {"name": name, "labels": labels}, "spec": segment["spec"]})
+    });
+    segments.collect()
+}
+
+/// The note of the Event about the Lease that a new epoch has begun.
+async fn new_epoch(scene: &Scene) -> String {
+    scene.wait_event("Lease", "llmtune-webhooks", "NewLedgerEpoch").await
+}
+
+#[test]
+fn a_ledger_of_another_installation_is_set_aside_as_it_is_and_said_with_what_that_means() {
+    run(async {
+        let (home, other) = (Scene::new("home").await, Scene::new("moved").await);
+        let receiver = Receiver::start().await;
+        let segments = left_behind(&home, &receiver).await;
+        for segment in &segments {
+            other.apply(segment);
+        }
+        let elsewhere = Receiver::start().await;
+        other.webhook("ci", &elsewhere.url(), &json!({}));
+        other.job("old");
+        other.phase("old", "Running");
+        let operator = other.operator().await;
+        let log = operator.log();
+        assert!(log.contains("the ledger that is here belongs to another installation, and is set aside"), "{log}");
+        without_dumps(&log);
+        let note = new_epoch(&other).await;
+        assert!(note.contains("let receivers compare what they know with the objects"), "{note}");
+        other.phase("old", "Completed");
+        elsewhere.wait_for("training.completed", "old", SOON).await;
+        assert_eq!(elsewhere.count(), 1, "{:?}", elsewhere.events());
+        for segment in segments {
+            let there = other.get("ledgersegment", segment["metadata"]["name"].as_str().unwrap());
+            assert_eq!(there["spec"], segment["spec"], "it is not touched");
+        }
+    });
+}
+
+#[test]
+fn a_ledger_of_a_newer_release_is_never_written_over_and_said_with_what_that_means() {
+    run(async {
+        let scene = Scene::new("newer").await;
+        let receiver = Receiver::start().await;
+        let segments = left_behind(&scene, &receiver).await;
+        let mut newer = Vec::new();
+        for segment in segments {
+            let packed = STANDARD.decode(segment["spec"]["data"].as_str().unwrap()).unwrap();
+            let text = String::from_utf8(zstd::decode_all(&packed[..]).unwrap()).unwrap();
+            // A lifecycle that a later release knows.
+            let later = text.replace("\"training\":{", "\"evaluation\":{");
+            if later != text {
+                let mut segment = segment;
+                segment["spec"]["data"] = STANDARD.encode(zstd::encode_all(later.as_bytes(), 3).unwrap()).into();
+                scene.apply(&segment);
+                newer.push(segment);
+            }
+        }
+        let names: Vec<&str> = newer.iter().map(|segment| segment["metadata"]["name"].as_str().unwrap()).collect();
+        let operator = scene.operator().await;
+        let log = operator.log();
+        let said = |name: &&str| {
+            log.contains(&format!("segment {name} cannot be read, as it was harmed or written by a newer release"))
+        };
+        assert!(names.iter().any(said), "{names:?}\n{log}");
+        without_dumps(&log);
+        let note = eventually("the Event names it", SOON, || async {
+            let events = scene.events("Lease", "llmtune-webhooks").into_iter();
+            events.map(|(_, note)| note).find(|note| note.contains("written by a newer release"))
+        })
+        .await;
+        assert!(note.contains("let receivers compare what they know with the objects"), "{note}");
+        scene.phase("llama", "Completed");
+        receiver.wait_for("training.completed", "llama", SOON).await;
+        assert_eq!(receiver.count(), 2, "{:?}", receiver.events());
+        for (name, segment) in names.into_iter().zip(&newer) {
+            assert_eq!(scene.get("ledgersegment", name)["spec"], segment["spec"], "it is not touched");
+        }
+    });
+}
+
+#[test]
+fn what_is_given_up_in_a_namespace_that_is_being_deleted_is_dropped_counted_and_said() {
+    run(async {
+        let (home, leaving) = (Scene::alone("home").await, "leaving");
+        home.kubectl(&["create", "namespace", leaving]);
+        let leaving = Scene { plane: home.plane.clone(), namespace: leaving.into() };
+        let receiver = Receiver::answering(|_| Answer::status(500)).await;
+        leaving.webhook("ci", &receiver.url(), &json!({"delivery": {"maxRetries": 0}}));
+        leaving.job("llama");
+        let operator = Operator::start_ready(&home.plane, &home.options().cluster_wide()).await;
+        // Nobody empties it: this control plane has no controllers.
+        home.kubectl(&["delete", "namespace", "leaving", "--wait=false"]);
+        leaving.phase("llama", "Running");
+        receiver.wait(1, SOON).await;
+        let labels = [("namespace", "leaving"), ("webhook", "ci"), ("reason", "not_kept")];
+        eventually("it is counted", SOON, || async {
+            (operator.metric("llmtune_webhooks_dropped_total", &labels) as u64 == 1).then_some(())
+        })
+        .await;
+        let log = operator.log();
+        let told = |line: &&str| line.contains("a WebhookDelivery was refused") && line.contains("is being terminated");
+        assert_eq!(log.lines().filter(told).count(), 1, "{log}");
+        without_dumps(&log);
+        eventually("the status counts it", SOON, || async {
+            (leaving.get("webhook", "ci")["status"]["deliveries"]["dropped"] == 1).then_some(())
+        })
+        .await;
     });
 }
 

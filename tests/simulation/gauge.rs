@@ -120,7 +120,7 @@ impl Meter {
         Self { id, begun: false, known: BTreeSet::new(), measured: BTreeMap::new() }
     }
 
-    pub fn step(&mut self, env: &mut Env, queue: &mut VecDeque<Item>) {
+    pub fn step(&mut self, env: &mut Env, now: Timestamp, queue: &mut VecDeque<Item>) {
         if env.breaks(2) {
             self.begun = false;
         }
@@ -135,7 +135,6 @@ impl Meter {
             return;
         } else {
             let at = env.random.below(env.store.gauges.len());
-            let now = env.now();
             let Some(gauge) = env.store.gauges.values().nth(at) else { return };
             self.known.insert(gauge.uid);
             let since = self.measured.get(&gauge.uid).filter(|(known, ..)| known == gauge).map(|(_, since, _)| *since);

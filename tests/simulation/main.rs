@@ -3,7 +3,7 @@
 //! sets how many there are. A violation names the statement that it breaks, by the number that it bears in `src/engine.rs`,
 //! `src/engine/pending.rs` or `src/ledger/mod.rs`.
 //!
-//! Not in the simulation: redelivery, bounds, owned and unreadable objects, clocks that differ, and a kind that is
+//! Each process has a clock of its own. Not in the simulation: redelivery, bounds, owned and unreadable objects, and a kind that is
 //! believed missing. Unit and integration tests have those.
 
 #![allow(missing_docs)]

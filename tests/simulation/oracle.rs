@@ -7,6 +7,7 @@ use std::{
 
 use kube::core::SelectorExt;
 use llmtune_webhooks::{
+    api::ledger_segment::SegmentKind,
     event::{
         Event, EventType,
         id::{EventId, OccurrenceName},
@@ -14,7 +15,7 @@ use llmtune_webhooks::{
         object::{Facts, TrainingStage, Uid},
     },
     ledger::{
-        journal::{Kind as SegmentKind, Memory, Segment},
+        journal::{Memory, Segment},
         record::Lifecycle,
     },
     subscription::index::Subscription,
@@ -206,15 +207,15 @@ impl Oracle {
 
     /// A segment has landed.
     pub fn put(&mut self, segment: &Segment, owner: u64) {
-        if segment.kind == SegmentKind::Journal
-            && let Some((term, leader)) = self.terms.get(&segment.epoch)
+        if segment.spec.kind == SegmentKind::Journal
+            && let Some((term, leader)) = self.terms.get(&segment.spec.epoch)
             && *leader != owner
             && !self.outlived.contains(&owner)
-            && segment.term <= *term
+            && segment.spec.term <= *term
         {
             let what = format!(
                 "#{owner} wrote {} in term {} although #{leader} leads in term {term}",
-                segment.name, segment.term
+                segment.name, segment.spec.term
             );
             self.fail("ledger 1", what);
         }
@@ -517,7 +518,7 @@ fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
     let source = KINDS[life.kind].source;
     let as_of = |version: u64| life.states.iter().rfind(|state| state.version <= version);
     let mut record = None;
-    let (mut muted, mut newest, mut generation) = (false, 0, 0);
+    let (mut excluded, mut newest, mut generation) = (false, 0, 0);
     if let Some(state) = as_of(baseline).filter(|state| state.selected && deleted > baseline) {
         record = Some(Lifecycle::baseline(&state.facts, state.generation));
         (newest, generation) = (state.version, state.generation);
@@ -536,7 +537,7 @@ fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
         let mut occurrences = Vec::new();
         match state {
             Some(state) if state.selected => {
-                muted = false;
+                excluded = false;
                 if state.version > newest || record.is_none() {
                     let before = record.unwrap_or_else(|| Lifecycle::new(&state.facts));
                     let (told, after) = before.step(&state.facts, state.generation);
@@ -545,10 +546,10 @@ fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
                     (newest, generation) = (state.version, state.generation);
                 }
             }
-            Some(_) => muted = true,
+            Some(_) => excluded = true,
             None => {}
         }
-        if let (Some(how), false, Some(before)) = (gone, muted, record.clone()) {
+        if let (Some(how), false, Some(before)) = (gone, excluded, record.clone()) {
             record = None;
             occurrences.extend(before.gone(how, generation).into_iter().map(|occurrence| (occurrence, deleted)));
         }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use jiff::Timestamp;
 use llmtune_webhooks::{
+    api::ledger_segment::SegmentKind,
     delivery::attempt::{Attempt, AttemptResult, Outcome},
     engine::{Due, Engine, Keep, Observed, Unflushed, Verdict},
     event::{
@@ -13,7 +14,7 @@ use llmtune_webhooks::{
         object::{Uid, WatchId},
         observation::{Change, Observation, Question},
     },
-    ledger::journal::{self, Journal, Judgement, Kind as SegmentKind, Memory, Nothing, Opened, Segment, Shape},
+    ledger::journal::{self, Journal, Memory, NoLedger, Recovered, Resolution, Segment, Shape},
     subscription::index::Subscription,
 };
 
@@ -69,6 +70,10 @@ pub struct Env {
     pub met: Met,
     pub shape: Shape,
     pub millis: i64,
+    /// When the Lease was acquired or renewed last.
+    pub acquired: u64,
+    /// When each event was told, by no process's clock; also by when it says that it was.
+    pub told: HashMap<(EventId, Timestamp), i64>,
     pub tick: u64,
     /// Everything goes well from here on.
     pub calm: bool,
@@ -76,8 +81,15 @@ pub struct Env {
 }
 
 impl Env {
-    pub fn now(&self) -> Timestamp {
-        Timestamp::from_millisecond(1_800_000_000_000 + self.millis).unwrap_or(Timestamp::MAX)
+    /// The time by a clock that is off by so many milliseconds.
+    fn time(&self, off: i64) -> Timestamp {
+        Timestamp::from_millisecond(1_800_000_000_000 + self.millis + off).unwrap_or(Timestamp::MAX)
+    }
+
+    /// When the Lease is acquired, by a clock that is off: later than by whoever acquired it before.
+    fn acquire(&mut self, off: i64) -> u64 {
+        self.acquired = (self.time(off).as_millisecond() as u64).max(self.acquired + 1);
+        self.acquired
     }
 
     pub fn judge(&mut self) {
@@ -150,6 +162,11 @@ struct Known {
 #[allow(clippy::struct_excessive_bools)]
 pub struct Process {
     pub number: u64,
+    /// Milliseconds by which its clock is off.
+    off: i64,
+    /// When it acquired the Lease, by its clock or later, and by none.
+    epoch: u64,
+    acquired_at: i64,
     pub phase: Phase,
     pub paused: bool,
     /// Its claim of the Lease has lapsed, and another has led since.
@@ -181,7 +198,7 @@ pub struct Process {
     /// The WebhookSources as it knows them.
     sources: [Option<Mapping>; KINDS.len()],
     meter: Option<Meter>,
-    first_attempts: HashMap<(Uid, Uid), (Timestamp, u32, EventId)>,
+    first_attempts: HashMap<(Uid, Uid), (Option<i64>, u32, EventId)>,
     /// Events that this process told, and the watch whose baseline was not flushed then.
     told: BTreeMap<EventId, Option<WatchId>>,
     told_since: Vec<EventId>,
@@ -194,9 +211,13 @@ pub struct Process {
 const BUDGET: usize = 1_500;
 
 impl Process {
-    pub fn new(number: u64) -> Self {
+    /// `off`: the milliseconds by which its clock is off.
+    pub fn new(number: u64, off: i64) -> Self {
         Self {
             number,
+            off,
+            epoch: 0,
+            acquired_at: 0,
             phase: Phase::Reading,
             paused: false,
             lapsed: false,
@@ -227,6 +248,12 @@ impl Process {
         }
     }
 
+    /// Renews the Lease.
+    pub fn renew(&self, env: &mut Env) {
+        let since_acquired = self.epoch + (env.millis - self.acquired_at) as u64;
+        env.acquired = env.acquired.max(env.time(self.off).as_millisecond() as u64).max(since_acquired);
+    }
+
     pub fn is_alive(&self) -> bool {
         self.phase != Phase::Dead
     }
@@ -239,9 +266,10 @@ impl Process {
     /// Reads the ledger and claims it.
     pub fn open(&mut self, env: &mut Env) {
         let found = env.store.all_found();
-        let fresh_epoch = env.now().as_millisecond() as u64;
+        self.epoch = env.acquire(self.off);
+        self.acquired_at = env.millis;
         match journal::open(&found, HOME, env.shape, self.number) {
-            Opened::Ours(journal, memory) => {
+            Recovered::Ledger(journal, memory) => {
                 env.say(|| {
                     format!("#{} reads the ledger: epoch {} term {}", self.number, journal.epoch(), journal.term())
                 });
@@ -250,15 +278,15 @@ impl Process {
                 self.journal = Some(*journal);
                 self.memory = Some(memory);
             }
-            Opened::Nothing { why, newest } => {
+            Recovered::NoLedger { why, newest } => {
                 env.say(|| format!("#{} finds no ledger: {why}", self.number));
-                let excused = env.store.ledger_harmed || (matches!(why, Nothing::Fresh) && found.is_empty());
+                let excused = env.store.ledger_harmed || (matches!(why, NoLedger::Fresh) && found.is_empty());
                 if !excused {
                     env.oracle
                         .fail("ledger 1 to 3", format!("the ledger cannot be opened, and nobody harmed it: {why}"));
                 }
                 env.met.new_epoch |= !found.is_empty() || env.oracle.was_led;
-                self.journal = Some(Journal::found(HOME, fresh_epoch.max(newest + 1), env.shape, self.number));
+                self.journal = Some(Journal::found(HOME, self.epoch.max(newest + 1), env.shape, self.number));
                 self.memory = None;
             }
         }
@@ -286,7 +314,7 @@ impl Process {
         env.say(|| {
             format!(
                 "#{} puts {} term {} sequence {} over {replaces:?}",
-                self.number, segment.name, segment.term, segment.sequence
+                self.number, segment.name, segment.spec.term, segment.spec.sequence
             )
         });
         env.network.push(Put { owner: self.number, segment: segment.clone(), replaces });
@@ -307,24 +335,24 @@ impl Process {
     pub fn answered(&mut self, env: &mut Env, answer: Answer) {
         let Some(segment) = self.put.take() else { return };
         let Some(journal) = &mut self.journal else { return };
-        let judgement = match answer {
+        let resolution = match answer {
             Answer::Landed(version) => {
                 journal.landed(&segment, version);
-                Judgement::Landed
+                Resolution::Landed
             }
             Answer::Conflict => {
-                let judgement = journal.judge(&segment, env.store.found(&segment.name));
-                env.met.unanswered |= judgement == Judgement::Landed;
-                env.say(|| format!("#{} met a conflict at {}: {judgement:?}", self.number, segment.name));
-                judgement
+                let resolution = journal.resolve(&segment, env.store.found(&segment.name));
+                env.met.unanswered |= resolution == Resolution::Landed;
+                env.say(|| format!("#{} met a conflict at {}: {resolution:?}", self.number, segment.name));
+                resolution
             }
         };
-        match (judgement, self.phase) {
-            (Judgement::Landed, Phase::Claiming) => self.lead(env),
-            (Judgement::Landed, _) => self.next_segment(env),
-            (Judgement::Again, _) => self.send(env, segment),
-            (Judgement::Lost, Phase::Claiming) => self.phase = Phase::Reading,
-            (Judgement::Lost, _) => {
+        match (resolution, self.phase) {
+            (Resolution::Landed, Phase::Claiming) => self.lead(env),
+            (Resolution::Landed, _) => self.next_segment(env),
+            (Resolution::Overwrite, _) => self.send(env, segment),
+            (Resolution::Lost, Phase::Claiming) => self.phase = Phase::Reading,
+            (Resolution::Lost, _) => {
                 env.say(|| format!("#{} has lost", self.number));
                 self.phase = Phase::Dead;
             }
@@ -334,8 +362,7 @@ impl Process {
     /// The claim has landed: takes up what was remembered.
     fn lead(&mut self, env: &mut Env) {
         env.say(|| format!("#{} leads", self.number));
-        let now = env.now();
-        let epoch = now.as_millisecond() as u64;
+        let (now, epoch) = (env.time(self.off), self.epoch);
         let shards = env.shape.shards;
         self.phase = Phase::Leading;
         let Some(journal) = &self.journal else { return };
@@ -508,7 +535,8 @@ impl Process {
         } else if kind == USAGE
             && let Some(meter) = &mut self.meter
         {
-            meter.step(env, &mut self.queue);
+            let now = env.time(self.off);
+            meter.step(env, now, &mut self.queue);
         }
     }
 
@@ -527,7 +555,7 @@ impl Process {
         let Some(engine) = &mut self.engine else { return };
         let Item { watch, kind, change, as_of, outdated } = item;
         let Some(known) = self.watches[kind].as_mut().filter(|known| known.id == watch) else {
-            if !engine.observe(Observation { watch, change }, env.now()).events.is_empty() {
+            if !engine.observe(Observation { watch, change }, env.time(self.off)).events.is_empty() {
                 env.oracle.fail("engine 9", "an event is told of a watch that was withdrawn");
             }
             return;
@@ -570,7 +598,7 @@ impl Process {
             _ => {}
         }
         let baseline = known.baseline.filter(|_| !begins);
-        let observed = engine.observe(Observation { watch, change }, env.now());
+        let observed = engine.observe(Observation { watch, change }, env.time(self.off));
         if engine.position(watch) < bookmark {
             env.oracle.fail("engine 5", format!("{bookmark} is passed, and the position stays"));
         }
@@ -599,7 +627,7 @@ impl Process {
             Change::Measured(object) => Some(object.clone()),
             _ => None,
         };
-        let observed = engine.observe(Observation { watch, change }, env.now());
+        let observed = engine.observe(Observation { watch, change }, env.time(self.off));
         if let Some(object) = object {
             let reached = observed.reached.as_ref().map(|(_, reached)| &reached[..]);
             let deliveries = observed.events.iter().flat_map(|event| Oracle::audience(&env.hooks, event)).collect();
@@ -616,6 +644,7 @@ impl Process {
     fn tell(&mut self, env: &mut Env, unwritten: Option<WatchId>, observed: &Observed) {
         for event in &observed.events {
             env.say(|| format!("#{} tells {} of {} as {}", self.number, event.event_type, event.object.name, event.id));
+            env.told.entry((event.id, event.observed_at)).or_insert(env.millis);
             let object = event.object.uid;
             if self.told.insert(event.id, unwritten).is_some() && !env.oracle.may_repeat(self.number, object) {
                 env.oracle.fail("engine 1", format!("{} of {} is told twice", event.event_type, event.object.name));
@@ -713,9 +742,9 @@ impl Process {
                 return;
             }
         };
-        let parts = segments.iter().filter(|segment| segment.kind == SegmentKind::Journal);
+        let parts = segments.iter().filter(|segment| segment.spec.kind == SegmentKind::Journal);
         env.met.split |= parts.clone().count() > 1;
-        env.met.overflow |= parts.map(|segment| segment.records).sum::<usize>() > entries;
+        env.met.overflow |= parts.map(|segment| segment.spec.records as usize).sum::<usize>() > entries;
         flushing.rest = segments.into();
         env.say(|| {
             format!(
@@ -756,7 +785,7 @@ impl Process {
 
     /// Does what the engine wants done.
     pub fn due(&mut self, env: &mut Env) {
-        let now = env.now();
+        let now = env.time(self.off);
         loop {
             let Some(engine) = &mut self.engine else { return };
             match engine.due(now) {
@@ -833,7 +862,8 @@ impl Process {
             if self.attempts.iter().find(same).is_some() {
                 oracle.fail("pending 2", "first attempts of one object's events overlap");
             }
-            let this = (event.observed_at, event.sequence, event.id);
+            let told = env.told.get(&(event.id, event.observed_at)).copied();
+            let this = (told, event.sequence, event.id);
             if let Some(before) = self.first_attempts.insert((webhook, object), this)
                 && before.2 != this.2
                 && before >= this
@@ -869,7 +899,7 @@ impl Process {
             env.oracle.reached.insert((webhook, event.id));
         }
         let outcome = Outcome { webhook, delivery, generation, result, exchange: None };
-        let (now, random) = (env.now(), env.random.unit());
+        let (now, random) = (env.time(self.off), env.random.unit());
         let Some(engine) = &mut self.engine else { return };
         let Some(settled) = engine.settle(outcome, now, random) else { return };
         env.say(|| format!("#{} settles {} at {webhook:?}: {:?}", self.number, event.id, settled.verdict));

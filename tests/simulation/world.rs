@@ -1,12 +1,16 @@
 //! One run: what happens, in which order, is drawn from the seed. In the end everything heals, and the oracle judges.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use kube::core::{Expression, Selector};
 use llmtune_webhooks::{
+    api::ledger_segment::SegmentKind,
     delivery::schedule::Backoff,
     event::{EventSet, object::Uid},
-    ledger::journal::{Kind as SegmentKind, Shape},
+    ledger::journal::Shape,
     subscription::index::{Scope, Subscription},
 };
 
@@ -142,6 +146,8 @@ impl World {
             met: Met::default(),
             shape,
             millis: 0,
+            acquired: 0,
+            told: HashMap::new(),
             tick: 0,
             calm: false,
             trace,
@@ -333,6 +339,9 @@ impl World {
 
     fn work(&mut self, at: usize, action: Action) {
         let (process, env) = (&mut self.processes[at], &mut self.env);
+        if !process.lapsed {
+            process.renew(env);
+        }
         match action {
             // Enough must come together.
             Action::Flush if self.large && process.unflushed() < 60 && env.random.chance(98) => {}
@@ -638,11 +647,11 @@ impl World {
             self.env.store.segments.clear();
             return;
         }
-        let newest = self.env.store.segments.values().map(|(segment, _)| segment.epoch).max();
+        let newest = self.env.store.segments.values().map(|(segment, _)| segment.spec.epoch).max();
         let mut segments: Vec<_> =
-            self.env.store.segments.values_mut().filter(|(segment, _)| Some(segment.epoch) == newest).collect();
+            self.env.store.segments.values_mut().filter(|(segment, _)| Some(segment.spec.epoch) == newest).collect();
         let at = self.env.random.below(segments.len());
-        segments[at].0.data.insert(0, '?');
+        segments[at].0.spec.data.insert(0, '?');
     }
 
     /// Another process leads, where nobody does.
@@ -654,7 +663,8 @@ impl World {
         if self.processes.iter().all(|process| process.paused || process.lapsed) {
             self.serial += 1;
             self.holder = self.serial;
-            self.processes.push(Process::new(self.serial));
+            let off = self.env.random.below(40_000) as i64 - 20_000;
+            self.processes.push(Process::new(self.serial, off));
         }
     }
 
@@ -720,11 +730,11 @@ impl World {
             self.env.oracle.put(&put.segment, put.owner);
             self.env.store.ledger_harmed |= self.env.oracle.outlived.contains(&put.owner);
             self.env.met.wrapped |=
-                put.segment.kind == SegmentKind::Journal && put.segment.sequence >= self.env.shape.ring;
+                put.segment.spec.kind == SegmentKind::Journal && put.segment.spec.sequence >= self.env.shape.ring;
             let newest =
                 self.processes.iter().filter(|process| process.phase == Phase::Leading).map(Process::term).max();
-            self.env.met.late_snapshot |=
-                put.segment.kind == SegmentKind::Snapshot && newest.is_some_and(|term| put.segment.term < term);
+            self.env.met.late_snapshot |= put.segment.spec.kind == SegmentKind::Snapshot
+                && newest.is_some_and(|term| put.segment.spec.term < term);
         }
         answer
     }

@@ -87,7 +87,9 @@ fn a_crossing_that_landed_with_its_record_outlives_a_crash_before_the_rest_of_th
         let segments = journal.lay_out(flush).unwrap();
         engine.landed();
         found.extend(segments.into_iter().map(|segment| Found { segment, version: "1".into() }));
-        let Opened::Ours(mut journal, memory) = journal::open(&found, HOME, shape(), 7) else { panic!("a ledger") };
+        let Recovered::Ledger(mut journal, memory) = journal::open(&found, HOME, shape(), 7) else {
+            panic!("a ledger")
+        };
         let claim = journal.claim().unwrap();
         found.push(Found { segment: claim, version: "1".into() });
         let mut next = Engine::recover(None, 1, 4, *memory, at(1));
@@ -280,7 +282,7 @@ impl World {
             }
             Step::Crash => {
                 let found: Vec<Found> = self.store.values().cloned().collect();
-                let Opened::Ours(journal, memory) = journal::open(&found, HOME, shape(), 8) else {
+                let Recovered::Ledger(journal, memory) = journal::open(&found, HOME, shape(), 8) else {
                     return;
                 };
                 let next = Self::begin(Engine::recover(None, 1, 4, *memory, at(self.now)), *journal);

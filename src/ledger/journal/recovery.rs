@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Found, Journal, Kind, Segment, Shape};
+use super::{Found, Journal, Segment, Shape};
 use crate::{
+    api::ledger_segment::SegmentKind,
     event::{Event, id::EventId, object::Uid, unknown::Unknown},
     ledger::{
         contents::{self, DeliveryEntry, GroupText, Text, WatchEntry},
@@ -15,7 +16,9 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Memory {
     pub watches: Vec<RememberedWatch>,
-    /// Events with their deliveries, in the order in which they occurred.
+    /// The newest epoch that records anywhere in the ledger belong to, also those of watches that are withdrawn.
+    pub newest_epoch: u64,
+    /// Events with their deliveries, in the order in which they were told.
     pub events: Vec<RememberedEvent>,
     /// Events of a type that this release does not know.
     pub unknown_events: usize,
@@ -35,27 +38,29 @@ pub struct RememberedEvent {
     pub event: Event,
     /// It counts if this complete flush has landed, or a record that knows of it.
     pub after: u64,
+    /// Its place among those that wait.
+    pub order: u64,
     pub deliveries: Vec<DeliveryEntry>,
     pub unknown: Unknown,
 }
 
 /// What opening a ledger came to.
 #[derive(Debug)]
-pub enum Opened {
+pub enum Recovered {
     /// It is ours; claim it before anything else.
-    Ours(Box<Journal>, Box<Memory>),
+    Ledger(Box<Journal>, Box<Memory>),
     /// There is none to go on with, and why. An epoch must be begun that is newer than `newest`.
-    Nothing { why: Nothing, newest: u64 },
+    NoLedger { why: NoLedger, newest: u64 },
 }
 
 /// Why there is no ledger to go on with.
 #[derive(Debug, thiserror::Error)]
-pub enum Nothing {
+pub enum NoLedger {
     #[error("there is no ledger yet")]
     Fresh,
     #[error("the ledger that is here belongs to another installation, and is set aside")]
     Foreign,
-    #[error("segment {0} cannot be read: {1}")]
+    #[error("segment {0} cannot be read, as it was harmed or written by a newer release: {1}")]
     Unreadable(String, String),
     #[error("journal segment number {0} is missing")]
     Missing(u64),
@@ -65,20 +70,20 @@ pub enum Nothing {
 
 /// Opens the newest ledger of this home among all segments that were found.
 #[must_use]
-pub fn open(found: &[Found], home: Uid, shape: Shape, leader: u64) -> Opened {
-    let newest = found.iter().map(|found| found.segment.epoch).max().unwrap_or_default();
-    let mut epochs: Vec<u64> = found.iter().map(|found| found.segment.epoch).collect();
+pub fn open(found: &[Found], home: Uid, shape: Shape, leader: u64) -> Recovered {
+    let newest = found.iter().map(|found| found.segment.spec.epoch).max().unwrap_or_default();
+    let mut epochs: Vec<u64> = found.iter().map(|found| found.segment.spec.epoch).collect();
     epochs.sort_unstable();
     epochs.dedup();
-    let mut why = Nothing::Fresh;
+    let mut why = NoLedger::Fresh;
     for epoch in epochs.into_iter().rev() {
         match open_epoch(found, home, shape, leader, epoch) {
-            Ok(Some((journal, memory))) => return Opened::Ours(Box::new(journal), Box::new(memory)),
-            Ok(None) => why = Nothing::Foreign,
-            Err(why) => return Opened::Nothing { why, newest },
+            Ok(Some((journal, memory))) => return Recovered::Ledger(Box::new(journal), Box::new(memory)),
+            Ok(None) => why = NoLedger::Foreign,
+            Err(why) => return Recovered::NoLedger { why, newest },
         }
     }
-    Opened::Nothing { why, newest }
+    Recovered::NoLedger { why, newest }
 }
 
 /// The ledger of this epoch; `None`: it is another's.
@@ -88,23 +93,24 @@ fn open_epoch(
     shape: Shape,
     leader: u64,
     epoch: u64,
-) -> Result<Option<(Journal, Memory)>, Nothing> {
-    let of_epoch: Vec<&Found> = found.iter().filter(|found| found.segment.epoch == epoch).collect();
-    let of_kind = |kind| of_epoch.iter().map(|found| &found.segment).filter(move |segment| segment.kind == kind);
-    let writer = |segment: &Segment| (segment.term, segment.leader);
-    let mut journal: Vec<&Segment> = of_kind(Kind::Journal).collect();
-    journal.sort_by_key(|segment| segment.sequence);
+) -> Result<Option<(Journal, Memory)>, NoLedger> {
+    let of_epoch: Vec<&Found> = found.iter().filter(|found| found.segment.spec.epoch == epoch).collect();
+    let of_kind = |kind| of_epoch.iter().map(|found| &found.segment).filter(move |segment| segment.spec.kind == kind);
+    let writer = |segment: &Segment| (segment.spec.term, segment.spec.leader);
+    let mut journal: Vec<&Segment> = of_kind(SegmentKind::Journal).collect();
+    journal.sort_by_key(|segment| segment.spec.sequence);
     // A leader that outlived a restore of the store wrote on from its own place, after a segment that is not there: what it
     // wrote is overwritten in its turn.
     let stray = journal.windows(2).position(|pair| {
         let (before, next) = (pair[0], pair[1]);
-        next.after != before.leader && (next.sequence == before.sequence + 1 || next.term <= before.term)
+        next.spec.after != before.spec.leader
+            && (next.spec.sequence == before.spec.sequence + 1 || next.spec.term <= before.spec.term)
     });
     journal.truncate(stray.map_or(journal.len(), |last| last + 1));
     let mut rebuilt = Rebuilt::default();
     let mut covered = vec![1; shape.shards];
     // One after the other: together their texts are many times what they add up to.
-    for segment in of_kind(Kind::Snapshot) {
+    for segment in of_kind(SegmentKind::Snapshot) {
         let json = unpack(segment)?;
         let text = read(segment, &json)?;
         if text.home != home {
@@ -112,17 +118,18 @@ fn open_epoch(
         }
         let Some(shard) = text.shard.filter(|shard| *shard < shape.shards) else {
             let problem = format!("{:?} is no part of a snapshot", text.shard);
-            return Err(Nothing::Unreadable(segment.name.clone(), problem));
+            return Err(NoLedger::Unreadable(segment.name.clone(), problem));
         };
-        let flush =
-            journal.binary_search_by_key(&segment.sequence, |flush| flush.sequence).map(|at| writer(journal[at]));
+        let flush = journal
+            .binary_search_by_key(&segment.spec.sequence, |flush| flush.spec.sequence)
+            .map(|at| writer(journal[at]));
         if flush != Ok(writer(segment)) {
-            return Err(Nothing::Missing(segment.sequence));
+            return Err(NoLedger::Missing(segment.spec.sequence));
         }
-        covered[shard] = segment.sequence;
+        covered[shard] = segment.spec.sequence;
         rebuilt.apply(text, |other| other == shard, shape.shards)?;
     }
-    let (last, before) = journal.last().map_or((0, 0), |segment| (segment.sequence, segment.leader));
+    let (last, before) = journal.last().map_or((0, 0), |segment| (segment.spec.sequence, segment.spec.leader));
     let oldest = covered.iter().copied().min().unwrap_or(1);
     let mut expected = oldest;
     for segment in journal {
@@ -131,23 +138,23 @@ fn open_epoch(
         if text.home != home {
             return Ok(None);
         }
-        if segment.sequence < oldest {
+        if segment.spec.sequence < oldest {
             continue;
         }
-        if segment.sequence != expected {
-            return Err(Nothing::Missing(expected));
+        if segment.spec.sequence != expected {
+            return Err(NoLedger::Missing(expected));
         }
         expected += 1;
-        rebuilt.apply(text, |shard| segment.sequence >= covered[shard], shape.shards)?;
+        rebuilt.apply(text, |shard| segment.spec.sequence >= covered[shard], shape.shards)?;
     }
     if expected <= last.max(oldest) {
-        return Err(Nothing::Missing(expected));
+        return Err(NoLedger::Missing(expected));
     }
     let writing = Journal {
         shape,
         home,
         epoch,
-        term: of_epoch.iter().map(|found| found.segment.term).max().unwrap_or_default() + 1,
+        term: of_epoch.iter().map(|found| found.segment.spec.term).max().unwrap_or_default() + 1,
         leader,
         begun: (last + 1, before),
         next: last + 1,
@@ -155,17 +162,17 @@ fn open_epoch(
         oldest,
         flushes: 0,
         versions: of_epoch.iter().map(|found| (found.segment.name.clone(), found.version.clone())).collect(),
-        sizes: of_epoch.iter().map(|found| (found.segment.name.clone(), found.segment.data.len())).collect(),
+        sizes: of_epoch.iter().map(|found| (found.segment.name.clone(), found.segment.spec.data.len())).collect(),
     };
     Ok(Some((writing, rebuilt.memory(shape.shards))))
 }
 
-fn unpack(segment: &Segment) -> Result<Vec<u8>, Nothing> {
-    contents::unpack(&segment.data).map_err(|error| Nothing::Unreadable(segment.name.clone(), error.to_string()))
+fn unpack(segment: &Segment) -> Result<Vec<u8>, NoLedger> {
+    contents::unpack(&segment.spec.data).map_err(|error| NoLedger::Unreadable(segment.name.clone(), error.to_string()))
 }
 
-fn read<'a>(segment: &Segment, json: &'a [u8]) -> Result<Text<'a>, Nothing> {
-    serde_json::from_slice(json).map_err(|error| Nothing::Unreadable(segment.name.clone(), error.to_string()))
+fn read<'a>(segment: &Segment, json: &'a [u8]) -> Result<Text<'a>, NoLedger> {
+    serde_json::from_slice(json).map_err(|error| NoLedger::Unreadable(segment.name.clone(), error.to_string()))
 }
 
 /// What the segments add up to.
@@ -179,7 +186,7 @@ struct Rebuilt {
 
 impl Rebuilt {
     /// Applies a segment as far as its shards are wanted from it.
-    fn apply(&mut self, text: Text<'_>, wanted: impl Fn(usize) -> bool, shards: usize) -> Result<(), Nothing> {
+    fn apply(&mut self, text: Text<'_>, wanted: impl Fn(usize) -> bool, shards: usize) -> Result<(), NoLedger> {
         for event in text.events {
             if !wanted(event.id.shard(shards)) {
                 continue;
@@ -194,14 +201,15 @@ impl Rebuilt {
                     self.unknown.insert(event.id);
                     continue;
                 };
-                let (after, deliveries, unknown) = (event.after, event.deliveries, event.unknown);
-                self.events.insert(event.id, RememberedEvent { event: read, after, deliveries, unknown });
+                let (after, order) = (event.after, event.order);
+                let (deliveries, unknown) = (event.deliveries, event.unknown);
+                self.events.insert(event.id, RememberedEvent { event: read, after, order, deliveries, unknown });
             } else if let Some(known) = self.events.get_mut(&event.id) {
                 known.deliveries = event.deliveries;
                 known.unknown = event.unknown;
             } else if !self.unknown.contains(&event.id) {
                 let lost = format!("its deliveries are there, and the event is not: {}", event.id);
-                return Err(Nothing::Unreadable("(several)".into(), lost));
+                return Err(NoLedger::Unreadable("(several)".into(), lost));
             }
         }
         for GroupText { watch, epoch, objects, gone } in text.records {
@@ -227,6 +235,8 @@ impl Rebuilt {
 
     /// A watch without a position has no baseline, and its records count for nothing.
     fn memory(mut self, shards: usize) -> Memory {
+        let epochs = self.watches.iter().map(|watch| watch.epoch).chain(self.groups.keys().map(|(_, epoch)| *epoch));
+        let newest_epoch = epochs.max().unwrap_or_default();
         let watches = self.watches.into_iter().filter(|watch| watch.position > 0 || watch.absent).map(|entry| {
             let records = self.groups.remove(&(entry.watch.clone(), entry.epoch));
             let records = records.unwrap_or_else(|| vec![HashMap::new(); shards]);
@@ -234,7 +244,7 @@ impl Rebuilt {
         });
         let watches = watches.collect();
         let mut events: Vec<RememberedEvent> = self.events.into_values().collect();
-        events.sort_by_key(|known| (known.event.observed_at, known.event.object.uid, known.event.sequence));
-        Memory { watches, events, unknown_events: self.unknown.len() }
+        events.sort_by_key(|known| (known.order, known.event.id));
+        Memory { watches, newest_epoch, events, unknown_events: self.unknown.len() }
     }
 }

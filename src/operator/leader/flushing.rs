@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use crate::{
     engine::{Engine, Unflushed},
     ledger::{
-        journal::{Journal, Nothing},
+        journal::{Journal, NoLedger},
         store::{LedgerError, Store},
     },
     operator::metrics::Metrics,
@@ -116,20 +116,18 @@ impl Flushing {
 }
 
 /// Says how the ledger goes on; a new epoch is worth an Event.
-pub fn tell(began: Option<&Nothing>, journal: &Journal, lease: &ObjectReference) -> Option<Notice> {
+pub fn tell(began: Option<&NoLedger>, journal: &Journal, lease: &ObjectReference) -> Option<Notice> {
     let (epoch, term) = (journal.epoch(), journal.term());
     let Some(why) = began else {
         info!(epoch, term, "going on from the ledger");
         return None;
     };
-    if matches!(why, Nothing::Fresh) {
-        info!(
-            epoch,
-            "there is no ledger yet, so a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past"
-        );
-    } else {
-        warn!(epoch, %why, "a new epoch begins: all objects that are there now are a baseline, and nothing is sent for their past");
+    let baseline = "all objects that are there now are a baseline, and nothing is sent for their past";
+    if matches!(why, NoLedger::Fresh) {
+        info!(epoch, "there is no ledger yet, so a new epoch begins: {baseline}");
+        return Some(Notice::new_epoch(lease.clone(), false, format!("{why}: {baseline}")));
     }
-    let note = format!("{why}: all objects that are there now are a baseline, and nothing is sent for their past");
-    Some(Notice::new_epoch(lease.clone(), !matches!(why, Nothing::Fresh), note))
+    let lost = "what was still to be delivered is not: let receivers compare what they know with the objects (docs/operations.md, The ledger)";
+    warn!(epoch, %why, "a new epoch begins: {baseline}; {lost}");
+    Some(Notice::new_epoch(lease.clone(), true, format!("{why}: {baseline}; {lost}")))
 }

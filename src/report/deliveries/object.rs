@@ -18,7 +18,7 @@ use crate::{
         },
     },
     engine::Keep,
-    event::{Event, EventType, body::Opened, format::Forms, id::EventId, object::Uid},
+    event::{Event, EventType, body::OpenBody, format::Forms, id::EventId, object::Uid},
     ledger::contents::Reason,
     report::{
         conditions::{self, whole_seconds},
@@ -156,7 +156,7 @@ pub(super) fn event(namespace: &str, kept: &DeliveredEvent) -> Option<Event> {
         object: Arc::new(event_type.outline(uid, namespace, name.clone().unwrap_or_default())),
         observed_at: Timestamp::now(),
         sequence: u32::try_from(kept.sequence).unwrap_or_default(),
-        body: Opened::kept(kept.body.clone()),
+        body: OpenBody::kept(kept.body.clone()),
         forms: Forms::default(),
     })
 }

@@ -18,7 +18,7 @@ use llmtune_webhooks::{
         payload,
     },
     expression::{Document, Expression},
-    ledger::journal::{self, Found, Opened, Shape},
+    ledger::journal::{self, Found, Recovered, Shape},
     source::{Source, training_job::TrainingJobs},
 };
 use secrecy::SecretSlice;
@@ -188,10 +188,10 @@ fn recovery(criterion: &mut Criterion) {
     world.subscribe(0, MANY.namespace, 8);
     let found = ledger(&mut world, MANY);
     let recover = || match journal::open(black_box(&found), HOME, Shape::default(), 2) {
-        Opened::Ours(journal, memory) => {
+        Recovered::Ledger(journal, memory) => {
             (journal, Engine::recover(None, 2, Shape::default().shards, *memory, world.now))
         }
-        Opened::Nothing { why, .. } => panic!("{why}"),
+        Recovered::NoLedger { why, .. } => panic!("{why}"),
     };
     let (_, mut engine) = recover();
     engine.add_watch(WATCH, TrainingJobs::NAME, &TrainingJobs::default().watch_name(None), false);
