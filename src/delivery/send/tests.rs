@@ -144,9 +144,12 @@ async fn nothing_is_repeated_once_the_leaders_claim_has_expired_and_the_attempt_
 
 #[tokio::test]
 async fn the_time_limit_covers_the_repeat() {
-    let receiver = Receiver::answering(|post| match post.is_signed_with("new") {
-        true => Reply::status(200).after(Duration::from_secs(30)),
-        false => Reply::status(401).after(Duration::from_millis(300)),
+    let receiver = Receiver::answering(|post| {
+        if post.is_signed_with("new") {
+            Reply::status(200).after(Duration::from_secs(30))
+        } else {
+            Reply::status(401).after(Duration::from_millis(300))
+        }
     })
     .await;
     let (sender, webhook) = (sender(|| true), rotating(&receiver, Format::LlmTune, Duration::from_secs(1)).await);
