@@ -154,7 +154,7 @@ fn describe_alert(alert: AlertDescription, url: &str) -> String {
         | AlertDescription::AccessDenied
         | AlertDescription::DecryptError => "it does not accept it",
         AlertDescription::UnrecognisedName => {
-            return format!("the endpoint does not know the host of {url}: correct it");
+            return format!("the endpoint does not know the host in {url}: correct it");
         }
         other => return format!("the endpoint ended the handshake: {other:?}"),
     };
@@ -182,10 +182,10 @@ fn describe_tls(error: &rustls::Error, discretion: Discretion) -> String {
                 if !presented.is_empty() && discretion != Discretion::Url =>
             {
                 let names = presented.join(", ").replace("DnsName(\"", "").replace("\")", "");
-                format!("the endpoint's certificate is not for the host of {url}, but for {names}")
+                format!("the endpoint's certificate is not for the host in {url}, but for {names}")
             }
             Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => {
-                format!("the endpoint's certificate is not for the host of {url}")
+                format!("the endpoint's certificate is not for the host in {url}")
             }
             Certificate::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
                 "the endpoint's certificate is that of a CA: let the CA issue another to the endpoint".into()

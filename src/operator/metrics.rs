@@ -87,7 +87,11 @@ impl Metrics {
                 "Deliveries that ended: delivered or exhausted.",
                 &["namespace", "webhook", "event", "result"],
             )?,
-            attempts: counters("attempts_total", "Attempts by outcome.", &["namespace", "webhook", "outcome"])?,
+            attempts: counters(
+                "attempts_total",
+                "Requests to endpoints, by outcome.",
+                &["namespace", "webhook", "outcome"],
+            )?,
             retries: counters("retries_total", "Attempts beyond the first of a delivery.", &webhook)?,
             dropped: counters("dropped_total", "Deliveries thrown away.", &["namespace", "webhook", "reason"])?,
             filter_errors: counters(

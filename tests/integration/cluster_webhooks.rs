@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     custom_resources::{Apiserver, of_cluster},
+    secrets::{from, secret, url_from},
     support::{Jobs, SOON, Scene, run, webhook},
 };
 
@@ -87,10 +88,11 @@ fn events_of_the_selected_namespaces_arrive_and_a_webhook_gets_those_of_its_own_
         let (a, b) = (namespace(&home.plane, "a", "a"), namespace(&home.plane, "b", "b"));
         let [of_a, of_all, in_a, at_home] =
             [Receiver::start().await, Receiver::start().await, Receiver::start().await, Receiver::start().await];
-        home.secret("platform", "s3cret");
+        home.apply(&secret("platform", true, &json!({"secret": "s3cret", "url": of_a.url(), "token": "Bearer a"})));
         let mut signed = of_team("a");
         signed["secretRef"] = json!({"name": "platform"});
-        home.apply(&cluster_webhook("ci", &of_a.url(), &signed));
+        signed["headers"] = json!([{"name": "Authorization", "valueFrom": from("platform", "token")}]);
+        home.apply(&of_cluster(&url_from("ci", "platform", &signed)));
         home.apply(&cluster_webhook("everything", &of_all.url(), &json!({"filter": "data.name != 'quiet'"})));
         a.webhook("ci", &in_a.url(), &json!({}));
         home.webhook("ci", &at_home.url(), &json!({}));
@@ -103,6 +105,7 @@ fn events_of_the_selected_namespaces_arrive_and_a_webhook_gets_those_of_its_own_
         }
         let first = of_a.wait_for("training.started", "one", SOON).await;
         assert!(first.is_signed_with("s3cret"), "with the Secret of the operator's namespace");
+        assert_eq!(first.header("authorization"), "Bearer a");
         in_a.wait_for("training.started", "one", SOON).await;
         of_all.wait_for("training.started", "two", SOON).await;
         let pair = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());

@@ -27,8 +27,10 @@ fn every_example_is_taken_as_it_stands_and_its_webhook_becomes_ready() {
         scene.wait("webhook/ci", "condition=Ready");
         scene.wait("webhook/llama-finished", "condition=Ready");
         scene.wait("webhook/internal", "condition=Ready");
+        scene.wait("webhook/chat", "condition=Ready");
         scene.wait("clusterwebhook/platform", "condition=Ready");
         let webhook = scene.get("webhook", "ci");
         assert_eq!(webhook["status"]["endpoint"], "https://receiver.example.com");
+        assert_eq!(scene.get("webhook", "chat")["status"]["endpoint"], "(Secret chat)");
     });
 }

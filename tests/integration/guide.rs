@@ -5,10 +5,11 @@ mod standard;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use http::HeaderMap;
 use llmtune_webhooks_harness::{
     process::temporary_folder,
-    receiver::{Received, Receiver},
+    receiver::{Answer, Received, Receiver},
     root,
 };
 use serde_json::{Value, json, value::RawValue};
@@ -254,6 +255,51 @@ fn the_guide_verifies_and_reads_cloud_events_in_both_modes() {
             print(json.dumps([judge(c) for c in json.load(sys.stdin)]))\n";
         let answers = python(&(snippet(NATIVE, "python") + &snippet(CLOUD_EVENTS, "python") + main), &input);
         assert_judged("Python", &cases, &verdicts(answers));
+    });
+}
+
+/// The commands that the guide gives under this heading.
+fn commands(section: &str) -> Vec<String> {
+    let guide = fs::read_to_string(root().join("docs/receivers.md")).unwrap();
+    let section = guide.split("\n## ").find(|text| text.starts_with(&format!("{section}\n"))).unwrap().to_owned();
+    section.lines().filter_map(|line| line.trim().strip_prefix("$ ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_commands_of_the_guide_replace_a_secret_and_nothing_is_lost() {
+    run(async {
+        let scene = Scene::new("replacing").await;
+        let shell = |commands: &[String]| {
+            let kubectl = llmtune_webhooks_harness::control_plane::tool("kubectl");
+            let context = format!("--kubeconfig={} -n {}", scene.plane.kubeconfig("admin").display(), scene.namespace);
+            let function = format!("kubectl() {{ {} {context} \"$@\"; }}\n", kubectl.display());
+            printed(Command::new("sh").args(["-ec", &(function + &commands.join("\n"))]), "")
+        };
+        let commands = commands("Replacing the secret");
+        let (begin, end) = commands.split_at(3);
+        assert_eq!(end.len(), 1, "{end:?}");
+        scene.secret("ci-hook", "0ld");
+        shell(begin);
+        let key = |name: &str| {
+            let bytes = BASE64.decode(scene.get("secret", "ci-hook")["data"][name].as_str()?).unwrap();
+            Some(String::from_utf8(bytes).unwrap())
+        };
+        let new = key("secret").unwrap();
+        assert_eq!((new.len(), key("previous").as_deref()), (64, Some("0ld")));
+
+        let known = new.clone();
+        let receiver =
+            Receiver::answering(move |post| Answer::status(if post.is_signed_with(&known) { 200 } else { 401 })).await;
+        scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci-hook"}, "delivery": {"maxRetries": 0}}));
+        let _operator = scene.operator().await;
+        scene.wait("webhook/ci", "condition=Ready");
+        scene.job("llama");
+        scene.phase("llama", "Running");
+        let posts = receiver.wait(2, SOON).await;
+        assert!(posts[0].is_signed_with("0ld") && posts[1].is_signed_with(&new));
+        scene.wait("webhook/ci", "condition=Healthy");
+        shell(end);
+        assert_eq!((key("secret"), key("previous")), (Some(new), None));
     });
 }
 

@@ -270,7 +270,7 @@ impl Scenario {
                 ("phrasing", "HTTP 500"),
                 ("off-limits", "address refused"),
                 ("untrusted", "issued by nobody who is trusted"),
-                ("misnamed", "is not for the host of the URL that spec.urlFrom names"),
+                ("misnamed", "is not for the host in the URL that spec.urlFrom names"),
                 ("demanding", "refuses the client certificate"),
                 ("going-away", "the connection broke"),
                 ("repeating", "HTTP 307"),
@@ -392,8 +392,7 @@ fn nothing_is_seen(format: &str) {
         let options = scenario.scene.options().log("trace").argument(&format!("--log-format={format}"));
         let mut operator = Operator::start_ready(&scenario.scene.plane, &options).await;
         scenario.play().await;
-        let posts = scenario.receiver.received();
-        let sent = posts.iter().map(|post| format!("{} {:?}", post.path, post.headers)).collect::<String>();
+        let sent = format!("{:?}", scenario.receiver.received());
         assert!(!scenario.needles.seen_in(&sent).is_empty(), "the receiver was sent what is searched for");
         let secrets = scenario.scene.kubectl(&["get", "secrets", "-o", "json"]);
         let seen = scenario.needles.seen_in(&secrets);
