@@ -19,7 +19,7 @@ use crate::{
 const NAMESPACE: &str = "llmtune-system";
 const RELEASE: &str = "llmtune-webhooks";
 /// The garbage collector learns of a new kind within 30 s.
-const COLLECTED: Duration = Duration::from_secs(90);
+const COLLECTED: Duration = Duration::from_secs(240);
 
 /// A control plane with everything that a rollout needs, and namespaces for the operator and for a team.
 async fn cluster() -> Scene {
@@ -36,16 +36,18 @@ async fn cluster() -> Scene {
 
 /// Everything that belongs to the cluster or to the operator's namespace, but for what comes and goes by itself.
 fn everything(scene: &Scene) -> Option<BTreeSet<String>> {
-    let kinds = scene.kubectl(&["api-resources", "--verbs=list", "--output=name"]);
+    // A group whose last kind goes may fail to be discovered, and a kind may go between the two questions.
+    let asked = |arguments: &[&str]| {
+        let output = scene.plane.kubectl(arguments);
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    };
+    let kinds = asked(&["api-resources", "--verbs=list", "--output=name"])?;
     let passing =
         |kind: &str| kind.starts_with("events") || kind.starts_with("nodes") || kind == "leases.coordination.k8s.io";
     let kinds: Vec<&str> = kinds.lines().filter(|kind| !passing(kind)).collect();
     let line = "{range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name}{\"\\n\"}{end}";
     let all = ["get", &kinds.join(","), "--all-namespaces", "--output", &format!("jsonpath={line}")];
-    let output = scene.plane.kubectl(&all);
-    // A kind may go between the two questions.
-    output.status.success().then_some(())?;
-    let lines = String::from_utf8(output.stdout).unwrap();
+    let lines = asked(&all)?;
     let here = |line: &&str| line.contains(" /") || line.contains(&format!(" {NAMESPACE}/"));
     Some(lines.lines().filter(here).map(str::to_owned).collect())
 }
@@ -54,7 +56,7 @@ fn everything(scene: &Scene) -> Option<BTreeSet<String>> {
 fn with_chart(scene: &Scene, verb: &[&str], values: &[&str]) -> String {
     let chart = chart();
     let mut all = verb.to_vec();
-    all.extend([RELEASE, chart.to_str().unwrap(), "--namespace", NAMESPACE, "--timeout=2m"]);
+    all.extend([RELEASE, chart.to_str().unwrap(), "--namespace", NAMESPACE, "--timeout=5m"]);
     for value in values {
         all.extend(["--set", value]);
     }
@@ -62,7 +64,7 @@ fn with_chart(scene: &Scene, verb: &[&str], values: &[&str]) -> String {
 }
 
 fn uninstall(scene: &Scene) {
-    scene.plane.helm(&["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout=2m"]);
+    scene.plane.helm(&["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout=5m"]);
 }
 
 /// A pod of the newest rollout.
@@ -107,14 +109,18 @@ fn helm_installs_upgrades_and_rolls_back_and_what_it_is_told_to_keep_is_all_that
     run(async {
         let scene = cluster().await;
         let team = Scene { plane: scene.plane.clone(), namespace: scene.plane.namespace("team").await };
-        let before = everything(&scene).unwrap();
+        let before = eventually("all that the control plane makes for itself is there", SOON, || async {
+            let before = everything(&scene)?;
+            (everything(&scene)? == before).then_some(before)
+        })
+        .await;
         let left = || async { Some(everything(&scene)?.difference(&before).cloned().collect::<BTreeSet<String>>()) };
         let listen = format!("operator.listen=127.0.0.1:{}", free_port());
         // The receiver listens on loopback.
         let values = [listen.as_str(), "operator.allowCidr={127.0.0.0/8}"];
 
         with_chart(&scene, &["install", "--dry-run=server"], &values);
-        assert_eq!(left().await.unwrap(), BTreeSet::new(), "a dry run");
+        eventually("a dry run leaves nothing", SOON, || async { left().await?.is_empty().then_some(()) }).await;
         // Its pods are what the Pod Security Standard `restricted` lets in, and become ready.
         with_chart(&scene, &["install", "--wait"], &values);
         let replicas = scene.kubectl(&["get", "deployment", RELEASE, "--output=jsonpath={.status.readyReplicas}"]);
@@ -141,7 +147,7 @@ fn helm_installs_upgrades_and_rolls_back_and_what_it_is_told_to_keep_is_all_that
         assert_eq!(post.json()["cluster"], "prod");
         assert!(running.log_text().contains("going on from the ledger"), "{}", running.log_tail());
         stop(running);
-        scene.plane.helm(&["rollback", RELEASE, "1", "--namespace", NAMESPACE, "--wait", "--timeout=2m"]);
+        scene.plane.helm(&["rollback", RELEASE, "1", "--namespace", NAMESPACE, "--wait", "--timeout=5m"]);
         let arguments = pod(&scene)["spec"]["containers"][0]["args"].to_string();
         assert!(!arguments.contains("--cluster-name"), "{arguments}");
         let revision = "--output=jsonpath={.metadata.annotations.deployment\\.kubernetes\\.io/revision}";
@@ -168,7 +174,10 @@ fn helm_installs_upgrades_and_rolls_back_and_what_it_is_told_to_keep_is_all_that
         })
         .await;
         println!("after helm uninstall: {stayed:#?}");
-        assert!(scene.kubectl(&["get", "leases", "--output=name"]).is_empty(), "the Lease goes with the ledger");
+        eventually("the Lease goes with the ledger", COLLECTED, || async {
+            scene.kubectl(&["get", "leases", "--output=name"]).is_empty().then_some(())
+        })
+        .await;
         assert!(team.kubectl(&["get", "webhooks", "--output=name"]).contains("/ci"), "what users made stays");
 
         with_chart(&scene, &["install"], &[&values[..], &["crds.keep=false"]].concat());
