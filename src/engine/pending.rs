@@ -7,6 +7,7 @@
 //! 5. What is withheld is begun once what it waits for has landed; it delays nothing but its own object's next event.
 //! 6. What is given up waits on a shelf until it has become an object; a Webhook's shelf holds at most [`MAX_SHELVED`].
 
+mod checkpoint;
 mod gate;
 mod queue;
 
@@ -26,10 +27,7 @@ use crate::{
         object::{Uid, WatchId},
         unknown::Unknown,
     },
-    ledger::{
-        contents::{DeliveryEntry, EventEntry, GivenUp},
-        journal::RememberedEvent,
-    },
+    ledger::contents::GivenUp,
 };
 use gate::Gate;
 use queue::{Delivery, Queue, Shelved};
@@ -118,57 +116,6 @@ impl Pending {
             let written = stored.written;
             self.dirty.push_back((id, written));
         }
-    }
-
-    /// Takes up what the ledger remembered. A due time is at most now plus the wait that it came from: the clock that it was
-    /// taken from may have been another.
-    pub(super) fn recover(&mut self, remembered: RememberedEvent, now: Timestamp) {
-        let RememberedEvent { event, after: _, order, deliveries, unknown } = remembered;
-        let event = Arc::new(event);
-        let size = event.body.len();
-        let mut to = Vec::with_capacity(deliveries.len());
-        for entry in deliveries {
-            let id = DeliveryId::new(event.id, entry.webhook);
-            to.push((entry.webhook, id));
-            let queue = self.queues.entry(entry.webhook).or_default();
-            if let Some(given_up) = entry.given_up {
-                queue.shelf.insert(id, Shelved { event: Arc::clone(&event), given_up });
-                queue.shelf_bytes += size;
-                continue;
-            }
-            let first = entry.failed == 0;
-            let wait = Duration::from_millis(entry.wait_millis);
-            let latest = now.checked_add(wait).unwrap_or(Timestamp::MAX);
-            let due = entry.due.map(|due| due.min(latest));
-            let delivery = Delivery {
-                event: Arc::clone(&event),
-                failed_attempts: entry.failed,
-                due: due.map(|due| (due, wait)),
-                in_lane: first,
-                again: false,
-                withheld: None,
-                unknown: entry.unknown,
-            };
-            queue.deliveries.insert(id, delivery);
-            queue.bytes += size;
-            match due {
-                Some(due) => self.timers.push(Reverse((due, entry.webhook, id))),
-                None if first => {
-                    if let Some(lane) = queue.lanes.get_mut(&event.object.uid) {
-                        lane.push_back(id);
-                    } else {
-                        queue.lanes.insert(event.object.uid, VecDeque::new());
-                        queue.ready.push_back(id);
-                    }
-                }
-                None => queue.ready.push_back(id),
-            }
-        }
-        self.total_bytes += size;
-        let shards = self.events.len();
-        self.newest = self.newest.max(order);
-        let stored = Stored { event, size, to, again: 0, after: 0, order, written: true, dirty: false, unknown };
-        self.events[stored.event.id.shard(shards)].insert(stored.event.id, stored);
     }
 
     /// The Webhook is known: what is on its shelf may become objects.
@@ -294,11 +241,6 @@ impl Pending {
         for (webhook, id) in self.gate.landed() {
             self.release_delivery(webhook, id);
         }
-    }
-
-    /// Drops an event of the ledger that nobody was told of.
-    pub(super) fn disown(&mut self, id: EventId) {
-        self.dirty.push_back((id, true));
     }
 
     fn release_delivery(&mut self, webhook: Uid, id: DeliveryId) {
@@ -548,74 +490,6 @@ impl Pending {
             self.events[shard].remove(&id);
         } else if !again {
             self.touch(id);
-        }
-    }
-
-    /// Whether the ledger does not know of everything here.
-    pub(super) fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty()
-    }
-
-    /// What has changed, up to about `budget` bytes.
-    pub(super) fn changes(&mut self, budget: &mut usize) -> Vec<EventEntry> {
-        let mut entries = Vec::new();
-        while *budget > 0 {
-            let Some((id, written)) = self.dirty.pop_front() else { break };
-            let shard = id.shard(self.events.len());
-            let stored = self.events[shard].get_mut(&id);
-            let dirty = stored.map(|stored| std::mem::take(&mut stored.dirty));
-            // One that is there only because it was asked for again is gone as far as the ledger is concerned.
-            let known = self.events[shard].get_mut(&id).filter(|stored| stored.written || !stored.to.is_empty());
-            let Some(stored) = known else {
-                if !written {
-                    continue;
-                }
-                entries.push(EventEntry::gone(id));
-                *budget = budget.saturating_sub(64);
-                continue;
-            };
-            if dirty != Some(true) {
-                continue;
-            }
-            let full = !stored.written && !stored.to.is_empty();
-            stored.written = !stored.to.is_empty();
-            let stored = &self.events[shard][&id];
-            *budget = budget.saturating_sub(128 + 64 * stored.to.len() + if full { stored.size } else { 0 });
-            entries.push(self.entry(stored, full));
-        }
-        entries
-    }
-
-    /// Everything of one shard.
-    pub(super) fn snapshot(&self, shard: usize) -> Vec<EventEntry> {
-        let stored = self.events[shard].values().filter(|stored| !stored.to.is_empty());
-        stored.map(|stored| self.entry(stored, true)).collect()
-    }
-
-    fn entry(&self, stored: &Stored, full: bool) -> EventEntry {
-        let deliveries = stored.to.iter().filter_map(|(webhook, id)| {
-            let queue = self.queues.get(webhook)?;
-            let mut entry = DeliveryEntry::new(*webhook);
-            match queue.deliveries.get(id) {
-                Some(delivery) if !delivery.again => {
-                    entry.failed = delivery.failed_attempts;
-                    entry.unknown = delivery.unknown.clone();
-                    if let Some((due, wait)) = delivery.due {
-                        entry.due = Some(due);
-                        entry.wait_millis = wait.as_millis() as u64;
-                    }
-                }
-                _ => entry.given_up = Some(queue.shelf.get(id)?.given_up.clone()),
-            }
-            Some(entry)
-        });
-        EventEntry {
-            id: stored.event.id,
-            event: full.then(|| Arc::clone(&stored.event)),
-            after: stored.after,
-            order: stored.order,
-            deliveries: deliveries.collect(),
-            unknown: stored.unknown.clone(),
         }
     }
 }

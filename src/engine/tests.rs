@@ -16,8 +16,8 @@ use crate::{
         object::{Facts, Object, TrainingFacts, TrainingStage},
     },
     ledger::{
-        contents::RecordEntry,
-        journal::{self, Found, Journal, Recovered, Shape},
+        contents::{Contents, RecordEntry},
+        journal::{self, Found, Journal, Memory, Recovered, Shape},
     },
     subscription::{filter::Filter, index::Scope},
 };

@@ -1,5 +1,7 @@
 //! One watch: its records, its position, and how far the ledger knows of them.
 
+mod checkpoint;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -7,15 +9,13 @@ use std::{
 
 use crate::{
     event::{
-        Event,
         lifecycle::{Gone, Occurrence, usage::UsageRecord},
         object::{Labels, Object, Uid, WatchId},
         observation::Question,
         unknown::Unknown,
     },
     ledger::{
-        contents::{Group, RecordEntry, WatchEntry},
-        journal::RememberedWatch,
+        contents::Group,
         record::{Lifecycle, Record},
     },
 };
@@ -83,18 +83,13 @@ pub(super) struct Occurred {
     pub(super) sequence: u32,
 }
 
+pub(super) use checkpoint::is_known;
+
 /// What to ask about an object that a list lacked.
 pub(super) fn question(watch: WatchId, uid: Uid, record: &Record) -> Option<Question> {
     let object = record.last.as_ref()?;
     let (namespace, name) = (object.namespace.clone(), object.name.clone());
     Some(Question { watch, uid, namespace, name, version: record.version })
-}
-
-/// Whether the record of what is measured, as the ledger has it, counts this event.
-pub(super) fn is_known(watches: &[RememberedWatch], event: &Event) -> bool {
-    let uid = event.object.uid;
-    let mut records = watches.iter().filter_map(|watch| watch.records[uid.shard(watch.records.len())].get(&uid));
-    records.any(|record| matches!(record.lifecycle, Lifecycle::Usage(_)) && record.sequence >= event.sequence)
 }
 
 impl Watch {
@@ -112,21 +107,6 @@ impl Watch {
             records: (0..shards).map(|_| HashMap::new()).collect(),
             unknown: Unknown::NONE,
         }
-    }
-
-    pub(super) fn recover(source: &str, sight: Sight, shards: usize, remembered: RememberedWatch) -> Self {
-        let RememberedWatch { entry, records } = remembered;
-        let mut watch = Self::new(source, sight, shards, &entry.watch, entry.epoch);
-        let track = |record| Tracked { record, listing: 0, dirty: false };
-        let tracked =
-            records.into_iter().map(|shard| shard.into_iter().map(|(uid, record)| (uid, track(record))).collect());
-        watch.records = tracked.collect();
-        watch.stand = Stand::Live;
-        watch.baseline = Baseline::Landed;
-        watch.absent = entry.absent;
-        watch.position = entry.position;
-        watch.unknown = entry.unknown;
-        watch
     }
 
     pub(super) fn len(&self) -> usize {
@@ -456,63 +436,6 @@ impl Watch {
             return None;
         }
         Some(self.vanished(question.uid, dirty))
-    }
-
-    /// A record that changed, for the next flush.
-    pub(super) fn change(&mut self, uid: Uid) -> Option<RecordEntry> {
-        let group = Arc::clone(&self.group);
-        let record = match self.tracked(uid) {
-            // It was told already.
-            Some(Tracked { dirty: false, .. }) => return None,
-            Some(tracked) => {
-                tracked.dirty = false;
-                Some(tracked.record.clone())
-            }
-            None => None,
-        };
-        Some(RecordEntry { group, uid, record })
-    }
-
-    /// All records of one shard.
-    pub(super) fn snapshot(&self, shard: usize) -> Vec<RecordEntry> {
-        if self.stand == Stand::Fresh {
-            return Vec::new();
-        }
-        let records = self.records[shard].iter();
-        records
-            .map(|(uid, tracked)| RecordEntry {
-                group: Arc::clone(&self.group),
-                uid: *uid,
-                record: Some(tracked.record.clone()),
-            })
-            .collect()
-    }
-
-    /// The watch, for the flush that holds all changes; `None` while it has no baseline. `flush`: the newest that events waited for.
-    pub(super) fn entry(&mut self, flush: u64) -> Option<WatchEntry> {
-        if self.stand == Stand::Fresh {
-            return None;
-        }
-        if self.baseline == Baseline::Unwritten {
-            self.baseline = Baseline::Written;
-        }
-        Some(WatchEntry {
-            watch: self.group.watch.clone(),
-            epoch: self.group.epoch,
-            position: self.position,
-            absent: self.absent,
-            flush,
-            unknown: self.unknown.clone(),
-        })
-    }
-
-    /// The flush has landed; tells whether the baseline was in it.
-    pub(super) fn landed(&mut self) -> bool {
-        let landed = self.baseline == Baseline::Written;
-        if landed {
-            self.baseline = Baseline::Landed;
-        }
-        landed
     }
 }
 

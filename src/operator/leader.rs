@@ -218,7 +218,10 @@ impl Leader {
             if timeout(LAST_ATTEMPTS, finish).await.is_err() {
                 warn!(attempts = leader.attempts.len(), "attempts did not end in time; they are cut off");
             }
-            if timeout(LAST_FLUSH, leader.flushing.finish(&mut leader.engine, &leader.context.metrics)).await.is_err() {
+            if timeout(LAST_FLUSH, leader.flushing.finish(&mut leader.engine, &leader.context.metrics, leader.clock))
+                .await
+                .is_err()
+            {
                 warn!("the last flush did not land in time; what it held is told again by the next leader");
             }
         }
@@ -316,7 +319,7 @@ impl Leader {
         }
         let shards = Shape::default().shards;
         let engine = Engine::recover(args.cluster_name.clone(), context.epoch, shards, memory, clock.now());
-        let flushing = Flushing::new(store, journal);
+        let flushing = Flushing::new(store, journal, clock.now());
         let mut leader = Self {
             context,
             claim,
@@ -355,9 +358,8 @@ impl Leader {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let next_due = self.engine.next_due().filter(|_| self.claim.holds());
-            let next_due = next_due.map(|due| self.clock.instant(due));
-            let next_flush = self.flushing.next(&self.engine);
-            let next = next_due.into_iter().chain(next_flush).min();
+            let next_flush = self.flushing.next(&self.engine, self.clock.now());
+            let next = next_due.into_iter().chain(next_flush).min().map(|at| self.clock.instant(at));
             tokio::select! {
                 // What is rare comes first, so that a flood of observations cannot hold it up.
                 biased;
@@ -414,8 +416,9 @@ impl Leader {
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
             self.begin_due();
-            if self.flushing.next(&self.engine).is_some_and(|at| at <= Instant::now()) {
-                self.flushing.begin(&mut self.engine);
+            let now = self.clock.now();
+            if self.flushing.next(&self.engine, now).is_some_and(|at| at <= now) {
+                self.flushing.begin(&mut self.engine, now);
             }
         }
     }

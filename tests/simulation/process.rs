@@ -1,13 +1,19 @@
 //! A process of the operator: it opens the ledger and claims it, recovers its engine, watches, flushes and delivers. It
 //! may be killed or paused between any two steps.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use llmtune_webhooks::{
     api::ledger_segment::SegmentKind,
     delivery::attempt::{Attempt, AttemptResult, Outcome},
-    engine::{Due, Engine, Keep, Observed, Unflushed, Verdict},
+    engine::{
+        Due, Engine, Keep, Observed, Unflushed, Verdict,
+        pace::{Intervals, Pace},
+    },
     event::{
         Event,
         id::EventId,
@@ -183,6 +189,7 @@ pub struct Process {
     /// The PUT that it waits for.
     put: Option<Segment>,
     flushing: Option<Flushing>,
+    pace: Option<Pace>,
     /// The last flush did not hold everything.
     has_more: bool,
     /// Ended deliveries that no flush has told of.
@@ -207,8 +214,10 @@ pub struct Process {
     withheld: BTreeSet<EventId>,
 }
 
-/// Bytes that one flush takes: little enough that many take several turns.
-const BUDGET: usize = 1_500;
+/// As the operator has it, but for a run that lasts less than a minute, and so that many flushes take several turns.
+fn intervals() -> Intervals {
+    Intervals { positions: Duration::from_secs(2), bytes: 1_500, ..Intervals::default() }
+}
 
 impl Process {
     /// `off`: the milliseconds by which its clock is off.
@@ -232,6 +241,7 @@ impl Process {
             keeps: Vec::new(),
             put: None,
             flushing: None,
+            pace: None,
             has_more: false,
             ended: Vec::new(),
             watches: Default::default(),
@@ -365,6 +375,7 @@ impl Process {
         let (now, epoch) = (env.time(self.off), self.epoch);
         let shards = env.shape.shards;
         self.phase = Phase::Leading;
+        self.pace = Some(Pace::new(intervals(), now));
         let Some(journal) = &self.journal else { return };
         env.oracle.leads(journal.epoch(), journal.term(), self.number, self.memory.as_deref());
         self.engine = Some(if let Some(memory) = self.memory.take() {
@@ -683,19 +694,13 @@ impl Process {
         if self.flushing.is_some() || self.phase != Phase::Leading {
             return;
         }
-        let unflushed = engine.unflushed();
-        let due = unflushed == Unflushed::Changes
-            || journal.is_pressed()
-            || (unflushed == Unflushed::Positions && env.random.chance(30));
-        if !due {
-            return;
-        }
         // What it does not name would be forgotten.
-        if engine.awaits_watches() {
-            env.met.awaited = true;
+        env.met.awaited |= engine.awaits_watches() && engine.unflushed() == Unflushed::Changes;
+        let (now, Some(pace)) = (env.time(self.off), &mut self.pace) else { return };
+        if pace.next(engine, journal, now).is_none_or(|at| at > now) {
             return;
         }
-        let mut flush = engine.flush(&journal.wanted(), if journal.is_pressed() { usize::MAX } else { BUDGET });
+        let mut flush = pace.compose(engine, journal, now);
         flush.contents.records.sort_by_key(|entry| entry.uid);
         for (_, snapshot) in &mut flush.snapshots {
             snapshot.events.sort_by_key(|entry| entry.id);

@@ -1,7 +1,6 @@
-//! When what has changed is written to the ledger, and the task that writes it: one flush at a time.
+//! The task that writes what has changed to the ledger: one flush at a time.
 
-use std::time::Duration;
-
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::{
     task::{JoinError, JoinSet},
@@ -9,8 +8,12 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use super::clock::Clock;
 use crate::{
-    engine::{Engine, Unflushed},
+    engine::{
+        Engine,
+        pace::{Intervals, Pace},
+    },
     ledger::{
         journal::{Journal, NoLedger},
         store::{LedgerError, Store},
@@ -18,15 +21,6 @@ use crate::{
     operator::metrics::Metrics,
     report::events::Notice,
 };
-
-/// A flush begins this long after the first change, so that it takes what follows at once along.
-const FLUSH_AFTER: Duration = Duration::from_millis(100);
-/// Flushes begin at least this far apart.
-const FLUSH_EVERY: Duration = Duration::from_millis(500);
-/// About how many bytes one flush takes before the next goes on; compressed they fit into a segment as a rule.
-const FLUSH_BYTES: usize = 2 << 20;
-/// Positions that moved alone are written this often.
-const POSITIONS_EVERY: Duration = Duration::from_secs(60);
 
 /// What a flush came to: the journal back, or why it cannot be gone on with.
 pub type Flushed = Result<(Journal, Result<(), LedgerError>), JoinError>;
@@ -37,46 +31,28 @@ pub struct Flushing {
     /// `None` while a flush is under way.
     journal: Option<Journal>,
     under_way: JoinSet<(Journal, Result<(), LedgerError>)>,
+    pace: Pace,
     /// When the last flush began.
     begun: Instant,
-    /// Since when there has been something to write.
-    changed: Option<Instant>,
-    /// The last flush had no room for everything.
-    more: bool,
 }
 
 impl Flushing {
     /// A ledger to which nothing has been written yet but the claim.
-    pub fn new(store: Store, journal: Journal) -> Self {
-        let under_way = JoinSet::new();
-        Self { store, journal: Some(journal), under_way, begun: Instant::now(), changed: None, more: false }
+    pub fn new(store: Store, journal: Journal, now: Timestamp) -> Self {
+        let pace = Pace::new(Intervals::default(), now);
+        Self { store, journal: Some(journal), under_way: JoinSet::new(), pace, begun: Instant::now() }
     }
 
     /// When the next flush is to begin; `None` where there is nothing to write, or one is under way.
-    pub fn next(&mut self, engine: &Engine) -> Option<Instant> {
-        let journal = self.journal.as_ref().filter(|_| !engine.awaits_watches())?;
-        if self.more || journal.is_pressed() {
-            return Some(self.begun);
-        }
-        match engine.unflushed() {
-            Unflushed::Nothing => None,
-            Unflushed::Positions => Some(self.begun + POSITIONS_EVERY),
-            Unflushed::Changes => {
-                let changed = *self.changed.get_or_insert_with(Instant::now);
-                Some((changed + FLUSH_AFTER).max(self.begun + FLUSH_EVERY))
-            }
-        }
+    pub fn next(&mut self, engine: &Engine, now: Timestamp) -> Option<Timestamp> {
+        self.pace.next(engine, self.journal.as_ref()?, now)
     }
 
     /// Begins a flush of what has changed, unless one is under way.
-    pub fn begin(&mut self, engine: &mut Engine) {
+    pub fn begin(&mut self, engine: &mut Engine, now: Timestamp) {
         let Some(journal) = self.journal.take() else { return };
-        // Only a flush of everything lets snapshots go ahead of the ring.
-        let budget = if journal.is_pressed() { usize::MAX } else { FLUSH_BYTES };
-        let flush = engine.flush(&journal.wanted(), budget);
-        self.more = flush.contents.watches.is_none();
+        let flush = self.pace.compose(engine, &journal, now);
         self.begun = Instant::now();
-        self.changed = None;
         self.under_way.spawn(self.store.clone().flush(journal, flush));
     }
 
@@ -94,16 +70,16 @@ impl Flushing {
     }
 
     /// Writes all that is left.
-    pub async fn finish(&mut self, engine: &mut Engine, metrics: &Metrics) {
+    pub async fn finish(&mut self, engine: &mut Engine, metrics: &Metrics, clock: Clock) {
         if engine.awaits_watches() {
             return;
         }
         loop {
             if self.journal.is_some() {
-                if !self.more && engine.unflushed() == Unflushed::Nothing {
+                if self.pace.is_done(engine) {
                     return;
                 }
-                self.begin(engine);
+                self.begin(engine, clock.now());
             }
             match self.ended().await {
                 Some(Ok((journal, Ok(())))) => self.landed(journal, engine, metrics),

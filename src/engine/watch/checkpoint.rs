@@ -1,0 +1,94 @@
+//! A watch and its records as the ledger has them.
+
+use std::sync::Arc;
+
+use super::{Baseline, Sight, Stand, Tracked, Watch};
+use crate::{
+    event::{Event, object::Uid},
+    ledger::{
+        contents::{RecordEntry, WatchEntry},
+        journal::RememberedWatch,
+        record::Lifecycle,
+    },
+};
+
+/// Whether the record of what is measured, as the ledger has it, counts this event.
+pub(in crate::engine) fn is_known(watches: &[RememberedWatch], event: &Event) -> bool {
+    let uid = event.object.uid;
+    let mut records = watches.iter().filter_map(|watch| watch.records[uid.shard(watch.records.len())].get(&uid));
+    records.any(|record| matches!(record.lifecycle, Lifecycle::Usage(_)) && record.sequence >= event.sequence)
+}
+
+impl Watch {
+    pub(in crate::engine) fn recover(source: &str, sight: Sight, shards: usize, remembered: RememberedWatch) -> Self {
+        let RememberedWatch { entry, records } = remembered;
+        let mut watch = Self::new(source, sight, shards, &entry.watch, entry.epoch);
+        let track = |record| Tracked { record, listing: 0, dirty: false };
+        let tracked =
+            records.into_iter().map(|shard| shard.into_iter().map(|(uid, record)| (uid, track(record))).collect());
+        watch.records = tracked.collect();
+        watch.stand = Stand::Live;
+        watch.baseline = Baseline::Landed;
+        watch.absent = entry.absent;
+        watch.position = entry.position;
+        watch.unknown = entry.unknown;
+        watch
+    }
+
+    /// A record that changed, for the next flush.
+    pub(in crate::engine) fn change(&mut self, uid: Uid) -> Option<RecordEntry> {
+        let group = Arc::clone(&self.group);
+        let record = match self.tracked(uid) {
+            // It was told already.
+            Some(Tracked { dirty: false, .. }) => return None,
+            Some(tracked) => {
+                tracked.dirty = false;
+                Some(tracked.record.clone())
+            }
+            None => None,
+        };
+        Some(RecordEntry { group, uid, record })
+    }
+
+    /// All records of one shard.
+    pub(in crate::engine) fn snapshot(&self, shard: usize) -> Vec<RecordEntry> {
+        if self.stand == Stand::Fresh {
+            return Vec::new();
+        }
+        let records = self.records[shard].iter();
+        records
+            .map(|(uid, tracked)| RecordEntry {
+                group: Arc::clone(&self.group),
+                uid: *uid,
+                record: Some(tracked.record.clone()),
+            })
+            .collect()
+    }
+
+    /// The watch, for the flush that holds all changes; `None` while it has no baseline. `flush`: the newest that events waited for.
+    pub(in crate::engine) fn entry(&mut self, flush: u64) -> Option<WatchEntry> {
+        if self.stand == Stand::Fresh {
+            return None;
+        }
+        if self.baseline == Baseline::Unwritten {
+            self.baseline = Baseline::Written;
+        }
+        Some(WatchEntry {
+            watch: self.group.watch.clone(),
+            epoch: self.group.epoch,
+            position: self.position,
+            absent: self.absent,
+            flush,
+            unknown: self.unknown.clone(),
+        })
+    }
+
+    /// The flush has landed; tells whether the baseline was in it.
+    pub(in crate::engine) fn landed(&mut self) -> bool {
+        let landed = self.baseline == Baseline::Written;
+        if landed {
+            self.baseline = Baseline::Landed;
+        }
+        landed
+    }
+}
