@@ -7,7 +7,7 @@
 //!    nothing is known of a Namespace, the event is kept as an object.
 //! 4. Absence is told by a complete list only; on a watch with a selector, by a GET in addition.
 //! 5. A position is what the engine has passed; during a list it stays.
-//! 6. Nothing from a watch is attempted before its baseline is flushed.
+//! 6. Nothing from a watch is attempted, or kept as an object, before its baseline is flushed; what a crash cuts off from it is void.
 //! 7. What was measured has no log to be learned from again: nothing of it is attempted, or kept as an object, before a flush has
 //!    landed that holds the event and its record.
 //! 8. What a flush holds is complete: with its positions have landed all records and deliveries that they stand for, and it names all
@@ -48,8 +48,8 @@ use crate::{
         namespaces::Namespaces,
     },
 };
-use pending::{Pending, Withheld};
-use watch::{Occurred, Sight, Watch};
+use pending::Pending;
+use watch::{Baseline, Occurred, Sight, Watch};
 
 pub use checkpoint::Unflushed;
 pub use pending::{Keep, MAX_BYTES, MAX_DELIVERIES, MAX_SHELVED, MAX_TOTAL_BYTES};
@@ -216,7 +216,6 @@ impl Engine {
     /// Ends a watch: its records are forgotten in silence, and what is still observed on it is dropped.
     pub fn remove_watch(&mut self, id: WatchId) {
         self.watches_changed |= self.watches.remove(&id).is_some();
-        self.pending.release_watch(id);
     }
 
     fn next_epoch(&mut self) -> u64 {
@@ -392,10 +391,10 @@ impl Engine {
     fn occur(&mut self, watch: WatchId, occurred: Vec<Occurred>, now: Timestamp, observed: &mut Observed) {
         let Some(known) = self.watches.get(&watch).filter(|_| !occurred.is_empty()) else { return };
         let (source, epoch) = (Arc::clone(&known.source), known.epoch());
-        let withheld = if known.sight == Sight::Measured {
-            Some(self.pending.gate.next_flush())
-        } else {
-            (!known.is_baselined()).then_some(Withheld::Baseline(watch))
+        let withheld = match known.baseline {
+            Baseline::Landed if known.sight != Sight::Measured => None,
+            Baseline::Written(flush) if known.sight != Sight::Measured => Some(flush),
+            _ => Some(self.pending.gate.next_flush()),
         };
         for Occurred { object, occurrence, sequence } in occurred {
             let Occurrence { event, count, .. } = occurrence;

@@ -2,7 +2,10 @@
 
 use jiff::Timestamp;
 
-use super::{Engine, watch};
+use super::{
+    Engine,
+    watch::{self, Watch},
+};
 use crate::ledger::{
     contents::{Contents, WatchEntry},
     journal::{Flush, Memory},
@@ -33,7 +36,7 @@ impl Engine {
                 }
                 engine.pending.recover(remembered, now);
             } else {
-                // The flush broke off before the record: the next evaluation finds it anew.
+                // The flush broke off before the record or the baseline: what is there now tells it anew, or is a baseline.
                 engine.pending.disown(remembered.event.id);
             }
         }
@@ -83,6 +86,9 @@ impl Engine {
                 let entry = self.watches.get_mut(&id).and_then(|watch| watch.change(uid));
                 contents.gone.extend(entry.filter(|entry| entry.record.is_none()));
             }
+            if self.watches.values().any(Watch::begins) {
+                self.pending.gate.next_flush();
+            }
             let number = self.pending.gate.composed();
             let entries = self.watches.values_mut().filter_map(|watch| watch.entry(number));
             contents.watches = Some(entries.collect::<Vec<WatchEntry>>());
@@ -99,11 +105,7 @@ impl Engine {
 
     /// The flush that was asked for last has landed.
     pub fn landed(&mut self) {
-        for (id, watch) in &mut self.watches {
-            if watch.landed() {
-                self.pending.release_watch(*id);
-            }
-        }
+        self.watches.values_mut().for_each(Watch::landed);
         self.pending.landed();
     }
 }

@@ -24,15 +24,13 @@ use crate::{
     event::{
         Event,
         id::{DeliveryId, EventId},
-        object::{Uid, WatchId},
+        object::Uid,
         unknown::Unknown,
     },
     ledger::contents::GivenUp,
 };
 use gate::Gate;
 use queue::{Delivery, Queue, Shelved};
-
-pub use gate::Withheld;
 
 /// Pending deliveries of one Webhook.
 pub const MAX_DELIVERIES: usize = 10_000;
@@ -157,9 +155,8 @@ impl Pending {
         &mut self,
         webhook: Uid,
         event: &Arc<Event>,
-        withheld: Option<Withheld>,
+        withheld: Option<u64>,
     ) -> Result<(), BoundReached> {
-        self.gate.expect(withheld);
         let size = event.body.len();
         let stored = self.stored(event.id).is_some();
         let total = self.total_bytes;
@@ -184,9 +181,7 @@ impl Pending {
         }
         let stored = self.store(event);
         stored.to.push((webhook, id));
-        if let Some(Withheld::Flush(number)) = withheld {
-            stored.after = number;
-        }
+        stored.after = withheld.unwrap_or(stored.after);
         self.touch(event.id);
         self.wake(webhook);
         Ok(())
@@ -227,13 +222,6 @@ impl Pending {
                 unknown: Unknown::NONE,
             }
         })
-    }
-
-    /// The watch's baseline is flushed: what was withheld may go.
-    pub(super) fn release_watch(&mut self, watch: WatchId) {
-        for (webhook, id) in self.gate.open(watch) {
-            self.release_delivery(webhook, id);
-        }
     }
 
     /// All flushes that were composed have landed: what was withheld for them may go.
@@ -422,7 +410,7 @@ impl Pending {
         webhook: Uid,
         event: &Arc<Event>,
         given_up: GivenUp,
-        withheld: Option<Withheld>,
+        withheld: Option<u64>,
     ) -> bool {
         let size = event.body.len();
         let stored = self.stored(event.id).is_some();
@@ -442,9 +430,7 @@ impl Pending {
         }
         let stored = self.store(event);
         stored.to.push((webhook, id));
-        if let Some(Withheld::Flush(number)) = withheld {
-            stored.after = number;
-        }
+        stored.after = withheld.unwrap_or(stored.after);
         self.touch(event.id);
         true
     }

@@ -325,6 +325,32 @@ fn remembered(engine: &mut Engine) -> Memory {
     }
 }
 
+#[test]
+fn an_event_that_a_crash_cuts_off_from_the_baseline_of_its_watch_is_void() {
+    let (home, shape) = (Uid::from_u128(99), Shape { ring: 16, shards: 4, limit: 1 << 20 });
+    let mut journal = Journal::found(home, 1, shape, 7);
+    let mut engine = Engine::new(None, 1, 4);
+    engine.subscribe(subscription(1, 1, 0));
+    let mut segments = journal.lay_out(engine.flush(&[], usize::MAX)).unwrap();
+    engine.landed();
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "a", false);
+    engine.observe(change(Change::ListBegun), at(0));
+    engine.observe(change(Change::ListEnded(1)), at(0));
+    assert_eq!(names(&engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0))), ["training.started"]);
+    let part = engine.flush(&[], 1);
+    assert!(part.contents.events.len() == 1 && part.contents.watches.is_none());
+    segments.extend(journal.lay_out(part).unwrap());
+    engine.landed();
+    assert!(engine.due(at(0)).is_none(), "its baseline is not flushed");
+    let found: Vec<Found> = segments.into_iter().map(|segment| Found { segment, version: "1".into() }).collect();
+    let Recovered::Ledger(_, memory) = journal::open(&found, home, shape, 8) else { panic!("a ledger") };
+    let mut next = Engine::recover(None, 2, 4, *memory, at(0));
+    next.subscribe(subscription(1, 1, 0));
+    assert!(next.due(at(0)).is_none());
+    let [void] = &flushed(&mut next).events[..] else { panic!("the ledger must know") };
+    assert!(void.deliveries.is_empty());
+}
+
 const KIB: usize = 1024;
 const HEAVY: usize = 128 * KIB;
 
@@ -520,7 +546,7 @@ fn an_object_that_goes_and_comes_back_between_two_flushes_is_told_as_it_is_and_o
 }
 
 #[test]
-fn a_watch_that_ends_is_forgotten_with_its_position_and_releases_what_it_withheld() {
+fn a_watch_that_ends_is_forgotten_with_its_position_and_what_it_withheld_goes_with_the_flush_that_says_so() {
     let mut engine = Engine::new(None, 1, 4);
     engine.subscribe(subscription(1, 1, 0));
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "a", false);
@@ -536,8 +562,8 @@ fn a_watch_that_ends_is_forgotten_with_its_position_and_releases_what_it_withhel
     assert_eq!(names(&engine.observe(new, at(0))), ["training.started"]);
     assert!(engine.due(at(0)).is_none(), "its baseline is not flushed");
     engine.remove_watch(WatchId(1));
-    assert_eq!(attempt(&mut engine, 0).event.object.name, "job-1");
     let entries = flushed(&mut engine).watches.unwrap();
+    assert_eq!(attempt(&mut engine, 0).event.object.name, "job-1");
     assert_eq!(entries.iter().map(|entry| entry.watch.as_str()).collect::<Vec<_>>(), ["a"]);
     engine.remove_watch(WATCH);
     assert_eq!(engine.unflushed(), Unflushed::Changes);

@@ -42,9 +42,10 @@ pub(super) enum Sight {
 
 /// How far the ledger knows what the records began from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Baseline {
+pub(super) enum Baseline {
     Unwritten,
-    Written,
+    /// In the complete flush of this number.
+    Written(u64),
     Landed,
 }
 
@@ -55,7 +56,7 @@ pub(super) struct Watch {
     pub(super) source: Arc<str>,
     pub(super) sight: Sight,
     stand: Stand,
-    baseline: Baseline,
+    pub(super) baseline: Baseline,
     listing: u16,
     in_list: bool,
     absent: bool,
@@ -123,11 +124,6 @@ impl Watch {
 
     pub(super) fn is_absent(&self) -> bool {
         self.absent
-    }
-
-    /// Whether the ledger knows what the records began from.
-    pub(super) fn is_baselined(&self) -> bool {
-        self.baseline == Baseline::Landed
     }
 
     fn tracked(&mut self, uid: Uid) -> Option<&mut Tracked> {

@@ -29,7 +29,7 @@ pub struct WatchEntry {
     /// Its resource was not installed: when it comes, everything of it is new.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub absent: bool,
-    /// The newest complete flush that events of what is measured waited for; the same in all watches, 0 where none ever did.
+    /// The newest complete flush that events waited for; the same in all watches, 0 where none ever did.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub flush: u64,
     #[serde(flatten)]

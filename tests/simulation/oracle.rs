@@ -79,6 +79,8 @@ pub struct Oracle {
     /// Of serving events: which occurrences an id stood for, and the other way round.
     meanings: HashMap<EventId, BTreeSet<(Uid, EventType, u64)>>,
     names: HashMap<(Uid, EventType, u64), BTreeSet<EventId>>,
+    /// Events that an attempt was made of, or that were kept as an object: what a crash cuts off before is void, and nobody knows its id.
+    out: HashSet<EventId>,
     /// Deliveries whose end has been flushed.
     sealed: HashSet<(Uid, EventId)>,
     failed: HashMap<(Uid, EventId), u32>,
@@ -395,9 +397,7 @@ impl Oracle {
         if meanings.iter().any(|(other, kind, _)| (*other, *kind) != (uid, event)) {
             self.fail("event/id", format!("{id} stands for events of two objects or types"));
         }
-        let names = self.names.entry(occurrence).or_default();
-        names.insert(id);
-        let many = names.len() > 1 && version > 0;
+        self.names.entry(occurrence).or_default().insert(id);
         for other in versions {
             let (first, last) = (version.min(other), version.max(other));
             // A count that was never flushed is given again where a list hides what it counted.
@@ -406,7 +406,23 @@ impl Oracle {
                 self.fail("event/id", format!("{id} stands for {event} of {uid:?} at {other} and at {version}"));
             }
         }
-        if many && !self.is_in_gap(kind, version, version) {
+        self.one_id(kind, occurrence, id);
+    }
+
+    /// An event goes out.
+    pub fn outgoing(&mut self, kind: usize, id: EventId) {
+        self.out.insert(id);
+        for occurrence in self.meanings.get(&id).cloned().unwrap_or_default() {
+            self.one_id(kind, occurrence, id);
+        }
+    }
+
+    /// No other id of this occurrence has gone out.
+    fn one_id(&mut self, kind: usize, occurrence: (Uid, EventType, u64), id: EventId) {
+        let (uid, event, version) = occurrence;
+        let mut names = self.names.get(&occurrence).into_iter().flatten();
+        let another = names.any(|other| *other != id && self.out.contains(other));
+        if another && version > 0 && !self.is_in_gap(kind, version, version) {
             self.fail("event/id", format!("{event} of {uid:?} at {version} has two ids"));
         }
     }

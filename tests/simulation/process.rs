@@ -822,6 +822,7 @@ impl Process {
     /// Judges that an event goes out.
     fn outgoing(&self, env: &mut Env, event: &Event) {
         let kind = kind_of_uid(event.object.uid);
+        env.oracle.outgoing(kind, event.id);
         if kind == USAGE {
             if self.withheld.contains(&event.id) {
                 env.oracle.fail("engine 7", "a measured event is attempted before a flush that holds it has landed");

@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{MAX_BYTES, MAX_DELIVERIES, gate::Withheld};
+use super::{MAX_BYTES, MAX_DELIVERIES};
 use crate::{
     event::{Event, id::DeliveryId, object::Uid, unknown::Unknown},
     ledger::contents::GivenUp,
@@ -26,8 +26,8 @@ pub struct Delivery {
     pub in_lane: bool,
     /// It was asked for again; the object that asks outlives a crash, so the ledger need not know.
     pub again: bool,
-    /// What it was to wait for before its first attempt.
-    pub withheld: Option<Withheld>,
+    /// The complete flush that it was to wait for before its first attempt.
+    pub withheld: Option<u64>,
     pub unknown: Unknown,
 }
 

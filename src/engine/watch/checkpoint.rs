@@ -71,7 +71,7 @@ impl Watch {
             return None;
         }
         if self.baseline == Baseline::Unwritten {
-            self.baseline = Baseline::Written;
+            self.baseline = Baseline::Written(flush);
         }
         Some(WatchEntry {
             watch: self.group.watch.clone(),
@@ -83,12 +83,15 @@ impl Watch {
         })
     }
 
-    /// The flush has landed; tells whether the baseline was in it.
-    pub(in crate::engine) fn landed(&mut self) -> bool {
-        let landed = self.baseline == Baseline::Written;
-        if landed {
+    /// Whether the flush that holds all changes is to hold its baseline.
+    pub(in crate::engine) fn begins(&self) -> bool {
+        self.stand == Stand::Live && self.baseline == Baseline::Unwritten
+    }
+
+    /// The flush has landed.
+    pub(in crate::engine) fn landed(&mut self) {
+        if matches!(self.baseline, Baseline::Written(_)) {
             self.baseline = Baseline::Landed;
         }
-        landed
     }
 }
