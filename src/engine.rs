@@ -192,7 +192,16 @@ impl Engine {
         }
         let known = self.remembered.iter().position(|remembered| remembered.entry.watch == name);
         let watch = if let Some(at) = known {
-            Watch::recover(source, sight, self.shards, self.remembered.swap_remove(at))
+            let remembered = self.remembered.swap_remove(at);
+            let restored = remembered.restored;
+            let mut watch = Watch::recover(source, sight, self.shards, remembered);
+            if restored {
+                let mut dirty = Vec::new();
+                watch.distrust_versions(&mut dirty);
+                self.dirty.extend(dirty.into_iter().map(|uid| (id, uid)));
+                self.watches_changed = true;
+            }
+            watch
         } else {
             self.watches_changed = true;
             Watch::new(source, sight, self.shards, name, self.next_epoch())

@@ -316,9 +316,15 @@ fn attempt_past_keeps(engine: &mut Engine, now: i64) -> Attempt {
 
 /// What a ledger remembers that was told everything.
 fn remembered(engine: &mut Engine) -> Memory {
+    landed_at(engine, u64::MAX)
+}
+
+/// The same, where it landed at this version of the store.
+fn landed_at(engine: &mut Engine, version: u64) -> Memory {
     let (home, shape) = (Uid::from_u128(99), Shape { ring: 16, shards: 4, limit: 1 << 20 });
     let segments = Journal::found(home, 1, shape, 7).lay_out(engine.flush(&[0, 1, 2, 3], usize::MAX)).unwrap();
-    let found: Vec<Found> = segments.into_iter().map(|segment| Found { segment, version: "1".into() }).collect();
+    let found: Vec<Found> =
+        segments.into_iter().map(|segment| Found { segment, version: version.to_string() }).collect();
     match journal::open(&found, home, shape, 8) {
         Recovered::Ledger(_, memory) => *memory,
         Recovered::NoLedger { why, .. } => panic!("{why}"),
@@ -342,7 +348,8 @@ fn an_event_that_a_crash_cuts_off_from_the_baseline_of_its_watch_is_void() {
     segments.extend(journal.lay_out(part).unwrap());
     engine.landed();
     assert!(engine.due(at(0)).is_none(), "its baseline is not flushed");
-    let found: Vec<Found> = segments.into_iter().map(|segment| Found { segment, version: "1".into() }).collect();
+    let found: Vec<Found> =
+        segments.into_iter().map(|segment| Found { segment, version: u64::MAX.to_string() }).collect();
     let Recovered::Ledger(_, memory) = journal::open(&found, home, shape, 8) else { panic!("a ledger") };
     let mut next = Engine::recover(None, 2, 4, *memory, at(0));
     next.subscribe(subscription(1, 1, 0));
@@ -529,6 +536,20 @@ fn in_a_store_that_was_restored_stages_are_compared_and_not_versions() {
     assert!(engine.observe(seen(job(2, 11, TrainingStage::Suspended)), at(0)).events.is_empty());
     assert!(engine.observe(change(Change::ListEnded(20)), at(0)).events.is_empty());
     assert_eq!(engine.position(WATCH), 20);
+}
+
+#[test]
+fn what_was_flushed_into_a_store_that_was_restored_meanwhile_is_compared_anew() {
+    let mut engine = listed_engine(false);
+    engine.observe(seen(job(1, 50, TrainingStage::Running)), at(0));
+    let mut next = Engine::recover(None, 2, 4, landed_at(&mut engine, 20), at(0));
+    next.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
+    assert_eq!(next.position(WATCH), 1, "it must list");
+    let contents = flushed(&mut next);
+    assert_eq!(contents.records.iter().map(|entry| entry.record.as_ref().unwrap().version).collect::<Vec<_>>(), [0]);
+    assert_eq!(contents.watches.unwrap()[0].position, 1, "as must whoever goes on from here");
+    next.observe(change(Change::ListBegun), at(0));
+    assert_eq!(names(&next.observe(seen(job(1, 22, TrainingStage::Completed)), at(0))), ["training.completed"]);
 }
 
 #[test]

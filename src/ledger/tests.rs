@@ -43,7 +43,12 @@ impl Kept {
     }
 
     fn found(&self) -> Vec<Found> {
-        self.0.values().map(|segment| Found { segment: segment.clone(), version: "1".into() }).collect()
+        self.found_at(u64::MAX)
+    }
+
+    /// As it is where each segment landed at this version.
+    fn found_at(&self, version: u64) -> Vec<Found> {
+        self.0.values().map(|segment| Found { segment: segment.clone(), version: version.to_string() }).collect()
     }
 
     fn open(&self) -> (Journal, Memory) {
@@ -482,6 +487,15 @@ fn a_watch_without_a_position_is_forgotten_unless_its_kind_was_missing() {
     );
     let (_, memory) = kept.open();
     assert_eq!(memory.watches.iter().map(|watch| watch.entry.watch.as_str()).collect::<Vec<_>>(), ["missing"]);
+}
+
+#[test]
+fn a_position_that_is_newer_than_the_flush_that_holds_it_is_of_a_history_that_a_restore_ended() {
+    let kept = begun(Contents { watches: Some(watches()), ..Contents::default() }, Vec::new());
+    for (landed, restored) in [(39, true), (40, false), (41, false)] {
+        let Recovered::Ledger(_, memory) = open(&kept.found_at(landed), HOME, SHAPE, 8) else { panic!("a ledger") };
+        assert_eq!(memory.watches.iter().map(|watch| watch.restored).collect::<Vec<_>>(), [restored], "{landed}");
+    }
 }
 
 #[test]

@@ -20,7 +20,10 @@ use llmtune_webhooks::{
         object::{Uid, WatchId},
         observation::{Change, Observation, Question},
     },
-    ledger::journal::{self, Journal, Memory, NoLedger, Recovered, Resolution, Segment, Shape},
+    ledger::{
+        contents::WatchEntry,
+        journal::{self, Journal, Memory, NoLedger, Recovered, RememberedWatch, Resolution, Segment, Shape},
+    },
     subscription::index::Subscription,
 };
 
@@ -379,9 +382,13 @@ impl Process {
         let Some(journal) = &self.journal else { return };
         env.oracle.leads(journal.epoch(), journal.term(), self.number, self.memory.as_deref());
         self.engine = Some(if let Some(memory) = self.memory.take() {
-            let entries = memory.watches.iter().map(|watch| &watch.entry);
-            self.remembered =
-                entries.map(|entry| (entry.watch.clone(), entry.epoch, entry.position, entry.absent)).collect();
+            let stands = |known: &RememberedWatch| {
+                let WatchEntry { ref watch, epoch, position, absent, .. } = known.entry;
+                // Of a history that a restore ended no position is gone on from.
+                let position = if known.restored { position.min(1) } else { position };
+                (watch.clone(), epoch, position, absent)
+            };
+            self.remembered = memory.watches.iter().map(stands).collect();
             Engine::recover(None, epoch, shards, *memory, now)
         } else {
             env.oracle.begins(journal.epoch());

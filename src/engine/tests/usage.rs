@@ -86,12 +86,12 @@ fn a_crossing_that_landed_with_its_record_outlives_a_crash_before_the_rest_of_th
         let complete = flush.contents.watches.is_some();
         let segments = journal.lay_out(flush).unwrap();
         engine.landed();
-        found.extend(segments.into_iter().map(|segment| Found { segment, version: "1".into() }));
+        found.extend(segments.into_iter().map(|segment| Found { segment, version: u64::MAX.to_string() }));
         let Recovered::Ledger(mut journal, memory) = journal::open(&found, HOME, shape(), 7) else {
             panic!("a ledger")
         };
         let claim = journal.claim().unwrap();
-        found.push(Found { segment: claim, version: "1".into() });
+        found.push(Found { segment: claim, version: u64::MAX.to_string() });
         let mut next = Engine::recover(None, 1, 4, *memory, at(1));
         next.subscribe(subscription(1, 8, 0));
         next.add_measured_watch(USAGE, RESOURCE, RESOURCE);
@@ -296,7 +296,7 @@ impl World {
 
     fn write(&mut self, segment: journal::Segment) {
         self.journal.landed(&segment, "1".into());
-        self.store.insert(segment.name.clone(), Found { segment, version: "1".into() });
+        self.store.insert(segment.name.clone(), Found { segment, version: u64::MAX.to_string() });
     }
 }
 

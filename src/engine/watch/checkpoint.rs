@@ -21,7 +21,7 @@ pub(in crate::engine) fn is_known(watches: &[RememberedWatch], event: &Event) ->
 
 impl Watch {
     pub(in crate::engine) fn recover(source: &str, sight: Sight, shards: usize, remembered: RememberedWatch) -> Self {
-        let RememberedWatch { entry, records } = remembered;
+        let RememberedWatch { entry, records, restored: _ } = remembered;
         let mut watch = Self::new(source, sight, shards, &entry.watch, entry.epoch);
         let track = |record| Tracked { record, listing: 0, dirty: false };
         let tracked =

@@ -30,6 +30,8 @@ pub struct RememberedWatch {
     pub entry: WatchEntry,
     /// By shard of the snapshot.
     pub records: Vec<HashMap<Uid, Record>>,
+    /// The store was restored before they landed: their versions belong to a history that is no more.
+    pub restored: bool,
 }
 
 /// An event that is not done with.
@@ -145,6 +147,10 @@ fn open_epoch(
             return Err(NoLedger::Missing(expected));
         }
         expected += 1;
+        if text.watches.is_some() {
+            let at = of_epoch.iter().find(|found| found.segment.name == segment.name);
+            rebuilt.landed = at.and_then(|found| found.version.parse().ok());
+        }
         rebuilt.apply(text, |shard| segment.spec.sequence >= covered[shard], shape.shards)?;
     }
     if expected <= last.max(oldest) {
@@ -179,6 +185,8 @@ fn read<'a>(segment: &Segment, json: &'a [u8]) -> Result<Text<'a>, NoLedger> {
 #[derive(Default)]
 struct Rebuilt {
     watches: Vec<WatchEntry>,
+    /// The version of the store at which they landed.
+    landed: Option<u64>,
     groups: HashMap<(String, u64), Vec<HashMap<Uid, Record>>>,
     events: HashMap<EventId, RememberedEvent>,
     unknown: HashSet<EventId>,
@@ -240,7 +248,9 @@ impl Rebuilt {
         let watches = self.watches.into_iter().filter(|watch| watch.position > 0 || watch.absent).map(|entry| {
             let records = self.groups.remove(&(entry.watch.clone(), entry.epoch));
             let records = records.unwrap_or_else(|| vec![HashMap::new(); shards]);
-            RememberedWatch { entry, records }
+            // What was passed before a flush landed is older than the flush, in one history of the store.
+            let restored = self.landed.is_some_and(|landed| entry.position > landed);
+            RememberedWatch { entry, records, restored }
         });
         let watches = watches.collect();
         let mut events: Vec<RememberedEvent> = self.events.into_values().collect();

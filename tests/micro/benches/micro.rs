@@ -171,7 +171,7 @@ fn ledger(world: &mut World, place: Place) -> Vec<Found> {
         let wanted = journal.wanted();
         for segment in flush(&mut world.engine, &mut journal, &wanted) {
             journal.landed(&segment, "1".into());
-            kept.insert(segment.name.clone(), Found { segment, version: "1".into() });
+            kept.insert(segment.name.clone(), Found { segment, version: u64::MAX.to_string() });
         }
         world.engine.landed();
         world.deliver();
