@@ -6,6 +6,7 @@
 pub mod api;
 mod calls;
 mod causes;
+pub mod claim;
 pub mod delivery;
 pub mod engine;
 pub mod event;

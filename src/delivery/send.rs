@@ -20,6 +20,7 @@ use super::{
     sign::{Keys, Which},
 };
 use crate::{
+    claim::Claim,
     event::format::{Derived, Format},
     panics::caught,
     subscription::{kept::Kept, reference::ReferenceError, resolve::Resolved, target::Target},
@@ -31,9 +32,6 @@ const MAX_ANSWER: usize = 64 * 1024;
 const DRAIN: Duration = Duration::from_secs(1);
 /// A status's error text has at most this many characters.
 const MAX_ERROR: usize = 256;
-
-/// Whether an attempt may begin now: the leader's claim, checked at use.
-pub type MayBegin = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// What became of an attempt.
 #[derive(Debug)]
@@ -49,14 +47,14 @@ pub struct Attempted {
 /// Sends deliveries over connections that all Webhooks share.
 pub struct Sender {
     clients: Arc<Clients>,
-    may_begin: MayBegin,
+    claim: Claim,
 }
 
 impl Sender {
     /// A sender over these clients.
     #[must_use]
-    pub const fn new(clients: Arc<Clients>, may_begin: MayBegin) -> Self {
-        Self { clients, may_begin }
+    pub const fn new(clients: Arc<Clients>, claim: Claim) -> Self {
+        Self { clients, claim }
     }
 
     /// Makes one attempt; never longer than the Webhook's time limit, plus a second for the rest of each answer. One that panics
@@ -70,7 +68,7 @@ impl Sender {
             Ok(target) => target,
             Err(error) => return withheld(attempt, true, Some((Arc::clone(&webhook.target), error))),
         };
-        if !(self.may_begin)() {
+        if !self.claim.holds() {
             return withheld(attempt, false, None);
         }
         let (now, deadline) = (Timestamp::now(), Instant::now() + webhook.timeout);
@@ -89,7 +87,7 @@ impl Sender {
             && webhook.format != Format::Derived(Derived::StandardWebhooks)
             && answer.is_refusal()
         {
-            if !(self.may_begin)() {
+            if !self.claim.holds() {
                 return Attempted { refused: Some(answer.exchange), ..withheld(attempt, false, None) };
             }
             // At once, so that what begins meanwhile is not refused as well.

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -22,6 +21,7 @@ use crate::{
     api::ledger_segment::LedgerSegment,
     calls::{self, pause, within},
     causes::Causes,
+    claim::Claim,
     event::object::Uid,
     owner::Owner,
 };
@@ -34,9 +34,6 @@ const PAGE: u32 = 16;
 /// So many entries are packed within about a millisecond; another thread would cost a wake-up and keep a heap of its own.
 const AT_ONCE: usize = 512;
 const CLAIM_POLL: Duration = Duration::from_millis(50);
-
-/// Asked before each write: the leader's claim.
-pub type MayWrite = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Why the ledger cannot be gone on with.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +56,7 @@ pub struct Store {
     owner: Option<Owner>,
     /// What its segments belong to: known once the ledger is open.
     belongs_to: Option<OwnerReference>,
-    may_write: MayWrite,
+    claim: Claim,
 }
 
 /// A ledger that was opened and claimed.
@@ -73,8 +70,8 @@ pub struct Ledger {
 impl Store {
     /// The segments in `namespace`; what is written belongs to `owner`.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, owner: Option<Owner>, may_write: MayWrite) -> Self {
-        Self { client, namespace: namespace.to_owned(), owner, belongs_to: None, may_write }
+    pub fn new(client: Client, namespace: &str, owner: Option<Owner>, claim: Claim) -> Self {
+        Self { client, namespace: namespace.to_owned(), owner, belongs_to: None, claim }
     }
 
     fn api(&self) -> Api<LedgerSegment> {
@@ -196,7 +193,7 @@ impl Store {
     async fn write(&self, journal: &mut Journal, segment: &Segment) -> Result<(), LedgerError> {
         let mut failures = 0;
         loop {
-            while !(self.may_write)() {
+            while !self.claim.holds() {
                 sleep(CLAIM_POLL).await;
             }
             if let Some((before, version)) = journal.predecessor(segment) {

@@ -31,12 +31,12 @@ use tracing::{debug, info, warn};
 
 use super::{
     config::RunArgs,
-    lease::Claim,
     metrics::{DropReason, Metrics},
     server::{Health, Refresh},
 };
 use crate::{
     calls::random,
+    claim::Claim,
     delivery::{
         attempt::Attempt,
         clients::Clients,
@@ -188,7 +188,7 @@ impl Leader {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut store = {
             let (client, owner, claim) = (context.client.clone(), context.owner.clone(), claim.clone());
-            Store::new(client, &context.args.namespace, owner, Arc::new(move || claim.holds()))
+            Store::new(client, &context.args.namespace, owner, claim)
         };
         let leader = RandomState::new().hash_one(context.epoch) >> 1;
         let ledger = tokio::select! {
@@ -246,11 +246,7 @@ impl Leader {
 
     fn start(context: Context, claim: Claim, store: Store, ledger: Ledger) -> (Self, Beside) {
         let Context { client, args, metrics, .. } = &context;
-        let may_begin = {
-            let claim = claim.clone();
-            Arc::new(move || claim.holds())
-        };
-        let sender = Arc::new(Sender::new(Arc::clone(&context.clients), may_begin.clone()));
+        let sender = Arc::new(Sender::new(Arc::clone(&context.clients), claim.clone()));
         let clock = Clock::new();
         let (notes, incoming_notes) = mpsc::unbounded_channel();
         let (told, incoming_told) = mpsc::unbounded_channel();
@@ -268,25 +264,23 @@ impl Leader {
             client: client.clone(),
             orders: incoming_orders,
             back,
-            may_write: may_begin.clone(),
+            claim: claim.clone(),
             cluster_home: serves_cluster.then(|| args.namespace.clone()),
         };
-        let may_write = may_begin.clone();
         let Ledger { journal, memory, began } = ledger;
         if let Some(notice) = tell(began.as_ref(), &journal, &context.lease) {
             // The first into an empty channel.
             let _ = notices.try_send(notice);
         }
-        let usage_writer = UsageWriter { client: client.clone(), told: incoming_told, may_write: may_write.clone() };
+        let usage_writer = UsageWriter { client: client.clone(), told: incoming_told, claim: claim.clone() };
         let writer = Writer {
             client: client.clone(),
             notes: incoming_notes,
             notices,
-            may_write,
+            claim: claim.clone(),
             conditions: metrics.conditions(),
         };
-        let may_publish = may_begin.clone();
-        let publisher = events::publish(client.clone(), incoming_notices, move || may_publish());
+        let publisher = events::publish(client.clone(), incoming_notices, claim.clone());
         let controller = Controller::new(client.clone(), change, settings(args, &memory));
         let (ask, incoming_asked) = mpsc::unbounded_channel();
         let (source_notes, incoming_source_notes) = mpsc::unbounded_channel();
@@ -295,7 +289,7 @@ impl Leader {
             info!("{NOT_SERVED}");
             context.health.set_not_served(NOT_SERVED);
         }
-        let source_writer = source_statuses::write(client.clone(), incoming_source_notes, may_begin.clone());
+        let source_writer = source_statuses::write(client.clone(), incoming_source_notes, claim.clone());
         let mut beside = Beside {
             changes,
             observations,

@@ -5,13 +5,7 @@
 //!    or a write asks the claim first.
 //! 2. A renewal after a lapse lands only if nobody wrote the Lease meanwhile: then the leader goes on, else it has lost.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -33,39 +27,13 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use crate::{calls::within, causes::Causes, owner::Owner};
+use crate::{calls::within, causes::Causes, claim::Claim, owner::Owner};
 
 /// A watch that ends at once, as through a proxy, is not opened anew at once.
 const SHORTEST_WATCH: Duration = Duration::from_millis(250);
 
 /// The Lease's name, in the operator's namespace.
 pub const LEASE: &str = "llmtune-webhooks";
-
-/// The leader's right to act, until it expires. Cheap to clone and to ask.
-#[derive(Clone, Debug)]
-pub struct Claim {
-    origin: Instant,
-    /// Milliseconds after `origin`.
-    expiry: Arc<AtomicU64>,
-}
-
-impl Claim {
-    fn new() -> Self {
-        Self { origin: Instant::now(), expiry: Arc::new(AtomicU64::new(0)) }
-    }
-
-    fn extend(&self, expiry: Instant) {
-        let millis = expiry.saturating_duration_since(self.origin).as_millis();
-        self.expiry.store(millis as u64, Ordering::Release);
-    }
-
-    /// Whether an attempt or a write may begin now.
-    #[must_use]
-    pub fn holds(&self) -> bool {
-        let millis = self.origin.elapsed().as_millis() as u64;
-        millis < self.expiry.load(Ordering::Acquire)
-    }
-}
 
 /// How this process takes part in the election.
 #[derive(Clone)]
@@ -272,8 +240,7 @@ impl Elector {
         };
         let Written::Landed(lease) = self.write(&lease).await? else { return Ok(None) };
         info!(identity = self.identity, "leading");
-        let claim = Claim::new();
-        claim.extend(begun + self.renew_deadline());
+        let claim = Claim::until(begun + self.renew_deadline());
         let (lost_sender, lost) = oneshot::channel();
         let (release, released) = oneshot::channel();
         let reference = lease.object_ref(&());
@@ -313,7 +280,7 @@ impl Elector {
                     // A renewal of ours had landed although its answer never came.
                     Ok(Some(found)) if self.is_ours(&found, &lease) => lease = found,
                     Ok(found) => {
-                        claim.extend(claim.origin);
+                        claim.end();
                         let holder = found.as_ref().map(holder).unwrap_or_default();
                         let _ = lost.send(holder);
                         return;
@@ -337,7 +304,7 @@ impl Elector {
     }
 
     async fn give_back(&self, mut lease: Lease, claim: &Claim) {
-        claim.extend(claim.origin);
+        claim.end();
         let released = match self.write(&freed(&lease)).await {
             Ok(Written::Conflict) => match self.call(self.api.get_opt(LEASE)).await {
                 // A renewal of ours had landed although its answer never came.

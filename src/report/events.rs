@@ -15,6 +15,7 @@ use super::references;
 use crate::{
     calls::{Hush, within},
     causes::Causes,
+    claim::Claim,
     event::object::{Object, Uid},
     subscription::resolve::WebhookRef,
 };
@@ -82,14 +83,14 @@ struct Bucket {
     suppressed: u32,
 }
 
-/// Publishes notices until all their senders are gone. `may_write` is asked before each.
-pub async fn publish(client: Client, mut notices: mpsc::Receiver<Notice>, may_write: impl Fn() -> bool) {
+/// Publishes notices until all their senders are gone. The claim is asked before each.
+pub async fn publish(client: Client, mut notices: mpsc::Receiver<Notice>, claim: Claim) {
     let reporter = Reporter { controller: "llmtune-webhooks".into(), instance: None };
     let recorder = Recorder::new(client, reporter);
     let mut buckets: HashMap<(Uid, String), Bucket> = HashMap::new();
     while let Some(notice) = notices.recv().await {
         let Some(suppressed) = admit(&mut buckets, &notice) else { continue };
-        if !may_write() {
+        if !claim.holds() {
             continue;
         }
         let mut note = notice.note;

@@ -19,6 +19,7 @@ use crate::{
         WebhookSource,
         webhook_source::{EvaluationFailure, WebhookSourceStatus},
     },
+    claim::Claim,
     event::object::Uid,
     source::{
         catalog::SourceRef,
@@ -62,12 +63,8 @@ struct Entry {
     written: Option<(Instant, bool)>,
 }
 
-/// Writes statuses until the sender of notes is gone. `may_write` is asked before each write.
-pub async fn write(
-    client: Client,
-    mut notes: mpsc::UnboundedReceiver<Note>,
-    may_write: Arc<dyn Fn() -> bool + Send + Sync>,
-) {
+/// Writes statuses until the sender of notes is gone. The claim is asked before each write.
+pub async fn write(client: Client, mut notes: mpsc::UnboundedReceiver<Note>, claim: Claim) {
     let mut entries: HashMap<Uid, Entry> = HashMap::new();
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -86,7 +83,7 @@ pub async fn write(
             },
             _ = tick.tick() => {
                 for entry in entries.values_mut() {
-                    if may_write() && entry.changes(Timestamp::now()) {
+                    if claim.holds() && entry.changes(Timestamp::now()) {
                         let SourceRef { uid, name } = &entry.source;
                         let landed = apply::<WebhookSource>(&client, *uid, None, name, &entry.status).await;
                         entry.written = Some((Instant::now(), landed));

@@ -7,7 +7,6 @@
 use std::{
     cmp::Reverse,
     collections::HashMap,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -29,6 +28,7 @@ use crate::{
     api::{UsageThreshold, usage_threshold::UsageThresholdStatus},
     calls::{self, Hush, within},
     causes::Causes,
+    claim::Claim,
     event::object::Uid,
     source::usage::{Told, UsageRef},
 };
@@ -180,7 +180,7 @@ pub struct UsageWriter {
     pub client: Client,
     pub told: mpsc::UnboundedReceiver<Told>,
     /// Asked before each write.
-    pub may_write: Arc<dyn Fn() -> bool + Send + Sync>,
+    pub claim: Claim,
 }
 
 impl UsageWriter {
@@ -201,7 +201,7 @@ impl UsageWriter {
             for told in batch.drain(..) {
                 statuses.take(told);
             }
-            if (self.may_write)() {
+            if self.claim.holds() {
                 for (threshold, status) in statuses.due(Instant::now()) {
                     writes.spawn(apply(self.client.clone(), threshold, status));
                 }

@@ -29,6 +29,7 @@ use crate::{
     api::{ClusterWebhook, Webhook, webhook_delivery::WebhookKind},
     calls::{self, Hush, within},
     causes::Causes,
+    claim::Claim,
     event::object::Uid,
     panics::caught,
     subscription::resolve::WebhookRef,
@@ -53,7 +54,7 @@ pub struct Writer {
     pub notes: mpsc::UnboundedReceiver<Note>,
     pub notices: mpsc::Sender<Notice>,
     /// Asked before each write.
-    pub may_write: Arc<dyn Fn() -> bool + Send + Sync>,
+    pub claim: Claim,
     /// Told of every condition that changed.
     pub conditions: ConditionSink,
 }
@@ -124,7 +125,7 @@ impl Writer {
     }
 
     fn begin(&self, statuses: &mut Statuses, writes: &mut JoinSet<(Uid, bool)>, last: bool) {
-        if !(self.may_write)() {
+        if !self.claim.holds() {
             return;
         }
         for write in statuses.due(Instant::now(), last) {
@@ -204,8 +205,8 @@ mod tests {
         };
         let (notes, incoming) = mpsc::unbounded_channel();
         let (notices, _published) = mpsc::channel(8);
-        let (may_write, conditions) = (Arc::new(|| true), Arc::new(|_: &WebhookRef, _: Option<(&str, &str)>| {}));
-        let writer = tokio::spawn(Writer { client, notes: incoming, notices, may_write, conditions }.run());
+        let (claim, conditions) = (Claim::unbounded(), Arc::new(|_: &WebhookRef, _: Option<(&str, &str)>| {}));
+        let writer = tokio::spawn(Writer { client, notes: incoming, notices, claim, conditions }.run());
         let (kind, uid) = (WebhookKind::Webhook, Uid::from_u128(7));
         let webhook = WebhookRef { kind, uid, home: "research".into(), name: "ci".into() };
         let standing =

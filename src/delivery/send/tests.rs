@@ -1,11 +1,10 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use http::HeaderValue;
 use llmtune_webhooks_harness::receiver::{Answer as Reply, Received, Receiver, hmac_hex};
 use serde_json::json;
 
 use super::*;
 use crate::{
+    claim::Claim,
     delivery::{
         address::{Guard, parse_range},
         resolver::System,
@@ -24,11 +23,15 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(5);
 
-fn sender(may_begin: impl Fn() -> bool + Send + Sync + 'static) -> Sender {
+fn sender() -> Sender {
+    sender_under(Claim::unbounded())
+}
+
+fn sender_under(claim: Claim) -> Sender {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let guard = Guard::new(&[parse_range("127.0.0.0/8").unwrap()], &[], Vec::new());
     let clients = Clients::new(Vec::new(), guard, Arc::new(System), None).unwrap();
-    Sender::new(Arc::new(clients), Arc::new(may_begin))
+    Sender::new(Arc::new(clients), claim)
 }
 
 /// A Webhook of this receiver whose Secret holds the keys `new` and, as the one before, `old`.
@@ -77,7 +80,7 @@ fn signed_by(posts: &[Received]) -> Vec<&'static str> {
 #[tokio::test]
 async fn what_is_refused_with_one_key_is_sent_at_once_with_the_other_as_the_same_attempt() {
     let receiver = knowing("new").await;
-    let (sender, webhook) = (sender(|| true), rotating(&receiver, Format::LlmTune, LIMIT).await);
+    let (sender, webhook) = (sender(), rotating(&receiver, Format::LlmTune, LIMIT).await);
     let attempted = sender.attempt(&attempt(), &webhook).await;
     assert_eq!(attempted.outcome.result, AttemptResult::Acknowledged);
     assert_eq!(attempted.outcome.exchange.unwrap().class, Class::Success);
@@ -101,7 +104,7 @@ async fn what_is_refused_with_one_key_is_sent_at_once_with_the_other_as_the_same
 #[tokio::test]
 async fn a_receiver_that_knows_the_old_key_is_asked_once_each_time_and_one_that_goes_back_to_it_is_followed() {
     let receiver = knowing("old").await;
-    let (sender, webhook) = (sender(|| true), rotating(&receiver, Format::LlmTune, LIMIT).await);
+    let (sender, webhook) = (sender(), rotating(&receiver, Format::LlmTune, LIMIT).await);
     let send =
         async || assert_eq!(sender.attempt(&attempt(), &webhook).await.outcome.result, AttemptResult::Acknowledged);
     send().await;
@@ -117,7 +120,7 @@ async fn a_receiver_that_knows_the_old_key_is_asked_once_each_time_and_one_that_
 #[tokio::test]
 async fn an_endpoint_that_refuses_both_keys_is_told_of_and_taken_to_have_the_one_that_it_had() {
     let receiver = Receiver::answering(|_| Reply::status(403)).await;
-    let (sender, webhook) = (sender(|| true), rotating(&receiver, Format::LlmTune, LIMIT).await);
+    let (sender, webhook) = (sender(), rotating(&receiver, Format::LlmTune, LIMIT).await);
     for _ in 0..2 {
         let attempted = sender.attempt(&attempt(), &webhook).await;
         assert!(matches!(attempted.outcome.result, AttemptResult::Failed { .. }));
@@ -129,16 +132,20 @@ async fn an_endpoint_that_refuses_both_keys_is_told_of_and_taken_to_have_the_one
 
 #[tokio::test]
 async fn nothing_is_repeated_once_the_leaders_claim_has_expired_and_the_attempt_is_not_spent() {
-    let receiver = knowing("new").await;
+    let claim = Claim::unbounded();
+    let lapsing = sender_under(claim.clone());
+    let receiver = Receiver::answering(move |post| {
+        claim.end();
+        Reply::status(if post.is_signed_with("new") { 200 } else { 401 })
+    })
+    .await;
     let webhook = rotating(&receiver, Format::LlmTune, LIMIT).await;
-    let asked = AtomicUsize::new(0);
-    let lapsing = sender(move || asked.fetch_add(1, Ordering::Relaxed) == 0);
     let attempted = lapsing.attempt(&attempt(), &webhook).await;
     assert_eq!(attempted.outcome.result, AttemptResult::Withheld { hold: false });
     assert!(attempted.outcome.exchange.is_none());
     assert_eq!(attempted.refused.unwrap().status_code(), Some(401), "what was sent is counted");
     assert_eq!(receiver.count(), 1);
-    assert!(sender(|| true).attempt(&attempt(), &webhook).await.outcome.result == AttemptResult::Acknowledged);
+    assert!(sender().attempt(&attempt(), &webhook).await.outcome.result == AttemptResult::Acknowledged);
     assert_eq!(signed_by(&receiver.received()), ["old", "old", "new"]);
 }
 
@@ -152,7 +159,7 @@ async fn the_time_limit_covers_the_repeat() {
         }
     })
     .await;
-    let (sender, webhook) = (sender(|| true), rotating(&receiver, Format::LlmTune, Duration::from_secs(1)).await);
+    let (sender, webhook) = (sender(), rotating(&receiver, Format::LlmTune, Duration::from_secs(1)).await);
     let begun = Instant::now();
     let attempted = sender.attempt(&attempt(), &webhook).await;
     let took = begun.elapsed();
@@ -167,7 +174,7 @@ async fn the_time_limit_covers_the_repeat() {
 async fn in_standard_webhooks_both_signatures_go_together_and_nothing_is_repeated() {
     let receiver = Receiver::answering(|_| Reply::status(401)).await;
     let format = Format::Derived(Derived::StandardWebhooks);
-    let (sender, webhook) = (sender(|| true), rotating(&receiver, format, LIMIT).await);
+    let (sender, webhook) = (sender(), rotating(&receiver, format, LIMIT).await);
     assert!(sender.attempt(&attempt(), &webhook).await.refused.is_none());
     let posts = receiver.received();
     assert_eq!(posts.len(), 1);

@@ -22,6 +22,7 @@ use crate::{
     api::WebhookDelivery,
     calls::{Hush, pause, within},
     causes::{Causes, is_unknown_kind, lacks_right},
+    claim::Claim,
     engine::Keep,
     event::object::Uid,
     report::writer::FIELD_MANAGER,
@@ -61,14 +62,14 @@ enum Obstacle {
 #[derive(Clone)]
 pub(super) struct Call {
     client: Client,
-    may_write: Arc<dyn Fn() -> bool + Send + Sync>,
+    claim: Claim,
     permits: Arc<Semaphore>,
 }
 
 impl Call {
-    /// `may_write` is asked before each call.
-    pub(super) fn new(client: Client, may_write: Arc<dyn Fn() -> bool + Send + Sync>) -> Self {
-        Self { client, may_write, permits: Arc::new(Semaphore::new(CONCURRENT)) }
+    /// The claim is asked before each call.
+    pub(super) fn new(client: Client, claim: Claim) -> Self {
+        Self { client, claim, permits: Arc::new(Semaphore::new(CONCURRENT)) }
     }
 
     fn api(&self, namespace: &str) -> Api<WebhookDelivery> {
@@ -80,7 +81,7 @@ impl Call {
         let _permit = loop {
             // The semaphore is never closed.
             let permit = self.permits.acquire().await;
-            if (self.may_write)() {
+            if self.claim.holds() {
                 break permit;
             }
             drop(permit);
@@ -316,7 +317,7 @@ mod tests {
         let at = Timestamp::now();
         let given_up = GivenUp { reason: Reason::Exhausted, at, attempts: 1, status_code: None, error: None };
         let keep = Keep { webhook: webhook.uid, delivery, event, given_up };
-        let kept = Call::new(client, Arc::new(|| true)).keep(&webhook, &keep).await;
+        let kept = Call::new(client, Claim::unbounded()).keep(&webhook, &keep).await;
         (kept.is_some(), std::mem::take(&mut asked.lock().unwrap()))
     }
 

@@ -39,6 +39,7 @@ use crate::{
         webhook_delivery::{DEFAULT_TTL, DeliveredEvent, REDELIVER_ANNOTATION, WebhookKind, WebhookReference},
     },
     causes::Causes,
+    claim::Claim,
     engine::{Keep, MAX_BYTES},
     event::{Event, EventType, id::DeliveryId, object::Uid},
     objects::{Change, Objects},
@@ -139,7 +140,7 @@ pub struct Deliveries {
     pub orders: mpsc::UnboundedReceiver<Order>,
     pub back: mpsc::UnboundedSender<FromDeliveries>,
     /// Asked before each write.
-    pub may_write: Arc<dyn Fn() -> bool + Send + Sync>,
+    pub claim: Claim,
     /// The namespace of the deliveries of `ClusterWebhooks`; `None`: these are not served.
     pub cluster_home: Option<String>,
 }
@@ -211,7 +212,7 @@ impl Deliveries {
         let config = watcher::Config::default().timeout(30).page_size(20);
         let mut objects = Objects::<WebhookDelivery>::watch(&self.client, &namespaces, &config);
         let (mut listed, mut early) = (false, Vec::new());
-        let mut state = State::new(self.back, self.cluster_home, Call::new(self.client, self.may_write));
+        let mut state = State::new(self.back, self.cluster_home, Call::new(self.client, self.claim));
         let mut tick = interval(Duration::from_millis(500));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -531,7 +532,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_panics_leaves_nothing_under_way() {
         let (back, mut from) = mpsc::unbounded_channel();
-        let call = Call::new(apiserver(|_| panic!("as this test wants")), Arc::new(|| true));
+        let call = Call::new(apiserver(|_| panic!("as this test wants")), Claim::unbounded());
         let mut state = State::new(back, None, call);
         let object = serde_json::json!({
             "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery",
@@ -554,7 +555,7 @@ mod tests {
         let client = apiserver(|_| panic!("as this test wants"));
         let (_orders, orders) = mpsc::unbounded_channel();
         let (back, _from) = mpsc::unbounded_channel();
-        let deliveries = Deliveries { client, orders, back, may_write: Arc::new(|| true), cluster_home: None };
+        let deliveries = Deliveries { client, orders, back, claim: Claim::unbounded(), cluster_home: None };
         timeout(Duration::from_secs(20), deliveries.run(Vec::new())).await.unwrap();
     }
 }
