@@ -1,6 +1,10 @@
 //! The rights that ship, held against the apiserver's audit log: none is missing, none is there for nothing.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::StreamExt;
 use llmtune_webhooks_harness::{
@@ -25,25 +29,39 @@ const LONG: Duration = Duration::from_secs(300);
 /// Verb, API group, resource with its subresource.
 type Right = (String, String, String);
 
-/// What the operator asked for, and what of it was refused for want of a right.
-fn asked(plane: &ControlPlane, namespace: &str) -> (BTreeSet<Right>, Vec<String>) {
+/// A request of the operator's.
+struct Request {
+    right: Right,
+    uri: String,
+    code: u64,
+}
+
+/// What the operator asked for so far, in its order.
+fn requests(plane: &ControlPlane, namespace: &str) -> Vec<Request> {
     let log = std::fs::read_to_string(plane.audit_log()).unwrap();
     let user = format!("system:serviceaccount:{namespace}:llmtune-webhooks");
-    let (mut asked, mut refused) = (BTreeSet::new(), Vec::new());
     // The last line may be under way.
-    for event in log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+    let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let own = events.filter(|event| event["user"]["username"] == user && !event["objectRef"].is_null());
+    own.map(|event| {
         let object = &event["objectRef"];
-        if event["user"]["username"] != user || object.is_null() {
-            continue;
-        }
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let subresource = object["subresource"].as_str().map(|name| format!("/{name}")).unwrap_or_default();
-        asked.insert((text(&event["verb"]), text(&object["apiGroup"]), text(&object["resource"]) + &subresource));
-        if event["responseStatus"]["code"] == 403 {
-            refused.push(event["requestURI"].as_str().unwrap_or_default().to_owned());
+        let right = (text(&event["verb"]), text(&object["apiGroup"]), text(&object["resource"]) + &subresource);
+        Request {
+            right,
+            uri: text(&event["requestURI"]),
+            code: event["responseStatus"]["code"].as_u64().unwrap_or_default(),
         }
-    }
-    (asked, refused)
+    })
+    .collect()
+}
+
+/// The rights that the operator made use of, and what was refused for want of one.
+fn asked(plane: &ControlPlane, namespace: &str) -> (BTreeSet<Right>, Vec<String>) {
+    let requests = requests(plane, namespace);
+    let refused = requests.iter().filter(|request| request.code == 403).map(|request| request.uri.clone()).collect();
+    (requests.into_iter().map(|request| request.right).collect(), refused)
 }
 
 /// A rule of a role, word by word: role, API group, resource, verb.
@@ -76,6 +94,51 @@ fn rules(manifests: &str) -> BTreeSet<Rule> {
         }
     }
     rules
+}
+
+#[test]
+fn at_rest_the_operator_renews_its_lease_and_its_watches_and_asks_for_nothing_else() {
+    const REST: Duration = Duration::from_secs(40);
+    run(async {
+        let plane = ControlPlane::start_audited().await;
+        plane.install_crds();
+        let scene = Scene::on(Arc::new(plane), "rest").await;
+        let receiver = Receiver::start().await;
+        scene.secret("ci", "s3cret");
+        scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci"}}));
+        let _operator = Operator::start_ready(&scene.plane, &scene.options().cluster_wide()).await;
+        scene.wait("webhook/ci", "condition=Ready");
+        scene.job("a");
+        scene.phase("a", "Running");
+        receiver.wait_for("training.started", "a", SOON).await;
+        eventually("the delivery is in the status", SOON, || async {
+            scene.get("webhook", "ci")["status"]["lastSuccess"].is_object().then_some(())
+        })
+        .await;
+        // What was told last is flushed within a second; a watch's bookmark within a minute moves a position, which is flushed.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let before = requests(&scene.plane, &scene.namespace).len();
+        tokio::time::sleep(REST).await;
+        let mut counts: BTreeMap<Right, usize> = BTreeMap::new();
+        for Request { right, uri, .. } in requests(&scene.plane, &scene.namespace).drain(before..) {
+            assert!(right.0 != "list" || uri.contains("limit=1&") || uri.ends_with("limit=1"), "{uri}");
+            *counts.entry(right).or_default() += 1;
+        }
+        println!("in {REST:?} at rest, after {before} requests: {counts:?}");
+        for ((verb, group, resource), count) in counts {
+            let most = match (verb.as_str(), resource.as_str()) {
+                ("update", "leases") => REST.as_secs() as usize,
+                // Silence is told from a broken connection by watches that end; each logs its beginning and its end.
+                ("watch", _) => 4,
+                // Before a watch goes on: whether the store was restored.
+                ("list", "trainingjobs" | "deployments") => 2,
+                // A bookmark moves a position.
+                ("create" | "update", "ledgersegments") => 2,
+                _ => 0,
+            };
+            assert!(count <= most, "{verb} {resource}.{group}: {count} in {REST:?}");
+        }
+    });
 }
 
 /// What these rules grant.
