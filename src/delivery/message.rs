@@ -9,13 +9,17 @@ use super::{
     attempt::Attempt,
     sign::{self, Keys, Which},
 };
-use crate::event::format::{Derived, Format};
+use crate::event::{
+    format::{Derived, Format},
+    id::traceparent,
+};
 
 const EVENT: HeaderName = HeaderName::from_static("x-llmtune-event");
 const TEST: HeaderName = HeaderName::from_static("x-llmtune-test");
 const ATTEMPT: HeaderName = HeaderName::from_static("x-llmtune-attempt");
 const EVENT_ID: HeaderName = HeaderName::from_static("x-llmtune-event-id");
 const DELIVERY_ID: HeaderName = HeaderName::from_static("x-llmtune-delivery-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const SIGNATURE: HeaderName = HeaderName::from_static("x-llmtune-signature");
 const PREVIOUS_SIGNATURE: HeaderName = HeaderName::from_static("x-llmtune-signature-previous");
 /// The same signature under the names that GitHub's receivers and generic ones look for.
@@ -85,6 +89,7 @@ fn headers(attempt: &Attempt, further: &HeaderMap) -> HeaderMap {
     headers.insert(ATTEMPT, HeaderValue::from(attempt.number));
     text(&mut headers, EVENT_ID, attempt.event.id.to_string());
     text(&mut headers, DELIVERY_ID, attempt.delivery.to_string());
+    text(&mut headers, TRACEPARENT, traceparent(attempt.event.id, attempt.delivery, attempt.number));
     headers
 }
 

@@ -141,6 +141,15 @@ impl DeliveryId {
     }
 }
 
+/// What names an attempt in traces (W3C Trace Context, 3.2): the event is the trace, each attempt a span of its own. The sampled flag is
+/// set, so that receivers which leave the decision to the caller record it.
+#[must_use]
+pub fn traceparent(event: EventId, delivery: DeliveryId, attempt: u32) -> String {
+    // No id is all zeros.
+    let (trace, span) = (event.0.max(1), (delivery.0 as u64 ^ u64::from(attempt)).max(1));
+    format!("00-{trace:032x}-{span:016x}-01")
+}
+
 /// Feeds one field behind its length, so that no two lists of fields feed the same bytes.
 fn field(hash: &mut Sha256, bytes: &[u8]) {
     hash.update((bytes.len() as u64).to_be_bytes());
@@ -192,6 +201,17 @@ mod tests {
         );
         assert_eq!(id.to_string(), "evt_cf115a1ac6785f64fed6847fd715a301");
         assert_eq!(DeliveryId::new(id, Uid::from_u128(9)).to_string(), "dlv_09e5cf279ee92601c454634a5676971c");
+    }
+
+    #[test]
+    fn an_event_is_a_trace_and_each_attempt_a_span_of_its_own_which_is_never_all_zeros() {
+        let (event, delivery) = (EventId(0xab), DeliveryId(0xff00_0000_0000_0000_0000_0000_0000_0001));
+        assert_eq!(traceparent(event, delivery, 1), "00-000000000000000000000000000000ab-0000000000000001-01");
+        assert_eq!(traceparent(event, delivery, 2), "00-000000000000000000000000000000ab-0000000000000003-01");
+        assert_eq!(
+            traceparent(EventId(0), DeliveryId(3), 3),
+            "00-00000000000000000000000000000001-0000000000000001-01"
+        );
     }
 
     #[test]

@@ -44,6 +44,7 @@ use crate::{
     },
     engine::{Due, Engine, Settled, Unfiltered, Verdict},
     event::{
+        id::traceparent,
         object::{Uid, WatchId},
         observation::{Observation, Question},
     },
@@ -585,7 +586,8 @@ impl Leader {
         if settled.verdict == Verdict::Exhausted {
             warn!(namespace, webhook = name, %event, %id, attempt, error, "delivery exhausted");
         } else {
-            debug!(namespace, webhook = name, %event, %id, attempt, error, verdict = ?settled.verdict, "attempt");
+            let traceparent = traceparent(id, settled.delivery, attempt);
+            debug!(namespace, webhook = name, %event, %id, attempt, traceparent, error, verdict = ?settled.verdict, "attempt");
         }
         self.note(Note::Settled { settled: Box::new(settled), at: now });
     }

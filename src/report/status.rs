@@ -12,6 +12,7 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use tracing::{info, warn};
 
 use super::{
     conditions::{self, whole_seconds},
@@ -425,12 +426,24 @@ impl Entry {
         at: Timestamp,
     ) -> bool {
         let new = conditions::next(&self.status.conditions, kind, status, reason, message, generation, at);
+        if kind == "Healthy" && self.status_of(kind).is_some_and(|before| before != status) {
+            self.log_health(status, reason, message);
+        }
         let changed = conditions::set(&mut self.status.conditions, new);
         // The same state in other words waits for the next write.
         if changed {
             self.touch(Dirty::Conditions);
         }
         changed
+    }
+
+    fn log_health(&self, status: &str, reason: &str, detail: &str) {
+        let (namespace, webhook) = (self.webhook.namespace(), &self.webhook.name);
+        if status == "False" {
+            warn!(namespace, webhook, status, reason, detail, "health changed");
+        } else {
+            info!(namespace, webhook, status, reason, detail, "health changed");
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod filters;
 mod formats;
 mod guide;
 mod installation;
+mod logs;
 mod operation;
 mod policies;
 mod receivers;
