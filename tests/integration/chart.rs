@@ -213,8 +213,14 @@ pub fn value_sets() -> Vec<ValueSet> {
         ),
         (
             "the Prometheus operator",
-            json!({"serviceMonitor": {"enabled": true, "labels": {"release": "monitoring"}}}),
-            service_monitor,
+            json!({
+                "serviceMonitor": {"enabled": true, "labels": {"release": "monitoring"}},
+                "prometheusRule": {
+                    "enabled": true, "labels": {"release": "monitoring"}, "runbookUrl": "https://wiki.example.com/runbooks"
+                },
+                "dashboard": {"enabled": true, "annotations": {"grafana_folder": "Webhooks"}}
+            }),
+            monitoring,
         ),
         (
             "a service account and roles from elsewhere",
@@ -276,7 +282,7 @@ fn network_policy(rendered: &Rendered) {
     assert_eq!(spec["egress"][0]["to"][0]["ipBlock"]["cidr"], "10.0.0.0/8");
 }
 
-fn service_monitor(rendered: &Rendered) {
+fn monitoring(rendered: &Rendered) {
     let (monitor, service) = (rendered.only("ServiceMonitor"), rendered.only("Service"));
     assert_eq!(monitor["metadata"]["labels"]["release"], "monitoring");
     assert_eq!(monitor["spec"]["endpoints"][0]["honorLabels"], true);
@@ -284,6 +290,21 @@ fn service_monitor(rendered: &Rendered) {
     for (key, value) in monitor["spec"]["selector"]["matchLabels"].as_object().unwrap() {
         assert_eq!(&service["metadata"]["labels"][key], value);
     }
+
+    let read = |name: &str| fs::read_to_string(chart().join("files").join(name)).unwrap();
+    let rule = rendered.only("PrometheusRule");
+    assert_eq!(rule["metadata"]["labels"]["release"], "monitoring");
+    let moved = read("alerts.yaml").replace(
+        "https://github.com/llmtune/llmtune-webhooks/blob/main/docs/runbooks",
+        "https://wiki.example.com/runbooks",
+    );
+    assert_eq!(rule["spec"], serde_saphyr::from_str::<Value>(&moved).unwrap());
+
+    let dashboard = rendered.kind("ConfigMap").into_iter().find(|object| !object["data"].is_null()).unwrap();
+    assert_eq!(dashboard["metadata"]["labels"]["grafana_dashboard"], "1");
+    assert_eq!(dashboard["metadata"]["annotations"]["grafana_folder"], "Webhooks");
+    let shown: Value = serde_json::from_str(dashboard["data"]["llmtune-webhooks.json"].as_str().unwrap()).unwrap();
+    assert_eq!(shown, serde_json::from_str::<Value>(&read("dashboard.json")).unwrap());
 }
 
 fn no_rights(rendered: &Rendered) {

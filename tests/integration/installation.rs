@@ -209,8 +209,10 @@ fn the_apiserver_takes_what_each_value_set_renders() {
             scene.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
         }
         let operator = module("prometheus-operator", "github.com/prometheus-operator/prometheus-operator");
-        let definition = operator.join("example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml");
-        install(&scene, &definition);
+        for kind in ["servicemonitors", "prometheusrules"] {
+            let definition = format!("example/prometheus-operator-crd/monitoring.coreos.com_{kind}.yaml");
+            install(&scene, &operator.join(definition));
+        }
         for (name, values, _) in value_sets() {
             let arguments = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-"];
             let output = scene.plane.kubectl_with_input(&arguments, &render(&values));
