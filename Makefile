@@ -13,7 +13,7 @@ demo: ## Watch the operator at work on a real control plane; KEEP=1 leaves it ru
 	@$${CARGO_TARGET_DIR:-target}/debug/demo $(if $(KEEP),--keep)
 
 test: ## Run the whole suite, against a real control plane that is built where it is missing
-	tests/control-plane/build etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm prometheus promtool >/dev/null
+	tests/control-plane/build etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm prometheus promtool gitops-health >/dev/null
 	tests/libraries/install javascript >/dev/null
 	tests/libraries/install python >/dev/null
 	cargo test --workspace --locked

@@ -16,6 +16,7 @@ mod errors;
 mod examples;
 mod filters;
 mod formats;
+mod gitops;
 mod guide;
 mod installation;
 mod logs;

@@ -1,0 +1,214 @@
+//! Argo CD and Flux, by their own rule engines: what they make of a Webhook in each of its states, and that the operator and they leave each
+//! other's fields and objects alone.
+
+use std::{
+    fs,
+    io::Write,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use llmtune_webhooks_harness::{
+    control_plane::tool,
+    eventually,
+    operator::Operator,
+    receiver::{Answer, Receiver},
+    root,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    chart::documents,
+    support::{SOON, Scene, run, webhook},
+};
+
+/// What is missing counts as stalled after a minute.
+const STALLED: Duration = Duration::from_secs(120);
+
+fn example(path: &str) -> String {
+    fs::read_to_string(root().join("examples/gitops").join(path)).unwrap()
+}
+
+/// What Argo CD and Flux make of an object: status and message each.
+fn judge(object: &Value) -> [(String, String); 2] {
+    let mut judging = Command::new(tool("gitops-health"))
+        .arg(root().join("examples/gitops/argocd/health.lua"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    judging.stdin.take().unwrap().write_all(object.to_string().as_bytes()).unwrap();
+    let output = judging.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let judged: Value = serde_json::from_slice(&output.stdout).unwrap();
+    ["argocd", "kstatus"].map(|engine| {
+        let text = |key: &str| judged[engine][key].as_str().unwrap().to_owned();
+        (text("status"), text("message"))
+    })
+}
+
+/// Waits until both judge the object so; their messages.
+async fn judged(scene: &Scene, object: [&str; 2], argocd: &str, kstatus: &str, limit: Duration) -> [String; 2] {
+    let [kind, name] = object;
+    eventually(&format!("{kind} {name} is {argocd} in Argo CD and {kstatus} in Flux"), limit, || async {
+        let [argo, flux] = judge(&scene.get(kind, name));
+        (argo.0 == argocd && flux.0 == kstatus).then_some([argo.1, flux.1])
+    })
+    .await
+}
+
+#[test]
+fn a_webhook_whose_secret_stays_missing_is_degraded_and_fails_a_wait_with_the_reason_and_an_outage_does_neither() {
+    run(async {
+        let scene = Scene::new("gitops").await;
+        let receiver = Receiver::start().await;
+        let ci = ["webhook", "ci"];
+        scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci"}, "delivery": {"maxRetries": 0}}));
+        let mut operator = Operator::start_ready(&scene.plane, &scene.options()).await;
+        let messages = judged(&scene, ci, "Progressing", "InProgress", SOON).await;
+        println!("at once: {messages:?}");
+        let messages = judged(&scene, ci, "Degraded", "Failed", STALLED).await;
+        println!("after a minute: {messages:?}");
+        assert!(messages[0].starts_with("SecretNotFound: ") && messages[1].contains("Secret"), "{messages:?}");
+
+        scene.secret("ci", "s3cret");
+        judged(&scene, ci, "Healthy", "Current", SOON).await;
+        receiver.answer(|_| Answer::status(503));
+        scene.job("a");
+        scene.phase("a", "Running");
+        scene.wait("webhook/ci", "condition=Healthy=False");
+        judged(&scene, ci, "Healthy", "Current", Duration::ZERO).await;
+
+        scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci"}, "suspend": true}));
+        judged(&scene, ci, "Suspended", "Current", SOON).await;
+        // A spec that nobody has looked at.
+        operator.stop();
+        scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci"}}));
+        judged(&scene, ci, "Progressing", "InProgress", Duration::ZERO).await;
+    });
+}
+
+#[test]
+fn the_other_kinds_that_pipelines_manage_are_judged_likewise() {
+    run(async {
+        let scene = Scene::alone("gitops-kinds").await;
+        let receiver = Receiver::start().await;
+        let options = scene.options().cluster_wide().argument("--allow-prometheus=http://127.0.0.1:9");
+        let _operator = Operator::start_ready(&scene.plane, &options).await;
+        let mut cluster = webhook("platform", &receiver.url(), &json!({}));
+        cluster["kind"] = json!("ClusterWebhook");
+        scene.apply(&cluster);
+        judged(&scene, ["clusterwebhook", "platform"], "Healthy", "Current", SOON).await;
+        let usage = |prometheus: Value| {
+            json!({
+                "apiVersion": "llmtune.io/v1alpha1", "kind": "UsageThreshold", "metadata": {"name": "tokens"},
+                "spec": {"prometheus": prometheus, "limit": "1k", "thresholds": ["50%"]}
+            })
+        };
+        scene.apply(&usage(json!({"query": "vector(1)", "url": "http://elsewhere.example.com"})));
+        let messages = judged(&scene, ["usagethreshold", "tokens"], "Degraded", "Failed", SOON).await;
+        assert!(messages[0].starts_with("PrometheusNotAllowed: "), "{messages:?}");
+        scene.apply(&json!({
+            "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookSource", "metadata": {"name": "jobs"},
+            "spec": {
+                "resource": {"apiVersion": "example.com/v1", "kind": "Absent"}, "lifecycle": "Training",
+                "stages": [{"stage": "Running", "when": "object.status.ready > 0"}]
+            }
+        }));
+        judged(&scene, ["webhooksource", "jobs"], "Progressing", "InProgress", SOON).await;
+    });
+}
+
+#[test]
+fn argo_cd_is_given_the_script_for_each_kind_that_pipelines_manage() {
+    let map = &documents(&example("argocd/argocd-cm.yaml"))[0];
+    let scripts = map["data"].as_object().unwrap();
+    let kinds: Vec<&str> =
+        scripts.keys().map(|key| key.strip_prefix("resource.customizations.health.llmtune.io_").unwrap()).collect();
+    let mut sorted = kinds.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, ["ClusterWebhook", "UsageThreshold", "Webhook", "WebhookSource"]);
+    assert!(scripts.values().all(|script| script == &example("argocd/health.lua")));
+}
+
+#[test]
+fn two_managers_of_one_webhook_keep_what_is_theirs_and_the_status_beside_it() {
+    run(async {
+        let scene = Scene::new("managers").await;
+        let receiver = Receiver::start().await;
+        let _operator = Operator::start_ready(&scene.plane, &scene.options()).await;
+        let apply = |manager: &str, manifest: &Value| {
+            let manager = format!("--field-manager={manager}");
+            let arguments = ["apply", "--server-side", &manager, "-n", &scene.namespace, "-f", "-"];
+            let output = scene.plane.kubectl_with_input(&arguments, &manifest.to_string());
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        };
+        let pipeline = webhook("ci", &receiver.url(), &json!({}));
+        // What the platform adds: how many requests at once.
+        let platform = json!({
+            "apiVersion": "llmtune.io/v1alpha1", "kind": "Webhook",
+            "metadata": {"name": "ci", "labels": {"cost-center": "7"}}, "spec": {"delivery": {"concurrency": 3}}
+        });
+        apply("argocd-controller", &pipeline);
+        apply("platform", &platform);
+        scene.wait("webhook/ci", "condition=Ready");
+        apply("argocd-controller", &pipeline);
+        apply("kustomize-controller", &webhook("ci", &receiver.url(), &json!({})));
+        let object = scene.get("webhook", "ci");
+        assert_eq!(object["metadata"]["labels"]["cost-center"], "7");
+        assert_eq!(object["spec"]["delivery"]["concurrency"], 3);
+        assert_eq!(object["spec"]["url"], receiver.url());
+        assert!(object["status"]["conditions"].as_array().unwrap().len() >= 2);
+    });
+}
+
+#[test]
+fn nothing_of_the_operators_own_bears_what_a_pipeline_prunes_by() {
+    run(async {
+        let scene = Scene::new("pruning").await;
+        let receiver = Receiver::answering(|_| Answer::status(500)).await;
+        let mut tracked = webhook("ci", &receiver.url(), &json!({"delivery": {"maxRetries": 0}}));
+        tracked["metadata"]["labels"] = json!({
+            "app.kubernetes.io/instance": "webhooks", "kustomize.toolkit.fluxcd.io/name": "webhooks",
+            "kustomize.toolkit.fluxcd.io/namespace": "flux-system"
+        });
+        tracked["metadata"]["annotations"] =
+            json!({"argocd.argoproj.io/tracking-id": "webhooks:llmtune.io/Webhook:research/ci"});
+        scene.apply(&tracked);
+        let _operator = Operator::start_ready(&scene.plane, &scene.options()).await;
+        scene.job("a");
+        scene.phase("a", "Running");
+        scene.wait_event("Webhook", "ci", "DeliveryExhausted").await;
+        for kind in ["webhookdeliveries", "ledgersegments"] {
+            let objects = eventually(&format!("there are {kind}"), SOON, || async {
+                let list: Value = serde_json::from_str(&scene.kubectl(&["get", kind, "-o", "json"])).unwrap();
+                list["items"].as_array().filter(|items| !items.is_empty()).cloned()
+            })
+            .await;
+            for object in objects {
+                let metadata = [&object["metadata"]["labels"], &object["metadata"]["annotations"]];
+                let mut keys = metadata.iter().filter_map(|map| map.as_object()).flat_map(|map| map.keys());
+                let by = ["app.kubernetes.io/instance", "fluxcd.io", "argoproj.io"];
+                assert!(keys.all(|key| by.iter().all(|name| !key.contains(name))), "{metadata:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn the_examples_are_what_kubectl_builds_and_the_apiserver_takes() {
+    run(async {
+        let scene = Scene::new("gitops-examples").await;
+        let folder = root().join("examples/gitops/webhooks");
+        let built = scene.plane.kubectl(&["kustomize", folder.to_str().unwrap()]);
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        let kinds = documents(&String::from_utf8(built.stdout).unwrap());
+        let kinds: Vec<&str> = kinds.iter().map(|object| object["kind"].as_str().unwrap()).collect();
+        assert_eq!(kinds, ["ExternalSecret", "Webhook"]);
+        let webhook = folder.join("webhook.yaml");
+        scene.kubectl(&["apply", "--server-side", "--validate=strict", "-f", webhook.to_str().unwrap()]);
+        for path in ["argocd/application.yaml", "flux/kustomization.yaml", "webhooks/sealed-secret.yaml"] {
+            assert!(documents(&example(path)).iter().all(|object| object["kind"].is_string()), "{path}");
+        }
+    });
+}
