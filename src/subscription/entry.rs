@@ -52,8 +52,8 @@ pub(super) struct Missing {
 }
 
 impl Entry {
-    /// What to hand on; what was found in the cluster goes with the first.
-    pub(super) fn update(&mut self) -> Update {
+    /// What to hand on; what was found in the cluster goes with the first. `shared` tells who else signs with the same key.
+    pub(super) fn update(&mut self, shared: Option<String>) -> Update {
         let found = self.found.take();
         let webhook = self.webhook.clone();
         let plan = match &self.plan {
@@ -80,7 +80,7 @@ impl Entry {
             generation: self.generation,
             endpoint: plan.references.url.endpoint(),
             readiness,
-            warnings: self.warnings(&plan.references),
+            warnings: self.warnings(&plan.references, shared),
         });
         let resolved = self.kept.clone();
         let resolved = resolved.map(|target| Arc::new(Resolved { target, timeout: plan.timeout, format: plan.format }));
@@ -142,11 +142,12 @@ impl Entry {
         }
     }
 
-    fn warnings(&self, references: &References) -> Vec<(&'static str, String)> {
+    fn warnings(&self, references: &References, shared: Option<String>) -> Vec<(&'static str, String)> {
         let Some(reference) = &references.key else {
             let note = "deliveries are not signed, so that the receiver cannot tell who sent them: name a Secret in spec.secretRef";
             return vec![("Unsigned", note.into())];
         };
+        let mut warnings: Vec<_> = shared.map(|note| ("SecretShared", note)).into_iter().collect();
         let target = self.kept.as_ref().map(|kept| kept.copy_at_hand());
         let key = target.as_ref().and_then(|target| target.keys.as_ref()).map(|keys| keys.current());
         if reference.encoding == Encoding::Raw && key.is_some_and(|key| key.expose_secret().ends_with(b"\n")) {
@@ -154,9 +155,9 @@ impl Entry {
             let note = format!(
                 "key {key:?} of Secret {name:?} ends in a newline, which is part of the key: receivers that trim it will refuse every signature"
             );
-            return vec![("SecretEndsInNewline", note)];
+            warnings.push(("SecretEndsInNewline", note));
         }
-        Vec::new()
+        warnings
     }
 }
 

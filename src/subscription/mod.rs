@@ -10,6 +10,7 @@ pub mod reader;
 pub mod reference;
 pub mod resolve;
 pub mod secret;
+mod sharing;
 pub mod target;
 pub mod tls;
 pub mod url;

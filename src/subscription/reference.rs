@@ -6,14 +6,14 @@ use super::url::UrlError;
 use crate::api::reference::{SEND_IN_CLEAR, ValueSource};
 
 /// The kinds of object that hold what is named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Secret,
     ConfigMap,
 }
 
 /// An object that is named.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Named {
     pub kind: Kind,
     pub namespace: String,
@@ -21,7 +21,7 @@ pub struct Named {
 }
 
 /// A key of an object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     pub object: Named,
     pub key: String,

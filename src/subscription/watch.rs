@@ -32,6 +32,7 @@ use super::{
     reader::Reader,
     reference::ReferenceError,
     resolve::{Plan, Resolved, WebhookRef},
+    sharing::Sharing,
 };
 use crate::{
     api::{ClusterWebhook, Webhook, webhook::WebhookStatus, webhook_delivery::WebhookKind},
@@ -115,6 +116,7 @@ pub struct Controller {
     entries: HashMap<Uid, Entry>,
     /// Those that this release cannot read.
     unreadable: HashSet<Uid>,
+    sharing: Sharing,
     namespaces: Namespaces,
     listing: Listing,
     reader: Arc<Reader>,
@@ -131,6 +133,7 @@ impl Controller {
             changes,
             entries: HashMap::new(),
             unreadable: HashSet::new(),
+            sharing: Sharing::default(),
             namespaces: Namespaces::new(client.clone()),
             listing: Listing::default(),
             reader: Arc::new(Reader::new(client.clone())),
@@ -287,11 +290,13 @@ impl Controller {
             error,
             "the Webhook cannot be read: what waits for it is held, and new events pass it by; correct it, or upgrade the operator to the release that it was written for"
         );
-        self.entries.remove(&uid);
+        let entry = self.entries.remove(&uid);
         self.unreadable.insert(uid);
         let subscription = Subscription::inert(&webhook, generation);
         let update = Update { webhook, subscription, resolved: None, standing: None, found: None };
-        self.changes.send(Change::Updated(Box::new(update))).await.is_ok() && self.follow_namespaces(kind).await
+        self.changes.send(Change::Updated(Box::new(update))).await.is_ok()
+            && self.unshare(entry).await
+            && self.follow_namespaces(kind).await
     }
 
     async fn enter(&mut self, webhook: WebhookRef, declared: Declared, generation: i64, known: Option<Entry>) -> bool {
@@ -302,16 +307,29 @@ impl Controller {
             None => (None, Some(Box::new(status))),
         };
         let (kind, uid) = (webhook.kind, webhook.uid);
+        let key = plan.as_ref().ok().and_then(|plan| plan.references.key.as_ref());
+        let told = self.sharing.names(&webhook, key);
         let mut entry = Entry::new(webhook, scope, generation, plan, kept, &self.reader);
         entry.found = found;
         self.entries.insert(uid, entry);
         self.fetch(uid);
-        self.publish(uid).await && self.follow_namespaces(kind).await
+        self.publish(uid).await && self.publish_others(told, uid).await && self.follow_namespaces(kind).await
     }
 
     async fn deleted(&mut self, kind: WebhookKind, uid: Uid) -> bool {
-        let known = self.entries.remove(&uid).is_some() | self.unreadable.remove(&uid);
-        !known || (self.changes.send(Change::Removed(uid)).await.is_ok() && self.follow_namespaces(kind).await)
+        let entry = self.entries.remove(&uid);
+        let known = entry.is_some() | self.unreadable.remove(&uid);
+        !known
+            || (self.changes.send(Change::Removed(uid)).await.is_ok()
+                && self.unshare(entry).await
+                && self.follow_namespaces(kind).await)
+    }
+
+    /// A Webhook is looked after no more: those that shared its key are told.
+    async fn unshare(&mut self, entry: Option<Entry>) -> bool {
+        let Some(Entry { webhook, .. }) = entry else { return true };
+        let told = self.sharing.goes(&webhook);
+        self.publish_others(told, webhook.uid).await
     }
 
     /// Follows Namespaces exactly while a subscription depends on their labels. `kind`: of what has changed.
@@ -423,8 +441,18 @@ impl Controller {
         let listed = self.namespaces.are_listed();
         let entry = self.entries.get_mut(&uid).filter(|entry| listed || !entry.selects_namespaces());
         let Some(entry) = entry else { return true };
-        let update = entry.update();
+        let update = entry.update(self.sharing.note(&entry.webhook));
         self.changes.send(Change::Updated(Box::new(update))).await.is_ok()
+    }
+
+    /// Hands those of these Webhooks on that are others than this one.
+    async fn publish_others(&mut self, webhooks: Vec<Uid>, but: Uid) -> bool {
+        for uid in webhooks.into_iter().filter(|uid| *uid != but) {
+            if !self.publish(uid).await {
+                return false;
+            }
+        }
+        true
     }
 }
 

@@ -6,7 +6,7 @@ use llmtune_webhooks_harness::{
     eventually,
     receiver::{Answer, Receiver},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Jobs, SOON, Scene, run};
 
@@ -265,5 +265,68 @@ fn what_waits_for_a_webhook_that_this_release_cannot_read_is_held_over_a_restart
         assert_eq!(held.attempt(), 1);
         scene.wait_condition("ci", "Ready", "True", "Subscribed", SOON).await;
         assert_eq!(receiver.count(), 1, "{:?}", receiver.events());
+    });
+}
+
+#[test]
+fn webhooks_that_sign_with_one_key_are_told_of_each_other_once_and_again_when_they_share_anew() {
+    run(async {
+        let scene = Scene::new("shared").await;
+        let receiver = Receiver::start().await;
+        scene.secret("common", "s3cret");
+        scene.secret("own", "other");
+        let signed_with = |name: &str, secret: &str| {
+            scene.webhook(name, &receiver.url(), &json!({"secretRef": {"name": secret}}));
+        };
+        signed_with("a", "common");
+        signed_with("c", "own");
+        let _operator = scene.operator().await;
+        scene.wait("webhook/a", "condition=Ready");
+        let told = |name: &str| {
+            let selector = format!("regarding.name={name},reason=SecretShared");
+            let text = scene.kubectl(&["get", "events.events.k8s.io", "--field-selector", &selector, "-o", "json"]);
+            let list: Value = serde_json::from_str(&text).unwrap();
+            let events = list["items"].as_array().unwrap().iter();
+            events.map(|event| event["series"]["count"].as_u64().unwrap_or(1)).sum::<u64>()
+        };
+        assert_eq!(told("a"), 0);
+
+        signed_with("b", "common");
+        for (name, other) in [("a", "b"), ("b", "a")] {
+            let note = scene.wait_event("Webhook", name, "SecretShared").await;
+            let says = format!("key \"secret\" of Secret \"common\" also signs the deliveries of {other}: ");
+            assert!(note.starts_with(&says) && note.contains("give each Webhook a Secret of its own"), "{note}");
+        }
+        scene.kubectl(&["label", "webhook", "a", "b", "team=research"]);
+        let jobs = Jobs::new(&scene).await;
+        for number in 0..5 {
+            let name = format!("job-{number}");
+            jobs.create(&name).await;
+            jobs.start(&name).await;
+        }
+        receiver.wait(15, SOON).await;
+        eventually("the statuses count them", SOON, || async {
+            let succeeded = |name: &str| scene.get("webhook", name)["status"]["deliveries"]["succeeded"] == 5;
+            (succeeded("a") && succeeded("b")).then_some(())
+        })
+        .await;
+        assert_eq!([told("a"), told("b"), told("c")], [1, 1, 0], "once for a change");
+
+        let observed = async |name: &str| {
+            let generation = scene.get("webhook", name)["metadata"]["generation"].clone();
+            eventually("the edit is observed", SOON, || async {
+                (scene.get("webhook", name)["status"]["observedGeneration"] == generation).then_some(())
+            })
+            .await;
+        };
+        signed_with("b", "own");
+        scene.wait_event("Webhook", "c", "SecretShared").await;
+        observed("b").await;
+        signed_with("b", "common");
+        observed("b").await;
+        eventually("both are told again", SOON, || async { (told("a") == 2).then_some(()) }).await;
+        scene.kubectl(&["delete", "webhook", "b"]);
+        signed_with("c", "common");
+        eventually("the third time", SOON, || async { (told("a") == 3 && told("c") == 2).then_some(()) }).await;
     });
 }
