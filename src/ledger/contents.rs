@@ -12,8 +12,10 @@ use serde::{
 use super::record::Record;
 use crate::event::{Event, EventType, body::OpenBody, format::Forms, id::EventId, object::Uid, unknown::Unknown};
 
-/// The largest text that a segment's data is unpacked to; more is no ledger of ours.
-const MAX_UNPACKED: usize = 1 << 30;
+/// No segment's text is longer, so that reading one takes no more memory however well it was compressed.
+pub(super) const MAX_TEXT: usize = 1 << 24;
+/// zstd's window reaches no further back than a whole text.
+const MAX_WINDOW_LOG: u32 = MAX_TEXT.ilog2();
 const LEVEL: i32 = 3;
 
 /// A watch, and what its records belong to.
@@ -198,6 +200,8 @@ pub enum Unreadable {
     Base64(#[from] base64::DecodeError),
     #[error("its data cannot be unpacked: {0}")]
     Zstd(#[from] io::Error),
+    #[error("its data unpacks to more than {MAX_TEXT} bytes")]
+    TooLong,
     #[error("its data cannot be read: {0}")]
     Json(#[from] serde_json::Error),
 }
@@ -314,8 +318,15 @@ impl<'de> Deserialize<'de> for Objects<'_> {
     }
 }
 
+/// A segment's data.
+pub(super) struct Packed {
+    pub(super) data: String,
+    /// Its text's length.
+    pub(super) text: usize,
+}
+
 /// Writes the contents of one segment.
-pub(super) fn pack(home: Uid, shard: Option<usize>, contents: &Contents) -> Result<String, Unreadable> {
+pub(super) fn pack(home: Uid, shard: Option<usize>, contents: &Contents) -> Result<Packed, Unreadable> {
     let events = contents.events.iter().map(|entry| EventText {
         id: entry.id,
         event: entry.event.as_deref().map(|event| EventBody {
@@ -348,14 +359,15 @@ pub(super) fn pack(home: Uid, shard: Option<usize>, contents: &Contents) -> Resu
     }
     let text = Text { home, shard, events: events.collect(), records, watches: contents.watches.clone() };
     let json = serde_json::to_vec(&text)?;
-    Ok(STANDARD.encode(zstd::bulk::compress(&json, LEVEL)?))
+    Ok(Packed { data: STANDARD.encode(zstd::bulk::compress(&json, LEVEL)?), text: json.len() })
 }
 
 /// The JSON of a segment's data.
 pub(super) fn unpack(data: &str) -> Result<Vec<u8>, Unreadable> {
     let packed = STANDARD.decode(data)?;
     let mut json = Vec::new();
-    let decoder = zstd::stream::read::Decoder::new(&packed[..])?;
-    io::Read::read_to_end(&mut io::Read::take(decoder, MAX_UNPACKED as u64), &mut json)?;
-    Ok(json)
+    let mut decoder = zstd::stream::read::Decoder::new(&packed[..])?;
+    decoder.window_log_max(MAX_WINDOW_LOG)?;
+    io::Read::read_to_end(&mut io::Read::take(decoder, MAX_TEXT as u64 + 1), &mut json)?;
+    if json.len() > MAX_TEXT { Err(Unreadable::TooLong) } else { Ok(json) }
 }

@@ -5,7 +5,7 @@ mod recovery;
 
 use std::collections::HashMap;
 
-use super::contents::{self, Contents, Unreadable};
+use super::contents::{self, Contents, MAX_TEXT, Packed, Unreadable};
 use crate::{
     api::ledger_segment::{LedgerSegmentSpec, SegmentKind},
     event::object::Uid,
@@ -22,6 +22,13 @@ pub struct Shape {
     pub shards: usize,
     /// Characters of data in one segment, above which it is split.
     pub limit: usize,
+}
+
+impl Shape {
+    /// Whether a segment is to be split.
+    const fn is_exceeded_by(&self, packed: &Packed) -> bool {
+        packed.data.len() > self.limit || packed.text > MAX_TEXT
+    }
 }
 
 impl Default for Shape {
@@ -126,7 +133,8 @@ impl Journal {
         if self.room() == 0 {
             return Err(LayOutError::Full(1));
         }
-        self.journal_segment(&Contents::default())
+        let nothing = contents::pack(self.home, None, &Contents::default())?;
+        Ok(self.journal_segment(nothing, 0))
     }
 
     /// The shards whose snapshots should be rewritten with the next flush that holds all changes: with every second flush
@@ -166,9 +174,9 @@ impl Journal {
         let mut rewritten = Vec::with_capacity(snapshots.len());
         for (shard, mut snapshot) in snapshots {
             let data = loop {
-                let data = contents::pack(self.home, Some(shard), &snapshot)?;
-                if data.len() <= self.shape.limit || snapshot.len() <= 1 {
-                    break data;
+                let packed = contents::pack(self.home, Some(shard), &snapshot)?;
+                if !self.shape.is_exceeded_by(&packed) || snapshot.len() <= 1 {
+                    break packed.data;
                 }
                 // What does not fit stays in the journal for another turn of the ring.
                 contents.prepend(snapshot.split_off_half());
@@ -179,15 +187,14 @@ impl Journal {
         let mut segments = Vec::new();
         let mut waiting = vec![contents];
         while let Some(mut part) = waiting.pop() {
-            let segment = self.journal_segment(&part)?;
-            if segment.spec.data.len() > self.shape.limit && part.len() > 1 {
-                self.next -= 1;
+            let packed = contents::pack(self.home, None, &part)?;
+            if self.shape.is_exceeded_by(&packed) && part.len() > 1 {
                 let rest = part.split_off_half();
                 waiting.push(rest);
                 waiting.push(part);
                 continue;
             }
-            segments.push(segment);
+            segments.push(self.journal_segment(packed, part.len()));
         }
         if self.next - first > room {
             return Err(LayOutError::Full(segments.len()));
@@ -201,13 +208,12 @@ impl Journal {
         Ok(segments)
     }
 
-    fn journal_segment(&mut self, contents: &Contents) -> Result<Segment, LayOutError> {
-        let data = contents::pack(self.home, None, contents)?;
+    fn journal_segment(&mut self, packed: Packed, records: usize) -> Segment {
         let sequence = self.next;
         self.next += 1;
         let name = self.place(sequence);
         let after = if sequence == self.begun.0 { self.begun.1 } else { self.leader };
-        Ok(self.segment(name, SegmentKind::Journal, sequence, after, contents.len(), data))
+        self.segment(name, SegmentKind::Journal, sequence, after, records, packed.data)
     }
 
     /// The name of the segment at this place of the ring.

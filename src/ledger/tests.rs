@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    contents::{Contents, DeliveryEntry, EventEntry, Group, RecordEntry, WatchEntry, unpack},
+    contents::{Contents, DeliveryEntry, EventEntry, Group, MAX_TEXT, RecordEntry, Unreadable, WatchEntry, unpack},
     journal::{Flush, Found, Journal, LayOutError, Memory, NoLedger, Recovered, Resolution, Segment, Shape, open},
     record::{Lifecycle, Record},
 };
@@ -637,4 +637,30 @@ fn a_place_that_is_free_is_written_only_behind_what_this_leader_wrote_before() {
     };
     assert_eq!(journal.resolve(snapshot, found(1)), Resolution::Lost, "another leader of the same term");
     assert_eq!(journal.version(snapshot), Some("43"));
+}
+
+#[test]
+fn what_unpacks_to_more_than_any_segment_of_ours_is_refused() {
+    let packed = |length: usize| STANDARD.encode(zstd::bulk::compress(&vec![b' '; length], 3).unwrap());
+    assert_eq!(unpack(&packed(MAX_TEXT)).unwrap().len(), MAX_TEXT);
+    let bomb = packed(8 * MAX_TEXT);
+    assert!(bomb.len() < 1 << 17, "{} characters", bomb.len());
+    assert!(matches!(unpack(&bomb), Err(Unreadable::TooLong)));
+    // A frame that asks for a window of 128 MiB before it has said anything: RFC 8878, 3.1.1.1.2.
+    let greedy = STANDARD.encode([0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3, 1, 0, 0]);
+    assert!(matches!(unpack(&greedy), Err(Unreadable::Zstd(_))));
+}
+
+#[test]
+fn a_flush_that_packs_well_is_split_before_its_text_is_longer_than_can_be_read() {
+    let long = "x".repeat(MAX_TEXT / 3);
+    let events: Vec<EventEntry> = (1..=4).map(|number| event(number, &long)).collect();
+    let (of_one, of_other): (Vec<_>, Vec<_>) =
+        events.clone().into_iter().partition(|event| event.id.shard(SHAPE.shards) == 0);
+    let snapshots = [of_one, of_other].map(|events| Contents { events, ..Contents::default() });
+    let contents = Contents { events, watches: Some(watches()), ..Contents::default() };
+    let kept = begun(contents, snapshots.into_iter().enumerate().collect());
+    assert!(kept.0.values().all(|segment| unpack(&segment.spec.data).is_ok()));
+    let (_, memory) = kept.open();
+    assert_eq!(memory.events.len(), 4);
 }
