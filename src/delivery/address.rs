@@ -183,12 +183,6 @@ impl Guard {
         carried(address).try_for_each(|inside| self.judge(inside.into(), port))
     }
 
-    /// Whether the kube-apiserver listens on this port, at whatever address.
-    #[must_use]
-    pub fn is_apiserver_port(&self, port: u16) -> bool {
-        self.apiserver.iter().any(|at| at.port() == port)
-    }
-
     fn judge(&self, address: IpAddr, port: u16) -> Result<(), Refusal> {
         if self.apiserver.contains(&SocketAddr::new(address, port)) {
             return Err(Refusal::Apiserver);

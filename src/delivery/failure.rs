@@ -1,12 +1,12 @@
 //! What went wrong with an attempt, told so that its reader knows what to do: never the answer's body, the url's path or a secret.
 
-use std::{error::Error as _, io, time::Duration};
+use std::{io, time::Duration};
 
 use http::{HeaderMap, StatusCode, header};
 use reqwest::Url;
 use rustls::AlertDescription;
 
-use super::{address::Refused, attempt::Class, clients::ClientError};
+use super::{address::Refused, attempt::Class, client::SendError, clients::ClientError};
 use crate::subscription::target::Target;
 
 /// What of an attempt is a secret, and so may not be told.
@@ -88,7 +88,7 @@ fn describe_guard(refused: &Refused, discretion: Discretion) -> String {
 }
 
 /// The innermost cause tells: the outer ones repeat the url.
-fn describe_request(error: &reqwest::Error, limit: Duration, discretion: Discretion) -> (Class, String) {
+fn describe_request(error: &SendError, limit: Duration, discretion: Discretion) -> (Class, String) {
     let mut innermost: &(dyn std::error::Error + 'static) = error;
     let mut tls = None;
     loop {
@@ -104,7 +104,7 @@ fn describe_request(error: &reqwest::Error, limit: Duration, discretion: Discret
             None => break,
         }
     }
-    if error.is_timeout() {
+    if matches!(error, SendError::Timeout) {
         let limit = limit.as_secs_f64();
         (Class::Timeout, format!("no answer within {limit} s: answer before any work, or raise spec.delivery.timeout"))
     } else if let Some(tls) = tls {
@@ -113,13 +113,13 @@ fn describe_request(error: &reqwest::Error, limit: Duration, discretion: Discret
         (Class::Connect, describe_lookup(&innermost.to_string(), discretion))
     } else if error.is_connect() {
         (Class::Connect, describe_connect(&innermost.to_string(), discretion))
-    } else if error.source().is_none() {
-        (Class::Protocol, "the request failed".into())
+    } else if matches!(error, SendError::Url) {
+        (Class::Protocol, error.to_string())
     } else {
         let text = innermost.to_string();
         // h2 quotes what the endpoint says when it ends a connection.
         let text = text.split(" (b\"").next().unwrap_or_default();
-        (Class::Protocol, format!("the connection broke: {text}"))
+        (Class::Protocol, format!("the connection broke: {}", without_number(text)))
     }
 }
 
@@ -129,8 +129,12 @@ fn describe_lookup(cause: &str, discretion: Discretion) -> String {
 }
 
 fn describe_connect(cause: &str, discretion: Discretion) -> String {
-    let cause = cause.split(" (os error").next().unwrap_or(cause);
-    format!("cannot connect to the host and port of {}: {cause}", discretion.url())
+    format!("cannot connect to the host and port of {}: {}", discretion.url(), without_number(cause))
+}
+
+/// The system's words for an error, without its number.
+fn without_number(cause: &str) -> &str {
+    cause.split(" (os error").next().unwrap_or(cause)
 }
 
 const NO_COMMON_TLS: &str = "the endpoint offers no TLS 1.2 or 1.3 with a cipher that is considered safe: upgrade it";

@@ -2,7 +2,9 @@
 
 pub mod address;
 pub mod attempt;
+pub mod client;
 pub mod clients;
+mod connector;
 pub mod failure;
 pub mod message;
 pub mod resolver;
@@ -10,3 +12,4 @@ pub mod schedule;
 pub mod send;
 pub mod sign;
 pub mod tls;
+mod wire;

@@ -9,11 +9,11 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
-use reqwest::Response;
 use tokio::time::{Instant, timeout};
 
 use super::{
     attempt::{Attempt, AttemptResult, Class, Exchange, Outcome},
+    client::Response,
     clients::{ClientError, Clients},
     failure::{Discretion, describe_error, describe_status},
     message::{Message, message},
@@ -112,8 +112,7 @@ impl Sender {
             Err(error) => Err(error),
             Ok(client) => {
                 let left = deadline.saturating_duration_since(begun);
-                let request = client.post(target.url.clone()).headers(headers).timeout(left).body(body);
-                request.send().await.map_err(ClientError::from)
+                client.post(&target.url, headers, body, left).await.map_err(ClientError::from)
             }
         };
         let duration = begun.elapsed();
@@ -190,7 +189,7 @@ fn withheld(attempt: &Attempt, hold: bool, lost: Option<(Arc<Kept>, ReferenceErr
 async fn drain(mut response: Response) {
     let read = async {
         let mut bytes = 0;
-        while let Ok(Some(chunk)) = response.chunk().await {
+        while let Some(chunk) = response.chunk().await {
             bytes += chunk.len();
             if bytes > MAX_ANSWER {
                 break;
@@ -201,7 +200,7 @@ async fn drain(mut response: Response) {
 }
 
 /// When the endpoint wishes to be asked again (RFC 9110, 10.2.3): seconds, or a date.
-fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
         // Beyond u64 it is longer than any backoff.max.

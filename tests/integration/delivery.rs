@@ -11,12 +11,9 @@ use llmtune_webhooks_harness::{
     receiver::{Answer, Received, Receiver},
 };
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-};
+use tokio::io::AsyncWriteExt;
 
-use crate::support::{Jobs, SOON, Scene, run};
+use crate::support::{Jobs, SOON, Scene, misbehaving, read_request, run};
 
 /// Retries so quick that a test can wait for them all.
 fn quick(max_retries: u32) -> Value {
@@ -197,71 +194,42 @@ fn a_redirect_is_not_followed_and_its_host_is_named() {
     });
 }
 
-/// Endpoints that misbehave below HTTP.
-async fn misbehaving(behaviour: fn(TcpStream) -> futures::future::BoxFuture<'static, ()>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://127.0.0.1:{}/hook", listener.local_addr().unwrap().port());
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(behaviour(stream));
-        }
-    });
-    url
-}
-
-async fn read_request(stream: &mut TcpStream) {
-    let mut buffer = vec![0; 16 * 1024];
-    let _ = stream.read(&mut buffer).await;
-}
-
 #[test]
 fn an_endpoint_that_hangs_drips_fails_breaks_or_floods_harms_no_other_webhook() {
     run(async {
         let scene = Scene::new("harm").await;
         let good = Receiver::start().await;
         let failing = Receiver::answering(|_| Answer::status(500)).await;
-        let hangs = misbehaving(|mut stream| {
-            Box::pin(async move {
-                read_request(&mut stream).await;
-                std::future::pending::<()>().await;
-            })
+        let hangs = misbehaving(|mut stream| async move {
+            read_request(&mut stream).await;
+            std::future::pending::<()>().await;
         })
         .await;
-        let drips = misbehaving(|mut stream| {
-            Box::pin(async move {
-                read_request(&mut stream).await;
-                for byte in b"HTTP/1.1 200 OK\r\nx-slow: ".iter().chain(std::iter::repeat(&b'a')) {
-                    if stream.write_all(&[*byte]).await.is_err() {
-                        return;
-                    }
-                    tokio::time::sleep(Duration::from_millis(200)).await;
+        let drips = misbehaving(|mut stream| async move {
+            read_request(&mut stream).await;
+            for byte in b"HTTP/1.1 200 OK\r\nx-slow: ".iter().chain(std::iter::repeat(&b'a')) {
+                if stream.write_all(&[*byte]).await.is_err() {
+                    return;
                 }
-            })
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
         })
         .await;
-        let breaks = misbehaving(|mut stream| {
-            Box::pin(async move {
-                read_request(&mut stream).await;
-                let _ =
-                    stream.write_all(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 1000\r\n\r\nabc").await;
-            })
+        let breaks = misbehaving(|mut stream| async move {
+            read_request(&mut stream).await;
+            let _ = stream.write_all(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 1000\r\n\r\nabc").await;
         })
         .await;
-        let nonsense = misbehaving(|mut stream| {
-            Box::pin(async move {
-                read_request(&mut stream).await;
-                let _ = stream.write_all(b"I am no HTTP server\r\n\r\n").await;
-            })
+        let nonsense = misbehaving(|mut stream| async move {
+            read_request(&mut stream).await;
+            let _ = stream.write_all(b"I am no HTTP server\r\n\r\n").await;
         })
         .await;
-        let floods = misbehaving(|mut stream| {
-            Box::pin(async move {
-                read_request(&mut stream).await;
-                let _ =
-                    stream.write_all(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 9999999999\r\n\r\n").await;
-                let chunk = vec![b'x'; 1 << 16];
-                while stream.write_all(&chunk).await.is_ok() {}
-            })
+        let floods = misbehaving(|mut stream| async move {
+            read_request(&mut stream).await;
+            let _ = stream.write_all(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 9999999999\r\n\r\n").await;
+            let chunk = vec![b'x'; 1 << 16];
+            while stream.write_all(&chunk).await.is_ok() {}
         })
         .await;
         let policy = json!({"delivery": {"timeout": "1s", "maxRetries": 1, "concurrency": 2,

@@ -18,6 +18,7 @@ mod filters;
 mod formats;
 mod gitops;
 mod guide;
+mod hostile;
 mod installation;
 mod logs;
 mod operation;

@@ -21,7 +21,11 @@ use llmtune_webhooks_harness::{
     root,
 };
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    net::{TcpListener, TcpStream},
+    sync::OnceCell,
+};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_llmtune-webhooks");
 /// Long enough for a loaded machine; tests wait for conditions, not for time.
@@ -224,6 +228,27 @@ impl Scene {
         })
         .await
     }
+}
+
+/// An endpoint that misbehaves below HTTP: what it does with each connection. Returns its url.
+pub async fn misbehaving<F>(behaviour: impl Fn(TcpStream) -> F + Send + 'static) -> String
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://127.0.0.1:{}/hook", listener.local_addr().unwrap().port());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(behaviour(stream));
+        }
+    });
+    url
+}
+
+/// Reads a request, as far as it comes at once.
+pub async fn read_request(stream: &mut (impl AsyncRead + Unpin)) {
+    let mut buffer = vec![0; 16 * 1024];
+    let _ = stream.read(&mut buffer).await;
 }
 
 /// A Webhook's manifest; `spec` is merged over its url and `events: ["*"]`.

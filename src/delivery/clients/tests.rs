@@ -1,9 +1,10 @@
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
 };
 
-use reqwest::dns::{Addrs, Name, Resolving};
+use http::HeaderMap;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -14,6 +15,7 @@ use crate::delivery::{
     address::parse_range,
     attempt::Class,
     failure::{Discretion, describe_error},
+    resolver::Resolving,
 };
 
 /// A name server that gives one answer after the other, over and over.
@@ -34,10 +36,10 @@ impl Fickle {
 }
 
 impl Resolve for Fickle {
-    fn resolve(&self, _: Name) -> Resolving {
+    fn resolve(&self, _: String) -> Resolving {
         let turn = self.asked.fetch_add(1, Ordering::Relaxed);
         let answer = self.answers[turn % self.answers.len()].clone();
-        Box::pin(async move { Ok(Box::new(answer.into_iter().map(|ip| SocketAddr::new(ip, 0))) as Addrs) })
+        Box::pin(async move { Ok(answer) })
     }
 }
 
@@ -92,7 +94,7 @@ async fn send(clients: &Clients, url: &str) -> (Class, String) {
     let limit = Duration::from_secs(10);
     let error = match clients.client(&url, None) {
         Err(error) => error,
-        Ok(client) => match client.post(url).timeout(limit).body("{}").send().await {
+        Ok(client) => match client.post(&url, HeaderMap::new(), "{}".into(), limit).await {
             Ok(_) => return (Class::Success, String::new()),
             Err(error) => error.into(),
         },
@@ -188,19 +190,13 @@ fn a_proxy_that_cannot_be_is_refused_without_telling_what_was_written() {
 }
 
 #[test]
-fn webhooks_share_the_clients_of_their_tls_and_a_port_of_the_apiserver_has_one_of_its_own() {
-    let own = SocketAddr::from(([127, 0, 0, 1], 6443));
-    let clients = Clients::new(Vec::new(), guard(&[], &[own]), Fickle::new(&[&[]]), None).unwrap();
-    let ask = |url: &str, tls: Option<&Material>| clients.client(&Url::parse(url).unwrap(), tls).map(|_| ()).unwrap();
-    for url in ["https://a.example.com/", "http://b.example.com/", "https://c.example.com:8443/"] {
-        ask(url, None);
-    }
-    assert_eq!(clients.pool.clients.lock().unwrap().len(), 1);
-    ask("https://d.example.com:6443/", None);
-    assert_eq!(clients.pool.clients.lock().unwrap().len(), 2);
+fn webhooks_with_the_same_tls_share_one_client() {
+    let clients = Clients::new(Vec::new(), guard(&[], &[]), Fickle::new(&[&[]]), None).unwrap();
     let certificate = rcgen::generate_simple_self_signed(["a.example.com".to_owned()]).unwrap().cert.pem();
-    let tls = crate::delivery::tls::Materials::default().get(Some(certificate.as_bytes()), None).unwrap();
-    ask("https://a.example.com/", Some(&tls));
-    ask("https://b.example.com/", Some(&tls));
-    assert_eq!((tls.pool.clients.lock().unwrap().len(), clients.pool.clients.lock().unwrap().len()), (1, 2));
+    let own = crate::delivery::tls::Materials::default().get(Some(certificate.as_bytes()), None).unwrap();
+    let made = |pool: &Pool| pool.0.lock().unwrap().is_some();
+    clients.client(&Url::parse("https://a.example.com/").unwrap(), Some(&own)).unwrap();
+    assert_eq!([made(&own.pool), made(&clients.pool)], [true, false]);
+    clients.client(&Url::parse("http://b.example.com:6443/").unwrap(), None).unwrap();
+    assert_eq!([made(&own.pool), made(&clients.pool)], [true, true]);
 }

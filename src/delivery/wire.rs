@@ -1,0 +1,213 @@
+//! One connection to an endpoint, and a bound on what comes over it unasked.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What may come since the last request was begun, beside what is taken of the bodies of answers: their heads, and what is read ahead. An
+/// endpoint that goes on with answers that announce another, or with frames that mean nothing, would otherwise be read for as long as an
+/// attempt may take, at the cost of all others.
+const MAX_UNASKED: usize = 256 * 1024;
+/// What a client of HTTP/2 says first (RFC 9113, 3.4).
+const PREFACE: usize = 24;
+const FRAME_HEAD: usize = 9;
+const HEADERS: u8 = 1;
+
+/// Bytes that go and come, in whatever way.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// The endpoint sends without an end.
+#[derive(Debug, thiserror::Error)]
+#[error("the endpoint sent more than {} KiB without an answer: answer with a status at once", MAX_UNASKED / 1024)]
+struct Endless;
+
+/// How many bytes have come over a connection that nobody asked for. The answers of one connection share it, since those to many requests
+/// may come at once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unasked(Arc<AtomicUsize>);
+
+impl Unasked {
+    /// So many of them were of an answer's body, and have been taken.
+    pub(super) fn taken(&self, bytes: usize) {
+        let less = |unasked: usize| Some(unasked.saturating_sub(bytes));
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    /// More have come; whether they may.
+    fn add(&self, bytes: usize) -> bool {
+        self.0.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_UNASKED
+    }
+
+    /// What comes next has been asked for.
+    fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+/// How a connection is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    Http1,
+    /// HTTP/1.1 to a proxy, which is told the whole url.
+    Proxied,
+    Http2,
+}
+
+/// A connection.
+pub(super) struct Wire {
+    stream: Box<dyn Stream>,
+    used: Use,
+    frames: Frames,
+    unasked: Unasked,
+}
+
+impl Wire {
+    /// A connection over this stream.
+    pub(super) fn over(stream: impl Stream + 'static, used: Use) -> Self {
+        Self { stream: Box::new(stream), used, frames: Frames::default(), unasked: Unasked::default() }
+    }
+
+    fn sent(&mut self, data: &[u8]) {
+        // The rest of a request goes as slowly as the endpoint takes it, and acknowledgements of HTTP/2 as often as it provokes them.
+        let begins = match self.used {
+            Use::Http1 | Use::Proxied => data.starts_with(b"POST "),
+            Use::Http2 => self.frames.begin_request(data),
+        };
+        if begins {
+            self.unasked.reset();
+        }
+    }
+}
+
+/// The frames of HTTP/2 that a client sends.
+#[derive(Debug)]
+struct Frames {
+    head: [u8; FRAME_HEAD],
+    /// How much of `head` is known.
+    known: usize,
+    /// How much of what stands before the next head is still to come.
+    before: usize,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self { head: [0; FRAME_HEAD], known: 0, before: PREFACE }
+    }
+}
+
+impl Frames {
+    /// Whether a request begins in what is sent next.
+    fn begin_request(&mut self, mut data: &[u8]) -> bool {
+        let mut begins = false;
+        loop {
+            let skipped = self.before.min(data.len());
+            self.before -= skipped;
+            data = &data[skipped..];
+            if data.is_empty() {
+                return begins;
+            }
+            let taken = (FRAME_HEAD - self.known).min(data.len());
+            self.head[self.known..self.known + taken].copy_from_slice(&data[..taken]);
+            self.known += taken;
+            data = &data[taken..];
+            if self.known == FRAME_HEAD {
+                let [a, b, c, kind, ..] = self.head;
+                (self.known, self.before) = (0, u32::from_be_bytes([0, a, b, c]) as usize);
+                begins |= kind == HEADERS;
+            }
+        }
+    }
+}
+
+impl Connection for Wire {
+    fn connected(&self) -> Connected {
+        let connected = Connected::new().extra(self.unasked.clone());
+        match self.used {
+            Use::Http1 => connected,
+            Use::Proxied => connected.proxy(true),
+            Use::Http2 => connected.negotiated_h2(),
+        }
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let comes = self.unasked.add(buffer.filled().len() - before);
+        Poll::Ready(if comes { Ok(()) } else { Err(io::Error::other(Endless)) })
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, data))?;
+        self.sent(&data[..written]);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, data))?;
+        let mut left = written;
+        for slice in data {
+            let sent = left.min(slice.len());
+            self.sent(&slice[..sent]);
+            left -= sent;
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_request_is_seen_however_its_frames_are_cut_and_nothing_else_is_taken_for_one(
+            frames in prop::collection::vec((0..10_u8, 0..300_usize), 0..20), cut in 1..40_usize,
+        ) {
+            let mut sent = vec![HEADERS; PREFACE];
+            for (kind, length) in &frames {
+                sent.extend_from_slice(&(*length as u32).to_be_bytes()[1..]);
+                sent.push(*kind);
+                sent.extend([HEADERS; 5]);
+                sent.extend(vec![HEADERS; *length]);
+            }
+            let mut seen = Frames::default();
+            let requests = sent.chunks(cut).filter(|piece| seen.begin_request(piece)).count();
+            let begun = frames.iter().filter(|(kind, _)| *kind == HEADERS).count();
+            prop_assert!(requests <= begun && (requests > 0) == (begun > 0));
+            prop_assert_eq!((seen.known, seen.before), (0, 0));
+        }
+    }
+}
