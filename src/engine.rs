@@ -228,7 +228,7 @@ impl Engine {
     }
 
     fn next_epoch(&mut self) -> u64 {
-        self.epoch += 1;
+        self.epoch = self.epoch.saturating_add(1);
         self.epoch
     }
 
@@ -513,7 +513,7 @@ impl Engine {
         let Outcome { webhook, delivery: id, generation, result, exchange } = outcome;
         let delivery = self.pending.ended(webhook, id)?;
         let event = Arc::clone(&delivery.event);
-        let (attempt, again) = (delivery.failed_attempts + 1, delivery.again);
+        let (attempt, again) = (delivery.failed_attempts.saturating_add(1), delivery.again);
         let subscription = self.index.get(webhook)?;
         let result = match result {
             // The answer of an endpoint that the spec no longer names says nothing of the new one.

@@ -13,6 +13,8 @@ pub mod event;
 pub mod expression;
 #[cfg(test)]
 mod fake;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub mod ledger;
 mod objects;
 pub mod operator;

@@ -68,7 +68,7 @@ fn describe_refusal(target: &Target) -> String {
 }
 
 /// The class of an attempt without an answer, and why there was none.
-pub(super) fn describe_error(error: &ClientError, limit: Duration, discretion: Discretion) -> (Class, String) {
+pub(crate) fn describe_error(error: &ClientError, limit: Duration, discretion: Discretion) -> (Class, String) {
     match error {
         ClientError::Refused(refused) => (Class::Address, describe_guard(refused, discretion)),
         ClientError::Tls(_) => (Class::Tls, error.to_string()),

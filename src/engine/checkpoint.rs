@@ -24,7 +24,7 @@ impl Engine {
     /// An engine that knows what the ledger remembered.
     #[must_use]
     pub fn recover(cluster: Option<String>, epoch: u64, shards: usize, memory: Memory, now: Timestamp) -> Self {
-        let mut engine = Self::new(cluster, epoch.max(memory.newest_epoch + 1), shards);
+        let mut engine = Self::new(cluster, epoch.max(memory.newest_epoch.saturating_add(1)), shards);
         let flush = memory.watches.iter().map(|watch| watch.entry.flush).max().unwrap_or_default();
         engine.pending.gate.resume(flush);
         for remembered in memory.events {

@@ -209,7 +209,7 @@ impl Pending {
         let (total, newest) = (&mut self.total_bytes, &mut self.newest);
         self.events[shard].entry(event.id).or_insert_with(|| {
             *total += size;
-            *newest += 1;
+            *newest = newest.saturating_add(1);
             Stored {
                 event: Arc::clone(event),
                 size,
@@ -286,7 +286,7 @@ impl Pending {
                 webhook,
                 delivery: id,
                 event: Arc::clone(&delivery.event),
-                attempt: delivery.failed_attempts + 1,
+                attempt: delivery.failed_attempts.saturating_add(1),
                 gone: queue.gone.is_some() && !delivery.again,
             };
             self.wake(webhook);

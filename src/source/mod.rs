@@ -3,7 +3,7 @@
 
 pub mod catalog;
 pub mod deployment;
-mod frame;
+pub(crate) mod frame;
 pub mod health;
 pub mod mapped;
 pub mod namespaces;

@@ -25,12 +25,12 @@ impl Gate {
     /// The number of the next flush that holds everything: what is told now is in it, with its record and its watch.
     pub fn next_flush(&mut self) -> u64 {
         self.awaited = true;
-        self.composed + 1
+        self.composed.saturating_add(1)
     }
 
     /// A flush that holds everything is composed. Tells the number of the newest one that something waits for.
     pub fn composed(&mut self) -> u64 {
-        self.composed += u64::from(std::mem::take(&mut self.awaited));
+        self.composed = self.composed.saturating_add(std::mem::take(&mut self.awaited).into());
         self.composed
     }
 

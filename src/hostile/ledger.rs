@@ -1,0 +1,108 @@
+use std::collections::BTreeMap;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+
+use super::operator::{Operator, now};
+use crate::{
+    api::ledger_segment::{LedgerSegmentSpec, SegmentKind},
+    engine::Engine,
+    event::{
+        EventType,
+        object::{Uid, WatchId},
+        observation::Change,
+    },
+    ledger::journal::{Found, Recovered, Segment, Shape, open},
+};
+
+const HOME: Uid = Uid::from_u128(99);
+const SHAPE: Shape = Shape { ring: 16, shards: 2, limit: 1 << 16 };
+
+/// A ledger, in the way that its first byte tells: one segment's base64, or its zstd, or the JSON of several, a line each. It is refused, or
+/// a leader goes on with it and writes what the next one can read.
+pub fn ledger(input: &[u8]) {
+    let Some((how, rest)) = input.split_first() else { return };
+    let segments = match how % 3 {
+        0 => vec![journal(1, String::from_utf8_lossy(rest).into_owned())],
+        1 => vec![journal(1, STANDARD.encode(rest))],
+        _ => texts(rest),
+    };
+    go_on(segments.into_iter().map(|segment| (segment.name.clone(), segment)).collect());
+}
+
+fn journal(sequence: u64, data: String) -> Segment {
+    let (name, after) = (format!("journal-1-{sequence:03}"), if sequence == 1 { 0 } else { 7 });
+    let (kind, bytes) = (SegmentKind::Journal, data.len() as u64);
+    let spec = LedgerSegmentSpec { kind, epoch: 1, term: 1, leader: 7, after, sequence, records: 0, bytes, data };
+    Segment { name, spec }
+}
+
+/// Those of which the text speaks of a shard are snapshots, as of the segment before them.
+fn texts(lines: &[u8]) -> Vec<Segment> {
+    let mut last = 0;
+    let lines = lines.split(|byte| *byte == b'\n').take(SHAPE.ring as usize - 4);
+    let segments = lines.map(|line| {
+        let data = STANDARD.encode(zstd::bulk::compress(line, 1).unwrap());
+        let text = String::from_utf8_lossy(line);
+        if let Some((_, shard)) = text.split_once("\"shard\":") {
+            let name = format!("snapshot-1-{:02}", u8::from(shard.starts_with('1')));
+            let spec = LedgerSegmentSpec { kind: SegmentKind::Snapshot, after: 0, ..journal(last, data).spec };
+            return Segment { name, spec };
+        }
+        last += 1;
+        journal(last, data)
+    });
+    segments.collect()
+}
+
+fn go_on(mut kept: BTreeMap<String, Segment>) {
+    let found = |kept: &BTreeMap<String, Segment>| -> Vec<Found> {
+        kept.values().map(|segment| Found { segment: segment.clone(), version: "1".into() }).collect()
+    };
+    let (mut journal, memory) = match open(&found(&kept), HOME, SHAPE, 8) {
+        Recovered::Ledger(journal, memory) => (*journal, *memory),
+        Recovered::NoLedger { why, .. } => return assert!(!why.to_string().is_empty()),
+    };
+    let names: Vec<String> = memory.watches.iter().map(|watch| watch.entry.watch.clone()).collect();
+    let mut operator = Operator(Engine::recover(None, 1, SHAPE.shards, memory, now()));
+    for (number, name) in (0..).zip(&names) {
+        operator.0.add_watch(WatchId(number), "source", name, false);
+    }
+    operator.0.forget_other_watches();
+    operator.subscribe();
+    operator.observe(Change::ListBegun);
+    let job = EventType::TrainingStarted.outline(Uid::from_u128(7), "ns".into(), "a".into());
+    operator.observe(Change::Seen(Box::new(job)));
+    operator.observe(Change::ListEnded(1 << 60));
+    for _ in 0..32 {
+        if operator.attempt_all(|_| {}) == 0 {
+            break;
+        }
+    }
+    let claim = journal.claim().unwrap();
+    let flush = operator.0.flush(&[0, 1], usize::MAX);
+    let Ok(written) = journal.lay_out(flush) else { return };
+    operator.0.landed();
+    for segment in std::iter::once(claim).chain(written) {
+        kept.insert(segment.name.clone(), segment);
+    }
+    if let Recovered::NoLedger { why, .. } = open(&found(&kept), HOME, SHAPE, 9) {
+        panic!("what was written cannot be read: {why}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::hostile::seeds;
+
+    proptest! {
+        #![proptest_config(seeds::cases(3000))]
+
+        #[test]
+        fn a_ledger_that_is_garbled_is_refused_or_gone_on_with_and_read_again(input in seeds::mutated("ledger")) {
+            ledger(&input);
+        }
+    }
+}

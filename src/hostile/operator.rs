@@ -1,0 +1,96 @@
+//! The way from an observation to what attempts say, without anything that is slow.
+
+use http::HeaderMap;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::body;
+use crate::{
+    delivery::{
+        attempt::{Attempt, AttemptResult, Outcome},
+        message::message,
+        sign::Keys,
+    },
+    engine::{Due, Engine},
+    event::{
+        body::MAX_BYTES,
+        format::{Derived, Format},
+        object::{Uid, WatchId},
+        observation::{Change, Observation},
+    },
+    subscription::{index::Scope, resolve::Plan},
+};
+
+/// Each format, and how many headers it comes with beside those of content.
+const FORMATS: [(Format, usize); 4] = [
+    (Format::LlmTune, 8),
+    (Format::Derived(Derived::StandardWebhooks), 8),
+    (Format::Derived(Derived::CloudEventsStructured), 8),
+    (Format::Derived(Derived::CloudEventsBinary), 16),
+];
+/// What the attributes of a `CloudEvent` may add to a body.
+const ATTRIBUTES: usize = 2048;
+
+/// An engine behind one watch, with one Webhook that gets everything of the namespace `ns`.
+pub(super) struct Operator(pub(super) Engine);
+
+impl Operator {
+    /// One that has seen an empty list.
+    pub(super) fn new() -> Self {
+        let mut engine = Engine::new(Some("cluster".into()), 1, 2);
+        engine.add_watch(WatchId(0), "source", "watch", false);
+        let mut operator = Self(engine);
+        operator.subscribe();
+        operator.observe(Change::ListBegun);
+        operator.observe(Change::ListEnded(1));
+        let _ = operator.0.flush(&[], usize::MAX);
+        operator.0.landed();
+        operator
+    }
+
+    pub(super) fn subscribe(&mut self) {
+        let filter = "data.metrics.loss > 0.5 || object.metadata.labels.team == event || true";
+        let spec = json!({"url": "https://ci.example.com", "events": ["*"], "filter": filter});
+        let plan = Plan::read(&serde_json::from_value(spec).unwrap(), "ns", false).unwrap();
+        let scope = Scope::Namespace("ns".into());
+        self.0.subscribe(plan.subscription(Uid::from_u128(50), &scope, 1, false));
+    }
+
+    pub(super) fn observe(&mut self, change: Change) {
+        self.0.observe(Observation { watch: WatchId(0), change }, now());
+    }
+
+    /// Makes the attempts that are due, every second of which fails; each is looked at. Tells how many there were.
+    pub(super) fn attempt_all(&mut self, look: impl Fn(&Attempt)) -> usize {
+        let mut count = 0;
+        while let Some(due) = self.0.due(now()) {
+            let Due::Attempt(attempt) = due else { continue };
+            look(&attempt);
+            let failed = AttemptResult::Failed { retry_after: None };
+            let result = if count % 2 == 0 { AttemptResult::Acknowledged } else { failed };
+            let (webhook, delivery, generation) = (attempt.webhook, attempt.delivery, attempt.generation);
+            self.0.settle(Outcome { webhook, delivery, generation, result, exchange: None }, now(), 0.5);
+            count += 1;
+        }
+        count
+    }
+}
+
+/// Holds what an attempt says, in every format, against what is promised: all headers, and a body that is bounded and survives
+/// JavaScript.
+pub(super) fn is_well_told(attempt: &Attempt) {
+    let keys = Keys::new(b"key".to_vec().into(), None);
+    for (format, headers) in FORMATS {
+        let signed = Some((&keys, keys.first()));
+        let message = message(attempt, format, &HeaderMap::new(), signed, now()).unwrap();
+        assert!(message.headers.len() >= headers, "one is missing: {:?}", message.headers);
+        let most = if format == Format::LlmTune { MAX_BYTES } else { MAX_BYTES + ATTRIBUTES };
+        assert!(message.body.len() <= most, "{} bytes", message.body.len());
+        body::is_fixed(str::from_utf8(&message.body).unwrap());
+    }
+}
+
+/// The time that everything happens at.
+pub(super) fn now() -> Timestamp {
+    Timestamp::from_second(1_763_000_000).unwrap()
+}
