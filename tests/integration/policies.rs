@@ -6,7 +6,11 @@ use llmtune_webhooks_harness::{control_plane::ControlPlane, eventually, root};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
-use crate::support::{SOON, Scene, run, webhook};
+use crate::{
+    custom_resources::of_cluster,
+    secrets::url_from,
+    support::{SOON, Scene, run, webhook},
+};
 
 /// The control plane that these tests share, one at a time: a policy holds for all of it.
 async fn plane() -> (Arc<ControlPlane>, MutexGuard<'static, ()>) {
@@ -123,7 +127,11 @@ fn a_namespace_s_webhooks_may_send_to_the_hosts_that_its_annotation_names_howeve
             "https://evil.example/ci.example.com",
             "https://evil.example/?https://ci.example.com",
             "https://ci.example.com./",
+            "https://ci.example.com\u{ff0e}evil.example/",
+            "https://evil.example\u{3002}ci.example.com/",
             "http://10.1.2.30/",
+            "http://0xa.1.2.3/",
+            "http://[fd00::2]/",
             "http://167838211/",
         ] {
             refused(&scene, &to(url), "write one of these, or ask the platform team to add yours to the annotation");
@@ -134,6 +142,9 @@ fn a_namespace_s_webhooks_may_send_to_the_hosts_that_its_annotation_names_howeve
             "https://evil.example\\.hooks.example.com/",
             "https://evil.example#.hooks.example.com/",
             "https://evil.example\t.hooks.example.com/",
+            "https:///evil.example/.hooks.example.com/",
+            "https:\\\\evil.example/.hooks.example.com/",
+            "https:evil.example/.hooks.example.com/",
             "https://%63i.example.com/",
         ] {
             assert!(told(&scene, &to(url)).contains("spec.url"), "{url}");
@@ -174,6 +185,45 @@ fn the_hosts_of_the_whole_cluster_are_those_of_a_configmap_and_without_it_none()
         })
         .await;
         withdraw(&scene, "hosts-by-configmap.yaml", &other).await;
+    });
+}
+
+#[test]
+fn a_url_from_a_secret_gets_past_no_policy_on_urls() {
+    run(async {
+        let (plane, _turn) = plane().await;
+        let scene = Scene::on(plane, "url-from").await;
+        scene.kubectl(&["annotate", "namespace", &scene.namespace, "llmtune.io/webhook-hosts=ci.example.com"]);
+        let (allowed, unwanted) = (to("https://ci.example.com/"), to("http://other.example.com/"));
+        let hidden = url_from("new", "hook", &json!({}));
+        for (example, says) in [
+            ("https-only.yaml", "whether the url in a Secret is https cannot be checked: write it in spec.url"),
+            ("hosts-by-namespace.yaml", "cannot be checked against the hosts that this namespace may send to"),
+            ("hosts-by-configmap.yaml", "cannot be checked against the hosts that this cluster may send to"),
+        ] {
+            apply(&scene, example, &unwanted).await;
+            refused(&scene, &hidden, says);
+            eventually("the allowed host is known", SOON, || async { told(&scene, &allowed).is_empty().then_some(()) })
+                .await;
+            scene.apply(&allowed);
+            refused(&scene, &hidden, says);
+            scene.kubectl(&["delete", "webhook", "new"]);
+            let [allowed, unwanted, hidden] = [&allowed, &unwanted, &hidden].map(of_cluster);
+            taken(&scene, &allowed);
+            if example == "hosts-by-namespace.yaml" {
+                // It is in no namespace.
+                taken(&scene, &unwanted);
+            } else {
+                refused(&scene, &unwanted, "write");
+                refused(&scene, &hidden, says);
+            }
+            withdraw(&scene, example, &to("http://other.example.com/")).await;
+        }
+        apply(&scene, "warnings.yaml", &unwanted).await;
+        assert!(told(&scene, &of_cluster(&unwanted)).contains("write https:// where the endpoint speaks TLS"));
+        let hidden = told(&scene, &hidden);
+        assert!(hidden.contains("name a Secret in spec.secretRef") && !hidden.contains("https"), "{hidden}");
+        withdraw(&scene, "warnings.yaml", &unwanted).await;
     });
 }
 
