@@ -40,23 +40,23 @@ pub struct Envelope<'a> {
 /// by one, and `"truncated":true` says so.
 #[must_use]
 pub fn open(envelope: Envelope<'_>, mut data: Data) -> OpenBody {
-    let mut truncated = false;
+    let mut truncated = data.truncated;
     loop {
         let text = write(envelope, &data, truncated);
-        if text.len() + CLOSING_BYTES <= MAX_BYTES || data.0.is_empty() {
+        if text.len() + CLOSING_BYTES <= MAX_BYTES || data.members.is_empty() {
             return OpenBody(text);
         }
         truncated = true;
-        let metrics = data.0.iter().position(|(name, _)| *name == "metrics");
-        let largest = || (0..data.0.len()).max_by_key(|index| data.0[*index].1.len());
+        let metrics = data.members.iter().position(|(name, _)| *name == "metrics");
+        let largest = || (0..data.members.len()).max_by_key(|index| data.members[*index].1.len());
         if let Some(index) = metrics.or_else(largest) {
-            data.0.remove(index);
+            data.members.remove(index);
         }
     }
 }
 
 fn write(envelope: Envelope<'_>, data: &Data, truncated: bool) -> String {
-    let size: usize = data.0.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+    let size: usize = data.members.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
     let mut out = String::with_capacity(size + 256);
     out.push_str("{\"id\":\"");
     out.push_str(&envelope.id.to_string());
@@ -64,7 +64,7 @@ fn write(envelope: Envelope<'_>, data: &Data, truncated: bool) -> String {
     out.push_str(envelope.event.name());
     out.push('"');
     out.push_str(DATA);
-    let members = data.0.iter().map(|(name, value)| (*name, value.as_str()));
+    let members = data.members.iter().map(|(name, value)| (*name, value.as_str()));
     json::write_object(&mut out, members, String::push_str);
     out.push_str(OCCURRED_AT);
     json::write_string(&mut out, &envelope.occurred_at.to_string());
@@ -164,7 +164,7 @@ mod tests {
         let false_friend = ",\"occurredAt\":\"2001-01-01T00:00:00Z\"";
         let mut data = Data::default();
         data.text("note", false_friend);
-        data.0.push(("metrics", format!("{{\"loss\":1{false_friend}}}")));
+        data.members.push(("metrics", format!("{{\"loss\":1{false_friend}}}")));
         let occurred_at = Timestamp::from_millisecond(1_700_000_000_123).unwrap();
         let id = EventId::of_test(Uid::from_u128(7));
         let event = EventType::TrainingCompleted;

@@ -253,6 +253,9 @@ pub struct TrainingFacts {
     /// At most 64 numbers and strings, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, Metric>,
+    /// They are longer than a body may be, so that none would have them: they are not kept.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub metrics_too_long: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -11,15 +11,20 @@ use super::{
     object::{Facts, Metric, Object, ServingFacts, TrainingFacts, UsageFacts},
 };
 
-/// The members of `data`: name and JSON text, in the order in which they are written.
+/// What `data` is made of.
 #[derive(Debug, Default)]
-pub struct Data(pub Vec<(&'static str, String)>);
+pub struct Data {
+    /// Its members: name and JSON text, in the order in which they are written.
+    pub members: Vec<(&'static str, String)>,
+    /// Something was too large for it.
+    pub truncated: bool,
+}
 
 impl Data {
     pub(super) fn text(&mut self, name: &'static str, value: &str) {
         let mut text = String::with_capacity(value.len() + 2);
         json::write_string(&mut text, value);
-        self.0.push((name, text));
+        self.members.push((name, text));
     }
 
     fn optional(&mut self, name: &'static str, value: Option<&String>) {
@@ -39,7 +44,7 @@ impl Data {
         if let Some(value) = value {
             let mut text = String::new();
             json::write_number(&mut text, value.to_f64());
-            self.0.push((name, text));
+            self.members.push((name, text));
         }
     }
 }
@@ -86,7 +91,7 @@ fn training(object: &Object, facts: &TrainingFacts, occurrence: &Occurrence) -> 
         let known = members.into_iter().filter_map(|(name, value)| value.as_deref().map(|value| (name, value)));
         let mut text = String::new();
         json::write_object(&mut text, known, json::write_string);
-        data.0.push(("error", text));
+        data.members.push(("error", text));
     }
     if ended {
         data.optional("artifact", facts.artifact.as_ref());
@@ -98,10 +103,11 @@ fn training(object: &Object, facts: &TrainingFacts, occurrence: &Occurrence) -> 
             Metric::Number(number) => json::write_number(out, *number),
             Metric::Text(value) => json::write_string(out, value),
         });
-        data.0.push(("metrics", text));
+        data.members.push(("metrics", text));
     }
+    data.truncated = facts.metrics_too_long;
     if occurrence.run > 0 {
-        data.0.push(("run", occurrence.run.to_string()));
+        data.members.push(("run", occurrence.run.to_string()));
     }
     data.time("createdAt", object.created_at);
     data.time("startedAt", facts.started_at);

@@ -43,6 +43,7 @@ pub fn sample(event: EventType, uid: Uid, namespace: &str, cluster: Option<&str>
             training_method: text("sft"),
             artifact: ended.filter(|_| stage == TrainingStage::Completed).and(text("s3://models/sample")),
             metrics: BTreeMap::from([("loss".to_owned(), Metric::Number(0.42))]),
+            metrics_too_long: false,
             started_at: Some(whole(started_at)),
             completed_at: ended,
             reason: ended.filter(|_| stage == TrainingStage::Failed).and(text("OOMKilled")),

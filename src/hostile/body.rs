@@ -21,7 +21,7 @@ pub fn body(status: &[u8]) {
     assert!(operator.attempt_all(is_well_told) >= 1, "it began to run");
 }
 
-fn job(version: u64, status: &str) -> Option<Object> {
+pub(super) fn job(version: u64, status: &str) -> Option<Object> {
     let metadata = format!(
         r#"{{"name":"a","namespace":"ns","uid":"00000000-0000-0000-0000-000000000007","resourceVersion":"{version}"}}"#
     );

@@ -92,10 +92,15 @@ fn go_on(mut kept: BTreeMap<String, Segment>) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
     use super::*;
-    use crate::hostile::seeds;
+    use crate::{
+        hostile::{body::job, seeds},
+        ledger::journal::Journal,
+    };
 
     proptest! {
         #![proptest_config(seeds::cases(3000))]
@@ -103,6 +108,41 @@ mod tests {
         #[test]
         fn a_ledger_that_is_garbled_is_refused_or_gone_on_with_and_read_again(input in seeds::mutated("ledger")) {
             ledger(&input);
+        }
+    }
+
+    /// Printable characters in which no compression finds anything, as a part of a JSON string.
+    fn noise(length: usize) -> String {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from(b'!' + ((state >> 33) % 94) as u8)
+        };
+        std::iter::repeat_with(|| next()).filter(|sign| !matches!(sign, '"' | '\\')).take(length).collect()
+    }
+
+    #[test]
+    fn of_an_object_as_large_as_etcd_takes_no_segment_is_made_that_it_refuses() {
+        let metrics: Vec<String> =
+            (0..7).map(|number| format!("\"m{number}\":\"{}\"", noise(221_000 + number))).collect();
+        let of_metrics = format!(r#"{{"phase":"Running","metrics":{{{}}}}}"#, metrics.join(","));
+        let of_message = format!(r#"{{"phase":"Running","message":"{}"}}"#, noise(1_548_000));
+        for (status, truncated) in [(of_metrics, true), (of_message, false)] {
+            let mut operator = Operator::new();
+            operator.observe(Change::Seen(Box::new(job(2, r#"{"phase":"Pending"}"#).unwrap())));
+            operator.observe(Change::Seen(Box::new(job(3, &status).unwrap())));
+            operator.attempt_all(|attempt| assert_eq!(attempt.event.body.is_truncated(), truncated));
+            let shape = Shape { shards: 2, ..Shape::default() };
+            let mut journal = Journal::found(HOME, 1, shape, 7);
+            let segments = journal.lay_out(operator.0.flush(&[0, 1], usize::MAX)).unwrap();
+            let largest = segments.iter().map(|segment| segment.spec.data.len()).max().unwrap();
+            // What the definition takes; etcd's bound is 1.5 MiB.
+            assert!(largest <= 1_500_000, "{largest}");
+            let found: Vec<Found> =
+                segments.into_iter().map(|segment| Found { segment, version: "1".into() }).collect();
+            let Recovered::Ledger(_, memory) = open(&found, HOME, shape, 8) else { panic!("it is ours") };
+            let mut records = memory.watches[0].records.iter().flat_map(HashMap::values);
+            assert!(records.any(|record| record.last.is_some()), "its going can be told");
         }
     }
 }

@@ -184,6 +184,21 @@ impl Contents {
         rest
     }
 
+    /// Takes from the one record that is left what it can do without: what its object's going would tell, and then its labels, by which
+    /// that is selected. False where there is nothing to take.
+    #[must_use]
+    pub fn lighten(&mut self) -> bool {
+        let [RecordEntry { record: Some(record), .. }] = &mut self.records[..] else { return false };
+        let Some(last) = &mut record.last else { return false };
+        let mut outline = last.outline();
+        if outline == **last {
+            outline.labels.clear();
+        }
+        let lighter = outline != **last;
+        *last = Arc::new(outline);
+        lighter
+    }
+
     /// Puts what a snapshot had no room for before what a flush holds.
     pub fn prepend(&mut self, mut other: Self) {
         other.events.append(&mut self.events);

@@ -13,6 +13,10 @@ use crate::{
 
 pub use recovery::{Memory, NoLedger, Recovered, RememberedEvent, RememberedWatch, open};
 
+/// The most characters of data in a segment that can be split no further: the definition takes 1,500,000, and etcd no request of more than
+/// 1.5 MiB.
+const MAX_DATA: usize = 1400 * 1024;
+
 /// How large a ledger is.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -175,6 +179,9 @@ impl Journal {
         for (shard, mut snapshot) in snapshots {
             let data = loop {
                 let packed = contents::pack(self.home, Some(shard), &snapshot)?;
+                if snapshot.len() <= 1 && packed.data.len() > MAX_DATA && snapshot.lighten() {
+                    continue;
+                }
                 if !self.shape.is_exceeded_by(&packed) || snapshot.len() <= 1 {
                     break packed.data;
                 }
@@ -191,6 +198,10 @@ impl Journal {
             if self.shape.is_exceeded_by(&packed) && part.len() > 1 {
                 let rest = part.split_off_half();
                 waiting.push(rest);
+                waiting.push(part);
+                continue;
+            }
+            if part.len() == 1 && packed.data.len() > MAX_DATA && part.lighten() {
                 waiting.push(part);
                 continue;
             }

@@ -1,11 +1,8 @@
 //! Any kind of object on a lifecycle, as a `WebhookSource` says: its expressions tell the stage and the facts.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, OnceLock, PoisonError,
+    atomic::{AtomicU64, Ordering},
 };
 
 use jiff::Timestamp;
@@ -23,7 +20,7 @@ use super::{
     frame::Partial,
     owners::{GroupKind, WatchedKinds},
     slim::SlimMeta,
-    training_job::MAX_METRICS,
+    training_job::Metrics,
 };
 use crate::{
     api::{selector::LabelSelector, webhook_source::WebhookSourceSpec},
@@ -34,6 +31,8 @@ use crate::{
 
 /// The only name that the expressions may use: the whole object.
 const OBJECT: &str = "object";
+/// The most bytes of a text: what is kept of an object while it runs must fit into the ledger.
+const MAX_TEXT: usize = 32 * 1024;
 
 /// What is wrong with a `WebhookSource` that passed admission.
 #[derive(Debug, thiserror::Error)]
@@ -372,18 +371,22 @@ impl Rules {
 impl Evaluation<'_> {
     fn facts(&self, rules: &Rules) -> Facts {
         match rules {
-            Rules::Training { stages, data } => Facts::Training(TrainingFacts {
-                stage: self.stage(stages),
-                job_id: self.text(data.job_id.as_ref()),
-                base_model: self.text(data.base_model.as_ref()),
-                training_method: self.text(data.training_method.as_ref()),
-                artifact: self.text(data.artifact.as_ref()),
-                metrics: self.metrics(data.metrics.as_ref()),
-                started_at: self.time(data.started_at.as_ref()),
-                completed_at: self.time(data.completed_at.as_ref()),
-                reason: self.text(data.reason.as_ref()),
-                message: self.text(data.message.as_ref()),
-            }),
+            Rules::Training { stages, data } => {
+                let metrics = self.metrics(data.metrics.as_ref());
+                Facts::Training(TrainingFacts {
+                    stage: self.stage(stages),
+                    job_id: self.text(data.job_id.as_ref()),
+                    base_model: self.text(data.base_model.as_ref()),
+                    training_method: self.text(data.training_method.as_ref()),
+                    artifact: self.text(data.artifact.as_ref()),
+                    metrics_too_long: metrics.too_long,
+                    metrics: metrics.kept,
+                    started_at: self.time(data.started_at.as_ref()),
+                    completed_at: self.time(data.completed_at.as_ref()),
+                    reason: self.text(data.reason.as_ref()),
+                    message: self.text(data.message.as_ref()),
+                })
+            }
             Rules::Serving { stages, data } => {
                 let stage = self.stage(stages);
                 Facts::Serving(ServingFacts {
@@ -441,6 +444,11 @@ impl Evaluation<'_> {
     fn text(&self, placed: Option<&Placed>) -> Option<String> {
         let (placed, value) = self.value(placed)?;
         match value {
+            Value::String(text) if text.len() > MAX_TEXT => {
+                let message = format!("the value must be a string of at most {} KiB", MAX_TEXT / 1024);
+                self.failures.add(self.metadata, placed, message);
+                None
+            }
             Value::String(text) => Some(text).filter(|text| !text.is_empty()),
             Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
             Value::Null => None,
@@ -460,19 +468,22 @@ impl Evaluation<'_> {
         time
     }
 
-    /// The first [`MAX_METRICS`] numbers and strings.
-    fn metrics(&self, placed: Option<&Placed>) -> BTreeMap<String, Metric> {
-        let Some((placed, value)) = self.value(placed) else { return BTreeMap::new() };
+    /// Numbers and strings.
+    fn metrics(&self, placed: Option<&Placed>) -> Metrics {
+        let mut metrics = Metrics::default();
+        let Some((placed, value)) = self.value(placed) else { return metrics };
         let Value::Object(members) = value else {
             self.refuse(placed, &value, "a map of numbers and strings");
-            return BTreeMap::new();
+            return metrics;
         };
-        let metrics = members.into_iter().filter_map(|(name, value)| match value {
-            Value::Number(number) => Some((name, Metric::Number(number.as_f64().unwrap_or(f64::NAN)))),
-            Value::String(text) => Some((name, Metric::Text(text))),
-            _ => None,
-        });
-        metrics.take(MAX_METRICS).collect()
+        for (name, value) in members {
+            match value {
+                Value::Number(number) => metrics.take(name, Metric::Number(number.as_f64().unwrap_or(f64::NAN))),
+                Value::String(text) => metrics.take(name, Metric::Text(text)),
+                _ => {}
+            }
+        }
+        metrics
     }
 }
 

@@ -11,10 +11,13 @@ use serde::{
 
 use super::{Malformed, Source, owners::WatchedKinds, slim::SlimMeta};
 use crate::api::TrainingJob;
-use crate::event::object::{Facts, Metric, Object, TrainingFacts, TrainingStage};
+use crate::event::{
+    body::MAX_BYTES,
+    object::{Facts, Metric, Object, TrainingFacts, TrainingStage},
+};
 
 /// At most this many metrics are passed on.
-pub(super) const MAX_METRICS: usize = 64;
+const MAX_METRICS: usize = 64;
 
 /// The source of training jobs.
 #[derive(Debug, Default)]
@@ -57,7 +60,7 @@ struct SlimStatus {
     job_id: Option<String>,
     artifact: Option<String>,
     #[serde(deserialize_with = "metrics")]
-    metrics: BTreeMap<String, Metric>,
+    metrics: Metrics,
     #[serde(deserialize_with = "time")]
     started_at: Option<Timestamp>,
     #[serde(deserialize_with = "time")]
@@ -93,7 +96,8 @@ impl Source for TrainingJobs {
             base_model: spec.base_model,
             training_method: spec.training_method,
             artifact: status.artifact,
-            metrics: status.metrics,
+            metrics_too_long: status.metrics.too_long,
+            metrics: status.metrics.kept,
             started_at: status.started_at,
             completed_at: status.completed_at,
             reason: status.reason,
@@ -109,37 +113,69 @@ fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>,
     Ok(Option::<String>::deserialize(deserializer)?.and_then(|text| text.parse().ok()))
 }
 
-/// Keeps the first [`MAX_METRICS`] numbers and strings and drops the rest; whatever is no object is no metrics.
-fn metrics<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Metric>, D::Error> {
-    struct Metrics;
+/// Metrics as they are taken up, from whatever object: the first [`MAX_METRICS`], or none where they are longer than a body may be. A body
+/// would leave them out whole, and what is kept of a job while it runs must fit into the ledger.
+#[derive(Debug, Default)]
+pub(super) struct Metrics {
+    pub(super) kept: BTreeMap<String, Metric>,
+    pub(super) too_long: bool,
+    bytes: usize,
+}
 
-    impl<'de> Visitor<'de> for Metrics {
-        type Value = BTreeMap<String, Metric>;
+impl Metrics {
+    /// Whether more would not be kept.
+    pub(super) fn is_full(&self) -> bool {
+        self.too_long || self.kept.len() >= MAX_METRICS
+    }
+
+    pub(super) fn take(&mut self, name: String, metric: Metric) {
+        if self.is_full() {
+            return;
+        }
+        self.bytes += name.len();
+        if let Metric::Text(text) = &metric {
+            self.bytes += text.len();
+        }
+        self.too_long = self.bytes > MAX_BYTES;
+        if self.too_long {
+            self.kept.clear();
+        } else {
+            self.kept.insert(name, metric);
+        }
+    }
+}
+
+/// Takes numbers and strings up and drops the rest; whatever is no object is no metrics.
+fn metrics<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Metrics, D::Error> {
+    struct Members;
+
+    impl<'de> Visitor<'de> for Members {
+        type Value = Metrics;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("an object")
         }
 
         fn visit_unit<E>(self) -> Result<Self::Value, E> {
-            Ok(BTreeMap::new())
+            Ok(Metrics::default())
         }
 
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut metrics = BTreeMap::new();
+            let mut metrics = Metrics::default();
             while let Some(name) = map.next_key::<String>()? {
-                if metrics.len() >= MAX_METRICS {
+                if metrics.is_full() {
                     map.next_value::<IgnoredAny>()?;
                     continue;
                 }
                 if let Figure(Some(metric)) = map.next_value()? {
-                    metrics.insert(name, metric);
+                    metrics.take(name, metric);
                 }
             }
             Ok(metrics)
         }
     }
 
-    deserializer.deserialize_any(Metrics)
+    deserializer.deserialize_any(Members)
 }
 
 /// A metric; `None` where it is neither a number nor a string, which is skipped however deep it nests.
@@ -210,6 +246,22 @@ mod tests {
         let expected = [("loss".to_owned(), Metric::Text("NaN".into())), ("step".to_owned(), Metric::Number(12.0))];
         assert_eq!(facts.metrics, BTreeMap::from(expected));
         assert_eq!(facts.stage, Some(TrainingStage::Failed));
+    }
+
+    #[test]
+    fn of_metrics_that_no_body_has_room_for_none_is_kept() {
+        let read = |length: usize| {
+            let json = serde_json::json!({
+                "metadata": {"uid": "00000000-0000-0000-0000-000000000001", "resourceVersion": "7"},
+                "status": {"phase": "Running", "metrics": {"a": "x", "long": "x".repeat(length), "z": 1}}
+            });
+            let object = TrainingJobs::default().read(serde_json::from_value(json).unwrap()).unwrap();
+            let Facts::Training(facts) = object.facts else { panic!("training facts") };
+            (facts.metrics.len(), facts.metrics_too_long)
+        };
+        assert_eq!(read(MAX_BYTES - 7), (3, false));
+        assert_eq!(read(MAX_BYTES), (0, true));
+        assert_eq!(read(3 * MAX_BYTES), (0, true));
     }
 
     #[test]

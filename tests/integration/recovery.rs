@@ -753,6 +753,52 @@ fn deliveries_of_a_webhook_deleted_while_the_operator_was_down_are_dropped_and_n
 }
 
 #[test]
+fn a_running_job_as_large_as_etcd_takes_keeps_nothing_from_the_ledger_and_its_end_is_told_after_a_kill() {
+    run(async {
+        let scene = Scene::new("large-job").await;
+        let receiver = Receiver::start().await;
+        scene.webhook("ci", &receiver.url(), &json!({}));
+        let mut operator = scene.operator().await;
+        let jobs = Jobs::new(&scene).await;
+        jobs.create("large").await;
+        // Nothing compresses it. Beside the metrics etcd's 1.5 MiB have some room for what the apiserver adds.
+        let mut state = 1_u64;
+        let noise = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from(b'0' + ((state >> 33) % 75) as u8)
+        });
+        let noise: String = noise.filter(|sign| !matches!(sign, '\\' | '<' | '>')).take(1_560_000).collect();
+        jobs.status("large", &json!({"phase": "Running", "metrics": {"loss": 0.5, "noise": noise}})).await;
+        let started = receiver.wait_for("training.started", "large", SOON).await.json();
+        assert_eq!(started["truncated"], true);
+        assert!(started["data"]["metrics"].is_null());
+        jobs.create("small").await;
+        jobs.start("small").await;
+        receiver.wait_for("training.started", "small", SOON).await;
+        eventually("what came after the large job is in the ledger", SOON, || async {
+            let segments: Value = serde_json::from_str(&scene.kubectl(&["get", "lseg", "-o", "json"])).unwrap();
+            let mut texts = segments["items"].as_array().unwrap().iter().map(|segment| {
+                let data = segment["spec"]["data"].as_str().unwrap();
+                let packed = base64::engine::general_purpose::STANDARD.decode(data).unwrap();
+                String::from_utf8(zstd::decode_all(&packed[..]).unwrap()).unwrap()
+            });
+            texts.any(|text| text.contains("\"last\"") && text.contains("\"name\":\"small\"")).then_some(())
+        })
+        .await;
+        operator.process.kill();
+        for name in ["large", "small"] {
+            jobs.delete(name).await;
+        }
+        operator.restart();
+        operator.wait_ready().await;
+        for name in ["large", "small"] {
+            receiver.wait_for("training.failed", name, SOON).await;
+        }
+        assert!(!operator.process.log_text().contains("the ledger was not written"), "{}", operator.process.log_tail());
+    });
+}
+
+#[test]
 fn a_segment_is_shown_as_json_and_bears_what_backups_and_people_look_for() {
     run(async {
         let scene = Scene::new("segments").await;

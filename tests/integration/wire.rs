@@ -88,7 +88,7 @@ fn no_body_is_longer_than_256_kib_and_one_that_would_be_loses_metrics_first_and_
     for (payload, body) in generated() {
         assert!(body.len() <= MAX_BYTES, "{} bytes", body.len());
         let value: Value = serde_json::from_str(body).unwrap();
-        let data = payload.data().0;
+        let data = payload.data().members;
         let mut lost: Vec<_> = data.iter().filter(|(name, _)| value["data"].get(name).is_none()).collect();
         if value.get("truncated").is_none() {
             assert!(lost.is_empty(), "{lost:?} of {body}");

@@ -49,6 +49,20 @@ fn the_first_stage_that_holds_is_the_objects_and_where_none_does_it_stays_where_
 }
 
 #[test]
+fn what_is_too_long_to_be_kept_is_left_out_and_a_text_that_is_is_counted() {
+    let data = json!({"message": "object.spec.log", "artifact": "object.spec.short", "metrics": "object.spec.metrics"});
+    let source = mapped(&spec("Training", &STAGES, &data));
+    let (long, longest) = ("x".repeat(MAX_TEXT + 1), "x".repeat(crate::event::body::MAX_BYTES));
+    let spec = json!({"log": long, "short": &long[1..], "metrics": {"loss": 0.5, "text": longest}});
+    let facts = training(read(&source, json!({"metadata": {"name": "a", "namespace": "ns"}, "spec": spec})));
+    assert_eq!((facts.message, facts.artifact.map(|text| text.len())), (None, Some(MAX_TEXT)));
+    assert!(facts.metrics.is_empty() && facts.metrics_too_long);
+    let (count, failure) = source.failures.tell();
+    let text = format!("{:?}", failure.unwrap());
+    assert!(count == 1 && text.contains("the value must be a string of at most 32 KiB"), "{text}");
+}
+
+#[test]
 fn what_cannot_be_evaluated_moves_nothing_and_is_counted_and_named() {
     let source = mapped(&spec(
         "Training",

@@ -229,6 +229,7 @@ fn training() -> impl Strategy<Value = Facts> {
                 training_method,
                 artifact,
                 metrics,
+                metrics_too_long: false,
                 started_at,
                 completed_at,
                 reason,
