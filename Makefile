@@ -27,8 +27,9 @@ lint: ## Check formatting, clippy, dependencies
 fuzz: ## Fuzz what reads what others send, by a nightly compiler; FUZZ="600 ledger watch" says for how long and what
 	tests/fuzz/run $(FUZZ)
 
-generate: ## Write crds/ anew from the types, and what is generated in charts/
+generate: ## Write crds/ anew from the types, and what is made of them in docs/ and charts/
 	cargo run --quiet -- crds > crds/llmtune.io.yaml
+	cargo run --quiet --package llmtune-webhooks-harness --bin reference < crds/llmtune.io.yaml > docs/api.md
 	charts/generate
 
 image-check: ## Build what the image holds and run it as containers do; EMULATOR=FILE, of user-mode qemu, runs arm64's

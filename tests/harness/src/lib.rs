@@ -9,6 +9,7 @@ pub mod process;
 pub mod prometheus;
 pub mod proxy;
 pub mod receiver;
+pub mod reference;
 
 use std::{
     future::Future,
