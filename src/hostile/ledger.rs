@@ -114,11 +114,11 @@ mod tests {
     /// Printable characters in which no compression finds anything, as a part of a JSON string.
     fn noise(length: usize) -> String {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut next = || {
+        let next = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             char::from(b'!' + ((state >> 33) % 94) as u8)
         };
-        std::iter::repeat_with(|| next()).filter(|sign| !matches!(sign, '"' | '\\')).take(length).collect()
+        std::iter::repeat_with(next).filter(|sign| !matches!(sign, '"' | '\\')).take(length).collect()
     }
 
     #[test]

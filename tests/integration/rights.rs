@@ -130,10 +130,8 @@ fn at_rest_the_operator_renews_its_lease_and_its_watches_and_asks_for_nothing_el
                 ("update", "leases") => REST.as_secs() as usize,
                 // Silence is told from a broken connection by watches that end; each logs its beginning and its end.
                 ("watch", _) => 4,
-                // Before a watch goes on: whether the store was restored.
-                ("list", "trainingjobs" | "deployments") => 2,
-                // A bookmark moves a position.
-                ("create" | "update", "ledgersegments") => 2,
+                // Before a watch goes on: whether the store was restored. A bookmark moves a position.
+                ("list", "trainingjobs" | "deployments") | ("create" | "update", "ledgersegments") => 2,
                 _ => 0,
             };
             assert!(count <= most, "{verb} {resource}.{group}: {count} in {REST:?}");
