@@ -18,6 +18,7 @@ mod formats;
 mod guide;
 mod installation;
 mod operation;
+mod plugin;
 mod policies;
 mod receivers;
 mod recovery;
