@@ -8,7 +8,7 @@ use clap::{
 };
 
 use super::{age, output::Format, target::Target};
-use crate::event::EventType;
+use crate::{api::webhook::Format as BodyFormat, event::EventType};
 
 /// Tests, watches and mends webhook subscriptions of llmtune-webhooks.
 #[derive(Debug, Parser)]
@@ -58,6 +58,10 @@ pub enum Command {
     Redeliver(RedeliverArgs),
     /// Show how Webhooks fare.
     Status(StatusArgs),
+    /// Verify a recorded request, from standard input, and tell what is wrong with it.
+    Verify(VerifyArgs),
+    /// Receive deliveries on this machine: verify them, show them, and hand them on.
+    Listen(ListenArgs),
 }
 
 #[derive(Args, Debug)]
@@ -124,10 +128,65 @@ pub struct StatusArgs {
     pub output: Option<Format>,
 }
 
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// A file with the secret, byte for byte as the receiver has it.
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: PathBuf,
+    /// A header, as curl takes it, where standard input is the body alone; may be given several times.
+    #[arg(short = 'H', long = "header", value_parser = header, value_name = "'NAME: VALUE'")]
+    pub headers: Vec<(String, String)>,
+    /// The format [default: what the headers say].
+    #[arg(long, value_parser = formats(), value_name = "FORMAT")]
+    pub format: Option<BodyFormat>,
+}
+
+#[derive(Args, Debug)]
+pub struct ListenArgs {
+    /// The port of 127.0.0.1; 0: any that is free.
+    #[arg(long, default_value_t = 8000)]
+    pub port: u16,
+    /// A file with the secret, byte for byte as in the cluster. Without it nothing is verified.
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+    /// Where to hand deliveries on to; what is answered there is the answer. What does not verify is not handed on.
+    #[arg(long, value_parser = http_url, value_name = "URL")]
+    pub forward: Option<reqwest::Url>,
+    /// The status to answer, to see how an endpoint that fails is dealt with.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(200..600), conflicts_with = "forward")]
+    pub answer: u16,
+}
+
 /// The names of events.
 fn events() -> impl TypedValueParser<Value = EventType> {
     PossibleValuesParser::new(EventType::ALL.map(EventType::name))
         .try_map(|name| EventType::parse(&name).ok_or("there is no such event"))
+}
+
+fn formats() -> impl TypedValueParser<Value = BodyFormat> {
+    let formats = [BodyFormat::LLMTune, BodyFormat::StandardWebhooks, BodyFormat::CloudEvents];
+    PossibleValuesParser::new(formats.map(format_name)).try_map(move |name| {
+        formats.into_iter().find(|format| format_name(*format) == name).ok_or("there is no such format")
+    })
+}
+
+/// The format's name, as `spec.format` has it.
+pub const fn format_name(format: BodyFormat) -> &'static str {
+    match format {
+        BodyFormat::LLMTune => "LLMTune",
+        BodyFormat::StandardWebhooks => "StandardWebhooks",
+        BodyFormat::CloudEvents => "CloudEvents",
+    }
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("write 'Name: value'")?;
+    Ok((name.trim().to_lowercase(), value.trim().to_owned()))
+}
+
+fn http_url(text: &str) -> Result<reqwest::Url, String> {
+    let url = reqwest::Url::parse(text).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
+    url.ok_or_else(|| "write an absolute http:// or https:// URL, such as http://127.0.0.1:3000/hooks".into())
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! `kubectl llmtune`: what a user asks of Webhooks at a command line. It uses the API alone, with the user's own rights: whatever it does,
 //! kubectl can do with YAML.
 //!
-//! What is told apart, chosen and laid out is pure, with time as an argument; [`run`] and the rooms of the single commands do the rest.
+//! What is told apart, chosen, laid out and verified is pure, with time as an argument; [`run`] and the rooms of the single commands do the rest.
 
 mod age;
 pub mod cli;
 mod connection;
 mod deliveries;
 pub mod failure;
+mod listen;
 mod live;
 mod nearest;
 mod objects;
@@ -18,6 +19,7 @@ mod status;
 mod table;
 mod target;
 mod test;
+mod verify;
 mod webhooks;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -47,5 +49,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Deliveries(args) => deliveries::run(&cluster, &args).await,
         Command::Redeliver(args) => redeliver::run(&cluster, &args).await,
         Command::Status(args) => status::run(&cluster, &args).await,
+        Command::Verify(args) => verify::run(&args),
+        Command::Listen(args) => listen::run(&args).await,
     }
 }

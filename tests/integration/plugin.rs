@@ -1,6 +1,7 @@
 //! `kubectl llmtune`, as users run it: against a real apiserver, a real operator and real receivers.
 
 mod cluster;
+mod wire;
 
 use std::{
     fs::{self, File},
@@ -14,7 +15,7 @@ use llmtune_webhooks_harness::{
     eventually,
     operator::Operator,
     process::{Process, temporary_folder},
-    receiver::{Answer, Receiver},
+    receiver::{Answer, Received, Receiver},
 };
 use serde_json::{Value, json};
 
