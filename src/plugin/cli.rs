@@ -6,6 +6,7 @@ use clap::{
     Args, Parser, Subcommand,
     builder::{PossibleValuesParser, TypedValueParser},
 };
+use clap_complete::Shell;
 
 use super::{age, output::Format, target::Target};
 use crate::{api::webhook::Format as BodyFormat, event::EventType};
@@ -62,6 +63,10 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Receive deliveries on this machine: verify them, show them, and hand them on.
     Listen(ListenArgs),
+    /// Print the manifest of a Webhook and of a strong Secret for it.
+    Create(CreateArgs),
+    /// Print the script that completes commands in a shell.
+    Completion(CompletionArgs),
 }
 
 #[derive(Args, Debug)]
@@ -157,10 +162,41 @@ pub struct ListenArgs {
     pub answer: u16,
 }
 
+#[derive(Args, Debug)]
+pub struct CreateArgs {
+    /// The Webhook: NAME, or clusterwebhook/NAME.
+    #[arg(value_name = "WEBHOOK")]
+    pub target: Target,
+    /// Where to send events.
+    #[arg(long, value_parser = http_url)]
+    pub url: reqwest::Url,
+    /// What to send: events, training.* and the like, or "*"; comma-separated.
+    #[arg(long, value_delimiter = ',', default_value = "*", value_parser = patterns(), value_name = "EVENTS")]
+    pub events: Vec<String>,
+    /// How events are written.
+    #[arg(long, value_parser = formats(), default_value = "LLMTune", value_name = "FORMAT")]
+    pub format: BodyFormat,
+    /// A Secret that is there already: none is made.
+    #[arg(long, value_name = "SECRET")]
+    pub existing_secret: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct CompletionArgs {
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
 /// The names of events.
 fn events() -> impl TypedValueParser<Value = EventType> {
     PossibleValuesParser::new(EventType::ALL.map(EventType::name))
         .try_map(|name| EventType::parse(&name).ok_or("there is no such event"))
+}
+
+/// The same, and patterns.
+fn patterns() -> PossibleValuesParser {
+    let patterns = ["*", "training.*", "model.*", "deployment.*", "usage.*"];
+    PossibleValuesParser::new(patterns.into_iter().chain(EventType::ALL.map(EventType::name)))
 }
 
 fn formats() -> impl TypedValueParser<Value = BodyFormat> {

@@ -143,6 +143,12 @@ fn read(path: Option<&Path>) -> Result<Kubeconfig, KubeconfigError> {
     path.map_or_else(Kubeconfig::read, Kubeconfig::read_from)
 }
 
+/// The names of the contexts of the kubeconfig, for completion.
+pub fn contexts(args: &ClusterArgs) -> Vec<String> {
+    let kubeconfig = read(args.kubeconfig.as_deref()).unwrap_or_default();
+    kubeconfig.contexts.into_iter().map(|context| context.name).collect()
+}
+
 fn no_cluster(error: &KubeconfigError, args: &ClusterArgs) -> Failure {
     let place = match (&args.kubeconfig, std::env::var("KUBECONFIG").ok().filter(|path| !path.is_empty())) {
         (Some(path), _) => format!("the kubeconfig {} cannot be used", path.display()),

@@ -367,6 +367,76 @@ fn a_status_is_a_line_for_each_webhook_and_a_live_table_on_a_terminal() {
     });
 }
 
+#[test]
+fn what_is_created_is_applied_as_it_is_and_works() {
+    run(async {
+        let scene = Scene::new("plugin-create").await;
+        let receiver = Receiver::start().await;
+        let _operator = scene.operator().await;
+        for (name, format) in [("ci", "LLMTune"), ("standard", "StandardWebhooks"), ("events", "CloudEvents")] {
+            let url = receiver.url();
+            let manifests = plugin(&scene, &["create", name, "--url", &url, "--format", format]).succeeded();
+            let again = plugin(&scene, &["create", name, "--url", &url, "--format", format]).succeeded();
+            assert_ne!(manifests, again, "each has a secret of its own");
+            scene.apply_text(&manifests);
+            scene.wait(&format!("webhook/{name}"), "condition=Ready");
+            plugin(&scene, &["test", name]).succeeded();
+            let post = receiver.received().pop().unwrap();
+            let secret = scene.kubectl(&["get", "secret", &format!("{name}-hook"), "-o", "jsonpath={.data.secret}"]);
+            let file = wire::secret_file(&wire::decode(&secret));
+            let ran =
+                Ran::run(Command::new(PLUGIN).args(["verify", "--secret-file"]).arg(&file), &wire::recorded(&post));
+            assert!(ran.succeeded().starts_with("verified: "));
+        }
+        for (asked, says) in [
+            (&["create", "CI", "--url", "https://a.example"][..], "such as ci"),
+            (&["create", "ci", "--url", "ftp://a.example"], "an absolute http:// or https:// URL"),
+            (&["create", "ci", "--url", "https://a.example", "--events", "training.finished"], "training.completed"),
+        ] {
+            let ran = plugin(&scene, asked);
+            assert!(ran.code == 2 && ran.err.contains(says), "{ran:?}");
+        }
+    });
+}
+
+#[test]
+fn commands_are_completed_in_every_shell_and_by_kubectl() {
+    run(async {
+        let scene = Scene::new("plugin-complete").await;
+        scene.webhook("ci", "https://ci.example.com", &json!({}));
+        scene.webhook("slack", "https://slack.example.com", &json!({}));
+        for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+            let script = plugin(&scene, &["completion", shell]).succeeded();
+            assert!(script.contains("kubectl-llmtune") && script.contains("redeliver"), "{script}");
+            if shell == "bash" {
+                let line = "COMP_WORDS=(kubectl-llmtune test --ev); COMP_CWORD=2";
+                let ask = "$(complete -p kubectl-llmtune | grep -o '_[^ ]*' | head -1) kubectl-llmtune --ev test";
+                let script = format!("{script}\n{line}\n{ask}\necho ${{COMPREPLY[@]}}\n");
+                assert_eq!(Ran::run(Command::new("bash").arg("-s"), &script).succeeded(), "--event\n");
+            }
+        }
+        let folder = plugins();
+        let complete = |words: &[&str]| {
+            let mut kubectl = Command::new(tool("kubectl"));
+            kubectl.args(["__complete", "llmtune"]).args(words).env("PATH", &folder).env("HOME", &folder);
+            kubectl.env("KUBECONFIG", scene.plane.kubeconfig("admin"));
+            let told = Ran::run(&mut kubectl, "").succeeded();
+            told.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let ns = scene.namespace.as_str();
+        assert_eq!(
+            complete(&["re"]),
+            ["redeliver\tSend deliveries that were given up again, and wait until they are acknowledged", ":4"]
+        );
+        assert_eq!(complete(&["-n", ns, "test", ""]), ["ci", "slack", ":4"]);
+        assert_eq!(complete(&["-n", ns, "test", "s"]), ["slack", ":4"]);
+        assert_eq!(complete(&["test", "ci", "--event", "model"]), ["model.deployed", ":4"]);
+        assert_eq!(complete(&["test", "-n", &ns[..ns.len() - 1]]), [ns, ":4"]);
+        assert_eq!(complete(&["status", "--context", ""]), ["test", ":4"]);
+        assert_eq!(complete(&["verify", "--secret-file", ""]), [":0"]);
+    });
+}
+
 /// The rights of people, and of one who has none.
 #[test]
 fn people_may_do_what_their_role_says_and_are_told_what_is_missing() {

@@ -14,6 +14,11 @@ pub fn secret_file(secret: &str) -> PathBuf {
     file
 }
 
+pub fn decode(base64: &str) -> String {
+    use base64::Engine as _;
+    String::from_utf8(base64::engine::general_purpose::STANDARD.decode(base64).unwrap()).unwrap()
+}
+
 fn verify(secret: &str, arguments: &[&str], input: &str) -> Ran {
     let file = secret_file(secret);
     let ran = Ran::run(Command::new(PLUGIN).args(["verify", "--secret-file"]).arg(&file).args(arguments), input);
