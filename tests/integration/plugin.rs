@@ -491,3 +491,38 @@ fn people_may_do_what_their_role_says_and_are_told_what_is_missing() {
         assert!(told.contains("--clusterrole=view --user=nobody"), "{told}");
     });
 }
+
+#[test]
+fn the_manifest_for_krew_is_one_once_its_placeholders_are_filled_in() {
+    let root = llmtune_webhooks_harness::root();
+    let template = fs::read_to_string(root.join("plugin/krew.yaml")).unwrap();
+    let mut archives = 0;
+    let filled: String = template
+        .lines()
+        .map(|line| match line.split_once("{{addURIAndSha \"") {
+            Some((indent, rest)) => {
+                archives += 1;
+                let uri = rest.strip_suffix("\" .TagName }}").unwrap();
+                format!("{indent}uri: {uri}\n{indent}sha256: {}\n", "0".repeat(64))
+            }
+            None => format!("{line}\n"),
+        })
+        .collect();
+    let version = concat!("v", env!("CARGO_PKG_VERSION"));
+    let manifest: Value = serde_saphyr::from_str(&filled.replace("{{ .TagName }}", version)).unwrap();
+    assert_eq!((&manifest["metadata"]["name"], &manifest["spec"]["version"]), (&json!("llmtune"), &json!(version)));
+    // krew's own guidelines bound it.
+    assert!(manifest["spec"]["shortDescription"].as_str().unwrap().len() <= 50);
+    let platforms = manifest["spec"]["platforms"].as_array().unwrap();
+    assert_eq!((platforms.len(), archives), (4, 4));
+    for platform in platforms {
+        let labels = &platform["selector"]["matchLabels"];
+        let (os, arch) = (labels["os"].as_str().unwrap(), labels["arch"].as_str().unwrap());
+        assert!(platform["uri"].as_str().unwrap().ends_with(&format!("/{version}/kubectl-llmtune-{os}-{arch}.tar.gz")));
+        assert_eq!(platform["bin"], "kubectl-llmtune");
+        let files = platform["files"].as_array().unwrap();
+        let files: Vec<&str> = files.iter().map(|file| file["from"].as_str().unwrap()).collect();
+        assert_eq!(files, ["kubectl-llmtune", "LICENSE"]);
+    }
+    assert!(root.join("LICENSE").exists());
+}
