@@ -20,6 +20,7 @@ mod objects;
 pub mod operator;
 mod owner;
 mod panics;
+pub mod plugin;
 pub mod report;
 pub mod source;
 pub mod subscription;

@@ -83,10 +83,15 @@ impl Keys {
 /// The signature of a body, in lower-case hexadecimal.
 #[must_use]
 pub fn signature(key: &SecretSlice<u8>, body: &[u8]) -> String {
+    hexadecimal(&digest(key, [body]))
+}
+
+/// Bytes in lower-case hexadecimal.
+#[must_use]
+pub fn hexadecimal(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digest = digest(key, [body]);
-    let mut text = String::with_capacity(64);
-    for byte in digest {
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
         text.push(char::from(DIGITS[usize::from(byte >> 4)]));
         text.push(char::from(DIGITS[usize::from(byte & 15)]));
     }

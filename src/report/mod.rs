@@ -1,7 +1,7 @@
 //! What users see: Webhook status, Kubernetes Events, `WebhookDelivery` objects. The engine's results come in as notes; writes go out at a rate
 //! that does not depend on the rate of deliveries.
 
-mod conditions;
+pub mod conditions;
 pub mod deliveries;
 pub mod events;
 mod references;

@@ -32,7 +32,7 @@ pub enum Encoding {
 
 impl Encoding {
     /// The key in these bytes of a Secret; `None` where they are not written so.
-    fn decode(self, stored: &[u8]) -> Option<SecretSlice<u8>> {
+    pub fn decode(self, stored: &[u8]) -> Option<SecretSlice<u8>> {
         if self == Self::Raw {
             return Some(stored.to_vec().into());
         }

@@ -22,6 +22,7 @@ mod hostile;
 mod installation;
 mod logs;
 mod operation;
+mod plugin;
 mod policies;
 mod receivers;
 mod recovery;

@@ -1,0 +1,202 @@
+//! The cluster that a command speaks to, found as kubectl finds it.
+
+use std::{path::Path, time::Duration};
+
+use hyper_util::client::proxy::matcher::Matcher;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{
+    Api, Client, Config,
+    api::{DynamicObject, ListParams},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
+    core::{ApiResource, DynamicResourceScope, Resource},
+};
+
+use super::{
+    cli::ClusterArgs,
+    failure::Failure,
+    nearest::{either, nearest},
+};
+use crate::causes::Causes;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// An answer that takes longer than this will not come; watches end sooner.
+const READ_TIMEOUT: Duration = Duration::from_mins(5);
+/// The Lease that every operator holds or waits for.
+const LEASE: &str = "llmtune-webhooks";
+/// The operator's namespace, unless somebody chose another.
+const OPERATOR_NAMESPACE: &str = "llmtune-system";
+
+/// A cluster, and what the command line says of namespaces.
+pub struct Cluster {
+    pub client: Client,
+    /// `-n`, else the context's.
+    pub namespace: String,
+    /// `-n`.
+    given: Option<String>,
+    /// The apiserver's address, for messages.
+    server: String,
+}
+
+impl Cluster {
+    /// The cluster that these flags name.
+    pub async fn connect(args: &ClusterArgs) -> Result<Self, Failure> {
+        let mut config = config(args).await?;
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        config.read_timeout = Some(READ_TIMEOUT);
+        config.reset_reader_on_write = true;
+        // Whoever waits at a terminal wants to know.
+        config.default_retry = false;
+        if args.impersonate.is_some() {
+            config.auth_info.impersonate.clone_from(&args.impersonate);
+            config.auth_info.impersonate_groups = Some(args.groups.clone()).filter(|groups| !groups.is_empty());
+        }
+        // NO_PROXY as curl and kubectl read it.
+        if Matcher::from_env().intercept(&config.cluster_url).is_none() && config.proxy_url == from_environment() {
+            config.proxy_url = None;
+        }
+        let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+        let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let through_proxy = config.proxy_url.is_some();
+        let client = Client::try_from(config).map_err(|error| {
+            let failure = Failure::new(format!(
+                "the configuration of the cluster at {server} cannot be used: {}",
+                Causes(&error)
+            ));
+            if through_proxy {
+                failure.next(
+                    "proxies are not spoken to: where the cluster can be reached without, name its host in NO_PROXY",
+                )
+            } else {
+                failure.next("kubectl config view shows it")
+            }
+        })?;
+        Ok(Self { client, namespace, given: args.namespace.clone(), server })
+    }
+
+    /// What came of a request.
+    pub fn failed(&self, error: &kube::Error) -> Failure {
+        Failure::of_request(error, &self.server)
+    }
+
+    /// The objects of a kind; `None`: of all namespaces, or of the cluster.
+    pub fn api<K>(&self, namespace: Option<&str>) -> Api<DynamicObject>
+    where
+        K: Resource<DynamicType = ()>,
+        DynamicObject: Resource<DynamicType = ApiResource, Scope = DynamicResourceScope>,
+    {
+        let resource = ApiResource::erase::<K>(&());
+        match namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
+            None => Api::all_with(self.client.clone(), &resource),
+        }
+    }
+
+    /// The operator's namespace, where deliveries of `ClusterWebhooks` are: `-n`, else where its Lease is, else as installed by default.
+    pub async fn operator_namespace(&self) -> Result<String, Failure> {
+        if let Some(given) = &self.given {
+            return Ok(given.clone());
+        }
+        let named = ListParams::default().fields(&format!("metadata.name={LEASE}"));
+        let leases = Api::<Lease>::all(self.client.clone()).list(&named).await;
+        let mut namespaces: Vec<String> = match leases {
+            Ok(leases) => leases.items.into_iter().filter_map(|lease| lease.metadata.namespace).collect(),
+            // Few may look into every namespace.
+            Err(kube::Error::Api(status)) if status.code == 403 => Vec::new(),
+            Err(error) => return Err(self.failed(&error)),
+        };
+        namespaces.sort_unstable();
+        match namespaces.as_slice() {
+            [] => Ok(OPERATOR_NAMESPACE.to_owned()),
+            [one] => Ok(one.clone()),
+            several => {
+                let names: Vec<&str> = several.iter().map(String::as_str).collect();
+                let what = format!("ambiguous: there are operators in the namespaces {}", names.join(", "));
+                Err(Failure::new(what).next(format!("say whose deliveries are meant: -n {}", either(&names))))
+            }
+        }
+    }
+}
+
+/// The proxy that kube takes where a kubeconfig names none.
+fn from_environment() -> Option<http::Uri> {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    set("HTTPS_PROXY").or_else(|| set("https_proxy"))?.parse().ok()
+}
+
+async fn config(args: &ClusterArgs) -> Result<Config, Failure> {
+    let options =
+        KubeConfigOptions { context: args.context.clone(), cluster: args.cluster.clone(), user: args.user.clone() };
+    let kubeconfig = match read(args.kubeconfig.as_deref()) {
+        Ok(kubeconfig) => kubeconfig,
+        Err(error) => {
+            // In a pod there need be none.
+            let inside =
+                args.kubeconfig.is_none() && args.context.is_none() && std::env::var_os("KUBECONFIG").is_none();
+            return Config::incluster().ok().filter(|_| inside).ok_or_else(|| no_cluster(&error, args));
+        }
+    };
+    let contexts: Vec<String> = kubeconfig.contexts.iter().map(|context| context.name.clone()).collect();
+    Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| unusable(&error, &contexts))
+}
+
+fn read(path: Option<&Path>) -> Result<Kubeconfig, KubeconfigError> {
+    path.map_or_else(Kubeconfig::read, Kubeconfig::read_from)
+}
+
+/// The names of the contexts of the kubeconfig, for completion.
+pub fn contexts(args: &ClusterArgs) -> Vec<String> {
+    let kubeconfig = read(args.kubeconfig.as_deref()).unwrap_or_default();
+    kubeconfig.contexts.into_iter().map(|context| context.name).collect()
+}
+
+fn no_cluster(error: &KubeconfigError, args: &ClusterArgs) -> Failure {
+    let place = match (&args.kubeconfig, std::env::var("KUBECONFIG").ok().filter(|path| !path.is_empty())) {
+        (Some(path), _) => format!("the kubeconfig {} cannot be used", path.display()),
+        (None, Some(path)) => format!("KUBECONFIG={path} cannot be used"),
+        (None, None) => "no cluster is configured".into(),
+    };
+    Failure::new(format!("{place}: {}", Causes(error)))
+        .next("name a kubeconfig that kubectl can use, with --kubeconfig or KUBECONFIG")
+}
+
+fn unusable(error: &KubeconfigError, contexts: &[String]) -> Failure {
+    let known = || {
+        let names: Vec<&str> = contexts.iter().map(String::as_str).collect();
+        if names.is_empty() {
+            "the kubeconfig has none".into()
+        } else {
+            format!("the kubeconfig has {}", names.join(", "))
+        }
+    };
+    match error {
+        KubeconfigError::LoadContext(name) => {
+            let failure = Failure::new(format!("there is no context {name:?}"));
+            match nearest(name, contexts.iter().map(String::as_str)).as_slice() {
+                [] => failure.next(known()),
+                alike => failure.next(format!("did you mean {}?", either(alike))),
+            }
+        }
+        KubeconfigError::CurrentContextNotSet => Failure::new("the kubeconfig has no current context")
+            .next(format!("choose one with --context or kubectl config use-context: {}", known())),
+        error => Failure::new(format!("the kubeconfig cannot be used: {}", Causes(error)))
+            .next("kubectl config view shows it"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_that_is_not_there_is_told_with_those_that_are() {
+        let contexts = ["production", "staging"].map(str::to_owned);
+        for (error, says) in [
+            (KubeconfigError::LoadContext("stagin".into()), "did you mean staging?"),
+            (KubeconfigError::LoadContext("kind".into()), "the kubeconfig has production, staging"),
+            (KubeconfigError::CurrentContextNotSet, "choose one with --context"),
+        ] {
+            let told = unusable(&error, &contexts).to_string();
+            assert!(told.contains(says), "{told}");
+        }
+    }
+}

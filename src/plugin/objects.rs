@@ -1,0 +1,35 @@
+//! Objects of the API, kept as they came: what a release does not know of them is printed all the same.
+
+use kube::{
+    Api,
+    api::{DynamicObject, ListParams},
+};
+use serde::de::DeserializeOwned;
+
+/// A page of a list; the objects may be large.
+const PAGE: u32 = 250;
+
+/// All objects that these labels select; no selector: all.
+pub async fn list(api: &Api<DynamicObject>, selector: Option<&str>) -> kube::Result<Vec<DynamicObject>> {
+    let mut params = ListParams::default().limit(PAGE);
+    params.label_selector = selector.map(str::to_owned);
+    let mut objects = Vec::new();
+    loop {
+        let page = api.list(&params).await?;
+        objects.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params.continue_token = Some(token),
+            None => return Ok(objects),
+        }
+    }
+}
+
+/// A part of an object, such as its status; `None` where it is absent or this release cannot read it.
+pub fn part<T: DeserializeOwned>(object: &DynamicObject, name: &str) -> Option<T> {
+    serde_json::from_value(object.data.get(name)?.clone()).ok()
+}
+
+/// The object's name.
+pub fn name(object: &DynamicObject) -> &str {
+    object.metadata.name.as_deref().unwrap_or_default()
+}

@@ -1,0 +1,183 @@
+//! Tables as kubectl prints them: columns three spaces apart, `<none>` for what is not there. Pure.
+
+/// How a text is to be taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tone {
+    #[default]
+    Plain,
+    Good,
+    Bad,
+    Faint,
+}
+
+/// Whether texts may be coloured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paint(pub bool);
+
+impl Paint {
+    /// The text, in the colour of its tone where colours are wanted (ECMA-48, SGR).
+    pub fn paint(self, tone: Tone, text: &str) -> String {
+        let code = match tone {
+            Tone::Plain => return text.to_owned(),
+            Tone::Good => 32,
+            Tone::Bad => 31,
+            Tone::Faint => 2,
+        };
+        if self.0 && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// What stands in a column of a row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cell {
+    text: String,
+    tone: Tone,
+}
+
+impl Cell {
+    /// Nothing in it can move a terminal's cursor; where it is empty, it says so.
+    pub fn new(text: impl Into<String>) -> Self {
+        let text = printable(&text.into());
+        Self { text: if text.is_empty() { "<none>".into() } else { text }, tone: Tone::Plain }
+    }
+
+    pub fn toned(self, tone: Tone) -> Self {
+        Self { tone, ..self }
+    }
+}
+
+impl From<Option<String>> for Cell {
+    fn from(text: Option<String>) -> Self {
+        Self::new(text.unwrap_or_default())
+    }
+}
+
+/// A text of somebody else's, without what would move a terminal's cursor: control characters become the one that stands for what
+/// cannot be shown.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter }).collect()
+}
+
+/// Rows under a header.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    header: Vec<&'static str>,
+    rows: Vec<Vec<Cell>>,
+}
+
+impl Table {
+    pub fn new(header: &[&'static str]) -> Self {
+        Self { header: header.to_vec(), rows: Vec::new() }
+    }
+
+    /// Adds a row, of as many cells as there are columns.
+    pub fn row(&mut self, cells: Vec<Cell>) {
+        debug_assert_eq!(cells.len(), self.header.len());
+        self.rows.push(cells);
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The lines, the header first; `width`: of the terminal, at which lines are cut.
+    pub fn lines(&self, paint: Paint, width: Option<usize>) -> Vec<String> {
+        let wide = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column)).map(|cell| length(&cell.text));
+            cells.chain([length(self.header[column])]).max().unwrap_or_default()
+        };
+        let widths: Vec<usize> = (0..self.header.len()).map(wide).collect();
+        let header = self.header.iter().map(|name| Cell { text: (*name).to_owned(), tone: Tone::Plain }).collect();
+        let rows = std::iter::once(&header).chain(&self.rows);
+        rows.map(|row: &Vec<Cell>| line(row, &widths, paint, width.unwrap_or(usize::MAX))).collect()
+    }
+
+    /// The lines as one text.
+    pub fn text(&self, paint: Paint, width: Option<usize>) -> String {
+        self.lines(paint, width).into_iter().map(|line| line + "\n").collect()
+    }
+}
+
+fn line(row: &[Cell], widths: &[usize], paint: Paint, mut room: usize) -> String {
+    let mut line = String::new();
+    for (column, cell) in row.iter().enumerate() {
+        let text = cut(&cell.text, room);
+        line.push_str(&paint.paint(cell.tone, &text));
+        if column + 1 < row.len() {
+            let gap = (widths[column] + 3).saturating_sub(length(&text)).min(room.saturating_sub(length(&text)));
+            line.extend(std::iter::repeat_n(' ', gap));
+            room = room.saturating_sub(widths[column] + 3);
+        }
+    }
+    line.trim_end().to_owned()
+}
+
+/// The text in so many characters; an ellipsis says where something is missing.
+pub fn cut(text: &str, room: usize) -> String {
+    if length(text) <= room {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(room.saturating_sub(1)).collect();
+    if room == 0 { kept } else { kept + "…" }
+}
+
+fn length(text: &str) -> usize {
+    text.chars().count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        let mut table = Table::new(&["NAME", "HEALTHY", "WHY"]);
+        table.row(vec![Cell::new("ci"), Cell::new("True").toned(Tone::Good), Cell::default_none()]);
+        table.row(vec![
+            Cell::new("slack-alerts"),
+            Cell::new("False").toned(Tone::Bad),
+            Cell::new("HTTP 500: look there"),
+        ]);
+        table
+    }
+
+    impl Cell {
+        fn default_none() -> Self {
+            None.into()
+        }
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_what_stands_in_them() {
+        let expected = "\
+NAME           HEALTHY   WHY
+ci             True      <none>
+slack-alerts   False     HTTP 500: look there
+";
+        assert_eq!(table().text(Paint(false), None), expected);
+    }
+
+    #[test]
+    fn colours_change_nothing_but_colours() {
+        let painted = table().text(Paint(true), None);
+        assert!(painted.contains("\x1b[32mTrue\x1b[0m      <none>"), "{painted:?}");
+        let plain = painted.replace("\x1b[32m", "").replace("\x1b[31m", "").replace("\x1b[0m", "");
+        assert_eq!(plain, table().text(Paint(false), None));
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal() {
+        for width in 0..60 {
+            for line in table().lines(Paint(false), Some(width)) {
+                assert!(length(&line) <= width, "{width}: {line:?}");
+            }
+        }
+        assert_eq!(table().lines(Paint(false), Some(33))[2], "slack-alerts   False     HTTP 50…");
+    }
+
+    #[test]
+    fn nothing_in_a_cell_can_move_the_cursor() {
+        let mut table = Table::new(&["NAME"]);
+        table.row(vec![Cell::new("a\x1b[2Jb\n\u{9b}c")]);
+        assert_eq!(table.text(Paint(false), None), "NAME\na\u{fffd}[2Jb\u{fffd}\u{fffd}c\n");
+    }
+}

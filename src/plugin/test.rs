@@ -1,0 +1,140 @@
+//! `kubectl llmtune test`: a made-up event, sent to a Webhook's endpoint.
+
+use std::{process::ExitCode, time::Duration};
+
+use kube::{
+    Api,
+    api::{DynamicObject, PostParams},
+    core::{ApiResource, Resource},
+    runtime::wait::await_condition,
+};
+use serde_json::json;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{
+    age::took,
+    cli::{ClusterArgs, TestArgs},
+    connection::Cluster,
+    failure::{Failure, OPERATOR_AWAY, refusal},
+    objects::{name, part},
+    output::{self, Format, print},
+    webhooks::{self, Hook},
+};
+use crate::{
+    api::{
+        WebhookDelivery,
+        webhook_delivery::{TestRequest, WebhookDeliverySpec, WebhookDeliveryStatus, WebhookReference},
+    },
+    event::{EventSet, EventType},
+    report::conditions,
+};
+
+/// How long the object is kept.
+const TTL: &str = "1h";
+/// How long to wait before an apiserver that broke off is asked again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+pub async fn run(args: &ClusterArgs, asked: &TestArgs) -> Result<ExitCode, Failure> {
+    let cluster = Cluster::connect(args).await?;
+    let hook = webhooks::find(&cluster, &asked.target).await?;
+    let event = asked.event.unwrap_or_else(|| first_event(&hook));
+    let api = cluster.api::<WebhookDelivery>(Some(&hook.home));
+    let object = manifest(&hook, event)?;
+    let began = Instant::now();
+    let created = api.create(&PostParams::default(), &object).await.map_err(|error| cluster.failed(&error))?;
+    let quiet = asked.output.is_some_and(|format| format != Format::Wide);
+    if !quiet {
+        print(&format!("webhookdelivery.llmtune.io/{} created: {event} to {}\n", name(&created), hook.target))?;
+    }
+    let tested = answered(&cluster, &api, &created, &hook, asked.timeout).await?;
+    let status: WebhookDeliveryStatus = part(&tested, "status").unwrap_or_default();
+    if let Some(format) = asked.output.filter(|_| quiet) {
+        print(&output::object(&tested, format)?)?;
+    } else if let Some(attempt) = &status.last_attempt {
+        let answer = attempt.status_code.map_or_else(|| "no answer".to_owned(), |code| format!("HTTP {code}"));
+        let endpoint = hook.status.endpoint.as_deref().unwrap_or("the endpoint");
+        print(&format!("attempt {}: {answer} from {endpoint}\n", attempt.attempt))?;
+    }
+    if conditions::holds(&status.conditions, "Delivered") {
+        if !quiet {
+            print(&format!(
+                "{} acknowledged the test, {} after it was asked for\n",
+                hook.target,
+                took(began.elapsed())
+            ))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(unacknowledged(&hook, &tested, &status))
+}
+
+/// The first event that the Webhook subscribes to: its receiver knows that one.
+fn first_event(hook: &Hook) -> EventType {
+    let subscribed = hook.spec.as_ref().and_then(|spec| EventSet::parse(&spec.events).ok()).unwrap_or_default();
+    EventType::ALL.into_iter().find(|event| subscribed.contains(*event)).unwrap_or(EventType::TrainingCompleted)
+}
+
+/// The object that asks for a test, as `docs/operations.md` has it.
+fn manifest(hook: &Hook, event: EventType) -> Result<DynamicObject, Failure> {
+    let spec = WebhookDeliverySpec {
+        webhook_ref: WebhookReference { kind: hook.target.kind, name: hook.target.name.clone() },
+        test: Some(TestRequest { event: event.name().to_owned() }),
+        event_id: None,
+        ttl: TTL.to_owned(),
+    };
+    let unwritable = |error| Failure::new(format!("the test cannot be written: {error}"));
+    let spec = serde_json::to_value(&spec).map_err(unwritable)?;
+    let mut object = DynamicObject::new("", &ApiResource::erase::<WebhookDelivery>(&())).data(json!({"spec": spec}));
+    object.meta_mut().name = None;
+    object.meta_mut().generate_name = Some("test-".to_owned());
+    Ok(object)
+}
+
+/// The object, once it is finished.
+async fn answered(
+    cluster: &Cluster,
+    api: &Api<DynamicObject>,
+    created: &DynamicObject,
+    hook: &Hook,
+    limit: Duration,
+) -> Result<DynamicObject, Failure> {
+    let name = name(created);
+    let finished = |object: Option<&DynamicObject>| object.is_none_or(is_finished);
+    let until = Instant::now() + limit;
+    loop {
+        match timeout_at(until, await_condition(api.clone(), name, finished)).await {
+            Ok(Ok(Some(tested))) => return Ok(tested),
+            Ok(Ok(None)) => {
+                return Err(Failure::new(format!("webhookdelivery/{name} was deleted before it was answered")));
+            }
+            Ok(Err(kube::runtime::wait::Error::ProbeFailed(error))) => {
+                if let Some(refused) = refusal(&error) {
+                    return Err(cluster.failed(refused));
+                }
+                sleep(PAUSE).await;
+            }
+            Err(_) => return Err(unanswered(hook, name, limit)),
+        }
+    }
+}
+
+fn is_finished(object: &DynamicObject) -> bool {
+    let status: WebhookDeliveryStatus = part(object, "status").unwrap_or_default();
+    conditions::holds(&status.conditions, "Finished")
+}
+
+fn unanswered(hook: &Hook, name: &str, limit: Duration) -> Failure {
+    let what = format!("the operator has not answered the test of {} within {}", hook.target, took(limit));
+    let watch = format!("kubectl -n {} get whd {name} -w shows it when it does", hook.home);
+    Failure::new(what).next(format!("{OPERATOR_AWAY}\n{watch}"))
+}
+
+fn unacknowledged(hook: &Hook, tested: &DynamicObject, status: &WebhookDeliveryStatus) -> Failure {
+    let why = conditions::get(&status.conditions, "Delivered").map_or("", |condition| condition.message.as_str());
+    let next = match conditions::get(&status.conditions, "Delivered").map(|condition| condition.reason.as_str()) {
+        Some("WebhookNotReady") => format!("kubectl -n {} describe {} tells its conditions", hook.home, hook.target),
+        Some("NotInOperatorNamespace") => "write -n with the operator's namespace".to_owned(),
+        _ => format!("kubectl -n {} get whd {} -o yaml tells more", hook.home, name(tested)),
+    };
+    Failure::new(format!("{} did not acknowledge the test: {why}", hook.target)).next(next)
+}
