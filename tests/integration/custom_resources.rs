@@ -16,6 +16,7 @@ use llmtune_webhooks::{
     source::{Source, training_job::TrainingJobs},
     subscription::{resolve::Plan, target::References},
 };
+use llmtune_webhooks_harness::{reference::markdown, root};
 use serde_json::{Map, Value, json};
 
 use crate::support::{BINARY, Scene, plane, run, webhook};
@@ -491,6 +492,13 @@ fn the_definitions_in_crds_are_those_that_the_binary_prints() {
         kept == printed,
         "crds/llmtune.io.yaml is not what `llmtune-webhooks crds` prints ({line}): run `make generate`"
     );
+}
+
+#[test]
+fn the_api_reference_is_what_the_definitions_say() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let written = markdown(&read("crds/llmtune.io.yaml"));
+    assert!(read("docs/api.md") == written, "docs/api.md is not what the definitions say: run `make generate`");
 }
 
 #[test]

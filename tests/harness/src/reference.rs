@@ -61,9 +61,9 @@ fn kind(text: &mut String, definition: &Value) {
     for part in ["spec", "status"] {
         let schema = &schema["properties"][part];
         if schema["properties"].is_object() {
-            let _ = writeln!(text, "\n### {} `{part}`\n", string(&names["kind"]));
+            let _ = writeln!(text, "\n### {} `{part}`", string(&names["kind"]));
             rules(text, schema);
-            text.push_str("| field | type | default | what it is |\n|---|---|---|---|\n");
+            text.push_str("\n| field | type | default | what it is |\n|---|---|---|---|\n");
             fields(text, schema, "");
         }
     }
@@ -71,11 +71,8 @@ fn kind(text: &mut String, definition: &Value) {
 
 /// What an object must fulfil as a whole.
 fn rules(text: &mut String, schema: &Value) {
-    for message in messages(schema) {
-        let _ = writeln!(text, "- {message}");
-    }
-    if !messages(schema).is_empty() {
-        text.push('\n');
+    for (at, message) in messages(schema).iter().enumerate() {
+        let _ = writeln!(text, "{}- {message}", if at == 0 { "\n" } else { "" });
     }
 }
 
@@ -89,9 +86,8 @@ fn fields(text: &mut String, schema: &Value, path: &str) {
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         let star = if required.contains(&name.as_str()) { "*" } else { "" };
         let default = match &field["default"] {
-            Value::Null => String::new(),
             // That of an object is its fields'.
-            Value::Object(_) => String::new(),
+            Value::Null | Value::Object(_) => String::new(),
             Value::String(text) => format!("`{text}`"),
             other => format!("`{other}`"),
         };
