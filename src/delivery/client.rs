@@ -10,7 +10,6 @@ use hyper_util::{
     client::legacy::{self, Builder},
     rt::{TokioExecutor, TokioTimer},
 };
-use reqwest::Url;
 use rustls::ClientConfig;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -71,12 +70,11 @@ impl Client {
     /// Sends a POST, and waits so long for the head of its answer. Redirects are not followed.
     pub async fn post(
         &self,
-        url: &Url,
+        uri: Uri,
         mut headers: HeaderMap,
         body: Bytes,
         limit: Duration,
     ) -> Result<Response, SendError> {
-        let uri: Uri = url.as_str().parse().map_err(|_| SendError::Url)?;
         headers.entry(header::USER_AGENT).or_insert(USER_AGENT);
         headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("*/*"));
         if let Some(authorization) = self.network.proxy_authorization(&uri) {

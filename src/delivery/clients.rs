@@ -1,8 +1,12 @@
 //! The HTTP clients, one for each TLS configuration.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use http::Uri;
+use bytes::Bytes;
+use http::{HeaderMap, Uri};
 use reqwest::Url;
 use rustls::{
     ClientConfig,
@@ -17,7 +21,7 @@ use tokio_rustls::TlsConnector;
 pub use super::connector::Proxy;
 use super::{
     address::{Guard, Refused},
-    client::{Client, SendError},
+    client::{Client, Response, SendError},
     connector::Network,
     resolver::Resolve,
     tls::{Either, Material},
@@ -71,19 +75,31 @@ impl Clients {
         Ok(Self { trust, network, pool: Pool::default() })
     }
 
-    /// The client for a url, with this TLS or with that of all. An address in the url is checked here already, before anything is
-    /// made for it.
-    pub fn client(&self, url: &Url, tls: Option<&Material>) -> Result<Client, ClientError> {
+    /// Sends a POST to a url, with this TLS or with that of all, and waits so long for the head of its answer.
+    pub async fn post(
+        &self,
+        url: &Url,
+        tls: Option<&Material>,
+        headers: HeaderMap,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Response, ClientError> {
+        let (client, uri) = self.client(url, tls)?;
+        Ok(client.post(uri, headers, body, limit).await?)
+    }
+
+    /// The client for a url, and the url as it takes it. An address in the url is checked here already, before anything is made for it.
+    pub fn client(&self, url: &Url, tls: Option<&Material>) -> Result<(Client, Uri), ClientError> {
         let uri: Uri = url.as_str().parse().map_err(|_| SendError::Url)?;
         self.network.check(&uri)?;
         let pool = tls.map_or(&self.pool, |tls| &tls.pool);
         let mut kept = pool.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = &*kept {
-            return Ok(client.clone());
+            return Ok((client.clone(), uri));
         }
         let mut config = self.trust.config(tls)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(kept.insert(Client::new(&self.network, config)).clone())
+        Ok((kept.insert(Client::new(&self.network, config)).clone(), uri))
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     attempt::{Attempt, AttemptResult, Class, Exchange, Outcome},
     client::Response,
-    clients::{ClientError, Clients},
+    clients::Clients,
     failure::{Discretion, describe_error, describe_status},
     message::{Message, message},
     sign::{Keys, Which},
@@ -108,13 +108,8 @@ impl Sender {
     async fn post(&self, message: Message, target: &Target, limit: Duration, deadline: Instant) -> Answer {
         let begun = Instant::now();
         let Message { headers, body } = message;
-        let sent = match self.clients.client(&target.url, target.tls.as_deref()) {
-            Err(error) => Err(error),
-            Ok(client) => {
-                let left = deadline.saturating_duration_since(begun);
-                client.post(&target.url, headers, body, left).await.map_err(ClientError::from)
-            }
-        };
+        let left = deadline.saturating_duration_since(begun);
+        let sent = self.clients.post(&target.url, target.tls.as_deref(), headers, body, left).await;
         let duration = begun.elapsed();
         let (result, class, status, error) = match sent {
             Ok(response) => {

@@ -47,14 +47,8 @@ impl Shut {
     fn send(&self, url: &str) {
         let Some(read) = read(url) else { return };
         let limit = Duration::from_secs(5);
-        let error = match self.clients.client(&read, None) {
-            Err(error) => error,
-            Ok(client) => {
-                let sent = self.runtime.block_on(client.post(&read, HeaderMap::new(), "{}".into(), limit));
-                let Err(error) = sent else { panic!("{url:?} was sent to") };
-                ClientError::from(error)
-            }
-        };
+        let sent = self.runtime.block_on(self.clients.post(&read, None, HeaderMap::new(), "{}".into(), limit));
+        let Err(error) = sent else { panic!("{url:?} was sent to") };
         if let ClientError::Http(SendError::Url) = error {
             return;
         }

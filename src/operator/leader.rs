@@ -586,8 +586,17 @@ impl Leader {
         if settled.verdict == Verdict::Exhausted {
             warn!(namespace, webhook = name, %event, %id, attempt, error, "delivery exhausted");
         } else {
-            let traceparent = traceparent(id, settled.delivery, attempt);
-            debug!(namespace, webhook = name, %event, %id, attempt, traceparent, error, verdict = ?settled.verdict, "attempt");
+            debug!(
+                namespace,
+                webhook = name,
+                %event,
+                %id,
+                attempt,
+                traceparent = traceparent(id, settled.delivery, attempt),
+                error,
+                verdict = ?settled.verdict,
+                "attempt"
+            );
         }
         self.note(Note::Settled { settled: Box::new(settled), at: now });
     }

@@ -5,6 +5,7 @@ use std::{
 
 use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::TokioIo;
+use reqwest::Url;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::{net::TcpListener, sync::Barrier};
 use tokio_rustls::TlsAcceptor;
@@ -71,9 +72,9 @@ async fn answers_that_come_at_once_to_all_requests_of_a_connection_are_all_read(
     let ranges = ["127.0.0.0/8", "::1/128"].map(|range| parse_range(range).unwrap());
     let guard = Guard::new(&ranges, &[], Vec::new());
     let clients = Clients::new(vec![certificate], guard, Arc::new(System), None).unwrap();
-    let client = clients.client(&url, None).unwrap();
+    let (client, uri) = clients.client(&url, None).unwrap();
     let ask = || async {
-        let mut response = client.post(&url, HeaderMap::new(), Bytes::from_static(b"{}"), LIMIT).await.unwrap();
+        let mut response = client.post(uri.clone(), HeaderMap::new(), Bytes::from_static(b"{}"), LIMIT).await.unwrap();
         let mut length = 0;
         while let Some(chunk) = response.chunk().await {
             length += chunk.len();

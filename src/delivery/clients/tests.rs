@@ -92,14 +92,10 @@ fn guard(allow: &[&str], apiserver: &[SocketAddr]) -> Guard {
 async fn send(clients: &Clients, url: &str) -> (Class, String) {
     let url = Url::parse(url).unwrap();
     let limit = Duration::from_secs(10);
-    let error = match clients.client(&url, None) {
-        Err(error) => error,
-        Ok(client) => match client.post(&url, HeaderMap::new(), "{}".into(), limit).await {
-            Ok(_) => return (Class::Success, String::new()),
-            Err(error) => error.into(),
-        },
-    };
-    describe_error(&error, limit, Discretion::None)
+    match clients.post(&url, None, HeaderMap::new(), "{}".into(), limit).await {
+        Ok(_) => (Class::Success, String::new()),
+        Err(error) => describe_error(&error, limit, Discretion::None),
+    }
 }
 
 #[tokio::test]
