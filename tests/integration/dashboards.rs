@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 
 use crate::{
     chart::chart,
+    deliveries::keep_nothing,
+    sources::malformed_job,
     support::{Jobs, SOON, Scene, run},
 };
 
@@ -80,30 +82,10 @@ async fn eventful(scene: &Scene, figures: &Prometheus) -> (Operator, [Receiver; 
         "apiVersion": "llmtune.io/v1alpha1", "kind": "UsageThreshold", "metadata": {"name": "tokens"},
         "spec": {"prometheus": {"query": "vector(700)"}, "limit": "1k", "thresholds": ["50%"], "interval": "1s"}
     }));
-    // Another release's definition may let through what this one cannot read.
-    let open = json!([{
-        "op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/status",
-        "value": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}
-    }]);
-    scene.kubectl(&["patch", "crd", "trainingjobs.llmtune.io", "--type=json", "-p", &open.to_string()]);
-    scene.job("bad");
-    eventually("the open schema is in force", SOON, || async {
-        let patch = json!({"status": {"phase": {"is": "an object"}}}).to_string();
-        let namespace = scene.namespace.as_str();
-        let arguments =
-            ["patch", "trainingjob", "bad", "--subresource=status", "--type=merge", "-n", namespace, "-p", &patch];
-        scene.plane.kubectl(&arguments).status.success().then_some(())
-    })
-    .await;
+    malformed_job(scene, "bad").await;
     // Nothing is kept in this namespace.
     let full = Scene::on(scene.plane.clone(), "full").await;
-    let hard = json!({"count/webhookdeliveries.llmtune.io": "0"});
-    full.apply(&json!({
-        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": hard}
-    }));
-    // As the controller does it.
-    let status = json!({"status": {"hard": hard, "used": hard}}).to_string();
-    full.kubectl(&["patch", "resourcequota", "none", "--subresource=status", "--type=merge", "-p", &status]);
+    keep_nothing(&full);
     full.webhook("full", &broken.url(), &json!({"delivery": {"maxRetries": 0}}));
     let options = scene.options().cluster_wide().argument("--allow-prometheus").argument(&figures.url());
     let operator = Operator::start_ready(&scene.plane, &options).await;

@@ -742,6 +742,17 @@ fn a_deleted_webhook_takes_its_deliveries_with_it() {
     });
 }
 
+/// A quota that lets the scene's namespace keep no delivery.
+pub fn keep_nothing(scene: &Scene) {
+    let hard = json!({"count/webhookdeliveries.llmtune.io": "0"});
+    scene.apply(&json!({
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": hard}
+    }));
+    // As the controller does it.
+    let status = json!({"status": {"hard": hard, "used": hard}}).to_string();
+    scene.kubectl(&["patch", "resourcequota", "none", "--subresource=status", "--type=merge", "-p", &status]);
+}
+
 #[test]
 fn a_delivery_that_a_quota_refuses_to_keep_is_dropped_and_counted_and_the_others_go_on() {
     run(async {
@@ -749,13 +760,7 @@ fn a_delivery_that_a_quota_refuses_to_keep_is_dropped_and_counted_and_the_others
         let receiver = refused(&scene, 0).await;
         let good = Receiver::start().await;
         scene.webhook("good", &good.url(), &json!({}));
-        let hard = json!({"count/webhookdeliveries.llmtune.io": "0"});
-        let quota =
-            json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": hard}});
-        scene.apply(&quota);
-        // The part of kube-controller-manager.
-        let status = json!({"status": {"hard": hard, "used": hard}}).to_string();
-        scene.kubectl(&["patch", "resourcequota", "none", "--subresource=status", "--type=merge", "-p", &status]);
+        keep_nothing(&scene);
         let operator = scene.operator().await;
         let jobs = Jobs::new(&scene).await;
         start_jobs(&jobs, (0..3).map(|number| format!("job-{number}"))).await;

@@ -208,36 +208,40 @@ fn connections_that_go_silent_are_noticed_and_replaced() {
     });
 }
 
+/// A job whose status cannot be read; another release's definition may let such a thing through. The scene has a control plane of its own.
+pub async fn malformed_job(scene: &Scene, name: &str) {
+    let open = json!([{
+        "op": "replace",
+        "path": "/spec/versions/0/schema/openAPIV3Schema/properties/status",
+        "value": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}
+    }]);
+    scene.kubectl(&["patch", "crd", "trainingjobs.llmtune.io", "--type=json", "-p", &open.to_string()]);
+    scene.job(name);
+    eventually("the open schema is in force", SOON, || async {
+        let patch = json!({"status": {"phase": {"is": "an object"}}}).to_string();
+        let arguments = [
+            "-n",
+            &scene.namespace,
+            "patch",
+            "trainingjob",
+            name,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &patch,
+        ];
+        scene.plane.kubectl(&arguments).status.success().then_some(())
+    })
+    .await;
+}
+
 #[test]
 fn a_malformed_object_is_counted_and_named_and_disturbs_no_other() {
     run(async {
         let scene = Scene::alone("malformed").await;
         let receiver = Receiver::start().await;
         scene.webhook("ci", &receiver.url(), &json!({}));
-        // Another release's definition may let through what this one cannot read.
-        let open = json!([{
-            "op": "replace",
-            "path": "/spec/versions/0/schema/openAPIV3Schema/properties/status",
-            "value": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}
-        }]);
-        scene.kubectl(&["patch", "crd", "trainingjobs.llmtune.io", "--type=json", "-p", &open.to_string()]);
-        scene.job("bad");
-        eventually("the open schema is in force", SOON, || async {
-            let patch = json!({"status": {"phase": {"is": "an object"}}}).to_string();
-            let arguments = [
-                "-n",
-                &scene.namespace,
-                "patch",
-                "trainingjob",
-                "bad",
-                "--subresource=status",
-                "--type=merge",
-                "-p",
-                &patch,
-            ];
-            scene.plane.kubectl(&arguments).status.success().then_some(())
-        })
-        .await;
+        malformed_job(&scene, "bad").await;
         scene.job("good");
         let operator = Operator::start_ready(&scene.plane, &scene.options()).await;
         operator.wait_log("name=\"bad\"", SOON).await;
