@@ -198,10 +198,8 @@ fn what_is_given_up_is_kept_in_the_operator_s_namespace_apart_from_a_webhook_s_o
                 let what = format!("{count} deliveries of the {kind} are kept");
                 let selector = of(kind);
                 eventually(&what, SOON, || async {
-                    let list = home.kubectl(&["get", "whd", "-l", &selector, "-o", "json"]);
-                    let list: Value = serde_json::from_str(&list).unwrap();
-                    let items = list["items"].as_array().unwrap().clone();
-                    assert!(items.len() <= count, "{list:#}");
+                    let items = home.list("whd", &selector);
+                    assert!(items.len() <= count, "{items:#?}");
                     let done = items.iter().filter(|item| item["status"]["finishedAt"].is_string()).count();
                     (done == count).then_some(items)
                 })

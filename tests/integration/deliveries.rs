@@ -47,17 +47,10 @@ async fn refused(scene: &Scene, count: u32) -> Receiver {
     receiver
 }
 
-/// The `WebhookDelivery` objects with this label.
-fn objects(scene: &Scene, selector: &str) -> Vec<Value> {
-    let text = scene.kubectl(&["get", "whd", "-l", selector, "-o", "json"]);
-    let mut list: Value = serde_json::from_str(&text).unwrap();
-    serde_json::from_value(list["items"].take()).unwrap()
-}
-
 /// Waits until there are so many objects of `ci`, all finished.
 async fn kept(scene: &Scene, count: usize) -> Vec<Value> {
     eventually(&format!("{count} deliveries are kept"), LATER, || async {
-        let objects = objects(scene, OF_CI);
+        let objects = scene.list("whd", OF_CI);
         let finished = objects.iter().filter(|object| condition(object, "Finished").0 == "True").count();
         assert!(objects.len() <= count, "{} objects", objects.len());
         (finished == count).then_some(objects)
@@ -182,7 +175,7 @@ fn two_hundred_deliveries_past_all_retries_are_kept_and_one_command_sends_them_a
             let sent = begun.elapsed();
             eventually("all are delivered", LATER, || async {
                 let answered = |object: &Value| object["status"]["lastHandledRedeliverAt"] == time;
-                self::objects(&scene, OF_CI).iter().all(answered).then_some(())
+                scene.list("whd", OF_CI).iter().all(answered).then_some(())
             })
             .await;
             println!(
@@ -200,7 +193,7 @@ fn two_hundred_deliveries_past_all_retries_are_kept_and_one_command_sends_them_a
         }
         // kubectl itself takes a tenth of a second for each.
         scene.kubectl(&["wait", "--for=condition=Delivered", "whd", "-l", OF_CI, "--timeout=60s"]);
-        for object in self::objects(&scene, OF_CI) {
+        for object in scene.list("whd", OF_CI) {
             assert_eq!(condition(&object, "Delivered"), ("True".into(), "Acknowledged".into()));
             assert_eq!(object["status"]["attempts"], 1);
         }
@@ -229,7 +222,7 @@ fn a_request_that_comes_while_the_one_before_is_under_way_is_met_too() {
             let second = format!("{round}-second");
             redeliver_all(&scene, &second);
             eventually("the second request is answered", SOON, || async {
-                (objects(&scene, OF_CI)[0]["status"]["lastHandledRedeliverAt"] == second).then_some(())
+                (scene.list("whd", OF_CI)[0]["status"]["lastHandledRedeliverAt"] == second).then_some(())
             })
             .await;
             assert_eq!(receiver.count(), before + 2);
@@ -283,7 +276,7 @@ fn an_operator_killed_while_deliveries_are_given_up_and_sent_again_keeps_each_on
         command.await.unwrap();
         eventually("all are delivered", LATER, || async {
             let delivered = |object: &Value| condition(object, "Delivered").0 == "True";
-            self::objects(&scene, OF_CI).iter().all(delivered).then_some(())
+            scene.list("whd", OF_CI).iter().all(delivered).then_some(())
         })
         .await;
         let again = &receiver.received()[before..];
@@ -332,10 +325,10 @@ fn a_test_of_every_event_is_marked_signed_and_answered_in_its_status() {
         assert!(took[took.len() / 2] < Duration::from_secs(5));
         let webhook = scene.get("webhook", "ci");
         eventually("the tests are marked as the Webhook's", SOON, || async {
-            (objects(&scene, OF_CI).len() == took.len()).then_some(())
+            (scene.list("whd", OF_CI).len() == took.len()).then_some(())
         })
         .await;
-        for object in objects(&scene, OF_CI) {
+        for object in scene.list("whd", OF_CI) {
             assert_eq!(object["metadata"]["labels"]["llmtune.io/event"], object["spec"]["test"]["event"]);
             assert_eq!(object["metadata"]["ownerReferences"][0]["uid"], webhook["metadata"]["uid"]);
         }
@@ -458,8 +451,7 @@ fn squatter(event: EventId, webhook: Uid, how: &str) -> Value {
 /// Whether the delivery is kept, in an object as the operator makes it.
 fn genuine(scene: &Scene, event: EventId, webhook: Uid) -> Option<()> {
     let name = DeliveryId::new(event, webhook).object_name();
-    let output = scene.plane.kubectl(&["-n", &scene.namespace, "get", "whd", &name, "-o", "json"]);
-    let object: Value = serde_json::from_slice(&output.stdout).ok()?;
+    let object = scene.find("whd", &name).ok()?;
     let whole = object["spec"]["webhookRef"]["name"] == "ci"
         && object["spec"]["ttl"] == "168h"
         && object["status"]["event"]["id"] == event.to_string()
@@ -730,7 +722,7 @@ fn a_deleted_webhook_takes_its_deliveries_with_it() {
         kept(&scene, 3).await;
         test(&scene, "try", "ci", "model.deployed").await;
         test(&scene, "stays", "nobody", "model.deployed").await;
-        eventually("the test is owned", SOON, || async { (objects(&scene, OF_CI).len() == 4).then_some(()) }).await;
+        eventually("the test is owned", SOON, || async { (scene.list("whd", OF_CI).len() == 4).then_some(()) }).await;
         scene.plane.start_controllers().await;
         scene.kubectl(&["delete", "webhook", "ci"]);
         let begun = Instant::now();
@@ -785,7 +777,7 @@ fn a_delivery_that_a_quota_refuses_to_keep_is_dropped_and_counted_and_the_others
             let name = format!("job-{}", jiff::Timestamp::now().as_millisecond());
             start_jobs(&jobs, std::iter::once(name)).await;
             tokio::time::sleep(Duration::from_millis(500)).await;
-            (!objects(&scene, OF_CI).is_empty()).then_some(())
+            (!scene.list("whd", OF_CI).is_empty()).then_some(())
         })
         .await;
     });
@@ -834,7 +826,7 @@ fn what_a_gone_endpoint_would_have_got_is_kept_until_a_test_or_a_redelivery_find
         gone().await;
         receiver.answer(|_| Answer::status(200));
         let before = receiver.count();
-        eventually("e is kept", SOON, || async { (self::objects(&scene, OF_CI).len() == 5).then_some(()) }).await;
+        eventually("e is kept", SOON, || async { (scene.list("whd", OF_CI).len() == 5).then_some(()) }).await;
         redeliver_all(&scene, "1");
         scene.kubectl(&["wait", "--for=condition=Delivered", "whd", "-l", OF_CI, "--timeout=60s"]);
         let again: HashSet<String> = receiver.received()[before..].iter().map(Received::name).collect();

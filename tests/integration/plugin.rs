@@ -115,8 +115,8 @@ async fn given_up(scene: &Scene, names: &[&str]) {
         jobs.start(name).await;
     }
     eventually("deliveries are kept", SOON, || async {
-        let list: Value = serde_json::from_str(&scene.kubectl(&["get", "whd", "-o", "json"])).unwrap();
-        let finished = list["items"].as_array().unwrap().iter().filter(|item| item["status"]["finishedAt"].is_string());
+        let kept = scene.list("whd", "");
+        let finished = kept.iter().filter(|object| object["status"]["finishedAt"].is_string());
         (finished.count() >= names.len()).then_some(())
     })
     .await;

@@ -776,8 +776,8 @@ fn a_running_job_as_large_as_etcd_takes_keeps_nothing_from_the_ledger_and_its_en
         jobs.start("small").await;
         receiver.wait_for("training.started", "small", SOON).await;
         eventually("what came after the large job is in the ledger", SOON, || async {
-            let segments: Value = serde_json::from_str(&scene.kubectl(&["get", "lseg", "-o", "json"])).unwrap();
-            let mut texts = segments["items"].as_array().unwrap().iter().map(|segment| {
+            let segments = scene.list("ledgersegment", "");
+            let mut texts = segments.iter().map(|segment| {
                 let data = segment["spec"]["data"].as_str().unwrap();
                 let packed = base64::engine::general_purpose::STANDARD.decode(data).unwrap();
                 String::from_utf8(zstd::decode_all(&packed[..]).unwrap()).unwrap()

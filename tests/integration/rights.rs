@@ -195,9 +195,8 @@ fn every_right_that_ships_is_used_and_none_is_missing() {
         .await;
         scene.wait_event("Webhook", "broken", "DeliveryExhausted").await;
         eventually("what was given up is kept", SOON, || async {
-            let kept = scene.kubectl(&["get", "whd", "-l", "llmtune.io/webhook=broken", "-o", "json"]);
-            let kept: Value = serde_json::from_str(&kept).unwrap();
-            kept["items"].as_array().unwrap().iter().any(|item| item["status"]["finishedAt"].is_string()).then_some(())
+            let kept = scene.list("whd", "llmtune.io/webhook=broken");
+            kept.iter().any(|object| object["status"]["finishedAt"].is_string()).then_some(())
         })
         .await;
         scene.kubectl(&[

@@ -182,9 +182,48 @@ impl Scene {
         self.job_status(name, &json!({"phase": phase}));
     }
 
-    /// An object as JSON.
+    /// An object as JSON, as `kubectl get` shows it.
     pub fn get(&self, kind: &str, name: &str) -> Value {
-        serde_json::from_str(&self.kubectl(&["get", kind, name, "-o", "json"])).unwrap()
+        self.find(kind, name).unwrap_or_else(|error| panic!("{kind} {name}: {error}"))
+    }
+
+    /// The same; the error is the apiserver's message.
+    pub fn find(&self, kind: &str, name: &str) -> Result<Value, String> {
+        let mut object = self.plane.read(&format!("{}/{name}", self.collection(kind)))?;
+        object["metadata"].as_object_mut().unwrap().remove("managedFields");
+        Ok(object)
+    }
+
+    /// The objects of a kind here with these labels, as `kubectl get -l` has them; empty: all.
+    pub fn list(&self, kind: &str, labels: &str) -> Vec<Value> {
+        self.selected(kind, &format!("labelSelector={}", escaped(labels)))
+    }
+
+    fn selected(&self, kind: &str, selector: &str) -> Vec<Value> {
+        let path = format!("{}?{selector}", self.collection(kind));
+        let mut list = self.plane.read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        serde_json::from_value(list["items"].take()).unwrap()
+    }
+
+    /// Where the apiserver has the objects of a kind, by its name or its short name.
+    fn collection(&self, kind: &str) -> String {
+        let here = |group: &str, resource: &str| format!("/{group}/namespaces/{}/{resource}", self.namespace);
+        let ours = "apis/llmtune.io/v1alpha1";
+        match kind {
+            "webhook" => here(ours, "webhooks"),
+            "whd" => here(ours, "webhookdeliveries"),
+            "trainingjob" => here(ours, "trainingjobs"),
+            "usagethreshold" | "ut" => here(ours, "usagethresholds"),
+            "ledgersegment" => here(ours, "ledgersegments"),
+            "clusterwebhook" | "cwh" => format!("/{ours}/clusterwebhooks"),
+            "webhooksource" => format!("/{ours}/webhooksources"),
+            "configmap" | "secret" | "resourcequota" => here("api/v1", &format!("{kind}s")),
+            "deployment" => here("apis/apps/v1", "deployments"),
+            "lease" => here("apis/coordination.k8s.io/v1", "leases"),
+            "event" => here("apis/events.k8s.io/v1", "events"),
+            "clusterrole" => "/apis/rbac.authorization.k8s.io/v1/clusterroles".into(),
+            _ => panic!("where {kind} objects are is not written here"),
+        }
     }
 
     /// Waits until `kubectl wait --for` holds.
@@ -213,12 +252,10 @@ impl Scene {
 
     /// The Kubernetes Events about an object: reason and note.
     pub fn events(&self, kind: &str, name: &str) -> Vec<(String, String)> {
-        let selector = format!("regarding.kind={kind},regarding.name={name}");
-        let text = self.kubectl(&["get", "events.events.k8s.io", "--field-selector", &selector, "-o", "json"]);
-        let list: Value = serde_json::from_str(&text).unwrap();
-        let events = list["items"].as_array().unwrap().iter();
+        let about = escaped(&format!("regarding.kind={kind},regarding.name={name}"));
+        let events = self.selected("event", &format!("fieldSelector={about}"));
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        events.map(|event| (text(&event["reason"]), text(&event["note"]))).collect()
+        events.iter().map(|event| (text(&event["reason"]), text(&event["note"]))).collect()
     }
 
     /// Waits for an Event of this reason, and returns its note.
@@ -228,6 +265,11 @@ impl Scene {
         })
         .await
     }
+}
+
+/// A selector as a query has it.
+fn escaped(selector: &str) -> String {
+    selector.replace('=', "%3D")
 }
 
 /// An endpoint that misbehaves below HTTP: what it does with each connection. Returns its url.

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, OnceLock},
+    thread,
     time::Duration,
 };
 
@@ -20,6 +21,10 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::{Value, json};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::OnceCell,
+};
 
 use crate::{
     eventually,
@@ -29,6 +34,12 @@ use crate::{
 };
 
 const ADMIN_TOKEN: &str = "admin-token";
+
+/// Where the calls of [`ControlPlane::read`] run.
+fn reading() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap())
+}
 
 /// The path of a control-plane tool; built first where it is missing.
 pub fn tool(name: &str) -> PathBuf {
@@ -67,6 +78,7 @@ pub struct ControlPlane {
     apiserver: Mutex<Option<Process>>,
     controllers: Mutex<Vec<Process>>,
     audited: bool,
+    reader: OnceCell<Client>,
 }
 
 /// Who asked for what, without the content.
@@ -105,6 +117,7 @@ impl ControlPlane {
             apiserver: Mutex::default(),
             controllers: Mutex::default(),
             audited,
+            reader: OnceCell::new(),
         };
         plane.start_etcd();
         plane.start_apiserver();
@@ -313,6 +326,16 @@ impl ControlPlane {
         let mut config = config(&self.kubeconfig("admin")).await.unwrap();
         config.read_timeout = Some(Duration::from_secs(120));
         Client::try_from(config).unwrap()
+    }
+
+    /// What the apiserver answers the administrator to a GET of this path; the error is its message. Waits for it, and costs a hundredth of
+    /// what kubectl does, which counts where a test asks again and again.
+    pub fn read(&self, path: &str) -> Result<Value, String> {
+        let request = axum::http::Request::get(path).body(Vec::new()).unwrap();
+        let answer = async { self.reader.get_or_init(|| self.admin()).await.request(request).await };
+        // A thread of its own: tests call this from within their runtimes.
+        let answer = thread::scope(|scope| scope.spawn(|| reading().block_on(answer)).join()).unwrap();
+        answer.map_err(|error| error.to_string())
     }
 
     /// etcd's own metrics.
