@@ -16,6 +16,7 @@
 //!    its kind is absent, and under an epoch of its own.
 
 mod checkpoint;
+mod deliveries;
 pub mod pace;
 mod pending;
 #[cfg(test)]
@@ -27,12 +28,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 
 use crate::{
-    delivery::attempt::{Attempt, AttemptResult, Exchange, Outcome},
     event::{
         Event,
         body::{self, Envelope},
         format::Forms,
-        id::{DeliveryId, EventId},
+        id::EventId,
         lifecycle::Occurrence,
         object::{Uid, WatchId},
         observation::{Change, Observation, Question},
@@ -48,10 +48,11 @@ use crate::{
         namespaces::Namespaces,
     },
 };
-use pending::Pending;
+use pending::{Pending, Shelving};
 use watch::{Baseline, Occurred, Sight, Watch};
 
 pub use checkpoint::Unflushed;
+pub use deliveries::{Due, Settled, Verdict};
 pub use pending::{Keep, MAX_BYTES, MAX_DELIVERIES, MAX_SHELVED, MAX_TOTAL_BYTES};
 
 /// What an observation led to.
@@ -61,7 +62,7 @@ pub struct Observed {
     pub events: Vec<Arc<Event>>,
     /// Webhooks that got a delivery.
     pub enqueued: Vec<Uid>,
-    /// Deliveries given up at once, since their Webhook's bound was reached.
+    /// Deliveries given up at once: their Webhook's bound is reached, or nothing is known of the Namespace.
     pub given_up: Vec<Settled>,
     /// Deliveries that were made because a filter failed.
     pub unfiltered: Vec<Unfiltered>,
@@ -79,53 +80,6 @@ pub struct Unfiltered {
     pub webhook: Uid,
     pub event: Arc<Event>,
     pub error: FilterError,
-}
-
-/// What the engine wants done now.
-#[derive(Debug)]
-pub enum Due {
-    /// An attempt is to be made; its [`Outcome`] must be settled.
-    Attempt(Attempt),
-    /// A delivery is given up without an attempt: its endpoint is gone.
-    Exhausted(Settled),
-    /// A given-up delivery is to become an object; then [`Engine::kept`] is to be told.
-    Keep(Keep),
-}
-
-/// What an outcome meant for its delivery.
-#[derive(Debug)]
-pub struct Settled {
-    pub webhook: Uid,
-    pub delivery: DeliveryId,
-    pub event: Arc<Event>,
-    /// The last attempt that was made, from 1; 0 where none was.
-    pub attempt: u32,
-    /// What passed between the operator and the endpoint just now; `None` where no request was made.
-    pub exchange: Option<Exchange>,
-    pub verdict: Verdict,
-    /// Why it was given up, where it was.
-    pub given_up: Option<Reason>,
-    /// The endpoint has answered 410 Gone to the spec as it stands.
-    pub gone: bool,
-    /// It was asked for again.
-    pub again: bool,
-    /// It was given up, and there is no room to keep it as an object.
-    pub dropped: bool,
-    /// Deliveries of this Webhook that are still pending.
-    pub pending: usize,
-}
-
-/// What becomes of a delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is done.
-    Delivered,
-    /// It is tried again at this time.
-    Retry(Timestamp),
-    /// It is given up.
-    Exhausted,
-    /// It waits as before.
-    Withheld,
 }
 
 /// How many deliveries of a Webhook are pending, and since when.
@@ -403,7 +357,7 @@ impl Engine {
         let withheld = match known.baseline {
             Baseline::Landed if known.sight != Sight::Measured => None,
             Baseline::Written(flush) if known.sight != Sight::Measured => Some(flush),
-            _ => Some(self.pending.gate.next_flush()),
+            _ => Some(self.pending.gate.await_next_flush()),
         };
         for Occurred { object, occurrence, sequence } in occurred {
             let Occurrence { event, count, .. } = occurrence;
@@ -428,8 +382,8 @@ impl Engine {
             });
             for Match { subscription, doubt } in self.index.matching(&event, &object) {
                 let webhook = subscription.uid;
-                let (reason, error) = if doubt == Some(Doubt::Namespace) {
-                    (Reason::NamespaceUnknown, "nothing is known of its namespace, which is gone")
+                let reason = if doubt == Some(Doubt::Namespace) {
+                    Reason::NamespaceUnknown
                 } else {
                     if let Some(Doubt::Filter(error)) = doubt {
                         observed.unfiltered.push(Unfiltered { webhook, event: Arc::clone(&event), error });
@@ -438,143 +392,18 @@ impl Engine {
                         observed.enqueued.push(webhook);
                         continue;
                     }
-                    (Reason::BoundReached, "the bound on pending deliveries is reached")
+                    Reason::BoundReached
                 };
-                let error = Some(error.to_owned());
-                let given_up = GivenUp { reason, at: now, attempts: 0, status_code: None, error };
-                if self.pending.shelve(webhook, &event, given_up, withheld) {
-                    observed.given_up.push(Settled {
-                        webhook,
-                        delivery: DeliveryId::new(event.id, webhook),
-                        event: Arc::clone(&event),
-                        attempt: 0,
-                        exchange: None,
-                        verdict: Verdict::Exhausted,
-                        given_up: Some(reason),
-                        gone: false,
-                        again: false,
-                        dropped: false,
-                        pending: self.pending.count(webhook),
-                    });
-                } else {
-                    observed.dropped.push(webhook);
+                match self.pending.shelve(webhook, &event, GivenUp::unattempted(reason, now), withheld) {
+                    Shelving::Shelved => {
+                        let verdict = Verdict::GivenUp(reason);
+                        observed.given_up.push(self.settled(webhook, Arc::clone(&event), 0, None, verdict));
+                    }
+                    Shelving::Known => {}
+                    Shelving::Full => observed.dropped.push(webhook),
                 }
             }
             observed.events.push(event);
         }
-    }
-
-    /// The next thing to do now; call until `None`.
-    pub fn due(&mut self, now: Timestamp) -> Option<Due> {
-        if let Some(keep) = self.pending.next_to_keep() {
-            return Some(Due::Keep(keep));
-        }
-        let pending::Begin { webhook, delivery, event, attempt, gone } = self.pending.begin(now)?;
-        if !gone {
-            let generation = self.index.get(webhook).map_or(0, |subscription| subscription.generation);
-            let number = attempt;
-            return Some(Due::Attempt(Attempt { webhook, delivery, event, number, generation, test: false }));
-        }
-        self.pending.ended(webhook, delivery);
-        // The attempt that would have been was not made.
-        let made = attempt - 1;
-        let error = Some("the endpoint is gone".to_owned());
-        let given_up = GivenUp { reason: Reason::EndpointGone, at: now, attempts: made, status_code: None, error };
-        Some(Due::Exhausted(self.give_up(webhook, delivery, event, given_up, true, None)))
-    }
-
-    /// A given-up delivery has become an object, or never will.
-    pub fn kept(&mut self, webhook: Uid, delivery: DeliveryId) {
-        self.pending.kept(webhook, delivery);
-    }
-
-    /// Sends an event again to a Webhook, with retries anew; false where it is pending there already.
-    pub fn redeliver(&mut self, webhook: Uid, event: &Arc<Event>) -> bool {
-        self.index.get(webhook).is_some() && self.pending.enqueue_again(webhook, event)
-    }
-
-    /// The endpoint acknowledged something outside the engine's own deliveries: it is not gone.
-    pub fn forgive(&mut self, webhook: Uid) {
-        if self.index.get(webhook).is_some() {
-            self.pending.queue(webhook).gone = None;
-            self.pending.wake(webhook);
-        }
-    }
-
-    /// When [`Self::due`] will have something new to do of its own accord.
-    #[must_use]
-    pub fn next_due(&self) -> Option<Timestamp> {
-        self.pending.next_due()
-    }
-
-    /// Takes in how an attempt ended. `random` in [0, 1) varies the wait before a retry. `None` where the Webhook was
-    /// deleted meanwhile.
-    pub fn settle(&mut self, outcome: Outcome, now: Timestamp, random: f64) -> Option<Settled> {
-        let Outcome { webhook, delivery: id, generation, result, exchange } = outcome;
-        let delivery = self.pending.ended(webhook, id)?;
-        let event = Arc::clone(&delivery.event);
-        let (attempt, again) = (delivery.failed_attempts.saturating_add(1), delivery.again);
-        let subscription = self.index.get(webhook)?;
-        let result = match result {
-            // The answer of an endpoint that the spec no longer names says nothing of the new one.
-            AttemptResult::Gone if generation != subscription.generation => AttemptResult::Failed { retry_after: None },
-            result => result,
-        };
-        let given_up = |reason, exchange: &Option<Exchange>| {
-            let status_code = exchange.as_ref().and_then(Exchange::status_code);
-            let error = exchange.as_ref().and_then(|exchange| exchange.error.clone());
-            GivenUp { reason, at: now, attempts: attempt, status_code, error }
-        };
-        let (attempt, verdict) = match result {
-            AttemptResult::Withheld { hold } => {
-                self.pending.queue(webhook).held |= hold;
-                self.pending.put_back(webhook, id);
-                (0, Verdict::Withheld)
-            }
-            AttemptResult::Acknowledged => {
-                if generation == subscription.generation {
-                    self.pending.queue(webhook).gone = None;
-                }
-                self.pending.remove(webhook, id);
-                (attempt, Verdict::Delivered)
-            }
-            AttemptResult::Gone => {
-                self.pending.queue(webhook).gone = Some(generation);
-                let given_up = given_up(Reason::EndpointGone, &exchange);
-                return Some(self.give_up(webhook, id, event, given_up, true, exchange));
-            }
-            AttemptResult::Failed { .. } if attempt > subscription.max_retries => {
-                let given_up = given_up(Reason::Exhausted, &exchange);
-                return Some(self.give_up(webhook, id, event, given_up, false, exchange));
-            }
-            AttemptResult::Failed { retry_after } => {
-                delivery.failed_attempts = attempt;
-                let wait = subscription.backoff.wait(attempt, random, retry_after);
-                let due = now.checked_add(wait).unwrap_or(Timestamp::MAX);
-                self.pending.wait(webhook, id, due, wait);
-                (attempt, Verdict::Retry(due))
-            }
-        };
-        let pending = self.pending.count(webhook);
-        let (delivery, given_up, gone, dropped) = (id, None, false, false);
-        Some(Settled { webhook, delivery, event, attempt, exchange, verdict, given_up, gone, again, dropped, pending })
-    }
-
-    /// Gives a delivery up.
-    fn give_up(
-        &mut self,
-        webhook: Uid,
-        delivery: DeliveryId,
-        event: Arc<Event>,
-        given_up: GivenUp,
-        gone: bool,
-        exchange: Option<Exchange>,
-    ) -> Settled {
-        let (attempt, reason) = (given_up.attempts, Some(given_up.reason));
-        let again = self.pending.is_again(webhook, delivery);
-        let kept = self.pending.give_up(webhook, delivery, given_up);
-        let pending = self.pending.count(webhook);
-        let (verdict, given_up, dropped) = (Verdict::Exhausted, reason, !kept && !again);
-        Settled { webhook, delivery, event, attempt, exchange, verdict, given_up, gone, again, dropped, pending }
     }
 }

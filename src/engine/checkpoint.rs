@@ -32,7 +32,7 @@ impl Engine {
             if landed || watch::is_known(&memory.watches, &remembered.event) {
                 if !landed {
                     // The next flush of everything has the number that this one would have had.
-                    engine.pending.gate.next_flush();
+                    engine.pending.gate.await_next_flush();
                 }
                 engine.pending.recover(remembered, now);
             } else {
@@ -87,7 +87,7 @@ impl Engine {
                 contents.gone.extend(entry.filter(|entry| entry.record.is_none()));
             }
             if self.watches.values().any(Watch::begins) {
-                self.pending.gate.next_flush();
+                self.pending.gate.await_next_flush();
             }
             let number = self.pending.gate.composed();
             let entries = self.watches.values_mut().filter_map(|watch| watch.entry(number));

@@ -83,8 +83,8 @@ pub(super) struct Begin {
     pub(super) delivery: DeliveryId,
     pub(super) event: Arc<Event>,
     pub(super) attempt: u32,
-    /// The endpoint is gone: nothing is to be sent.
-    pub(super) gone: bool,
+    /// Nothing is to be sent.
+    pub(super) endpoint_gone: bool,
 }
 
 /// A given-up delivery that is to become an object.
@@ -137,6 +137,11 @@ impl Pending {
         self.queues.iter().filter(|(_, queue)| !queue.subscribed).map(|(webhook, _)| *webhook).collect()
     }
 
+    /// Whether the endpoint has answered 410 Gone to the spec as it stands.
+    pub(super) fn is_endpoint_gone(&self, webhook: Uid) -> bool {
+        self.queues.get(&webhook).is_some_and(|queue| queue.gone.is_some())
+    }
+
     /// How many deliveries of this Webhook wait or are under way.
     pub(super) fn count(&self, webhook: Uid) -> usize {
         self.queues.get(&webhook).map_or(0, |queue| queue.deliveries.len())
@@ -162,7 +167,7 @@ impl Pending {
         let total = self.total_bytes;
         let queue = self.queues.entry(webhook).or_default();
         let id = DeliveryId::new(event.id, webhook);
-        if queue.deliveries.contains_key(&id) || queue.shelf.contains_key(&id) {
+        if queue.knows(id) {
             return Ok(());
         }
         if queue.is_full(size) || (!stored && total + size > MAX_TOTAL_BYTES) {
@@ -175,7 +180,7 @@ impl Pending {
             lane.push_back(id);
         } else {
             queue.lanes.insert(event.object.uid, VecDeque::new());
-            if !self.gate.keeps(withheld, webhook, id) {
+            if !self.gate.hold_back(withheld, webhook, id) {
                 queue.ready.push_back(id);
             }
         }
@@ -287,7 +292,7 @@ impl Pending {
                 delivery: id,
                 event: Arc::clone(&delivery.event),
                 attempt: delivery.failed_attempts.saturating_add(1),
-                gone: queue.gone.is_some() && !delivery.again,
+                endpoint_gone: queue.gone.is_some() && !delivery.again,
             };
             self.wake(webhook);
             return Some(begin);
@@ -337,7 +342,7 @@ impl Pending {
                 return;
             };
             let withheld = queue.deliveries.get(&next).and_then(|delivery| delivery.withheld);
-            if !self.gate.keeps(withheld, webhook, next) {
+            if !self.gate.hold_back(withheld, webhook, next) {
                 queue.ready.push_back(next);
             }
         }
@@ -390,7 +395,7 @@ impl Pending {
             let size = delivery.event.body.len();
             queue.bytes -= size;
             let event = delivery.event.id;
-            kept = !delivery.again && queue.shelf.len() < MAX_SHELVED && queue.shelf_bytes + size <= MAX_BYTES;
+            kept = !delivery.again && !queue.is_shelf_full(size);
             if kept {
                 queue.shelf.insert(id, Shelved { event: delivery.event, given_up });
                 queue.shelf_bytes += size;
@@ -404,35 +409,35 @@ impl Pending {
         kept
     }
 
-    /// Puts an event for which the queue has no room straight onto the shelf; false where that is full too.
+    /// Puts an event that cannot wait straight onto the shelf, unless its delivery is here already.
     pub(super) fn shelve(
         &mut self,
         webhook: Uid,
         event: &Arc<Event>,
         given_up: GivenUp,
         withheld: Option<u64>,
-    ) -> bool {
+    ) -> Shelving {
         let size = event.body.len();
         let stored = self.stored(event.id).is_some();
         let total = self.total_bytes;
         let id = DeliveryId::new(event.id, webhook);
         let queue = self.queues.entry(webhook).or_default();
-        if queue.shelf.len() >= MAX_SHELVED
-            || queue.shelf_bytes + size > MAX_BYTES
-            || (!stored && total + size > MAX_TOTAL_BYTES + MAX_BYTES)
-        {
-            return false;
+        if queue.knows(id) {
+            return Shelving::Known;
+        }
+        if queue.is_shelf_full(size) || (!stored && total + size > MAX_TOTAL_BYTES + MAX_BYTES) {
+            return Shelving::Full;
         }
         queue.shelf.insert(id, Shelved { event: Arc::clone(event), given_up });
         queue.shelf_bytes += size;
-        if !self.gate.keeps(withheld, webhook, id) {
+        if !self.gate.hold_back(withheld, webhook, id) {
             self.to_keep.push_back((webhook, id));
         }
         let stored = self.store(event);
         stored.to.push((webhook, id));
         stored.after = withheld.unwrap_or(stored.after);
         self.touch(event.id);
-        true
+        Shelving::Shelved
     }
 
     /// A given-up delivery has become an object, or never will.
@@ -482,3 +487,13 @@ impl Pending {
 
 /// A bound of the module's fourth statement is reached.
 pub(super) struct BoundReached;
+
+/// What came of putting a delivery onto the shelf.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Shelving {
+    Shelved,
+    /// It is pending or on the shelf already.
+    Known,
+    /// A bound is reached: it is thrown away.
+    Full,
+}

@@ -10,10 +10,15 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    delivery::schedule::Backoff,
+    delivery::{
+        attempt::{Attempt, AttemptResult, Outcome},
+        schedule::Backoff,
+    },
     event::{
         EventSet, EventType,
+        id::DeliveryId,
         object::{Facts, Object, TrainingFacts, TrainingStage},
+        sample::sample,
     },
     ledger::{
         contents::{Contents, RecordEntry},
@@ -241,7 +246,7 @@ fn a_late_410_of_the_endpoint_before_the_edit_says_nothing_of_the_new_one() {
     let late = attempt(&mut engine, 0);
     engine.subscribe(Subscription { generation: 2, ..subscription(1, 1, 5) });
     let settled = engine.settle(outcome(&late, AttemptResult::Gone), at(0), 0.5).unwrap();
-    assert!(matches!(settled.verdict, Verdict::Retry(_)) && !settled.gone);
+    assert!(matches!(settled.verdict, Verdict::Retry(_)) && !settled.endpoint_gone);
     assert_eq!(attempt(&mut engine, 5000).number, 2);
 }
 
@@ -279,12 +284,46 @@ fn an_endpoint_that_is_gone_exhausts_what_waits_without_an_attempt_and_keeps_the
     let second = attempt(&mut engine, 0);
     let retry = attempt(&mut engine, 5000);
     assert_eq!((second.number, retry.number), (1, 2));
-    assert!(engine.settle(outcome(&retry, AttemptResult::Gone), at(5000), 0.5).unwrap().gone);
+    let settled = engine.settle(outcome(&retry, AttemptResult::Gone), at(5000), 0.5).unwrap();
+    assert_eq!(settled.verdict, Verdict::GivenUp(Reason::EndpointGone));
     engine.settle(outcome(&second, AttemptResult::Failed { retry_after: None }), at(5000), 0.5);
     let Some(Due::Keep(keep)) = engine.due(at(5000)) else { panic!("the first becomes an object") };
     assert_eq!((keep.delivery, keep.given_up.reason), (retry.delivery, Reason::EndpointGone));
-    let Some(Due::Exhausted(settled)) = engine.due(at(9000)) else { panic!("the second is given up") };
-    assert_eq!((settled.attempt, settled.gone, settled.pending), (1, true, 0));
+    let Some(Due::GivenUp(settled)) = engine.due(at(9000)) else { panic!("the second is given up") };
+    assert_eq!((settled.attempt, settled.endpoint_gone, settled.pending), (1, true, 0));
+}
+
+#[test]
+fn what_the_endpoint_before_the_edit_acknowledges_says_nothing_of_the_new_one_that_is_gone() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 2, 5));
+    for number in [1, 2] {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    let late = attempt(&mut engine, 0);
+    engine.subscribe(Subscription { generation: 2, ..subscription(1, 2, 5) });
+    let new = attempt(&mut engine, 0);
+    let settled = engine.settle(outcome(&new, AttemptResult::Gone), at(0), 0.5).unwrap();
+    assert_eq!((settled.verdict, settled.endpoint_gone), (Verdict::GivenUp(Reason::EndpointGone), true));
+    let settled = engine.settle(outcome(&late, AttemptResult::Acknowledged), at(0), 0.5).unwrap();
+    assert_eq!((settled.verdict, settled.endpoint_gone), (Verdict::Delivered, true));
+}
+
+#[test]
+fn an_event_that_is_observed_again_without_a_place_to_wait_is_on_the_shelf_once() {
+    let mut pending = Pending::new(4);
+    let event = Arc::new(sample(EventType::TrainingFailed, Uid::from_u128(1), "ns", None, at(0)));
+    let webhook = Uid::from_u128(1001);
+    pending.subscribed(webhook);
+    let shelve = |pending: &mut Pending| {
+        pending.shelve(webhook, &event, GivenUp::unattempted(Reason::NamespaceUnknown, at(0)), None)
+    };
+    assert_eq!([shelve(&mut pending), shelve(&mut pending)], [Shelving::Shelved, Shelving::Known]);
+    assert_eq!(pending.queue(webhook).shelf_bytes, event.body.len());
+    let keep = pending.next_to_keep().unwrap();
+    assert!(pending.next_to_keep().is_none());
+    pending.kept(webhook, keep.delivery);
+    assert_eq!(shelve(&mut pending), Shelving::Shelved, "nothing is left of it");
 }
 
 #[test]
@@ -803,7 +842,7 @@ fn what_is_asked_for_again_is_retried_anew_and_neither_kept_nor_counted_as_dropp
     engine.settle(outcome(&told, FAILED), at(0), 0.5);
     let retry = attempt(&mut engine, 5000);
     let settled = engine.settle(outcome(&retry, FAILED), at(5000), 0.5).unwrap();
-    assert_eq!((settled.verdict, settled.again, settled.dropped), (Verdict::Exhausted, false, false));
+    assert_eq!((settled.verdict, settled.again, settled.dropped), (Verdict::GivenUp(Reason::Exhausted), false, false));
 
     // It is on the shelf still: the ledger is told of that, not of what was asked for.
     assert!(engine.redeliver(webhook, &told.event));
@@ -812,7 +851,7 @@ fn what_is_asked_for_again_is_retried_anew_and_neither_kept_nor_counted_as_dropp
         let again = attempt_past_keeps(&mut engine, 10_000 * i64::from(number));
         assert_eq!(again.number, number);
         let settled = engine.settle(outcome(&again, FAILED), at(10_000 * i64::from(number)), 0.5).unwrap();
-        assert_eq!(settled.verdict == Verdict::Exhausted, number == 2);
+        assert_eq!(settled.verdict == Verdict::GivenUp(Reason::Exhausted), number == 2);
         assert!(settled.again && !settled.dropped);
     }
     assert!(engine.due(at(90_000)).is_none(), "nothing more is kept");
@@ -831,8 +870,8 @@ fn a_410_exhausts_what_comes_until_the_endpoint_acknowledges_something_or_the_sp
         loop {
             match engine.due(at(0)).expect("something is due") {
                 Due::Keep(_) => {}
-                Due::Exhausted(settled) => {
-                    assert!(settled.attempt == 0 && settled.gone && !settled.dropped);
+                Due::GivenUp(settled) => {
+                    assert!(settled.attempt == 0 && settled.endpoint_gone && !settled.dropped);
                     return true;
                 }
                 Due::Attempt(attempt) => {
@@ -983,17 +1022,18 @@ proptest! {
                             _ => AttemptResult::Withheld { hold: false },
                         };
                         let outcome = outcome(&attempt, result);
-                        let settled = engine.settle(outcome, at(now), 0.5).unwrap();
+                        let settled = engine.settle(outcome, at(now), 0.5);
                         let life = lives.get_mut(&(attempt.webhook, attempt.event.id)).unwrap();
                         life.under_way = false;
-                        match settled.verdict {
-                            Verdict::Delivered => life.ended = true,
-                            Verdict::Exhausted => {
+                        match settled.map(|settled| settled.verdict) {
+                            Some(Verdict::Delivered) => life.ended = true,
+                            Some(Verdict::GivenUp(reason)) => {
+                                prop_assert_eq!(reason, Reason::Exhausted);
                                 prop_assert_eq!(life.attempts, bounds[&attempt.webhook].1 + 1);
                                 life.ended = true;
                             }
-                            Verdict::Retry(due) => prop_assert!(due > at(now)),
-                            Verdict::Withheld => life.attempts -= 1,
+                            Some(Verdict::Retry(due)) => prop_assert!(due > at(now)),
+                            None => life.attempts -= 1,
                         }
                     }
                 }
@@ -1012,7 +1052,7 @@ proptest! {
                         engine.kept(keep.webhook, keep.delivery);
                         continue;
                     }
-                    Due::Exhausted(_) => panic!("no endpoint is gone"),
+                    Due::GivenUp(_) => panic!("no endpoint is gone"),
                 };
                 prop_assert!(!held.contains(&attempt.webhook), "a held Webhook begins nothing");
                 let life = lives.entry((attempt.webhook, attempt.event.id)).or_default();
@@ -1135,12 +1175,10 @@ fn what_cannot_be_told_of_its_namespace_is_kept_and_neither_sent_nor_lost() {
     engine.subscribe(Subscription { scope: Scope::Cluster(Selector::default()), ..subscription(2, 1, 0) });
     let observed = engine.observe(deleted(job(1, 6, TrainingStage::Running)), at(0));
     assert_eq!(observed.enqueued, [Uid::from_u128(1002)], "one that selects every namespace gets it");
-    let [Settled { webhook, given_up, attempt: 0, verdict: Verdict::Exhausted, dropped: false, .. }] =
-        &observed.given_up[..]
-    else {
+    let [Settled { webhook, attempt: 0, verdict, dropped: false, .. }] = &observed.given_up[..] else {
         panic!("one is given up: {observed:#?}")
     };
-    assert_eq!((*webhook, *given_up), (Uid::from_u128(1001), Some(Reason::NamespaceUnknown)));
+    assert_eq!((*webhook, *verdict), (Uid::from_u128(1001), Verdict::GivenUp(Reason::NamespaceUnknown)));
     let Some(Due::Keep(keep)) = engine.due(at(0)) else { panic!("it becomes an object") };
     assert_eq!((keep.webhook, keep.given_up.reason), (Uid::from_u128(1001), Reason::NamespaceUnknown));
     engine.kept(keep.webhook, keep.delivery);

@@ -126,6 +126,14 @@ pub struct GivenUp {
     pub error: Option<String>,
 }
 
+impl GivenUp {
+    /// Given up without an attempt.
+    #[must_use]
+    pub const fn unattempted(reason: Reason, at: Timestamp) -> Self {
+        Self { reason, at, attempts: 0, status_code: None, error: None }
+    }
+}
+
 /// Why a delivery was given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reason {
@@ -137,6 +145,32 @@ pub enum Reason {
     BoundReached,
     /// Nothing is known of the Namespace of the event's object, so that it cannot be told whether the Webhook selects it.
     NamespaceUnknown,
+}
+
+impl Reason {
+    /// The reason of the conditions of what is kept.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exhausted => "Exhausted",
+            Self::EndpointGone => "EndpointGone",
+            Self::BoundReached => "BoundReached",
+            Self::NamespaceUnknown => "NamespaceUnknown",
+        }
+    }
+
+    /// The same in words.
+    #[must_use]
+    pub const fn message(self) -> &'static str {
+        match self {
+            Self::Exhausted => "the endpoint did not acknowledge the delivery within its retries",
+            Self::EndpointGone => "the endpoint answered 410 Gone",
+            Self::BoundReached => "too many deliveries were pending for another to wait",
+            Self::NamespaceUnknown => {
+                "the namespace of its object is gone, and whether spec.namespaceSelector selects it is not known"
+            }
+        }
+    }
 }
 
 /// What a segment holds, in the order in which it may be split.

@@ -1,11 +1,13 @@
 //! The leader's work: the loop that owns the engine. Everything flows through here once, and nothing here waits for
 //! anything but the next thing to do.
 
+mod attempts;
 mod clock;
 mod flushing;
 mod namespaces;
 mod requests;
 mod sources;
+mod start;
 mod usage;
 
 use std::{
@@ -19,12 +21,11 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use tokio::{
     sync::{mpsc, oneshot},
-    task::{JoinHandle, JoinSet},
+    task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tracing::{debug, info, warn};
@@ -35,62 +36,44 @@ use super::{
     server::{Health, Refresh},
 };
 use crate::{
-    calls::random,
     claim::Claim,
     delivery::{
-        attempt::Attempt,
         clients::Clients,
         send::{Attempted, Sender},
     },
-    engine::{Due, Engine, Settled, Unfiltered, Verdict},
+    engine::{Engine, Unfiltered},
     event::{
-        id::traceparent,
         object::{Uid, WatchId},
         observation::{Observation, Question},
     },
-    ledger::{
-        journal::{Memory, Shape},
-        store::{Ledger, LedgerError, Store},
-    },
+    ledger::store::{LedgerError, Store},
     owner::Owner,
     report::{
         Note,
-        deliveries::{Deliveries, FromDeliveries, Kept, Order, Subject},
-        events, sources as source_statuses,
+        deliveries::{FromDeliveries, Order, Subject},
         status::gone_generation,
-        usage::UsageWriter,
-        writer::Writer,
     },
     source::{
         catalog,
-        namespaces::ToldNamespaces,
         usage::{Told, prometheus::Prometheus},
     },
     subscription::{
         resolve::{Resolved, WebhookRef},
-        watch::{Change, Controller, Lost, Settings, Update},
+        watch::{Change, Lost, Update},
     },
 };
 use clock::Clock;
-use flushing::{Flushing, tell};
+use flushing::Flushing;
 use requests::Requests;
-use sources::{LONG_PATIENCE, PATIENCE, Sources};
+use sources::Sources;
+use start::Beside;
 
-/// Observations that may wait for the engine.
-const OBSERVATIONS: usize = 1024;
 /// Observations that are taken in before the loop looks at anything else.
 const BATCH: usize = 64;
 /// How long attempts under way may still take once the operator is told to stop.
 const LAST_ATTEMPTS: Duration = Duration::from_secs(10);
 /// How long the last flush may take.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
-/// How long the last Events may take.
-const LAST_EVENTS: Duration = Duration::from_secs(2);
-
-/// What `/readyz` and the log say where namespaces are named.
-const NOT_SERVED: &str =
-    "ClusterWebhook and WebhookSource are not served: they belong to no namespace, and --watch-namespace names some";
-
 /// Why the leader stopped.
 #[derive(Debug)]
 pub enum Stopped {
@@ -145,37 +128,10 @@ pub struct Leader {
     notes: mpsc::UnboundedSender<Note>,
     /// For the statuses of UsageThresholds.
     told: mpsc::UnboundedSender<Told>,
-    lost: mpsc::UnboundedSender<Lost>,
+    lost_targets: mpsc::UnboundedSender<Lost>,
     sources: Sources,
     /// For the sources: a filter reads annotations.
     keep_annotations: Arc<AtomicBool>,
-}
-
-/// The tasks beside the loop, and what comes in from them.
-struct Beside {
-    changes: mpsc::Receiver<Change>,
-    observations: mpsc::Receiver<Observation>,
-    refreshes: mpsc::Receiver<Refresh>,
-    source_changes: mpsc::Receiver<catalog::Change>,
-    /// Follows the WebhookSources, where they are served.
-    catalog: Option<JoinHandle<()>>,
-    source_writer: JoinHandle<()>,
-    controller: JoinHandle<()>,
-    deliveries: JoinHandle<()>,
-    from_deliveries: mpsc::UnboundedReceiver<FromDeliveries>,
-    writer: JoinHandle<()>,
-    usage_writer: JoinHandle<()>,
-    publisher: JoinHandle<()>,
-}
-
-/// How Webhooks are looked after.
-fn settings(args: &RunArgs, memory: &Memory) -> Settings {
-    Settings {
-        require_https: args.require_https,
-        home: args.namespace.clone(),
-        // What is under way may be a ClusterWebhook's, and would go with it.
-        patience: if memory.events.is_empty() { PATIENCE } else { LONG_PATIENCE },
-    }
 }
 
 impl Leader {
@@ -183,7 +139,7 @@ impl Leader {
     pub async fn run(
         context: Context,
         claim: Claim,
-        lost: &mut oneshot::Receiver<String>,
+        lease_lost: &mut oneshot::Receiver<String>,
         shutdown: impl Future<Output = ()>,
     ) -> Stopped {
         let mut shutdown = std::pin::pin!(shutdown);
@@ -191,161 +147,52 @@ impl Leader {
             let (client, owner, claim) = (context.client.clone(), context.owner.clone(), claim.clone());
             Store::new(client, &context.args.namespace, owner, claim)
         };
-        let leader = RandomState::new().hash_one(context.epoch) >> 1;
+        let number = RandomState::new().hash_one(context.epoch) >> 1;
         let ledger = tokio::select! {
-            ledger = store.open(leader, context.epoch) => ledger,
+            ledger = store.open(number, context.epoch) => ledger,
             () = &mut shutdown => return Stopped::Shutdown,
-            holder = &mut *lost => return Stopped::Lost(holder.unwrap_or_default()),
+            holder = &mut *lease_lost => return Stopped::Lost(holder.unwrap_or_default()),
         };
         let (mut leader, mut beside) = Self::start(context, claim, store, ledger);
-        let stopped = leader.work(&mut beside, lost, shutdown).await;
+        let stopped = leader.work(&mut beside, lease_lost, shutdown).await;
         info!("stopping");
         leader.sources.tasks.abort_all();
-        beside.controller.abort();
-        beside.usage_writer.abort();
-        if let Some(catalog) = &beside.catalog {
-            catalog.abort();
-        }
-        beside.source_writer.abort();
+        beside.stop();
         if matches!(stopped, Stopped::Shutdown) {
-            let finish = async {
-                while let Some(attempted) = leader.attempts.join_next().await {
-                    leader.ended(attempted);
-                }
-                while let Some(tested) = leader.requests.tests.join_next().await {
-                    leader.tested(tested);
-                }
-            };
-            if timeout(LAST_ATTEMPTS, finish).await.is_err() {
-                warn!(attempts = leader.attempts.len(), "attempts did not end in time; they are cut off");
-            }
-            if timeout(LAST_FLUSH, leader.flushing.finish(&mut leader.engine, &leader.context.metrics, leader.clock))
-                .await
-                .is_err()
-            {
-                warn!("the last flush did not land in time; what it held is told again by the next leader");
-            }
+            leader.finish().await;
         }
-        let metrics = leader.context.metrics.clone();
-        metrics.leader.set(0);
-        if matches!(stopped, Stopped::Broken(_)) {
-            return stopped;
-        }
-        // The writer ends with the last sender of notes, the publisher with the writer.
-        drop(leader);
-        if let Err(error) = beside.deliveries.await {
-            warn!(%error, "the last answers to requests were not written");
-        }
-        if let Err(error) = beside.writer.await {
-            warn!(%error, "the last statuses were not written");
-        }
-        if timeout(LAST_EVENTS, beside.publisher).await.is_err() {
-            debug!("the last Events were not published");
+        leader.context.metrics.leader.set(0);
+        if !matches!(stopped, Stopped::Broken(_)) {
+            // Those beside it end with the last sender of what they write.
+            drop(leader);
+            beside.finish().await;
         }
         stopped
     }
 
-    fn start(context: Context, claim: Claim, store: Store, ledger: Ledger) -> (Self, Beside) {
-        let Context { client, args, metrics, .. } = &context;
-        let sender = Arc::new(Sender::new(Arc::clone(&context.clients), claim.clone()));
-        let clock = Clock::new();
-        let (notes, incoming_notes) = mpsc::unbounded_channel();
-        let (told, incoming_told) = mpsc::unbounded_channel();
-        let (lost, incoming_lost) = mpsc::unbounded_channel();
-        let (orders, incoming_orders) = mpsc::unbounded_channel();
-        let (back, from_deliveries) = mpsc::unbounded_channel();
-        let (change, changes) = mpsc::channel(256);
-        let (observe, observations) = mpsc::channel(OBSERVATIONS);
-        let (notices, incoming_notices) = mpsc::channel(256);
-        let (refresh, refreshes) = mpsc::channel::<Refresh>(4);
-        context.health.set_refresh(refresh);
-
-        let serves_cluster = args.watch_namespaces.is_empty();
-        let deliveries = Deliveries {
-            client: client.clone(),
-            orders: incoming_orders,
-            back,
-            claim: claim.clone(),
-            cluster_home: serves_cluster.then(|| args.namespace.clone()),
+    /// Lets what is under way end, and the ledger know of it.
+    async fn finish(&mut self) {
+        let last = async {
+            while let Some(attempted) = self.attempts.join_next().await {
+                self.ended(attempted);
+            }
+            while let Some(tested) = self.requests.tests.join_next().await {
+                self.tested(tested);
+            }
         };
-        let Ledger { journal, memory, began } = ledger;
-        if let Some(notice) = tell(began.as_ref(), &journal, &context.lease) {
-            // The first into an empty channel.
-            let _ = notices.try_send(notice);
+        if timeout(LAST_ATTEMPTS, last).await.is_err() {
+            warn!(attempts = self.attempts.len(), "attempts did not end in time; they are cut off");
         }
-        let usage_writer = UsageWriter { client: client.clone(), told: incoming_told, claim: claim.clone() };
-        let writer = Writer {
-            client: client.clone(),
-            notes: incoming_notes,
-            notices,
-            claim: claim.clone(),
-            conditions: metrics.conditions(),
-        };
-        let publisher = events::publish(client.clone(), incoming_notices, claim.clone());
-        let controller = Controller::new(client.clone(), change, settings(args, &memory));
-        let (ask, incoming_asked) = mpsc::unbounded_channel();
-        let (source_notes, incoming_source_notes) = mpsc::unbounded_channel();
-        let (source_change, source_changes) = mpsc::channel(64);
-        if !serves_cluster {
-            info!("{NOT_SERVED}");
-            context.health.set_not_served(NOT_SERVED);
+        let flush = self.flushing.finish(&mut self.engine, &self.context.metrics, self.clock);
+        if timeout(LAST_FLUSH, flush).await.is_err() {
+            warn!("the last flush did not land in time; what it held is told again by the next leader");
         }
-        let source_writer = source_statuses::write(client.clone(), incoming_source_notes, claim.clone());
-        let mut beside = Beside {
-            changes,
-            observations,
-            refreshes,
-            source_changes,
-            catalog: None,
-            source_writer: tokio::spawn(source_writer),
-            usage_writer: tokio::spawn(usage_writer.run()),
-            controller: tokio::spawn(controller.run(args.watch_namespaces.clone(), incoming_lost, incoming_asked)),
-            deliveries: tokio::spawn(deliveries.run(args.watch_namespaces.clone())),
-            from_deliveries,
-            writer: tokio::spawn(writer.run()),
-            publisher: tokio::spawn(publisher),
-        };
-        if memory.unknown_events > 0 {
-            let events = memory.unknown_events;
-            warn!(
-                events,
-                "the ledger holds events of a type that this release does not know; they are sent only if a release that knows it takes over before they are written over"
-            );
-        }
-        let shards = Shape::default().shards;
-        let engine = Engine::recover(args.cluster_name.clone(), context.epoch, shards, memory, clock.now());
-        let flushing = Flushing::new(store, journal, clock.now());
-        let mut leader = Self {
-            context,
-            claim,
-            clock,
-            engine,
-            flushing,
-            sender,
-            webhooks: HashMap::new(),
-            attempts: JoinSet::new(),
-            requests: Requests::default(),
-            orders,
-            questions: HashMap::new(),
-            notes,
-            told,
-            lost,
-            sources: Sources::new(observe, source_notes, ToldNamespaces::new(ask), serves_cluster),
-            keep_annotations: Arc::default(),
-        };
-        leader.add_usage_watches();
-        let patience = leader.add_watches();
-        if serves_cluster {
-            let client = leader.context.client.clone();
-            beside.catalog = Some(tokio::spawn(catalog::follow(client, source_change, patience)));
-        }
-        (leader, beside)
     }
 
     async fn work(
         &mut self,
         beside: &mut Beside,
-        lost: &mut oneshot::Receiver<String>,
+        lease_lost: &mut oneshot::Receiver<String>,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> Stopped {
         let mut batch = Vec::with_capacity(BATCH);
@@ -359,11 +206,11 @@ impl Leader {
                 // What is rare comes first, so that a flood of observations cannot hold it up.
                 biased;
                 () = &mut shutdown => return Stopped::Shutdown,
-                holder = &mut *lost => return Stopped::Lost(holder.unwrap_or_default()),
+                holder = &mut *lease_lost => return Stopped::Lost(holder.unwrap_or_default()),
                 _ = tick.tick() => {
                     self.context.health.beat();
                     self.context.metrics.leader.set(i64::from(self.claim.holds()));
-                    self.ask_again();
+                    self.retry_waiting();
                 }
                 Some(done) = beside.refreshes.recv() => self.refresh(done),
                 change = beside.changes.recv() => match change {
@@ -483,14 +330,14 @@ impl Leader {
         self.webhooks.insert(webhook.uid, Known { webhook: webhook.clone(), resolved, since });
         // A status that cannot be read is not to be taken for an empty one.
         if standing.is_some() || found.is_some() {
-            self.note(Note::Standing { webhook, standing, found });
+            self.note(Note::Standing { webhook, standing, found, at: self.clock.now() });
         }
         let pending = self.engine.pending(uid);
         if first && pending > 0 {
             // Recovered from the ledger.
             self.note(Note::Enqueued { webhook: uid, pending });
         }
-        self.ask_again();
+        self.retry_waiting();
     }
 
     fn removed(&mut self, uid: Uid) {
@@ -509,110 +356,9 @@ impl Leader {
         }
     }
 
-    fn count_dropped(&self, uid: Uid, reason: DropReason, count: u64) {
-        if let Some(Known { webhook, .. }) = self.webhooks.get(&uid) {
-            let labels = [webhook.namespace(), &webhook.name, reason.label()];
-            self.context.metrics.dropped.with_label_values(&labels).inc_by(count);
-        }
-    }
-
-    /// Begins what is due; nothing while the claim has lapsed.
-    fn begin_due(&mut self) {
-        if !self.claim.holds() {
-            return;
-        }
-        let now = self.clock.now();
-        while let Some(due) = self.engine.due(now) {
-            match due {
-                Due::Attempt(attempt) => self.begin(attempt),
-                Due::Exhausted(settled) => self.settled(settled, now),
-                Due::Keep(keep) => match self.webhooks.get(&keep.webhook) {
-                    Some(known) => self.order(Order::Keep(known.webhook.clone(), keep)),
-                    None => self.engine.kept(keep.webhook, keep.delivery),
-                },
-            }
-        }
-    }
-
-    fn begin(&mut self, attempt: Attempt) {
-        let resolved = self.webhooks.get(&attempt.webhook).and_then(|known| known.resolved.clone());
-        let Some(resolved) = resolved else {
-            // Held Webhooks begin nothing, and no other lacks what it needs.
-            warn!(delivery = %attempt.delivery, "an attempt was due for a Webhook that is not ready");
-            self.settle(Attempted::withheld(&attempt));
-            return;
-        };
-        let sender = Arc::clone(&self.sender);
-        self.attempts.spawn(async move { sender.attempt(&attempt, &resolved).await });
-    }
-
-    fn ended(&mut self, attempted: Result<Attempted, tokio::task::JoinError>) {
-        match attempted {
-            Ok(attempted) => self.settle(attempted),
-            Err(error) => warn!(%error, "an attempt broke off"),
-        }
-    }
-
-    fn settle(&mut self, attempted: Attempted) {
-        let Attempted { outcome, refused, lost } = attempted;
-        if let Some((refused, known)) = refused.zip(self.webhooks.get(&outcome.webhook)) {
-            self.context.metrics.sent(&known.webhook, &refused);
-        }
-        if let Some((target, error)) = lost {
-            // The controller lives as long as this loop.
-            let _ = self.lost.send((outcome.webhook, target, error));
-        }
-        let now = self.clock.now();
-        if let Some(settled) = self.engine.settle(outcome, now, random()) {
-            self.settled(settled, now);
-        }
-    }
-
-    fn settled(&mut self, settled: Settled, now: Timestamp) {
-        if settled.verdict == Verdict::Withheld {
-            return;
-        }
-        self.answer_again(&settled, now);
-        if settled.dropped {
-            self.count_dropped(settled.webhook, DropReason::Bound, 1);
-            self.note(Note::Dropped { webhook: settled.webhook, pending: settled.pending });
-        }
-        let Some(Known { webhook, .. }) = self.webhooks.get(&settled.webhook) else { return };
-        let latency = now.duration_since(settled.event.observed_at).as_secs_f64();
-        self.context.metrics.settled(webhook, &settled, latency);
-        let error = settled.exchange.as_ref().and_then(|exchange| exchange.error.as_deref());
-        let (namespace, name) = (webhook.namespace(), &webhook.name);
-        let (event, id, attempt) = (settled.event.event_type, settled.event.id, settled.attempt);
-        if settled.verdict == Verdict::Exhausted {
-            warn!(namespace, webhook = name, %event, %id, attempt, error, "delivery exhausted");
-        } else {
-            debug!(
-                namespace,
-                webhook = name,
-                %event,
-                %id,
-                attempt,
-                traceparent = traceparent(id, settled.delivery, attempt),
-                error,
-                verdict = ?settled.verdict,
-                "attempt"
-            );
-        }
-        self.note(Note::Settled { settled: Box::new(settled), at: now });
-    }
-
     fn order(&self, order: Order) {
         // The task that takes orders lives as long as this loop.
         let _ = self.orders.send(order);
-    }
-
-    /// A given-up delivery is an object now, or is dropped.
-    fn kept(&mut self, kept: Kept) {
-        self.engine.kept(kept.webhook, kept.delivery);
-        if !kept.landed {
-            self.count_dropped(kept.webhook, DropReason::NotKept, 1);
-            self.note(Note::Dropped { webhook: kept.webhook, pending: self.engine.pending(kept.webhook) });
-        }
     }
 
     /// Sets the gauges that only the engine knows.

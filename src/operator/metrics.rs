@@ -157,7 +157,7 @@ impl Metrics {
         let (namespace, name) = (webhook.namespace(), webhook.name.as_str());
         if let Some(exchange) = &settled.exchange {
             self.sent(webhook, exchange);
-            if settled.attempt > 1 {
+            if settled.is_retry() {
                 self.retries.with_label_values(&[namespace, name]).inc();
             }
         }
@@ -167,8 +167,8 @@ impl Metrics {
                 self.deliveries.with_label_values(&[namespace, name, event, "delivered"]).inc();
                 self.delivery_latency.with_label_values(&[event]).observe(latency);
             }
-            Verdict::Exhausted => self.deliveries.with_label_values(&[namespace, name, event, "exhausted"]).inc(),
-            Verdict::Retry(_) | Verdict::Withheld => {}
+            Verdict::GivenUp(_) => self.deliveries.with_label_values(&[namespace, name, event, "exhausted"]).inc(),
+            Verdict::Retry(_) => {}
         }
     }
 

@@ -7,6 +7,7 @@ pub mod events;
 mod references;
 pub mod sources;
 pub mod status;
+mod turns;
 pub mod usage;
 pub mod writer;
 
@@ -25,7 +26,7 @@ use crate::{
 #[derive(Debug)]
 pub enum Note {
     /// How the subscription stands; `found` is the status in the cluster, the first time.
-    Standing { webhook: WebhookRef, standing: Option<Standing>, found: Option<Box<WebhookStatus>> },
+    Standing { webhook: WebhookRef, standing: Option<Standing>, found: Option<Box<WebhookStatus>>, at: Timestamp },
     /// A delivery was taken in.
     Enqueued { webhook: Uid, pending: usize },
     /// An attempt was settled, or a delivery was given up without one.
@@ -35,7 +36,7 @@ pub enum Note {
     /// An event is lost: it could neither wait nor be kept.
     Dropped { webhook: Uid, pending: usize },
     /// The endpoint acknowledged a test.
-    Reached { webhook: Uid, at: Timestamp },
+    TestAcknowledged { webhook: Uid, at: Timestamp },
     /// The Webhook is deleted.
     Removed(Uid),
 }

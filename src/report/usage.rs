@@ -1,65 +1,46 @@
-//! The status of every `UsageThreshold`, and when it is written, by server-side apply on `/status`.
-//!
-//! 1. A change of a condition, or of what is reached, is written at once, at most once a second an object.
-//! 2. What else has changed (the figure, when it was measured) is written at most every [`FIGURES_EVERY`] an object.
-//! 3. At most [`WRITES_PER_SECOND`] writes are begun in all, changes of conditions first; none while another may lead.
+//! The status of every `UsageThreshold`: what it says, and by [`super::turns`] when it is written, by server-side apply on `/status`; never
+//! while another may lead.
 
 use std::{
-    cmp::Reverse,
     collections::HashMap,
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
-use kube::{
-    Client, Resource,
-    api::{Patch, PatchParams},
-    core::Request,
-};
-use serde_json::json;
+use kube::Client;
 use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 use tracing::warn;
 
 use super::{
     conditions::{self, whole_seconds},
-    writer::FIELD_MANAGER,
+    turns::{Changed, Limits, Turn, Turns},
+    writer::apply,
 };
 use crate::{
     api::{UsageThreshold, usage_threshold::UsageThresholdStatus},
-    calls::{self, Hush, within},
     causes::Causes,
     claim::Claim,
     event::object::Uid,
+    panics::caught,
     source::usage::{Told, UsageRef},
 };
 
-/// Figures of one object are written at most this often.
-pub const FIGURES_EVERY: Duration = Duration::from_secs(60);
-/// Conditions of one object are written at most this often.
-const CONDITIONS_EVERY: Duration = Duration::from_secs(1);
-/// Writes in all.
-pub const WRITES_PER_SECOND: usize = 10;
-const REQUEST: Duration = Duration::from_secs(10);
+/// Conditions are what users and pipelines wait for, and so is what is reached.
+const LIMITS: Limits = Limits {
+    figures_every: Duration::from_secs(60),
+    conditions_every: Duration::from_secs(1),
+    figures_per_second: 10,
+    conditions_per_second: 10,
+};
 /// What is told is taken in batches this far apart.
 const BATCH: Duration = Duration::from_millis(100);
 const MAX_BATCH: usize = 4096;
-static NOT_WRITTEN: Hush = Hush::new();
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Dirty {
-    No,
-    Figures,
-    Conditions,
-}
 
 #[derive(Debug)]
 struct Entry {
     threshold: UsageRef,
     status: UsageThresholdStatus,
-    dirty: Dirty,
-    written: Option<Instant>,
-    /// What is being written; if that fails, it is as due as it was.
-    writing: Option<Dirty>,
+    turn: Turn,
 }
 
 impl Entry {
@@ -83,37 +64,29 @@ impl Entry {
             changed |= conditions::set(known, next);
         }
         self.status.observed_generation = Some(generation);
-        self.touch(if changed { Dirty::Conditions } else { Dirty::Figures });
-    }
-
-    fn touch(&mut self, dirty: Dirty) {
-        self.dirty = self.dirty.max(dirty);
-    }
-
-    fn is_due(&self, now: Instant) -> bool {
-        let spacing = match self.dirty {
-            Dirty::No => return false,
-            Dirty::Figures => FIGURES_EVERY,
-            Dirty::Conditions => CONDITIONS_EVERY,
-        };
-        self.writing.is_none() && self.written.is_none_or(|written| now >= written + spacing)
+        self.turn.touch(if changed { Changed::Conditions } else { Changed::Figures });
     }
 }
 
 /// The statuses. Pure.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Statuses {
     entries: HashMap<Uid, Entry>,
-    recent_writes: Vec<Instant>,
+    turns: Turns,
+}
+
+impl Default for Statuses {
+    fn default() -> Self {
+        Self { entries: HashMap::new(), turns: Turns::new(LIMITS) }
+    }
 }
 
 impl Statuses {
     fn take(&mut self, told: Told) {
         let (uid, told) = match told {
             Told::Found { threshold, found } => {
-                let (dirty, written, writing) = (Dirty::No, None, None);
-                let entry = || Entry { threshold: threshold.clone(), status: *found, dirty, written, writing };
-                self.entries.entry(threshold.uid).or_insert_with(entry);
+                let entry = self.entries.entry(threshold.uid);
+                entry.or_insert_with(|| Entry { threshold, status: *found, turn: Turn::default() });
                 return;
             }
             Told::Gone(uid) => {
@@ -137,7 +110,7 @@ impl Statuses {
             }
             Told::Reached { thresholds, .. } if thresholds != entry.status.reached => {
                 entry.status.reached = thresholds;
-                entry.touch(Dirty::Conditions);
+                entry.turn.touch(Changed::Conditions);
             }
             Told::Reached { .. } | Told::Found { .. } | Told::Gone(_) => {}
         }
@@ -145,33 +118,20 @@ impl Statuses {
 
     /// The writes to begin now; each must be answered with [`Self::written`].
     fn due(&mut self, now: Instant) -> Vec<(UsageRef, UsageThresholdStatus)> {
-        self.recent_writes.retain(|at| now.duration_since(*at) < Duration::from_secs(1));
-        let room = WRITES_PER_SECOND.saturating_sub(self.recent_writes.len());
-        if room == 0 {
-            return Vec::new();
-        }
-        let mut due: Vec<&mut Entry> = self.entries.values_mut().filter(|entry| entry.is_due(now)).collect();
-        due.sort_by_key(|entry| (Reverse(entry.dirty), entry.written));
-        let writes = due.into_iter().take(room).map(|entry| {
-            entry.writing = Some(std::mem::replace(&mut entry.dirty, Dirty::No));
-            entry.written = Some(now);
-            (entry.threshold.clone(), entry.status.clone())
-        });
-        let writes: Vec<_> = writes.collect();
-        self.recent_writes.extend(writes.iter().map(|_| now));
-        writes
+        let all = self.entries.values_mut().map(|Entry { turn, threshold, status }| (turn, (&*threshold, &*status)));
+        let due = self.turns.due(all, now, false);
+        due.map(|(threshold, status)| (threshold.clone(), status.clone())).collect()
     }
 
     /// A write has ended; one that failed is made again.
     fn written(&mut self, uid: Uid, landed: bool) {
-        let Some(entry) = self.entries.get_mut(&uid) else { return };
-        if let Some(dirty) = entry.writing.take().filter(|_| !landed) {
-            entry.touch(dirty);
+        if let Some(entry) = self.entries.get_mut(&uid) {
+            entry.turn.ended(landed);
         }
     }
 
     fn is_dirty(&self) -> bool {
-        self.entries.values().any(|entry| entry.dirty != Dirty::No || entry.writing.is_some())
+        self.entries.values().any(|entry| entry.turn.is_open())
     }
 }
 
@@ -203,38 +163,17 @@ impl UsageWriter {
             }
             if self.claim.holds() {
                 for (threshold, status) in statuses.due(Instant::now()) {
-                    writes.spawn(apply(self.client.clone(), threshold, status));
+                    let client = self.client.clone();
+                    writes.spawn(async move {
+                        let UsageRef { uid, namespace, name } = threshold;
+                        let applying = apply::<UsageThreshold>(&client, uid, Some(&namespace), &name, &status);
+                        (uid, caught(applying).await.unwrap_or(false))
+                    });
                 }
             }
             sleep(BATCH).await;
         }
     }
-}
-
-/// Applies one status; true where it landed, or where there is no such object any more.
-async fn apply(client: Client, threshold: UsageRef, status: UsageThresholdStatus) -> (Uid, bool) {
-    let UsageRef { uid, namespace, name } = threshold;
-    // With the uid an object that was deleted and created anew under this name is left alone.
-    let patch = json!({
-        "apiVersion": UsageThreshold::api_version(&()),
-        "kind": UsageThreshold::kind(&()),
-        "metadata": {"name": name, "uid": uid.to_string()},
-        "status": status,
-    });
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    let thresholds = Request::new(UsageThreshold::url_path(&(), Some(&namespace)));
-    let request = thresholds.patch_subresource("status", &name, &params, &Patch::Apply(&patch));
-    let landed = match within(REQUEST, calls::write(&client, request)).await {
-        Ok(_) => true,
-        Err(kube::Error::Api(status)) if status.is_conflict() || status.is_not_found() => true,
-        Err(error) => {
-            if let Some(more) = NOT_WRITTEN.admit() {
-                warn!(namespace, threshold = name, more, error = %Causes(&error), "status not written; trying again");
-            }
-            false
-        }
-    };
-    (uid, landed)
 }
 
 #[cfg(test)]
@@ -336,7 +275,7 @@ mod tests {
         next_leaders.take(found(1, known));
         next_leaders.take(measured(1, "900", 9));
         next_leaders.take(reached(1, &["80%"]));
-        assert_eq!(next_leaders.entries[&uid(1)].dirty, Dirty::Figures);
+        assert_eq!(next_leaders.entries[&uid(1)].turn.changed(), Changed::Figures);
         assert_eq!(write(&mut next_leaders, Instant::now()).len(), 1);
     }
 
@@ -348,12 +287,12 @@ mod tests {
             statuses.take(found(number, UsageThresholdStatus::default()));
             statuses.take(measured(number, "1", 0));
         }
-        assert_eq!(write(&mut statuses, begun).len(), WRITES_PER_SECOND);
+        assert_eq!(write(&mut statuses, begun).len(), LIMITS.figures_per_second);
         assert!(write(&mut statuses, begun + Duration::from_millis(999)).is_empty());
-        assert_eq!(write(&mut statuses, begun + Duration::from_secs(1)).len(), WRITES_PER_SECOND);
+        assert_eq!(write(&mut statuses, begun + Duration::from_secs(1)).len(), LIMITS.figures_per_second);
         let (threshold, _) = statuses.due(begun + Duration::from_secs(2)).remove(0);
         statuses.written(threshold.uid, false);
-        assert_eq!(statuses.entries[&threshold.uid].dirty, Dirty::Conditions);
+        assert_eq!(statuses.entries[&threshold.uid].turn.changed(), Changed::Conditions);
         assert!(statuses.is_dirty());
     }
 }

@@ -5,11 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jiff::Timestamp;
 use kube::{
     Client, Resource,
     api::{Patch, PatchParams},
-    core::Request,
+    core::{Request, Status},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -28,7 +27,7 @@ use super::{
 use crate::{
     api::{ClusterWebhook, Webhook, webhook_delivery::WebhookKind},
     calls::{self, Hush, within},
-    causes::Causes,
+    causes::{Causes, is_unknown_kind},
     claim::Claim,
     event::object::Uid,
     panics::caught,
@@ -94,13 +93,13 @@ impl Writer {
 
     fn take(&self, statuses: &mut Statuses, note: Note) {
         let (webhook, notices) = match note {
-            Note::Standing { webhook, standing, found } => {
+            Note::Standing { webhook, standing, found, at } => {
                 let uid = webhook.uid;
-                (uid, statuses.standing(webhook, standing, found, Timestamp::now()))
+                (uid, statuses.standing(webhook, standing, found, at))
             }
             Note::Enqueued { webhook, pending } => return statuses.pending(webhook, pending),
             Note::Settled { settled, at } => (settled.webhook, statuses.settled(&settled, at)),
-            Note::Reached { webhook, at } => (webhook, statuses.reached(webhook, at)),
+            Note::TestAcknowledged { webhook, at } => (webhook, statuses.test_acknowledged(webhook, at)),
             Note::Dropped { webhook, pending } => (webhook, statuses.dropped(webhook, pending)),
             Note::FilterFailed { webhook, event, error } => {
                 (webhook, statuses.filter_failed(webhook, &event, &error, Instant::now()))
@@ -153,7 +152,7 @@ fn settle(statuses: &mut Statuses, written: Result<(Uid, bool), tokio::task::Joi
     }
 }
 
-/// Applies the status of one object; true where it landed, or where another object has taken the name.
+/// Applies the status of one object; true where it landed, or where the object is gone, also where another has taken its name.
 pub(super) async fn apply<K: Resource<DynamicType = ()>>(
     client: &Client,
     uid: Uid,
@@ -173,7 +172,7 @@ pub(super) async fn apply<K: Resource<DynamicType = ()>>(
         Request::new(K::url_path(&(), namespace)).patch_subresource("status", name, &params, &Patch::Apply(&patch));
     match within(REQUEST, calls::write(client, request)).await {
         Ok(_) => true,
-        Err(kube::Error::Api(status)) if status.is_conflict() => true,
+        Err(kube::Error::Api(status)) if status.is_conflict() || is_no_object(&status) => true,
         Err(error) => {
             if let Some(more) = NOT_WRITTEN.admit() {
                 warn!(kind = %K::kind(&()), namespace, name, more, error = %Causes(&error), "status not written; trying again");
@@ -183,9 +182,16 @@ pub(super) async fn apply<K: Resource<DynamicType = ()>>(
     }
 }
 
+/// Whether there is no such object, though its kind is served.
+fn is_no_object(status: &Status) -> bool {
+    status.is_not_found() && !is_unknown_kind(status.code, &status.message)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
+
+    use jiff::Timestamp;
 
     use super::*;
     use crate::{
@@ -211,7 +217,7 @@ mod tests {
         let webhook = WebhookRef { kind, uid, home: "research".into(), name: "ci".into() };
         let standing =
             Standing { generation: 1, endpoint: String::new(), readiness: Readiness::Live, warnings: Vec::new() };
-        notes.send(Note::Standing { webhook, standing: Some(standing), found: None }).unwrap();
+        notes.send(Note::Standing { webhook, standing: Some(standing), found: None, at: Timestamp::now() }).unwrap();
         let made_again = async {
             while written.load(Ordering::SeqCst) < 2 {
                 sleep(Duration::from_millis(10)).await;

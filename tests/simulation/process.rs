@@ -21,7 +21,7 @@ use llmtune_webhooks::{
         observation::{Change, Observation, Question},
     },
     ledger::{
-        contents::WatchEntry,
+        contents::{Reason, WatchEntry},
         journal::{self, Journal, Memory, NoLedger, Recovered, RememberedWatch, Resolution, Segment, Shape},
     },
     subscription::index::Subscription,
@@ -806,7 +806,7 @@ impl Process {
                     self.outgoing(env, &keep.event);
                     self.keeps.push(keep);
                 }
-                Some(Due::Exhausted(settled)) => {
+                Some(Due::GivenUp(settled)) => {
                     if settled.dropped {
                         env.oracle.reached.insert((settled.webhook, settled.event.id));
                     }
@@ -922,7 +922,7 @@ impl Process {
         if settled.dropped {
             env.oracle.reached.insert((webhook, event.id));
         }
-        if settled.gone
+        if settled.verdict == Verdict::GivenUp(Reason::EndpointGone)
             && let Some(hook) = env.hooks.get_mut(&webhook)
             && env.random.chance(50)
         {

@@ -15,15 +15,15 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Keeps a delivery that must still wait for this flush; false where it may go.
-    pub fn keeps(&mut self, withheld: Option<u64>, webhook: Uid, id: DeliveryId) -> bool {
+    /// Holds a delivery back that must still wait for this flush; false where it may go.
+    pub fn hold_back(&mut self, withheld: Option<u64>, webhook: Uid, id: DeliveryId) -> bool {
         let waits = withheld.filter(|number| *number > self.landed);
         self.waiting.extend(waits.map(|number| (number, webhook, id)));
         waits.is_some()
     }
 
-    /// The number of the next flush that holds everything: what is told now is in it, with its record and its watch.
-    pub fn next_flush(&mut self) -> u64 {
+    /// Something waits for the next flush that holds everything: what is told now is in it, with its record and its watch. Its number.
+    pub fn await_next_flush(&mut self) -> u64 {
         self.awaited = true;
         self.composed.saturating_add(1)
     }

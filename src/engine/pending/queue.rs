@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{MAX_BYTES, MAX_DELIVERIES};
+use super::{MAX_BYTES, MAX_DELIVERIES, MAX_SHELVED};
 use crate::{
     event::{Event, id::DeliveryId, object::Uid, unknown::Unknown},
     ledger::contents::GivenUp,
@@ -84,7 +84,16 @@ impl Queue {
         if free { self.again.pop_front() } else { None }
     }
 
+    /// Whether a delivery is pending or on the shelf.
+    pub fn knows(&self, id: DeliveryId) -> bool {
+        self.deliveries.contains_key(&id) || self.shelf.contains_key(&id)
+    }
+
     pub fn is_full(&self, size: usize) -> bool {
         self.deliveries.len() >= MAX_DELIVERIES || self.bytes + size > MAX_BYTES
+    }
+
+    pub fn is_shelf_full(&self, size: usize) -> bool {
+        self.shelf.len() >= MAX_SHELVED || self.shelf_bytes + size > MAX_BYTES
     }
 }

@@ -85,7 +85,7 @@ impl Leader {
         }
     }
 
-    pub(super) fn ask_again(&mut self) {
+    pub(super) fn retry_waiting(&mut self) {
         for (until, asked) in std::mem::take(&mut self.requests.waiting) {
             self.asked_until(asked, until);
         }
@@ -127,7 +127,7 @@ impl Leader {
         };
         let lacks = attempted.lost.as_ref().map(|(_, error)| error.to_string());
         if let Some((target, error)) = attempted.lost {
-            let _ = self.lost.send((attempted.outcome.webhook, target, error));
+            let _ = self.lost_targets.send((attempted.outcome.webhook, target, error));
         }
         let now = self.clock.now();
         let Some(webhook) = self.named(&object).map(|known| known.webhook.clone()) else {
@@ -147,10 +147,10 @@ impl Leader {
             let answer = unsent(object, subject, "WebhookNotReady", message, now);
             return self.order(Order::Answer(Box::new(answer)));
         };
-        let delivered = exchange.error.is_none() && exchange.status.is_some();
+        let delivered = attempted.outcome.result == AttemptResult::Acknowledged;
         if delivered {
             self.engine.forgive(webhook.uid);
-            self.note(Note::Reached { webhook: webhook.uid, at: now });
+            self.note(Note::TestAcknowledged { webhook: webhook.uid, at: now });
         }
         let error = exchange.error.clone();
         let answer = Answer {
@@ -187,28 +187,23 @@ impl Leader {
 
     /// Tells whoever asked for this delivery again how it ended.
     pub(super) fn answer_again(&mut self, settled: &Settled, now: Timestamp) {
-        if !matches!(settled.verdict, Verdict::Delivered | Verdict::Exhausted) {
-            return;
-        }
+        let (reason, message) = match settled.verdict {
+            Verdict::Retry(_) => return,
+            Verdict::Delivered => ("Acknowledged", "the endpoint acknowledged the delivery"),
+            Verdict::GivenUp(reason) => (reason.name(), reason.message()),
+        };
         let Some((object, event)) = self.requests.redeliveries.remove(&(settled.webhook, settled.delivery)) else {
             return;
         };
-        let delivered = settled.verdict == Verdict::Delivered;
-        let reason = match settled.verdict {
-            Verdict::Delivered => "Acknowledged",
-            _ if settled.gone => "EndpointGone",
-            _ => "Exhausted",
-        };
-        let exchange = settled.exchange.as_ref();
-        let error = exchange.and_then(|exchange| exchange.error.clone());
+        let error = settled.error().map(str::to_owned);
         let answer = Answer {
             object,
             subject: Subject::Event(event),
-            delivered,
+            delivered: settled.verdict == Verdict::Delivered,
             reason,
-            message: error.clone().unwrap_or_else(|| "the endpoint acknowledged the delivery".into()),
+            message: error.clone().unwrap_or_else(|| message.to_owned()),
             attempts: settled.attempt,
-            status_code: exchange.and_then(Exchange::status_code),
+            status_code: settled.exchange.as_ref().and_then(Exchange::status_code),
             error,
             at: now,
         };

@@ -46,12 +46,26 @@ pub struct Sources {
     kinds: WatchedKinds,
     /// The Namespaces that the engine has been told of.
     pub namespaces: ToldNamespaces,
-    built_in: Vec<Arc<WatchHealth>>,
+    built_in: Vec<BuiltIn>,
     mapped: HashMap<Uid, MappedWatch>,
     /// The number that the next watch gets.
     next: u16,
     webhooks_listed: bool,
     all_listed: bool,
+}
+
+/// A watch that no `WebhookSource` asks for.
+#[derive(Clone)]
+struct BuiltIn {
+    id: WatchId,
+    kind: Kind,
+    health: Arc<WatchHealth>,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    TrainingJob,
+    Deployment,
 }
 
 /// The watch of a `WebhookSource`.
@@ -132,16 +146,17 @@ impl Leader {
     pub(super) fn add_watches(&mut self) -> Duration {
         let kinds = self.sources.kinds.clone();
         for scope in self.scopes() {
-            self.add_built_in(scope.clone(), &TrainingJobs::new(kinds.clone()));
-            self.add_built_in(scope, &Deployments::new(kinds.clone()));
+            self.add_built_in(scope.clone(), Kind::TrainingJob, &TrainingJobs::new(kinds.clone()));
+            self.add_built_in(scope, Kind::Deployment, &Deployments::new(kinds.clone()));
         }
         if self.engine.awaits_watches() { LONG_PATIENCE } else { PATIENCE }
     }
 
-    fn add_built_in(&mut self, scope: Option<String>, source: &impl Source) {
+    fn add_built_in(&mut self, scope: Option<String>, kind: Kind, source: &impl Source) {
         let id = self.sources.next_id();
         self.add_watch(id, scope.as_deref(), source);
-        self.sources.built_in.push(Arc::new(WatchHealth::new(source.kind(), scope, None)));
+        let health = Arc::new(WatchHealth::new(source.kind(), scope, None));
+        self.sources.built_in.push(BuiltIn { id, kind, health });
     }
 
     fn add_watch(&mut self, id: WatchId, scope: Option<&str>, source: &impl Source) {
@@ -166,15 +181,12 @@ impl Leader {
         if !self.sources.are_begun() {
             return;
         }
-        let (built_in, kinds) = (self.sources.built_in.clone(), self.sources.kinds.clone());
-        for (number, health) in (0..).zip(built_in) {
-            // In the order in which they were made known.
-            let id = WatchId(number);
-            if number % 2 == 0 {
-                self.start_watch(id, health, TrainingJobs::new(kinds.clone()));
-            } else {
-                self.start_watch(id, health, Deployments::new(kinds.clone()));
-            }
+        let kinds = self.sources.kinds.clone();
+        for BuiltIn { id, kind, health } in self.sources.built_in.clone() {
+            match kind {
+                Kind::TrainingJob => self.start_watch(id, health, TrainingJobs::new(kinds.clone())),
+                Kind::Deployment => self.start_watch(id, health, Deployments::new(kinds.clone())),
+            };
         }
         for uid in self.sources.mapped.keys().copied().collect::<Vec<_>>() {
             self.begin_mapped(uid);
@@ -219,8 +231,9 @@ impl Leader {
     }
 
     fn show_watches(&self) {
+        let built_in = self.sources.built_in.iter().map(|watch| &watch.health);
         let mapped = self.sources.mapped.values().map(|watch| &watch.health);
-        self.context.health.set_watches(self.sources.built_in.iter().chain(mapped).cloned().collect());
+        self.context.health.set_watches(built_in.chain(mapped).cloned().collect());
     }
 
     /// A WebhookSource is new, or its spec has changed. One whose rules are what they were goes on where it was.

@@ -19,7 +19,6 @@ use crate::{
     },
     engine::Keep,
     event::{Event, EventType, body::OpenBody, format::Forms, id::EventId, object::Uid},
-    ledger::contents::Reason,
     report::{
         conditions::{self, whole_seconds},
         references,
@@ -65,22 +64,13 @@ pub(super) fn given_up(webhook: &WebhookRef, keep: &Keep) -> WebhookDelivery {
 
 /// How a delivery was given up.
 pub(super) fn giving_up(object: DeliveryRef, Keep { event, given_up, .. }: &Keep) -> Answer {
-    let (reason, message) = match given_up.reason {
-        Reason::Exhausted => ("Exhausted", "the endpoint did not acknowledge the delivery within its retries"),
-        Reason::EndpointGone => ("EndpointGone", "the endpoint answered 410 Gone"),
-        Reason::BoundReached => ("BoundReached", "too many deliveries were pending for another to wait"),
-        Reason::NamespaceUnknown => (
-            "NamespaceUnknown",
-            "the namespace of its object is gone, and whether spec.namespaceSelector selects it is not known",
-        ),
-    };
     let again = format!("kubectl annotate whd {} {REDELIVER_ANNOTATION}=$(date -Is) --overwrite", object.name);
     Answer {
         object,
         subject: Subject::Event(Arc::clone(event)),
         delivered: false,
-        reason,
-        message: format!("{message}; {again} sends it again"),
+        reason: given_up.reason.name(),
+        message: format!("{}; {again} sends it again", given_up.reason.message()),
         attempts: given_up.attempts,
         status_code: given_up.status_code,
         error: given_up.error.clone(),
@@ -119,7 +109,8 @@ pub(super) fn status(answer: &Answer) -> WebhookDeliveryStatus {
             Subject::Found(event) => event.as_deref().cloned(),
         },
         attempts: Some(made),
-        last_attempt: (made > 0).then(|| DeliveryAttempt {
+        // Nothing is known of the attempts before, where it was given up without another.
+        last_attempt: (answer.status_code.is_some() || answer.error.is_some()).then(|| DeliveryAttempt {
             time: whole_seconds(*at),
             attempt: made,
             status_code: answer.status_code.map(i32::from),
@@ -159,4 +150,42 @@ pub(super) fn event(namespace: &str, kept: &DeliveredEvent) -> Option<Event> {
         body: OpenBody::kept(kept.body.clone()),
         forms: Forms::default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::webhook_delivery::WebhookKind,
+        event::{id::DeliveryId, sample::sample},
+        ledger::contents::{GivenUp, Reason},
+    };
+
+    #[test]
+    fn of_a_delivery_that_is_given_up_without_another_attempt_no_attempt_is_made_up() {
+        let at = Timestamp::UNIX_EPOCH;
+        let event = Arc::new(sample(EventType::ModelDeployed, Uid::from_u128(2), "research", None, at));
+        let told = |given_up| {
+            let webhook = Uid::from_u128(1);
+            let keep =
+                Keep { webhook, delivery: DeliveryId::new(event.id, webhook), event: Arc::clone(&event), given_up };
+            let webhook = WebhookReference { kind: WebhookKind::Webhook, name: "ci".into() };
+            let object = DeliveryRef {
+                uid: Uid::from_u128(3),
+                namespace: "research".into(),
+                name: keep.delivery.object_name(),
+                webhook,
+                generation: 1,
+                conditions: Vec::new(),
+                request: None,
+                only: None,
+            };
+            status(&giving_up(object, &keep))
+        };
+        let gone = GivenUp { attempts: 2, ..GivenUp::unattempted(Reason::EndpointGone, at) };
+        let of_gone = told(gone.clone());
+        assert_eq!((of_gone.attempts, of_gone.last_attempt), (Some(2), None));
+        let failed = told(GivenUp { status_code: Some(503), ..gone });
+        assert_eq!(failed.last_attempt.map(|last| (last.attempt, last.status_code)), Some((2, Some(503))));
+    }
 }

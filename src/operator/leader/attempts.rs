@@ -1,0 +1,121 @@
+//! Attempts: begun when they are due, settled when they have ended, and told.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::task::JoinError;
+use tracing::{debug, warn};
+
+use super::{Known, Leader};
+use crate::{
+    calls::random,
+    delivery::{attempt::Attempt, send::Attempted},
+    engine::{Due, Settled, Verdict},
+    event::{id::traceparent, object::Uid},
+    operator::metrics::DropReason,
+    report::{
+        Note,
+        deliveries::{Kept, Order},
+    },
+};
+
+impl Leader {
+    /// Begins what is due; nothing while the claim has lapsed.
+    pub(super) fn begin_due(&mut self) {
+        if !self.claim.holds() {
+            return;
+        }
+        let now = self.clock.now();
+        while let Some(due) = self.engine.due(now) {
+            match due {
+                Due::Attempt(attempt) => self.begin(attempt),
+                Due::GivenUp(settled) => self.settled(settled, now),
+                Due::Keep(keep) => match self.webhooks.get(&keep.webhook) {
+                    Some(known) => self.order(Order::Keep(known.webhook.clone(), keep)),
+                    None => self.engine.kept(keep.webhook, keep.delivery),
+                },
+            }
+        }
+    }
+
+    fn begin(&mut self, attempt: Attempt) {
+        let resolved = self.webhooks.get(&attempt.webhook).and_then(|known| known.resolved.clone());
+        let Some(resolved) = resolved else {
+            // Held Webhooks begin nothing, and no other lacks what it needs.
+            warn!(delivery = %attempt.delivery, "an attempt was due for a Webhook that is not ready");
+            self.settle(Attempted::withheld(&attempt));
+            return;
+        };
+        let sender = Arc::clone(&self.sender);
+        self.attempts.spawn(async move { sender.attempt(&attempt, &resolved).await });
+    }
+
+    pub(super) fn ended(&mut self, attempted: Result<Attempted, JoinError>) {
+        match attempted {
+            Ok(attempted) => self.settle(attempted),
+            Err(error) => warn!(%error, "an attempt broke off"),
+        }
+    }
+
+    fn settle(&mut self, attempted: Attempted) {
+        let Attempted { outcome, refused, lost } = attempted;
+        if let Some((refused, known)) = refused.zip(self.webhooks.get(&outcome.webhook)) {
+            self.context.metrics.sent(&known.webhook, &refused);
+        }
+        if let Some((target, error)) = lost {
+            // The controller lives as long as this loop.
+            let _ = self.lost_targets.send((outcome.webhook, target, error));
+        }
+        let now = self.clock.now();
+        if let Some(settled) = self.engine.settle(outcome, now, random()) {
+            self.settled(settled, now);
+        }
+    }
+
+    pub(super) fn settled(&mut self, settled: Settled, now: Timestamp) {
+        self.answer_again(&settled, now);
+        if settled.dropped {
+            self.count_dropped(settled.webhook, DropReason::Bound, 1);
+            self.note(Note::Dropped { webhook: settled.webhook, pending: settled.pending });
+        }
+        let Some(Known { webhook, .. }) = self.webhooks.get(&settled.webhook) else { return };
+        let latency = now.duration_since(settled.event.observed_at).as_secs_f64();
+        self.context.metrics.settled(webhook, &settled, latency);
+        let error = settled.error();
+        let (namespace, name) = (webhook.namespace(), &webhook.name);
+        let (event, id, attempt) = (settled.event.event_type, settled.event.id, settled.attempt);
+        if let Verdict::GivenUp(reason) = settled.verdict {
+            let error = error.unwrap_or(reason.message());
+            warn!(namespace, webhook = name, %event, %id, attempt, error, "delivery exhausted");
+        } else {
+            debug!(
+                namespace,
+                webhook = name,
+                %event,
+                %id,
+                attempt,
+                traceparent = traceparent(id, settled.delivery, attempt),
+                error,
+                verdict = ?settled.verdict,
+                "attempt"
+            );
+        }
+        self.note(Note::Settled { settled: Box::new(settled), at: now });
+    }
+
+    /// A given-up delivery is an object now, or is dropped.
+    pub(super) fn kept(&mut self, kept: Kept) {
+        self.engine.kept(kept.webhook, kept.delivery);
+        if !kept.landed {
+            self.count_dropped(kept.webhook, DropReason::NotKept, 1);
+            self.note(Note::Dropped { webhook: kept.webhook, pending: self.engine.pending(kept.webhook) });
+        }
+    }
+
+    pub(super) fn count_dropped(&self, uid: Uid, reason: DropReason, count: u64) {
+        if let Some(Known { webhook, .. }) = self.webhooks.get(&uid) {
+            let labels = [webhook.namespace(), &webhook.name, reason.label()];
+            self.context.metrics.dropped.with_label_values(&labels).inc_by(count);
+        }
+    }
+}

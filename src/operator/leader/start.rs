@@ -1,0 +1,195 @@
+//! What the loop is made from, and the tasks beside it.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Context, Leader,
+    clock::Clock,
+    flushing::{Flushing, tell},
+    requests::Requests,
+    sources::{LONG_PATIENCE, PATIENCE, Sources},
+};
+use crate::{
+    claim::Claim,
+    delivery::send::Sender,
+    engine::Engine,
+    event::observation::Observation,
+    ledger::{
+        journal::{Memory, Shape},
+        store::{Ledger, Store},
+    },
+    operator::{config::RunArgs, server::Refresh},
+    report::{
+        deliveries::{Deliveries, FromDeliveries},
+        events, sources as source_statuses,
+        usage::UsageWriter,
+        writer::Writer,
+    },
+    source::{catalog, namespaces::ToldNamespaces},
+    subscription::watch::{Change, Controller, Settings},
+};
+
+/// Observations that may wait for the engine.
+const OBSERVATIONS: usize = 1024;
+/// How long the last Events may take.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+
+/// What `/readyz` and the log say where namespaces are named.
+const NOT_SERVED: &str =
+    "ClusterWebhook and WebhookSource are not served: they belong to no namespace, and --watch-namespace names some";
+
+/// The tasks beside the loop, and what comes in from them.
+pub(super) struct Beside {
+    pub(super) changes: mpsc::Receiver<Change>,
+    pub(super) observations: mpsc::Receiver<Observation>,
+    pub(super) refreshes: mpsc::Receiver<Refresh>,
+    pub(super) source_changes: mpsc::Receiver<catalog::Change>,
+    /// Follows the WebhookSources, where they are served.
+    pub(super) catalog: Option<JoinHandle<()>>,
+    pub(super) source_writer: JoinHandle<()>,
+    pub(super) controller: JoinHandle<()>,
+    pub(super) deliveries: JoinHandle<()>,
+    pub(super) from_deliveries: mpsc::UnboundedReceiver<FromDeliveries>,
+    pub(super) writer: JoinHandle<()>,
+    pub(super) usage_writer: JoinHandle<()>,
+    pub(super) publisher: JoinHandle<()>,
+}
+
+/// How Webhooks are looked after.
+fn settings(args: &RunArgs, memory: &Memory) -> Settings {
+    Settings {
+        require_https: args.require_https,
+        home: args.namespace.clone(),
+        // What is under way may be a ClusterWebhook's, and would go with it.
+        patience: if memory.events.is_empty() { PATIENCE } else { LONG_PATIENCE },
+    }
+}
+
+impl Beside {
+    /// Ends the tasks whose work is for a leader alone.
+    pub(super) fn stop(&self) {
+        for task in [&self.controller, &self.usage_writer, &self.source_writer].into_iter().chain(&self.catalog) {
+            task.abort();
+        }
+    }
+
+    /// Lets the others write what they have been told. To be called once nobody tells them more.
+    pub(super) async fn finish(self) {
+        if let Err(error) = self.deliveries.await {
+            warn!(%error, "the last answers to requests were not written");
+        }
+        if let Err(error) = self.writer.await {
+            warn!(%error, "the last statuses were not written");
+        }
+        // It ends with the writer.
+        if timeout(LAST_EVENTS, self.publisher).await.is_err() {
+            debug!("the last Events were not published");
+        }
+    }
+}
+
+impl Leader {
+    pub(super) fn start(context: Context, claim: Claim, store: Store, ledger: Ledger) -> (Self, Beside) {
+        let Context { client, args, metrics, .. } = &context;
+        let sender = Arc::new(Sender::new(Arc::clone(&context.clients), claim.clone()));
+        let clock = Clock::new();
+        let (notes, incoming_notes) = mpsc::unbounded_channel();
+        let (told, incoming_told) = mpsc::unbounded_channel();
+        let (lost, incoming_lost) = mpsc::unbounded_channel();
+        let (orders, incoming_orders) = mpsc::unbounded_channel();
+        let (back, from_deliveries) = mpsc::unbounded_channel();
+        let (change, changes) = mpsc::channel(256);
+        let (observe, observations) = mpsc::channel(OBSERVATIONS);
+        let (notices, incoming_notices) = mpsc::channel(256);
+        let (refresh, refreshes) = mpsc::channel::<Refresh>(4);
+        context.health.set_refresh(refresh);
+
+        let serves_cluster = args.watch_namespaces.is_empty();
+        let deliveries = Deliveries {
+            client: client.clone(),
+            orders: incoming_orders,
+            back,
+            claim: claim.clone(),
+            cluster_home: serves_cluster.then(|| args.namespace.clone()),
+        };
+        let Ledger { journal, memory, began } = ledger;
+        if let Some(notice) = tell(began.as_ref(), &journal, &context.lease) {
+            // The first into an empty channel.
+            let _ = notices.try_send(notice);
+        }
+        let usage_writer = UsageWriter { client: client.clone(), told: incoming_told, claim: claim.clone() };
+        let writer = Writer {
+            client: client.clone(),
+            notes: incoming_notes,
+            notices,
+            claim: claim.clone(),
+            conditions: metrics.conditions(),
+        };
+        let publisher = events::publish(client.clone(), incoming_notices, claim.clone());
+        let controller = Controller::new(client.clone(), change, settings(args, &memory));
+        let (ask, incoming_asked) = mpsc::unbounded_channel();
+        let (source_notes, incoming_source_notes) = mpsc::unbounded_channel();
+        let (source_change, source_changes) = mpsc::channel(64);
+        if !serves_cluster {
+            info!("{NOT_SERVED}");
+            context.health.set_not_served(NOT_SERVED);
+        }
+        let source_writer = source_statuses::write(client.clone(), incoming_source_notes, claim.clone());
+        let mut beside = Beside {
+            changes,
+            observations,
+            refreshes,
+            source_changes,
+            catalog: None,
+            source_writer: tokio::spawn(source_writer),
+            usage_writer: tokio::spawn(usage_writer.run()),
+            controller: tokio::spawn(controller.run(args.watch_namespaces.clone(), incoming_lost, incoming_asked)),
+            deliveries: tokio::spawn(deliveries.run(args.watch_namespaces.clone())),
+            from_deliveries,
+            writer: tokio::spawn(writer.run()),
+            publisher: tokio::spawn(publisher),
+        };
+        if memory.unknown_events > 0 {
+            let events = memory.unknown_events;
+            warn!(
+                events,
+                "the ledger holds events of a type that this release does not know; they are sent only if a release that knows it takes over before they are written over"
+            );
+        }
+        let shards = Shape::default().shards;
+        let engine = Engine::recover(args.cluster_name.clone(), context.epoch, shards, memory, clock.now());
+        let flushing = Flushing::new(store, journal, clock.now());
+        let mut leader = Self {
+            context,
+            claim,
+            clock,
+            engine,
+            flushing,
+            sender,
+            webhooks: HashMap::new(),
+            attempts: JoinSet::new(),
+            requests: Requests::default(),
+            orders,
+            questions: HashMap::new(),
+            notes,
+            told,
+            lost_targets: lost,
+            sources: Sources::new(observe, source_notes, ToldNamespaces::new(ask), serves_cluster),
+            keep_annotations: Arc::default(),
+        };
+        leader.add_usage_watches();
+        let patience = leader.add_watches();
+        if serves_cluster {
+            let client = leader.context.client.clone();
+            beside.catalog = Some(tokio::spawn(catalog::follow(client, source_change, patience)));
+        }
+        (leader, beside)
+    }
+}
