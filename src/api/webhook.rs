@@ -237,7 +237,8 @@ pub struct DeliveryCounts {
     /// Acknowledged by the endpoint.
     #[serde(default)]
     pub succeeded: i64,
-    /// Given up: after the last retry, because the endpoint was gone (410), or because too many were pending.
+    /// Given up: after the last retry, because the endpoint was gone (410), because too many were pending, or because it could not be told
+    /// whether the event's namespace is selected.
     #[serde(default)]
     pub failed: i64,
     /// Attempts beyond the first of a delivery.

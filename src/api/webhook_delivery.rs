@@ -14,6 +14,12 @@ const CONCRETE_EVENT_MESSAGE: &str = "event must be one event and no pattern: tr
 #[cfg(test)]
 pub(super) const EVENT_RULE: [&str; 2] = [CONCRETE_EVENT, CONCRETE_EVENT_MESSAGE];
 
+/// The label with the name of the Webhook that a delivery belongs to.
+pub const WEBHOOK_LABEL: &str = "llmtune.io/webhook";
+/// The label with its kind: a Webhook of the operator's namespace may have the name of a `ClusterWebhook`.
+pub const KIND_LABEL: &str = "llmtune.io/webhook-kind";
+/// The label with the name of the event.
+pub const EVENT_LABEL: &str = "llmtune.io/event";
 /// The annotation whose new value has a delivery sent again.
 pub const REDELIVER_ANNOTATION: &str = "llmtune.io/redeliver-requested-at";
 /// `spec.ttl` where it is not given.

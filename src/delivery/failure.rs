@@ -42,6 +42,7 @@ pub(super) fn describe_status(status: StatusCode, headers: &HeaderMap, target: &
         let advice = match code {
             401 | 403 => format!(": {}", describe_refusal(target)),
             404 | 405 => format!(": check the path in {url}"),
+            410 => format!(": correct {url}, or delete the Webhook"),
             413 => ": let the receiver take bodies of 256 KiB".to_owned(),
             _ => String::new(),
         };

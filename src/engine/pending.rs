@@ -485,7 +485,7 @@ impl Pending {
     }
 }
 
-/// A bound of the module's fourth statement is reached.
+/// [`MAX_DELIVERIES`], [`MAX_BYTES`] or [`MAX_TOTAL_BYTES`] is reached.
 pub(super) struct BoundReached;
 
 /// What came of putting a delivery onto the shelf.

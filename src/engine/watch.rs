@@ -9,16 +9,17 @@ use std::{
 
 use crate::{
     event::{
-        lifecycle::{Gone, Occurrence, usage::UsageRecord},
+        lifecycle::{Gone, Lifecycle, Occurrence, usage::UsageRecord},
         object::{Labels, Object, Uid, WatchId},
         observation::Question,
         unknown::Unknown,
     },
-    ledger::{
-        contents::Group,
-        record::{Lifecycle, Record},
-    },
+    ledger::{contents::Group, record::Record},
 };
+
+/// A position that says that there is a baseline, and nothing of where in the watch's log it was: whoever goes on from it must list, and
+/// what is measured has no log. No object has this version, since etcd begins with it.
+const NO_VERSION: u64 = 1;
 
 /// Where a watch stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,7 +214,7 @@ impl Watch {
     /// Versions begin anew: the next list's objects are looked at whatever their versions. Whoever goes on from here must list: where the
     /// position was, something else may be by then.
     pub(super) fn distrust_versions(&mut self, dirty: &mut Vec<Uid>) {
-        self.position = self.position.min(1);
+        self.position = self.position.min(NO_VERSION);
         for (uid, tracked) in self.records.iter_mut().flatten() {
             tracked.record.version = 0;
             if !std::mem::replace(&mut tracked.dirty, true) {
@@ -287,7 +288,7 @@ impl Watch {
             changed |= !keep || !record.last.as_ref().is_some_and(|last| last.differs_in_version_alone(&object));
             let object = Arc::new(object);
             record.last = keep.then(|| Arc::clone(&object));
-            occurred = record.number(&object, occurrences);
+            occurred = number(record, &object, occurrences);
         }
         if changed {
             self.touch(uid, dirty);
@@ -321,7 +322,7 @@ impl Watch {
         let Some(object) = record.last.take().filter(|_| !record.excluded) else { return Vec::new() };
         let lifecycle = std::mem::replace(&mut record.lifecycle, Lifecycle::new(&object.facts));
         let occurrences = lifecycle.gone(how, record.generation);
-        record.number(&object, occurrences)
+        number(&mut record, &object, occurrences)
     }
 
     /// The object lives, but sends nothing until it is selected again.
@@ -350,8 +351,7 @@ impl Watch {
             return false;
         }
         self.stand = Stand::Live;
-        // What is measured has no versions; a position says that there is a baseline.
-        self.position = 1;
+        self.position = NO_VERSION;
         for uid in there {
             self.track(*uid, 0, Lifecycle::Usage(UsageRecord::baseline()));
             self.touch(*uid, dirty);
@@ -375,7 +375,7 @@ impl Watch {
         let changed = lifecycle != before;
         record.lifecycle = lifecycle;
         let reached = record.lifecycle.reached(&object.facts);
-        let occurred = record.number(&Arc::new(object), occurrences);
+        let occurred = number(record, &Arc::new(object), occurrences);
         if changed {
             self.touch(uid, dirty);
         }
@@ -435,25 +435,11 @@ impl Watch {
     }
 }
 
-impl Record {
-    fn new(version: u64, lifecycle: Lifecycle) -> Self {
-        Self {
-            version,
-            generation: 0,
-            sequence: 0,
-            excluded: false,
-            missed: false,
-            lifecycle,
-            last: None,
-            unknown: Unknown::NONE,
-        }
-    }
-
-    fn number(&mut self, object: &Arc<Object>, occurrences: Vec<Occurrence>) -> Vec<Occurred> {
-        let numbered = occurrences.into_iter().map(|occurrence| {
-            self.sequence = self.sequence.saturating_add(1);
-            Occurred { object: Arc::clone(object), occurrence, sequence: self.sequence }
-        });
-        numbered.collect()
-    }
+/// Gives occurrences their places among the events of their object.
+fn number(record: &mut Record, object: &Arc<Object>, occurrences: Vec<Occurrence>) -> Vec<Occurred> {
+    let numbered = occurrences.into_iter().map(|occurrence| {
+        record.sequence = record.sequence.saturating_add(1);
+        Occurred { object: Arc::clone(object), occurrence, sequence: record.sequence }
+    });
+    numbered.collect()
 }

@@ -1,3 +1,5 @@
+//! JSON documents, parsed once for all expressions that are evaluated on them.
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! What is wrong with an expression: at compilation with its place, at evaluation in bounded words.
+
 use std::fmt;
 
 /// Where in an expression's text something begins; both count from 1, columns in characters.

@@ -1,3 +1,5 @@
+//! Evaluates an expression's tree on documents, within bounds of steps and sizes.
+
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! The functions that expressions may call: those of the apiserver's CEL environment, within bounds of ours.
+
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;

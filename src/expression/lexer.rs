@@ -1,3 +1,5 @@
+//! An expression's text, as tokens with their places.
+
 use super::error::{CompileError, Position};
 
 #[derive(Clone, Debug, PartialEq)]

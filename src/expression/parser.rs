@@ -1,3 +1,5 @@
+//! Tokens into a tree, whose names, functions and sizes are checked.
+
 use std::sync::Arc;
 
 use kube_cel::cel::Value;

@@ -1,3 +1,5 @@
+//! The tree of an expression that was compiled.
+
 use kube_cel::cel::Value;
 use kube_cel::cel::common::ast::IdedExpr;
 use regex::Regex;

@@ -1,3 +1,5 @@
+//! A URL and the addresses that its host resolves to: none is reached that the guard refuses.
+
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::HeaderMap;

@@ -1,3 +1,5 @@
+//! A TrainingJob or a Deployment, up to the body of its event: that is a fixed point of JSON, within its bound.
+
 use serde::{
     Deserialize, Deserializer,
     de::{Error, MapAccess, SeqAccess, Visitor},

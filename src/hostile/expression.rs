@@ -1,3 +1,5 @@
+//! An expression and a document: an end within the bounds, whatever they are.
+
 use std::time::{Duration, Instant};
 
 use crate::expression::{CompileError, Document, Expression};

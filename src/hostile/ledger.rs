@@ -1,3 +1,5 @@
+//! A segment of the ledger: read within bounds, or refused.
+
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};

@@ -1,3 +1,5 @@
+//! The header Retry-After of an answer.
+
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, header};

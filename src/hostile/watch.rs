@@ -1,3 +1,5 @@
+//! A line of a watch, for each source.
+
 use std::sync::{Arc, LazyLock};
 
 use prometheus::IntCounter;

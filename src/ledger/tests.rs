@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{
     contents::{Contents, DeliveryEntry, EventEntry, Group, MAX_TEXT, RecordEntry, Unreadable, WatchEntry, unpack},
     journal::{Flush, Found, Journal, LayOutError, Memory, NoLedger, Recovered, Resolution, Segment, Shape, open},
-    record::{Lifecycle, Record},
+    record::Record,
 };
 use crate::{
     api::ledger_segment::{LedgerSegmentSpec, SegmentKind},
@@ -22,6 +22,7 @@ use crate::{
         body::OpenBody,
         format::Forms,
         id::{EventId, OccurrenceName},
+        lifecycle::Lifecycle,
         object::{Facts, Object, ServingFacts, ServingStage, TrainingFacts, TrainingStage, Uid},
         unknown::Unknown,
     },

@@ -13,10 +13,9 @@ use crate::{
     api::{
         ClusterWebhook, Webhook, WebhookDelivery,
         webhook::{WebhookSpec, WebhookStatus},
-        webhook_delivery::WebhookKind,
+        webhook_delivery::{KIND_LABEL, WEBHOOK_LABEL, WebhookKind},
     },
     causes::is_unknown_kind,
-    report::deliveries::{KIND_LABEL, WEBHOOK_LABEL},
 };
 
 /// A Webhook that is there.

@@ -6,6 +6,7 @@ pub mod deployment;
 pub(crate) mod frame;
 pub mod health;
 pub mod mapped;
+mod metrics;
 pub mod namespaces;
 pub mod owners;
 mod slim;
@@ -78,7 +79,7 @@ pub enum Malformed {
     #[error("metadata.uid {0:?} is no UUID")]
     Uid(String),
     /// `metadata.resourceVersion` is no number: the apiserver is older than Kubernetes 1.35, or none.
-    #[error("metadata.resourceVersion {0:?} is no decimal number")]
+    #[error("metadata.resourceVersion {0:?} is no decimal number: the apiserver must be of Kubernetes 1.35 or later")]
     Version(String),
 }
 

@@ -148,7 +148,7 @@ impl<S: Source> Watcher<S> {
         let mut position = version;
         // Whether it was ever installed, as far as this process or the ledger knows.
         let mut known = version.is_some();
-        // Since the watch last told anything.
+        // Failures since the watch last told anything.
         let mut failures = 0;
         let mut missing: Option<Instant> = None;
         loop {

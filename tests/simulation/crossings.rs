@@ -11,13 +11,10 @@ use llmtune_webhooks::{
         Event,
         amount::Level,
         id::{EventId, OccurrenceName},
-        lifecycle::usage::UsageRecord,
+        lifecycle::{Lifecycle, usage::UsageRecord},
         object::{Facts, Object, Uid},
     },
-    ledger::{
-        journal::Memory,
-        record::{Lifecycle, Record},
-    },
+    ledger::{journal::Memory, record::Record},
 };
 use serde_json::Value;
 

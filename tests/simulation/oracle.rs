@@ -11,13 +11,10 @@ use llmtune_webhooks::{
     event::{
         Event, EventType,
         id::{EventId, OccurrenceName},
-        lifecycle::Gone,
+        lifecycle::{Gone, Lifecycle},
         object::{Facts, TrainingStage, Uid},
     },
-    ledger::{
-        journal::{Memory, Segment},
-        record::Lifecycle,
-    },
+    ledger::journal::{Memory, Segment},
     subscription::index::Subscription,
 };
 

@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use super::{Baseline, Sight, Stand, Tracked, Watch};
 use crate::{
-    event::{Event, object::Uid},
+    event::{Event, lifecycle::Lifecycle, object::Uid},
     ledger::{
         contents::{RecordEntry, WatchEntry},
         journal::RememberedWatch,
-        record::Lifecycle,
     },
 };
 

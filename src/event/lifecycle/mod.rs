@@ -9,7 +9,90 @@ pub mod usage;
 
 use serde::{Deserialize, Serialize};
 
-use super::{EventType, id::OccurrenceName};
+use super::{EventType, id::OccurrenceName, object::Facts};
+use serving::ServingRecord;
+use training::TrainingRecord;
+use usage::UsageRecord;
+
+/// What a lifecycle remembers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Lifecycle {
+    Training(TrainingRecord),
+    Serving(ServingRecord),
+    Usage(UsageRecord),
+}
+
+impl Lifecycle {
+    /// An object that nothing is known of.
+    #[must_use]
+    pub fn new(facts: &Facts) -> Self {
+        match facts {
+            Facts::Training(_) => Self::Training(TrainingRecord::new()),
+            Facts::Serving(_) => Self::Serving(ServingRecord::default()),
+            Facts::Usage(_) => Self::Usage(UsageRecord::default()),
+        }
+    }
+
+    /// An object that was there before the operator was.
+    #[must_use]
+    pub fn baseline(facts: &Facts, generation: i64) -> Self {
+        match facts {
+            Facts::Training(facts) => Self::Training(TrainingRecord::baseline(facts, generation)),
+            Facts::Serving(facts) => Self::Serving(ServingRecord::baseline(facts, generation)),
+            Facts::Usage(_) => Self::Usage(UsageRecord::baseline()),
+        }
+    }
+
+    /// What an observed state means. Facts of another lifecycle than the record's begin a new record.
+    #[must_use]
+    pub fn step(self, facts: &Facts, generation: i64) -> (Vec<Occurrence>, Self) {
+        match (self, facts) {
+            (Self::Training(record), Facts::Training(facts)) => {
+                let (occurrences, record) = training::step(record, facts, generation);
+                (occurrences, Self::Training(record))
+            }
+            (Self::Serving(record), Facts::Serving(facts)) => {
+                let (occurrences, record) = serving::step(record, facts, generation);
+                (occurrences, Self::Serving(record))
+            }
+            (Self::Usage(record), Facts::Usage(facts)) => {
+                let (occurrences, record) = usage::step(record, facts, generation);
+                (occurrences, Self::Usage(record))
+            }
+            (_, facts) => Self::new(facts).step(facts, generation),
+        }
+    }
+
+    /// What it means that the object is gone.
+    #[must_use]
+    pub fn gone(self, how: Gone, generation: i64) -> Vec<Occurrence> {
+        match self {
+            Self::Training(record) => training::gone(record, how, generation),
+            Self::Serving(record) => serving::gone(&record, generation),
+            Self::Usage(_) => Vec::new(),
+        }
+    }
+
+    /// Those of an evaluation's thresholds that are reached, as its spec writes them, ascending.
+    #[must_use]
+    pub fn reached(&self, facts: &Facts) -> Vec<String> {
+        match (self, facts) {
+            (Self::Usage(record), Facts::Usage(facts)) => record.reached(facts),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether the object's going would be an event.
+    #[must_use]
+    pub fn would_mind_going(&self) -> bool {
+        match self {
+            Self::Training(record) => record.would_mind_going(),
+            Self::Serving(record) => record.would_mind_going(),
+            Self::Usage(_) => false,
+        }
+    }
+}
 
 /// An event that a lifecycle decided on, before it has an id and a body.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -47,8 +47,6 @@ use crate::{
     subscription::resolve::{WebhookRef, duration},
 };
 
-pub use object::{KIND_LABEL, WEBHOOK_LABEL};
-
 /// Objects of one Webhook; also bounded by [`MAX_BYTES`] of their events.
 pub const MAX_OBJECTS: usize = 1_000;
 /// How long the last calls may take.

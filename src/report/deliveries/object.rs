@@ -13,8 +13,8 @@ use crate::{
     api::{
         WebhookDelivery,
         webhook_delivery::{
-            DEFAULT_TTL, DeliveredEvent, DeliveryAttempt, EventObject, REDELIVER_ANNOTATION, WebhookDeliverySpec,
-            WebhookDeliveryStatus, WebhookReference,
+            DEFAULT_TTL, DeliveredEvent, DeliveryAttempt, EVENT_LABEL, EventObject, KIND_LABEL, REDELIVER_ANNOTATION,
+            WEBHOOK_LABEL, WebhookDeliverySpec, WebhookDeliveryStatus, WebhookReference,
         },
     },
     engine::Keep,
@@ -25,12 +25,6 @@ use crate::{
     },
     subscription::resolve::WebhookRef,
 };
-
-/// The name of the Webhook that a delivery belongs to.
-pub const WEBHOOK_LABEL: &str = "llmtune.io/webhook";
-/// Its kind: a Webhook of the operator's namespace may have the name of a `ClusterWebhook`.
-pub const KIND_LABEL: &str = "llmtune.io/webhook-kind";
-const EVENT_LABEL: &str = "llmtune.io/event";
 
 /// Its uid, where it is one.
 pub(super) fn uid(object: &WebhookDelivery) -> Option<Uid> {

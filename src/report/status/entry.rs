@@ -9,7 +9,7 @@ use super::gone_generation;
 use crate::{
     api::{
         webhook::{AttemptSummary, DeliveryCounts, DeliverySummary, WebhookStatus},
-        webhook_delivery::WebhookKind,
+        webhook_delivery::{KIND_LABEL, WEBHOOK_LABEL, WebhookKind},
     },
     delivery::attempt::Exchange,
     engine::{Settled, Verdict},
@@ -17,7 +17,6 @@ use crate::{
     ledger::contents::Reason,
     report::{
         conditions::{self, whole_seconds},
-        deliveries::{KIND_LABEL, WEBHOOK_LABEL},
         events::Notice,
         references,
         turns::{Changed, Turn},

@@ -1,6 +1,9 @@
+use kube::core::GroupVersionKind;
+use prometheus::IntCounter;
 use serde_json::json;
 
 use super::*;
+use crate::{api::webhook_source::WebhookSourceSpec, event::object::TrainingStage};
 
 fn spec(lifecycle: &str, stages: &[(&str, &str)], data: &Value) -> WebhookSourceSpec {
     let stages: Vec<Value> = stages.iter().map(|(stage, when)| json!({"stage": stage, "when": when})).collect();
