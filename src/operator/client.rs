@@ -24,16 +24,31 @@ use crate::causes::Causes;
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client for the cluster of KUBECONFIG or of the pod's service account, and where its apiserver is.
-pub async fn connect(requests: IntCounterVec) -> Result<(Client, Apiserver), ConnectError> {
+/// The way to a cluster.
+pub struct Cluster {
+    /// For calls that are given up on after a while, and watches that notice silence themselves. A time limit on each read would be a timer
+    /// for each read, which wakes the runtime through the kernel once more.
+    pub client: Client,
+    /// For kube's watchers, which would wait for ever on a connection that is dead.
+    pub watching: Client,
+    pub apiserver: Apiserver,
+}
+
+/// The cluster of KUBECONFIG or of the pod's service account.
+pub async fn connect(requests: IntCounterVec) -> Result<Cluster, ConnectError> {
     let mut config = Config::infer().await.map_err(|error| ConnectError::Config(no_cluster(&error)))?;
-    config.read_timeout = Some(READ_TIMEOUT);
-    config.write_timeout = Some(READ_TIMEOUT);
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     // Each loop has its own way to wait and try again; a hidden retry would hide an outage for minutes.
     config.default_retry = false;
     let apiserver = Apiserver::of(&config);
-    Ok((ClientBuilder::try_from(config)?.with_layer(&Count { requests }).build(), apiserver))
+    let count = Count { requests };
+    let client = |limit: Option<Duration>| {
+        let mut config = config.clone();
+        config.read_timeout = limit;
+        config.write_timeout = limit;
+        Ok::<_, kube::Error>(ClientBuilder::try_from(config)?.with_layer(&count).build())
+    };
+    Ok(Cluster { client: client(None)?, watching: client(Some(READ_TIMEOUT))?, apiserver })
 }
 
 /// Under which names or addresses the kube-apiserver is reached, each with its port.

@@ -97,6 +97,8 @@ struct Known {
 /// What the leader works with.
 pub struct Context {
     pub client: Client,
+    /// For kube's watchers.
+    pub watching: Client,
     pub args: RunArgs,
     /// What deliveries are sent by.
     pub clients: Arc<Clients>,

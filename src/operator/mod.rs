@@ -26,6 +26,7 @@ use crate::{
     owner::Owner,
     source::usage::prometheus::Prometheus,
 };
+use client::Cluster;
 use config::RunArgs;
 use leader::{Context, Leader, Stopped};
 use lease::Elector;
@@ -103,7 +104,7 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
             _ = interrupt.recv() => {}
         }
     });
-    let (client, apiserver) = client::connect(metrics.api_requests.clone()).await?;
+    let Cluster { client, watching, apiserver } = client::connect(metrics.api_requests.clone()).await?;
     let owner = args.owner.as_deref().map(|name| Owner::new(client.clone(), &args.namespace, name));
     let elector = Elector::new(client.clone(), &args.namespace, identity.clone(), args.lease_duration, owner.clone());
     let standing_by = |holder: &str| {
@@ -119,7 +120,7 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
     let guard = Guard::new(&args.allow_cidr, &args.deny_cidr, apiserver.addresses().await);
     let clients = Arc::new(Clients::new(roots, guard, Arc::new(resolver::System), proxy)?);
     let (epoch, lease) = (leadership.acquired, leadership.lease.clone());
-    let context = Context { client, args, clients, prometheus, metrics, health, epoch, lease, owner };
+    let context = Context { client, watching, args, clients, prometheus, metrics, health, epoch, lease, owner };
     match Leader::run(context, claim, &mut leadership.lost, shutdown).await {
         Stopped::Shutdown => {
             leadership.release().await;

@@ -97,7 +97,7 @@ impl Beside {
 
 impl Leader {
     pub(super) fn start(context: Context, claim: Claim, store: Store, ledger: Ledger) -> (Self, Beside) {
-        let Context { client, args, metrics, .. } = &context;
+        let Context { client, watching, args, metrics, .. } = &context;
         let sender = Arc::new(Sender::new(Arc::clone(&context.clients), claim.clone()));
         let clock = Clock::new();
         let (notes, incoming_notes) = mpsc::unbounded_channel();
@@ -113,7 +113,7 @@ impl Leader {
 
         let serves_cluster = args.watch_namespaces.is_empty();
         let deliveries = Deliveries {
-            client: client.clone(),
+            client: watching.clone(),
             orders: incoming_orders,
             back,
             claim: claim.clone(),
@@ -133,7 +133,7 @@ impl Leader {
             conditions: metrics.conditions(),
         };
         let publisher = events::publish(client.clone(), incoming_notices, claim.clone());
-        let controller = Controller::new(client.clone(), change, settings(args, &memory));
+        let controller = Controller::new(watching.clone(), change, settings(args, &memory));
         let (ask, incoming_asked) = mpsc::unbounded_channel();
         let (source_notes, incoming_source_notes) = mpsc::unbounded_channel();
         let (source_change, source_changes) = mpsc::channel(64);
@@ -187,7 +187,7 @@ impl Leader {
         leader.add_usage_watches();
         let patience = leader.add_watches();
         if serves_cluster {
-            let client = leader.context.client.clone();
+            let client = leader.context.watching.clone();
             beside.catalog = Some(tokio::spawn(catalog::follow(client, source_change, patience)));
         }
         (leader, beside)

@@ -31,7 +31,7 @@ impl Leader {
     pub(super) fn start_usage(&mut self) {
         let metrics = &self.context.metrics;
         let usage = Usage {
-            client: self.context.client.clone(),
+            client: self.context.watching.clone(),
             scopes: self.usage_scopes(),
             prometheus: Arc::clone(&self.context.prometheus),
             observations: self.sources.observe.clone(),
