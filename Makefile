@@ -28,7 +28,7 @@ fuzz: ## Fuzz what reads what others send, by a nightly compiler; FUZZ="600 ledg
 	tests/fuzz/run $(FUZZ)
 
 generate: ## Write crds/ anew from the types, and what is made of them in docs/ and charts/
-	cargo run --quiet -- crds > crds/llmtune.io.yaml
+	cargo run --quiet --bin llmtune-webhooks -- crds > crds/llmtune.io.yaml
 	cargo run --quiet --package llmtune-webhooks-harness --bin reference < crds/llmtune.io.yaml > docs/api.md
 	charts/generate
 

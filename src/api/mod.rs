@@ -95,6 +95,16 @@ fn empty_object() -> serde_json::Map<String, serde_json::Value> {
     serde_json::Map::new()
 }
 
+/// The status that the apiserver gives a new object, so that whoever waits for it does not take it for done where no operator runs: kstatus
+/// takes an object without conditions for `Current`. Gateway API's definitions do the same.
+fn not_looked_at() -> Value {
+    json!({"conditions": [{
+        "type": "Ready", "status": "Unknown", "reason": "Pending",
+        "message": "no operator has looked at it yet: see that one runs and serves it",
+        "lastTransitionTime": "1970-01-01T00:00:00Z"
+    }]})
+}
+
 /// The schema of a list of `metav1.Condition`, with the bounds that apimachinery's own markers give.
 fn conditions(_: &mut SchemaGenerator) -> Schema {
     json_schema!({

@@ -138,6 +138,7 @@ pub struct QuotaResource {
 /// How the figure stands. Value and time of the last evaluation are written at most once a minute.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("default" = super::not_looked_at()))]
 pub struct UsageThresholdStatus {
     /// The `metadata.generation` that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -198,6 +198,7 @@ pub struct Backoff {
 /// How the subscription stands and how its deliveries fare. Counters are approximate across a crash of the operator.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("default" = super::not_looked_at()))]
 pub struct WebhookStatus {
     /// The `metadata.generation` that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]

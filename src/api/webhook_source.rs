@@ -177,6 +177,7 @@ pub struct DataExpressions {
 /// How the source fares.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("default" = super::not_looked_at()))]
 pub struct WebhookSourceStatus {
     /// The `metadata.generation` that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]

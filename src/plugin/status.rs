@@ -128,7 +128,8 @@ fn why(status: &WebhookStatus, spec: Option<&WebhookSpec>) -> Option<String> {
         (condition.status == bad).then(|| format!("{}: {}", condition.reason, condition.message))
     };
     let suspended = || spec.filter(|spec| spec.suspend).map(|_| "Suspended: deliveries wait".to_owned());
-    told("Stalled", "True").or_else(|| told("Ready", "False")).or_else(suspended).or_else(|| told("Healthy", "False"))
+    let not_ready = || told("Ready", "False").or_else(|| told("Ready", "Unknown"));
+    told("Stalled", "True").or_else(not_ready).or_else(suspended).or_else(|| told("Healthy", "False"))
 }
 
 /// How many there are, and how many of them need somebody: healthy, failing, not ready.
@@ -190,6 +191,7 @@ mod tests {
 
     fn some() -> Vec<DynamicObject> {
         let ready = ("Ready", "True", "Subscribed", "matching events are delivered");
+        let pending = ("Ready", "Unknown", "Pending", "no operator has looked at it yet");
         let failing = ("Healthy", "False", "NotAcknowledged", "HTTP 500: look at the receiver's log");
         let counts = json!({"succeeded": 118, "failed": 1, "retries": 7, "pending": 2, "dropped": 0});
         vec![
@@ -212,7 +214,7 @@ mod tests {
                 }),
             ),
             webhook("Webhook", "held", &json!({"suspend": true}), &json!({"conditions": conditions(&[ready])})),
-            webhook("Webhook", "new", &json!({}), &json!({})),
+            webhook("Webhook", "new", &json!({"suspend": true}), &json!({"conditions": conditions(&[pending])})),
             webhook(
                 "ClusterWebhook",
                 "platform",
@@ -233,7 +235,7 @@ NAMESPACE   NAME                      ENDPOINT                 READY     HEALTHY
 research    ci                        https://ci.example.com   True      True      2         1        6s       <none>
 research    slack                     (Secret slack)           True      False     0         0        <none>   NotAcknowledged: HTTP 500: look at the receiver's log
 research    held                      <none>                   True      Unknown   0         0        <none>   Suspended: deliveries wait
-research    new                       <none>                   Unknown   Unknown   0         0        <none>   no operator has looked at it yet
+research    new                       <none>                   Unknown   Unknown   0         0        <none>   Pending: no operator has looked at it yet
 <none>      clusterwebhook/platform   <none>                   False     Unknown   0         0        <none>   SecretNotFound: create the Secret platform
 ";
         assert_eq!(table(&some(), true, false, now).text(Paint(false), None), expected);

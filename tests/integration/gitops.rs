@@ -89,25 +89,21 @@ fn a_webhook_whose_secret_stays_missing_is_degraded_and_fails_a_wait_with_the_re
 }
 
 #[test]
-fn the_other_kinds_that_pipelines_manage_are_judged_likewise() {
+fn each_kind_that_pipelines_manage_is_in_progress_until_an_operator_has_looked_at_it_and_then_judged_likewise() {
     run(async {
         let scene = Scene::alone("gitops-kinds").await;
         let receiver = Receiver::start().await;
-        let options = scene.options().cluster_wide().argument("--allow-prometheus=http://127.0.0.1:9");
-        let _operator = Operator::start_ready(&scene.plane, &options).await;
+        scene.webhook("ci", &receiver.url(), &json!({}));
         let mut cluster = webhook("platform", &receiver.url(), &json!({}));
         cluster["kind"] = json!("ClusterWebhook");
         scene.apply(&cluster);
-        judged(&scene, ["clusterwebhook", "platform"], "Healthy", "Current", SOON).await;
-        let usage = |prometheus: Value| {
-            json!({
-                "apiVersion": "llmtune.io/v1alpha1", "kind": "UsageThreshold", "metadata": {"name": "tokens"},
-                "spec": {"prometheus": prometheus, "limit": "1k", "thresholds": ["50%"]}
-            })
-        };
-        scene.apply(&usage(json!({"query": "vector(1)", "url": "http://elsewhere.example.com"})));
-        let messages = judged(&scene, ["usagethreshold", "tokens"], "Degraded", "Failed", SOON).await;
-        assert!(messages[0].starts_with("PrometheusNotAllowed: "), "{messages:?}");
+        scene.apply(&json!({
+            "apiVersion": "llmtune.io/v1alpha1", "kind": "UsageThreshold", "metadata": {"name": "tokens"},
+            "spec": {
+                "prometheus": {"query": "vector(1)", "url": "http://elsewhere.example.com"}, "limit": "1k",
+                "thresholds": ["50%"]
+            }
+        }));
         scene.apply(&json!({
             "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookSource", "metadata": {"name": "jobs"},
             "spec": {
@@ -115,7 +111,22 @@ fn the_other_kinds_that_pipelines_manage_are_judged_likewise() {
                 "stages": [{"stage": "Running", "when": "object.status.ready > 0"}]
             }
         }));
-        judged(&scene, ["webhooksource", "jobs"], "Progressing", "InProgress", SOON).await;
+        let [ci, platform] = [["webhook", "ci"], ["clusterwebhook", "platform"]];
+        let [tokens, jobs] = [["usagethreshold", "tokens"], ["webhooksource", "jobs"]];
+        for object in [ci, platform, tokens, jobs] {
+            for message in judged(&scene, object, "Progressing", "InProgress", Duration::ZERO).await {
+                assert!(message.contains("no operator has looked at it yet"), "{object:?}: {message}");
+            }
+        }
+
+        let options = scene.options().cluster_wide().argument("--allow-prometheus=http://127.0.0.1:9");
+        let _operator = Operator::start_ready(&scene.plane, &options).await;
+        judged(&scene, ci, "Healthy", "Current", SOON).await;
+        judged(&scene, platform, "Healthy", "Current", SOON).await;
+        let messages = judged(&scene, tokens, "Degraded", "Failed", SOON).await;
+        assert!(messages[0].starts_with("PrometheusNotAllowed: "), "{messages:?}");
+        scene.wait("webhooksource/jobs", "condition=Ready=False");
+        judged(&scene, jobs, "Progressing", "InProgress", Duration::ZERO).await;
     });
 }
 

@@ -15,6 +15,7 @@ use llmtune_webhooks_harness::{
 use serde_json::{Value, json, value::RawValue};
 
 use crate::{
+    documents::script::{Script, Shell},
     formats::{headers, whsec},
     support::{SOON, Scene, libraries, printed, run},
 };
@@ -258,49 +259,39 @@ fn the_guide_verifies_and_reads_cloud_events_in_both_modes() {
     });
 }
 
-/// The commands that the guide gives under this heading.
-fn commands(section: &str) -> Vec<String> {
-    let guide = fs::read_to_string(root().join("docs/receivers.md")).unwrap();
-    let section = guide.split("\n## ").find(|text| text.starts_with(&format!("{section}\n"))).unwrap().to_owned();
-    section.lines().filter_map(|line| line.trim().strip_prefix("$ ")).map(str::to_owned).collect()
-}
+/// The commands of the guide make Secrets, and replace one without a delivery that is lost.
+pub async fn play(scripts: &mut [Script]) {
+    let [guide] = scripts else { unreachable!("one document") };
+    let scene = Scene::new("replacing").await;
+    let shell = Shell::new(&scene);
+    let key = |name: &str| {
+        let bytes = BASE64.decode(scene.get("secret", "ci-hook")["data"][name].as_str()?).unwrap();
+        Some(String::from_utf8(bytes).unwrap())
+    };
+    shell.run(&guide.take(STANDARD));
+    let symmetric = BASE64.decode(key("secret").unwrap().strip_prefix("whsec_").unwrap()).unwrap();
+    assert_eq!(symmetric.len(), 32);
+    scene.kubectl(&["delete", "secret", "ci-hook"]);
 
-#[test]
-fn the_commands_of_the_guide_replace_a_secret_and_nothing_is_lost() {
-    run(async {
-        let scene = Scene::new("replacing").await;
-        let shell = |commands: &[String]| {
-            let kubectl = llmtune_webhooks_harness::control_plane::tool("kubectl");
-            let context = format!("--kubeconfig={} -n {}", scene.plane.kubeconfig("admin").display(), scene.namespace);
-            let function = format!("kubectl() {{ {} {context} \"$@\"; }}\n", kubectl.display());
-            printed(Command::new("sh").args(["-ec", &(function + &commands.join("\n"))]), "")
-        };
-        let commands = commands("Replacing the secret");
-        let (begin, end) = commands.split_at(3);
-        assert_eq!(end.len(), 1, "{end:?}");
-        scene.secret("ci-hook", "0ld");
-        shell(begin);
-        let key = |name: &str| {
-            let bytes = BASE64.decode(scene.get("secret", "ci-hook")["data"][name].as_str()?).unwrap();
-            Some(String::from_utf8(bytes).unwrap())
-        };
-        let new = key("secret").unwrap();
-        assert_eq!((new.len(), key("previous").as_deref()), (64, Some("0ld")));
+    shell.run(&guide.take(NATIVE));
+    let old = key("secret").unwrap();
+    shell.run(&guide.take("Replacing the secret"));
+    let new = key("secret").unwrap();
+    assert_eq!((new.len(), key("previous").as_deref()), (64, Some(old.as_str())));
 
-        let known = new.clone();
-        let receiver =
-            Receiver::answering(move |post| Answer::status(if post.is_signed_with(&known) { 200 } else { 401 })).await;
-        scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci-hook"}, "delivery": {"maxRetries": 0}}));
-        let _operator = scene.operator().await;
-        scene.wait("webhook/ci", "condition=Ready");
-        scene.job("llama");
-        scene.phase("llama", "Running");
-        let posts = receiver.wait(2, SOON).await;
-        assert!(posts[0].is_signed_with("0ld") && posts[1].is_signed_with(&new));
-        scene.wait("webhook/ci", "condition=Healthy");
-        shell(end);
-        assert_eq!((key("secret"), key("previous")), (Some(new), None));
-    });
+    let known = new.clone();
+    let receiver =
+        Receiver::answering(move |post| Answer::status(if post.is_signed_with(&known) { 200 } else { 401 })).await;
+    scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci-hook"}, "delivery": {"maxRetries": 0}}));
+    let _operator = scene.operator().await;
+    scene.wait("webhook/ci", "condition=Ready");
+    scene.job("llama");
+    scene.phase("llama", "Running");
+    let posts = receiver.wait(2, SOON).await;
+    assert!(posts[0].is_signed_with(&old) && posts[1].is_signed_with(&new));
+    scene.wait("webhook/ci", "condition=Healthy");
+    shell.run(&guide.take("Replacing the secret"));
+    assert_eq!((key("secret"), key("previous")), (Some(new), None));
 }
 
 /// The objects of an example.

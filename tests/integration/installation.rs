@@ -76,7 +76,7 @@ fn pod(scene: &Scene) -> Value {
 }
 
 /// The operator as that pod would run it: its arguments, its environment and nothing else, as its service account.
-async fn operator(scene: &Scene) -> Process {
+pub async fn operator(scene: &Scene) -> Process {
     let pod = pod(scene);
     let container = &pod["spec"]["containers"][0];
     let account = pod["spec"]["serviceAccountName"].as_str().unwrap();

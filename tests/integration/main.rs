@@ -12,6 +12,7 @@ mod custom_resources;
 mod dashboards;
 mod deliveries;
 mod delivery;
+mod documents;
 mod errors;
 mod examples;
 mod filters;

@@ -21,7 +21,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use crate::support::{BINARY, SOON, Scene, run};
+use crate::{
+    documents::script::{Script, Shell},
+    support::{BINARY, SOON, Scene, run},
+};
 
 /// One object's life.
 #[derive(Deserialize)]
@@ -416,45 +419,50 @@ fn blocks(language: &str) -> Vec<String> {
     guide.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
 }
 
-#[test]
-fn the_guide_leads_from_a_trainjob_to_the_event_that_it_shows() {
-    run(async {
-        let stage = Stage::shared().await;
-        let scene = Scene::on(Arc::clone(&stage.plane), "guide").await;
-        let receiver = Receiver::start().await;
-        let manifests = blocks("yaml");
-        let subscription = manifests[0].replace("https://receiver.example.com/hooks", &receiver.url());
-        scene.kubectl(&["create", "secret", "generic", "training-hook", "--from-literal=secret=s3cret"]);
-        scene.apply_text(&subscription);
-        scene.wait("webhook/training", "condition=Ready");
-        scene.apply_text(&manifests[1]);
+/// The guide leads from a `TrainJob` to the event that it shows.
+pub async fn play(scripts: &mut [Script]) {
+    let [guide] = scripts else { unreachable!("one document") };
+    let stage = Stage::shared().await;
+    let scene = Scene::on(Arc::clone(&stage.plane), "guide").await;
+    let receiver = Receiver::start().await;
+    let manifests = blocks("yaml");
+    let subscription = manifests[0].replace("https://receiver.example.com/hooks", &receiver.url());
+    let mut shell = Shell::new(&scene);
+    shell.instead("$(openssl rand -hex 32)", "s3cret");
+    let own = "From Kubeflow to a delivered event in five minutes";
+    shell.run(&guide.take(own));
+    shell.run(&guide.take(own));
+    scene.apply_text(&subscription);
+    scene.wait("webhook/training", "condition=Ready");
+    scene.apply_text(&manifests[1]);
 
-        let write = |status: Value| {
-            let patch = json!({"status": status}).to_string();
-            let job = ["patch", "trainjob", "llama-lora", "--subresource=status", "--type=merge", "-p", &patch];
-            scene.kubectl(&job);
-        };
-        write(
-            json!({"jobsStatus": [{"name": "node", "ready": 1, "succeeded": 0, "failed": 0, "active": 1, "suspended": 0}]}),
-        );
-        receiver.wait_for("training.started", "llama-lora", SOON).await;
-        write(json!({"conditions": [{
-            "type": "Complete", "status": "True", "reason": "AllJobsCompleted", "message": "jobset completed successfully",
-            "lastTransitionTime": "2026-11-24T12:00:00Z"
-        }]}));
-        let received = receiver.wait_for("training.completed", "llama-lora", SOON).await;
-        assert!(received.is_signed_with("s3cret"));
-        let (mut told, mut shown) = (received.json(), serde_json::from_str::<Value>(&blocks("json")[0]).unwrap());
-        for event in [&mut told, &mut shown] {
-            for key in ["id", "deliveredAt"] {
-                assert!(event[key].take().is_string());
-            }
-            for key in ["jobId", "namespace", "createdAt"] {
-                assert!(event["data"][key].take().is_string());
-            }
+    let write = |status: Value| {
+        let patch = json!({"status": status}).to_string();
+        let job = ["patch", "trainjob", "llama-lora", "--subresource=status", "--type=merge", "-p", &patch];
+        scene.kubectl(&job);
+    };
+    write(
+        json!({"jobsStatus": [{"name": "node", "ready": 1, "succeeded": 0, "failed": 0, "active": 1, "suspended": 0}]}),
+    );
+    receiver.wait_for("training.started", "llama-lora", SOON).await;
+    write(json!({"conditions": [{
+        "type": "Complete", "status": "True", "reason": "AllJobsCompleted", "message": "jobset completed successfully",
+        "lastTransitionTime": "2026-11-24T12:00:00Z"
+    }]}));
+    let received = receiver.wait_for("training.completed", "llama-lora", SOON).await;
+    assert!(received.is_signed_with("s3cret"));
+    let (mut told, mut shown) = (received.json(), serde_json::from_str::<Value>(&blocks("json")[0]).unwrap());
+    for event in [&mut told, &mut shown] {
+        for key in ["id", "deliveredAt"] {
+            assert!(event[key].take().is_string());
         }
-        assert_eq!(told, shown);
-    });
+        for key in ["jobId", "namespace", "createdAt"] {
+            assert!(event["data"][key].take().is_string());
+        }
+    }
+    assert_eq!(told, shown);
+    let described = shell.run(&guide.take("Where it shows"));
+    assert!(described.contains("kubeflow-trainjob") && described.contains("Watching"), "{described}");
 }
 
 #[test]

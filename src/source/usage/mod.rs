@@ -200,7 +200,9 @@ impl Measuring {
                 }
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
-            while let Some(uid) = self.schedule.pop(self.begun.elapsed()).filter(|_| self.listed) {
+            while self.listed
+                && let Some(uid) = self.schedule.pop(self.begun.elapsed())
+            {
                 self.measure(uid).await?;
             }
         }

@@ -1,0 +1,183 @@
+//! The commands of a document, and the shell in which they are run as they stand.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+use llmtune_webhooks_harness::{
+    control_plane::tool,
+    eventually,
+    process::{Process, free_port, temporary_folder},
+    root,
+};
+use serde_json::Value;
+
+use super::markdown::{Block, Markdown};
+use crate::{
+    plugin::PLUGIN,
+    support::{BINARY, SOON, Scene},
+};
+
+/// What `cargo` is here: the test runs what cargo has built already, and holds the command to be one that builds it.
+const CARGO: &str =
+    "#!/bin/sh\ncase $* in \"build --release\"*) ;; *) echo \"cargo $*: not what is built here\" >&2; exit 1 ;; esac\n";
+
+/// The blocks of a document that are to be run, in their order.
+pub struct Script {
+    document: &'static str,
+    blocks: Vec<Block>,
+}
+
+impl Script {
+    pub fn of(document: &'static str) -> Self {
+        let runs = |block: &Block| block.is_commands() && block.not_run.is_none();
+        Self { document, blocks: Markdown::of(document).blocks.into_iter().filter(runs).collect() }
+    }
+
+    /// The next block under this heading.
+    pub fn take(&mut self, heading: &str) -> Block {
+        let place = self.blocks.iter().position(|block| block.heading == heading);
+        let place = place.unwrap_or_else(|| panic!("{}: no commands are left under {heading:?}", self.document));
+        self.blocks.remove(place)
+    }
+
+    /// All blocks that are left.
+    pub fn rest(&mut self) -> Vec<Block> {
+        std::mem::take(&mut self.blocks)
+    }
+
+    /// Every block has been run.
+    pub fn ended(&self) {
+        assert!(self.blocks.is_empty(), "{}: the test does not run these: {:#?}", self.document, self.blocks);
+    }
+}
+
+/// A user's shell: in a checkout, with kubectl set to a scene's namespace, Helm, the plugin and what cargo builds.
+pub struct Shell {
+    pub checkout: PathBuf,
+    home: PathBuf,
+    kubeconfig: PathBuf,
+    /// What documents say, and what stands for it here.
+    instead: Vec<(String, String)>,
+}
+
+impl Shell {
+    pub fn new(scene: &Scene) -> Self {
+        let checkout = temporary_folder("checkout");
+        for entry in fs::read_dir(root()).unwrap().map(Result::unwrap).filter(|entry| entry.file_name() != "target") {
+            symlink(entry.path(), checkout.join(entry.file_name())).unwrap();
+        }
+        fs::create_dir_all(checkout.join("target/release")).unwrap();
+        for binary in [BINARY, PLUGIN] {
+            let name = PathBuf::from(binary);
+            symlink(binary, checkout.join("target/release").join(name.file_name().unwrap())).unwrap();
+        }
+        let home = temporary_folder("home");
+        let programs = home.join(".local/bin");
+        fs::create_dir_all(&programs).unwrap();
+        for name in ["kubectl", "helm"] {
+            symlink(tool(name), programs.join(name)).unwrap();
+        }
+        fs::write(programs.join("cargo"), CARGO).unwrap();
+        fs::set_permissions(programs.join("cargo"), fs::Permissions::from_mode(0o755)).unwrap();
+        let mut config: Value =
+            serde_json::from_str(&fs::read_to_string(scene.plane.kubeconfig("admin")).unwrap()).unwrap();
+        config["contexts"][0]["context"]["namespace"] = scene.namespace.clone().into();
+        let kubeconfig = home.join("kubeconfig");
+        fs::write(&kubeconfig, config.to_string()).unwrap();
+        Self { checkout, home, kubeconfig, instead: Vec::new() }
+    }
+
+    /// Where a document says this, here it is that.
+    pub fn instead(&mut self, of: &str, stands: &str) {
+        self.instead.push((of.to_owned(), stands.to_owned()));
+    }
+
+    /// Where a document says this port, here it is one that is free.
+    pub fn port(&mut self, of: u16) -> u16 {
+        let free = free_port();
+        self.instead(&of.to_string(), &free.to_string());
+        free
+    }
+
+    fn command(&self, script: &str) -> Command {
+        let script = self.instead.iter().fold(script.to_owned(), |script, (of, stands)| script.replace(of, stands));
+        let path = std::env::var("PATH").unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-euc", &script]).current_dir(&self.checkout);
+        command
+            .env("PATH", format!("{}:{path}", self.home.join(".local/bin").display()))
+            .env("HOME", &self.home)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("NO_COLOR", "1")
+            .env_remove("HTTPS_PROXY")
+            .env_remove("https_proxy");
+        command
+    }
+
+    fn output(&self, script: &str) -> Output {
+        let output = self.command(script).stdin(std::process::Stdio::null()).output().unwrap();
+        println!("$ {}\n{}", script.trim_end(), told(&output));
+        output
+    }
+
+    /// Runs a block as it stands; an error is the test's.
+    pub fn run(&self, block: &Block) -> String {
+        self.type_in(&block.script())
+    }
+
+    /// The same, of commands.
+    pub fn type_in(&self, script: &str) -> String {
+        let output = self.output(script);
+        assert!(output.status.success(), "{script}\n{}", told(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What a user sees of a command, whatever its exit code.
+    pub fn look(&self, script: &str) -> String {
+        told(&self.output(script))
+    }
+
+    /// Runs a block in a terminal of its own, where it stays.
+    pub fn terminal(&self, block: &Block) -> Terminal {
+        let log = temporary_folder("terminal").join("log");
+        let process = Process::start(block.script().lines().last().unwrap(), &mut self.command(&block.script()), &log);
+        Terminal { process }
+    }
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// A terminal in which a command runs.
+pub struct Terminal {
+    process: Process,
+}
+
+impl Terminal {
+    /// Waits for a line with all these words, and returns it.
+    pub async fn line(&self, words: &[&str]) -> String {
+        let what = format!("{} prints {words:?}", self.process.name);
+        eventually(&what, SOON, || async {
+            let log = self.log();
+            log.lines().find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned)
+        })
+        .await
+    }
+
+    /// All that it shows.
+    pub fn log(&self) -> String {
+        self.process.log_text()
+    }
+}
+
+impl Drop for Terminal {
+    /// Ends what the shell began, too: the shell leads a group of its own.
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-TERM", "--", &format!("-{}", self.process.pid())]).status();
+    }
+}
