@@ -201,7 +201,7 @@ impl Engine {
         let queue = self.pending.subscribed(subscription.uid);
         queue.concurrency = subscription.concurrency.max(1);
         queue.held = subscription.held;
-        queue.gone = queue.gone.filter(|generation| *generation == subscription.generation);
+        queue.endpoint_gone = queue.endpoint_gone.filter(|generation| *generation == subscription.generation);
         let uid = subscription.uid;
         self.index.insert(subscription);
         self.pending.wake(uid);
@@ -209,7 +209,7 @@ impl Engine {
 
     /// The endpoint is known to have answered 410 Gone to the spec of this generation.
     pub fn mark_gone(&mut self, webhook: Uid, generation: i64) {
-        self.pending.queue(webhook).gone = Some(generation);
+        self.pending.queue(webhook).endpoint_gone = Some(generation);
         self.pending.wake(webhook);
     }
 
@@ -354,7 +354,7 @@ impl Engine {
     fn occur(&mut self, watch: WatchId, occurred: Vec<Occurred>, now: Timestamp, observed: &mut Observed) {
         let Some(known) = self.watches.get(&watch).filter(|_| !occurred.is_empty()) else { return };
         let (source, epoch) = (Arc::clone(&known.source), known.epoch());
-        let withheld = match known.baseline {
+        let after = match known.baseline {
             Baseline::Landed if known.sight != Sight::Measured => None,
             Baseline::Written(flush) if known.sight != Sight::Measured => Some(flush),
             _ => Some(self.pending.gate.await_next_flush()),
@@ -388,13 +388,13 @@ impl Engine {
                     if let Some(Doubt::Filter(error)) = doubt {
                         observed.unfiltered.push(Unfiltered { webhook, event: Arc::clone(&event), error });
                     }
-                    if self.pending.enqueue(webhook, &event, withheld).is_ok() {
+                    if self.pending.enqueue(webhook, &event, after).is_ok() {
                         observed.enqueued.push(webhook);
                         continue;
                     }
                     Reason::BoundReached
                 };
-                match self.pending.shelve(webhook, &event, GivenUp::unattempted(reason, now), withheld) {
+                match self.pending.shelve(webhook, &event, GivenUp::unattempted(reason, now), after) {
                     Shelving::Shelved => {
                         let verdict = Verdict::GivenUp(reason);
                         observed.given_up.push(self.settled(webhook, Arc::clone(&event), 0, None, verdict));

@@ -102,7 +102,7 @@ impl Engine {
     /// The endpoint acknowledged something outside the engine's own deliveries: it is not gone.
     pub fn forgive(&mut self, webhook: Uid) {
         if self.index.get(webhook).is_some() {
-            self.pending.queue(webhook).gone = None;
+            self.pending.queue(webhook).endpoint_gone = None;
             self.pending.wake(webhook);
         }
     }
@@ -130,14 +130,14 @@ impl Engine {
             }
             AttemptResult::Acknowledged => {
                 if current {
-                    self.pending.queue(webhook).gone = None;
+                    self.pending.queue(webhook).endpoint_gone = None;
                 }
                 self.pending.remove(webhook, id);
                 let settled = self.settled(webhook, event, attempt, exchange, Verdict::Delivered);
                 return Some(Settled { again, ..settled });
             }
             AttemptResult::Gone if current => {
-                self.pending.queue(webhook).gone = Some(generation);
+                self.pending.queue(webhook).endpoint_gone = Some(generation);
                 Reason::EndpointGone
             }
             // The answer of an endpoint that the spec no longer names says nothing of the new one.

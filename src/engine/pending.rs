@@ -4,7 +4,7 @@
 //! 2. First attempts of one object's events to one Webhook never overlap and go in the order of the events.
 //! 3. A held Webhook's deliveries wait and spend no attempts.
 //! 4. A Webhook holds at most [`MAX_DELIVERIES`] and [`MAX_BYTES`], all together [`MAX_TOTAL_BYTES`].
-//! 5. What is withheld is begun once what it waits for has landed; it delays nothing but its own object's next event.
+//! 5. What must wait for a flush is begun once that has landed; it delays nothing but its own object's next event.
 //! 6. What is given up waits on a shelf until it has become an object; a Webhook's shelf holds at most [`MAX_SHELVED`].
 
 mod checkpoint;
@@ -50,7 +50,7 @@ struct Stored {
     to: Vec<(Uid, DeliveryId)>,
     /// Deliveries that were asked for again.
     again: usize,
-    /// The flush that it was withheld for; 0: none.
+    /// The flush that it waits for, or waited for; 0: none.
     after: u64,
     /// Its place among those that wait.
     order: u64,
@@ -139,7 +139,7 @@ impl Pending {
 
     /// Whether the endpoint has answered 410 Gone to the spec as it stands.
     pub(super) fn is_endpoint_gone(&self, webhook: Uid) -> bool {
-        self.queues.get(&webhook).is_some_and(|queue| queue.gone.is_some())
+        self.queues.get(&webhook).is_some_and(|queue| queue.endpoint_gone.is_some())
     }
 
     /// How many deliveries of this Webhook wait or are under way.
@@ -156,12 +156,7 @@ impl Pending {
     }
 
     /// Takes a delivery in, or refuses it because a bound is reached. A delivery that is already there stays as it is.
-    pub(super) fn enqueue(
-        &mut self,
-        webhook: Uid,
-        event: &Arc<Event>,
-        withheld: Option<u64>,
-    ) -> Result<(), BoundReached> {
+    pub(super) fn enqueue(&mut self, webhook: Uid, event: &Arc<Event>, after: Option<u64>) -> Result<(), BoundReached> {
         let size = event.body.len();
         let stored = self.stored(event.id).is_some();
         let total = self.total_bytes;
@@ -173,20 +168,20 @@ impl Pending {
         if queue.is_full(size) || (!stored && total + size > MAX_TOTAL_BYTES) {
             return Err(BoundReached);
         }
-        let delivery = Delivery { withheld, ..Delivery::new(event, false) };
+        let delivery = Delivery { after, ..Delivery::new(event, false) };
         queue.deliveries.insert(id, delivery);
         queue.bytes += size;
         if let Some(lane) = queue.lanes.get_mut(&event.object.uid) {
             lane.push_back(id);
         } else {
             queue.lanes.insert(event.object.uid, VecDeque::new());
-            if !self.gate.hold_back(withheld, webhook, id) {
+            if !self.gate.hold_back(after, webhook, id) {
                 queue.ready.push_back(id);
             }
         }
         let stored = self.store(event);
         stored.to.push((webhook, id));
-        stored.after = withheld.unwrap_or(stored.after);
+        stored.after = after.unwrap_or(stored.after);
         self.touch(event.id);
         self.wake(webhook);
         Ok(())
@@ -229,7 +224,7 @@ impl Pending {
         })
     }
 
-    /// All flushes that were composed have landed: what was withheld for them may go.
+    /// All flushes that were composed have landed: what waited for them may go.
     pub(super) fn landed(&mut self) {
         for (webhook, id) in self.gate.landed() {
             self.release_delivery(webhook, id);
@@ -292,7 +287,7 @@ impl Pending {
                 delivery: id,
                 event: Arc::clone(&delivery.event),
                 attempt: delivery.failed_attempts.saturating_add(1),
-                endpoint_gone: queue.gone.is_some() && !delivery.again,
+                endpoint_gone: queue.endpoint_gone.is_some() && !delivery.again,
             };
             self.wake(webhook);
             return Some(begin);
@@ -341,8 +336,8 @@ impl Pending {
                 queue.lanes.remove(&delivery.event.object.uid);
                 return;
             };
-            let withheld = queue.deliveries.get(&next).and_then(|delivery| delivery.withheld);
-            if !self.gate.hold_back(withheld, webhook, next) {
+            let after = queue.deliveries.get(&next).and_then(|delivery| delivery.after);
+            if !self.gate.hold_back(after, webhook, next) {
                 queue.ready.push_back(next);
             }
         }
@@ -415,7 +410,7 @@ impl Pending {
         webhook: Uid,
         event: &Arc<Event>,
         given_up: GivenUp,
-        withheld: Option<u64>,
+        after: Option<u64>,
     ) -> Shelving {
         let size = event.body.len();
         let stored = self.stored(event.id).is_some();
@@ -430,12 +425,12 @@ impl Pending {
         }
         queue.shelf.insert(id, Shelved { event: Arc::clone(event), given_up });
         queue.shelf_bytes += size;
-        if !self.gate.hold_back(withheld, webhook, id) {
+        if !self.gate.hold_back(after, webhook, id) {
             self.to_keep.push_back((webhook, id));
         }
         let stored = self.store(event);
         stored.to.push((webhook, id));
-        stored.after = withheld.unwrap_or(stored.after);
+        stored.after = after.unwrap_or(stored.after);
         self.touch(event.id);
         Shelving::Shelved
     }

@@ -361,7 +361,7 @@ fn remembered(engine: &mut Engine) -> Memory {
 /// The same, where it landed at this version of the store.
 fn landed_at(engine: &mut Engine, version: u64) -> Memory {
     let (home, shape) = (Uid::from_u128(99), Shape { ring: 16, shards: 4, limit: 1 << 20 });
-    let segments = Journal::found(home, 1, shape, 7).lay_out(engine.flush(&[0, 1, 2, 3], usize::MAX)).unwrap();
+    let segments = Journal::begin(home, 1, shape, 7).lay_out(engine.flush(&[0, 1, 2, 3], usize::MAX)).unwrap();
     let found: Vec<Found> =
         segments.into_iter().map(|segment| Found { segment, version: version.to_string() }).collect();
     match journal::open(&found, home, shape, 8) {
@@ -373,7 +373,7 @@ fn landed_at(engine: &mut Engine, version: u64) -> Memory {
 #[test]
 fn an_event_that_a_crash_cuts_off_from_the_baseline_of_its_watch_is_void() {
     let (home, shape) = (Uid::from_u128(99), Shape { ring: 16, shards: 4, limit: 1 << 20 });
-    let mut journal = Journal::found(home, 1, shape, 7);
+    let mut journal = Journal::begin(home, 1, shape, 7);
     let mut engine = Engine::new(None, 1, 4);
     engine.subscribe(subscription(1, 1, 0));
     let mut segments = journal.lay_out(engine.flush(&[], usize::MAX)).unwrap();

@@ -135,7 +135,7 @@ mod tests {
             operator.observe(Change::Seen(Box::new(job(3, &status).unwrap())));
             operator.attempt_all(|attempt| assert_eq!(attempt.event.body.is_truncated(), truncated));
             let shape = Shape { shards: 2, ..Shape::default() };
-            let mut journal = Journal::found(HOME, 1, shape, 7);
+            let mut journal = Journal::begin(HOME, 1, shape, 7);
             let segments = journal.lay_out(operator.0.flush(&[0, 1], usize::MAX)).unwrap();
             let largest = segments.iter().map(|segment| segment.spec.data.len()).max().unwrap();
             // What the definition takes; etcd's bound is 1.5 MiB.

@@ -107,7 +107,7 @@ pub struct Journal {
 impl Journal {
     /// A ledger that begins: `epoch` must be newer than that of any segment that there is.
     #[must_use]
-    pub fn found(home: Uid, epoch: u64, shape: Shape, leader: u64) -> Self {
+    pub fn begin(home: Uid, epoch: u64, shape: Shape, leader: u64) -> Self {
         let covered = vec![1; shape.shards];
         let (versions, sizes) = (HashMap::new(), HashMap::new());
         let (begun, next, oldest) = ((1, 0), 1, 1);

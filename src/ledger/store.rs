@@ -118,20 +118,20 @@ impl Store {
         // Here and not on another thread: nothing else is under way yet, and that thread's heap would keep what it took.
         let opened = journal::open(&found, home, Shape::default(), leader);
         drop(found);
-        let found_anew = |why: NoLedger, newest: u64| {
-            let journal = Journal::found(home, epoch.max(newest + 1), Shape::default(), leader);
+        let begin_anew = |why: NoLedger, newest: u64| {
+            let journal = Journal::begin(home, epoch.max(newest + 1), Shape::default(), leader);
             Ledger { journal, memory: Memory::default(), began: Some(why) }
         };
         let mut ledger = match opened {
             Recovered::Ledger(journal, memory) => Ledger { journal: *journal, memory: *memory, began: None },
-            Recovered::NoLedger { why, newest } => found_anew(why, newest),
+            Recovered::NoLedger { why, newest } => begin_anew(why, newest),
         };
         let claim = match ledger.journal.claim() {
             Ok(claim) => claim,
             Err(refused) => {
                 error!(error = %refused, "the ledger has no room for a claim");
                 let newest = ledger.journal.epoch();
-                ledger = found_anew(NoLedger::Full, newest);
+                ledger = begin_anew(NoLedger::Full, newest);
                 ledger.journal.claim().map_err(|error| kube::Error::Service(error.into()))?
             }
         };

@@ -162,7 +162,7 @@ fn watches() -> Vec<WatchEntry> {
 }
 
 fn begun(contents: Contents, snapshots: Vec<(usize, Contents)>) -> Kept {
-    let mut journal = Journal::found(HOME, 1, SHAPE, 7);
+    let mut journal = Journal::begin(HOME, 1, SHAPE, 7);
     let mut kept = Kept::default();
     let claim = journal.claim().unwrap();
     kept.write(&mut journal, vec![claim]);
@@ -446,7 +446,7 @@ fn what_says_nothing_is_not_written() {
     waiting.deliveries = vec![DeliveryEntry::new(Uid::from_u128(50))];
     let other = RecordEntry { group: Arc::new(Group { watch: "other".into(), epoch: 5 }), ..gone(2) };
     let contents = Contents { events: vec![waiting], records: vec![fresh], gone: vec![other], ..Contents::default() };
-    let segments = Journal::found(HOME, 1, SHAPE, 7).lay_out(Flush { contents, snapshots: Vec::new() }).unwrap();
+    let segments = Journal::begin(HOME, 1, SHAPE, 7).lay_out(Flush { contents, snapshots: Vec::new() }).unwrap();
     let text = text(&segments[0]);
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
     assert_eq!(keys(&text["events"][0]["deliveries"][0]), "failed webhook");
@@ -457,7 +457,7 @@ fn what_says_nothing_is_not_written() {
 
 #[test]
 fn an_event_of_a_later_release_is_skipped_with_its_updates_and_an_update_of_no_event_is_not() {
-    let mut journal = Journal::found(HOME, 1, SHAPE, 7);
+    let mut journal = Journal::begin(HOME, 1, SHAPE, 7);
     let mut kept = Kept::default();
     let update = EventEntry { event: None, ..event(1, "a") };
     for entry in [event(1, "a"), update.clone()] {
@@ -551,7 +551,7 @@ fn what_a_newer_leader_wrote_after_a_segment_that_a_restore_took_away_counts_for
 #[test]
 fn with_every_second_flush_the_oldest_snapshot_is_rewritten_and_all_once_they_are_too_old() {
     let shape = Shape { ring: 64, shards: 3, limit: 4096 };
-    let mut journal = Journal::found(HOME, 4, shape, 7);
+    let mut journal = Journal::begin(HOME, 4, shape, 7);
     assert_eq!(journal.epoch(), 4);
     journal.claim().unwrap();
     let mut order: Vec<usize> = Vec::new();
@@ -565,7 +565,7 @@ fn with_every_second_flush_the_oldest_snapshot_is_rewritten_and_all_once_they_ar
     }
     assert!(order.chunks(3).all(|turn| turn == &order[..3]), "each in its turn");
 
-    let mut journal = Journal::found(HOME, 1, shape, 7);
+    let mut journal = Journal::begin(HOME, 1, shape, 7);
     // Twice the shards, and a sixteenth of the ring.
     for _ in 0..10 {
         journal.lay_out(nothing_changed()).unwrap();
@@ -580,7 +580,7 @@ fn with_every_second_flush_the_oldest_snapshot_is_rewritten_and_all_once_they_ar
 
 #[test]
 fn a_ring_takes_segments_up_to_its_last_place_and_not_one_more() {
-    let mut journal = Journal::found(HOME, 1, SHAPE, 7);
+    let mut journal = Journal::begin(HOME, 1, SHAPE, 7);
     for _ in 0..SHAPE.ring {
         journal.lay_out(nothing_changed()).unwrap();
     }
@@ -590,7 +590,7 @@ fn a_ring_takes_segments_up_to_its_last_place_and_not_one_more() {
     let large = || Flush { contents: contents_of(0, 2, 0, true), snapshots: Vec::new() };
     let shape = Shape { limit: 1, ..SHAPE };
     for taken in [SHAPE.ring - 2, SHAPE.ring - 1] {
-        let mut journal = Journal::found(HOME, 1, shape, 7);
+        let mut journal = Journal::begin(HOME, 1, shape, 7);
         for _ in 0..taken {
             journal.claim().unwrap();
         }
@@ -602,7 +602,7 @@ fn a_ring_takes_segments_up_to_its_last_place_and_not_one_more() {
 #[test]
 fn what_fits_is_written_whole_and_one_entry_is_although_it_does_not_fit() {
     let flush = || Flush { contents: contents_of(0, 3, 0, true), snapshots: vec![(0, contents_of(0, 3, 0, false))] };
-    let laid_out = |limit| Journal::found(HOME, 1, Shape { limit, ..SHAPE }, 7).lay_out(flush()).unwrap();
+    let laid_out = |limit| Journal::begin(HOME, 1, Shape { limit, ..SHAPE }, 7).lay_out(flush()).unwrap();
     let sizes = |segments: &[Segment]| {
         segments.iter().map(|segment| (segment.spec.kind, segment.spec.records)).collect::<Vec<_>>()
     };
@@ -617,7 +617,7 @@ fn what_fits_is_written_whole_and_one_entry_is_although_it_does_not_fit() {
 
 #[test]
 fn a_place_that_is_free_is_written_only_behind_what_this_leader_wrote_before() {
-    let mut journal = Journal::found(HOME, 3, SHAPE, 7);
+    let mut journal = Journal::begin(HOME, 3, SHAPE, 7);
     let claim = journal.claim().unwrap();
     assert_eq!(journal.predecessor(&claim), None, "nothing is before the first");
     assert_eq!((journal.version(&claim), journal.bytes()), (None, 0));

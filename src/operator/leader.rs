@@ -106,7 +106,7 @@ pub struct Context {
     pub prometheus: Arc<Prometheus>,
     pub metrics: Metrics,
     pub health: Arc<Health>,
-    /// A number that grows from leader to leader.
+    /// A number that grows from leader to leader: the least that a ledger which begins, or a watch whose records do, may have.
     pub epoch: u64,
     /// The Lease that it holds.
     pub lease: ObjectReference,

@@ -299,7 +299,7 @@ impl Process {
                         .fail("ledger 1 to 3", format!("the ledger cannot be opened, and nobody harmed it: {why}"));
                 }
                 env.met.new_epoch |= !found.is_empty() || env.oracle.was_led;
-                self.journal = Some(Journal::found(HOME, self.epoch.max(newest + 1), env.shape, self.number));
+                self.journal = Some(Journal::begin(HOME, self.epoch.max(newest + 1), env.shape, self.number));
                 self.memory = None;
             }
         }

@@ -43,7 +43,7 @@ impl Pending {
                 due: due.map(|due| (due, wait)),
                 in_lane: first,
                 again: false,
-                withheld: None,
+                after: None,
                 unknown: entry.unknown,
             };
             queue.deliveries.insert(id, delivery);

@@ -16,8 +16,8 @@ pub struct Gate {
 
 impl Gate {
     /// Holds a delivery back that must still wait for this flush; false where it may go.
-    pub fn hold_back(&mut self, withheld: Option<u64>, webhook: Uid, id: DeliveryId) -> bool {
-        let waits = withheld.filter(|number| *number > self.landed);
+    pub fn hold_back(&mut self, after: Option<u64>, webhook: Uid, id: DeliveryId) -> bool {
+        let waits = after.filter(|number| *number > self.landed);
         self.waiting.extend(waits.map(|number| (number, webhook, id)));
         waits.is_some()
     }

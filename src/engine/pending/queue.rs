@@ -26,15 +26,15 @@ pub struct Delivery {
     pub in_lane: bool,
     /// It was asked for again; the object that asks outlives a crash, so the ledger need not know.
     pub again: bool,
-    /// The complete flush that it was to wait for before its first attempt.
-    pub withheld: Option<u64>,
+    /// The complete flush that its first attempt was to wait for.
+    pub after: Option<u64>,
     pub unknown: Unknown,
 }
 
 impl Delivery {
     pub fn new(event: &Arc<Event>, again: bool) -> Self {
         let event = Arc::clone(event);
-        Self { event, failed_attempts: 0, due: None, in_lane: !again, again, withheld: None, unknown: Unknown::NONE }
+        Self { event, failed_attempts: 0, due: None, in_lane: !again, again, after: None, unknown: Unknown::NONE }
     }
 }
 
@@ -64,18 +64,18 @@ pub struct Queue {
     pub concurrency: usize,
     pub held: bool,
     /// The endpoint answered 410 Gone to the spec of this generation.
-    pub gone: Option<i64>,
+    pub endpoint_gone: Option<i64>,
 }
 
 impl Queue {
     pub fn can_begin(&self) -> bool {
         let free = !self.held && self.in_flight < self.concurrency;
-        (!self.ready.is_empty() && (self.gone.is_some() || free)) || (!self.again.is_empty() && free)
+        (!self.ready.is_empty() && (self.endpoint_gone.is_some() || free)) || (!self.again.is_empty() && free)
     }
 
     pub fn next(&mut self) -> Option<DeliveryId> {
         let free = !self.held && self.in_flight < self.concurrency;
-        if self.gone.is_some() || free {
+        if self.endpoint_gone.is_some() || free {
             let next = self.ready.pop_front();
             if next.is_some() {
                 return next;

@@ -101,7 +101,7 @@ fn a_crossing_that_landed_with_its_record_outlives_a_crash_before_the_rest_of_th
     engine.subscribe(subscription(1, 8, 0));
     engine.add_measured_watch(USAGE, RESOURCE, RESOURCE);
     engine.observe(measured(Change::Only(Vec::new())), at(0));
-    let (mut engine, mut journal, _) = write(&mut engine, &mut Journal::found(HOME, 1, shape(), 7), usize::MAX);
+    let (mut engine, mut journal, _) = write(&mut engine, &mut Journal::begin(HOME, 1, shape(), 7), usize::MAX);
     evaluate(&mut engine, 2, 10, 0);
     let events = evaluate(&mut engine, 1, 60, 1).events;
     let room_for_one_record = 193 + events[0].body.len();
@@ -305,7 +305,7 @@ proptest! {
     fn over_crashes_at_any_point_each_crossing_has_one_id_and_each_id_one_crossing(
         steps in proptest::collection::vec(step(), 0..120),
     ) {
-        let mut world = World::begin(Engine::new(None, 1, 4), Journal::found(HOME, 1, shape(), 7));
+        let mut world = World::begin(Engine::new(None, 1, 4), Journal::begin(HOME, 1, shape(), 7));
         for step in steps.into_iter().chain([Step::Flush(usize::MAX), Step::Land, Step::Land, Step::Land]) {
             world.step(step);
         }

@@ -135,8 +135,8 @@ impl Sources {
 }
 
 impl Leader {
-    /// The scopes of the built-in watches: namespaces, or all of them.
-    fn scopes(&self) -> Vec<Option<String>> {
+    /// The scopes of all watches that no WebhookSource asks for: namespaces, or all of them.
+    pub(super) fn scopes(&self) -> Vec<Option<String>> {
         let namespaces = &self.context.args.watch_namespaces;
         if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() }
     }

@@ -15,9 +15,7 @@ pub const FIRST_ID: u16 = u16::MAX - MAX_NAMESPACES as u16;
 impl Leader {
     /// The watch of each namespace that is served, or of all.
     fn usage_scopes(&self) -> Vec<(WatchId, Option<String>)> {
-        let namespaces = &self.context.args.watch_namespaces;
-        let scopes = if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() };
-        (FIRST_ID..).map(WatchId).zip(scopes).collect()
+        (FIRST_ID..).map(WatchId).zip(self.scopes()).collect()
     }
 
     /// Makes the watches known to the engine.

@@ -183,7 +183,7 @@ pub fn flush(engine: &mut Engine, journal: &mut Journal, wanted: &[usize]) -> Ve
 
 /// A journal with nothing in it.
 pub fn journal() -> Journal {
-    Journal::found(HOME, 1, Shape::default(), 1)
+    Journal::begin(HOME, 1, Shape::default(), 1)
 }
 
 /// The uid of a Webhook.
