@@ -1,6 +1,9 @@
 //! What the page shows, followed by watches: reading a page asks the apiserver nothing.
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
@@ -37,6 +40,10 @@ use crate::{
 /// Ages grow, and what does not change is part of the history too.
 const TICK: Duration = Duration::from_secs(10);
 
+/// Watches that fail are begun anew more often than this (`default_backoff`), and say nothing where they succeed: what has not failed
+/// again is over.
+const OVER: Duration = Duration::from_secs(60);
+
 /// What a Webhook is known by: its kind, its home and its name.
 type Key = (WebhookKind, String, String);
 
@@ -69,8 +76,8 @@ pub struct Watched {
 struct State {
     /// The Webhooks have been listed.
     listed: bool,
-    /// Why the apiserver does not answer.
-    trouble: Option<String>,
+    /// Why the apiserver did not answer, and when.
+    trouble: Option<(String, Instant)>,
     /// Why it does not tell of these.
     refused: Vec<(Kind, String)>,
     history: History<Key>,
@@ -124,6 +131,7 @@ impl Watched {
             Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
                 let hook = self.read(kind, &object);
                 self.state.send_modify(|state| {
+                    state.trouble = None;
                     if let Some(hook) = hook {
                         state.history.observe(key(&hook), &hook.status, Timestamp::now());
                     }
@@ -145,7 +153,8 @@ impl Watched {
                     });
                 }
                 None => self.state.send_modify(|state| {
-                    state.trouble = Some(format!("the cluster does not answer, trying again: {}", Causes(&error)));
+                    let told = format!("the cluster does not answer, trying again: {}", Causes(&error));
+                    state.trouble = Some((told, Instant::now()));
                 }),
             },
         }
@@ -168,9 +177,10 @@ impl Watched {
     /// What is amiss with what is shown, in sentences.
     pub fn amiss(&self) -> Vec<String> {
         let state = self.state.borrow();
-        let waiting = (!state.listed && state.trouble.is_none()).then(|| "the cluster has not answered yet".to_owned());
+        let trouble = state.trouble.as_ref().filter(|(_, at)| at.elapsed() < OVER).map(|(told, _)| told.clone());
+        let waiting = (!state.listed && trouble.is_none()).then(|| "the cluster has not answered yet".to_owned());
         let refused = state.refused.iter().map(|(_, told)| told.clone());
-        waiting.into_iter().chain(state.trouble.clone()).chain(refused).collect()
+        waiting.into_iter().chain(trouble).chain(refused).collect()
     }
 
     /// Webhooks by namespace and name, then `ClusterWebhooks`.

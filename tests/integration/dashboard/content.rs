@@ -7,6 +7,9 @@ use llmtune_webhooks_harness::{control_plane::ControlPlane, operator::Operator};
 use super::*;
 use crate::{custom_resources::of_cluster, plugin::Ran, support::webhook};
 
+/// Watches wait before they try again.
+const LONG: Duration = Duration::from_secs(90);
+
 #[test]
 fn whatever_the_cluster_holds_is_text_and_no_secret_is_there() {
     run(async {
@@ -117,7 +120,7 @@ fn who_lacks_a_right_is_told_on_the_page_who_can_give_it() {
 
         allow(&["webhooks", "webhookdeliveries"]);
         let hook = dashboard.of(&scene, "ci");
-        let text = eventually("deliveries are shown once they may be", Duration::from_secs(90), || async {
+        let text = eventually("deliveries are shown once they may be", LONG, || async {
             let text = read(hook.clone()).await;
             text.contains("Redeliver all 1 that failed").then_some(text)
         })
@@ -172,5 +175,21 @@ fn webhooks_of_all_namespaces_are_there_and_a_cluster_webhook_is_mended_where_th
         // The Webhook of that name has deliveries of its own, which wait.
         browser.open(&dashboard.of(&scene, "ci"), without_javascript());
         assert!(browser.text().contains("Suspended") && browser.text().contains("None yet."), "{}", browser.text());
+
+        // What it knows it shows also while the cluster is away, and says so.
+        plane.stop_apiserver();
+        says(&mut browser, "the cluster does not answer, trying again: ").await;
+        assert!(browser.text().contains("Suspended"), "{}", browser.text());
+        browser.ask("click", json!({"selector": "#test"}));
+        assert!(browser.text().contains("cannot ask the cluster at https://127.0.0.1:"), "{}", browser.text());
+        plane.start_apiserver();
+        plane.wait_ready().await;
+        scene.kubectl(&["annotate", "webhook", "ci", "changed=now"]);
+        browser.open(&dashboard.of(&scene, "ci"), without_javascript());
+        eventually("the page says no more that it is away", LONG, || async {
+            let (_, text) = dashboard.ask("GET", &dashboard.of(&scene, "ci"), &[], "").await;
+            (!text.contains("the cluster does not answer")).then_some(())
+        })
+        .await;
     });
 }
