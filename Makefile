@@ -17,6 +17,7 @@ test: ## Run the whole suite, against a real control plane that is built where i
 	tests/control-plane/build etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm prometheus promtool gitops-health >/dev/null
 	tests/libraries/install javascript >/dev/null
 	tests/libraries/install python >/dev/null
+	tests/libraries/install browser >/dev/null
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --workspace --locked
 
 lint: ## Check formatting, clippy, dependencies

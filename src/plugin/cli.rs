@@ -59,6 +59,8 @@ pub enum Command {
     Redeliver(RedeliverArgs),
     /// Show how Webhooks fare.
     Status(StatusArgs),
+    /// Serve a page on this machine that shows how Webhooks fare, and tests and mends them.
+    Dashboard(DashboardArgs),
     /// Verify a recorded request, from standard input, and tell what is wrong with it.
     Verify(VerifyArgs),
     /// Receive deliveries on this machine: verify them, show them, and hand them on.
@@ -131,6 +133,16 @@ pub struct StatusArgs {
     /// Another form.
     #[arg(short, long, value_name = "FORMAT", conflicts_with = "watch")]
     pub output: Option<Format>,
+}
+
+#[derive(Args, Debug)]
+pub struct DashboardArgs {
+    /// Of all namespaces, with the `ClusterWebhooks`; -n names the operator's then.
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+    /// The port of 127.0.0.1; 0: any that is free.
+    #[arg(long, default_value_t = 0)]
+    pub port: u16,
 }
 
 #[derive(Args, Debug)]

@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn what_may_come_next_is_offered() {
         assert!(
-            ["test", "deliveries", "redeliver", "status", "verify", "listen", "create", "completion"]
+            ["test", "deliveries", "redeliver", "status", "dashboard", "verify", "listen", "create", "completion"]
                 .iter()
                 .all(|name| words("").contains(&(*name).to_owned()))
         );

@@ -34,7 +34,7 @@ pub struct Cluster {
     /// `-n`.
     given: Option<String>,
     /// The apiserver's address, for messages.
-    server: String,
+    pub server: String,
 }
 
 impl Cluster {

@@ -24,11 +24,17 @@ const ABOUT_SECRETS: &str = "\
 ";
 
 pub fn run(args: &ClusterArgs, asked: &CreateArgs) -> Result<ExitCode, Failure> {
-    let mut key = [0; KEY_BYTES];
-    let random = rustls::crypto::ring::default_provider().secure_random;
-    random.fill(&mut key).map_err(|_| Failure::new("this machine gives no random numbers"))?;
+    let key: [u8; KEY_BYTES] = random()?;
     print(&manifests(args.namespace.as_deref(), asked, &key)?)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Bytes that nobody can guess.
+pub fn random<const LENGTH: usize>() -> Result<[u8; LENGTH], Failure> {
+    let mut bytes = [0; LENGTH];
+    let random = rustls::crypto::ring::default_provider().secure_random;
+    random.fill(&mut bytes).map_err(|_| Failure::new("this machine gives no random numbers"))?;
+    Ok(bytes)
 }
 
 fn manifests(namespace: Option<&str>, asked: &CreateArgs, key: &[u8]) -> Result<String, Failure> {

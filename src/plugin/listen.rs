@@ -1,6 +1,10 @@
 //! `kubectl llmtune listen`: a receiver on loopback, which shows what comes.
 
-use std::{net::Ipv4Addr, process::ExitCode, sync::Arc};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -62,11 +66,7 @@ pub async fn run(asked: &ListenArgs) -> Result<ExitCode, Failure> {
         client.map_err(|error| Failure::new(format!("cannot hand deliveries on: {}", Causes(&error))))
     };
     let forward = asked.forward.clone().map(|url| Ok((client()?, url))).transpose()?;
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, asked.port)).await.map_err(|error| {
-        Failure::new(format!("cannot listen at 127.0.0.1:{}: {error}", asked.port))
-            .next("choose another port with --port; --port 0 takes any that is free")
-    })?;
-    let address = listener.local_addr().map_err(|error| Failure::new(format!("cannot listen: {error}")))?;
+    let (listener, address) = on_loopback(asked.port).await?;
     note(&format!(
         "Listening at http://{address} (Ctrl-C ends). An operator on this machine sends there with --allow-cidr 127.0.0.0/8."
     ));
@@ -84,6 +84,16 @@ pub async fn run(asked: &ListenArgs) -> Result<ExitCode, Failure> {
         }
         Some(failure) = end.recv() => Err(failure),
     }
+}
+
+/// Listens at this port of 127.0.0.1, where nobody reaches it but this machine; 0: any that is free.
+pub async fn on_loopback(port: u16) -> Result<(TcpListener, SocketAddr), Failure> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(|error| {
+        Failure::new(format!("cannot listen at 127.0.0.1:{port}: {error}"))
+            .next("choose another port with --port; --port 0 takes any that is free")
+    })?;
+    let address = listener.local_addr().map_err(|error| Failure::new(format!("cannot listen: {error}")))?;
+    Ok((listener, address))
 }
 
 async fn receive(State(receiver): State<Arc<Receiver>>, method: Method, headers: HeaderMap, body: Bytes) -> Response {

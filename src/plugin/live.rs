@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::{
     connection::Cluster,
     failure::{Failure, refusal},
-    objects::name,
+    objects::{name, part},
     output::{Screen, note, print},
     status,
     table::cut,
@@ -160,7 +160,8 @@ impl View {
         let webhooks: Vec<DynamicObject> = self.webhooks.values().cloned().collect();
         let time = now.strftime("%H:%M:%SZ");
         let place = self.namespace.as_deref().map_or("in all namespaces".into(), |name| format!("in namespace {name}"));
-        let head = format!("{time}  {} {place}  (Ctrl-C ends)", status::summary(&webhooks));
+        let statuses = webhooks.iter().map(|webhook| part(webhook, "status").unwrap_or_default());
+        let head = format!("{time}  {} {place}  (Ctrl-C ends)", status::summary(statuses));
         let mut shown = vec![cut(&head, columns)];
         shown.extend(self.trouble.iter().map(|trouble| cut(trouble, columns)));
         shown.push(String::new());

@@ -8,6 +8,7 @@ pub mod cli;
 mod complete;
 mod connection;
 mod create;
+mod dashboard;
 mod deliveries;
 pub mod failure;
 mod listen;
@@ -60,6 +61,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Deliveries(args) => deliveries::run(&cluster, &args).await,
         Command::Redeliver(args) => redeliver::run(&cluster, &args).await,
         Command::Status(args) => status::run(&cluster, &args).await,
+        Command::Dashboard(args) => dashboard::run(&cluster, &args).await,
         Command::Verify(args) => verify::run(&args),
         Command::Listen(args) => listen::run(&args).await,
         Command::Create(args) => create::run(&cluster, &args),

@@ -70,8 +70,8 @@ async fn send_again(
     let request = Timestamp::now().to_string();
     let begun = Instant::now();
     let bar = bar(chosen.len());
-    let names: Vec<&str> = chosen.iter().filter_map(|delivery| delivery.name.as_deref()).collect();
-    let waiting = ask(cluster, &api, &names, &request).await.inspect_err(|_| bar.finish_and_clear())?;
+    let names = chosen.iter().filter_map(|delivery| delivery.name.clone());
+    let waiting = ask(cluster, &api, names.collect(), &request).await.inspect_err(|_| bar.finish_and_clear())?;
     if hook.is_suspended() {
         bar.finish_and_clear();
         let what = count(waiting.len());
@@ -83,18 +83,18 @@ async fn send_again(
     summarize(hook, &outcome?, chosen.len(), begun.elapsed())
 }
 
-/// Asks for each; gives the names of those that are still there.
-async fn ask<'a>(
+/// Asks for each, by this value of the annotation; gives the names of those that are still there.
+pub async fn ask(
     cluster: &Cluster,
     api: &Api<DynamicObject>,
-    names: &[&'a str],
+    names: Vec<String>,
     request: &str,
-) -> Result<Vec<&'a str>, Failure> {
+) -> Result<Vec<String>, Failure> {
     let patch = json!({"metadata": {"annotations": {REDELIVER_ANNOTATION: request}}});
-    let asking = stream::iter(names.iter().copied()).map(|name| {
+    let asking = stream::iter(names).map(|name| {
         let patch = Patch::Merge(&patch);
         async move {
-            match api.patch(name, &PatchParams::default(), &patch).await {
+            match api.patch(&name, &PatchParams::default(), &patch).await {
                 Ok(_) => Ok(Some(name)),
                 Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
                 Err(error) => Err(cluster.failed(&error)),
@@ -112,12 +112,12 @@ async fn wait(
     cluster: &Cluster,
     api: &Api<DynamicObject>,
     hook: &Hook,
-    names: Vec<&str>,
+    names: Vec<String>,
     request: &str,
     until: Instant,
     bar: &ProgressBar,
 ) -> Result<Outcome, Failure> {
-    let mut outcome: Outcome = names.into_iter().map(|name| (name.to_owned(), None)).collect();
+    let mut outcome: Outcome = names.into_iter().map(|name| (name, None)).collect();
     let config = watcher::Config::default().labels(&hook.selector());
     let mut changes = pin!(watcher(api.clone(), config).default_backoff());
     while outcome.values().any(Option::is_none) {
@@ -183,7 +183,8 @@ fn summarize(hook: &Hook, outcome: &Outcome, chosen: usize, elapsed: Duration) -
     Ok(if failed.is_empty() && open == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn count(number: usize) -> String {
+/// So many deliveries, in words.
+pub fn count(number: usize) -> String {
     if number == 1 { "1 delivery".into() } else { format!("{number} deliveries") }
 }
 

@@ -34,20 +34,20 @@ pub struct Delivery {
     pub name: Option<String>,
     pub standing: Standing,
     /// `Delivered`, or why not, in a word.
-    result: String,
+    pub result: String,
     pub event: String,
-    event_id: String,
+    pub event_id: String,
     /// What the event is about.
-    object: String,
+    pub object: String,
     /// It was made up.
     pub test: bool,
     /// There is something that can be sent again.
     pub holds_event: bool,
-    attempts: Option<i32>,
-    status_code: Option<i32>,
+    pub attempts: Option<i32>,
+    pub status_code: Option<i32>,
     pub error: String,
     /// When it finished, or else began.
-    at: Option<Timestamp>,
+    pub at: Option<Timestamp>,
     /// The request that was last answered.
     pub handled: Option<String>,
 }
@@ -158,8 +158,8 @@ impl Selection {
 }
 
 /// A Webhook's deliveries, newest first: those that are kept as objects, and those that its status tells of beside.
-pub fn all(kept: &[DynamicObject], recent: &[DeliverySummary]) -> Vec<Delivery> {
-    let mut all: Vec<Delivery> = kept.iter().map(Delivery::kept).collect();
+pub fn all<'a>(kept: impl IntoIterator<Item = &'a DynamicObject>, recent: &[DeliverySummary]) -> Vec<Delivery> {
+    let mut all: Vec<Delivery> = kept.into_iter().map(Delivery::kept).collect();
     let known: HashSet<String> = all.iter().map(|delivery| delivery.event_id.clone()).collect();
     all.extend(recent.iter().filter(|summary| !known.contains(&summary.event_id)).map(Delivery::recent));
     all.sort_by_key(|delivery| std::cmp::Reverse(delivery.at));

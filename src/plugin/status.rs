@@ -119,7 +119,7 @@ fn row(webhook: &DynamicObject, wide: bool, now: Timestamp) -> Vec<Cell> {
 }
 
 /// What keeps a Webhook from delivering, in the operator's own words; the worst first.
-fn why(status: &WebhookStatus, spec: Option<&WebhookSpec>) -> Option<String> {
+pub fn why(status: &WebhookStatus, spec: Option<&WebhookSpec>) -> Option<String> {
     if status.conditions.is_empty() {
         return Some("no operator has looked at it yet".into());
     }
@@ -133,10 +133,10 @@ fn why(status: &WebhookStatus, spec: Option<&WebhookSpec>) -> Option<String> {
 }
 
 /// How many there are, and how many of them need somebody: healthy, failing, not ready.
-pub fn summary(webhooks: &[DynamicObject]) -> String {
-    let statuses = webhooks.iter().map(|webhook| part::<WebhookStatus>(webhook, "status").unwrap_or_default());
-    let (mut not_ready, mut failing) = (0, 0);
+pub fn summary(statuses: impl IntoIterator<Item = WebhookStatus>) -> String {
+    let (mut all, mut not_ready, mut failing) = (0, 0, 0);
     for status in statuses {
+        all += 1;
         let says = |kind: &str, word: &str| {
             conditions::get(&status.conditions, kind).is_some_and(|condition| condition.status == word)
         };
@@ -146,7 +146,7 @@ pub fn summary(webhooks: &[DynamicObject]) -> String {
             failing += 1;
         }
     }
-    let mut text = match webhooks.len() {
+    let mut text = match all {
         1 => "1 webhook".to_owned(),
         number => format!("{number} webhooks"),
     };
@@ -246,7 +246,9 @@ research    new                       <none>                   Unknown   Unknown
 
     #[test]
     fn the_summary_counts_those_that_need_somebody() {
-        assert_eq!(summary(&some()), "5 webhooks, 1 failing, 2 not ready");
-        assert_eq!(summary(&some()[..1]), "1 webhook");
+        let statuses = some().into_iter().map(|webhook| part(&webhook, "status").unwrap_or_default());
+        let statuses: Vec<WebhookStatus> = statuses.collect();
+        assert_eq!(summary(statuses.clone()), "5 webhooks, 1 failing, 2 not ready");
+        assert_eq!(summary(statuses.into_iter().take(1)), "1 webhook");
     }
 }

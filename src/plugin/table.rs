@@ -52,10 +52,13 @@ impl From<Option<String>> for Cell {
     }
 }
 
-/// A text of somebody else's, without what would move a terminal's cursor: control characters become the one that stands for what
-/// cannot be shown.
+/// A text of somebody else's, without what would move a terminal's cursor or have the text around it read in another order (Unicode
+/// UAX #9, explicit formatting characters): these become the one that stands for what cannot be shown.
 pub fn printable(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter }).collect()
+    let reorders = |letter| matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let shown =
+        |letter: char| if letter.is_control() || reorders(letter) { char::REPLACEMENT_CHARACTER } else { letter };
+    text.chars().map(shown).collect()
 }
 
 /// Rows under a header.
@@ -175,9 +178,9 @@ slack-alerts   False     HTTP 500: look there
     }
 
     #[test]
-    fn nothing_in_a_cell_can_move_the_cursor() {
+    fn nothing_in_a_cell_can_move_the_cursor_or_turn_what_follows_around() {
         let mut table = Table::new(&["NAME"]);
-        table.row(vec![Cell::new("a\x1b[2Jb\n\u{9b}c")]);
-        assert_eq!(table.text(Paint(false), None), "NAME\na\u{fffd}[2Jb\u{fffd}\u{fffd}c\n");
+        table.row(vec![Cell::new("a\x1b[2Jb\n\u{9b}c\u{202e}d\u{2066}e")]);
+        assert_eq!(table.text(Paint(false), None), "NAME\na\u{fffd}[2Jb\u{fffd}\u{fffd}c\u{fffd}d\u{fffd}e\n");
     }
 }

@@ -37,11 +37,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub async fn run(args: &ClusterArgs, asked: &TestArgs) -> Result<ExitCode, Failure> {
     let cluster = Cluster::connect(args).await?;
     let hook = webhooks::find(&cluster, &asked.target).await?;
-    let event = asked.event.unwrap_or_else(|| first_event(&hook));
+    let event = asked.event.or_else(|| subscribed(&hook).next()).unwrap_or(EventType::TrainingCompleted);
     let api = cluster.api::<WebhookDelivery>(Some(&hook.home));
-    let object = manifest(&hook, event)?;
     let began = Instant::now();
-    let created = api.create(&PostParams::default(), &object).await.map_err(|error| cluster.failed(&error))?;
+    let created = ask(&cluster, &hook, event).await?;
     let quiet = asked.output.is_some_and(|format| format != Format::Wide);
     if !quiet {
         print(&format!("webhookdelivery.llmtune.io/{} created: {event} to {}\n", name(&created), hook.target))?;
@@ -68,10 +67,16 @@ pub async fn run(args: &ClusterArgs, asked: &TestArgs) -> Result<ExitCode, Failu
     Err(unacknowledged(&hook, &tested, &status))
 }
 
-/// The first event that the Webhook subscribes to: its receiver knows that one.
-fn first_event(hook: &Hook) -> EventType {
+/// The events that the Webhook subscribes to: its receiver knows those.
+pub fn subscribed(hook: &Hook) -> impl Iterator<Item = EventType> {
     let subscribed = hook.spec.as_ref().and_then(|spec| EventSet::parse(&spec.events).ok()).unwrap_or_default();
-    EventType::ALL.into_iter().find(|event| subscribed.contains(*event)).unwrap_or(EventType::TrainingCompleted)
+    EventType::ALL.into_iter().filter(move |event| subscribed.contains(*event))
+}
+
+/// Asks for a test of this event; gives the object that does.
+pub async fn ask(cluster: &Cluster, hook: &Hook, event: EventType) -> Result<DynamicObject, Failure> {
+    let api = cluster.api::<WebhookDelivery>(Some(&hook.home));
+    api.create(&PostParams::default(), &manifest(hook, event)?).await.map_err(|error| cluster.failed(&error))
 }
 
 /// The object that asks for a test, as `docs/operations.md` has it.

@@ -28,6 +28,11 @@ pub struct Hook {
 }
 
 impl Hook {
+    /// What the object says that is this Webhook.
+    pub fn read(object: &DynamicObject, target: Target, home: String) -> Self {
+        Self { target, home, spec: part(object, "spec"), status: part(object, "status").unwrap_or_default() }
+    }
+
     /// Its deliveries that are kept as objects.
     pub async fn kept(&self, cluster: &Cluster) -> Result<Vec<DynamicObject>, Failure> {
         let api = cluster.api::<WebhookDelivery>(Some(&self.home));
@@ -61,8 +66,7 @@ pub async fn find(cluster: &Cluster, target: &Target) -> Result<Hook, Failure> {
         WebhookKind::Webhook => cluster.namespace.clone(),
         WebhookKind::ClusterWebhook => cluster.operator_namespace().await?,
     };
-    let status = part(&found, "status").unwrap_or_default();
-    Ok(Hook { target: target.clone(), home, spec: part(&found, "spec"), status })
+    Ok(Hook::read(&found, target.clone(), home))
 }
 
 /// What there is in place of a Webhook that there is not, as far as the user may see it.

@@ -9,6 +9,7 @@ mod chart;
 mod cluster_webhooks;
 mod connections;
 mod custom_resources;
+mod dashboard;
 mod dashboards;
 mod deliveries;
 mod delivery;

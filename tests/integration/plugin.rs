@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use crate::support::{Jobs, SOON, Scene, run};
 
 pub const PLUGIN: &str = env!("CARGO_BIN_EXE_kubectl-llmtune");
-const SECRET: &str = "s3cret-of-ci";
+pub const SECRET: &str = "s3cret-of-ci";
 
 /// What a command did.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub fn command(scene: &Scene, arguments: &[&str]) -> Command {
 }
 
 /// The plugin with the kubeconfig of this name.
-fn command_as(scene: &Scene, kubeconfig: &str, arguments: &[&str]) -> Command {
+pub fn command_as(scene: &Scene, kubeconfig: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(PLUGIN);
     command
         .args(arguments)
@@ -99,7 +99,7 @@ fn on_a_terminal(command: &Command) -> Command {
 }
 
 /// A receiver that refuses everything, and its Webhook `ci`, which is signed and gives up at once.
-async fn refused(scene: &Scene) -> Receiver {
+pub async fn refused(scene: &Scene) -> Receiver {
     let receiver = Receiver::answering(|_| Answer::status(500)).await;
     scene.secret("ci", SECRET);
     let spec = json!({"secretRef": {"name": "ci"}, "delivery": {"maxRetries": 0}});
@@ -108,7 +108,7 @@ async fn refused(scene: &Scene) -> Receiver {
 }
 
 /// Starts jobs of these names, and waits until what is told of them is given up and kept.
-async fn given_up(scene: &Scene, names: &[&str]) {
+pub async fn given_up(scene: &Scene, names: &[&str]) {
     let jobs = Jobs::new(scene).await;
     for name in names {
         jobs.create(name).await;

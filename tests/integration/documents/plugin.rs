@@ -56,6 +56,8 @@ pub async fn play(scripts: &mut [Script]) {
     })
     .await;
     says(page, "status");
+    let dashboard = page.take("dashboard");
+    shell.terminal(&dashboard).line(&["Open http://127.0.0.1:", "keep it to yourself"]).await;
 
     let listen = page.take("listen");
     let terminal = shell.terminal(&listen);

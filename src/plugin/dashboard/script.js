@@ -1,0 +1,44 @@
+"use strict";
+// Everything works without this; with it, the page shows what is now.
+const live = document.getElementById("live");
+const now = () => document.getElementById("now");
+let busy = false;
+let behind = false;
+
+async function refresh() {
+  behind = true;
+  if (busy) return;
+  busy = true;
+  while (behind && document.activeElement?.tagName !== "SELECT") {
+    behind = false;
+    try {
+      const answer = await fetch(now().dataset.url);
+      show(new DOMParser().parseFromString(await answer.text(), "text/html"));
+    } catch {
+      // The command has ended, or is asked again at the next event.
+    }
+  }
+  busy = false;
+}
+
+function show(fresh) {
+  const [old, part] = [now(), fresh.getElementById("now")];
+  if (!part) return;
+  const focused = old.contains(document.activeElement) ? document.activeElement.id : null;
+  const chosen = document.getElementById("event")?.value;
+  const scrolled = [...old.querySelectorAll(".scroll")].map((box) => box.scrollLeft);
+  if (part.dataset.summary !== old.dataset.summary) live.textContent = part.dataset.summary;
+  document.title = fresh.title;
+  old.replaceWith(part);
+  part.querySelectorAll(".scroll").forEach((box, index) => { box.scrollLeft = scrolled[index] ?? 0; });
+  const event = document.getElementById("event");
+  if (event && chosen) event.value = chosen;
+  if (focused !== null) (document.getElementById(focused) ?? part).focus({ preventScroll: true });
+}
+
+// A list of events that is open would be closed.
+document.addEventListener("focusout", () => { if (behind) setTimeout(refresh); });
+const changes = new EventSource(live.dataset.changes);
+changes.addEventListener("message", refresh);
+changes.addEventListener("open", () => { if (live.textContent === live.dataset.lost) live.textContent = ""; });
+changes.addEventListener("error", () => { live.textContent = live.dataset.lost; });

@@ -1,0 +1,287 @@
+//! What the page shows, followed by watches: reading a page asks the apiserver nothing.
+
+use std::{
+    pin::Pin,
+    time::{Duration, Instant},
+};
+
+use futures::{Stream, StreamExt, stream};
+use jiff::Timestamp;
+use kube::{
+    Api,
+    api::DynamicObject,
+    core::{ApiResource, Resource},
+    runtime::{
+        WatchStreamExt,
+        reflector::{Store, store::Writer},
+        watcher,
+    },
+};
+use serde_json::Value;
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use super::history::{History, Hour};
+use crate::{
+    api::{ClusterWebhook, Webhook, WebhookDelivery, webhook_delivery::WebhookKind},
+    causes::Causes,
+    plugin::{
+        connection::Cluster,
+        failure::{Failure, refusal},
+        objects::name,
+        selection::{self, Delivery},
+        target::Target,
+        webhooks::Hook,
+    },
+};
+
+/// Ages grow, and what does not change is part of the history too.
+const TICK: Duration = Duration::from_secs(10);
+
+/// Watches that fail are begun anew more often than this (`default_backoff`), and say nothing where they succeed: what has not failed
+/// again is over.
+const OVER: Duration = Duration::from_secs(60);
+
+/// What a Webhook is known by: its kind, its home and its name.
+type Key = (WebhookKind, String, String);
+
+/// What is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Webhooks,
+    ClusterWebhooks,
+    Deliveries,
+}
+
+/// What the watches tell.
+pub type News = Pin<Box<dyn Stream<Item = (Kind, watcher::Result<watcher::Event<DynamicObject>>)>>>;
+
+/// The Webhooks of a namespace, or all with the `ClusterWebhooks`, and their deliveries.
+pub struct Watched {
+    pub cluster: Cluster,
+    /// `None`: all.
+    pub namespace: Option<String>,
+    /// Where the deliveries of `ClusterWebhooks` are.
+    operator: String,
+    webhooks: Store<DynamicObject>,
+    of_cluster: Store<DynamicObject>,
+    deliveries: Store<DynamicObject>,
+    state: watch::Sender<State>,
+}
+
+/// What is known beside the objects.
+#[derive(Default)]
+struct State {
+    /// The Webhooks have been listed.
+    listed: bool,
+    /// Why the apiserver did not answer, and when.
+    trouble: Option<(String, Instant)>,
+    /// Why it does not tell of these.
+    refused: Vec<(Kind, String)>,
+    history: History<Key>,
+}
+
+impl Watched {
+    /// What is to be watched, and the watches, which nobody follows yet.
+    pub async fn new(cluster: Cluster, namespace: Option<String>) -> Result<(Self, News), Failure> {
+        let place = namespace.as_deref();
+        let mut watches = Vec::new();
+        let webhooks = reflected::<Webhook>(Kind::Webhooks, cluster.api::<Webhook>(place), true, &mut watches);
+        let deliveries =
+            reflected::<WebhookDelivery>(Kind::Deliveries, cluster.api::<WebhookDelivery>(place), true, &mut watches);
+        let all = place.is_none();
+        let of_cluster = cluster.api::<ClusterWebhook>(None);
+        let of_cluster = reflected::<ClusterWebhook>(Kind::ClusterWebhooks, of_cluster, all, &mut watches);
+        let operator = if all { cluster.operator_namespace().await? } else { String::new() };
+        let state = watch::Sender::default();
+        let news = Box::pin(stream::select_all(watches));
+        Ok((Self { cluster, namespace, operator, webhooks, of_cluster, deliveries, state }, news))
+    }
+
+    /// Follows the watches; calls `answered` once the apiserver has. Ends where it does not tell of Webhooks.
+    pub async fn follow(&self, mut news: News, answered: impl FnOnce()) -> Failure {
+        let mut answered = Some(answered);
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                heard = news.next() => {
+                    let Some((kind, heard)) = heard else { return Failure::new("the cluster is not watched any more") };
+                    if let Err(failure) = self.hear(kind, heard) {
+                        return failure;
+                    }
+                }
+                _ = ticks.tick() => self.tick(Timestamp::now()),
+            }
+            let known = {
+                let state = self.state.borrow();
+                state.listed || state.trouble.is_some()
+            };
+            if let Some(answered) = answered.take_if(|_| known) {
+                answered();
+            }
+        }
+    }
+
+    fn hear(&self, kind: Kind, heard: watcher::Result<watcher::Event<DynamicObject>>) -> Result<(), Failure> {
+        match heard {
+            Ok(watcher::Event::Init) => {}
+            Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
+                let hook = self.read(kind, &object);
+                self.state.send_modify(|state| {
+                    state.trouble = None;
+                    if let Some(hook) = hook {
+                        state.history.observe(key(&hook), &hook.status, Timestamp::now());
+                    }
+                });
+            }
+            Ok(watcher::Event::InitDone) => self.state.send_modify(|state| {
+                state.listed |= kind == Kind::Webhooks;
+                state.trouble = None;
+                state.refused.retain(|(refused, _)| *refused != kind);
+            }),
+            Ok(watcher::Event::Delete(_)) => self.state.send_modify(|_| {}),
+            Err(error) => match refusal(&error) {
+                Some(refused) if kind == Kind::Webhooks => return Err(self.cluster.failed(refused)),
+                Some(refused) => {
+                    let told = self.cluster.failed(refused).to_string();
+                    self.state.send_modify(|state| {
+                        state.refused.retain(|(refused, _)| *refused != kind);
+                        state.refused.push((kind, told));
+                    });
+                }
+                None => self.state.send_modify(|state| {
+                    let told = format!("the cluster does not answer, trying again: {}", Causes(&error));
+                    state.trouble = Some((told, Instant::now()));
+                }),
+            },
+        }
+        Ok(())
+    }
+
+    fn tick(&self, now: Timestamp) {
+        let hooks = self.hooks();
+        self.state.send_modify(|state| {
+            // What is not listed yet is not gone.
+            if state.listed {
+                state.history.keep(|known| hooks.iter().any(|hook| key(hook) == *known));
+            }
+            for hook in &hooks {
+                state.history.observe(key(hook), &hook.status, now);
+            }
+        });
+    }
+
+    /// What is amiss with what is shown, in sentences.
+    pub fn amiss(&self) -> Vec<String> {
+        let state = self.state.borrow();
+        let trouble = state.trouble.as_ref().filter(|(_, at)| at.elapsed() < OVER).map(|(told, _)| told.clone());
+        let waiting = (!state.listed && trouble.is_none()).then(|| "the cluster has not answered yet".to_owned());
+        let refused = state.refused.iter().map(|(_, told)| told.clone());
+        waiting.into_iter().chain(trouble).chain(refused).collect()
+    }
+
+    /// Webhooks by namespace and name, then `ClusterWebhooks`.
+    pub fn hooks(&self) -> Vec<Hook> {
+        let read = |kind: Kind, store: &Store<DynamicObject>| {
+            let mut hooks: Vec<Hook> = store.state().iter().filter_map(|object| self.read(kind, object)).collect();
+            hooks.sort_by(|one, other| (&one.home, &one.target.name).cmp(&(&other.home, &other.target.name)));
+            hooks
+        };
+        let mut hooks = read(Kind::Webhooks, &self.webhooks);
+        hooks.extend(read(Kind::ClusterWebhooks, &self.of_cluster));
+        hooks
+    }
+
+    /// A Webhook; `namespace`: its own, and of a `ClusterWebhook` none.
+    pub fn hook(&self, target: &Target, namespace: Option<&str>) -> Option<Hook> {
+        let of =
+            |object: &DynamicObject| name(object) == target.name && object.metadata.namespace.as_deref() == namespace;
+        let (kind, store) = match target.kind {
+            WebhookKind::Webhook => (Kind::Webhooks, &self.webhooks),
+            WebhookKind::ClusterWebhook => (Kind::ClusterWebhooks, &self.of_cluster),
+        };
+        self.read(kind, &*store.find(of)?)
+    }
+
+    /// Its deliveries, newest first.
+    pub fn deliveries(&self, hook: &Hook) -> Vec<Delivery> {
+        let kept = self.deliveries.state_filter(|object| {
+            let reference =
+                |field: &str| object.data.pointer(&format!("/spec/webhookRef/{field}")).and_then(Value::as_str);
+            object.metadata.namespace.as_deref() == Some(&hook.home)
+                && reference("name") == Some(&hook.target.name)
+                && reference("kind") == Some(&hook.target.kind.to_string())
+        });
+        selection::all(kept.iter().map(|object| &**object), &hook.status.recent)
+    }
+
+    /// Its last hour.
+    pub fn hour(&self, hook: &Hook, deliveries: &[Delivery], now: Timestamp) -> Hour {
+        self.state.borrow().history.hour(&key(hook), &hook.status, deliveries, now)
+    }
+
+    /// Tells of each change from now on, and at once for the first time.
+    pub fn changes(&self) -> Changes {
+        let mut changes = self.state.subscribe();
+        changes.mark_changed();
+        Changes(changes)
+    }
+
+    /// Waits until this is so, for so long at most.
+    pub async fn until(&self, limit: Duration, holds: impl Fn() -> bool) {
+        let mut changes = self.changes();
+        let wait = async { while !holds() && changes.next().await {} };
+        // The page shows what it has come to then.
+        let _ = timeout(limit, wait).await;
+    }
+
+    fn read(&self, kind: Kind, object: &DynamicObject) -> Option<Hook> {
+        let (kind, home) = match kind {
+            Kind::Webhooks => (WebhookKind::Webhook, object.metadata.namespace.clone()?),
+            Kind::ClusterWebhooks => (WebhookKind::ClusterWebhook, self.operator.clone()),
+            Kind::Deliveries => return None,
+        };
+        Some(Hook::read(object, Target { kind, name: name(object).to_owned() }, home))
+    }
+}
+
+/// Tells that something has changed.
+pub struct Changes(watch::Receiver<State>);
+
+impl Changes {
+    /// Waits for the next change; several since the last are one. False: there will be none.
+    pub async fn next(&mut self) -> bool {
+        self.0.changed().await.is_ok()
+    }
+}
+
+fn key(hook: &Hook) -> Key {
+    (hook.target.kind, hook.home.clone(), hook.target.name.clone())
+}
+
+/// The objects that a watch shows; an empty store where it is not wanted.
+fn reflected<K: Resource<DynamicType = ()>>(
+    kind: Kind,
+    api: Api<DynamicObject>,
+    wanted: bool,
+    watches: &mut Vec<News>,
+) -> Store<DynamicObject> {
+    let writer = Writer::new(ApiResource::erase::<K>(&()));
+    let store = writer.as_reader();
+    if wanted {
+        let events = watcher(api, watcher::Config::default()).default_backoff().modify(slim).reflect(writer);
+        watches.push(Box::pin(events.map(move |heard| (kind, heard))));
+    }
+    store
+}
+
+/// Without what no page shows: of a delivery the body is by far the most.
+fn slim(object: &mut DynamicObject) {
+    object.metadata.managed_fields = None;
+    if let Some(body) = object.data.pointer_mut("/status/event/body") {
+        *body = Value::String(String::new());
+    }
+}

@@ -1,0 +1,96 @@
+//! A real Chromium without a window.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use llmtune_webhooks_harness::root;
+use serde_json::{Value, json};
+
+use crate::support::libraries;
+
+/// A browser with one page; it ends with this, and with this process.
+pub struct Browser {
+    process: Child,
+    to: Option<ChildStdin>,
+    from: BufReader<ChildStdout>,
+}
+
+impl Browser {
+    pub fn start() -> Self {
+        let mut process = Command::new("node")
+            .arg(root().join("tests/integration/dashboard/browser.mjs"))
+            .arg(libraries("browser"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let from = BufReader::new(process.stdout.take().unwrap());
+        Self { to: process.stdin.take(), process, from }
+    }
+
+    /// Has it do something, as `browser.mjs` says; that it cannot is the test's.
+    pub fn ask(&mut self, what: &str, how: Value) -> Value {
+        self.attempt(what, how).unwrap_or_else(|error| panic!("{what}: {error}\n{}", self.text()))
+    }
+
+    fn attempt(&mut self, what: &str, mut how: Value) -> Result<Value, String> {
+        how["what"] = what.into();
+        writeln!(self.to.as_mut().unwrap(), "{how}").unwrap();
+        let mut line = String::new();
+        self.from.read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "the browser has ended; see above");
+        let answer: Value = serde_json::from_str(&line).unwrap();
+        answer["error"].as_str().map_or_else(|| Ok(answer["value"].clone()), |error| Err(error.to_owned()))
+    }
+
+    /// Opens a page; tells the status of the answer.
+    pub fn open(&mut self, url: &str, how: Value) -> Value {
+        let mut how = how;
+        how["url"] = url.into();
+        self.ask("open", how)
+    }
+
+    /// What the page's own script would read.
+    pub fn evaluate(&mut self, script: &str) -> Value {
+        self.ask("evaluate", json!({"script": script}))
+    }
+
+    /// The text that can be seen.
+    pub fn text(&mut self) -> String {
+        let text = self.attempt("evaluate", json!({"script": "document.body.innerText"}));
+        text.map_or_else(|error| error, |text| text.as_str().unwrap_or_default().to_owned())
+    }
+
+    /// The id of what the keyboard is at.
+    pub fn focused(&mut self) -> String {
+        self.evaluate("document.activeElement.id").as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Presses Tab until the keyboard is there.
+    pub fn tab_to(&mut self, id: &str) {
+        for _ in 0..60 {
+            if self.focused() == id {
+                return;
+            }
+            self.ask("press", json!({"key": "Tab"}));
+        }
+        panic!("the keyboard does not come to {id}\n{}", self.text());
+    }
+
+    /// What the page asked for since it was opened, and what the browser complained of.
+    pub fn heard(&mut self) -> (Vec<String>, Vec<String>) {
+        let heard = self.ask("heard", json!({}));
+        let of =
+            |name: &str| heard[name].as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect();
+        (of("requests"), of("complaints"))
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        self.to.take();
+        let _ = self.process.wait();
+    }
+}
