@@ -19,6 +19,7 @@ use super::{
     output::{Screen, note, print},
     status,
     table::cut,
+    trouble::Trouble,
 };
 use crate::api::{ClusterWebhook, Webhook};
 
@@ -76,7 +77,7 @@ struct View {
     /// Of those that changed, or went, since the last time.
     changed: BTreeMap<Key, Option<DynamicObject>>,
     header_shown: bool,
-    trouble: Option<String>,
+    trouble: Trouble,
 }
 
 impl View {
@@ -89,7 +90,7 @@ impl View {
             missing: vec![true; watches],
             changed: BTreeMap::new(),
             header_shown: false,
-            trouble: None,
+            trouble: Trouble::default(),
         }
     }
 
@@ -111,21 +112,26 @@ impl View {
                     self.put(key, Some(object));
                 }
                 self.missing[number] = false;
-                self.trouble = None;
+                self.trouble.ended();
             }
-            Ok(watcher::Event::Apply(object)) => self.put(key(&object), Some(object)),
-            Ok(watcher::Event::Delete(object)) => self.put(key(&object), None),
+            Ok(watcher::Event::Apply(object)) => {
+                self.put(key(&object), Some(object));
+                self.trouble.ended();
+            }
+            Ok(watcher::Event::Delete(object)) => {
+                self.put(key(&object), None);
+                self.trouble.ended();
+            }
             Err(error) => match refusal(&error) {
                 // ClusterWebhooks are the platform team's.
                 Some(_) if number > 0 => self.missing[number] = false,
                 Some(refused) => return Err(cluster.failed(refused)),
                 None => {
-                    let trouble =
-                        format!("the cluster does not answer, trying again: {}", crate::causes::Causes(&error));
-                    if self.screen.size.is_none() && self.trouble.as_ref() != Some(&trouble) {
-                        note(&trouble);
+                    let before = self.trouble.told().map(str::to_owned);
+                    let told = self.trouble.began(&error);
+                    if self.screen.size.is_none() && before.as_ref() != Some(&told) {
+                        note(&told);
                     }
-                    self.trouble = Some(trouble);
                 }
             },
         }
@@ -146,7 +152,7 @@ impl View {
     }
 
     fn show(&mut self, now: Timestamp) -> Result<(), Failure> {
-        if self.missing.contains(&true) && self.trouble.is_none() {
+        if self.missing.contains(&true) && self.trouble.told().is_none() {
             return Ok(());
         }
         match self.screen.size {
@@ -163,7 +169,7 @@ impl View {
         let statuses = webhooks.iter().map(|webhook| part(webhook, "status").unwrap_or_default());
         let head = format!("{time}  {} {place}  (Ctrl-C ends)", status::summary(statuses));
         let mut shown = vec![cut(&head, columns)];
-        shown.extend(self.trouble.iter().map(|trouble| cut(trouble, columns)));
+        shown.extend(self.trouble.told().map(|trouble| cut(trouble, columns)));
         shown.push(String::new());
         if webhooks.is_empty() {
             shown.push(cut(&status::none(self.namespace.as_deref()), columns));

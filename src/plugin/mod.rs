@@ -22,6 +22,7 @@ mod status;
 mod table;
 mod target;
 mod test;
+mod trouble;
 mod verify;
 mod webhooks;
 

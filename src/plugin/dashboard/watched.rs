@@ -1,9 +1,6 @@
 //! What the page shows, followed by watches: reading a page asks the apiserver nothing.
 
-use std::{
-    pin::Pin,
-    time::{Duration, Instant},
-};
+use std::{pin::Pin, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
@@ -26,23 +23,19 @@ use tokio::{
 use super::history::{History, Hour};
 use crate::{
     api::{ClusterWebhook, Webhook, WebhookDelivery, webhook_delivery::WebhookKind},
-    causes::Causes,
     plugin::{
         connection::Cluster,
         failure::{Failure, refusal},
         objects::name,
         selection::{self, Delivery},
         target::Target,
+        trouble::Trouble,
         webhooks::Hook,
     },
 };
 
 /// Ages grow, and what does not change is part of the history too.
 const TICK: Duration = Duration::from_secs(10);
-
-/// Watches that fail are begun anew more often than this (`default_backoff`), and say nothing where they succeed: what has not failed
-/// again is over.
-const OVER: Duration = Duration::from_secs(60);
 
 /// What a Webhook is known by: its kind, its home and its name.
 type Key = (WebhookKind, String, String);
@@ -76,8 +69,7 @@ pub struct Watched {
 struct State {
     /// The Webhooks have been listed.
     listed: bool,
-    /// Why the apiserver did not answer, and when.
-    trouble: Option<(String, Instant)>,
+    trouble: Trouble,
     /// Why it does not tell of these.
     refused: Vec<(Kind, String)>,
     history: History<Key>,
@@ -117,7 +109,7 @@ impl Watched {
             }
             let known = {
                 let state = self.state.borrow();
-                state.listed || state.trouble.is_some()
+                state.listed || state.trouble.told().is_some()
             };
             if let Some(answered) = answered.take_if(|_| known) {
                 answered();
@@ -131,7 +123,7 @@ impl Watched {
             Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
                 let hook = self.read(kind, &object);
                 self.state.send_modify(|state| {
-                    state.trouble = None;
+                    state.trouble.ended();
                     if let Some(hook) = hook {
                         state.history.observe(key(&hook), &hook.status, Timestamp::now());
                     }
@@ -139,7 +131,7 @@ impl Watched {
             }
             Ok(watcher::Event::InitDone) => self.state.send_modify(|state| {
                 state.listed |= kind == Kind::Webhooks;
-                state.trouble = None;
+                state.trouble.ended();
                 state.refused.retain(|(refused, _)| *refused != kind);
             }),
             Ok(watcher::Event::Delete(_)) => self.state.send_modify(|_| {}),
@@ -153,8 +145,7 @@ impl Watched {
                     });
                 }
                 None => self.state.send_modify(|state| {
-                    let told = format!("the cluster does not answer, trying again: {}", Causes(&error));
-                    state.trouble = Some((told, Instant::now()));
+                    state.trouble.began(&error);
                 }),
             },
         }
@@ -177,7 +168,7 @@ impl Watched {
     /// What is amiss with what is shown, in sentences.
     pub fn amiss(&self) -> Vec<String> {
         let state = self.state.borrow();
-        let trouble = state.trouble.as_ref().filter(|(_, at)| at.elapsed() < OVER).map(|(told, _)| told.clone());
+        let trouble = state.trouble.told().map(str::to_owned);
         let waiting = (!state.listed && trouble.is_none()).then(|| "the cluster has not answered yet".to_owned());
         let refused = state.refused.iter().map(|(_, told)| told.clone());
         waiting.into_iter().chain(trouble).chain(refused).collect()
