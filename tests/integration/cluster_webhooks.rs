@@ -254,8 +254,12 @@ fn what_is_given_up_is_kept_in_the_operator_s_namespace_apart_from_a_webhook_s_o
         // A test, here and where nobody may send one.
         let tried = test(&home, "try", "ClusterWebhook").await;
         assert_eq!(condition(&tried, "Delivered").unwrap().0, "True");
-        assert_eq!(tried["metadata"]["labels"]["llmtune.io/webhook-kind"], "ClusterWebhook");
-        assert_eq!(tried["metadata"]["ownerReferences"][0]["uid"], uid);
+        eventually("the test is the ClusterWebhook's", SOON, || async {
+            let metadata = &home.get("whd", "try")["metadata"];
+            let kind = &metadata["labels"]["llmtune.io/webhook-kind"];
+            (kind == "ClusterWebhook" && metadata["ownerReferences"][0]["uid"] == uid).then_some(())
+        })
+        .await;
         assert_eq!((broken.count(), namesake.count()), (5, 2));
         let refused = test(&team, "try", "ClusterWebhook").await;
         let (delivered, reason, message) = condition(&refused, "Delivered").unwrap();
