@@ -12,13 +12,13 @@ demo: ## Watch the operator at work on a real control plane; KEEP=1 leaves it ru
 	tests/control-plane/build etcd kube-apiserver kubectl >/dev/null
 	@$${CARGO_TARGET_DIR:-target}/debug/demo $(if $(KEEP),--keep)
 
-# Most tests wait most of the time, for leases, retries and flushes: six at once keep two cores busy.
+# Most tests wait most of the time, for leases, retries and flushes: five at once keep two cores busy.
 test: ## Run the whole suite, against a real control plane that is built where it is missing
 	tests/control-plane/build etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm prometheus promtool gitops-health >/dev/null
 	tests/libraries/install javascript >/dev/null
 	tests/libraries/install python >/dev/null
 	tests/libraries/install browser >/dev/null
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace --locked
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-5} cargo test --workspace --locked
 
 lint: ## Check formatting, clippy, dependencies
 	cargo fmt --all --check

@@ -304,3 +304,21 @@ fn the_page_can_be_read_and_used_by_everybody_in_light_and_in_dark() {
         drop(receiver);
     });
 }
+
+#[test]
+fn a_page_of_what_is_not_there_says_so_until_it_is() {
+    run(async {
+        let scene = Scene::new("dashboard-none").await;
+        scene.webhook("other", "https://receiver.example.com/hooks", &json!({}));
+        let dashboard = Dashboard::start(&scene, "admin", &[]).await;
+        let mut browser = Browser::start();
+        assert_eq!(browser.open(&dashboard.of(&scene, "later"), json!({})), 404);
+        let title = "document.querySelector('h1').textContent";
+        // The first event comes at once.
+        let asked = "performance.getEntriesByType('resource').some(entry => entry.initiatorType === 'fetch')";
+        becomes(&mut browser, asked).await;
+        assert_eq!(browser.evaluate(title), "There is no such webhook");
+        scene.webhook("later", "https://receiver.example.com/hooks", &json!({}));
+        becomes(&mut browser, &format!("{title} === 'later'")).await;
+    });
+}

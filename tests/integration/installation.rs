@@ -30,7 +30,10 @@ async fn cluster() -> Scene {
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
     }));
-    scene.kubectl(&["wait", "--for=create", "configmap/kube-root-ca.crt", "serviceaccount/default", "--timeout=60s"]);
+    // One after the other: of two that are both missing, kubectl does not wait.
+    for what in ["configmap/kube-root-ca.crt", "serviceaccount/default"] {
+        scene.kubectl(&["wait", "--for=create", what, "--timeout=120s"]);
+    }
     scene
 }
 

@@ -123,9 +123,9 @@ struct Place {
 }
 
 impl Place {
-    fn hook(self, watched: &Watched) -> Option<Hook> {
+    fn hook(&self, watched: &Watched) -> Option<Hook> {
         let kind = if self.namespace.is_some() { WebhookKind::Webhook } else { WebhookKind::ClusterWebhook };
-        watched.hook(&Target { kind, name: self.name }, self.namespace.as_deref())
+        watched.hook(&Target { kind, name: self.name.clone() }, self.namespace.as_deref())
     }
 }
 
@@ -171,7 +171,7 @@ async fn detail(
 ) -> Response {
     match place.hook(&dashboard.watched) {
         Some(hook) => dashboard.detail(&hook, &told, None).into_response(),
-        None => dashboard.gone(),
+        None => dashboard.gone(&place),
     }
 }
 
@@ -181,7 +181,7 @@ async fn send_test(
     Form(form): Form<TestForm>,
 ) -> Response {
     let watched = &dashboard.watched;
-    let Some(hook) = place.hook(watched) else { return dashboard.gone() };
+    let Some(hook) = place.hook(watched) else { return dashboard.gone(&place) };
     let Some(event) = EventType::parse(&form.event) else {
         return dashboard.failed(&hook, &Failure::new("there is no such event").next("choose one of the list"));
     };
@@ -206,7 +206,7 @@ async fn send_again(
     Form(form): Form<RedeliverForm>,
 ) -> Response {
     let watched = &dashboard.watched;
-    let Some(hook) = place.hook(watched) else { return dashboard.gone() };
+    let Some(hook) = place.hook(watched) else { return dashboard.gone(&place) };
     let failed = Selection { failed: true, since: None };
     let all = watched.deliveries(&hook);
     let names: Vec<String> = all
@@ -294,10 +294,11 @@ impl Dashboard {
         (StatusCode::BAD_GATEWAY, self.detail(hook, &Told::default(), Some(failure))).into_response()
     }
 
-    fn gone(&self) -> Response {
+    fn gone(&self, place: &Place) -> Response {
         let base = self.guard.base();
+        let url = page::path_of(&base, place.namespace.as_deref(), &place.name);
         let text = "It was deleted, is elsewhere, or was never there.";
-        let page = page::message(&self.frame(&base, Timestamp::now()), "There is no such webhook", text);
+        let page = page::message(&self.frame(&base, Timestamp::now()), &url, "There is no such webhook", text);
         (StatusCode::NOT_FOUND, Html(page)).into_response()
     }
 }

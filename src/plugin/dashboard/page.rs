@@ -128,21 +128,27 @@ pub fn detail(frame: &Frame, hook: &Hook, hour: &Hour, deliveries: &[Delivery], 
     document(frame, &hook.target.to_string(), &summary, url, news, &content)
 }
 
-/// A page that has only this to say.
-pub fn message(frame: &Frame, title: &str, text: &str) -> String {
+/// A page that has only this to say, and is at this path.
+pub fn message(frame: &Frame, url: &str, title: &str, text: &str) -> String {
     let content = html! {
         h1 { (title) }
         p { (text) }
         p { a #all href={ (frame.base) "/" } { "All webhooks" } }
     };
-    document(frame, title, title, &format!("{}/", frame.base), &News::Nothing, &content)
+    document(frame, title, title, url, &News::Nothing, &content)
 }
 
 /// Where a Webhook's page is.
 pub fn path(base: &str, hook: &Hook) -> String {
-    match hook.target.kind {
-        WebhookKind::Webhook => format!("{base}/webhook/{}/{}", hook.home, hook.target.name),
-        WebhookKind::ClusterWebhook => format!("{base}/clusterwebhook/{}", hook.target.name),
+    let namespace = (hook.target.kind == WebhookKind::Webhook).then_some(hook.home.as_str());
+    path_of(base, namespace, &hook.target.name)
+}
+
+/// The same of one that may not be there; of a `ClusterWebhook` there is no namespace.
+pub fn path_of(base: &str, namespace: Option<&str>, name: &str) -> String {
+    match namespace {
+        Some(namespace) => format!("{base}/webhook/{namespace}/{name}"),
+        None => format!("{base}/clusterwebhook/{name}"),
     }
 }
 

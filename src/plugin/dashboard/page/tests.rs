@@ -42,7 +42,7 @@ fn pages(text: &str) -> String {
     let details = [News::Failed(text), News::Of(&deliveries[0])]
         .map(|news| detail(&frame, &hook, &hour, &deliveries, text, &news));
     let [failed, told] = details;
-    let message = message(&frame, "gone", text);
+    let message = message(&frame, "/key/webhook/ns/gone", "gone", text);
     failed + &told + &message + &overview(&frame, &[(hook, hour)])
 }
 
