@@ -122,6 +122,11 @@ impl Engine {
         let (attempt, again) = (delivery.failed_attempts.saturating_add(1), delivery.again);
         let subscription = self.index.get(webhook)?;
         let current = generation == subscription.generation;
+        let result = match result {
+            // The answer of an endpoint that the spec no longer names says nothing of the new one.
+            AttemptResult::Gone if !current => AttemptResult::Failed { retry_after: None },
+            result => result,
+        };
         let reason = match result {
             AttemptResult::Withheld { hold } => {
                 self.pending.queue(webhook).held |= hold;
@@ -136,16 +141,12 @@ impl Engine {
                 let settled = self.settled(webhook, event, attempt, exchange, Verdict::Delivered);
                 return Some(Settled { again, ..settled });
             }
-            AttemptResult::Gone if current => {
+            AttemptResult::Gone => {
                 self.pending.queue(webhook).endpoint_gone = Some(generation);
                 Reason::EndpointGone
             }
-            // The answer of an endpoint that the spec no longer names says nothing of the new one.
-            AttemptResult::Failed { .. } | AttemptResult::Gone if attempt > subscription.max_retries => {
-                Reason::Exhausted
-            }
-            AttemptResult::Failed { .. } | AttemptResult::Gone => {
-                let retry_after = if let AttemptResult::Failed { retry_after } = result { retry_after } else { None };
+            AttemptResult::Failed { .. } if attempt > subscription.max_retries => Reason::Exhausted,
+            AttemptResult::Failed { retry_after } => {
                 delivery.failed_attempts = attempt;
                 let wait = subscription.backoff.wait(attempt, random, retry_after);
                 let due = now.checked_add(wait).unwrap_or(Timestamp::MAX);
