@@ -15,7 +15,7 @@ use llmtune_webhooks_harness::{
 use serde_json::{Value, json};
 
 use crate::{
-    plugin::{SECRET, command_as, given_up, plugin, refused},
+    plugin::{SECRET, command_as, given_up, of_all_sorts, plugin, refused},
     support::{SOON, Scene, run},
 };
 use browser::Browser;
@@ -262,15 +262,7 @@ fn with_javascript_the_page_changes_by_itself_and_the_keyboard_stays_where_it_is
 fn the_page_can_be_read_and_used_by_everybody_in_light_and_in_dark() {
     run(async {
         let scene = Scene::new("dashboard-axe").await;
-        let receiver = refused(&scene).await;
-        let good = Receiver::start().await;
-        scene.webhook("good", &good.url(), &json!({}));
-        scene.webhook("held", &good.url(), &json!({"suspend": true}));
-        scene.webhook("lost", &good.url(), &json!({"secretRef": {"name": "nowhere"}}));
-        let _operator = scene.operator().await;
-        given_up(&scene, &["a"]).await;
-        scene.wait("webhook/lost", "condition=Ready=False");
-        scene.wait("webhook/good", "condition=Healthy");
+        let _running = of_all_sorts(&scene).await;
         let dashboard = Dashboard::start(&scene, "admin", &[]).await;
         let mut browser = Browser::start();
         let test = plugin(&scene, &["test", "good", "-o", "name"]).succeeded();
@@ -301,7 +293,6 @@ fn the_page_can_be_read_and_used_by_everybody_in_light_and_in_dark() {
                 }
             }
         }
-        drop(receiver);
     });
 }
 

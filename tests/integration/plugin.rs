@@ -122,6 +122,22 @@ pub async fn given_up(scene: &Scene, names: &[&str]) {
     .await;
 }
 
+/// Webhooks as they may stand: `ci` has given an event up, `good` acknowledges, `held` is suspended, `lost` lacks its Secret. The receivers
+/// are those of `ci` and of the others.
+pub async fn of_all_sorts(scene: &Scene) -> (Receiver, Receiver, Operator) {
+    let receiver = refused(scene).await;
+    let good = Receiver::start().await;
+    scene.webhook("good", &good.url(), &json!({}));
+    scene.webhook("held", &good.url(), &json!({"suspend": true}));
+    scene.webhook("lost", &good.url(), &json!({"secretRef": {"name": "nowhere"}}));
+    let operator = scene.operator().await;
+    given_up(scene, &["a"]).await;
+    scene.wait("webhook/ci", "condition=Healthy=False");
+    scene.wait("webhook/good", "condition=Healthy");
+    scene.wait("webhook/lost", "condition=Ready=False");
+    (receiver, good, operator)
+}
+
 /// The words of each line.
 fn words(text: &str) -> Vec<Vec<&str>> {
     text.lines().map(|line| line.split("   ").map(str::trim).filter(|word| !word.is_empty()).collect()).collect()
@@ -302,16 +318,7 @@ fn a_status_is_a_line_for_each_webhook_and_a_live_table_on_a_terminal() {
         let scene = Scene::new("plugin-status").await;
         let ran = plugin(&scene, &["status"]);
         assert_eq!(ran.err, format!("No Webhooks found in namespace {}.\n", scene.namespace));
-        let receiver = refused(&scene).await;
-        let good = Receiver::start().await;
-        scene.webhook("good", &good.url(), &json!({}));
-        scene.webhook("held", &good.url(), &json!({"suspend": true}));
-        scene.webhook("lost", &good.url(), &json!({"secretRef": {"name": "nowhere"}}));
-        let _operator = scene.operator().await;
-        given_up(&scene, &["a"]).await;
-        scene.wait("webhook/ci", "condition=Healthy=False");
-        scene.wait("webhook/good", "condition=Healthy");
-        scene.wait("webhook/lost", "condition=Ready=False");
+        let (receiver, _good, _operator) = of_all_sorts(&scene).await;
         let told = eventually("the counters are told", SOON, || async {
             let told = plugin(&scene, &["status"]).succeeded();
             (words(&told)[1][5] == "1").then_some(told)
