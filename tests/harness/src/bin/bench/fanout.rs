@@ -143,8 +143,12 @@ impl Outside<'_> {
             posts.extend(self.posts.try_iter());
         }
         let seen = loop {
-            if let Some((_, at)) = self.sightings.try_iter().find(|(seen, _)| *seen == transition) {
-                break at;
+            let seen = |sighting: Sighting| match sighting {
+                Ok((seen, at)) => (seen == transition).then_some(Ok(at)),
+                Err(ended) => Some(Err(ended)),
+            };
+            if let Some(at) = self.sightings.try_iter().find_map(seen) {
+                break at?;
             }
             if begun.elapsed() > SOON {
                 return Err("an event was not on the bare watch".into());

@@ -120,7 +120,8 @@ impl<'a> Tally<'a> {
 
     /// Takes in what has come.
     pub fn drain(&mut self) -> Result<(), String> {
-        for (transition, at) in arrived(self.sightings)? {
+        for sighting in arrived(self.sightings)? {
+            let (transition, at) = sighting?;
             if self.seen.insert(transition, at).is_some() {
                 return Err(format!("{transition:?} was on the bare watch twice"));
             }

@@ -9,6 +9,7 @@ use std::{
 
 use http_body_util::BodyExt;
 use kube::{
+    Client,
     api::{ListParams, WatchParams},
     client::Body,
     core::Request,
@@ -18,30 +19,36 @@ use serde_json::Value;
 
 use crate::transition::Transition;
 
-/// A transition, and when it came.
-pub type Sighting = (Transition, Instant);
+/// A transition, and when it came; or why nothing more will.
+pub type Sighting = Result<(Transition, Instant), String>;
 
-/// Begins to watch, and returns once the watch is open.
+/// Begins to watch, and returns once the watch is open. It does not keep the control plane running.
 pub async fn start(plane: Arc<ControlPlane>, path: String, jobs: u32) -> mpsc::Receiver<Sighting> {
     let (sightings, incoming) = mpsc::channel();
     let (open, opened) = tokio::sync::oneshot::channel();
     let watch = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(watch(plane, path, jobs, sightings, open));
+        runtime.block_on(async {
+            let client = plane.admin().await;
+            drop(plane);
+            let ended = watch(client, path, jobs, &sightings, open).await;
+            // Nobody listens any more where the measurement is over.
+            let _ = sightings.send(Err(format!("the bare watch has ended: {ended}")));
+        });
     };
     thread::Builder::new().name("bare-watch".into()).spawn(watch).unwrap();
     opened.await.unwrap();
     incoming
 }
 
+/// Tells of transitions until the watch ends; why it did.
 async fn watch(
-    plane: Arc<ControlPlane>,
+    client: Client,
     path: String,
     jobs: u32,
-    sightings: mpsc::Sender<Sighting>,
+    sightings: &mpsc::Sender<Sighting>,
     open: tokio::sync::oneshot::Sender<()>,
-) {
-    let client = plane.admin().await;
+) -> String {
     let collection = Request::new(path);
     let list: Value = client.request(collection.list(&ListParams::default().limit(1)).unwrap()).await.unwrap();
     let version = list["metadata"]["resourceVersion"].as_str().unwrap();
@@ -50,23 +57,26 @@ async fn watch(
     open.send(()).unwrap();
     let mut buffer: Vec<u8> = Vec::with_capacity(1 << 20);
     while let Some(frame) = body.frame().await {
-        let data = frame.unwrap().into_data();
         let at = Instant::now();
-        let Ok(data) = data else { continue };
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => return error.to_string(),
+        };
+        let Ok(data) = frame.into_data() else { continue };
         let scanned = buffer.len();
         buffer.extend_from_slice(&data);
         let Some(newline) = buffer[scanned..].iter().rposition(|byte| *byte == b'\n') else { continue };
         let end = scanned + newline + 1;
         for line in std::str::from_utf8(&buffer[..end]).unwrap().lines() {
             if let Some(transition) = read(line, jobs)
-                && sightings.send((transition, at)).is_err()
+                && sightings.send(Ok((transition, at))).is_err()
             {
-                return;
+                return "nobody listens".into();
             }
         }
         buffer.drain(..end);
     }
-    panic!("the bare watch has ended");
+    "the apiserver has closed it".into()
 }
 
 fn read(line: &str, jobs: u32) -> Option<Transition> {
