@@ -10,6 +10,7 @@
 mod checkpoint;
 mod gate;
 mod queue;
+mod shelf;
 
 use std::{
     cmp::Reverse,
@@ -20,17 +21,16 @@ use std::{
 
 use jiff::Timestamp;
 
-use crate::{
-    event::{
-        Event,
-        id::{DeliveryId, EventId},
-        object::Uid,
-        unknown::Unknown,
-    },
-    ledger::contents::GivenUp,
+use crate::event::{
+    Event,
+    id::{DeliveryId, EventId},
+    object::Uid,
+    unknown::Unknown,
 };
 use gate::Gate;
-use queue::{Delivery, Queue, Shelved};
+use queue::{Delivery, Queue};
+pub(super) use shelf::Shelving;
+pub use shelf::{Keep, MAX_SHELVED};
 
 /// Pending deliveries of one Webhook.
 pub const MAX_DELIVERIES: usize = 10_000;
@@ -38,8 +38,6 @@ pub const MAX_DELIVERIES: usize = 10_000;
 pub const MAX_BYTES: usize = 16 << 20;
 /// Bytes of events that wait for any Webhook, each event counted once.
 pub const MAX_TOTAL_BYTES: usize = 64 << 20;
-/// Given-up deliveries of one Webhook that wait to become objects; also bounded by [`MAX_BYTES`].
-pub const MAX_SHELVED: usize = 1_000;
 
 /// An event with those that it is on its way to.
 #[derive(Debug)]
@@ -87,15 +85,6 @@ pub(super) struct Begin {
     pub(super) endpoint_gone: bool,
 }
 
-/// A given-up delivery that is to become an object.
-#[derive(Clone, Debug)]
-pub struct Keep {
-    pub webhook: Uid,
-    pub delivery: DeliveryId,
-    pub event: Arc<Event>,
-    pub given_up: GivenUp,
-}
-
 impl Pending {
     /// Nothing is pending; `shards`: the parts of the ledger's snapshot.
     pub(super) fn new(shards: usize) -> Self {
@@ -120,7 +109,7 @@ impl Pending {
     pub(super) fn subscribed(&mut self, webhook: Uid) -> &mut Queue {
         let queue = self.queues.entry(webhook).or_default();
         if !std::mem::replace(&mut queue.subscribed, true) {
-            let mut shelved: Vec<DeliveryId> = queue.shelf.keys().copied().collect();
+            let mut shelved: Vec<DeliveryId> = queue.shelf.deliveries().collect();
             shelved.sort_unstable();
             self.to_keep.extend(shelved.into_iter().map(|id| (webhook, id)));
         }
@@ -235,7 +224,7 @@ impl Pending {
         if let Some(queue) = self.queues.get_mut(&webhook) {
             if queue.deliveries.contains_key(&id) {
                 queue.ready.push_back(id);
-            } else if queue.shelf.contains_key(&id) {
+            } else if queue.shelf.get(id).is_some() {
                 self.to_keep.push_back((webhook, id));
             }
         }
@@ -291,17 +280,6 @@ impl Pending {
             };
             self.wake(webhook);
             return Some(begin);
-        }
-        None
-    }
-
-    /// The next given-up delivery that is to become an object, told once.
-    pub(super) fn next_to_keep(&mut self) -> Option<Keep> {
-        while let Some((webhook, delivery)) = self.to_keep.pop_front() {
-            if let Some(shelved) = self.queues.get(&webhook).and_then(|queue| queue.shelf.get(&delivery)) {
-                let (event, given_up) = (Arc::clone(&shelved.event), shelved.given_up.clone());
-                return Some(Keep { webhook, delivery, event, given_up });
-            }
         }
         None
     }
@@ -380,76 +358,11 @@ impl Pending {
         self.wake(webhook);
     }
 
-    /// Puts a delivery that is given up onto the shelf; false where that is full and it is thrown away.
-    pub(super) fn give_up(&mut self, webhook: Uid, id: DeliveryId, given_up: GivenUp) -> bool {
-        self.leave_lane(webhook, id);
-        let mut kept = false;
-        if let Some(queue) = self.queues.get_mut(&webhook)
-            && let Some(delivery) = queue.deliveries.remove(&id)
-        {
-            let size = delivery.event.body.len();
-            queue.bytes -= size;
-            let event = delivery.event.id;
-            kept = !delivery.again && !queue.is_shelf_full(size);
-            if kept {
-                queue.shelf.insert(id, Shelved { event: delivery.event, given_up });
-                queue.shelf_bytes += size;
-                self.to_keep.push_back((webhook, id));
-                self.touch(event);
-            } else {
-                self.release(event, webhook, delivery.again);
-            }
-        }
-        self.wake(webhook);
-        kept
-    }
-
-    /// Puts an event that cannot wait straight onto the shelf, unless its delivery is here already.
-    pub(super) fn shelve(
-        &mut self,
-        webhook: Uid,
-        event: &Arc<Event>,
-        given_up: GivenUp,
-        after: Option<u64>,
-    ) -> Shelving {
-        let size = event.body.len();
-        let stored = self.stored(event.id).is_some();
-        let total = self.total_bytes;
-        let id = DeliveryId::new(event.id, webhook);
-        let queue = self.queues.entry(webhook).or_default();
-        if queue.knows(id) {
-            return Shelving::Known;
-        }
-        if queue.is_shelf_full(size) || (!stored && total + size > MAX_TOTAL_BYTES + MAX_BYTES) {
-            return Shelving::Full;
-        }
-        queue.shelf.insert(id, Shelved { event: Arc::clone(event), given_up });
-        queue.shelf_bytes += size;
-        if !self.gate.hold_back(after, webhook, id) {
-            self.to_keep.push_back((webhook, id));
-        }
-        let stored = self.store(event);
-        stored.to.push((webhook, id));
-        stored.after = after.unwrap_or(stored.after);
-        self.touch(event.id);
-        Shelving::Shelved
-    }
-
-    /// A given-up delivery has become an object, or never will.
-    pub(super) fn kept(&mut self, webhook: Uid, id: DeliveryId) {
-        if let Some(queue) = self.queues.get_mut(&webhook)
-            && let Some(shelved) = queue.shelf.remove(&id)
-        {
-            queue.shelf_bytes -= shelved.event.body.len();
-            self.release(shelved.event.id, webhook, false);
-        }
-    }
-
     /// Removes a deleted Webhook's deliveries and tells how many there were.
     pub(super) fn forget(&mut self, webhook: Uid) -> usize {
         let Some(queue) = self.queues.remove(&webhook) else { return 0 };
         let deliveries = queue.deliveries.values().map(|delivery| (delivery.event.id, delivery.again));
-        let shelved = queue.shelf.values().map(|shelved| (shelved.event.id, false));
+        let shelved = queue.shelf.events().map(|event| (event, false));
         let mut forgotten: Vec<(EventId, bool)> = deliveries.chain(shelved).collect();
         forgotten.sort_unstable();
         for (event, again) in &forgotten {
@@ -482,13 +395,3 @@ impl Pending {
 
 /// [`MAX_DELIVERIES`], [`MAX_BYTES`] or [`MAX_TOTAL_BYTES`] is reached.
 pub(super) struct BoundReached;
-
-/// What came of putting a delivery onto the shelf.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Shelving {
-    Shelved,
-    /// It is pending or on the shelf already.
-    Known,
-    /// A bound is reached: it is thrown away.
-    Full,
-}

@@ -4,10 +4,7 @@ use std::{cmp::Reverse, collections::VecDeque, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{
-    Pending, Stored,
-    queue::{Delivery, Shelved},
-};
+use super::{Pending, Stored, queue::Delivery, shelf::Shelved};
 use crate::{
     event::id::{DeliveryId, EventId},
     ledger::{
@@ -30,7 +27,6 @@ impl Pending {
             let queue = self.queues.entry(entry.webhook).or_default();
             if let Some(given_up) = entry.given_up {
                 queue.shelf.insert(id, Shelved { event: Arc::clone(&event), given_up });
-                queue.shelf_bytes += size;
                 continue;
             }
             let first = entry.failed == 0;
@@ -127,7 +123,7 @@ impl Pending {
                         entry.wait_millis = wait.as_millis() as u64;
                     }
                 }
-                _ => entry.given_up = Some(queue.shelf.get(id)?.given_up.clone()),
+                _ => entry.given_up = Some(queue.shelf.get(*id)?.given_up.clone()),
             }
             Some(entry)
         });

@@ -8,11 +8,8 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{MAX_BYTES, MAX_DELIVERIES, MAX_SHELVED};
-use crate::{
-    event::{Event, id::DeliveryId, object::Uid, unknown::Unknown},
-    ledger::contents::GivenUp,
-};
+use super::{MAX_BYTES, MAX_DELIVERIES, shelf::Shelf};
+use crate::event::{Event, id::DeliveryId, object::Uid, unknown::Unknown};
 
 /// An event on its way to one Webhook.
 #[derive(Debug)]
@@ -38,13 +35,6 @@ impl Delivery {
     }
 }
 
-/// A given-up delivery that waits to become an object.
-#[derive(Debug)]
-pub struct Shelved {
-    pub event: Arc<Event>,
-    pub given_up: GivenUp,
-}
-
 /// The deliveries of one Webhook.
 #[derive(Debug, Default)]
 pub struct Queue {
@@ -54,9 +44,8 @@ pub struct Queue {
     pub again: VecDeque<DeliveryId>,
     /// Objects with a first attempt ready or under way, and their later events.
     pub lanes: HashMap<Uid, VecDeque<DeliveryId>>,
-    pub shelf: HashMap<DeliveryId, Shelved>,
+    pub shelf: Shelf,
     pub bytes: usize,
-    pub shelf_bytes: usize,
     pub in_flight: usize,
     pub runnable: bool,
     /// The Webhook is known; until then a recovered queue waits.
@@ -86,14 +75,10 @@ impl Queue {
 
     /// Whether a delivery is pending or on the shelf.
     pub fn knows(&self, id: DeliveryId) -> bool {
-        self.deliveries.contains_key(&id) || self.shelf.contains_key(&id)
+        self.deliveries.contains_key(&id) || self.shelf.get(id).is_some()
     }
 
     pub fn is_full(&self, size: usize) -> bool {
         self.deliveries.len() >= MAX_DELIVERIES || self.bytes + size > MAX_BYTES
-    }
-
-    pub fn is_shelf_full(&self, size: usize) -> bool {
-        self.shelf.len() >= MAX_SHELVED || self.shelf_bytes + size > MAX_BYTES
     }
 }

@@ -1,0 +1,160 @@
+//! What is given up, until it has become an object.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{MAX_BYTES, MAX_TOTAL_BYTES, Pending};
+use crate::{
+    event::{
+        Event,
+        id::{DeliveryId, EventId},
+        object::Uid,
+    },
+    ledger::contents::GivenUp,
+};
+
+/// Given-up deliveries of one Webhook that wait to become objects; also bounded by [`MAX_BYTES`].
+pub const MAX_SHELVED: usize = 1_000;
+
+/// A given-up delivery that waits to become an object.
+#[derive(Debug)]
+pub struct Shelved {
+    pub event: Arc<Event>,
+    pub given_up: GivenUp,
+}
+
+/// The given-up deliveries of one Webhook.
+#[derive(Debug, Default)]
+pub struct Shelf {
+    deliveries: HashMap<DeliveryId, Shelved>,
+    bytes: usize,
+}
+
+impl Shelf {
+    /// Whether an event of so many bytes has no place.
+    pub fn is_full(&self, size: usize) -> bool {
+        self.deliveries.len() >= MAX_SHELVED || self.bytes + size > MAX_BYTES
+    }
+
+    pub fn get(&self, id: DeliveryId) -> Option<&Shelved> {
+        self.deliveries.get(&id)
+    }
+
+    pub fn deliveries(&self) -> impl Iterator<Item = DeliveryId> {
+        self.deliveries.keys().copied()
+    }
+
+    pub fn events(&self) -> impl Iterator<Item = EventId> {
+        self.deliveries.values().map(|shelved| shelved.event.id)
+    }
+
+    /// Puts a delivery there that is not there yet.
+    pub fn insert(&mut self, id: DeliveryId, shelved: Shelved) {
+        self.bytes += shelved.event.body.len();
+        self.deliveries.insert(id, shelved);
+    }
+
+    pub fn remove(&mut self, id: DeliveryId) -> Option<Shelved> {
+        let shelved = self.deliveries.remove(&id)?;
+        self.bytes -= shelved.event.body.len();
+        Some(shelved)
+    }
+
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// A given-up delivery that is to become an object.
+#[derive(Clone, Debug)]
+pub struct Keep {
+    pub webhook: Uid,
+    pub delivery: DeliveryId,
+    pub event: Arc<Event>,
+    pub given_up: GivenUp,
+}
+
+/// What came of putting a delivery onto the shelf.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::engine) enum Shelving {
+    Shelved,
+    /// It is pending or on the shelf already.
+    Known,
+    /// A bound is reached: it is thrown away.
+    Full,
+}
+
+impl Pending {
+    /// The next given-up delivery that is to become an object, told once.
+    pub(in crate::engine) fn next_to_keep(&mut self) -> Option<Keep> {
+        while let Some((webhook, delivery)) = self.to_keep.pop_front() {
+            if let Some(shelved) = self.queues.get(&webhook).and_then(|queue| queue.shelf.get(delivery)) {
+                let (event, given_up) = (Arc::clone(&shelved.event), shelved.given_up.clone());
+                return Some(Keep { webhook, delivery, event, given_up });
+            }
+        }
+        None
+    }
+
+    /// Puts a delivery that is given up onto the shelf; false where that is full and it is thrown away.
+    pub(in crate::engine) fn give_up(&mut self, webhook: Uid, id: DeliveryId, given_up: GivenUp) -> bool {
+        self.leave_lane(webhook, id);
+        let mut kept = false;
+        if let Some(queue) = self.queues.get_mut(&webhook)
+            && let Some(delivery) = queue.deliveries.remove(&id)
+        {
+            let size = delivery.event.body.len();
+            queue.bytes -= size;
+            let event = delivery.event.id;
+            kept = !delivery.again && !queue.shelf.is_full(size);
+            if kept {
+                queue.shelf.insert(id, Shelved { event: delivery.event, given_up });
+                self.to_keep.push_back((webhook, id));
+                self.touch(event);
+            } else {
+                self.release(event, webhook, delivery.again);
+            }
+        }
+        self.wake(webhook);
+        kept
+    }
+
+    /// Puts an event that cannot wait straight onto the shelf, unless its delivery is here already.
+    pub(in crate::engine) fn shelve(
+        &mut self,
+        webhook: Uid,
+        event: &Arc<Event>,
+        given_up: GivenUp,
+        after: Option<u64>,
+    ) -> Shelving {
+        let size = event.body.len();
+        let stored = self.stored(event.id).is_some();
+        let total = self.total_bytes;
+        let id = DeliveryId::new(event.id, webhook);
+        let queue = self.queues.entry(webhook).or_default();
+        if queue.knows(id) {
+            return Shelving::Known;
+        }
+        if queue.shelf.is_full(size) || (!stored && total + size > MAX_TOTAL_BYTES + MAX_BYTES) {
+            return Shelving::Full;
+        }
+        queue.shelf.insert(id, Shelved { event: Arc::clone(event), given_up });
+        if !self.gate.hold_back(after, webhook, id) {
+            self.to_keep.push_back((webhook, id));
+        }
+        let stored = self.store(event);
+        stored.to.push((webhook, id));
+        stored.after = after.unwrap_or(stored.after);
+        self.touch(event.id);
+        Shelving::Shelved
+    }
+
+    /// A given-up delivery has become an object, or never will.
+    pub(in crate::engine) fn kept(&mut self, webhook: Uid, id: DeliveryId) {
+        if let Some(queue) = self.queues.get_mut(&webhook)
+            && let Some(shelved) = queue.shelf.remove(id)
+        {
+            self.release(shelved.event.id, webhook, false);
+        }
+    }
+}

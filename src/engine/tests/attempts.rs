@@ -1,0 +1,189 @@
+//! Attempts: their order, what follows from their results, and when there is another.
+
+use super::*;
+
+#[test]
+fn a_late_410_of_the_endpoint_before_the_edit_says_nothing_of_the_new_one() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 1, 5));
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    let late = attempt(&mut engine, 0);
+    engine.subscribe(Subscription { generation: 2, ..subscription(1, 1, 5) });
+    let settled = engine.settle(outcome(&late, AttemptResult::Gone), at(0), 0.5).unwrap();
+    assert!(matches!(settled.verdict, Verdict::Retry(_)) && !settled.endpoint_gone);
+    assert_eq!(attempt(&mut engine, 5000).number, 2);
+}
+
+#[test]
+fn events_that_leaders_with_different_clocks_left_go_in_the_order_in_which_they_were_told() {
+    let held = Subscription { held: true, ..subscription(1, 2, 5) };
+    let next = |before: &mut Engine, now| {
+        let mut engine = Engine::recover(None, 2, 4, remembered(before), at(now));
+        engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
+        engine.subscribe(held.clone());
+        engine
+    };
+    let mut ahead = listed_engine(false);
+    ahead.subscribe(held.clone());
+    ahead.observe(seen(job(1, 5, TrainingStage::Running)), at(60_000));
+    let mut behind = next(&mut ahead, 0);
+    behind.observe(seen(job(1, 6, TrainingStage::Completed)), at(1_000));
+    let mut engine = next(&mut behind, 2_000);
+    engine.subscribe(subscription(1, 2, 5));
+    let first = attempt(&mut engine, 2_000);
+    assert_eq!(first.event.event_type, EventType::TrainingStarted);
+    assert!(engine.due(at(2_000)).is_none(), "the second waits for the first");
+    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(2_000), 0.5);
+    assert_eq!(attempt(&mut engine, 2_000).event.event_type, EventType::TrainingCompleted);
+}
+
+#[test]
+fn an_endpoint_that_is_gone_exhausts_what_waits_without_an_attempt_and_keeps_the_order_of_what_is_under_way() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 2, 5));
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    engine.observe(seen(job(1, 6, TrainingStage::Completed)), at(0));
+    let first = attempt(&mut engine, 0);
+    engine.settle(outcome(&first, AttemptResult::Failed { retry_after: None }), at(0), 0.5);
+    let second = attempt(&mut engine, 0);
+    let retry = attempt(&mut engine, 5000);
+    assert_eq!((second.number, retry.number), (1, 2));
+    let settled = engine.settle(outcome(&retry, AttemptResult::Gone), at(5000), 0.5).unwrap();
+    assert_eq!(settled.verdict, Verdict::GivenUp(Reason::EndpointGone));
+    engine.settle(outcome(&second, AttemptResult::Failed { retry_after: None }), at(5000), 0.5);
+    let Some(Due::Keep(keep)) = engine.due(at(5000)) else { panic!("the first becomes an object") };
+    assert_eq!((keep.delivery, keep.given_up.reason), (retry.delivery, Reason::EndpointGone));
+    let Some(Due::GivenUp(settled)) = engine.due(at(9000)) else { panic!("the second is given up") };
+    assert_eq!((settled.attempt, settled.endpoint_gone, settled.pending), (1, true, 0));
+}
+
+#[test]
+fn what_the_endpoint_before_the_edit_acknowledges_says_nothing_of_the_new_one_that_is_gone() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 2, 5));
+    for number in [1, 2] {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    let late = attempt(&mut engine, 0);
+    engine.subscribe(Subscription { generation: 2, ..subscription(1, 2, 5) });
+    let new = attempt(&mut engine, 0);
+    let settled = engine.settle(outcome(&new, AttemptResult::Gone), at(0), 0.5).unwrap();
+    assert_eq!((settled.verdict, settled.endpoint_gone), (Verdict::GivenUp(Reason::EndpointGone), true));
+    let settled = engine.settle(outcome(&late, AttemptResult::Acknowledged), at(0), 0.5).unwrap();
+    assert_eq!((settled.verdict, settled.endpoint_gone), (Verdict::Delivered, true));
+}
+
+#[test]
+fn what_is_asked_for_again_is_retried_anew_and_neither_kept_nor_counted_as_dropped_when_it_fails_for_good() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 1, 1));
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    let told = attempt(&mut engine, 0);
+    let webhook = told.webhook;
+    assert!(!engine.redeliver(webhook, &told.event), "it is pending");
+    assert!(!engine.redeliver(Uid::from_u128(5), &told.event), "nobody knows the Webhook");
+    engine.settle(outcome(&told, FAILED), at(0), 0.5);
+    let retry = attempt(&mut engine, 5000);
+    let settled = engine.settle(outcome(&retry, FAILED), at(5000), 0.5).unwrap();
+    assert_eq!((settled.verdict, settled.again, settled.dropped), (Verdict::GivenUp(Reason::Exhausted), false, false));
+
+    // It is on the shelf still: the ledger is told of that, not of what was asked for.
+    assert!(engine.redeliver(webhook, &told.event));
+    assert!(flushed(&mut engine).events[0].deliveries[0].given_up.is_some());
+    for number in 1..=2 {
+        let again = attempt_past_keeps(&mut engine, 10_000 * i64::from(number));
+        assert_eq!(again.number, number);
+        let settled = engine.settle(outcome(&again, FAILED), at(10_000 * i64::from(number)), 0.5).unwrap();
+        assert_eq!(settled.verdict == Verdict::GivenUp(Reason::Exhausted), number == 2);
+        assert!(settled.again && !settled.dropped);
+    }
+    assert!(engine.due(at(90_000)).is_none(), "nothing more is kept");
+    assert_eq!(engine.pending(webhook), 0);
+}
+
+#[test]
+fn a_410_exhausts_what_comes_until_the_endpoint_acknowledges_something_or_the_spec_is_edited() {
+    let mut engine = listed_engine(false);
+    let webhook = subscription(1, 1, 5).uid;
+    engine.subscribe(subscription(1, 1, 5));
+    let mut number = 0;
+    let mut exhausts = |engine: &mut Engine| {
+        number += 1;
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+        loop {
+            match engine.due(at(0)).expect("something is due") {
+                Due::Keep(_) => {}
+                Due::GivenUp(settled) => {
+                    assert!(settled.attempt == 0 && settled.endpoint_gone && !settled.dropped);
+                    return true;
+                }
+                Due::Attempt(attempt) => {
+                    engine.settle(outcome(&attempt, FAILED), at(0), 0.5);
+                    return false;
+                }
+            }
+        }
+    };
+    engine.mark_gone(webhook, 1);
+    assert!(exhausts(&mut engine));
+    engine.subscribe(Subscription { concurrency: 2, ..subscription(1, 1, 5) });
+    assert!(exhausts(&mut engine), "the spec is the same");
+    engine.forgive(webhook);
+    assert!(!exhausts(&mut engine));
+    engine.mark_gone(webhook, 1);
+    assert!(exhausts(&mut engine));
+    engine.subscribe(Subscription { generation: 2, ..subscription(1, 1, 5) });
+    assert!(!exhausts(&mut engine));
+}
+
+#[test]
+fn the_earliest_retry_is_told_and_begins_at_its_time_and_not_before() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 2, 5));
+    assert_eq!(engine.next_due(), None);
+    for number in 1..=2 {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    let (first, second) = (attempt(&mut engine, 0), attempt(&mut engine, 0));
+    let late = AttemptResult::Failed { retry_after: Some(Duration::from_millis(900)) };
+    engine.settle(outcome(&first, late), at(0), 0.5);
+    engine.settle(outcome(&second, FAILED), at(0), 0.5);
+    assert_eq!(engine.next_due(), Some(at(100)));
+    assert!(engine.due(at(99)).is_none());
+    let retry = attempt(&mut engine, 100);
+    assert_eq!((retry.delivery, retry.number), (second.delivery, 2));
+    assert_eq!(engine.next_due(), Some(at(900)));
+    assert!(engine.due(at(899)).is_none());
+    assert_eq!(attempt(&mut engine, 900).delivery, first.delivery);
+}
+
+#[test]
+fn an_attempt_that_was_withheld_keeps_its_place() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 1, 5));
+    for number in 1..=3 {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    let first = attempt(&mut engine, 0);
+    engine.settle(outcome(&first, AttemptResult::Withheld { hold: false }), at(0), 0.5);
+    let same = attempt(&mut engine, 0);
+    assert_eq!((same.delivery, same.number), (first.delivery, 1));
+    engine.settle(outcome(&same, AttemptResult::Withheld { hold: true }), at(0), 0.5);
+    assert!(engine.due(at(0)).is_none(), "nothing begins until the subscription is given anew");
+    engine.subscribe(subscription(1, 1, 5));
+    assert_eq!(attempt(&mut engine, 0).delivery, first.delivery);
+}
+
+#[test]
+fn a_webhook_whose_concurrency_is_lowered_begins_nothing_while_as_many_are_under_way() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 2, 5));
+    for number in 1..=2 {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    let first = attempt(&mut engine, 0);
+    engine.subscribe(subscription(1, 1, 5));
+    assert!(engine.due(at(0)).is_none());
+    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
+    assert_eq!(attempt(&mut engine, 0).event.object.name, "job-2");
+}

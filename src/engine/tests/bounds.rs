@@ -1,0 +1,206 @@
+//! What waits is bounded: beyond it events become objects, then are dropped and counted.
+
+use super::*;
+
+#[test]
+fn beyond_the_bound_events_become_objects_then_are_dropped_and_counted_and_others_do_not_notice() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(Subscription { held: true, ..subscription(1, 1, 0) });
+    let (mut given_up, mut dropped) = (0, 0);
+    for number in 0..=(MAX_DELIVERIES + MAX_SHELVED) as u128 + 4 {
+        let observed = engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+        given_up += observed.given_up.len();
+        dropped += observed.dropped.len();
+    }
+    assert_eq!((given_up, dropped), (MAX_SHELVED, 5));
+    assert_eq!(engine.pending(Uid::from_u128(1001)), MAX_DELIVERIES);
+    let mut kept = 0;
+    while let Some(due) = engine.due(at(0)) {
+        let Due::Keep(keep) = due else { panic!("the Webhook is held") };
+        assert_eq!(keep.given_up.reason, Reason::BoundReached);
+        engine.kept(keep.webhook, keep.delivery);
+        kept += 1;
+    }
+    assert_eq!(kept, MAX_SHELVED);
+    engine.subscribe(subscription(2, 1, 0));
+    let observed = engine.observe(seen(job(1, 6, TrainingStage::Completed)), at(0));
+    assert_eq!(observed.enqueued, [Uid::from_u128(1002)]);
+    assert_eq!(engine.unsubscribe(Uid::from_u128(1001)), MAX_DELIVERIES + 1, "with the one on the shelf");
+}
+
+#[test]
+fn an_event_that_is_observed_again_without_a_place_to_wait_is_on_the_shelf_once() {
+    let mut pending = Pending::new(4);
+    let event = Arc::new(sample(EventType::TrainingFailed, Uid::from_u128(1), "ns", None, at(0)));
+    let webhook = Uid::from_u128(1001);
+    pending.subscribed(webhook);
+    let shelve = |pending: &mut Pending| {
+        pending.shelve(webhook, &event, GivenUp::unattempted(Reason::NamespaceUnknown, at(0)), None)
+    };
+    assert_eq!([shelve(&mut pending), shelve(&mut pending)], [Shelving::Shelved, Shelving::Known]);
+    assert_eq!(pending.queue(webhook).shelf.bytes(), event.body.len());
+    let keep = pending.next_to_keep().unwrap();
+    assert!(pending.next_to_keep().is_none());
+    pending.kept(webhook, keep.delivery);
+    assert_eq!(shelve(&mut pending), Shelving::Shelved, "nothing is left of it");
+}
+
+const HEAVY: usize = 128 * KIB;
+
+/// A job starts in the namespace, with an event of so many bytes: what becomes of it at the one Webhook there.
+fn starts(engine: &mut Engine, namespace: &str, bytes: usize) -> &'static str {
+    let number = engine.records() as u128 + 1;
+    let object = |model: String| {
+        let stage = Some(TrainingStage::Running);
+        let facts = Facts::Training(TrainingFacts { stage, base_model: Some(model), ..TrainingFacts::default() });
+        let (namespace, name) = (namespace.to_owned(), format!("job-{number:04}"));
+        Object { namespace, name, facts, ..job(number, 5, TrainingStage::Running) }
+    };
+    let bare = listed_engine(false).observe(seen(object(String::new())), at(0)).events[0].body.len();
+    let observed = engine.observe(seen(object("x".repeat(bytes - bare))), at(0));
+    assert_eq!(observed.events[0].body.len(), bytes);
+    match (observed.enqueued.len(), observed.given_up.len(), observed.dropped.len()) {
+        (1, 0, 0) => "pending",
+        (0, 1, 0) => "shelved",
+        (0, 0, 1) => "dropped",
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_webhook_holds_its_bytes_to_the_last_then_as_many_on_its_shelf_and_every_end_gives_them_back() {
+    let mut engine = listed_engine(false);
+    let held = Subscription { held: true, ..subscription(1, 1, 0) };
+    let webhook = held.uid;
+    engine.subscribe(held.clone());
+    for _ in 0..MAX_BYTES / HEAVY {
+        assert_eq!(starts(&mut engine, "ns", HEAVY), "pending");
+    }
+    assert_eq!(starts(&mut engine, "ns", KIB), "shelved");
+    for _ in 1..MAX_BYTES / HEAVY {
+        assert_eq!(starts(&mut engine, "ns", HEAVY), "shelved");
+    }
+    assert_eq!(starts(&mut engine, "ns", HEAVY - KIB), "shelved");
+    assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
+
+    let mut keeps = Vec::new();
+    while let Some(due) = engine.due(at(0)) {
+        let Due::Keep(keep) = due else { panic!("the Webhook is held") };
+        keeps.push(keep);
+    }
+    keeps.retain(|keep| keep.event.body.len() == HEAVY);
+    engine.kept(webhook, keeps[0].delivery);
+    assert_eq!(starts(&mut engine, "ns", HEAVY), "shelved", "in the place of what has become an object");
+    assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
+
+    engine.subscribe(Subscription { held: false, ..held });
+    let first = attempt_past_keeps(&mut engine, 0);
+    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
+    assert_eq!(starts(&mut engine, "ns", HEAVY), "pending", "in the place of what was acknowledged");
+    assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
+
+    let second = attempt_past_keeps(&mut engine, 0);
+    let settled = engine.settle(outcome(&second, FAILED), at(0), 0.5).unwrap();
+    assert!(settled.dropped && !settled.again, "its shelf is full");
+    assert_eq!(starts(&mut engine, "ns", HEAVY), "pending", "in the place of what was given up");
+    assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
+
+    engine.kept(webhook, keeps[1].delivery);
+    let third = attempt_past_keeps(&mut engine, 0);
+    assert!(!engine.settle(outcome(&third, FAILED), at(0), 0.5).unwrap().dropped, "it fits onto the shelf");
+    assert_eq!(starts(&mut engine, "ns", HEAVY), "pending");
+    assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
+}
+
+#[test]
+fn a_shelf_takes_a_thousand_deliveries_that_failed_and_the_next_is_dropped() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 1, 0));
+    for number in 0..=MAX_SHELVED {
+        engine.observe(seen(job(number as u128, 5, TrainingStage::Running)), at(0));
+        let attempt = attempt_past_keeps(&mut engine, 0);
+        let settled = engine.settle(outcome(&attempt, FAILED), at(0), 0.5).unwrap();
+        assert_eq!(settled.dropped, number == MAX_SHELVED, "number {number}");
+    }
+}
+
+#[test]
+fn all_webhooks_together_hold_the_total_to_the_last_byte_and_a_deleted_one_gives_its_share_back() {
+    let mut engine = listed_engine(false);
+    for (number, namespace) in (1..).zip(["n1", "n2", "n3", "n4", "n5", "n6"]) {
+        engine.subscribe(Subscription {
+            scope: Scope::Namespace(namespace.into()),
+            held: true,
+            ..subscription(number, 1, 0)
+        });
+    }
+    for namespace in ["n1", "n2", "n3", "n4"] {
+        for _ in 0..MAX_BYTES / HEAVY {
+            assert_eq!(starts(&mut engine, namespace, HEAVY), "pending");
+        }
+    }
+    assert_eq!(starts(&mut engine, "n5", KIB), "shelved", "its own queue is empty");
+    for namespace in ["n5", "n6"] {
+        for _ in 1..MAX_BYTES / HEAVY / 2 {
+            assert_eq!(starts(&mut engine, namespace, HEAVY), "shelved");
+        }
+    }
+    assert_eq!(starts(&mut engine, "n6", HEAVY), "shelved");
+    assert_eq!(starts(&mut engine, "n6", HEAVY - KIB), "shelved");
+    for namespace in ["n5", "n6"] {
+        assert_eq!(starts(&mut engine, namespace, KIB), "dropped", "its own shelf has room");
+    }
+    for number in [1, 5, 6] {
+        engine.unsubscribe(Uid::from_u128(1000 + number));
+    }
+    for (number, namespace) in [(5, "n5"), (6, "n6"), (7, "n6")] {
+        engine.subscribe(Subscription {
+            scope: Scope::Namespace(namespace.into()),
+            held: true,
+            ..subscription(number, 1, 0)
+        });
+    }
+    for _ in 1..MAX_BYTES / HEAVY {
+        assert_eq!(starts(&mut engine, "n5", HEAVY), "pending");
+    }
+    // Two Webhooks share the last event that there is room for: it counts once.
+    let last = Object { namespace: "n6".into(), ..job(0, 5, TrainingStage::Running) };
+    let size = listed_engine(false).observe(seen(last.clone()), at(0)).events[0].body.len();
+    assert_eq!(starts(&mut engine, "n5", HEAVY - size), "pending");
+    let observed = engine.observe(seen(last), at(0));
+    assert_eq!(observed.enqueued, [Uid::from_u128(1006), Uid::from_u128(1007)]);
+    engine.unsubscribe(Uid::from_u128(1007));
+    assert_eq!(starts(&mut engine, "n6", KIB), "shelved", "the other Webhook still waits for it");
+}
+
+#[test]
+fn what_is_asked_for_again_goes_past_the_bounds_and_counts_until_the_last_of_it_has_ended() {
+    let mut engine = listed_engine(false);
+    for (number, namespace) in (1..).zip(["n1", "n2", "n3", "n4", "n5", "n6"]) {
+        engine.subscribe(Subscription { scope: Scope::Namespace(namespace.into()), ..subscription(number, 1, 0) });
+    }
+    assert_eq!(starts(&mut engine, "n5", HEAVY), "pending");
+    let told = attempt(&mut engine, 0);
+    engine.settle(outcome(&told, AttemptResult::Acknowledged), at(0), 0.5);
+    for namespace in ["n1", "n2", "n3", "n4"] {
+        for _ in 0..MAX_BYTES / HEAVY {
+            assert_eq!(starts(&mut engine, namespace, HEAVY), "pending");
+        }
+    }
+    let both = [Uid::from_u128(1005), Uid::from_u128(1006)];
+    assert!(both.iter().all(|webhook| engine.redeliver(*webhook, &told.event)));
+    engine.unsubscribe(Uid::from_u128(1001));
+    for _ in 1..MAX_BYTES / HEAVY {
+        assert_eq!(starts(&mut engine, "n5", HEAVY), "pending");
+    }
+    assert_eq!(starts(&mut engine, "n6", KIB), "shelved");
+    let end = |engine: &mut Engine, webhook| {
+        let attempt = Attempt { webhook, delivery: DeliveryId::new(told.event.id, webhook), ..told.clone() };
+        engine.settle(outcome(&attempt, AttemptResult::Acknowledged), at(0), 0.5).unwrap();
+    };
+    end(&mut engine, both[0]);
+    assert_eq!(starts(&mut engine, "n6", KIB), "shelved");
+    end(&mut engine, both[1]);
+    assert_eq!(starts(&mut engine, "n6", HEAVY - 2 * KIB), "pending");
+    assert_eq!(starts(&mut engine, "n6", KIB), "shelved");
+}

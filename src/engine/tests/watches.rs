@@ -1,0 +1,211 @@
+//! Watches that begin, end, are begun anew, and what their lists and lines tell.
+
+use super::*;
+
+#[test]
+fn an_observation_that_is_not_newer_than_its_record_is_dropped() {
+    let mut engine = listed_engine(false);
+    let running = || seen(job(1, 5, TrainingStage::Running));
+    assert_eq!(names(&engine.observe(running(), at(0))), ["training.started"]);
+    assert!(names(&engine.observe(running(), at(0))).is_empty());
+    assert!(names(&engine.observe(seen(job(1, 4, TrainingStage::Completed)), at(0))).is_empty());
+}
+
+#[test]
+fn a_list_that_lacks_an_object_tells_its_deletion_only_once_it_is_complete() {
+    let mut engine = listed_engine(false);
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    engine.observe(seen(job(2, 6, TrainingStage::Running)), at(0));
+    for _ in 0..2 {
+        // The first list breaks off.
+        engine.observe(change(Change::ListBegun), at(0));
+        assert!(engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0)).events.is_empty());
+        engine.observe(seen(job(3, 8, TrainingStage::Pending)), at(0));
+        assert_eq!(engine.position(WATCH), 6, "during a list the position stays");
+    }
+    let observed = engine.observe(change(Change::ListEnded(9)), at(0));
+    assert_eq!(names(&observed), ["training.failed"]);
+    assert_eq!(engine.position(WATCH), 9);
+    assert_eq!(engine.records(), 2);
+}
+
+#[test]
+fn on_a_watch_with_a_selector_absence_is_asked_after() {
+    let mut engine = listed_engine(true);
+    for number in 1..=3 {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    engine.observe(change(Change::ListBegun), at(0));
+    let observed = engine.observe(change(Change::ListEnded(9)), at(0));
+    assert!(observed.events.is_empty());
+    assert_eq!(observed.questions.len(), 3);
+    // The third is selected again before the answer comes.
+    engine.observe(seen(job(3, 12, TrainingStage::Running)), at(0));
+    let mut told = Vec::new();
+    for question in observed.questions {
+        let living = question.uid == Uid::from_u128(1);
+        told.extend(names(&engine.observe(change(Change::Answer { question, living }), at(0))));
+    }
+    assert_eq!(told, ["training.failed"], "of the second alone");
+    // The first lives on unselected, and goes in silence.
+    engine.observe(change(Change::ListBegun), at(0));
+    engine.observe(seen(job(3, 12, TrainingStage::Running)), at(0));
+    let observed = engine.observe(change(Change::ListEnded(20)), at(0));
+    let [question] = &observed.questions[..] else { panic!("{:?}", observed.questions) };
+    let answer = Change::Answer { question: question.clone(), living: false };
+    assert!(engine.observe(change(answer), at(0)).events.is_empty());
+    assert_eq!(engine.records(), 1);
+}
+
+#[test]
+fn a_label_that_went_and_came_back_before_the_newest_state_mutes_nothing_when_it_is_observed_again() {
+    let mut engine = listed_engine(true);
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    // The record was flushed, the position behind it was not: the log is read again.
+    engine.observe(change(Change::Unselected(Uid::from_u128(1))), at(0));
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    engine.observe(change(Change::ListBegun), at(0));
+    let observed = engine.observe(change(Change::ListEnded(9)), at(0));
+    let [question] = &observed.questions[..] else { panic!("{:?}", observed.questions) };
+    let answer = Change::Answer { question: question.clone(), living: false };
+    assert_eq!(names(&engine.observe(change(answer), at(0))), ["training.failed"]);
+}
+
+#[test]
+fn a_kind_that_was_not_installed_has_no_baseline() {
+    let mut engine = Engine::new(None, 1, 4);
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
+    engine.observe(change(Change::NotInstalled), at(0));
+    engine.observe(change(Change::ListBegun), at(0));
+    assert_eq!(names(&engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0))), ["training.started"]);
+}
+
+#[test]
+fn an_object_that_a_list_shows_in_unreadable_form_is_there() {
+    let mut engine = listed_engine(false);
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    engine.observe(change(Change::ListBegun), at(0));
+    engine.observe(change(Change::Unreadable(Uid::from_u128(1))), at(0));
+    assert!(engine.observe(change(Change::ListEnded(9)), at(0)).events.is_empty());
+    assert_eq!(engine.records(), 1);
+}
+
+#[test]
+fn a_watch_that_ends_is_forgotten_with_its_position_and_what_it_withheld_goes_with_the_flush_that_says_so() {
+    let mut engine = Engine::new(None, 1, 4);
+    engine.subscribe(subscription(1, 1, 0));
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "a", false);
+    engine.observe(change(Change::NotInstalled), at(0));
+    flushed(&mut engine);
+    engine.add_watch(WatchId(1), "trainingjobs.llmtune.io", "b", false);
+    flushed(&mut engine);
+    assert_eq!(engine.unflushed(), Unflushed::Nothing);
+    engine.remove_watch(WatchId(9));
+    assert_eq!(engine.unflushed(), Unflushed::Nothing, "it was never there");
+    engine.observe(Observation { watch: WatchId(1), change: Change::NotInstalled }, at(0));
+    let new = Observation { watch: WatchId(1), change: Change::Seen(Box::new(job(1, 5, TrainingStage::Running))) };
+    assert_eq!(names(&engine.observe(new, at(0))), ["training.started"]);
+    assert!(engine.due(at(0)).is_none(), "its baseline is not flushed");
+    engine.remove_watch(WatchId(1));
+    let entries = flushed(&mut engine).watches.unwrap();
+    assert_eq!(attempt(&mut engine, 0).event.object.name, "job-1");
+    assert_eq!(entries.iter().map(|entry| entry.watch.as_str()).collect::<Vec<_>>(), ["a"]);
+    engine.remove_watch(WATCH);
+    assert_eq!(engine.unflushed(), Unflushed::Changes);
+    assert!(engine.observe(seen(job(2, 6, TrainingStage::Running)), at(0)).events.is_empty());
+    assert_eq!(engine.records(), 0);
+}
+
+#[test]
+fn every_watch_begins_an_epoch_of_its_own_and_one_whose_kind_is_missing_begins_another_once() {
+    let mut engine = Engine::new(None, 7, 4);
+    for (id, name) in [(WATCH, "a"), (WatchId(1), "b")] {
+        engine.add_watch(id, "trainingjobs.llmtune.io", name, false);
+        engine.observe(Observation { watch: id, change: Change::ListBegun }, at(0));
+        engine.observe(Observation { watch: id, change: Change::ListEnded(5) }, at(0));
+    }
+    let epochs =
+        |engine: &mut Engine| flushed(engine).watches.unwrap().iter().map(|entry| entry.epoch).collect::<Vec<_>>();
+    assert_eq!(epochs(&mut engine), [8, 9]);
+    for _ in 0..2 {
+        engine.observe(change(Change::NotInstalled), at(0));
+        assert_eq!(epochs(&mut engine), [10, 9]);
+    }
+    engine.observe(change(Change::ListBegun), at(0));
+    engine.observe(change(Change::ListEnded(9)), at(0));
+    assert_eq!(engine.unflushed(), Unflushed::Changes, "it is installed now");
+    let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
+    engine.add_watch(WatchId(2), "trainingjobs.llmtune.io", "c", false);
+    engine.observe(Observation { watch: WatchId(2), change: Change::NotInstalled }, at(0));
+    assert!(epochs(&mut engine)[0] > 10);
+}
+
+#[test]
+fn a_watch_that_is_configured_no_more_is_named_and_forgotten_after_a_restart() {
+    let mut engine = Engine::new(None, 1, 4);
+    for (id, name) in [(WATCH, "a"), (WatchId(1), "b")] {
+        engine.add_watch(id, "trainingjobs.llmtune.io", name, false);
+        engine.observe(Observation { watch: id, change: Change::ListEnded(5) }, at(0));
+    }
+    let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "a", false);
+    assert_eq!((engine.position(WATCH), engine.unflushed()), (5, Unflushed::Nothing));
+    assert_eq!(engine.forget_other_watches(), ["b"]);
+    assert_eq!(engine.unflushed(), Unflushed::Changes);
+    let entries = flushed(&mut engine).watches.unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.watch.as_str()).collect::<Vec<_>>(), ["a"]);
+    assert!(engine.forget_other_watches().is_empty());
+    assert_eq!(engine.unflushed(), Unflushed::Nothing);
+}
+
+#[test]
+fn an_object_that_came_and_went_is_not_told_again_when_the_watch_is_begun_anew_before_it() {
+    let mut engine = listed_engine(false);
+    let history = || [seen(job(1, 5, TrainingStage::Running)), deleted(job(1, 7, TrainingStage::Running))];
+    let told = |engine: &mut Engine| history().map(|observation| engine.observe(observation, at(0)).events.len());
+    assert_eq!(told(&mut engine), [1, 1]);
+    assert_eq!(told(&mut engine), [0, 0]);
+    assert_eq!(engine.records(), 0);
+}
+
+#[test]
+fn a_watch_that_follows_the_log_again_passes_versions_although_a_list_broke_off() {
+    let mut engine = listed_engine(false);
+    let position = engine.position(WATCH);
+    engine.observe(change(Change::ListBegun), at(0));
+    engine.observe(change(Change::Bookmark(position + 7)), at(0));
+    assert_eq!(engine.position(WATCH), position + 7);
+}
+
+#[test]
+fn a_question_outlives_a_crash_and_only_the_answer_to_the_newest_counts_once() {
+    let mut engine = listed_engine(true);
+    for number in 1..=2 {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    // Its going would be no event.
+    engine.observe(seen(job(3, 5, TrainingStage::Pending)), at(0));
+    engine.observe(change(Change::ListBegun), at(0));
+    let asked = engine.observe(change(Change::ListEnded(9)), at(0)).questions;
+    assert_eq!((asked.len(), engine.records()), (2, 2));
+    let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
+    let mut open = engine.open_questions();
+    open.sort_by_key(|question| question.uid);
+    assert_eq!(open, asked);
+
+    let answer = |question: &Question, living| change(Change::Answer { question: question.clone(), living });
+    // The first lives, unselected; the second answer to the same question is void.
+    engine.observe(answer(&asked[0], true), at(0));
+    engine.observe(answer(&asked[0], false), at(0));
+    assert_eq!(engine.records(), 2);
+    assert_eq!(engine.open_questions(), asked[1..]);
+    // The second is seen anew, and missed anew.
+    engine.observe(seen(job(2, 12, TrainingStage::Running)), at(0));
+    assert!(engine.open_questions().is_empty());
+    assert!(flushed(&mut engine).records.iter().all(|entry| !entry.record.as_ref().unwrap().missed));
+    engine.observe(change(Change::ListBegun), at(0));
+    let newer = engine.observe(change(Change::ListEnded(20)), at(0)).questions;
+    assert!(engine.observe(answer(&asked[1], false), at(0)).events.is_empty());
+    assert_eq!(names(&engine.observe(answer(&newer[1], false), at(0))), ["training.failed"]);
+}
