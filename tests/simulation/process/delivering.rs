@@ -1,0 +1,164 @@
+//! Its attempts, and what it gives up.
+
+use super::*;
+
+impl Process {
+    /// Does what the engine wants done.
+    pub fn due(&mut self, env: &mut Env) {
+        let now = env.time(self.off);
+        loop {
+            let Some(engine) = &mut self.engine else { return };
+            match engine.due(now) {
+                None => return,
+                Some(Due::Keep(keep)) => {
+                    self.outgoing(env, &keep.event);
+                    self.keeps.push(keep);
+                }
+                Some(Due::GivenUp(settled)) => {
+                    if settled.dropped {
+                        env.oracle.reached.insert((settled.webhook, settled.event.id));
+                    }
+                    return;
+                }
+                Some(Due::Attempt(attempt)) => {
+                    env.say(|| {
+                        format!(
+                            "#{} attempts {} to {:?}, number {}",
+                            self.number, attempt.event.id, attempt.webhook, attempt.number
+                        )
+                    });
+                    self.begun(env, attempt);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Judges that an event goes out.
+    fn outgoing(&self, env: &mut Env, event: &Event) {
+        let kind = kind_of_uid(event.object.uid);
+        env.oracle.outgoing(kind, event.id);
+        if kind == USAGE {
+            if self.withheld.contains(&event.id) {
+                env.oracle.fail("engine 7", "a measured event is attempted before a flush that holds it has landed");
+            }
+            env.met.outlasted |= !self.told.contains_key(&event.id);
+            let judged = env.oracle.crossings.attempted(event);
+            env.oracle.heed(judged);
+        }
+        let awaits = |known: &Known| !known.baselined && self.told.get(&event.id) == Some(&Some(known.id));
+        if self.watches[kind].iter().any(awaits) {
+            env.oracle.fail("engine 6", "an attempt before its watch's baseline is flushed");
+        }
+    }
+
+    /// Judges an attempt that begins.
+    fn begun(&mut self, env: &mut Env, attempt: Attempt) {
+        let Attempt { webhook, ref event, number, .. } = attempt;
+        self.outgoing(env, event);
+        let oracle = &mut env.oracle;
+        let Some(hook) = env.hooks.get(&webhook) else {
+            oracle.fail("engine 3", "an attempt to a Webhook that is deleted");
+            return;
+        };
+        let subscription = &hook.subscription;
+        if subscription.held {
+            oracle.fail("pending 3", "a held Webhook begins an attempt");
+        }
+        let busy = self.attempts.iter().filter(|other| other.webhook == webhook).count();
+        if busy >= subscription.concurrency {
+            oracle.fail("pending 1", "more attempts at once than the Webhook's concurrency");
+        }
+        if number > subscription.max_retries + 1 {
+            oracle.fail("delivery/schedule", "more attempts than the Webhook's retries");
+        }
+        if self.attempts.iter().any(|other| other.webhook == webhook && other.event.id == event.id) {
+            oracle.fail("pending 1", "two attempts of one delivery at once");
+        }
+        oracle.attempted(webhook, event.object.uid, event.id, number);
+        if number == 1 {
+            let object = event.object.uid;
+            let same =
+                |other: &&Attempt| other.webhook == webhook && other.number == 1 && other.event.object.uid == object;
+            if self.attempts.iter().find(same).is_some() {
+                oracle.fail("pending 2", "first attempts of one object's events overlap");
+            }
+            let told = env.told.get(&(event.id, event.observed_at)).copied();
+            let this = (told, event.sequence, event.id);
+            if let Some(before) = self.first_attempts.insert((webhook, object), this)
+                && before.2 != this.2
+                && before >= this
+                && !oracle.begun_anew.contains(&object)
+            {
+                oracle.fail("pending 2", format!("first attempts out of order: {before:?} before {this:?}"));
+            }
+        }
+        self.attempts.push(attempt);
+    }
+
+    /// Lets an attempt under way end.
+    pub fn end_attempt(&mut self, env: &mut Env) {
+        if self.attempts.is_empty() {
+            return;
+        }
+        let at = env.random.below(self.attempts.len());
+        let webhook = self.attempts[at].webhook;
+        let mode = env.hooks.get(&webhook).map_or(Mode::Well, |hook| hook.mode);
+        let luck = if env.calm { 50 } else { env.random.below(100) };
+        let failed = AttemptResult::Failed { retry_after: None };
+        let (reaches, result) = match (mode, luck) {
+            (_, 0..3) => (false, AttemptResult::Withheld { hold: false }),
+            (Mode::Slow, 3..70) => return,
+            // It arrives, and the answer does not.
+            (Mode::Well, 3..8) => (true, failed),
+            (Mode::Well, 8..14) | (Mode::Failing, _) => (false, failed),
+            (Mode::Gone, _) => (false, AttemptResult::Gone),
+            (Mode::Well | Mode::Slow, _) => (true, AttemptResult::Acknowledged),
+        };
+        let Attempt { delivery, event, generation, .. } = self.attempts.swap_remove(at);
+        if reaches {
+            env.oracle.reached.insert((webhook, event.id));
+        }
+        let outcome = Outcome { webhook, delivery, generation, result, exchange: None };
+        let (now, random) = (env.time(self.off), env.random.unit());
+        let Some(engine) = &mut self.engine else { return };
+        let Some(settled) = engine.settle(outcome, now, random) else { return };
+        env.say(|| format!("#{} settles {} at {webhook:?}: {:?}", self.number, event.id, settled.verdict));
+        if settled.verdict == Verdict::Delivered {
+            self.ended.push((webhook, event.id));
+        }
+        if settled.dropped {
+            env.oracle.reached.insert((webhook, event.id));
+        }
+        if settled.verdict == Verdict::GivenUp(Reason::EndpointGone)
+            && let Some(hook) = env.hooks.get_mut(&webhook)
+            && env.random.chance(50)
+        {
+            hook.gone = Some(generation);
+        }
+    }
+
+    /// Makes an object of a delivery that was given up.
+    pub fn keep(&mut self, env: &mut Env) {
+        if self.keeps.is_empty() {
+            return;
+        }
+        let at = env.random.below(self.keeps.len());
+        let luck = if env.calm { 50 } else { env.random.below(100) };
+        let Keep { webhook, delivery, ref event, .. } = self.keeps[at];
+        let key = (webhook, event.id);
+        if luck < 10 {
+            return;
+        }
+        env.say(|| format!("#{} keeps {} of {webhook:?} as an object", self.number, event.id));
+        env.oracle.reached.insert(key);
+        if luck < 20 {
+            return;
+        }
+        self.keeps.swap_remove(at);
+        self.ended.push(key);
+        if let Some(engine) = &mut self.engine {
+            engine.kept(webhook, delivery);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! What its watches saw is observed, and what the engine tells of it.
+
+use super::*;
+
+impl Process {
+    /// Lets the task of a kind's watch go on.
+    pub fn watch(&mut self, env: &mut Env, kind: usize) {
+        let watcher = self.watchers.iter_mut().find(|watcher| watcher.kind == kind);
+        if let Some(watcher) = watcher {
+            watcher.step(env, &mut self.queue);
+        } else if kind == USAGE
+            && let Some(meter) = &mut self.meter
+        {
+            let now = env.time(self.off);
+            meter.step(env, now, &mut self.queue);
+        }
+    }
+
+    /// Lets the engine take in the next observation.
+    pub fn consume(&mut self, env: &mut Env) {
+        let Some(item) = self.queue.pop_front() else { return };
+        env.say(|| format!("#{} observes {} {}", self.number, KINDS[item.kind].name, brief(&item.change)));
+        if item.kind == USAGE {
+            self.measure(env, item);
+        } else {
+            self.observe(env, item);
+        }
+    }
+
+    fn observe(&mut self, env: &mut Env, item: Item) {
+        let Some(engine) = &mut self.engine else { return };
+        let Item { watch, kind, change, as_of, outdated } = item;
+        let Some(known) = self.watches[kind].as_mut().filter(|known| known.id == watch) else {
+            if !engine.observe(Observation { watch, change }, env.time(self.off)).events.is_empty() {
+                env.oracle.fail("engine 9", "an event is told of a watch that was withdrawn");
+            }
+            return;
+        };
+        let subject = subject(&change);
+        let begins = known.baseline.is_none();
+        if matches!(change, Change::ListEnded(_)) && KINDS[kind].selective {
+            env.oracle.forgotten(&env.store, kind);
+        }
+        let mut bookmark = 0;
+        match &change {
+            Change::ListBegun => {
+                if !begins {
+                    let position = engine.position(watch);
+                    env.oracle.gap(kind, known.restored_to.map_or(position, |version| version.min(position)), as_of);
+                }
+                known.in_list = true;
+            }
+            Change::ListEnded(_) => {
+                known.baseline.get_or_insert(as_of);
+                known.restored_to = known.restored_to.filter(|_| outdated);
+                env.met.came |= std::mem::take(&mut known.absent);
+                known.in_list = false;
+            }
+            Change::Deleted(object) if KINDS[kind].selective => {
+                let deleted = env.store.lives.get(&object.uid).and_then(|life| life.deleted);
+                if deleted.is_none_or(|(version, _)| version != object.version) {
+                    env.oracle.begun_anew.insert(object.uid);
+                }
+            }
+            Change::Unselected(uid) => env.oracle.unselected(*uid, as_of),
+            Change::NotInstalled if !known.absent => {
+                env.met.went |= !begins;
+                known.baseline = Some(as_of);
+                known.baselined = false;
+                known.absent = true;
+                known.in_list = false;
+            }
+            Change::Bookmark(version) => bookmark = *version,
+            _ => {}
+        }
+        let baseline = known.baseline.filter(|_| !begins);
+        let observed = engine.observe(Observation { watch, change }, env.time(self.off));
+        if engine.position(watch) < bookmark {
+            env.oracle.fail("engine 5", format!("{bookmark} is passed, and the position stays"));
+        }
+        for event in &observed.events {
+            let version = subject.filter(|(uid, _)| *uid == event.object.uid).map(|(_, version)| version);
+            env.oracle.occurred(&env.store, kind, version, baseline, event);
+        }
+        let unwritten = Some(watch).filter(|_| !known.baselined);
+        self.tell(env, unwritten, &observed);
+        self.questions.extend(observed.questions);
+    }
+
+    /// Lets the engine take in what was measured, or what there is to measure.
+    fn measure(&mut self, env: &mut Env, item: Item) {
+        let Some(engine) = &mut self.engine else { return };
+        let Item { watch, change, .. } = item;
+        let object = match &change {
+            Change::Only(there) => {
+                env.oracle.crossings.only(there);
+                None
+            }
+            Change::Gone(uid) => {
+                env.oracle.crossings.gone(*uid);
+                None
+            }
+            Change::Measured(object) => Some(object.clone()),
+            _ => None,
+        };
+        let observed = engine.observe(Observation { watch, change }, env.time(self.off));
+        if let Some(object) = object {
+            let reached = observed.reached.as_ref().map(|(_, reached)| &reached[..]);
+            let deliveries = observed.events.iter().flat_map(|event| Oracle::audience(&env.hooks, event)).collect();
+            let judged = env.oracle.crossings.evaluated(&object, &observed.events, deliveries, reached, &mut env.met);
+            env.oracle.heed(judged);
+            self.withheld.extend(observed.events.iter().map(|event| event.id));
+        } else if !observed.events.is_empty() {
+            env.oracle.fail("engine 1", "an event is told of nothing that was measured");
+        }
+        self.tell(env, None, &observed);
+    }
+
+    /// Takes note of the events that an observation led to.
+    fn tell(&mut self, env: &mut Env, unwritten: Option<WatchId>, observed: &Observed) {
+        for event in &observed.events {
+            env.say(|| format!("#{} tells {} of {} as {}", self.number, event.event_type, event.object.name, event.id));
+            env.told.entry((event.id, event.observed_at)).or_insert(env.millis);
+            let object = event.object.uid;
+            if self.told.insert(event.id, unwritten).is_some() && !env.oracle.may_repeat(self.number, object) {
+                env.oracle.fail("engine 1", format!("{} of {} is told twice", event.event_type, event.object.name));
+            }
+            self.told_since.push(event.id);
+            if kind_of_uid(event.object.uid) != USAGE {
+                self.owed_since.extend(Oracle::audience(&env.hooks, event));
+            }
+            // Told anew, it goes anew; if it was flushed before, that is caught.
+            let ended = self.flushing.iter_mut().map(|flushing| &mut flushing.held.ended).chain([&mut self.ended]);
+            ended.for_each(|ended| ended.retain(|(_, known)| *known != event.id));
+            if let Some(flushing) = &mut self.flushing {
+                flushing.held.failed.retain(|(_, known, _)| *known != event.id);
+            }
+        }
+        for webhook in &observed.dropped {
+            env.oracle.reached.extend(observed.events.iter().map(|event| (*webhook, event.id)));
+        }
+    }
+
+    /// Answers a question.
+    pub fn answer(&mut self, env: &mut Env) {
+        if self.questions.is_empty() {
+            return;
+        }
+        let question = self.questions.swap_remove(env.random.below(self.questions.len()));
+        let living = env.store.lives(question.uid);
+        let (watch, kind) = (question.watch, kind_of_uid(question.uid));
+        let change = Change::Answer { question, living };
+        self.queue.push_back(Item { watch, kind, change, as_of: 0, outdated: false });
+    }
+}
