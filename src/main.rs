@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 /// What the log leaves out unless `RUST_LOG` names it. kube logs each failed request, with a dump of the answer: whoever made it logs what that
 /// means. What HTTP clients log below `info` are headers and paths, where Secrets may stand.
-const QUIET: &str = "kube_client=off,kube_runtime=off,h2=info,hyper=info,hyper_util=info,reqwest=info";
+const QUIET: &str = "kube_client=off,kube_runtime=off,h2=info,hyper=info,hyper_util=info";
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -42,7 +42,7 @@ fn run(args: RunArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
-    // Both HTTP clients use it; without it the first TLS connection would panic.
+    // Without it kube's first TLS connection would panic.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // As a task: what `block_on` itself runs is woken through the kernel, twice for each delivery.

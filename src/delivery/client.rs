@@ -100,17 +100,18 @@ impl Response {
         self.0.headers()
     }
 
-    /// The next piece of its body; `None` at its end, or where it breaks off.
-    pub async fn chunk(&mut self) -> Option<Bytes> {
-        loop {
+    /// The next piece of its body; `None` at its end.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, hyper::Error> {
+        while let Some(frame) = self.0.body_mut().frame().await {
             // What is no data are trailers.
-            if let Ok(data) = self.0.body_mut().frame().await?.ok()?.into_data() {
+            if let Ok(data) = frame?.into_data() {
                 if let Some(unasked) = self.0.extensions().get::<Unasked>() {
                     unasked.taken(data.len());
                 }
-                return Some(data);
+                return Ok(Some(data));
             }
         }
+        Ok(None)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What went wrong with an attempt, told so that its reader knows what to do: never the answer's body, the url's path or a secret.
 
-use std::{io, time::Duration};
+use std::{error::Error, io, time::Duration};
 
 use http::{HeaderMap, StatusCode, header};
 use reqwest::Url;
@@ -88,23 +88,28 @@ fn describe_guard(refused: &Refused, discretion: Discretion) -> String {
     }
 }
 
-/// The innermost cause tells: the outer ones repeat the url.
+/// An error and its causes, also those that an error of io keeps to itself.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        inside.map(|inside| inside as &(dyn Error + 'static)).or_else(|| error.source())
+    })
+}
+
+/// The cause that tells: the outer ones repeat the url.
+pub(crate) fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    causes(error).last().unwrap_or(error)
+}
+
 fn describe_request(error: &SendError, limit: Duration, discretion: Discretion) -> (Class, String) {
-    let mut innermost: &(dyn std::error::Error + 'static) = error;
     let mut tls = None;
-    loop {
-        if let Some(refused) = innermost.downcast_ref::<Refused>() {
+    for cause in causes(error) {
+        if let Some(refused) = cause.downcast_ref::<Refused>() {
             return (Class::Address, describe_guard(refused, discretion));
         }
-        if let Some(found) = innermost.downcast_ref::<rustls::Error>() {
-            tls = Some(found);
-        }
-        let inside = innermost.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        match inside.map(|inside| inside as &(dyn std::error::Error + 'static)).or_else(|| innermost.source()) {
-            Some(cause) => innermost = cause,
-            None => break,
-        }
+        tls = cause.downcast_ref::<rustls::Error>().or(tls);
     }
+    let innermost = innermost(error);
     if matches!(error, SendError::Timeout) {
         let limit = limit.as_secs_f64();
         (Class::Timeout, format!("no answer within {limit} s: answer before any work, or raise spec.delivery.timeout"))

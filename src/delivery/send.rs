@@ -184,7 +184,7 @@ fn withheld(attempt: &Attempt, hold: bool, lost: Option<(Arc<Kept>, ReferenceErr
 async fn drain(mut response: Response) {
     let read = async {
         let mut bytes = 0;
-        while let Some(chunk) = response.chunk().await {
+        while let Ok(Some(chunk)) = response.chunk().await {
             bytes += chunk.len();
             if bytes > MAX_ANSWER {
                 break;

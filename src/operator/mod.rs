@@ -12,7 +12,7 @@ use std::{path::Path, sync::Arc};
 use prometheus::Registry;
 use rustls::pki_types::CertificateDer;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info};
+use tracing::info;
 
 use crate::{
     causes::Causes,
@@ -91,11 +91,7 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
         info!(%address, version = env!("CARGO_PKG_VERSION"), "serving /metrics, /healthz and /readyz");
     }
     let shown = Shown { registry, metrics: metrics.clone(), health: Arc::clone(&health) };
-    tokio::spawn(async move {
-        if let Err(error) = server::serve(listener, shown).await {
-            error!(%error, "metrics and health are no longer served");
-        }
-    });
+    tokio::spawn(server::serve(listener, shown));
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
     let mut shutdown = std::pin::pin!(async move {
@@ -159,7 +155,7 @@ fn prometheus(args: &RunArgs) -> Result<Arc<Prometheus>, Error> {
         }
     }
     let servers = args.allow_prometheus.clone();
-    let prometheus = Prometheus::new(servers, &roots, args.prometheus_token_file.clone());
+    let prometheus = Prometheus::new(servers, roots, args.prometheus_token_file.clone());
     let refuse = |error| Error::Config(format!("queries to Prometheus cannot be made: {}", Causes(&error)));
     prometheus.map(Arc::new).map_err(refuse)
 }

@@ -14,6 +14,12 @@ use axum::{
     http::{StatusCode, header},
     response::IntoResponse,
     routing::get,
+    serve::Listener,
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
 };
 use jiff::Timestamp;
 use prometheus::{Registry, TextEncoder};
@@ -186,14 +192,18 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, std::io::Error> {
     TcpListener::bind(address).await.map_err(|error| std::io::Error::new(error.kind(), format!("{address}: {error}")))
 }
 
-/// Serves until the process ends.
-pub async fn serve(listener: TcpListener, shown: Shown) -> Result<(), std::io::Error> {
+/// Serves for ever, over HTTP/1.1 alone: `axum::serve` would bring a server of HTTP/2, and wait for ever for the head of a request.
+pub async fn serve(mut listener: TcpListener, shown: Shown) {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(shown);
-    axum::serve(listener, router).await
+    loop {
+        let (stream, _) = Listener::accept(&mut listener).await;
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service));
+    }
 }
 
 async fn healthz(State(shown): State<Shown>) -> impl IntoResponse {

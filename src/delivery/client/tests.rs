@@ -76,7 +76,7 @@ async fn answers_that_come_at_once_to_all_requests_of_a_connection_are_all_read(
     let ask = || async {
         let mut response = client.post(uri.clone(), HeaderMap::new(), Bytes::from_static(b"{}"), LIMIT).await.unwrap();
         let mut length = 0;
-        while let Some(chunk) = response.chunk().await {
+        while let Ok(Some(chunk)) = response.chunk().await {
             length += chunk.len();
         }
         length

@@ -1,9 +1,16 @@
 //! PromQL queries, over connections that all thresholds share. A server that hangs holds up its own queries alone.
 
-use std::{collections::HashMap, fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
-use http::{StatusCode, header};
-use reqwest::{Client, Response, Url, redirect};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use reqwest::Url;
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -14,7 +21,7 @@ use tokio::{
 
 use super::plan::{Failure, Reason};
 use crate::{
-    causes::Causes,
+    delivery::{address::Guard, client::Response, clients::Clients, failure::innermost, resolver::System},
     event::amount::{Amount, AmountError},
 };
 
@@ -23,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Queries to one server at once.
 const CONCURRENCY: usize = 8;
 /// One number takes some hundred bytes; a longer answer is none.
-const MAX_ANSWER: usize = 1 << 20;
+const MAX_ANSWER: usize = 64 << 10;
 /// Of what a server says about an error, this much is told.
 const MAX_TOLD: usize = 256;
 
@@ -62,7 +69,7 @@ impl fmt::Display for Server {
 
 /// The servers that queries may be made to, and how.
 pub struct Prometheus {
-    client: Client,
+    clients: Clients,
     servers: Vec<Server>,
     turns: HashMap<Server, Semaphore>,
     token: Option<PathBuf>,
@@ -73,20 +80,13 @@ impl Prometheus {
     /// for each query, since it may be replaced.
     pub fn new(
         servers: Vec<Server>,
-        roots: &[CertificateDer<'static>],
+        roots: Vec<CertificateDer<'static>>,
         token: Option<PathBuf>,
-    ) -> Result<Self, reqwest::Error> {
-        let roots: Result<Vec<_>, _> = roots.iter().map(|root| reqwest::Certificate::from_der(root)).collect();
-        let client = Client::builder()
-            .user_agent(concat!("llmtune-webhooks/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .tls_certs_merge(roots?)
-            .pool_max_idle_per_host(CONCURRENCY)
-            .build()?;
+    ) -> Result<Self, rustls::Error> {
+        // The platform team names the servers: no address of theirs is refused.
+        let clients = Clients::new(roots, Guard::open(), Arc::new(System), None)?;
         let turns = servers.iter().map(|server| (server.clone(), Semaphore::new(CONCURRENCY))).collect();
-        Ok(Self { client, servers, turns, token })
+        Ok(Self { clients, servers, turns, token })
     }
 
     /// The servers, in the order of the configuration.
@@ -111,30 +111,39 @@ impl Prometheus {
         // A POST, since a query may be longer than what proxies take for a URL. One sample more than is wanted tells that there are several.
         let form = Url::parse_with_params("http://form", [("query", query), ("timeout", "10s"), ("limit", "2")]);
         let form = form.ok().and_then(|url| url.query().map(str::to_owned)).unwrap_or_default();
-        let mut request = self
-            .client
-            .post(format!("{server}/api/v1/query"))
-            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .header(header::ACCEPT, "application/json")
-            .body(form);
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         if let Some(path) = &self.token {
-            let token = std::fs::read_to_string(path).map_err(|error| {
-                unavailable(server, &format!("the operator's --prometheus-token-file cannot be read: {error}"))
-            })?;
-            request = request.bearer_auth(token.trim());
+            headers.insert(header::AUTHORIZATION, bearer(path).map_err(|problem| unavailable(server, &problem))?);
         }
-        let response = request.send().await.map_err(|error| broken(server, error))?;
+        let mut url = server.0.clone();
+        url.set_path(&format!("{}/api/v1/query", url.path().trim_end_matches('/')));
+        // The limit is that of the whole query.
+        let response = self.clients.post(&url, None, headers, form.into(), Duration::MAX).await;
+        let response = response.map_err(|error| broken(server, &error))?;
         let status = response.status();
         let body = read(server, response).await?;
         answer(server, status, &body)
     }
 }
 
+/// What authorizes a query; the error never tells of the token.
+fn bearer(path: &Path) -> Result<HeaderValue, String> {
+    let refuse =
+        |problem: &dyn fmt::Display| format!("the operator's --prometheus-token-file cannot be read: {problem}");
+    let token = std::fs::read_to_string(path).map_err(|error| refuse(&error))?;
+    let value = HeaderValue::from_str(&format!("Bearer {}", token.trim()));
+    let mut value = value.map_err(|_| refuse(&"it holds what no token holds, such as a line break"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
 async fn read(server: &Server, mut response: Response) -> Result<Vec<u8>, Failure> {
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| broken(server, error))? {
+    while let Some(chunk) = response.chunk().await.map_err(|error| broken(server, &error))? {
         if body.len() + chunk.len() > MAX_ANSWER {
-            let say = "spec.prometheus.query gives more than 1 MiB: aggregate it to one number, such as with sum(...)";
+            let say = "spec.prometheus.query gives more than 64 KiB: aggregate it to one number, such as with sum(...)";
             return Err(Failure::new(Reason::SeveralSamples, say));
         }
         body.extend_from_slice(&chunk);
@@ -149,8 +158,8 @@ fn unavailable(server: &Server, problem: &str) -> Failure {
     Failure::new(Reason::PrometheusUnavailable, say)
 }
 
-fn broken(server: &Server, error: reqwest::Error) -> Failure {
-    unavailable(server, &told(&Causes(&error.without_url()).to_string()))
+fn broken(server: &Server, error: &(dyn std::error::Error + 'static)) -> Failure {
+    unavailable(server, &told(&innermost(error).to_string()))
 }
 
 /// What a server said, in one line of bounded length.
