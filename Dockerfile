@@ -19,8 +19,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
       *) echo "no target for $TARGETARCH: build for amd64 or arm64" >&2; exit 1 ;; \
     esac; \
     rustup target add "$target"; \
-    cargo build --release --locked --target "$target" --bin llmtune-webhooks; \
-    cp "target/$target/release/llmtune-webhooks" /
+    cargo build --profile image --locked --target "$target" --bin llmtune-webhooks; \
+    cp "target/$target/image/llmtune-webhooks" /
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt

@@ -36,12 +36,12 @@ generate: ## Write crds/ anew from the types, and what is made of them in docs/ 
 
 image-check: ## Build what the image holds and run it as containers do; EMULATOR=FILE, of user-mode qemu, runs arm64's
 	rustup target add x86_64-unknown-linux-musl aarch64-unknown-linux-musl
-	cargo build --release --locked --target x86_64-unknown-linux-musl --target aarch64-unknown-linux-musl --bin llmtune-webhooks
+	cargo build --profile image --locked --target x86_64-unknown-linux-musl --target aarch64-unknown-linux-musl --bin llmtune-webhooks
 	cargo build --workspace --locked --bin image
 	tests/control-plane/build etcd kube-apiserver kubectl >/dev/null
 	@target=$${CARGO_TARGET_DIR:-target}; \
-	  $$target/debug/image $$target/x86_64-unknown-linux-musl/release/llmtune-webhooks && \
-	  $$target/debug/image $$target/aarch64-unknown-linux-musl/release/llmtune-webhooks $(EMULATOR)
+	  $$target/debug/image $$target/x86_64-unknown-linux-musl/image/llmtune-webhooks && \
+	  $$target/debug/image $$target/aarch64-unknown-linux-musl/image/llmtune-webhooks $(EMULATOR)
 
 bench: ## Measure the figures and write docs/performance.md; BENCH=--help tells how
 	cargo build --release --workspace --bins --locked
