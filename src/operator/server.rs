@@ -249,3 +249,38 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    async fn ask(at: SocketAddr, request: &[u8]) -> String {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_never_comes_whole_is_waited_for_half_a_minute_and_others_are_answered() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry).unwrap();
+        tokio::spawn(serve(listener, Shown { registry, metrics, health: Arc::new(Health::new()) }));
+        let begun = Instant::now();
+        let (endless, whole) = tokio::join!(
+            ask(at, b"GET /healthz HTTP/1.1\r\n"),
+            ask(at, b"GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        );
+        assert!(!endless.contains("200"), "{endless}");
+        assert!(begun.elapsed() >= Duration::from_secs(29), "{:?}", begun.elapsed());
+        assert!(whole.starts_with("HTTP/1.1 200 OK\r\n") && whole.ends_with("ok\n"), "{whole}");
+    }
+}
