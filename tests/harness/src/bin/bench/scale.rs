@@ -166,7 +166,7 @@ fn page(figures: &Figures) -> Page {
         "
 {webhooks} Webhooks in {namespaces} namespaces, each with a Secret of its own, one operator for all namespaces, and one Webhook more
 where {JOBS} jobs run. A cold start is from the process's start to 200 at `/readyz`, in a cluster with none of it. A Webhook is
-served once its key is read from its Secret; all are Ready when their statuses say so, of which the operator writes at most ten
+served once its key is read from its Secret; all are Ready when their statuses say so, of which the operator writes at most fifty
 a second. Memory per Webhook is what a fresh operator has more than one without Webhooks, both at rest. Edits of the one
 Webhook's URL are under load, as in the section on behaviour.
 "
