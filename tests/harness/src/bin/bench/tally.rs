@@ -166,6 +166,8 @@ fn arrived<T>(channel: &Receiver<T>) -> Result<Vec<T>, String> {
         match channel.try_recv() {
             Ok(one) => all.push(one),
             Err(TryRecvError::Empty) => return Ok(all),
+            // What it said last is why.
+            Err(TryRecvError::Disconnected) if !all.is_empty() => return Ok(all),
             Err(TryRecvError::Disconnected) => return Err("an observer of the benchmark has ended; see above".into()),
         }
     }
@@ -195,6 +197,15 @@ mod tests {
         assert_eq!((percentile(&values, 0.5), percentile(&values, 0.99)), (100.0, 198.0));
         assert_eq!((percentile(&[7.0], 0.99), percentile(&[7.0], 0.0)), (7.0, 7.0));
         assert!(percentile(&[], 0.5).is_nan());
+    }
+
+    #[test]
+    fn what_an_observer_said_last_is_told_before_its_end() {
+        let (said, heard) = std::sync::mpsc::channel();
+        said.send("why").unwrap();
+        drop(said);
+        assert_eq!(arrived(&heard), Ok(vec!["why"]));
+        assert!(arrived(&heard).is_err());
     }
 
     #[test]
