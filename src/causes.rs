@@ -1,7 +1,7 @@
 //! Errors with their causes, for log lines: the outermost alone often says only that something failed. What the apiserver
 //! refused is told in its own words, with what to do about it.
 
-use std::{error::Error, fmt};
+use std::{error::Error, fmt, io};
 
 use kube::core::Status;
 
@@ -30,6 +30,20 @@ impl fmt::Display for Causes<'_> {
         }
         Ok(())
     }
+}
+
+/// An error and its causes, outermost first, also those that an error of io keeps to itself.
+pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        inside.map(|inside| inside as &(dyn Error + 'static)).or_else(|| error.source())
+    })
+}
+
+/// The cause that tells where those around it repeat a url.
+#[must_use]
+pub fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    chain(error).last().unwrap_or(error)
 }
 
 /// What an error says beside its cause, which is told next.

@@ -24,3 +24,4 @@ pub mod plugin;
 pub mod report;
 pub mod source;
 pub mod subscription;
+pub mod transport;

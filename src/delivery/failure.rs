@@ -1,13 +1,16 @@
 //! What went wrong with an attempt, told so that its reader knows what to do: never the answer's body, the url's path or a secret.
 
-use std::{error::Error, io, time::Duration};
+use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, header};
 use reqwest::Url;
 use rustls::AlertDescription;
 
-use super::{address::Refused, attempt::Class, client::SendError, clients::ClientError};
-use crate::subscription::target::Target;
+use super::{attempt::Class, target::Target};
+use crate::{
+    causes::{chain, innermost},
+    transport::{address::Refused, client::SendError, clients::ClientError},
+};
 
 /// What of an attempt is a secret, and so may not be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,22 +91,9 @@ fn describe_guard(refused: &Refused, discretion: Discretion) -> String {
     }
 }
 
-/// An error and its causes, also those that an error of io keeps to itself.
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |&error| {
-        let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        inside.map(|inside| inside as &(dyn Error + 'static)).or_else(|| error.source())
-    })
-}
-
-/// The cause that tells: the outer ones repeat the url.
-pub(crate) fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
-    causes(error).last().unwrap_or(error)
-}
-
 fn describe_request(error: &SendError, limit: Duration, discretion: Discretion) -> (Class, String) {
     let mut tls = None;
-    for cause in causes(error) {
+    for cause in chain(error) {
         if let Some(refused) = cause.downcast_ref::<Refused>() {
             return (Class::Address, describe_guard(refused, discretion));
         }

@@ -13,17 +13,15 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     attempt::{Attempt, AttemptResult, Class, Exchange, Outcome},
-    client::Response,
-    clients::Clients,
     failure::{Discretion, describe_error, describe_status},
     message::{Message, message},
     sign::{Keys, Which},
+    target::Target,
 };
 use crate::{
     claim::Claim,
     event::format::{Derived, Format},
-    panics::caught,
-    subscription::{kept::Kept, reference::ReferenceError, resolve::Resolved, target::Target},
+    transport::{client::Response, clients::Clients},
 };
 
 /// Of an answer at most this much is read.
@@ -40,8 +38,8 @@ pub struct Attempted {
     pub outcome: Outcome,
     /// What came of it before it was repeated with the other key.
     pub refused: Option<Exchange>,
-    /// Something of the Webhook's target is gone: what, and why.
-    pub lost: Option<(Arc<Kept>, ReferenceError)>,
+    /// What the target was read from may have changed since.
+    pub doubts_target: bool,
 }
 
 /// Sends deliveries over connections that all Webhooks share.
@@ -57,27 +55,17 @@ impl Sender {
         Self { clients, claim }
     }
 
-    /// Makes one attempt; never longer than the Webhook's time limit, plus a second for the rest of each answer. One that panics
-    /// has failed.
-    pub async fn attempt(&self, attempt: &Attempt, webhook: &Resolved) -> Attempted {
-        // It takes 4 KiB, which would be moved a dozen times on the way into a task and out of it.
-        caught(Box::pin(self.send(attempt, webhook))).await.unwrap_or_else(|| Attempted::broken(attempt))
-    }
-
-    async fn send(&self, attempt: &Attempt, webhook: &Resolved) -> Attempted {
-        let target = match webhook.target.current().await {
-            Ok(target) => target,
-            Err(error) => return withheld(attempt, true, Some((Arc::clone(&webhook.target), error))),
-        };
+    /// Makes one attempt, never longer than this limit, plus a second for the rest of each answer.
+    pub async fn attempt(&self, attempt: &Attempt, target: &Target, format: Format, limit: Duration) -> Attempted {
         if !self.claim.holds() {
-            return withheld(attempt, false, None);
+            return Attempted::withheld(attempt, false);
         }
-        let (now, deadline) = (Timestamp::now(), Instant::now() + webhook.timeout);
+        let (now, deadline) = (Timestamp::now(), Instant::now() + limit);
         let keys = target.keys.as_deref();
         let post = async |which: Option<Which>| {
             let keys = keys.zip(which);
-            let message = message(attempt, webhook.format, &target.headers, keys, now)?;
-            Some(self.post(message, &target, webhook.timeout, deadline).await)
+            let message = message(attempt, format, &target.headers, keys, now)?;
+            Some(self.post(message, target, limit, deadline).await)
         };
         let first = keys.map(Keys::first);
         let Some(mut answer) = post(first).await else { return Attempted::broken(attempt) };
@@ -85,11 +73,11 @@ impl Sender {
         if let (Some(keys), Some(first)) = (keys, first)
             && let Some(other) = keys.other(first)
             // Those bear a signature by each.
-            && webhook.format != Format::Derived(Derived::StandardWebhooks)
+            && format != Format::Derived(Derived::StandardWebhooks)
             && answer.is_refusal()
         {
             if !self.claim.holds() {
-                return Attempted { refused: Some(answer.exchange), ..withheld(attempt, false, None) };
+                return Attempted { refused: Some(answer.exchange), ..Attempted::withheld(attempt, false) };
             }
             // At once, so that what begins meanwhile is not refused as well.
             keys.prefer(other);
@@ -99,10 +87,8 @@ impl Sender {
                 keys.prefer(first);
             }
         }
-        if answer.doubts(&target) {
-            webhook.target.expire();
-        }
-        Attempted { outcome: outcome(attempt, answer.result, Some(answer.exchange)), refused, lost: None }
+        let doubts_target = answer.doubts(target);
+        Attempted { outcome: outcome(attempt, answer.result, Some(answer.exchange)), refused, doubts_target }
     }
 
     /// Posts a message; `limit`: of the whole attempt, which ends at `deadline`.
@@ -158,27 +144,25 @@ impl Answer {
 
 impl Attempted {
     /// The attempt broke off inside the operator.
-    fn broken(attempt: &Attempt) -> Self {
+    #[must_use]
+    pub fn broken(attempt: &Attempt) -> Self {
         let error = "the operator broke off the attempt: please report this with its log".to_owned();
         let exchange = Exchange { class: Class::Protocol, status: None, error: Some(error), duration: Duration::ZERO };
         let result = AttemptResult::Failed { retry_after: None };
-        Self { outcome: outcome(attempt, result, Some(exchange)), refused: None, lost: None }
+        Self { outcome: outcome(attempt, result, Some(exchange)), refused: None, doubts_target: false }
     }
 
-    /// No attempt was made, and none is to be until the subscription is given anew.
+    /// No attempt was made; with `hold`, none is to be until the subscription is given anew.
     #[must_use]
-    pub fn withheld(attempt: &Attempt) -> Self {
-        withheld(attempt, true, None)
+    pub fn withheld(attempt: &Attempt, hold: bool) -> Self {
+        let outcome = outcome(attempt, AttemptResult::Withheld { hold }, None);
+        Self { outcome, refused: None, doubts_target: false }
     }
 }
 
 fn outcome(attempt: &Attempt, result: AttemptResult, exchange: Option<Exchange>) -> Outcome {
     let Attempt { webhook, delivery, generation, .. } = *attempt;
     Outcome { webhook, delivery, generation, result, exchange }
-}
-
-fn withheld(attempt: &Attempt, hold: bool, lost: Option<(Arc<Kept>, ReferenceError)>) -> Attempted {
-    Attempted { outcome: outcome(attempt, AttemptResult::Withheld { hold }, None), refused: None, lost }
 }
 
 /// Reads the rest of a short, quick answer; the connection of any other is closed.

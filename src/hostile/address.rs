@@ -9,16 +9,18 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     delivery::{
-        address::{Guard, parse_range},
         attempt::Class,
-        client::SendError,
-        clients::{ClientError, Clients},
         failure::{Discretion, describe_error},
-        resolver::{Resolve, Resolving},
     },
     subscription::{
         resolve::Plan,
         url::{self, UrlReference},
+    },
+    transport::{
+        address::{Guard, parse_range},
+        client::SendError,
+        clients::{ClientError, Clients},
+        resolver::{Resolve, Resolving},
     },
 };
 

@@ -9,7 +9,7 @@ use clap::{
 use ipnet::IpNet;
 use jiff::SignedDuration;
 
-use crate::{delivery::address::parse_range, source::usage::prometheus::Server};
+use crate::{source::usage::prometheus::Server, transport::address::parse_range};
 
 /// Turns transitions of training jobs and model deployments into signed webhooks.
 #[derive(Debug, Parser)]

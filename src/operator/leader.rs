@@ -37,10 +37,7 @@ use super::{
 };
 use crate::{
     claim::Claim,
-    delivery::{
-        clients::Clients,
-        send::{Attempted, Sender},
-    },
+    delivery::send::Sender,
     engine::{Engine, Unfiltered},
     event::{
         object::{Uid, WatchId},
@@ -61,7 +58,9 @@ use crate::{
         resolve::{Resolved, WebhookRef},
         watch::{Change, Lost, Update},
     },
+    transport::clients::Clients,
 };
+use attempts::Ended;
 use clock::Clock;
 use flushing::Flushing;
 use requests::Requests;
@@ -123,7 +122,7 @@ pub struct Leader {
     flushing: Flushing,
     sender: Arc<Sender>,
     webhooks: HashMap<Uid, Known>,
-    attempts: JoinSet<Attempted>,
+    attempts: JoinSet<Ended>,
     requests: Requests,
     orders: mpsc::UnboundedSender<Order>,
     questions: HashMap<WatchId, mpsc::UnboundedSender<Question>>,
@@ -175,8 +174,8 @@ impl Leader {
     /// Lets what is under way end, and the ledger know of it.
     async fn finish(&mut self) {
         let last = async {
-            while let Some(attempted) = self.attempts.join_next().await {
-                self.ended(attempted);
+            while let Some(ended) = self.attempts.join_next().await {
+                self.ended(ended);
             }
             while let Some(tested) = self.requests.tests.join_next().await {
                 self.tested(tested);
@@ -251,7 +250,7 @@ impl Leader {
                     Ok((_, Err(error))) => return Stopped::LostLedger(error),
                     Err(_) => return Stopped::Broken("the task that writes the ledger"),
                 },
-                Some(attempted) = self.attempts.join_next() => self.ended(attempted),
+                Some(ended) = self.attempts.join_next() => self.ended(ended),
                 _ = beside.observations.recv_many(&mut batch, BATCH), if self.sources.are_begun() => {
                     for observation in batch.drain(..) {
                         self.observe(observation);

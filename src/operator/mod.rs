@@ -16,15 +16,15 @@ use tracing::info;
 
 use crate::{
     causes::Causes,
-    delivery::{
+    ledger::store::LedgerError,
+    owner::Owner,
+    source::usage::prometheus::Prometheus,
+    transport::{
         address::Guard,
         clients::{Clients, Proxy},
         resolver,
         tls::certificates,
     },
-    ledger::store::LedgerError,
-    owner::Owner,
-    source::usage::prometheus::Prometheus,
 };
 use client::Cluster;
 use config::RunArgs;

@@ -15,8 +15,9 @@ use tracing::warn;
 use super::{
     reader::{Objects, Reader},
     reference::{Problem, ReferenceError},
-    target::{References, Target},
+    target::References,
 };
+use crate::delivery::target::Target;
 
 /// A copy older than this is read again before it is used.
 pub const MAX_AGE: Duration = Duration::from_secs(30);

@@ -8,7 +8,7 @@ use kube::{Api, Client};
 use secrecy::{ExposeSecret, SecretSlice};
 
 use super::reference::{Kind, Named, Place, Problem, ReferenceError, Role};
-use crate::{api::reference::SEND_IN_CLEAR, calls::within, causes::Causes, delivery::tls::Materials};
+use crate::{api::reference::SEND_IN_CLEAR, calls::within, causes::Causes, transport::tls::Materials};
 
 /// The limit on one reading; an attempt waits for it, and as a rule has a copy to go on with.
 const REQUEST: Duration = Duration::from_secs(5);

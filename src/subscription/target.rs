@@ -1,10 +1,6 @@
-//! What deliveries of one Webhook need beside the events: where they go, the headers that they bear, what signs them, and by which
-//! TLS.
-
-use std::sync::Arc;
+//! Where the parts of a Webhook's [`Target`] lie, and the target itself, once they have been read.
 
 use http::HeaderMap;
-use reqwest::Url;
 
 use super::{
     header::HeaderReference,
@@ -14,10 +10,9 @@ use super::{
     tls::TlsReference,
     url::UrlReference,
 };
-use crate::delivery::{
-    failure::Discretion,
-    sign::Keys,
-    tls::{Material, Materials},
+use crate::{
+    delivery::{failure::Discretion, target::Target},
+    transport::tls::Materials,
 };
 
 /// A target as a spec tells it: each part itself, or where it lies.
@@ -31,20 +26,6 @@ pub struct References {
     pub key: Option<KeyReference>,
     /// `None` where the Webhook names no TLS of its own.
     pub tls: Option<TlsReference>,
-}
-
-/// All that the attempts of one Webhook need; it cannot be had without what the Webhook names.
-pub struct Target {
-    /// Where to send.
-    pub url: Url,
-    /// What to add to the operator's own headers.
-    pub headers: HeaderMap,
-    /// What to sign with.
-    pub keys: Option<Arc<Keys>>,
-    /// Its own TLS.
-    pub tls: Option<Arc<Material>>,
-    /// What may be told of its attempts.
-    pub discretion: Discretion,
 }
 
 impl References {

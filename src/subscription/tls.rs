@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     api::reference::{BundleKind, Tls},
-    delivery::tls::{Material, Materials, Unusable},
+    transport::tls::{Material, Materials, Unusable},
 };
 
 /// Where a Webhook's TLS lies; at least one of the two is there.

@@ -6,9 +6,14 @@ mod handbook;
 mod markdown;
 mod plugin;
 mod readme;
+mod rooms;
 pub mod script;
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use llmtune_webhooks_harness::root;
 
@@ -47,6 +52,32 @@ played! {
         "examples/README.md", "examples/receivers/README.md";
     the_commands_of_the_guide_replace_a_secret_and_nothing_is_lost: guide::play, of "docs/receivers.md";
     the_guide_leads_from_a_trainjob_to_the_event_that_it_shows: source_examples::play, of "docs/sources.md";
+}
+
+#[test]
+fn each_room_uses_those_alone_that_the_architecture_says_and_none_comes_back_to_itself() {
+    let text = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let mut told: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in text.lines().filter(|line| line.starts_with("| `src/")) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [rooms, _, used] = cells[..] else { panic!("three cells, in {line}") };
+        let used = used.split(", ").filter(|used| *used != "–").map(str::to_owned);
+        let used: BTreeSet<String> = used.collect();
+        for room in rooms.split(", ") {
+            let room = room.trim_matches('`').trim_start_matches("src/").trim_end_matches('/').trim_end_matches(".rs");
+            told.insert(room.to_owned(), used.clone());
+        }
+    }
+    let mut rest = rooms::uses();
+    for (room, used) in &rest {
+        assert_eq!(told.get(room), Some(used), "docs/architecture.md tells of {room} what its sources use");
+    }
+    while !rest.is_empty() {
+        let before = rest.len();
+        let left: BTreeSet<String> = rest.keys().cloned().collect();
+        rest.retain(|_, used| !used.is_disjoint(&left));
+        assert!(rest.len() < before, "these use each other: {rest:?}");
+    }
 }
 
 #[test]

@@ -1,23 +1,13 @@
 use http::HeaderValue;
 use llmtune_webhooks_harness::receiver::{Answer as Reply, Received, Receiver, hmac_hex};
-use serde_json::json;
+use secrecy::SecretSlice;
 
 use super::*;
 use crate::{
-    claim::Claim,
-    delivery::{
+    event::{EventType, id::DeliveryId, object::Uid, sample::sample},
+    transport::{
         address::{Guard, parse_range},
         resolver::System,
-    },
-    event::{EventType, id::DeliveryId, object::Uid, sample::sample},
-    fake,
-    subscription::{
-        kept::Kept,
-        reader::Reader,
-        reference::{Kind, Named, Place},
-        secret::{Encoding, KeyReference},
-        target::References,
-        url::UrlReference,
     },
 };
 
@@ -34,30 +24,21 @@ fn sender_under(claim: Claim) -> Sender {
     Sender::new(Arc::new(clients), claim)
 }
 
-/// A Webhook of this receiver whose Secret holds the keys `new` and, as the one before, `old`.
-async fn rotating(receiver: &Receiver, format: Format, timeout: Duration) -> Resolved {
-    let encoding = match format {
-        Format::Derived(Derived::StandardWebhooks) => Encoding::Whsec,
-        _ => Encoding::Raw,
-    };
-    let client = fake::apiserver(move |_| {
-        // In base64: new and old, or what Standard Webhooks makes of 24 bytes.
-        let (new, old) = match encoding {
-            Encoding::Raw => ("bmV3", "b2xk"),
-            Encoding::Whsec => (
-                "d2hzZWNfTWZLUTlyOEdLWXFyVHdqVVBEOElMUFpJbzJMYUxhU3c=",
-                "d2hzZWNfQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE=",
-            ),
-        };
-        fake::Answer::Object(json!({"metadata": {"name": "ci"}, "data": {"secret": new, "previous": old}}))
-    });
-    let object = Named { kind: Kind::Secret, namespace: "ns".into(), name: "ci".into() };
-    let place = Place { object, key: "secret".into() };
-    let key = Some(KeyReference { place, previous: "previous".into(), encoding });
-    let url = UrlReference::Given(receiver.url().parse().unwrap());
-    let references = References { url, require_https: false, headers: Vec::new(), key, tls: None };
-    let target = Kept::read(Arc::new(Reader::new(client)), references).await.unwrap();
-    Resolved { target: Arc::new(target), timeout, format }
+/// A target at this receiver, signed for with the key `new` and, as the one before, `old`.
+fn rotating(receiver: &Receiver) -> Target {
+    let key = |text: &str| SecretSlice::from(text.as_bytes().to_vec());
+    Target {
+        url: receiver.url().parse().unwrap(),
+        headers: HeaderMap::new(),
+        keys: Some(Arc::new(Keys::new(key("new"), Some(key("old"))))),
+        tls: None,
+        discretion: Discretion::None,
+    }
+}
+
+/// Makes an attempt in the operator's own format.
+async fn send(sender: &Sender, target: &Target) -> Attempted {
+    sender.attempt(&attempt(), target, Format::LlmTune, LIMIT).await
 }
 
 fn attempt() -> Attempt {
@@ -80,13 +61,13 @@ fn signed_by(posts: &[Received]) -> Vec<&'static str> {
 #[tokio::test]
 async fn what_is_refused_with_one_key_is_sent_at_once_with_the_other_as_the_same_attempt() {
     let receiver = knowing("new").await;
-    let (sender, webhook) = (sender(), rotating(&receiver, Format::LlmTune, LIMIT).await);
-    let attempted = sender.attempt(&attempt(), &webhook).await;
+    let (sender, target) = (sender(), rotating(&receiver));
+    let attempted = send(&sender, &target).await;
     assert_eq!(attempted.outcome.result, AttemptResult::Acknowledged);
     assert_eq!(attempted.outcome.exchange.unwrap().class, Class::Success);
     let refused = attempted.refused.unwrap();
     assert_eq!((refused.class, refused.status_code()), (Class::ClientError, Some(401)));
-    assert!(sender.attempt(&attempt(), &webhook).await.refused.is_none(), "the new key is first now");
+    assert!(send(&sender, &target).await.refused.is_none(), "the new key is first now");
 
     let posts = receiver.received();
     assert_eq!(signed_by(&posts), ["old", "new", "new"]);
@@ -104,25 +85,24 @@ async fn what_is_refused_with_one_key_is_sent_at_once_with_the_other_as_the_same
 #[tokio::test]
 async fn a_receiver_that_knows_the_old_key_is_asked_once_each_time_and_one_that_goes_back_to_it_is_followed() {
     let receiver = knowing("old").await;
-    let (sender, webhook) = (sender(), rotating(&receiver, Format::LlmTune, LIMIT).await);
-    let send =
-        async || assert_eq!(sender.attempt(&attempt(), &webhook).await.outcome.result, AttemptResult::Acknowledged);
-    send().await;
-    send().await;
+    let (sender, target) = (sender(), rotating(&receiver));
+    let acknowledged = async || assert_eq!(send(&sender, &target).await.outcome.result, AttemptResult::Acknowledged);
+    acknowledged().await;
+    acknowledged().await;
     receiver.answer(|post| Reply::status(if post.is_signed_with("new") { 200 } else { 403 }));
-    send().await;
+    acknowledged().await;
     receiver.answer(|post| Reply::status(if post.is_signed_with("old") { 200 } else { 403 }));
-    send().await;
-    send().await;
+    acknowledged().await;
+    acknowledged().await;
     assert_eq!(signed_by(&receiver.received()), ["old", "old", "old", "new", "new", "old", "old"]);
 }
 
 #[tokio::test]
 async fn an_endpoint_that_refuses_both_keys_is_told_of_and_taken_to_have_the_one_that_it_had() {
     let receiver = Receiver::answering(|_| Reply::status(403)).await;
-    let (sender, webhook) = (sender(), rotating(&receiver, Format::LlmTune, LIMIT).await);
+    let (sender, target) = (sender(), rotating(&receiver));
     for _ in 0..2 {
-        let attempted = sender.attempt(&attempt(), &webhook).await;
+        let attempted = send(&sender, &target).await;
         assert!(matches!(attempted.outcome.result, AttemptResult::Failed { .. }));
         let error = attempted.outcome.exchange.unwrap().error.unwrap();
         assert!(error.contains("neither key of spec.secretRef is taken"), "{error}");
@@ -139,13 +119,13 @@ async fn nothing_is_repeated_once_the_leaders_claim_has_expired_and_the_attempt_
         Reply::status(if post.is_signed_with("new") { 200 } else { 401 })
     })
     .await;
-    let webhook = rotating(&receiver, Format::LlmTune, LIMIT).await;
-    let attempted = lapsing.attempt(&attempt(), &webhook).await;
+    let target = rotating(&receiver);
+    let attempted = send(&lapsing, &target).await;
     assert_eq!(attempted.outcome.result, AttemptResult::Withheld { hold: false });
     assert!(attempted.outcome.exchange.is_none());
     assert_eq!(attempted.refused.unwrap().status_code(), Some(401), "what was sent is counted");
     assert_eq!(receiver.count(), 1);
-    assert!(sender().attempt(&attempt(), &webhook).await.outcome.result == AttemptResult::Acknowledged);
+    assert!(send(&sender(), &target).await.outcome.result == AttemptResult::Acknowledged);
     assert_eq!(signed_by(&receiver.received()), ["old", "old", "new"]);
 }
 
@@ -159,9 +139,10 @@ async fn the_time_limit_covers_the_repeat() {
         }
     })
     .await;
-    let (sender, webhook) = (sender(), rotating(&receiver, Format::LlmTune, Duration::from_secs(1)).await);
+    let (sender, target) = (sender(), rotating(&receiver));
     let begun = Instant::now();
-    let attempted = sender.attempt(&attempt(), &webhook).await;
+    let limit = Duration::from_secs(1);
+    let attempted = sender.attempt(&attempt(), &target, Format::LlmTune, limit).await;
     let took = begun.elapsed();
     let exchange = attempted.outcome.exchange.unwrap();
     assert_eq!(exchange.class, Class::Timeout);
@@ -174,8 +155,8 @@ async fn the_time_limit_covers_the_repeat() {
 async fn in_standard_webhooks_both_signatures_go_together_and_nothing_is_repeated() {
     let receiver = Receiver::answering(|_| Reply::status(401)).await;
     let format = Format::Derived(Derived::StandardWebhooks);
-    let (sender, webhook) = (sender(), rotating(&receiver, format, LIMIT).await);
-    assert!(sender.attempt(&attempt(), &webhook).await.refused.is_none());
+    let (sender, target) = (sender(), rotating(&receiver));
+    assert!(sender.attempt(&attempt(), &target, format, LIMIT).await.refused.is_none());
     let posts = receiver.received();
     assert_eq!(posts.len(), 1);
     let signatures: Vec<&str> = posts[0].header("webhook-signature").split(' ').collect();

@@ -9,15 +9,43 @@ use tracing::{debug, warn};
 use super::{Known, Leader};
 use crate::{
     calls::random,
-    delivery::{attempt::Attempt, send::Attempted},
+    delivery::{
+        attempt::Attempt,
+        send::{Attempted, Sender},
+    },
     engine::{Due, Settled, Verdict},
     event::{id::traceparent, object::Uid},
     operator::metrics::DropReason,
+    panics::caught,
     report::{
         Note,
         deliveries::{Kept, Order},
     },
+    subscription::{resolve::Resolved, watch::Lost},
 };
+
+/// What came of an attempt, and what of its Webhook's target was gone.
+pub(super) type Ended = (Attempted, Option<Lost>);
+
+/// Makes an attempt with what its Webhook names, read again where that is due. One that panics has failed.
+pub(super) async fn make(sender: &Sender, attempt: &Attempt, webhook: &Resolved) -> Ended {
+    let Resolved { target: kept, format, timeout } = webhook;
+    let made = async {
+        let target = match kept.current().await {
+            Ok(target) => target,
+            Err(error) => {
+                return (Attempted::withheld(attempt, true), Some((attempt.webhook, Arc::clone(kept), error)));
+            }
+        };
+        let attempted = sender.attempt(attempt, &target, *format, *timeout).await;
+        if attempted.doubts_target {
+            kept.expire();
+        }
+        (attempted, None)
+    };
+    // It takes 4 KiB, which would be moved a dozen times on the way into a task and out of it.
+    caught(Box::pin(made)).await.unwrap_or_else(|| (Attempted::broken(attempt), None))
+}
 
 impl Leader {
     /// Begins what is due; nothing while the claim has lapsed.
@@ -43,28 +71,27 @@ impl Leader {
         let Some(resolved) = resolved else {
             // Held Webhooks begin nothing, and no other lacks what it needs.
             warn!(delivery = %attempt.delivery, "an attempt was due for a Webhook that is not ready");
-            self.settle(Attempted::withheld(&attempt));
+            self.settle((Attempted::withheld(&attempt, true), None));
             return;
         };
         let sender = Arc::clone(&self.sender);
-        self.attempts.spawn(async move { sender.attempt(&attempt, &resolved).await });
+        self.attempts.spawn(async move { make(&sender, &attempt, &resolved).await });
     }
 
-    pub(super) fn ended(&mut self, attempted: Result<Attempted, JoinError>) {
-        match attempted {
-            Ok(attempted) => self.settle(attempted),
+    pub(super) fn ended(&mut self, ended: Result<Ended, JoinError>) {
+        match ended {
+            Ok(ended) => self.settle(ended),
             Err(error) => warn!(%error, "an attempt broke off"),
         }
     }
 
-    fn settle(&mut self, attempted: Attempted) {
-        let Attempted { outcome, refused, lost } = attempted;
+    fn settle(&mut self, (Attempted { outcome, refused, .. }, lost): Ended) {
         if let Some((refused, known)) = refused.zip(self.webhooks.get(&outcome.webhook)) {
             self.context.metrics.sent(&known.webhook, &refused);
         }
-        if let Some((target, error)) = lost {
+        if let Some(lost) = lost {
             // The controller lives as long as this loop.
-            let _ = self.lost_targets.send((outcome.webhook, target, error));
+            let _ = self.lost_targets.send(lost);
         }
         let now = self.clock.now();
         if let Some(settled) = self.engine.settle(outcome, now, random()) {

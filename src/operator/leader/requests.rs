@@ -9,13 +9,13 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{Known, Leader};
+use super::{
+    Known, Leader,
+    attempts::{Ended, make},
+};
 use crate::{
     api::webhook_delivery::{WebhookKind, WebhookReference},
-    delivery::{
-        attempt::{Attempt, AttemptResult, Exchange},
-        send::Attempted,
-    },
+    delivery::attempt::{Attempt, AttemptResult, Exchange},
     engine::{Settled, Verdict},
     event::{Event, EventType, id::DeliveryId, object::Uid, sample::sample},
     report::{
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const READY_WITHIN: Duration = Duration::from_secs(5);
 
 /// A test that was made: who asked, what was sent, what became of it.
-pub type Tested = (DeliveryRef, Arc<Event>, Attempted);
+pub type Tested = (DeliveryRef, Arc<Event>, Ended);
 
 /// What was asked for and is not answered.
 #[derive(Default)]
@@ -115,19 +115,19 @@ impl Leader {
         };
         let sender = Arc::clone(&self.sender);
         self.requests.tests.spawn(async move {
-            let attempted = sender.attempt(&attempt, &resolved).await;
-            (object, event, attempted)
+            let ended = make(&sender, &attempt, &resolved).await;
+            (object, event, ended)
         });
     }
 
     pub(super) fn tested(&mut self, tested: Result<Tested, JoinError>) {
-        let (object, event, attempted) = match tested {
+        let (object, event, (attempted, lost)) = match tested {
             Ok(tested) => tested,
             Err(error) => return warn!(%error, "a test broke off"),
         };
-        let lacks = attempted.lost.as_ref().map(|(_, error)| error.to_string());
-        if let Some((target, error)) = attempted.lost {
-            let _ = self.lost_targets.send((attempted.outcome.webhook, target, error));
+        let lacks = lost.as_ref().map(|(_, _, error)| error.to_string());
+        if let Some(lost) = lost {
+            let _ = self.lost_targets.send(lost);
         }
         let now = self.clock.now();
         let Some(webhook) = self.named(&object).map(|known| known.webhook.clone()) else {

@@ -21,8 +21,9 @@ use tokio::{
 
 use super::plan::{Failure, Reason};
 use crate::{
-    delivery::{address::Guard, client::Response, clients::Clients, failure::innermost, resolver::System},
+    causes::innermost,
     event::amount::{Amount, AmountError},
+    transport::{address::Guard, client::Response, clients::Clients, resolver::System},
 };
 
 /// The limit on one query, from its turn to the end of the answer.

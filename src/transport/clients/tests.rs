@@ -11,11 +11,12 @@ use tokio::{
 };
 
 use super::*;
-use crate::delivery::{
-    address::parse_range,
-    attempt::Class,
-    failure::{Discretion, describe_error},
-    resolver::Resolving,
+use crate::{
+    delivery::{
+        attempt::Class,
+        failure::{Discretion, describe_error},
+    },
+    transport::{address::parse_range, resolver::Resolving},
 };
 
 /// A name server that gives one answer after the other, over and over.
@@ -189,7 +190,7 @@ fn a_proxy_that_cannot_be_is_refused_without_telling_what_was_written() {
 fn webhooks_with_the_same_tls_share_one_client() {
     let clients = Clients::new(Vec::new(), guard(&[], &[]), Fickle::new(&[&[]]), None).unwrap();
     let certificate = rcgen::generate_simple_self_signed(["a.example.com".to_owned()]).unwrap().cert.pem();
-    let own = crate::delivery::tls::Materials::default().get(Some(certificate.as_bytes()), None).unwrap();
+    let own = crate::transport::tls::Materials::default().get(Some(certificate.as_bytes()), None).unwrap();
     let made = |pool: &Pool| pool.0.lock().unwrap().is_some();
     clients.client(&Url::parse("https://a.example.com/").unwrap(), Some(&own)).unwrap();
     assert_eq!([made(&own.pool), made(&clients.pool)], [true, false]);

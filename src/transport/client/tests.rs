@@ -11,7 +11,7 @@ use tokio::{net::TcpListener, sync::Barrier};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::delivery::{
+use crate::transport::{
     address::{Guard, parse_range},
     clients::Clients,
     resolver::System,

@@ -19,6 +19,7 @@ use super::{
     resolver::NotFound,
     wire::Unasked,
 };
+use crate::causes::chain;
 
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("llmtune-webhooks/", env!("CARGO_PKG_VERSION")));
 /// A connection that is not used for so long is closed.
@@ -117,20 +118,15 @@ impl Response {
 
 impl SendError {
     /// Whether no connection was made.
-    pub(super) fn is_connect(&self) -> bool {
+    #[must_use]
+    pub fn is_connect(&self) -> bool {
         matches!(self, Self::Http(error) if error.is_connect())
     }
 
     /// Whether the host has no address.
-    pub(super) fn is_dns(&self) -> bool {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = cause {
-            if error.is::<NotFound>() {
-                return true;
-            }
-            cause = error.source();
-        }
-        false
+    #[must_use]
+    pub fn is_dns(&self) -> bool {
+        chain(self).any(|cause| cause.is::<NotFound>())
     }
 }
 

@@ -9,11 +9,11 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    delivery::{
+    subscription::resolve::Plan,
+    transport::{
         clients::{ClientError, Clients},
         resolver::System,
     },
-    subscription::resolve::Plan,
 };
 
 /// What becomes of a url.

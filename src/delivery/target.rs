@@ -1,0 +1,23 @@
+//! What attempts of one Webhook need beside the events: where they go, the headers that they bear, what signs them, and by which TLS.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use reqwest::Url;
+
+use super::{failure::Discretion, sign::Keys};
+use crate::transport::tls::Material;
+
+/// All that the attempts of one Webhook need; it cannot be had without what the Webhook names.
+pub struct Target {
+    /// Where to send.
+    pub url: Url,
+    /// What to add to the operator's own headers.
+    pub headers: HeaderMap,
+    /// What to sign with.
+    pub keys: Option<Arc<Keys>>,
+    /// Its own TLS.
+    pub tls: Option<Arc<Material>>,
+    /// What may be told of its attempts.
+    pub discretion: Discretion,
+}

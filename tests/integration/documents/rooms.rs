@@ -1,0 +1,73 @@
+//! Which rooms each room uses, as the sources have it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+use llmtune_webhooks_harness::root;
+
+/// What each of the rooms names of the others, tests left aside.
+pub fn uses() -> BTreeMap<String, BTreeSet<String>> {
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for entry in fs::read_dir(root().join("src")).unwrap() {
+        let path = entry.unwrap().path();
+        let room = path.file_stem().unwrap().to_str().unwrap();
+        if !["lib", "main", "bin", "hostile", "fake"].contains(&room) {
+            collect(&path, uses.entry(room.to_owned()).or_default());
+        }
+    }
+    for (room, used) in &mut uses {
+        used.remove(room);
+    }
+    uses
+}
+
+fn collect(path: &Path, used: &mut BTreeSet<String>) {
+    let name = path.file_stem().unwrap();
+    if name == "tests" {
+        return;
+    }
+    if path.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            collect(&entry.unwrap().path(), used);
+        }
+        return;
+    }
+    if path.extension().is_none_or(|extension| extension != "rs") {
+        return;
+    }
+    let text = fs::read_to_string(path).unwrap();
+    let product = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap();
+    for (at, found) in product.match_indices("crate::") {
+        // What ends in it is another crate's.
+        if product[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == '$') {
+            continue;
+        }
+        named(&product[at + found.len()..], used);
+    }
+}
+
+/// The first name of each path in this tree of a `use`.
+fn named(tree: &str, used: &mut BTreeSet<String>) {
+    let name = |text: &str| text.chars().take_while(|char| char.is_alphanumeric() || *char == '_').collect();
+    let Some(inside) = tree.strip_prefix('{') else {
+        used.insert(name(tree));
+        return;
+    };
+    let (mut depth, mut begins) = (0, true);
+    for (at, char) in inside.char_indices() {
+        match char {
+            '{' => depth += 1,
+            '}' if depth == 0 => return,
+            '}' => depth -= 1,
+            ',' if depth == 0 => begins = true,
+            char if begins && !char.is_whitespace() => {
+                used.insert(name(&inside[at..]));
+                begins = false;
+            }
+            _ => {}
+        }
+    }
+}
