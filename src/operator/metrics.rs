@@ -1,6 +1,8 @@
 //! The metrics, registered on a registry that is passed in. Labels are bounded: namespace, Webhook and event
 //! names, never urls, ids or error text. A deleted Webhook's series go with it.
 
+mod conditions;
+
 use std::sync::Arc;
 
 use prometheus::{
@@ -15,10 +17,9 @@ use crate::{
     report::writer::ConditionSink,
     subscription::resolve::WebhookRef,
 };
+use conditions::Conditions;
 
 const PREFIX: &str = "llmtune_webhooks";
-
-const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
 
 /// The operator's metrics.
 #[derive(Clone)]
@@ -33,7 +34,7 @@ pub struct Metrics {
     pub delivery_latency: HistogramVec,
     pub pending: IntGaugeVec,
     pub oldest_pending_age: GaugeVec,
-    pub condition: IntGaugeVec,
+    pub condition: Conditions,
     pub watch_last_activity: IntGaugeVec,
     pub malformed: IntCounterVec,
     pub source_errors: IntCounterVec,
@@ -109,11 +110,8 @@ impl Metrics {
                 opts("oldest_pending_age_seconds", "Age of the oldest event that waits; 0 where none does."),
                 &webhook,
             ))?,
-            condition: gauges(
-                "webhook_condition",
-                "1 for the status that a condition has now.",
-                &["namespace", "webhook", "type", "status"],
-            )?,
+            condition: on
+                .add(Conditions::new(&opts("webhook_condition", "1 for the status that a condition has now.")))?,
             watch_last_activity: gauges(
                 "watch_last_activity_timestamp_seconds",
                 "When the apiserver last sent anything on the most silent watch of this kind.",
@@ -181,32 +179,14 @@ impl Metrics {
 
     /// What is to be told of the conditions of Webhooks.
     pub fn conditions(&self) -> ConditionSink {
-        let metrics = self.clone();
+        let conditions = self.condition.clone();
         Arc::new(move |webhook, condition| match condition {
-            Some((kind, status)) => metrics.set_condition(webhook, kind, status),
-            None => metrics.forget_conditions(webhook),
+            Some((kind, status)) => conditions.set(webhook, kind, status),
+            None => conditions.forget(webhook),
         })
     }
 
-    /// Sets what a condition of a Webhook is now.
-    fn set_condition(&self, webhook: &WebhookRef, kind: &str, status: &str) {
-        for other in STATUSES {
-            let gauge = self.condition.with_label_values(&[webhook.namespace(), &webhook.name, kind, other]);
-            gauge.set(i64::from(other == status));
-        }
-    }
-
-    /// Removes the conditions of a deleted Webhook.
-    fn forget_conditions(&self, webhook: &WebhookRef) {
-        for kind in ["Ready", "Healthy", "Stalled"] {
-            for status in STATUSES {
-                let labels = [webhook.namespace(), &webhook.name, kind, status];
-                let _ = self.condition.remove_label_values(&labels);
-            }
-        }
-    }
-
-    /// Removes the other series of a deleted Webhook. A series that never was is no error.
+    /// Removes the series of a deleted Webhook but for its conditions. A series that never was is no error.
     pub fn forget(&self, webhook: &WebhookRef) {
         let (namespace, name) = (webhook.namespace(), webhook.name.as_str());
         let pair = [namespace, name];

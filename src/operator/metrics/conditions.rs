@@ -1,0 +1,137 @@
+//! What the conditions of Webhooks are: nine series for each Webhook, made when they are asked for. As gauges of their own they would take
+//! 6 KiB of it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use prometheus::{
+    Opts,
+    core::{Collector, Desc, Describer},
+    proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType},
+};
+
+use crate::subscription::resolve::WebhookRef;
+
+const TYPES: [&str; 3] = ["Ready", "Healthy", "Stalled"];
+const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
+
+/// By namespace and name of a Webhook the status of each type, `None` while it has none.
+type Known = BTreeMap<(String, String), [Option<&'static str>; TYPES.len()]>;
+
+/// The family of conditions.
+#[derive(Clone)]
+pub struct Conditions {
+    desc: Desc,
+    known: Arc<Mutex<Known>>,
+}
+
+impl Conditions {
+    /// None yet; an error means that the name or the help is none.
+    pub fn new(opts: &Opts) -> Result<Self, prometheus::Error> {
+        Ok(Self { desc: opts.describe()?, known: Arc::default() })
+    }
+
+    /// Sets what a condition of a Webhook is now. What is no type or no status of Webhooks is left out.
+    pub fn set(&self, webhook: &WebhookRef, kind: &str, status: &str) {
+        let kind = TYPES.iter().position(|known| *known == kind);
+        let status = STATUSES.into_iter().find(|known| *known == status);
+        if let Some(kind) = kind {
+            self.known().entry(key(webhook)).or_default()[kind] = status;
+        }
+    }
+
+    /// Removes those of a deleted Webhook.
+    pub fn forget(&self, webhook: &WebhookRef) {
+        self.known().remove(&key(webhook));
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn key(webhook: &WebhookRef) -> (String, String) {
+    (webhook.namespace().to_owned(), webhook.name.clone())
+}
+
+impl Collector for Conditions {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.desc]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut metrics = Vec::new();
+        for ((namespace, webhook), statuses) in &*self.known() {
+            for (kind, now) in TYPES.into_iter().zip(statuses) {
+                let Some(now) = *now else { continue };
+                for status in STATUSES {
+                    // In the order of their names, as those of other families are.
+                    let labels =
+                        [("namespace", namespace.as_str()), ("status", status), ("type", kind), ("webhook", webhook)];
+                    let mut metric = Metric::from_label(labels.map(label).into());
+                    let mut gauge = Gauge::default();
+                    gauge.set_value(f64::from(u8::from(status == now)));
+                    metric.set_gauge(gauge);
+                    metrics.push(metric);
+                }
+            }
+        }
+        let mut family = MetricFamily::default();
+        family.set_name(self.desc.fq_name.clone());
+        family.set_help(self.desc.help.clone());
+        family.set_field_type(MetricType::GAUGE);
+        family.set_metric(metrics);
+        vec![family]
+    }
+}
+
+fn label((name, value): (&str, &str)) -> LabelPair {
+    let mut label = LabelPair::default();
+    label.set_name(name.to_owned());
+    label.set_value(value.to_owned());
+    label
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::{Registry, TextEncoder};
+
+    use super::*;
+    use crate::{api::webhook_delivery::WebhookKind, event::object::Uid};
+
+    #[test]
+    fn each_status_of_a_condition_is_a_series_until_the_webhook_is_gone() {
+        let webhook = |name: &str| WebhookRef {
+            kind: WebhookKind::Webhook,
+            uid: Uid::from_u128(1),
+            home: "ml".to_owned(),
+            name: name.to_owned(),
+        };
+        let conditions =
+            Conditions::new(&Opts::new("condition", "1 for the status that a condition has now.")).unwrap();
+        let registry = Registry::new();
+        registry.register(Box::new(conditions.clone())).unwrap();
+        let text = || TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        assert_eq!(text(), "");
+        conditions.set(&webhook("ci"), "Ready", "Unknown");
+        conditions.set(&webhook("ci"), "Ready", "True");
+        conditions.set(&webhook("pager"), "Healthy", "False");
+        assert_eq!(
+            text(),
+            r#"# HELP condition 1 for the status that a condition has now.
+# TYPE condition gauge
+condition{namespace="ml",status="False",type="Healthy",webhook="pager"} 1
+condition{namespace="ml",status="False",type="Ready",webhook="ci"} 0
+condition{namespace="ml",status="True",type="Healthy",webhook="pager"} 0
+condition{namespace="ml",status="True",type="Ready",webhook="ci"} 1
+condition{namespace="ml",status="Unknown",type="Healthy",webhook="pager"} 0
+condition{namespace="ml",status="Unknown",type="Ready",webhook="ci"} 0
+"#
+        );
+        conditions.forget(&webhook("ci"));
+        conditions.forget(&webhook("ci"));
+        assert!(!text().contains("ci") && text().contains("pager"));
+    }
+}
