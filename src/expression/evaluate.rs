@@ -12,6 +12,7 @@ use super::document::Document;
 use super::error::{EvaluationError, Position};
 use super::functions::{self, Function, Work};
 use super::tree::{Kind, Macro, Match, Node, Operator, Own};
+use super::values::{Compared, byte_length, compare, has_an_order, type_name, type_names};
 
 /// The steps that one evaluation may take: a node, an element, or this many bytes of a string that is made or searched.
 const MOST_STEPS: u64 = 1_000_000;
@@ -561,95 +562,7 @@ impl<'a> Evaluation<'a> {
     }
 }
 
-enum Compared {
-    Are(Ordering),
-    /// One of them is NaN.
-    NotANumber,
-    NotOfOneKind,
-}
-
-fn compare(left: &Value, right: &Value) -> Compared {
-    let ordering = match (left, right) {
-        (Value::Int(left), Value::Int(right)) => left.cmp(right),
-        (Value::UInt(left), Value::UInt(right)) => left.cmp(right),
-        (Value::Int(left), Value::UInt(right)) => i128::from(*left).cmp(&i128::from(*right)),
-        (Value::UInt(left), Value::Int(right)) => i128::from(*left).cmp(&i128::from(*right)),
-        (Value::Float(left), Value::Float(right)) => return left.partial_cmp(right).into(),
-        (Value::Float(left), Value::Int(right)) => return compare_double(*left, i128::from(*right)).into(),
-        (Value::Float(left), Value::UInt(right)) => return compare_double(*left, i128::from(*right)).into(),
-        (Value::Int(left), Value::Float(right)) => {
-            return compare_double(*right, i128::from(*left)).map(Ordering::reverse).into();
-        }
-        (Value::UInt(left), Value::Float(right)) => {
-            return compare_double(*right, i128::from(*left)).map(Ordering::reverse).into();
-        }
-        (Value::String(left), Value::String(right)) => left.cmp(right),
-        (Value::Bytes(left), Value::Bytes(right)) => left.cmp(right),
-        (Value::Bool(left), Value::Bool(right)) => left.cmp(right),
-        (Value::Timestamp(left), Value::Timestamp(right)) => left.cmp(right),
-        (Value::Duration(left), Value::Duration(right)) => left.cmp(right),
-        _ => return Compared::NotOfOneKind,
-    };
-    Compared::Are(ordering)
-}
-
-impl From<Option<Ordering>> for Compared {
-    fn from(ordering: Option<Ordering>) -> Self {
-        ordering.map_or(Self::NotANumber, Self::Are)
-    }
-}
-
-/// A double against an integer of 64 bits, exactly.
-fn compare_double(double: f64, integer: i128) -> Option<Ordering> {
-    if double.is_nan() {
-        return None;
-    }
-    // Beyond 2^127 the conversion saturates, which keeps the order.
-    let whole = double.trunc() as i128;
-    Some(whole.cmp(&integer).then_with(|| double.fract().partial_cmp(&0.0).unwrap_or(Ordering::Equal)))
-}
-
-/// Elements of one kind, and no NaN among them.
-fn has_an_order(list: &Value) -> bool {
-    let Value::List(list) = list else { return false };
-    let Some(first) = list.first() else { return true };
-    list.iter().all(|element| {
-        std::mem::discriminant(element) == std::mem::discriminant(first)
-            && matches!(compare(element, element), Compared::Are(_))
-    })
-}
-
 /// No `%.N` beyond [`MOST_DIGITS`] digits of N.
 fn asks_for_few_digits(format: &str) -> bool {
     format.split("%.").skip(1).all(|rest| rest.chars().take_while(char::is_ascii_digit).count() <= MOST_DIGITS)
-}
-
-fn byte_length(value: &Value) -> usize {
-    match value {
-        Value::String(text) => text.len(),
-        Value::Bytes(bytes) => bytes.len(),
-        _ => 0,
-    }
-}
-
-fn type_names(values: &[&Value]) -> String {
-    let names: Vec<&str> = values.iter().map(|value| type_name(value)).collect();
-    names.join(" and ")
-}
-
-pub(super) fn type_name(value: &Value) -> &'static str {
-    match value {
-        Value::List(_) => "a list",
-        Value::Map(_) => "a map",
-        Value::Int(_) => "an int",
-        Value::UInt(_) => "a uint",
-        Value::Float(_) => "a double",
-        Value::String(_) => "a string",
-        Value::Bytes(_) => "bytes",
-        Value::Bool(_) => "a bool",
-        Value::Duration(_) => "a duration",
-        Value::Timestamp(_) => "a timestamp",
-        Value::Null => "null",
-        Value::Opaque(_) | Value::Function(..) => "a value of a library",
-    }
 }

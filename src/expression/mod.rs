@@ -24,6 +24,7 @@ mod functions;
 mod lexer;
 mod parser;
 mod tree;
+mod values;
 
 #[cfg(test)]
 mod tests;
@@ -69,7 +70,7 @@ impl Expression {
         match self.evaluate(scope)?.1 {
             None => Ok(false),
             Some(Value::Bool(truth)) => Ok(truth),
-            Some(other) => Err(EvaluationError::NotBool(evaluate::type_name(&other))),
+            Some(other) => Err(EvaluationError::NotBool(values::type_name(&other))),
         }
     }
 

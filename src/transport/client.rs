@@ -1,6 +1,6 @@
 //! One HTTP client: requests in, answers out, over connections that are kept.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
@@ -126,7 +126,7 @@ impl SendError {
     /// Whether the host has no address.
     #[must_use]
     pub fn is_dns(&self) -> bool {
-        chain(self).any(|cause| cause.is::<NotFound>())
+        chain(self).any(<dyn Error + 'static>::is::<NotFound>)
     }
 }
 

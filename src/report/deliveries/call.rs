@@ -15,8 +15,9 @@ use tokio::{sync::Semaphore, time::sleep};
 use tracing::{debug, warn};
 
 use super::{
-    Answer, DeliveryRef, Entry, Subject,
+    Answer, DeliveryRef, Subject,
     object::{belonging, given_up, giving_up, holds_event, uid, version},
+    state::Entry,
 };
 use crate::{
     api::WebhookDelivery,

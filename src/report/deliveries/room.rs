@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use jiff::Timestamp;
 
-use super::{Entry, MAX_BYTES, MAX_OBJECTS};
+use super::{MAX_BYTES, MAX_OBJECTS, state::Entry};
 use crate::{api::webhook_delivery::WebhookReference, event::object::Uid};
 
 /// Namespace and name of an object.
