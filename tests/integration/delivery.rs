@@ -1,7 +1,7 @@
 //! From a transition on the apiserver to an acknowledged POST, over endpoints that fail in every way.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,7 @@ use llmtune_webhooks_harness::{
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
-use crate::support::{Jobs, SOON, Scene, misbehaving, read_request, run};
+use crate::support::{Jobs, SOON, Scene, in_order, misbehaving, read_request, run};
 
 /// Retries so quick that a test can wait for them all.
 fn quick(max_retries: u32) -> Value {
@@ -298,7 +298,7 @@ fn two_thousand_transitions_arrive_once_each_in_order_and_with_valid_signatures(
         let received = receiver.wait(2000, Duration::from_secs(60)).await;
         println!("2,000 transitions driven in {took:?}, 2,000 POSTs received");
         assert!(received.iter().all(|post| post.is_signed_with("s3cret")));
-        in_order_and_once(&received, 1000);
+        in_order(&received, 1000);
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(receiver.count(), 2000, "none is sent twice");
     });
@@ -336,20 +336,6 @@ fn with_three_answers_in_ten_an_error_every_event_still_arrives() {
         assert_eq!(ids.len(), 2000);
         assert!(received.len() > 2500, "three in ten failed");
         let first: Vec<Received> = received.into_iter().filter(|post| post.attempt() == 1).collect();
-        in_order_and_once(&first, 1000);
+        in_order(&first, 1000);
     });
-}
-
-/// Each job's training.started comes once and before its training.completed, which comes once.
-fn in_order_and_once(received: &[Received], jobs: usize) {
-    let mut by_job: HashMap<String, Vec<(String, u64)>> = HashMap::new();
-    for post in received {
-        let sequence = post.json()["sequence"].as_u64().unwrap();
-        by_job.entry(post.name()).or_default().push((post.event(), sequence));
-    }
-    assert_eq!(by_job.len(), jobs);
-    let expected = [("training.started".to_owned(), 1), ("training.completed".to_owned(), 2)];
-    for (job, events) in by_job {
-        assert_eq!(events, expected, "{job}");
-    }
 }

@@ -10,19 +10,9 @@ use llmtune_webhooks_harness::{
 };
 use serde_json::json;
 
-use crate::support::{Jobs, SOON, Scene, run};
+use crate::support::{Jobs, SOON, Scene, replicas, run};
 
 const LEASE: &str = "--lease-duration=6s";
-
-/// Two replicas of which the first leads.
-async fn replicas(scene: &Scene) -> (Operator, Operator) {
-    let options = scene.options().argument(LEASE);
-    let mut first = Operator::start(&scene.plane, &options.clone().identity("one")).await;
-    first.wait_readyz("leader", SOON).await;
-    let mut second = Operator::start(&scene.plane, &options.identity("two")).await;
-    second.wait_readyz("standby: one leads", SOON).await;
-    (first, second)
-}
 
 fn holder(scene: &Scene) -> String {
     let lease = scene.get("lease", "llmtune-webhooks");
@@ -35,7 +25,7 @@ fn of_two_replicas_one_delivers_and_the_other_takes_over_when_it_is_stopped() {
         let scene = Scene::new("handover").await;
         let receiver = Receiver::start().await;
         scene.webhook("ci", &receiver.url(), &json!({}));
-        let (mut first, mut second) = replicas(&scene).await;
+        let (mut first, mut second) = replicas(&scene, LEASE).await;
         let jobs = Jobs::new(&scene).await;
         jobs.create("a").await;
         jobs.phase("a", "Running").await;
@@ -57,7 +47,7 @@ fn of_two_replicas_one_delivers_and_the_other_takes_over_when_it_is_stopped() {
 fn when_the_leader_is_killed_the_other_replica_takes_over_once_the_lease_expires() {
     run(async {
         let scene = Scene::new("killed").await;
-        let (mut first, mut second) = replicas(&scene).await;
+        let (mut first, mut second) = replicas(&scene, LEASE).await;
         first.process.kill();
         let killed = Instant::now();
         second.wait_readyz("leader", SOON).await;

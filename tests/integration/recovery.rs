@@ -22,13 +22,13 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::{
     sources::{deployment, rolled_out},
-    support::{Jobs, SOON, Scene, run},
+    support::{Jobs, SOON, Scene, in_order, run},
 };
 
+mod leaders;
+mod stores;
+
 const SECRET: &str = "s3cret";
-/// The shortest there is.
-const LEASE: &str = "--lease-duration=3s";
-const LEASE_DURATION: Duration = Duration::from_secs(3);
 /// The log, where a watch cannot be resumed.
 const EXPIRED: &str = "resourceVersion has expired";
 /// The log, where records are built anew.
@@ -40,16 +40,6 @@ async fn signed_receiver(scene: &Scene) -> Receiver {
     scene.secret("ci", SECRET);
     scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci"}}));
     receiver
-}
-
-/// Two replicas of which the first leads.
-async fn replicas(scene: &Scene) -> (Operator, Operator) {
-    let options = scene.options().argument(LEASE);
-    let mut first = Operator::start(&scene.plane, &options.clone().identity("one")).await;
-    first.wait_readyz("leader", SOON).await;
-    let mut second = Operator::start(&scene.plane, &options.identity("two")).await;
-    second.wait_readyz("standby: one leads", SOON).await;
-    (first, second)
 }
 
 /// Waits until the operator leads and watches; starts it again where it ends by itself, as kubelet would.
@@ -133,20 +123,6 @@ async fn all_arrive(receiver: &Receiver, jobs: usize) -> usize {
     repeats
 }
 
-/// Each of so many jobs has started, and then completed.
-fn in_order(first: &[Received], jobs: usize) {
-    let mut by_job: HashMap<String, Vec<(String, u64)>> = HashMap::new();
-    for post in first {
-        let sequence = post.json()["sequence"].as_u64().unwrap();
-        by_job.entry(post.name()).or_default().push((post.event(), sequence));
-    }
-    assert_eq!(by_job.len(), jobs);
-    let expected = [("training.started".to_owned(), 1), ("training.completed".to_owned(), 2)];
-    for (job, events) in by_job {
-        assert_eq!(events, expected, "{job}");
-    }
-}
-
 /// Random numbers (splitmix64) that `LLMTUNE_TEST_SEED` brings back.
 struct Random(u64);
 
@@ -219,40 +195,6 @@ fn an_operator_and_an_apiserver_killed_together_under_load_lose_nothing() {
         println!("the watch of the jobs found its position expired {expired} times");
         assert!(expired >= 3, "after each start");
     });
-}
-
-/// etcd stands still for twenty seconds under load; with `kill` the operator is killed and started again meanwhile.
-async fn frozen_etcd(name: &str, kill: bool) {
-    let scene = Scene::alone(name).await;
-    let receiver = signed_receiver(&scene).await;
-    let mut operator = scene.operator().await;
-    let jobs = Jobs::new(&scene).await;
-    let driving = tokio::spawn(async move { jobs.drive(300, 20).await });
-    flows(&receiver, 60).await;
-    let begun = tokio::time::Instant::now();
-    scene.plane.freeze_etcd();
-    if kill {
-        sleep_until(begun + Duration::from_secs(10)).await;
-        operator.restart();
-    }
-    sleep_until(begun + Duration::from_secs(20)).await;
-    scene.plane.thaw_etcd();
-    let thawed = Instant::now();
-    leads(&mut operator, Duration::from_secs(60)).await;
-    flows(&receiver, 1).await;
-    println!("a delivery {:?} after etcd went on", thawed.elapsed());
-    driving.await.unwrap();
-    all_arrive(&receiver, 300).await;
-}
-
-#[test]
-fn an_etcd_that_stands_still_for_twenty_seconds_under_load_costs_no_event() {
-    run(frozen_etcd("frozen", false));
-}
-
-#[test]
-fn an_operator_killed_while_etcd_stands_still_loses_nothing() {
-    run(frozen_etcd("frozen-killed", true));
 }
 
 /// What happened while the operator was down is told once each when it is back. With `forgotten` the apiserver's memory of
@@ -335,316 +277,9 @@ fn what_happened_beyond_the_reach_of_the_watch_while_the_operator_was_down_is_fo
     });
 }
 
-#[test]
-fn of_two_replicas_under_load_leaders_killed_in_turn_lose_nothing() {
-    run(async {
-        let scene = Scene::new("turns").await;
-        let receiver = signed_receiver(&scene).await;
-        let (mut leader, mut standby) = replicas(&scene).await;
-        let jobs = Jobs::new(&scene).await;
-        let driving = tokio::spawn(async move { jobs.drive(450, 25).await });
-        for _ in 0..5 {
-            flows(&receiver, 10).await;
-            leader.process.kill();
-            let killed = Instant::now();
-            leads(&mut standby, SOON).await;
-            println!(
-                "the other replica leads {:?} after kill -9, with a lease of {LEASE_DURATION:?}",
-                killed.elapsed()
-            );
-            leader.restart();
-            leader.wait_readyz("standby", SOON).await;
-            swap(&mut leader, &mut standby);
-        }
-        driving.await.unwrap();
-        all_arrive(&receiver, 450).await;
-    });
-}
-
-/// etcd goes back to a copy that is older than what the operator has seen. With `running` that happens under the operator,
-/// else while it is down.
-async fn restored_etcd(name: &str, running: bool) {
-    let scene = Scene::alone(name).await;
-    let receiver = signed_receiver(&scene).await;
-    let mut operator = scene.operator().await;
-    let jobs = Jobs::new(&scene).await;
-    let unchanged: Vec<String> = (0..20).map(|number| format!("unchanged-{number}")).collect();
-    for name in unchanged.iter().map(String::as_str).chain(["touched", "finishes"]) {
-        jobs.create(name).await;
-        jobs.start(name).await;
-    }
-    for name in unchanged.iter().skip(10) {
-        jobs.complete(name).await;
-    }
-    for name in ["serves", "removed"] {
-        scene.apply(&deployment(name, 1, "1"));
-        rolled_out(&scene, name);
-    }
-    receiver.wait(36, SOON).await;
-    // All of that is in the ledger once the operator has stopped. The copy's Lease is the running operator's own.
-    operator.stop();
-    operator.restart();
-    leads(&mut operator, SOON).await;
-    let copy = scene.plane.copy_etcd();
-
-    jobs.complete("finishes").await;
-    jobs.create("later").await;
-    jobs.start("later").await;
-    scene.kubectl(&["delete", "deployment", "removed"]);
-    // Positions and an object's version run far ahead of what the restored store will hand out for long.
-    for step in 0..400 {
-        jobs.status("touched", &json!({"metrics": {"step": step}})).await;
-    }
-    jobs.create("last").await;
-    jobs.start("last").await;
-    for (event, name) in
-        [("training.completed", "finishes"), ("training.started", "later"), ("training.started", "last")]
-    {
-        receiver.wait_for(event, name, SOON).await;
-    }
-    receiver.wait_for("deployment.deleted", "removed", SOON).await;
-    quiet(&receiver).await;
-    let before = receiver.count();
-    assert_eq!(before, 40, "{:?}", receiver.events());
-
-    if running {
-        scene.plane.restore_etcd(&copy).await;
-    } else {
-        operator.stop();
-        scene.plane.restore_etcd(&copy).await;
-        operator.restart();
-    }
-    served(&scene).await;
-    let restored = Instant::now();
-    let changing = async {
-        for name in ["touched", "unchanged-0"] {
-            jobs.complete(name).await;
-        }
-        jobs.create("new").await;
-        jobs.start("new").await;
-        jobs.complete("new").await;
-    };
-    let keeping = async {
-        let expected =
-            [("training.completed", "touched"), ("training.completed", "unchanged-0"), ("training.completed", "new")];
-        let come = |(event, name): (&str, &str)| {
-            let received = &receiver.received()[before..];
-            received.iter().any(|post| post.event() == event && post.name() == name)
-        };
-        while !expected.into_iter().all(come) {
-            if let Some(status) = operator.revive() {
-                println!("the operator ended with {status} and is started again");
-            }
-            let missing: Vec<_> = expected.into_iter().filter(|expected| !come(*expected)).collect();
-            assert!(
-                restored.elapsed() < Duration::from_secs(90),
-                "missing {missing:?} of {:?}",
-                &receiver.events()[before..]
-            );
-            sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::join!(changing, keeping);
-    println!("new transitions delivered {:?} after the restore", restored.elapsed());
-    quiet(&receiver).await;
-    let mut ids = HashSet::new();
-    let mut events = receiver.received().split_off(before);
-    events.retain(|post| ids.insert(post.event_id().to_owned()));
-    let events: Vec<(String, String)> = events.iter().map(|post| (post.event(), post.name())).collect();
-    println!("since the restore: {events:?}");
-    // The copy knows neither the end of `finishes` and `removed` nor the beginning of the others: those are told again, or
-    // not. Whatever the copy did know is told of only if it changes.
-    let news = ["touched", "unchanged-0", "new"];
-    let contested = ["finishes", "removed", "later", "last"];
-    for (event, name) in &events {
-        assert!(news.contains(&name.as_str()) || contested.contains(&name.as_str()), "{event} of {name}");
-    }
-    let about_news = events.iter().filter(|(_, name)| news.contains(&name.as_str())).count();
-    assert_eq!(about_news, 4, "one id each: {events:?}");
-}
-
-#[test]
-fn an_etcd_restored_under_a_running_operator_makes_no_false_events_and_hides_no_new_ones() {
-    run(restored_etcd("restored-running", true));
-}
-
-#[test]
-fn an_etcd_restored_under_a_stopped_operator_makes_no_false_events_and_hides_no_new_ones() {
-    run(restored_etcd("restored-stopped", false));
-}
-
-/// Which of these processes sent each request of a receiver, while it answers like this.
-fn senders(
-    receiver: &Receiver,
-    processes: [u32; 2],
-    status: impl Fn() -> u16 + Send + Sync + 'static,
-) -> Arc<Mutex<Vec<Option<u32>>>> {
-    let senders: Arc<Mutex<Vec<Option<u32>>>> = Arc::default();
-    let (remembered, port) = (Arc::clone(&senders), receiver.port);
-    receiver.answer(move |post| {
-        let sender = processes.into_iter().find(|process| has_connection(*process, post.from.port(), port));
-        remembered.lock().unwrap().push(sender);
-        Answer::status(status())
-    });
-    senders
-}
-
 /// Failures are repeated every two seconds, for longer than a test runs.
 fn patient() -> Value {
     json!({"delivery": {"maxRetries": 20, "backoff": {"initial": "2s", "factor": 1, "max": "2s"}}})
-}
-
-/// Waits until no attempt is under way: each that has come is settled.
-async fn idle(operator: &Operator, receivers: &[&Receiver]) {
-    eventually("all attempts are settled", SOON, || async {
-        let come: usize = receivers.iter().map(|receiver| receiver.count()).sum();
-        (operator.metric("llmtune_webhooks_attempts_total", &[]) as usize == come).then_some(())
-    })
-    .await;
-}
-
-/// Waits until a deposed leader ends or stands by, and tells which.
-async fn gives_way(operator: &mut Operator) -> String {
-    let begun = Instant::now();
-    loop {
-        if let Some(status) = operator.process.try_wait() {
-            return format!("ended with {status}");
-        }
-        if operator.get("/readyz").is_some_and(|(_, text)| text.starts_with("standby")) {
-            return "stands by".into();
-        }
-        assert!(begun.elapsed() < SOON, "neither ended nor standing by\n{}", operator.process.log_tail());
-        sleep(Duration::from_millis(50)).await;
-    }
-}
-
-#[test]
-fn a_leader_halted_past_its_lease_and_replaced_makes_no_further_attempt() {
-    run(async {
-        let scene = Scene::new("halted").await;
-        let (good, failing) = (Receiver::start().await, Receiver::start().await);
-        scene.webhook("good", &good.url(), &json!({}));
-        scene.webhook("failing", &failing.url(), &patient());
-        let (mut first, mut second) = replicas(&scene).await;
-        let processes = [first.process.pid(), second.process.pid()];
-        let failure = Arc::new(Mutex::new(500));
-        let answer = Arc::clone(&failure);
-        let good_senders = senders(&good, processes, || 200);
-        let failing_senders = senders(&failing, processes, move || *answer.lock().unwrap());
-        let jobs = Jobs::new(&scene).await;
-        for number in 0..20 {
-            jobs.create(&format!("job-{number:04}")).await;
-        }
-        let each = async |numbers: std::ops::Range<usize>, completes: bool| {
-            for number in numbers {
-                let name = format!("job-{number:04}");
-                if completes { jobs.complete(&name).await } else { jobs.start(&name).await }
-            }
-        };
-        each(0..10, false).await;
-        good.wait(10, SOON).await;
-        failing.wait(20, SOON).await;
-        idle(&first, &[&good, &failing]).await;
-        first.process.freeze();
-        let (halted, seen) = (Instant::now(), (good.count(), failing.count()));
-        let of_the_first = |senders: &[Option<u32>]| senders.iter().all(|sender| *sender == Some(processes[0]));
-        assert!(of_the_first(&good_senders.lock().unwrap()) && of_the_first(&failing_senders.lock().unwrap()));
-
-        // All this lies in the sockets of the old leader when it wakes up, and its retries are due.
-        each(10..20, false).await;
-        each(0..10, true).await;
-        second.wait_readyz("leader", SOON).await;
-        println!("the other replica leads {:?} after the first was halted", halted.elapsed());
-        distinct(&good, 30).await;
-        first.process.thaw();
-        each(10..20, true).await;
-        println!("the old leader {}", gives_way(&mut first).await);
-        *failure.lock().unwrap() = 200;
-        let (events, repeats) = distinct(&good, 40).await;
-        in_order(&events, 20);
-        println!("0 of 40 events missing, {repeats} repeats");
-        eventually("what had failed is delivered", SOON, || async {
-            let labels = [("webhook", "failing"), ("result", "delivered")];
-            (second.metric("llmtune_webhooks_deliveries_total", &labels) as usize == 40).then_some(())
-        })
-        .await;
-        let late = [&good_senders.lock().unwrap()[seen.0..], &failing_senders.lock().unwrap()[seen.1..]].concat();
-        assert!(late.iter().all(|sender| *sender == Some(processes[1])), "{processes:?}: {late:?}");
-    });
-}
-
-#[test]
-fn a_leader_halted_past_its_lease_that_nobody_took_attempts_nothing_until_it_has_renewed_it() {
-    run(async {
-        let scene = Scene::new("halted-alone").await;
-        let (good, failing) = (Receiver::start().await, Receiver::answering(|_| Answer::status(500)).await);
-        scene.webhook("good", &good.url(), &json!({}));
-        scene.webhook("failing", &failing.url(), &patient());
-        let proxy = Proxy::start(scene.plane.port).await;
-        let mut options = scene.options().argument(LEASE);
-        options.apiserver_port = Some(proxy.port);
-        let mut operator = Operator::start_ready(&scene.plane, &options).await;
-        let jobs = Jobs::new(&scene).await;
-        for number in 0..10 {
-            jobs.create(&format!("job-{number:04}")).await;
-            jobs.start(&format!("job-{number:04}")).await;
-        }
-        good.wait(10, SOON).await;
-        failing.wait(20, SOON).await;
-        idle(&operator, &[&good, &failing]).await;
-        operator.process.freeze();
-        let halted = tokio::time::Instant::now();
-        let seen = (good.count(), failing.count());
-        for number in 0..10 {
-            jobs.complete(&format!("job-{number:04}")).await;
-        }
-        sleep_until(halted + LEASE_DURATION + Duration::from_secs(1)).await;
-        // So that it cannot renew, however fast it is.
-        proxy.cut();
-        operator.process.thaw();
-        eventually("it sees that its claim has lapsed", SOON, || async {
-            (operator.metric("llmtune_webhooks_leader", &[]) as u64 == 0).then_some(())
-        })
-        .await;
-        sleep(Duration::from_secs(3)).await;
-        assert_eq!((good.count(), failing.count()), seen, "events and retries are due, and no attempt begins");
-        proxy.mend();
-        failing.answer(|_| Answer::status(200));
-        let mended = Instant::now();
-        let (events, repeats) = distinct(&good, 20).await;
-        println!("0 of 20 events missing, {repeats} repeats, {:?} after the apiserver was back", mended.elapsed());
-        in_order(&events, 10);
-        distinct(&failing, 20).await;
-        operator.wait_log("nobody held it meanwhile", SOON).await;
-        assert!(operator.process.try_wait().is_none(), "it goes on");
-    });
-}
-
-#[test]
-fn a_graceful_handover_under_load_loses_nothing_repeats_nothing_and_takes_less_than_two_seconds() {
-    run(async {
-        let scene = Scene::new("graceful").await;
-        let receiver = signed_receiver(&scene).await;
-        let (mut leader, mut standby) = replicas(&scene).await;
-        let jobs = Jobs::new(&scene).await;
-        let driving = tokio::spawn(async move { jobs.drive(300, 50).await });
-        for _ in 0..3 {
-            flows(&receiver, 50).await;
-            let told = Instant::now();
-            leader.stop();
-            let (ended, count) = (Instant::now(), receiver.count());
-            let received = receiver.wait(count + 1, SOON).await;
-            let gap = received[count].at - ended;
-            println!("ended {:?} after SIGTERM; the other's first delivery {gap:?} after that", ended - told);
-            // The bound is two seconds on a machine that does nothing else.
-            assert!(gap < Duration::from_secs(5), "{gap:?}");
-            leader.restart();
-            leader.wait_readyz("standby", SOON).await;
-            swap(&mut leader, &mut standby);
-        }
-        driving.await.unwrap();
-        assert_eq!(all_arrive(&receiver, 300).await, 0);
-    });
 }
 
 #[test]

@@ -1,13 +1,8 @@
 //! Watches that survive what happens to apiservers, connections and objects.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use llmtune_webhooks_harness::{
-    control_plane::ControlPlane, eventually, operator::Operator, proxy::Proxy, receiver::Receiver, root,
-};
+use llmtune_webhooks_harness::{eventually, operator::Operator, proxy::Proxy, receiver::Receiver};
 use serde_json::{Value, json};
 
 use crate::support::{Jobs, SOON, Scene, run};
@@ -53,24 +48,10 @@ pub fn rolled_out(scene: &Scene, name: &str) {
 #[test]
 fn without_the_trainingjob_kind_deployments_are_served_and_the_kind_is_picked_up_when_it_appears() {
     run(async {
-        let plane = Arc::new(ControlPlane::start().await);
-        let definitions = std::fs::read_to_string(root().join("crds/llmtune.io.yaml")).unwrap();
-        let (jobs, others): (Vec<&str>, Vec<&str>) = definitions
-            .split("---\n")
-            .filter(|text| !text.is_empty())
-            .partition(|text| text.contains("plural: trainingjobs"));
-        let install = |text: &str| {
-            let output = plane.kubectl_with_input(&["apply", "--server-side", "-f", "-"], text);
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            plane.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
-        };
-        for definition in others {
-            install(definition);
-        }
-        let scene = Scene::on(Arc::clone(&plane), "absent").await;
+        let (scene, jobs) = Scene::without("trainingjobs", "absent").await;
         let receiver = Receiver::start().await;
         scene.webhook("ci", &receiver.url(), &json!({}));
-        let mut operator = Operator::start_ready(&plane, &scene.options().cluster_wide()).await;
+        let mut operator = Operator::start_ready(&scene.plane, &scene.options().cluster_wide()).await;
         operator.wait_readyz("TrainingJob in all namespaces: not installed", SOON).await;
         operator.wait_log("trainingjobs.llmtune.io is not installed", SOON).await;
         scene.apply(&deployment("a", 1, "1"));
@@ -78,7 +59,7 @@ fn without_the_trainingjob_kind_deployments_are_served_and_the_kind_is_picked_up
         receiver.wait_for("deployment.created", "a", SOON).await;
         receiver.wait_for("model.deployed", "a", SOON).await;
 
-        install(jobs[0]);
+        scene.install(&jobs);
         scene.job("early");
         scene.phase("early", "Running");
         receiver.wait_for("training.started", "early", SOON).await;

@@ -1,6 +1,7 @@
 //! What the tests share: one control plane, and short words for what users do.
 
 use std::{
+    collections::HashMap,
     fs::File,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -18,6 +19,7 @@ use llmtune_webhooks_harness::{
     control_plane::ControlPlane,
     operator::{Operator, OperatorOptions},
     process::temporary_folder,
+    receiver::Received,
     root,
 };
 use serde_json::{Value, json};
@@ -106,6 +108,26 @@ impl Scene {
         let plane = ControlPlane::start().await;
         plane.install_crds();
         Self::on(Arc::new(plane), name).await
+    }
+
+    /// A scene on a control plane of its own that lacks the kind of this plural; with its definition, to install.
+    pub async fn without(plural: &str, name: &str) -> (Self, String) {
+        let scene = Self::on(Arc::new(ControlPlane::start().await), name).await;
+        let definitions = std::fs::read_to_string(root().join("crds/llmtune.io.yaml")).unwrap();
+        let named = format!("plural: {plural}\n");
+        let (lacking, others): (Vec<&str>, Vec<&str>) =
+            definitions.split("---\n").filter(|text| !text.is_empty()).partition(|text| text.contains(&named));
+        for definition in others {
+            scene.install(definition);
+        }
+        (scene, lacking.concat())
+    }
+
+    /// Installs a definition of custom resources.
+    pub fn install(&self, definition: &str) {
+        let output = self.plane.kubectl_with_input(&["apply", "--server-side", "-f", "-"], definition);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.plane.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
     }
 
     /// A scene on this control plane.
@@ -400,5 +422,29 @@ async fn persist<T, F: Future<Output = kube::Result<T>>>(mut call: impl FnMut() 
             Err(_) => assert!(begun.elapsed() < Duration::from_secs(120), "the apiserver does not answer"),
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Two replicas of which the first leads, with this `--lease-duration`.
+pub async fn replicas(scene: &Scene, lease: &str) -> (Operator, Operator) {
+    let options = scene.options().argument(lease);
+    let mut first = Operator::start(&scene.plane, &options.clone().identity("one")).await;
+    first.wait_readyz("leader", SOON).await;
+    let mut second = Operator::start(&scene.plane, &options.identity("two")).await;
+    second.wait_readyz("standby: one leads", SOON).await;
+    (first, second)
+}
+
+/// Each of so many jobs has started, and then completed; each is told once.
+pub fn in_order(first: &[Received], jobs: usize) {
+    let mut by_job: HashMap<String, Vec<(String, u64)>> = HashMap::new();
+    for post in first {
+        let sequence = post.json()["sequence"].as_u64().unwrap();
+        by_job.entry(post.name()).or_default().push((post.event(), sequence));
+    }
+    assert_eq!(by_job.len(), jobs);
+    let expected = [("training.started".to_owned(), 1), ("training.completed".to_owned(), 2)];
+    for (job, events) in by_job {
+        assert_eq!(events, expected, "{job}");
     }
 }

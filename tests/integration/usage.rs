@@ -13,13 +13,11 @@ use axum::{
     http::HeaderMap,
 };
 use llmtune_webhooks_harness::{
-    control_plane::ControlPlane,
     eventually,
     operator::Operator,
     process::temporary_folder,
     prometheus::{Exporter, Prometheus},
     receiver::{Received, Receiver},
-    root,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -545,21 +543,7 @@ fn many_thresholds_share_connections_and_the_token_is_the_newest_and_told_to_nob
 #[test]
 fn without_its_kind_everything_else_is_served_and_the_kind_is_picked_up_when_it_appears() {
     run(async {
-        let plane = Arc::new(ControlPlane::start().await);
-        let definitions = std::fs::read_to_string(root().join("crds/llmtune.io.yaml")).unwrap();
-        let (thresholds, others): (Vec<&str>, Vec<&str>) = definitions
-            .split("---\n")
-            .filter(|text| !text.is_empty())
-            .partition(|text| text.contains("plural: usagethresholds"));
-        let install = |text: &str| {
-            let output = plane.kubectl_with_input(&["apply", "--server-side", "-f", "-"], text);
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            plane.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
-        };
-        for definition in others {
-            install(definition);
-        }
-        let scene = Scene::on(Arc::clone(&plane), "kindless").await;
+        let (scene, thresholds) = Scene::without("usagethresholds", "kindless").await;
         let (figure, receiver) = (Figure::start().await, Receiver::start().await);
         scene.webhook("ci", &receiver.url(), &json!({}));
         let operator = operator_with(&scene, &figure.prometheus.url()).await;
@@ -568,7 +552,7 @@ fn without_its_kind_everything_else_is_served_and_the_kind_is_picked_up_when_it_
         scene.phase("a", "Running");
         receiver.wait_for("training.started", "a", SOON).await;
 
-        install(thresholds[0]);
+        scene.install(&thresholds);
         figure.set(600.0).await;
         scene.apply(&tokens("tokens", &json!({})));
         receiver.wait_for("usage.threshold_reached", "tokens", SOON).await;
