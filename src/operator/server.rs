@@ -244,10 +244,14 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
     for (kind, at) in oldest {
         shown.metrics.watch_last_activity.with_label_values(&[kind]).set(at);
     }
-    match TextEncoder::new().encode_to_string(&shown.registry.gather()) {
-        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    let mut text = String::new();
+    for family in shown.registry.gather() {
+        // One by one, so that each goes once it is written: thousands of Webhooks have tens of thousands of series.
+        if let Err(error) = TextEncoder::new().encode_utf8(&[family], &mut text) {
+            return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
+        }
     }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
 #[cfg(test)]
