@@ -1,4 +1,4 @@
-//! Errors with their causes, for log lines: the outermost alone often says only that something failed. What the apiserver
+//! Errors with their causes, as log lines and one by one: the outermost alone often says only that something failed. What the apiserver
 //! refused is told in its own words, with what to do about it.
 
 use std::{error::Error, fmt, io};
@@ -40,7 +40,7 @@ pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (
     })
 }
 
-/// The cause that tells where those around it repeat a url.
+/// The innermost cause; those around it may repeat a url.
 #[must_use]
 pub fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     chain(error).last().unwrap_or(error)

@@ -8,7 +8,7 @@ use reqwest::Url;
 use super::{failure::Discretion, sign::Keys};
 use crate::transport::tls::Material;
 
-/// All that the attempts of one Webhook need; it cannot be had without what the Webhook names.
+/// What one Webhook adds to its attempts; `subscription` makes it once all that it lies in has been read.
 pub struct Target {
     /// Where to send.
     pub url: Url,

@@ -292,7 +292,7 @@ impl<'a> Evaluation<'a> {
         if let (Value::List(left), Value::List(right)) = (&left, &right) {
             self.spend(at, (left.len() + right.len()) as u64)?;
         }
-        let types = [type_name(&left), type_name(&right)].join(" and ");
+        let types = type_names(&[&left, &right]);
         let result = match operator {
             Operator::Add => left + right,
             Operator::Subtract => left - right,

@@ -34,7 +34,7 @@ pub struct Metrics {
     pub delivery_latency: HistogramVec,
     pub pending: IntGaugeVec,
     pub oldest_pending_age: GaugeVec,
-    pub condition: Conditions,
+    condition: Conditions,
     pub watch_last_activity: IntGaugeVec,
     pub malformed: IntCounterVec,
     pub source_errors: IntCounterVec,

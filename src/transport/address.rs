@@ -1,4 +1,4 @@
-//! Which addresses deliveries may go to. Pure: rules over ranges of addresses, of which the one with the longest prefix decides.
+//! Which addresses may be connected to. Pure: rules over ranges of addresses, of which the one with the longest prefix decides.
 //!
 //! An address that carries an IPv4 address inside, as translations and tunnels have it, must be allowed itself, and so must
 //! what it carries. What no rule names is allowed: receivers live in private ranges as well as in public ones.
@@ -120,7 +120,7 @@ pub enum Refusal {
     Apiserver,
 }
 
-/// A host that deliveries may not go to.
+/// A host that may not be connected to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("address refused: {host} {refusal}")]
 pub struct Refused {

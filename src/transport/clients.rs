@@ -49,7 +49,7 @@ pub enum ClientError {
 pub struct Clients {
     trust: Trust,
     network: Arc<Network>,
-    /// That of Webhooks without a TLS configuration of their own.
+    /// For whoever brings no TLS of its own.
     pool: Pool,
 }
 

@@ -15,23 +15,21 @@ use kube::{
 use llmtune_webhooks::{
     api::{WebhookDelivery, webhook_delivery::REDELIVER_ANNOTATION},
     event::{
-        EventType,
-        id::{DeliveryId, EventId, OccurrenceName},
+        id::{DeliveryId, EventId},
         object::Uid,
     },
 };
 use llmtune_webhooks_harness::{
     eventually,
-    operator::Operator,
     receiver::{Answer, Received, Receiver},
 };
 use serde_json::{Value, json};
 
 use crate::support::{Jobs, SOON, Scene, run};
 
-mod asked;
 mod bounds;
 mod forged;
+mod tested;
 
 const SECRET: &str = "s3cret";
 const OF_CI: &str = "llmtune.io/webhook=ci";

@@ -4,8 +4,6 @@
 use std::{
     collections::{HashMap, HashSet},
     hash::{BuildHasher, RandomState},
-    mem::swap,
-    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -13,9 +11,7 @@ use base64::Engine as _;
 use llmtune_webhooks_harness::{
     eventually,
     operator::Operator,
-    process::has_connection,
-    proxy::Proxy,
-    receiver::{Answer, Closed, Received, Receiver},
+    receiver::{Closed, Received, Receiver},
 };
 use serde_json::{Value, json};
 use tokio::time::{sleep, sleep_until};

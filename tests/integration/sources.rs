@@ -48,7 +48,8 @@ pub fn rolled_out(scene: &Scene, name: &str) {
 #[test]
 fn without_the_trainingjob_kind_deployments_are_served_and_the_kind_is_picked_up_when_it_appears() {
     run(async {
-        let (scene, jobs) = Scene::without("trainingjobs", "absent").await;
+        let scene = Scene::alone("absent").await;
+        scene.kubectl(&["delete", "crd", "trainingjobs.llmtune.io"]);
         let receiver = Receiver::start().await;
         scene.webhook("ci", &receiver.url(), &json!({}));
         let mut operator = Operator::start_ready(&scene.plane, &scene.options().cluster_wide()).await;
@@ -59,7 +60,7 @@ fn without_the_trainingjob_kind_deployments_are_served_and_the_kind_is_picked_up
         receiver.wait_for("deployment.created", "a", SOON).await;
         receiver.wait_for("model.deployed", "a", SOON).await;
 
-        scene.install(&jobs);
+        scene.plane.install_crds();
         scene.job("early");
         scene.phase("early", "Running");
         receiver.wait_for("training.started", "early", SOON).await;

@@ -110,26 +110,6 @@ impl Scene {
         Self::on(Arc::new(plane), name).await
     }
 
-    /// A scene on a control plane of its own that lacks the kind of this plural; with its definition, to install.
-    pub async fn without(plural: &str, name: &str) -> (Self, String) {
-        let scene = Self::on(Arc::new(ControlPlane::start().await), name).await;
-        let definitions = std::fs::read_to_string(root().join("crds/llmtune.io.yaml")).unwrap();
-        let named = format!("plural: {plural}\n");
-        let (lacking, others): (Vec<&str>, Vec<&str>) =
-            definitions.split("---\n").filter(|text| !text.is_empty()).partition(|text| text.contains(&named));
-        for definition in others {
-            scene.install(definition);
-        }
-        (scene, lacking.concat())
-    }
-
-    /// Installs a definition of custom resources.
-    pub fn install(&self, definition: &str) {
-        let output = self.plane.kubectl_with_input(&["apply", "--server-side", "-f", "-"], definition);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        self.plane.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
-    }
-
     /// A scene on this control plane.
     pub async fn on(plane: Arc<ControlPlane>, name: &str) -> Self {
         let namespace = plane.namespace(name).await;

@@ -543,7 +543,8 @@ fn many_thresholds_share_connections_and_the_token_is_the_newest_and_told_to_nob
 #[test]
 fn without_its_kind_everything_else_is_served_and_the_kind_is_picked_up_when_it_appears() {
     run(async {
-        let (scene, thresholds) = Scene::without("usagethresholds", "kindless").await;
+        let scene = Scene::alone("kindless").await;
+        scene.kubectl(&["delete", "crd", "usagethresholds.llmtune.io"]);
         let (figure, receiver) = (Figure::start().await, Receiver::start().await);
         scene.webhook("ci", &receiver.url(), &json!({}));
         let operator = operator_with(&scene, &figure.prometheus.url()).await;
@@ -552,7 +553,7 @@ fn without_its_kind_everything_else_is_served_and_the_kind_is_picked_up_when_it_
         scene.phase("a", "Running");
         receiver.wait_for("training.started", "a", SOON).await;
 
-        scene.install(&thresholds);
+        scene.plane.install_crds();
         figure.set(600.0).await;
         scene.apply(&tokens("tokens", &json!({})));
         receiver.wait_for("usage.threshold_reached", "tokens", SOON).await;

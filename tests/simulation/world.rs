@@ -3,34 +3,22 @@
 mod faults;
 mod hooks;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::Duration,
-};
+use std::collections::{BTreeMap, HashMap};
 
-use kube::core::{Expression, Selector};
-use llmtune_webhooks::{
-    api::ledger_segment::SegmentKind,
-    delivery::schedule::Backoff,
-    event::{EventSet, object::Uid},
-    ledger::journal::Shape,
-    subscription::index::{Scope, Subscription},
-};
+use llmtune_webhooks::{event::object::Uid, ledger::journal::Shape};
 
 use crate::{
     Met,
     gauge::Gauge,
     life,
     oracle::Oracle,
-    process::{Env, Hook, Mode, Phase, Process},
+    process::{Env, Phase, Process},
     random::Random,
-    store::{Answer, DEPLOYMENTS, KINDS, Life, MAPPED, Mapping, State, Store, USAGE, object_uid},
+    store::{DEPLOYMENTS, KINDS, Life, MAPPED, Mapping, State, Store, USAGE, object_uid},
 };
 
 /// Steps before everything heals.
 const STEPS: usize = 600;
-/// Rounds after which a world that does not come to rest never will.
-const PATIENCE: usize = 3000;
 /// One in so many worlds has large events.
 const LARGE: u64 = 250;
 const TEAMS: [&str; 2] = ["red", "blue"];

@@ -65,6 +65,7 @@ async fn what_is_refused_with_one_key_is_sent_at_once_with_the_other_as_the_same
     let attempted = send(&sender, &target).await;
     assert_eq!(attempted.outcome.result, AttemptResult::Acknowledged);
     assert_eq!(attempted.outcome.exchange.unwrap().class, Class::Success);
+    assert!(!attempted.doubts_target, "it has the other key");
     let refused = attempted.refused.unwrap();
     assert_eq!((refused.class, refused.status_code()), (Class::ClientError, Some(401)));
     assert!(send(&sender, &target).await.refused.is_none(), "the new key is first now");
@@ -104,6 +105,7 @@ async fn an_endpoint_that_refuses_both_keys_is_told_of_and_taken_to_have_the_one
     for _ in 0..2 {
         let attempted = send(&sender, &target).await;
         assert!(matches!(attempted.outcome.result, AttemptResult::Failed { .. }));
+        assert!(attempted.doubts_target, "the Secret may have been put right");
         let error = attempted.outcome.exchange.unwrap().error.unwrap();
         assert!(error.contains("neither key of spec.secretRef is taken"), "{error}");
     }

@@ -30,6 +30,7 @@ const OWN: [(&str, Own, Form, (usize, usize)); 8] = [
 const PATTERNS: [(&str, Match); 3] = [("matches", Match::Matches), ("find", Match::Find), ("findAll", Match::FindAll)];
 /// Where functions are described.
 const SEE: &str = "https://kubernetes.io/docs/reference/using-api/cel/ lists them";
+
 impl Parser<'_> {
     /// A call that begins with the function's name; the bracket is next.
     pub(super) fn function(&mut self, at: usize, name: &str) -> Parsed {
@@ -124,7 +125,7 @@ impl Parser<'_> {
         self.node(at, kind)
     }
 
-    pub(super) fn comprehension(&mut self, at: usize, range: Node, name: &str) -> Parsed {
+    fn comprehension(&mut self, at: usize, range: Node, name: &str) -> Parsed {
         let open = self.at();
         self.advance();
         let element_at = self.at();

@@ -89,13 +89,18 @@ impl Leader {
         if let Some((refused, known)) = refused.zip(self.webhooks.get(&outcome.webhook)) {
             self.context.metrics.sent(&known.webhook, &refused);
         }
-        if let Some(lost) = lost {
-            // The controller lives as long as this loop.
-            let _ = self.lost_targets.send(lost);
-        }
+        self.lost(lost);
         let now = self.clock.now();
         if let Some(settled) = self.engine.settle(outcome, now, random()) {
             self.settled(settled, now);
+        }
+    }
+
+    /// Has a Webhook looked after whose target was gone.
+    pub(super) fn lost(&self, lost: Option<Lost>) {
+        if let Some(lost) = lost {
+            // The controller lives as long as this loop.
+            let _ = self.lost_targets.send(lost);
         }
     }
 

@@ -126,9 +126,7 @@ impl Leader {
             Err(error) => return warn!(%error, "a test broke off"),
         };
         let lacks = lost.as_ref().map(|(_, _, error)| error.to_string());
-        if let Some(lost) = lost {
-            let _ = self.lost_targets.send(lost);
-        }
+        self.lost(lost);
         let now = self.clock.now();
         let Some(webhook) = self.named(&object).map(|known| known.webhook.clone()) else {
             return self.no_webhook(object, Subject::Test { event, owner: None });

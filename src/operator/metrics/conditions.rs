@@ -1,8 +1,8 @@
-//! What the conditions of Webhooks are: nine series for each Webhook, made when they are asked for. As gauges of their own they would take
-//! 6 KiB of it.
+//! What the conditions of Webhooks are: nine series for each Webhook, made when they are asked for. As gauges they would take 6 KiB for each
+//! Webhook.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -12,13 +12,14 @@ use prometheus::{
     proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use crate::subscription::resolve::WebhookRef;
+use crate::{event::object::Uid, subscription::resolve::WebhookRef};
 
 const TYPES: [&str; 3] = ["Ready", "Healthy", "Stalled"];
 const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
 
-/// By namespace and name of a Webhook the status of each type, `None` while it has none.
-type Known = BTreeMap<(String, String), [Option<&'static str>; TYPES.len()]>;
+/// What there is by namespace and name: whose it is, and the status of each type, `None` while it has none.
+type Known = BTreeMap<(String, String), (Uid, Statuses)>;
+type Statuses = [Option<&'static str>; TYPES.len()];
 
 /// The family of conditions.
 #[derive(Clone)]
@@ -37,14 +38,22 @@ impl Conditions {
     pub fn set(&self, webhook: &WebhookRef, kind: &str, status: &str) {
         let kind = TYPES.iter().position(|known| *known == kind);
         let status = STATUSES.into_iter().find(|known| *known == status);
-        if let Some(kind) = kind {
-            self.known().entry(key(webhook)).or_default()[kind] = status;
+        let Some(kind) = kind else { return };
+        let mut known = self.known();
+        let (uid, statuses) = known.entry(key(webhook)).or_insert((webhook.uid, Statuses::default()));
+        if *uid != webhook.uid {
+            (*uid, *statuses) = (webhook.uid, Statuses::default());
         }
+        statuses[kind] = status;
     }
 
-    /// Removes those of a deleted Webhook.
+    /// Removes those of a deleted Webhook; not those of another that has taken its name, of which may be heard before.
     pub fn forget(&self, webhook: &WebhookRef) {
-        self.known().remove(&key(webhook));
+        if let Entry::Occupied(known) = self.known().entry(key(webhook))
+            && known.get().0 == webhook.uid
+        {
+            known.remove();
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -63,7 +72,7 @@ impl Collector for Conditions {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let mut metrics = Vec::new();
-        for ((namespace, webhook), statuses) in &*self.known() {
+        for ((namespace, webhook), (_, statuses)) in &*self.known() {
             for (kind, now) in TYPES.into_iter().zip(statuses) {
                 let Some(now) = *now else { continue };
                 for status in STATUSES {
@@ -99,25 +108,26 @@ mod tests {
     use prometheus::{Registry, TextEncoder};
 
     use super::*;
-    use crate::{api::webhook_delivery::WebhookKind, event::object::Uid};
+    use crate::api::webhook_delivery::WebhookKind;
 
     #[test]
     fn each_status_of_a_condition_is_a_series_until_the_webhook_is_gone() {
-        let webhook = |name: &str| WebhookRef {
+        let webhook = |name: &str, uid| WebhookRef {
             kind: WebhookKind::Webhook,
-            uid: Uid::from_u128(1),
+            uid: Uid::from_u128(uid),
             home: "ml".to_owned(),
             name: name.to_owned(),
         };
+        let (ci, pager) = (webhook("ci", 1), webhook("pager", 2));
         let conditions =
             Conditions::new(&Opts::new("condition", "1 for the status that a condition has now.")).unwrap();
         let registry = Registry::new();
         registry.register(Box::new(conditions.clone())).unwrap();
         let text = || TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
         assert_eq!(text(), "");
-        conditions.set(&webhook("ci"), "Ready", "Unknown");
-        conditions.set(&webhook("ci"), "Ready", "True");
-        conditions.set(&webhook("pager"), "Healthy", "False");
+        conditions.set(&ci, "Ready", "Unknown");
+        conditions.set(&ci, "Ready", "True");
+        conditions.set(&pager, "Healthy", "False");
         assert_eq!(
             text(),
             r#"# HELP condition 1 for the status that a condition has now.
@@ -130,8 +140,17 @@ condition{namespace="ml",status="Unknown",type="Healthy",webhook="pager"} 0
 condition{namespace="ml",status="Unknown",type="Ready",webhook="ci"} 0
 "#
         );
-        conditions.forget(&webhook("ci"));
-        conditions.forget(&webhook("ci"));
-        assert!(!text().contains("ci") && text().contains("pager"));
+        conditions.forget(&ci);
+        conditions.forget(&ci);
+        assert!(!text().contains(r#"webhook="ci""#));
+        let next = webhook("pager", 3);
+        conditions.set(&next, "Ready", "True");
+        conditions.forget(&pager);
+        let text = text();
+        assert!(
+            text.contains(r#"status="True",type="Ready",webhook="pager"} 1"#),
+            "the next of this name stays: {text}"
+        );
+        assert!(!text.contains("Healthy"), "and takes nothing over: {text}");
     }
 }

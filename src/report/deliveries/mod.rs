@@ -40,6 +40,7 @@ use crate::{
 pub const MAX_OBJECTS: usize = 1_000;
 /// How long the last calls may take.
 const LAST: Duration = Duration::from_secs(5);
+
 /// Which object, and what of its status the next one goes on from.
 #[derive(Clone, Debug)]
 pub struct DeliveryRef {

@@ -1,5 +1,7 @@
 //! What goes after its time, makes room, or does not fit: counted, and nobody else notices.
 
+use llmtune_webhooks_harness::operator::Operator;
+
 use super::*;
 
 #[test]

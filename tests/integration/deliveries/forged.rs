@@ -1,5 +1,7 @@
 //! Whoever may create and annotate deliveries can have nothing of their own signed.
 
+use llmtune_webhooks::event::{EventType, id::OccurrenceName};
+
 use super::*;
 
 /// A service account that may create and annotate deliveries, and nothing else.

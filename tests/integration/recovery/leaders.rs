@@ -1,5 +1,12 @@
 //! Replicas: leaders killed, halted past their Lease, and handing over.
 
+use std::{
+    mem::swap,
+    sync::{Arc, Mutex},
+};
+
+use llmtune_webhooks_harness::{process::has_connection, proxy::Proxy, receiver::Answer};
+
 use super::*;
 use crate::support::replicas;
 

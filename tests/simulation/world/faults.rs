@@ -1,6 +1,12 @@
 //! What breaks: the store, the ledger, the network, processes; and how everything heals.
 
+use llmtune_webhooks::api::ledger_segment::SegmentKind;
+
 use super::*;
+use crate::{process::Mode, store::Answer};
+
+/// Rounds after which a world that does not come to rest never will.
+const PATIENCE: usize = 3000;
 
 impl World {
     /// The store goes back to an earlier state; its log is empty then.

@@ -1,6 +1,16 @@
 //! Webhooks that come, change and go, and their endpoints.
 
+use std::time::Duration;
+
+use kube::core::{Expression, Selector};
+use llmtune_webhooks::{
+    delivery::schedule::Backoff,
+    event::EventSet,
+    subscription::index::{Scope, Subscription},
+};
+
 use super::*;
+use crate::process::{Hook, Mode};
 
 impl World {
     pub(super) fn create_hook(&mut self) {

@@ -1,5 +1,7 @@
 //! Tests of endpoints: marked, signed, answered, never retried.
 
+use llmtune_webhooks::event::EventType;
+
 use super::*;
 
 #[test]
