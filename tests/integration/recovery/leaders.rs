@@ -14,9 +14,16 @@ use crate::support::replicas;
 const LEASE: &str = "--lease-duration=3s";
 const LEASE_DURATION: Duration = Duration::from_secs(3);
 
+/// One of these tests at a time: with the shortest Lease an apiserver that takes a second to answer costs a leader its turn.
+async fn alone() -> tokio::sync::MutexGuard<'static, ()> {
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    ALONE.lock().await
+}
+
 #[test]
 fn of_two_replicas_under_load_leaders_killed_in_turn_lose_nothing() {
     run(async {
+        let _alone = alone().await;
         let scene = Scene::new("turns").await;
         let receiver = signed_receiver(&scene).await;
         let (mut leader, mut standby) = replicas(&scene, LEASE).await;
@@ -83,6 +90,7 @@ async fn gives_way(operator: &mut Operator) -> String {
 #[test]
 fn a_leader_halted_past_its_lease_and_replaced_makes_no_further_attempt() {
     run(async {
+        let _alone = alone().await;
         let scene = Scene::new("halted").await;
         let (good, failing) = (Receiver::start().await, Receiver::start().await);
         scene.webhook("good", &good.url(), &json!({}));
@@ -138,6 +146,7 @@ fn a_leader_halted_past_its_lease_and_replaced_makes_no_further_attempt() {
 #[test]
 fn a_leader_halted_past_its_lease_that_nobody_took_attempts_nothing_until_it_has_renewed_it() {
     run(async {
+        let _alone = alone().await;
         let scene = Scene::new("halted-alone").await;
         let (good, failing) = (Receiver::start().await, Receiver::answering(|_| Answer::status(500)).await);
         scene.webhook("good", &good.url(), &json!({}));
@@ -185,6 +194,7 @@ fn a_leader_halted_past_its_lease_that_nobody_took_attempts_nothing_until_it_has
 #[test]
 fn a_graceful_handover_under_load_loses_nothing_repeats_nothing_and_takes_less_than_two_seconds() {
     run(async {
+        let _alone = alone().await;
         let scene = Scene::new("graceful").await;
         let receiver = signed_receiver(&scene).await;
         let (mut leader, mut standby) = replicas(&scene, LEASE).await;
