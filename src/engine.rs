@@ -82,12 +82,14 @@ pub struct Unfiltered {
     pub error: FilterError,
 }
 
-/// How many deliveries of a Webhook are pending, and since when.
+/// How many deliveries of a Webhook are pending, since when, and whether they are paused.
 #[derive(Clone, Copy, Debug)]
 pub struct Backlog {
     pub webhook: Uid,
     pub pending: usize,
     pub oldest: Option<Timestamp>,
+    /// Whether the endpoint asked for a pause that has not ended.
+    pub paused: bool,
 }
 
 /// The engine.
@@ -196,8 +198,11 @@ impl Engine {
             .collect()
     }
 
-    /// Adds or replaces a subscription. A new generation of its spec forgives a 410.
+    /// Adds or replaces a subscription. A new generation of its spec forgives a 410 and ends a pause.
     pub fn subscribe(&mut self, subscription: Subscription) {
+        if self.index.get(subscription.uid).is_some_and(|before| before.generation != subscription.generation) {
+            self.pending.resume(subscription.uid);
+        }
         let queue = self.pending.subscribed(subscription.uid);
         queue.concurrency = subscription.concurrency.max(1);
         queue.held = subscription.held;
@@ -250,7 +255,7 @@ impl Engine {
 
     /// Every Webhook's pending deliveries.
     pub fn backlogs(&self) -> impl Iterator<Item = Backlog> {
-        self.pending.ages().map(|(webhook, pending, oldest)| Backlog { webhook, pending, oldest })
+        self.pending.backlogs()
     }
 
     /// How many objects are remembered.

@@ -215,7 +215,7 @@ pub struct WebhookStatus {
     /// Counts of deliveries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deliveries: Option<DeliveryCounts>,
-    /// How many attempts have failed since the last success.
+    /// How many attempts have failed since the last success. Answers of 429 or 503 with `Retry-After` are not counted.
     #[serde(default)]
     pub consecutive_failures: i64,
     /// The newest acknowledged attempt.

@@ -39,10 +39,25 @@ pub enum AttemptResult {
     Acknowledged,
     /// It did not; it may have said when to come again.
     Failed { retry_after: Option<Duration> },
+    /// The endpoint asked for a pause: it answered 429 or 503 with a `Retry-After` greater than zero (RFC 6585, 4; RFC 9110, 10.2.3 and
+    /// 15.6.4).
+    Throttled { retry_after: Duration },
     /// It answered 410 Gone.
     Gone,
     /// No attempt was made; with `hold`, none is to be begun until the subscription is given anew.
     Withheld { hold: bool },
+}
+
+impl AttemptResult {
+    /// How long the endpoint asked the sender to wait.
+    #[must_use]
+    pub const fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::Failed { retry_after } => retry_after,
+            Self::Throttled { retry_after } => Some(retry_after),
+            Self::Acknowledged | Self::Gone | Self::Withheld { .. } => None,
+        }
+    }
 }
 
 /// How an attempt ended, by the metric's label.

@@ -104,7 +104,7 @@ impl Sender {
                 let result = match status {
                     status if status.is_success() => AttemptResult::Acknowledged,
                     StatusCode::GONE => AttemptResult::Gone,
-                    _ => AttemptResult::Failed { retry_after: retry_after(response.headers(), Timestamp::now()) },
+                    _ => failed(status, retry_after(response.headers(), Timestamp::now())),
                 };
                 let error = describe_status(status, response.headers(), target);
                 drain(response).await;
@@ -188,6 +188,16 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duratio
     }
     let date = Timestamp::try_from(httpdate::parse_http_date(value).ok()?).ok()?;
     Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
+}
+
+/// The result of an answer that does not acknowledge.
+fn failed(status: StatusCode, retry_after: Option<Duration>) -> AttemptResult {
+    match retry_after.filter(|wait| !wait.is_zero()) {
+        Some(retry_after) if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
+            AttemptResult::Throttled { retry_after }
+        }
+        _ => AttemptResult::Failed { retry_after },
+    }
 }
 
 /// Cuts a text to [`MAX_ERROR`] characters.

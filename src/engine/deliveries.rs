@@ -1,6 +1,6 @@
 //! What becomes of deliveries: which attempt is due, and what its outcome means.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -40,6 +40,8 @@ pub struct Settled {
     pub endpoint_gone: bool,
     /// It was asked for again.
     pub again: bool,
+    /// The endpoint asked for a pause, and the delivery is retried after it.
+    pub throttled: bool,
     /// It was given up, and there is no room to keep it as an object.
     pub dropped: bool,
     /// Deliveries of this Webhook that are still pending.
@@ -125,8 +127,13 @@ impl Engine {
         let result = match result {
             // The answer of an endpoint that the spec no longer names says nothing of the new one.
             AttemptResult::Gone if !current => AttemptResult::Failed { retry_after: None },
+            AttemptResult::Throttled { .. } if !current => AttemptResult::Failed { retry_after: result.retry_after() },
             result => result,
         };
+        let throttled = matches!(result, AttemptResult::Throttled { .. });
+        if let Some(wait) = result.retry_after().filter(|_| throttled) {
+            self.pending.pause(webhook, later(now, wait.min(subscription.backoff.max)));
+        }
         let reason = match result {
             AttemptResult::Withheld { hold } => {
                 self.pending.queue(webhook).held |= hold;
@@ -145,14 +152,13 @@ impl Engine {
                 self.pending.queue(webhook).endpoint_gone = Some(generation);
                 Reason::EndpointGone
             }
-            AttemptResult::Failed { .. } if attempt > subscription.max_retries => Reason::Exhausted,
-            AttemptResult::Failed { retry_after } => {
-                delivery.failed_attempts = attempt;
-                let wait = subscription.backoff.wait(attempt, random, retry_after);
-                let due = now.checked_add(wait).unwrap_or(Timestamp::MAX);
-                self.pending.wait(webhook, id, due, wait);
+            _ if attempt > subscription.max_retries => Reason::Exhausted,
+            AttemptResult::Failed { .. } | AttemptResult::Throttled { .. } => {
+                let wait = subscription.backoff.wait(attempt, random, result.retry_after());
+                let due = later(now, wait);
+                self.pending.wait(webhook, id, attempt, due, wait);
                 let settled = self.settled(webhook, event, attempt, exchange, Verdict::Retry(due));
-                return Some(Settled { again, ..settled });
+                return Some(Settled { again, throttled, ..settled });
             }
         };
         let status_code = exchange.as_ref().and_then(Exchange::status_code);
@@ -189,8 +195,13 @@ impl Engine {
             verdict,
             endpoint_gone: self.pending.is_endpoint_gone(webhook),
             again: false,
+            throttled: false,
             dropped: false,
             pending: self.pending.count(webhook),
         }
     }
+}
+
+fn later(now: Timestamp, wait: Duration) -> Timestamp {
+    now.checked_add(wait).unwrap_or(Timestamp::MAX)
 }

@@ -2,7 +2,7 @@
 //!
 //! 1. At most `concurrency` attempts of a Webhook are under way.
 //! 2. First attempts of one object's events to one Webhook never overlap and go in the order of the events.
-//! 3. A held Webhook's deliveries wait and spend no attempts.
+//! 3. The deliveries of a held or paused Webhook wait and spend no attempts.
 //! 4. A Webhook holds at most [`MAX_DELIVERIES`] and [`MAX_BYTES`], all together [`MAX_TOTAL_BYTES`].
 //! 5. What must wait for a flush is begun once that has landed; it delays nothing but its own object's next event.
 //! 6. What is given up waits on a shelf until it has become an object; a Webhook's shelf holds at most [`MAX_SHELVED`].
@@ -14,13 +14,14 @@ mod shelf;
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, VecDeque},
+    collections::{BTreeSet, BinaryHeap, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
 use jiff::Timestamp;
 
+use super::Backlog;
 use crate::event::{
     Event,
     id::{DeliveryId, EventId},
@@ -64,6 +65,8 @@ pub(super) struct Pending {
     queues: HashMap<Uid, Queue>,
     runnable: VecDeque<Uid>,
     timers: BinaryHeap<Reverse<(Timestamp, Uid, DeliveryId)>>,
+    /// The ends of pauses, one for each paused Webhook.
+    pauses: BTreeSet<(Timestamp, Uid)>,
     /// By shard of the ledger's snapshot.
     events: Vec<HashMap<EventId, Stored>>,
     total_bytes: usize,
@@ -136,11 +139,13 @@ impl Pending {
         self.queues.get(&webhook).map_or(0, |queue| queue.deliveries.len())
     }
 
-    /// Each Webhook's count of deliveries, and when its oldest event was observed.
-    pub(super) fn ages(&self) -> impl Iterator<Item = (Uid, usize, Option<Timestamp>)> {
-        self.queues.iter().map(|(webhook, queue)| {
-            let oldest = queue.deliveries.values().map(|delivery| delivery.event.observed_at).min();
-            (*webhook, queue.deliveries.len(), oldest)
+    /// What waits for each Webhook.
+    pub(super) fn backlogs(&self) -> impl Iterator<Item = Backlog> {
+        self.queues.iter().map(|(webhook, queue)| Backlog {
+            webhook: *webhook,
+            pending: queue.deliveries.len(),
+            oldest: queue.deliveries.values().map(|delivery| delivery.event.observed_at).min(),
+            paused: queue.paused_until.is_some(),
         })
     }
 
@@ -262,6 +267,11 @@ impl Pending {
                 self.wake(webhook);
             }
         }
+        while let Some((until, webhook)) = self.pauses.first().copied()
+            && until <= now
+        {
+            self.resume(webhook);
+        }
         while let Some(webhook) = self.runnable.pop_front() {
             let Some(queue) = self.queues.get_mut(&webhook) else { continue };
             queue.runnable = false;
@@ -284,9 +294,11 @@ impl Pending {
         None
     }
 
-    /// When the next retry is due.
+    /// When the next retry is due, or the next pause ends.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
-        self.timers.peek().map(|Reverse((due, _, _))| *due)
+        let retry = self.timers.peek().map(|Reverse((due, _, _))| *due);
+        let resumption = self.pauses.first().map(|(until, _)| *until);
+        retry.into_iter().chain(resumption).min()
     }
 
     /// Whether a delivery was asked for again.
@@ -331,11 +343,32 @@ impl Pending {
         self.wake(webhook);
     }
 
-    /// Lets a delivery wait for its retry.
-    pub(super) fn wait(&mut self, webhook: Uid, id: DeliveryId, due: Timestamp, wait: Duration) {
+    /// Begins no attempt of this Webhook before `until`. A pause under way is never shortened.
+    pub(super) fn pause(&mut self, webhook: Uid, until: Timestamp) {
+        if let Some(queue) = self.queues.get_mut(&webhook)
+            && queue.paused_until.is_none_or(|before| before < until)
+        {
+            if let Some(before) = queue.paused_until.replace(until) {
+                self.pauses.remove(&(before, webhook));
+            }
+            self.pauses.insert((until, webhook));
+        }
+    }
+
+    /// Ends the pause of this Webhook.
+    pub(super) fn resume(&mut self, webhook: Uid) {
+        if let Some(until) = self.queues.get_mut(&webhook).and_then(|queue| queue.paused_until.take()) {
+            self.pauses.remove(&(until, webhook));
+            self.wake(webhook);
+        }
+    }
+
+    /// Lets a delivery wait for its retry, after this many failed attempts.
+    pub(super) fn wait(&mut self, webhook: Uid, id: DeliveryId, failed_attempts: u32, due: Timestamp, wait: Duration) {
         self.leave_lane(webhook, id);
         let mut touched = None;
         if let Some(delivery) = self.queues.get_mut(&webhook).and_then(|queue| queue.deliveries.get_mut(&id)) {
+            delivery.failed_attempts = failed_attempts;
             delivery.due = Some((due, wait));
             self.timers.push(Reverse((due, webhook, id)));
             touched = (!delivery.again).then_some(delivery.event.id);
@@ -360,6 +393,7 @@ impl Pending {
 
     /// Removes a deleted Webhook's deliveries and tells how many there were.
     pub(super) fn forget(&mut self, webhook: Uid) -> usize {
+        self.resume(webhook);
         let Some(queue) = self.queues.remove(&webhook) else { return 0 };
         let deliveries = queue.deliveries.values().map(|delivery| (delivery.event.id, delivery.again));
         let shelved = queue.shelf.events().map(|event| (event, false));

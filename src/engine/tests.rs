@@ -120,6 +120,10 @@ fn deleted(object: Object) -> Observation {
 
 const FAILED: AttemptResult = AttemptResult::Failed { retry_after: None };
 
+fn throttled(millis: u64) -> AttemptResult {
+    AttemptResult::Throttled { retry_after: Duration::from_millis(millis) }
+}
+
 /// The next attempt, past what is to become objects.
 fn attempt_past_keeps(engine: &mut Engine, now: i64) -> Attempt {
     loop {

@@ -372,6 +372,7 @@ impl Leader {
             self.context.metrics.pending.with_label_values(&labels).set(backlog.pending as i64);
             let age = backlog.oldest.map_or(0.0, |oldest| now.duration_since(oldest).as_secs_f64());
             self.context.metrics.oldest_pending_age.with_label_values(&labels).set(age);
+            self.context.metrics.paused.with_label_values(&labels).set(i64::from(backlog.paused));
         }
         // Nobody waits any more: the scrape has timed out.
         let _ = done.send(());

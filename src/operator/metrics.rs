@@ -34,6 +34,7 @@ pub struct Metrics {
     pub delivery_latency: HistogramVec,
     pub pending: IntGaugeVec,
     pub oldest_pending_age: GaugeVec,
+    pub paused: IntGaugeVec,
     condition: Conditions,
     pub watch_last_activity: IntGaugeVec,
     pub malformed: IntCounterVec,
@@ -110,6 +111,11 @@ impl Metrics {
                 opts("oldest_pending_age_seconds", "Age of the oldest event that waits; 0 where none does."),
                 &webhook,
             ))?,
+            paused: gauges(
+                "paused",
+                "1 while no delivery is attempted because the endpoint answered 429 or 503 with Retry-After.",
+                &webhook,
+            )?,
             condition: on
                 .add(Conditions::new(&opts("webhook_condition", "1 for the status that a condition has now.")))?,
             watch_last_activity: gauges(
@@ -205,6 +211,7 @@ impl Metrics {
         let _ = self.filter_errors.remove_label_values(&pair);
         let _ = self.pending.remove_label_values(&pair);
         let _ = self.oldest_pending_age.remove_label_values(&pair);
+        let _ = self.paused.remove_label_values(&pair);
     }
 }
 

@@ -246,6 +246,7 @@ mod tests {
                 verdict,
                 endpoint_gone,
                 again: false,
+                throttled: code == 429,
                 dropped: false,
                 pending: 0,
             };
@@ -258,6 +259,10 @@ mod tests {
         assert_eq!(gone, ("False".into(), "EndpointGone".into(), Some(1), 3));
         assert_eq!(told(200, Verdict::Delivered, true, 2), ("False".into(), "EndpointGone".into(), Some(1), 0));
         assert_eq!(told(200, Verdict::Delivered, false, 3), ("True".into(), "Acknowledged".into(), None, 1));
+        for second in 4..10 {
+            let paused = told(429, Verdict::Retry(at(second + 30)), false, second);
+            assert_eq!(paused, ("True".into(), "Acknowledged".into(), None, 0), "a pause says nothing of health");
+        }
     }
 
     #[test]

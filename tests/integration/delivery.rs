@@ -2,6 +2,10 @@
 
 use std::{
     collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -111,6 +115,49 @@ fn a_retry_after_is_honoured_up_to_the_longest_backoff() {
         let received = day.wait(2, SOON).await;
         let wait = received[1].at - received[0].at;
         assert!(wait >= Duration::from_secs(3) && wait < Duration::from_secs(20), "{wait:?}");
+    });
+}
+
+#[test]
+fn a_retry_after_of_429_pauses_all_deliveries_of_the_webhook() {
+    run(async {
+        let scene = Scene::new("throttled").await;
+        let asked = Arc::new(AtomicBool::new(false));
+        let receiver = Receiver::answering({
+            let asked = Arc::clone(&asked);
+            move |_| match asked.swap(true, Ordering::Relaxed) {
+                false => Answer::status(429).header("retry-after", "4"),
+                true => Answer::status(200),
+            }
+        })
+        .await;
+        scene.webhook("ci", &receiver.url(), &json!({"delivery": {"backoff": {"initial": "50ms"}}}));
+        let operator = scene.operator().await;
+        scene.job("first");
+        scene.phase("first", "Running");
+        let refused = receiver.wait(1, SOON).await.remove(0);
+        for name in ["second", "third"] {
+            scene.job(name);
+            scene.phase(name, "Running");
+        }
+        assert_eq!(operator.metric("llmtune_webhooks_paused", &[("webhook", "ci")]) as u64, 1);
+        for name in ["first", "second", "third"] {
+            let post = receiver.wait_for("training.started", name, SOON).await;
+            if name != "first" {
+                assert!(post.at - refused.at >= Duration::from_secs(4), "{name} came during the pause");
+                assert_eq!(post.attempt(), 1, "{name} spent an attempt that was not made");
+            }
+        }
+        receiver.wait(4, SOON).await;
+        eventually("the status shows one retry and a healthy endpoint", SOON, || async {
+            let status = &scene.get("webhook", "ci")["status"];
+            let deliveries = &status["deliveries"];
+            (deliveries["succeeded"] == 3 && deliveries["retries"] == 1 && status["lastFailure"]["statusCode"] == 429)
+                .then_some(())
+        })
+        .await;
+        let events = scene.kubectl(&["get", "events", "-o", "json"]);
+        assert!(!events.contains("DeliveriesFailing"), "a pause says nothing of health: {events}");
     });
 }
 

@@ -67,6 +67,7 @@ happenings! {
         outlasted: "crossing flushed, delivered by a later leader",
         held_on: "threshold held over a crash",
         rebuilt: "figures looked at anew in a new ledger",
+        paused: "endpoint asked for a pause",
         restored_under: "restore noticed by a segment's predecessor",
     }
     also {

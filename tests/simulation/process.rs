@@ -214,6 +214,8 @@ pub struct Process {
     sources: [Option<Mapping>; KINDS.len()],
     meter: Option<Meter>,
     first_attempts: HashMap<(Uid, Uid), (Option<i64>, u32, EventId)>,
+    /// When the pause ends that an endpoint asked for, and the generation of the spec that it was asked under.
+    pauses: HashMap<Uid, (Timestamp, i64)>,
     /// Events that this process told, and the watch whose baseline was not flushed then.
     told: BTreeMap<EventId, Option<WatchId>>,
     told_since: Vec<EventId>,
@@ -259,6 +261,7 @@ impl Process {
             sources: Default::default(),
             meter: None,
             first_attempts: HashMap::new(),
+            pauses: HashMap::new(),
             told: BTreeMap::new(),
             told_since: Vec::new(),
             owed_since: Vec::new(),

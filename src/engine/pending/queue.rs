@@ -52,18 +52,24 @@ pub struct Queue {
     pub subscribed: bool,
     pub concurrency: usize,
     pub held: bool,
+    /// No attempt begins before: the endpoint answered 429 or 503 with `Retry-After`.
+    pub paused_until: Option<Timestamp>,
     /// The endpoint answered 410 Gone to the spec of this generation.
     pub endpoint_gone: Option<i64>,
 }
 
 impl Queue {
+    fn is_free(&self) -> bool {
+        !self.held && self.paused_until.is_none() && self.in_flight < self.concurrency
+    }
+
     pub fn can_begin(&self) -> bool {
-        let free = !self.held && self.in_flight < self.concurrency;
+        let free = self.is_free();
         (!self.ready.is_empty() && (self.endpoint_gone.is_some() || free)) || (!self.again.is_empty() && free)
     }
 
     pub fn next(&mut self) -> Option<DeliveryId> {
-        let free = !self.held && self.in_flight < self.concurrency;
+        let free = self.is_free();
         if self.endpoint_gone.is_some() || free {
             let next = self.ready.pop_front();
             if next.is_some() {

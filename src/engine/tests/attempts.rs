@@ -158,6 +158,100 @@ fn the_earliest_retry_is_told_and_begins_at_its_time_and_not_before() {
 }
 
 #[test]
+fn a_retry_after_of_429_pauses_the_queue_and_spends_one_attempt() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 1, 5));
+    engine.subscribe(subscription(2, 1, 5));
+    for number in 1..=3 {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    let paused = subscription(1, 1, 5).uid;
+    let (one, other) = (attempt(&mut engine, 0), attempt(&mut engine, 0));
+    let (first, other) = if one.webhook == paused { (one, other) } else { (other, one) };
+    let settled = engine.settle(outcome(&first, throttled(800)), at(0), 0.5).unwrap();
+    assert_eq!((settled.verdict, settled.throttled), (Verdict::Retry(at(800)), true));
+    assert!(engine.due(at(0)).is_none(), "the other Webhook is busy, this one is paused");
+    engine.settle(outcome(&other, AttemptResult::Acknowledged), at(0), 0.5);
+    let next = attempt(&mut engine, 1);
+    assert_ne!(next.webhook, paused, "another Webhook is not paused");
+    engine.settle(outcome(&next, AttemptResult::Gone), at(1), 0.5);
+    while let Some(due) = engine.due(at(799)) {
+        assert!(!matches!(due, Due::Attempt(_)), "{due:?}");
+    }
+    assert!(engine.backlogs().any(|backlog| backlog.webhook == paused && backlog.paused && backlog.pending == 3));
+    assert_eq!(engine.next_due(), Some(at(800)));
+    let mut numbers = Vec::new();
+    for _ in 0..3 {
+        let attempt = attempt(&mut engine, 800);
+        numbers.push((attempt.event.object.name.clone(), attempt.number));
+        engine.settle(outcome(&attempt, AttemptResult::Acknowledged), at(800), 0.5);
+    }
+    numbers.sort();
+    assert_eq!(numbers, [("job-1".into(), 2), ("job-2".into(), 1), ("job-3".into(), 1)]);
+    assert!(engine.backlogs().all(|backlog| !backlog.paused));
+}
+
+#[test]
+fn a_pause_lasts_no_longer_than_the_longest_backoff() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 1, 5));
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    let first = attempt(&mut engine, 0);
+    engine.settle(outcome(&first, throttled(86_400_000)), at(0), 0.5);
+    assert_eq!(engine.next_due(), Some(at(1000)));
+    assert!(engine.due(at(999)).is_none());
+    assert_eq!(attempt(&mut engine, 1000).number, 2);
+}
+
+#[test]
+fn the_last_attempt_also_pauses_the_queue() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 1, 0));
+    for number in 1..=2 {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    let first = attempt(&mut engine, 0);
+    let settled = engine.settle(outcome(&first, throttled(500)), at(0), 0.5).unwrap();
+    assert_eq!((settled.verdict, settled.throttled), (Verdict::GivenUp(Reason::Exhausted), false));
+    assert!(matches!(engine.due(at(0)), Some(Due::Keep(_))));
+    assert!(engine.due(at(499)).is_none());
+    assert_eq!(attempt(&mut engine, 500).event.object.name, "job-2");
+}
+
+#[test]
+fn an_edit_ends_the_pause_and_an_older_endpoint_starts_none() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 2, 5));
+    for number in 1..=3 {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    let (first, late) = (attempt(&mut engine, 0), attempt(&mut engine, 0));
+    engine.settle(outcome(&first, throttled(900)), at(0), 0.5);
+    assert!(engine.due(at(1)).is_none());
+    engine.subscribe(Subscription { generation: 2, ..subscription(1, 2, 5) });
+    assert_eq!(attempt(&mut engine, 1).event.object.name, "job-3");
+    let settled = engine.settle(outcome(&late, throttled(900)), at(1), 0.5).unwrap();
+    assert!(!settled.throttled && engine.backlogs().all(|backlog| !backlog.paused));
+}
+
+#[test]
+fn a_shorter_retry_after_does_not_shorten_a_pause() {
+    let mut engine = listed_engine(false);
+    engine.subscribe(subscription(1, 2, 5));
+    for number in 1..=3 {
+        engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
+    }
+    let (first, second) = (attempt(&mut engine, 0), attempt(&mut engine, 0));
+    engine.settle(outcome(&first, throttled(900)), at(0), 0.5);
+    engine.settle(outcome(&second, throttled(200)), at(0), 0.5);
+    assert!(engine.due(at(899)).is_none());
+    let webhook = first.webhook;
+    assert_eq!(engine.unsubscribe(webhook), 3);
+    assert_eq!(engine.next_due(), Some(at(900)), "a retry that is gone is passed over when it is due");
+    assert!(engine.due(at(900)).is_none());
+}
+
+#[test]
 fn an_attempt_that_was_withheld_keeps_its_place() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 1, 5));

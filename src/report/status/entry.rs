@@ -145,11 +145,13 @@ impl Entry {
                 }
             }
         } else if exchange.is_some() {
-            self.status.consecutive_failures += 1;
+            // An endpoint that asks for a pause works.
+            self.status.consecutive_failures += i64::from(!settled.throttled);
             self.status.last_failure = Some(summary);
         }
         let ended = match settled.verdict {
             Verdict::Delivered => Some("Delivered"),
+            Verdict::Retry(_) if settled.throttled => None,
             Verdict::Retry(_) => {
                 notices.extend(self.judge_failure(settled, generation, at));
                 None

@@ -56,12 +56,17 @@ impl Process {
     fn begun(&mut self, env: &mut Env, attempt: Attempt) {
         let Attempt { webhook, ref event, number, .. } = attempt;
         self.outgoing(env, event);
+        let now = env.time(self.off);
         let oracle = &mut env.oracle;
         let Some(hook) = env.hooks.get(&webhook) else {
             oracle.fail("engine 3", "an attempt to a Webhook that is deleted");
             return;
         };
         let subscription = &hook.subscription;
+        let paused = |(until, generation): &(Timestamp, i64)| *generation == subscription.generation && now < *until;
+        if self.pauses.get(&webhook).is_some_and(paused) {
+            oracle.fail("pending 3", "a paused Webhook begins an attempt");
+        }
         if subscription.held {
             oracle.fail("pending 3", "a held Webhook begins an attempt");
         }
@@ -112,6 +117,10 @@ impl Process {
             // It arrives, and the answer does not.
             (Mode::Well, 3..8) => (true, failed),
             (Mode::Well, 8..14) | (Mode::Failing, _) => (false, failed),
+            (Mode::Well, 14..18) => {
+                let retry_after = Duration::from_millis(env.random.below(3000) as u64 + 1);
+                (false, AttemptResult::Throttled { retry_after })
+            }
             (Mode::Gone, _) => (false, AttemptResult::Gone),
             (Mode::Well | Mode::Slow, _) => (true, AttemptResult::Acknowledged),
         };
@@ -124,6 +133,15 @@ impl Process {
         let Some(engine) = &mut self.engine else { return };
         let Some(settled) = engine.settle(outcome, now, random) else { return };
         env.say(|| format!("#{} settles {} at {webhook:?}: {:?}", self.number, event.id, settled.verdict));
+        if let Some(wait) = result.retry_after().filter(|_| settled.throttled)
+            && let Some(hook) = env.hooks.get(&webhook).filter(|hook| hook.subscription.generation == generation)
+        {
+            env.met.paused = true;
+            let until = now + wait.min(hook.subscription.backoff.max);
+            let before = self.pauses.get(&webhook).filter(|(_, asked_under)| *asked_under == generation);
+            let until = before.map_or(until, |(before, _)| until.max(*before));
+            self.pauses.insert(webhook, (until, generation));
+        }
         if settled.verdict == Verdict::Delivered {
             self.ended.push((webhook, event.id));
         }
