@@ -68,6 +68,13 @@ impl Notice {
         Self { webhook: Uid::from_u128(0), warning, reason, note, regarding: lease, related: None }
     }
 
+    /// Bad news about a `WebhookDelivery`.
+    #[must_use]
+    pub fn about_delivery(uid: Uid, namespace: &str, name: &str, reason: &str, note: String) -> Self {
+        let regarding = references::delivery(uid, namespace, name);
+        Self { webhook: uid, warning: true, reason: reason.into(), note, regarding, related: None }
+    }
+
     /// Bad news about the object whose event a Webhook did not get.
     #[must_use]
     pub fn about_object(webhook: &WebhookRef, object: &Object, reason: &str, note: String) -> Self {

@@ -7,7 +7,7 @@ use k8s_openapi::{
 use kube::{Resource, core::PartialObjectMetaExt};
 
 use crate::{
-    api::{ClusterWebhook, TrainingJob, UsageThreshold, Webhook, webhook_delivery::WebhookKind},
+    api::{ClusterWebhook, TrainingJob, UsageThreshold, Webhook, WebhookDelivery, webhook_delivery::WebhookKind},
     event::object::{Facts, Object, Uid},
     subscription::resolve::WebhookRef,
 };
@@ -20,6 +20,12 @@ pub fn webhook(webhook: &WebhookRef) -> ObjectReference {
         WebhookKind::Webhook => metadata.into_request_partial::<Webhook>().object_ref(&()),
         WebhookKind::ClusterWebhook => metadata.into_request_partial::<ClusterWebhook>().object_ref(&()),
     }
+}
+
+/// A `WebhookDelivery`, as Events refer to it.
+#[must_use]
+pub fn delivery(uid: Uid, namespace: &str, name: &str) -> ObjectReference {
+    metadata(uid, namespace, name).into_request_partial::<WebhookDelivery>().object_ref(&())
 }
 
 /// A Webhook, as what belongs to it refers to it.

@@ -116,6 +116,7 @@ impl Leader {
             client: watching.clone(),
             orders: incoming_orders,
             back,
+            notices: notices.clone(),
             claim: claim.clone(),
             cluster_home: serves_cluster.then(|| args.namespace.clone()),
         };

@@ -33,6 +33,10 @@ use crate::{
 /// Calls at once.
 const CONCURRENT: usize = 8;
 const REQUEST: Duration = Duration::from_secs(10);
+/// Names that are tried for one object: each of them may be taken by an object of somebody else's.
+const NAMES: u32 = 8;
+/// How often an object is made that somebody else deletes before it has its event.
+const TRIES: u32 = 10;
 
 /// What the log says where a call is to be made again.
 struct Complaint {
@@ -55,7 +59,9 @@ impl Complaint {
 enum Obstacle {
     /// It is refused, and will be.
     Final(Box<Status>),
-    /// Something else has its name, or it was deleted meanwhile: it is made again.
+    /// An object of somebody else's has its name: another name is tried.
+    Taken,
+    /// It was deleted before it had its event: it is made again.
     Passing,
 }
 
@@ -127,23 +133,34 @@ impl Call {
 
     /// Creates the object of a given-up delivery, with its event; `None` where it cannot be had, for good.
     pub(super) async fn keep(&self, webhook: &WebhookRef, keep: &Keep) -> Option<(Uid, Entry)> {
-        let object = given_up(webhook, keep);
-        let mut failures = 0;
-        loop {
-            match self.try_to_keep(webhook, keep, &object).await {
+        let (mut number, mut tries) = (1, 0);
+        let refused = loop {
+            match self.try_to_keep(webhook, keep, &given_up(webhook, keep, number)).await {
                 Ok(kept) => return Some(kept),
-                Err(Obstacle::Final(status)) => {
-                    warn!(
-                        namespace = webhook.home, webhook = webhook.name, event = %keep.event.id, error = status.message,
-                        "a WebhookDelivery was refused; the delivery is dropped"
+                Err(Obstacle::Final(status)) => break status.message,
+                Err(Obstacle::Taken) if number == NAMES => {
+                    break format!(
+                        "its name {} and all that are tried after it belong to objects that the operator did not make: delete them",
+                        keep.delivery.object_name()
                     );
-                    return None;
                 }
-                Err(Obstacle::Passing) => {}
+                Err(Obstacle::Taken) => number += 1,
+                Err(Obstacle::Passing) if tries == TRIES => {
+                    break format!(
+                        "it was deleted {TRIES} times before it had its event: see who deletes WebhookDeliveries"
+                    );
+                }
+                Err(Obstacle::Passing) => {
+                    sleep(pause(tries)).await;
+                    tries += 1;
+                }
             }
-            sleep(pause(failures)).await;
-            failures += 1;
-        }
+        };
+        warn!(
+            namespace = webhook.home, webhook = webhook.name, event = %keep.event.id, error = refused,
+            "a WebhookDelivery was refused; the delivery is dropped"
+        );
+        None
     }
 
     async fn try_to_keep(
@@ -163,6 +180,7 @@ impl Call {
             bytes: keep.event.body.len(),
             spent: false,
             expires: None,
+            empty_request: false,
         };
         if holds_event(&created, &object.spec) {
             return Ok((uid, entry));
@@ -204,11 +222,8 @@ impl Call {
         if holds_event(&found, &object.spec) || (stays && found.spec == object.spec) {
             return Ok(*found);
         }
-        // Somebody else's: it names another Webhook or another event, or does not last. It may be held by finalizers.
-        if let Some(uid) = uid(&found) {
-            self.delete(namespace, &name, uid).await;
-        }
-        Err(Obstacle::Passing)
+        // It names another Webhook or another event, or does not last.
+        Err(Obstacle::Taken)
     }
 
     /// Writes how a delivery ended, and tells the object's version then. Refused where the object is gone or another has

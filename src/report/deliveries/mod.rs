@@ -1,6 +1,7 @@
 //! Deliveries as objects: what was given up is kept, a test is asked for, a delivery is asked for again.
 //!
-//! 1. What the engine gives up is created before the engine forgets it, under the delivery's own name: once, however often.
+//! 1. What the engine gives up is created before the engine forgets it, under the delivery's own name, or with a number behind that where
+//!    somebody else's object has it: once, however often. An object of somebody else's is left alone.
 //! 2. The event comes from a status that only the operator writes: a spec holds nothing that could be signed.
 //! 3. A request is marked as handled with its result, so that one that a crash cut off is handled again.
 //! 4. A finished delivery goes after its `spec.ttl`; a Webhook has at most [`MAX_OBJECTS`] and [`MAX_BYTES`], of which the
@@ -33,6 +34,7 @@ use crate::{
     engine::{Keep, MAX_BYTES},
     event::{Event, EventType, id::DeliveryId, object::Uid},
     objects::{Change, Objects},
+    report::events::Notice,
     subscription::resolve::WebhookRef,
 };
 
@@ -122,6 +124,8 @@ pub struct Deliveries {
     pub client: Client,
     pub orders: mpsc::UnboundedReceiver<Order>,
     pub back: mpsc::UnboundedSender<FromDeliveries>,
+    /// Events about the objects.
+    pub notices: mpsc::Sender<Notice>,
     /// Asked before each write.
     pub claim: Claim,
     /// The namespace of the deliveries of `ClusterWebhooks`; `None`: these are not served.
@@ -135,7 +139,7 @@ impl Deliveries {
         let config = watcher::Config::default().timeout(30).page_size(20);
         let mut objects = Objects::<WebhookDelivery>::watch(&self.client, &namespaces, &config);
         let (mut listed, mut early) = (false, Vec::new());
-        let mut state = State::new(self.back, self.cluster_home, Call::new(self.client, self.claim));
+        let mut state = State::new(self.back, self.notices, self.cluster_home, Call::new(self.client, self.claim));
         let mut tick = interval(Duration::from_millis(500));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -212,7 +216,8 @@ mod tests {
         let client = apiserver(|_| panic!("as this test wants"));
         let (_orders, orders) = mpsc::unbounded_channel();
         let (back, _from) = mpsc::unbounded_channel();
-        let deliveries = Deliveries { client, orders, back, claim: Claim::unbounded(), cluster_home: None };
+        let (notices, _incoming) = mpsc::channel(1);
+        let deliveries = Deliveries { client, orders, back, notices, claim: Claim::unbounded(), cluster_home: None };
         timeout(Duration::from_secs(20), deliveries.run(Vec::new())).await.unwrap();
     }
 }

@@ -42,10 +42,14 @@ pub(super) fn holds_event(found: &WebhookDelivery, spec: &WebhookDeliverySpec) -
     found.spec.webhook_ref == spec.webhook_ref && event.is_some_and(|event| Some(&event.id) == spec.event_id.as_ref())
 }
 
-/// The object of a delivery that was given up, as it is created: its event comes with its status.
-pub(super) fn given_up(webhook: &WebhookRef, keep: &Keep) -> WebhookDelivery {
+/// The object of a delivery that was given up, as it is created under its first, second, … name: its event comes with its status.
+pub(super) fn given_up(webhook: &WebhookRef, keep: &Keep, number: u32) -> WebhookDelivery {
+    let name = match (keep.delivery.object_name(), number) {
+        (name, 0 | 1) => name,
+        (name, number) => format!("{name}-{number}"),
+    };
     WebhookDelivery {
-        metadata: ObjectMeta { name: Some(keep.delivery.object_name()), ..belonging(webhook, keep.event.event_type) },
+        metadata: ObjectMeta { name: Some(name), ..belonging(webhook, keep.event.event_type) },
         spec: WebhookDeliverySpec {
             webhook_ref: WebhookReference { kind: webhook.kind, name: webhook.name.clone() },
             test: None,
@@ -56,9 +60,16 @@ pub(super) fn given_up(webhook: &WebhookRef, keep: &Keep) -> WebhookDelivery {
     }
 }
 
+/// The command that has a delivery sent again, for any POSIX shell and date.
+pub(super) fn again(namespace: &str, name: &str) -> String {
+    format!(
+        "kubectl -n {namespace} annotate whd {name} {REDELIVER_ANNOTATION}=$(date -u +%Y-%m-%dT%H:%M:%SZ) --overwrite"
+    )
+}
+
 /// How a delivery was given up.
 pub(super) fn giving_up(object: DeliveryRef, Keep { event, given_up, .. }: &Keep) -> Answer {
-    let again = format!("kubectl annotate whd {} {REDELIVER_ANNOTATION}=$(date -Is) --overwrite", object.name);
+    let again = again(&object.namespace, &object.name);
     Answer {
         object,
         subject: Subject::Event(Arc::clone(event)),

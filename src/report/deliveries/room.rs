@@ -16,8 +16,8 @@ type Owner = (String, WebhookReference);
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Room {
     Enough,
-    /// This delivered one makes room.
-    After(Uid),
+    /// These delivered ones make room, the one that would expire first before the others.
+    After(Vec<Uid>),
     None,
 }
 
@@ -32,12 +32,20 @@ struct Place {
     spare: Option<Timestamp>,
 }
 
+impl Place {
+    /// When the object expires, its uid and its bytes, where it may make room for another.
+    fn spare(&self) -> Option<(Timestamp, Uid, usize)> {
+        Some((self.spare?, self.uid?, self.bytes))
+    }
+}
+
 /// What the objects of a Webhook take together.
 #[derive(Debug, Default)]
 struct Taken {
     count: usize,
     bytes: usize,
-    spare: BTreeSet<(Timestamp, Uid)>,
+    /// The objects that may make room: when each expires, its uid and its bytes.
+    spare: BTreeSet<(Timestamp, Uid, usize)>,
 }
 
 /// The places of all objects, and what is taken of each Webhook's bounds.
@@ -48,13 +56,20 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// Whether an object with so many bytes may be created.
+    /// Whether an object with so many bytes may be created. As many delivered ones make room as are needed for both bounds to hold; where all of
+    /// them together are too few, none does.
     pub(super) fn room(&self, namespace: &str, webhook: &WebhookReference, bytes: usize) -> Room {
         let Some(taken) = self.taken.get(&(namespace.to_owned(), webhook.clone())) else { return Room::Enough };
-        if taken.count < MAX_OBJECTS && taken.bytes + bytes <= MAX_BYTES {
-            return Room::Enough;
+        let (mut count, mut total) = (taken.count + 1, taken.bytes + bytes);
+        let mut makes_room = Vec::new();
+        let mut spare = taken.spare.iter();
+        while count > MAX_OBJECTS || total > MAX_BYTES {
+            let Some((_, uid, freed)) = spare.next() else { return Room::None };
+            makes_room.push(*uid);
+            count -= 1;
+            total -= freed;
         }
-        taken.spare.first().map_or(Room::None, |(_, uid)| Room::After(*uid))
+        if makes_room.is_empty() { Room::Enough } else { Room::After(makes_room) }
     }
 
     /// Keeps a place for an object that is to be created.
@@ -92,7 +107,7 @@ impl Places {
         let taken = self.taken.entry(place.webhook.clone()).or_default();
         taken.count += 1;
         taken.bytes += place.bytes;
-        taken.spare.extend(place.spare.zip(place.uid));
+        taken.spare.extend(place.spare());
         self.places.insert(object, place);
     }
 
@@ -104,7 +119,7 @@ impl Places {
         let Some(taken) = self.taken.get_mut(&place.webhook) else { return };
         taken.count -= 1;
         taken.bytes -= place.bytes;
-        if let Some(spare) = place.spare.zip(place.uid) {
+        if let Some(spare) = place.spare() {
             taken.spare.remove(&spare);
         }
         if taken.count == 0 {
@@ -135,6 +150,7 @@ mod tests {
             bytes,
             spent: delivered_until.is_some(),
             expires: Some(Timestamp::from_second(delivered_until.unwrap_or(1)).unwrap()),
+            empty_request: false,
         };
         (Uid::from_u128(number as u128), entry)
     }
@@ -173,11 +189,29 @@ mod tests {
         }
         for oldest in (50..MAX_OBJECTS).step_by(100).rev() {
             let (uid, object) = entry(oldest, 1, None);
-            assert_eq!(places.room("research", &webhook("ci"), 1), Room::After(uid));
+            assert_eq!(places.room("research", &webhook("ci"), 1), Room::After(vec![uid]));
             places.gone(uid, &object);
             assert_eq!(places.room("research", &webhook("ci"), 1), Room::Enough);
             places.reserve("research", webhook("ci"), &format!("new-{oldest}"), 1);
         }
         assert_eq!(places.room("research", &webhook("ci"), 1), Room::None, "nothing of what is left is delivered");
+    }
+
+    #[test]
+    fn several_small_delivered_objects_make_room_for_a_large_one() {
+        let mut places = Places::default();
+        let room = |places: &Places, bytes| places.room("research", &webhook("ci"), bytes);
+        let (full, undelivered) = entry(0, MAX_BYTES - 60, None);
+        places.seen(full, &undelivered);
+        for number in 1..=3 {
+            let (uid, delivered) = entry(number, 20, Some(number as i64));
+            places.seen(uid, &delivered);
+        }
+        let [one, two, three] = [1, 2, 3].map(Uid::from_u128);
+        assert_eq!(room(&places, 0), Room::Enough);
+        assert_eq!(room(&places, 20), Room::After(vec![one]));
+        assert_eq!(room(&places, 21), Room::After(vec![one, two]));
+        assert_eq!(room(&places, 60), Room::After(vec![one, two, three]));
+        assert_eq!(room(&places, 61), Room::None, "nothing is deleted where that would not be enough");
     }
 }

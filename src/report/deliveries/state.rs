@@ -1,20 +1,20 @@
 //! The objects as they are known, and the calls about them that are under way.
 
 use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 use tokio::{sync::mpsc, task::JoinSet};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
     Answer, Asked, DeliveryRef, FromDeliveries, Kept, Subject,
     call::Call,
-    object::{event, uid, version},
+    object::{again, event, uid, version},
     room::{Places, Room},
     unsent,
 };
@@ -23,14 +23,15 @@ use crate::{
         WebhookDelivery,
         webhook_delivery::{DEFAULT_TTL, DeliveredEvent, REDELIVER_ANNOTATION, WebhookKind, WebhookReference},
     },
+    delivery::sign::hexadecimal,
     engine::Keep,
     event::{EventType, id::DeliveryId, object::Uid},
     panics::caught,
-    report::conditions::holds,
+    report::{conditions::holds, events::Notice},
     subscription::resolve::{WebhookRef, duration},
 };
 
-/// A request longer than this is not told apart from another that begins alike.
+/// The most characters of a request in a status; a longer one is remembered by its beginning and its hash.
 const MAX_REQUEST: usize = 64;
 /// An object that names an event and has none is given up on after this long.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(30);
@@ -46,8 +47,10 @@ pub(super) struct Entry {
     pub(super) bytes: usize,
     /// Nothing is lost with it: it is delivered, or holds no event.
     pub(super) spent: bool,
-    /// When it is to go.
+    /// When it is to go; `None` also where it is being deleted, and held by finalizers.
     pub(super) expires: Option<Timestamp>,
+    /// The annotation asks for nothing: it is empty.
+    pub(super) empty_request: bool,
 }
 
 /// A request that is under way.
@@ -87,16 +90,23 @@ pub(super) struct State {
     pub(super) calls: JoinSet<Done>,
     pub(super) entries: HashMap<Uid, Entry>,
     places: Places,
-    expiries: BinaryHeap<Reverse<(Timestamp, Uid)>>,
+    /// When each object is to go: one element for each entry that expires.
+    expiries: BTreeSet<(Timestamp, Uid)>,
     /// Objects with a request under way.
     asked: HashMap<Uid, UnderWay>,
     deleting: HashSet<Uid>,
     /// Objects that name an event and have none, and when to give up on them.
-    unknown: Vec<(Timestamp, DeliveryRef)>,
+    unknown: HashMap<Uid, (Timestamp, DeliveryRef)>,
+    notices: mpsc::Sender<Notice>,
 }
 
 impl State {
-    pub(super) fn new(back: mpsc::UnboundedSender<FromDeliveries>, cluster_home: Option<String>, call: Call) -> Self {
+    pub(super) fn new(
+        back: mpsc::UnboundedSender<FromDeliveries>,
+        notices: mpsc::Sender<Notice>,
+        cluster_home: Option<String>,
+        call: Call,
+    ) -> Self {
         Self {
             back,
             cluster_home,
@@ -104,10 +114,11 @@ impl State {
             calls: JoinSet::new(),
             entries: HashMap::new(),
             places: Places::default(),
-            expiries: BinaryHeap::new(),
+            expiries: BTreeSet::new(),
             asked: HashMap::new(),
             deleting: HashSet::new(),
-            unknown: Vec::new(),
+            unknown: HashMap::new(),
+            notices,
         }
     }
 
@@ -136,7 +147,11 @@ impl State {
         let namespace = metadata.namespace.unwrap_or_default();
         let name = metadata.name.unwrap_or_default();
         let annotation = metadata.annotations.as_ref().and_then(|annotations| annotations.get(REDELIVER_ANNOTATION));
-        let request = annotation.filter(|text| !text.is_empty()).map(|text| text.chars().take(MAX_REQUEST).collect());
+        let empty_request = annotation.is_some_and(|text| text.trim().is_empty());
+        let request = annotation.filter(|_| !empty_request).map(|text| remembered(text));
+        if empty_request && self.entries.get(&uid).is_none_or(|known| !known.empty_request) {
+            self.refuse_empty(uid, &namespace, &name);
+        }
         let finished_at = status.finished_at.as_ref().map(|time| time.0);
         let ttl = duration("ttl", &spec.ttl).or_else(|_| duration("ttl", DEFAULT_TTL)).unwrap_or_default();
         let handled = request == status.last_handled_redeliver_at || request.is_none();
@@ -148,11 +163,11 @@ impl State {
             bytes: status.event.as_ref().map_or(0, |event| event.body.len()),
             spent: status.event.is_none() || holds(&status.conditions, "Delivered"),
             // One that is asked for again does not go before it is answered.
-            expires: finished_at.filter(|_| handled).and_then(|at| at.checked_add(ttl).ok()),
+            expires: finished_at
+                .filter(|_| handled && metadata.deletion_timestamp.is_none())
+                .and_then(|at| at.checked_add(ttl).ok()),
+            empty_request,
         };
-        if let Some(expires) = entry.expires {
-            self.expiries.push(Reverse((expires, uid)));
-        }
         self.enter(uid, entry);
         let object = DeliveryRef {
             uid,
@@ -168,9 +183,11 @@ impl State {
         if spec.test.is_none() && status.event.is_none() && (due || finished_at.is_none()) {
             let after = Timestamp::now().checked_add(UNKNOWN_AFTER).unwrap_or(Timestamp::MAX);
             // The event may yet come, from this leader or from one before whose write is under way.
-            self.unknown.push((after, DeliveryRef { only: Some(version), ..object }));
+            let object = DeliveryRef { only: Some(version), ..object };
+            self.unknown.entry(uid).and_modify(|(_, known)| *known = object.clone()).or_insert((after, object));
             return;
         }
+        self.unknown.remove(&uid);
         if !due {
             return;
         }
@@ -227,17 +244,42 @@ impl State {
         }
     }
 
+    /// Says that an annotation without a value asks for nothing.
+    fn refuse_empty(&self, uid: Uid, namespace: &str, name: &str) {
+        let note = format!(
+            "the annotation {REDELIVER_ANNOTATION} is empty, and nothing is sent: give it a value that it has not had, such as the time: {}",
+            again(namespace, name)
+        );
+        warn!(namespace, name, "{note}");
+        if self.notices.try_send(Notice::about_delivery(uid, namespace, name, "EmptyRedeliverRequest", note)).is_err() {
+            debug!("too many Events at once; one is left out");
+        }
+    }
+
     fn enter(&mut self, uid: Uid, entry: Entry) {
         if !self.deleting.contains(&uid) {
             self.places.seen(uid, &entry);
         }
-        self.entries.insert(uid, entry);
+        self.expiries.extend(entry.expires.map(|at| (at, uid)));
+        let expired = self.entries.insert(uid, entry).and_then(|known| known.expires);
+        self.cancel_expiry(uid, expired);
+    }
+
+    /// Takes out when an object was to go, unless that is still so.
+    fn cancel_expiry(&mut self, uid: Uid, expires: Option<Timestamp>) {
+        if let Some(at) = expires
+            && self.entries.get(&uid).is_none_or(|entry| entry.expires != Some(at))
+        {
+            self.expiries.remove(&(at, uid));
+        }
     }
 
     pub(super) fn forget(&mut self, uid: Uid) {
         if let Some(entry) = self.entries.remove(&uid) {
             self.places.gone(uid, &entry);
+            self.cancel_expiry(uid, entry.expires);
         }
+        self.unknown.remove(&uid);
         self.asked.remove(&uid);
         self.deleting.remove(&uid);
     }
@@ -247,7 +289,7 @@ impl State {
         let reference = WebhookReference { kind: webhook.kind, name: webhook.name.clone() };
         match self.places.room(&webhook.home, &reference, bytes) {
             Room::Enough => {}
-            Room::After(uid) => self.delete(uid),
+            Room::After(uids) => uids.into_iter().for_each(|uid| self.delete(uid)),
             Room::None => {
                 return self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed: false }));
             }
@@ -286,8 +328,14 @@ impl State {
                 let landed = object.is_some();
                 self.places.release(&webhook.home, &delivery.object_name());
                 if let Some((uid, entry)) = object {
-                    let newer = self.entries.remove(&uid).filter(|known| known.version >= entry.version);
-                    self.enter(uid, newer.unwrap_or(*entry));
+                    if entry.name != delivery.object_name() {
+                        self.count_again(&webhook.home, &delivery.object_name());
+                    }
+                    if self.entries.get(&uid).is_none_or(|known| known.version < entry.version) {
+                        self.enter(uid, *entry);
+                    } else if let Some(known) = self.entries.get(&uid).filter(|_| !self.deleting.contains(&uid)) {
+                        self.places.seen(uid, known);
+                    }
                 }
                 self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed }));
             }
@@ -308,24 +356,30 @@ impl State {
             }
             Done::Deleted { object: uid } => {
                 self.deleting.remove(&uid);
-                // It may be held by finalizers.
-                if let Some(entry) = self.entries.get(&uid) {
+                // It may be held by finalizers: it takes its place until it goes, and makes no room for others.
+                if let Some(entry) = self.entries.get_mut(&uid) {
+                    let expires = entry.expires.take();
                     self.places.seen(uid, entry);
+                    self.cancel_expiry(uid, expires);
                 }
             }
         }
     }
 
+    /// Counts the object of this name, which was not the operator's, and whose place was kept for another.
+    fn count_again(&mut self, namespace: &str, name: &str) {
+        let named = self.entries.iter().find(|(_, entry)| entry.namespace == namespace && entry.name == name);
+        if let Some((uid, entry)) = named.filter(|(uid, _)| !self.deleting.contains(uid)) {
+            self.places.seen(*uid, entry);
+        }
+    }
+
+    /// Takes out the objects that are to go now.
     pub(super) fn expired(&mut self, now: Timestamp) -> Vec<Uid> {
         let mut expired = Vec::new();
-        while let Some(Reverse((at, uid))) = self.expiries.peek().copied() {
-            if at > now {
-                break;
-            }
-            self.expiries.pop();
-            if self.entries.get(&uid).is_some_and(|entry| entry.expires == Some(at)) {
-                expired.push(uid);
-            }
+        while let Some((_, uid)) = self.expiries.first().filter(|(at, _)| *at <= now).copied() {
+            self.expiries.pop_first();
+            expired.push(uid);
         }
         expired
     }
@@ -334,7 +388,7 @@ impl State {
     pub(super) fn give_up_unknown(&mut self) {
         let now = Timestamp::now();
         let due: Vec<DeliveryRef> =
-            self.unknown.extract_if(.., |(after, _)| *after <= now).map(|(_, object)| object).collect();
+            self.unknown.extract_if(|_, (after, _)| *after <= now).map(|(_, (_, object))| object).collect();
         for object in due {
             if self.entries.get(&object.uid).is_none_or(|entry| entry.bytes > 0) {
                 continue;
@@ -345,16 +399,124 @@ impl State {
     }
 }
 
+/// A request as the status remembers it: what is too long for that is told from another that begins alike by its hash.
+fn remembered(text: &str) -> String {
+    if text.chars().nth(MAX_REQUEST).is_none() {
+        return text.to_owned();
+    }
+    let hash = hexadecimal(&Sha256::digest(text.as_bytes())[..8]);
+    let beginning: String = text.chars().take(MAX_REQUEST - 1 - hash.len()).collect();
+    format!("{beginning}-{hash}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{claim::Claim, report::apiserver};
 
+    /// The state of a namespace, with what it hands on and what Events it publishes.
+    fn state(call: Call) -> (State, mpsc::UnboundedReceiver<FromDeliveries>, mpsc::Receiver<Notice>) {
+        let (back, from) = mpsc::unbounded_channel();
+        let (notices, incoming) = mpsc::channel(16);
+        (State::new(back, notices, None, call), from, incoming)
+    }
+
+    /// A delivered object, as it is at this version.
+    fn delivered(number: u128, version: u64, finished_at: &str) -> WebhookDelivery {
+        let object = serde_json::json!({
+            "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery",
+            "metadata": {
+                "namespace": "research", "name": format!("dlv-{number}"), "uid": Uid::from_u128(number).to_string(),
+                "resourceVersion": version.to_string()
+            },
+            "spec": {"webhookRef": {"name": "ci"}, "eventId": format!("evt_{number:032x}"), "ttl": "1h"},
+            "status": {
+                "finishedAt": finished_at,
+                "event": {
+                    "id": format!("evt_{number:032x}"), "type": "training.completed", "sequence": 1, "object": {}, "body": "{}"
+                }
+            }
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn idle() -> Call {
+        Call::new(apiserver(|_| panic!("nothing is asked")), Claim::unbounded())
+    }
+
+    #[tokio::test]
+    async fn an_object_that_is_seen_again_expires_once() {
+        let (mut state, ..) = state(idle());
+        let uid = Uid::from_u128(1);
+        for version in 1..=1000 {
+            state.seen(uid, delivered(1, version, "2026-02-03T04:05:06Z"));
+        }
+        assert_eq!(state.expiries.len(), 1);
+        state.seen(uid, delivered(1, 1001, "2026-02-03T05:05:06Z"));
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        assert_eq!(state.expired(at("2026-02-03T06:05:05Z")), []);
+        assert_eq!(state.expired(at("2026-02-03T06:05:06Z")), [uid]);
+        assert_eq!(state.expiries.len(), 0);
+        state.seen(uid, delivered(1, 1002, "2026-02-03T05:05:06Z"));
+        state.forget(uid);
+        assert_eq!((state.expiries.len(), state.entries.len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn an_object_that_finalizers_hold_does_not_expire_again() {
+        let (mut state, ..) = state(idle());
+        let mut held = delivered(1, 5, "2026-02-03T04:05:06Z");
+        held.metadata.deletion_timestamp = serde_json::from_str("\"2026-02-03T05:05:06Z\"").unwrap();
+        state.seen(Uid::from_u128(1), held);
+        assert_eq!(state.expiries.len(), 0);
+        let reference = WebhookReference { kind: WebhookKind::Webhook, name: "ci".into() };
+        assert_eq!(state.places.room("research", &reference, crate::engine::MAX_BYTES), Room::None, "it makes no room");
+    }
+
+    #[tokio::test]
+    async fn an_object_without_its_event_waits_once_however_often_seen() {
+        let (mut state, ..) = state(idle());
+        for version in 1..=100 {
+            let mut object = delivered(1, version, "2026-02-03T04:05:06Z");
+            object.status = None;
+            state.seen(Uid::from_u128(1), object);
+        }
+        assert_eq!(state.unknown.len(), 1);
+        assert_eq!(state.unknown[&Uid::from_u128(1)].1.only, Some(100), "as it was seen last");
+        state.seen(Uid::from_u128(1), delivered(1, 101, "2026-02-03T04:05:06Z"));
+        state.forget(Uid::from_u128(1));
+        assert_eq!(state.unknown.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_empty_redelivery_request_is_answered_by_an_event() {
+        let (mut state, _from, mut notices) = state(idle());
+        let annotated = |version, value: &str| {
+            let mut object = delivered(1, version, "2026-02-03T04:05:06Z");
+            object.metadata.annotations = Some([(REDELIVER_ANNOTATION.to_owned(), value.to_owned())].into());
+            object
+        };
+        for (version, value) in [(1, ""), (2, ""), (3, " ")] {
+            state.seen(Uid::from_u128(1), annotated(version, value));
+        }
+        let notice = format!("{:?}", notices.try_recv().unwrap());
+        assert!(notice.contains("EmptyRedeliverRequest") && notice.contains("date -u +"), "{notice}");
+        assert!(notices.try_recv().is_err(), "once");
+    }
+
+    #[test]
+    fn long_requests_that_begin_alike_are_told_apart() {
+        let (short, long) = ("x".repeat(MAX_REQUEST), "x".repeat(MAX_REQUEST + 1));
+        assert_eq!(remembered(&short), short);
+        let others = [&long, &format!("{long}x"), &"\u{1f600}".repeat(100)].map(|text| remembered(text));
+        assert!(others.iter().all(|text| text.chars().count() == MAX_REQUEST), "{others:?}");
+        assert_ne!(others[0], others[1]);
+    }
+
     #[tokio::test]
     async fn a_call_that_panics_leaves_nothing_under_way() {
-        let (back, mut from) = mpsc::unbounded_channel();
         let call = Call::new(apiserver(|_| panic!("as this test wants")), Claim::unbounded());
-        let mut state = State::new(back, None, call);
+        let (mut state, mut from, _notices) = state(call);
         let object = serde_json::json!({
             "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery",
             "metadata": {"namespace": "research", "name": "try", "uid": Uid::from_u128(7).to_string(), "resourceVersion": "5"},
