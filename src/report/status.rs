@@ -103,16 +103,9 @@ impl Statuses {
         self.entries.get_mut(&settled.webhook).map(|entry| entry.settle(settled, at)).unwrap_or_default()
     }
 
-    /// Takes in that the endpoint acknowledged a test: if it was gone, it is there again.
+    /// Takes in that the endpoint acknowledged a test: like any other acknowledgment it ends the failures before it.
     pub fn test_acknowledged(&mut self, webhook: Uid, at: Timestamp) -> Vec<Notice> {
-        let Some(entry) = self.entries.get_mut(&webhook) else { return Vec::new() };
-        if gone_generation(&entry.status).is_none() {
-            return Vec::new();
-        }
-        let generation = entry.status.observed_generation.unwrap_or_default();
-        entry.condition("Healthy", true, "Acknowledged", "the endpoint acknowledges deliveries", generation, at);
-        let text = "the endpoint acknowledges deliveries again, a test first";
-        vec![Notice::normal(&entry.webhook, "EndpointRecovered", text.into())]
+        self.entries.get_mut(&webhook).and_then(|entry| entry.acknowledged("a test", at)).into_iter().collect()
     }
 
     /// Forgets a deleted Webhook.
@@ -263,6 +256,67 @@ mod tests {
             let paused = told(429, Verdict::Retry(at(second + 30)), false, second);
             assert_eq!(paused, ("True".into(), "Acknowledged".into(), None, 0), "a pause says nothing of health");
         }
+    }
+
+    #[test]
+    fn an_acknowledged_test_ends_the_unhealthiness() {
+        let mut statuses = Statuses::default();
+        statuses.standing(webhook(1), Some(standing(Readiness::Live)), None, at(0));
+        let uid = webhook(1).uid;
+        let event = Arc::new(sample(EventType::TrainingFailed, Uid::from_u128(7), "research", None, at(0)));
+        let fail = |statuses: &mut Statuses, second| {
+            let settled = Settled {
+                webhook: uid,
+                delivery: DeliveryId::new(event.id, uid),
+                event: Arc::clone(&event),
+                attempt: 1,
+                exchange: Some(Exchange {
+                    class: Class::Success,
+                    status: None,
+                    error: Some("connect timeout".into()),
+                    duration: Duration::ZERO,
+                }),
+                verdict: Verdict::Retry(at(second + 1)),
+                endpoint_gone: false,
+                again: false,
+                dropped: false,
+                pending: 1,
+            };
+            statuses.settled(&settled, at(second));
+        };
+        let healthy = |statuses: &mut Statuses| {
+            let metric = statuses.changed_conditions(uid).map(|(_, conditions)| conditions.to_vec());
+            let status = &statuses.entries[&uid].status;
+            let told = |conditions: &[Condition]| conditions::get(conditions, "Healthy").unwrap().status.clone();
+            (told(&status.conditions), metric.map(|conditions| told(&conditions)), status.consecutive_failures)
+        };
+        let is =
+            |status: &str, metric: Option<&str>, failures| (status.to_owned(), metric.map(str::to_owned), failures);
+        statuses.changed_conditions(uid);
+        fail(&mut statuses, 1);
+        assert_eq!(healthy(&mut statuses), is("False", Some("False"), 1));
+        assert_eq!(statuses.test_acknowledged(uid, at(2)).len(), 1, "EndpointRecovered");
+        assert_eq!(healthy(&mut statuses), is("True", Some("True"), 0));
+        assert_eq!(statuses.test_acknowledged(uid, at(3)).len(), 0, "it was healthy");
+        // A healthy endpoint is unhealthy after three failures in a row, which a test interrupts.
+        for second in [4, 5] {
+            fail(&mut statuses, second);
+        }
+        assert!(statuses.test_acknowledged(uid, at(6)).is_empty());
+        for second in [7, 8] {
+            fail(&mut statuses, second);
+        }
+        assert_eq!(healthy(&mut statuses), is("True", None, 2));
+    }
+
+    #[test]
+    fn a_first_test_that_is_acknowledged_makes_healthy() {
+        let mut statuses = Statuses::default();
+        statuses.standing(webhook(1), Some(standing(Readiness::Live)), None, at(0));
+        assert_eq!(statuses.test_acknowledged(webhook(1).uid, at(1)).len(), 0, "it has not recovered from anything");
+        let status = &statuses.entries[&webhook(1).uid].status;
+        assert_eq!(conditions::get(&status.conditions, "Healthy").unwrap().status, "True");
+        assert!(statuses.test_acknowledged(webhook(2).uid, at(1)).is_empty(), "there is no such Webhook");
     }
 
     #[test]

@@ -133,16 +133,12 @@ impl Entry {
         let generation = self.status.observed_generation.unwrap_or_default();
         if settled.verdict == Verdict::Delivered {
             self.counts().succeeded += 1;
-            self.status.consecutive_failures = 0;
             self.status.last_success = Some(summary);
             // What the endpoint of an older spec acknowledges says nothing of one that is gone.
-            if !settled.endpoint_gone {
-                let failing = self.status_of("Healthy") == Some("False");
-                self.condition("Healthy", true, "Acknowledged", "the endpoint acknowledges deliveries", generation, at);
-                if failing {
-                    let text = format!("the endpoint acknowledges deliveries again, {} first", event.event_type);
-                    notices.push(Notice::normal(&self.webhook, "EndpointRecovered", text));
-                }
+            if settled.endpoint_gone {
+                self.status.consecutive_failures = 0;
+            } else {
+                notices.extend(self.acknowledged(event.event_type.name(), at));
             }
         } else if exchange.is_some() {
             // An endpoint that asks for a pause works.
@@ -177,6 +173,19 @@ impl Entry {
             self.status.recent.truncate(RECENT);
         }
         notices
+    }
+
+    /// Takes in that the endpoint answered 2xx to `what`, a delivery or a test: it is healthy.
+    pub fn acknowledged(&mut self, what: &str, at: Timestamp) -> Option<Notice> {
+        let generation = self.status.observed_generation.unwrap_or_default();
+        let failing = self.status_of("Healthy") == Some("False");
+        self.status.consecutive_failures = 0;
+        self.turn.touch(Changed::Figures);
+        self.condition("Healthy", true, "Acknowledged", "the endpoint acknowledges deliveries", generation, at);
+        failing.then(|| {
+            let text = format!("the endpoint acknowledges deliveries again, {what} first");
+            Notice::normal(&self.webhook, "EndpointRecovered", text)
+        })
     }
 
     /// Whether a delivery that was not acknowledged makes the endpoint unhealthy.
