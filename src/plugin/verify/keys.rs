@@ -94,10 +94,9 @@ fn of_bytes(bytes: &[u8], all: &mut Keys) {
     }
 }
 
-/// Where the text that is stored says the key, as Standard Webhooks has it: `whsec_` and base64. Its libraries take it without `whsec_` too.
+/// Where the text that is stored says the key, as Standard Webhooks has it: `whsec_` and base64, and what else its libraries take.
 fn of_text(bytes: &[u8], all: &mut Keys) {
-    let decode = |text: &[u8]| Encoding::Whsec.decode(text);
-    let whole = |text: &[u8]| decode(text).or_else(|| decode(&[b"whsec_", text].concat()));
+    let whole = |text: &[u8]| Encoding::Whsec.decode(text).ok();
     if let Some(key) = whole(bytes) {
         all.push(Variant::as_it_is(key));
     }
@@ -107,7 +106,6 @@ fn of_text(bytes: &[u8], all: &mut Keys) {
         }
     };
     let trimmed = bytes.trim_ascii();
-    add_key(trimmed, "the secret file begins with white space: trim it");
     for quote in [b'"', b'\''] {
         if let Some(inside) = trimmed.strip_prefix(&[quote]).and_then(|rest| rest.strip_suffix(&[quote])) {
             add_key(inside, "the secret file has quotation marks around the secret: remove them");
