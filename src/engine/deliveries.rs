@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Engine,
@@ -89,6 +89,11 @@ impl Engine {
         // The attempt that would have been was not made.
         let given_up = GivenUp { attempts: attempt - 1, ..GivenUp::unattempted(Reason::EndpointGone, now) };
         Some(Due::GivenUp(self.give_up(webhook, event, given_up, None)))
+    }
+
+    /// The clock that `now` is taken from was set forward by so much, or back: what waits for a time waits as long as it would have.
+    pub fn shift(&mut self, step: SignedDuration) {
+        self.pending.shift(step);
     }
 
     /// A given-up delivery has become an object, or never will.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{Engine, Unflushed};
 use crate::ledger::journal::{Flush, Journal};
@@ -67,6 +67,13 @@ impl Pace {
                 let changed = *self.changed.get_or_insert(now);
                 Some(later(changed, self.intervals.after).max(later(self.begun, self.intervals.between)))
             }
+        }
+    }
+
+    /// The clock that `now` is taken from was set forward by so much, or back: flushes come when they would have.
+    pub fn shift(&mut self, step: SignedDuration) {
+        for at in std::iter::once(&mut self.begun).chain(&mut self.changed) {
+            *at = at.saturating_add(step).unwrap_or(*at);
         }
     }
 

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::Backlog;
 use crate::event::{
@@ -299,6 +299,17 @@ impl Pending {
         let retry = self.timers.peek().map(|Reverse((due, _, _))| *due);
         let resumption = self.pauses.first().map(|(until, _)| *until);
         retry.into_iter().chain(resumption).min()
+    }
+
+    /// Moves every retry by this much: the clock was set.
+    pub(super) fn shift(&mut self, step: SignedDuration) {
+        let moved = |at: Timestamp| at.saturating_add(step).unwrap_or(at);
+        let due = self.queues.values_mut().flat_map(|queue| queue.deliveries.values_mut());
+        for (at, _) in due.filter_map(|delivery| delivery.due.as_mut()) {
+            *at = moved(*at);
+        }
+        let timers = std::mem::take(&mut self.timers).into_iter();
+        self.timers = timers.map(|Reverse((at, webhook, id))| Reverse((moved(at), webhook, id))).collect();
     }
 
     /// Whether a delivery was asked for again.

@@ -200,6 +200,7 @@ impl Leader {
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.follow_clock();
             let next_due = self.engine.next_due().filter(|_| self.claim.holds());
             let next_flush = self.flushing.next(&self.engine, self.clock.now());
             let next = next_due.into_iter().chain(next_flush).min().map(|at| self.clock.instant(at));
@@ -258,6 +259,7 @@ impl Leader {
                 }
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
+            self.follow_clock();
             self.begin_due();
             let now = self.clock.now();
             if self.flushing.next(&self.engine, now).is_some_and(|at| at <= now) {
@@ -277,7 +279,17 @@ impl Leader {
         }
     }
 
+    /// Takes in that the wall clock was set: from now on events bear its time, and what waits waits as long as it would have.
+    fn follow_clock(&mut self) {
+        if let Some(step) = self.clock.follow() {
+            warn!(seconds = step.as_secs_f64(), "this host's clock was set; times are told by it from now on");
+            self.engine.shift(step);
+            self.flushing.shift(step);
+        }
+    }
+
     fn observe(&mut self, observation: Observation) {
+        self.follow_clock();
         let observed = self.engine.observe(observation, self.clock.now());
         for event in &observed.events {
             self.context.metrics.events.with_label_values(&[event.event_type.name()]).inc();

@@ -15,6 +15,25 @@ fn a_late_410_of_the_endpoint_before_the_edit_says_nothing_of_the_new_one() {
 }
 
 #[test]
+fn a_retry_waits_as_long_as_it_would_have_where_the_clock_is_set() {
+    for hour in [3_600_000, -3_600_000] {
+        let mut engine = listed_engine(false);
+        engine.subscribe(subscription(1, 1, 5));
+        engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+        let first = attempt(&mut engine, 0);
+        let Verdict::Retry(due) = engine.settle(outcome(&first, FAILED), at(0), 0.5).unwrap().verdict else {
+            panic!("it is tried again")
+        };
+        let wait = due.as_millisecond() - at(0).as_millisecond();
+        engine.shift(jiff::SignedDuration::from_millis(hour));
+        assert_eq!(engine.next_due(), Some(at(hour + wait)));
+        assert!(engine.due(at(hour + wait - 1)).is_none());
+        assert_eq!(attempt(&mut engine, hour + wait).number, 2);
+        assert!(engine.due(at(2 * hour.abs())).is_none(), "once");
+    }
+}
+
+#[test]
 fn events_that_leaders_with_different_clocks_left_go_in_the_order_in_which_they_were_told() {
     let held = Subscription { held: true, ..subscription(1, 2, 5) };
     let next = |before: &mut Engine, now| {

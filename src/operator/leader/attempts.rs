@@ -90,6 +90,7 @@ impl Leader {
             self.context.metrics.sent(&known.webhook, &refused);
         }
         self.lost(lost);
+        self.follow_clock();
         let now = self.clock.now();
         if let Some(settled) = self.engine.settle(outcome, now, random()) {
             self.settled(settled, now);

@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-/// A wall clock that does not jump: it was right when the process began, and runs evenly from there.
+/// The wall clock is taken to have been set where it is this far from what it should show.
+const STEP: SignedDuration = SignedDuration::from_millis(500);
+
+/// The wall clock as it was read last, from where it runs evenly on: a wait takes as long as it should. Where somebody sets the wall clock,
+/// [`Self::follow`] says by how much, and times that are waited for have to be moved by as much.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     wall: Timestamp,
@@ -18,10 +22,60 @@ impl Clock {
     }
 
     pub fn now(&self) -> Timestamp {
-        self.wall.checked_add(self.origin.elapsed()).unwrap_or(Timestamp::MAX)
+        self.at(Instant::now())
+    }
+
+    fn at(&self, instant: Instant) -> Timestamp {
+        self.wall.checked_add(instant.duration_since(self.origin)).unwrap_or(Timestamp::MAX)
     }
 
     pub fn instant(&self, at: Timestamp) -> Instant {
         self.origin + Duration::try_from(at.duration_since(self.wall)).unwrap_or_default()
+    }
+
+    /// Reads the wall clock. Tells by how much it was set since it was read last; `None`: it was not.
+    pub fn follow(&mut self) -> Option<SignedDuration> {
+        self.read(Timestamp::now(), Instant::now())
+    }
+
+    /// Takes in what the wall clock shows at an instant.
+    fn read(&mut self, wall: Timestamp, instant: Instant) -> Option<SignedDuration> {
+        let step = wall.duration_since(self.at(instant));
+        if step.abs() < STEP {
+            return None;
+        }
+        *self = Self { wall, origin: instant };
+        Some(step)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_the_wall_clock_is_followed_and_told_once() {
+        let origin = Instant::now();
+        let at = |second: i64| Timestamp::from_second(1_700_000_000 + second).unwrap();
+        let after = |seconds| origin + Duration::from_secs(seconds);
+        let mut clock = Clock { wall: at(0), origin };
+        assert_eq!(clock.read(at(10), after(10)), None);
+        assert_eq!(clock.read(at(20) + Duration::from_millis(499), after(20)), None, "it is corrected slowly");
+        let retry = clock.instant(at(60));
+        assert_eq!(retry, after(60));
+
+        // It had been an hour behind.
+        assert_eq!(clock.read(at(3630), after(30)), Some(SignedDuration::from_secs(3600)));
+        assert_eq!(clock.at(after(30)), at(3630));
+        assert_eq!(clock.read(at(3640), after(40)), None);
+        assert_eq!(
+            clock.instant(at(60) + SignedDuration::from_secs(3600)),
+            retry,
+            "a time that was moved comes when it would have"
+        );
+
+        assert_eq!(clock.read(at(-10), after(50)), Some(SignedDuration::from_secs(-3660)));
+        assert_eq!((clock.at(after(51)), clock.instant(at(0))), (at(-9), after(60)));
+        assert_eq!(clock.instant(at(-3600)), after(50), "what is past is due");
     }
 }

@@ -1,6 +1,6 @@
 //! The task that writes what has changed to the ledger: one flush at a time.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::{
     task::{JoinError, JoinSet},
@@ -46,6 +46,11 @@ impl Flushing {
     /// When the next flush is to begin; `None` where there is nothing to write, or one is under way.
     pub fn next(&mut self, engine: &Engine, now: Timestamp) -> Option<Timestamp> {
         self.pace.next(engine, self.journal.as_ref()?, now)
+    }
+
+    /// The clock was set forward by so much, or back.
+    pub fn shift(&mut self, step: SignedDuration) {
+        self.pace.shift(step);
     }
 
     /// Begins a flush of what has changed, unless one is under way.
