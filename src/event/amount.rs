@@ -109,6 +109,16 @@ impl Amount {
         format!("{digits}e{}", -scale).parse().unwrap_or(f64::NAN)
     }
 
+    /// The double that ECMAScript reads it as: the nearest one, infinite where it is larger than all. `None` for what is beyond 2^53 and printed from there with other digits, so that
+    /// another amount would arrive.
+    #[must_use]
+    pub fn printed_double(&self) -> Option<f64> {
+        const INTEGERS: f64 = 9_007_199_254_740_992.0;
+        let double = self.to_f64();
+        let printed = || Self::sample(ryu_js::Buffer::new().format_finite(double));
+        (double.abs() < INTEGERS || !double.is_finite() || printed().as_ref() == Ok(self)).then_some(double)
+    }
+
     /// Whether it is above zero.
     #[must_use]
     pub fn is_positive(&self) -> bool {

@@ -43,6 +43,15 @@ pub fn write_number(out: &mut String, number: f64) {
     }
 }
 
+/// The double that ECMAScript reads an integer as, where it prints all its digits; `None` where another number would arrive, which begins
+/// beyond 2^53.
+#[must_use]
+pub fn exact_double(integer: i128) -> Option<f64> {
+    let double = integer as f64;
+    let printed = ryu_js::Buffer::new().format_finite(double).parse::<i128>();
+    (printed == Ok(integer)).then_some(double)
+}
+
 /// Appends an object whose keys are distinct: integer-like keys first, ascending, the others in the order given; no
 /// `__proto__`, which an assignment in JavaScript would swallow.
 pub fn write_object<'a, V>(
@@ -139,6 +148,24 @@ mod tests {
         }
         assert_eq!(written(&serde_json::json!(9_007_199_254_740_993_i64)), "9007199254740992");
         assert_eq!(written(&serde_json::json!(u64::MAX)), "18446744073709552000");
+    }
+
+    #[test]
+    fn an_integer_is_exact_where_ecmascript_prints_all_its_digits() {
+        const LIMIT: i128 = 1 << 53;
+        for exact in
+            [0, 1, -1, LIMIT - 1, LIMIT, -LIMIT, LIMIT + 2, 1_000_000_000_000_000_000, 9_223_372_036_854_775_000]
+        {
+            let double = exact_double(exact).unwrap_or_else(|| panic!("{exact}"));
+            let mut out = String::new();
+            write_number(&mut out, double);
+            assert_eq!(out, exact.to_string());
+        }
+        for rounded in
+            [LIMIT + 1, -LIMIT - 1, 1 << 60, i128::from(i64::MAX), i128::from(i64::MIN), i128::from(u64::MAX)]
+        {
+            assert_eq!(exact_double(rounded), None, "{rounded}");
+        }
     }
 
     #[test]

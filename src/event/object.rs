@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::amount::{Amount, Level};
+use super::{
+    amount::{Amount, Level},
+    json,
+};
 
 /// A watch: one source's kind in one scope. Numbered by the operator, in the order of its configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -272,6 +275,14 @@ pub struct TrainingFacts {
 pub enum Metric {
     Number(f64),
     Text(String),
+}
+
+impl Metric {
+    /// An integer of an object: a number where receivers read all its digits, else text.
+    #[must_use]
+    pub fn integer(integer: i128) -> Self {
+        json::exact_double(integer).map_or_else(|| Self::Text(integer.to_string()), Self::Number)
+    }
 }
 
 /// The stages of the serving lifecycle.

@@ -39,13 +39,13 @@ impl Data {
         }
     }
 
-    /// A number, as the double that is nearest to it.
+    /// A number, as the double that is nearest to it; text where that would be another amount.
     fn amount(&mut self, name: &'static str, value: Option<&Amount>) {
-        if let Some(value) = value {
-            let mut text = String::new();
-            json::write_number(&mut text, value.to_f64());
-            self.members.push((name, text));
-        }
+        let Some(value) = value else { return };
+        let Some(double) = value.printed_double() else { return self.text(name, &value.to_string()) };
+        let mut text = String::new();
+        json::write_number(&mut text, double);
+        self.members.push((name, text));
     }
 }
 
@@ -147,4 +147,28 @@ fn usage(object: &Object, facts: &UsageFacts, occurrence: &Occurrence) -> Data {
     data.optional("unit", facts.unit.as_ref());
     data.time("observedAt", Some(facts.observed_at));
     data
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_amount_beyond_doubles_is_told_as_text() {
+        for (amount, told) in [
+            ("0.1", "0.1"),
+            ("9007199254740992", "9007199254740992"),
+            ("9007199254740993", "\"9007199254740993\""),
+            ("-9007199254740993", "\"-9007199254740993\""),
+            ("16Ei", "\"18446744073709551616\""),
+            ("8Pi", "9007199254740992"),
+            ("9007199254740993500m", "\"9007199254740993.5\""),
+            ("1e21", "1e+21"),
+            ("123456789.123456789123456789", "123456789.12345679"),
+        ] {
+            let mut data = Data::default();
+            data.amount("value", Some(&Amount::quantity(amount).unwrap()));
+            assert_eq!(data.members, [("value", told.to_owned())]);
+        }
+    }
 }

@@ -62,7 +62,7 @@ fn data(event: EventType) -> Value {
         "metrics": {
             "type": "object",
             "additionalProperties": {"type": ["number", "string", "null"]},
-            "description": "Figures by name; text where they are no numbers of JSON, such as NaN."
+            "description": "Figures by name; text where they are no numbers of JSON, such as NaN, and for integers beyond 2^53 whose digits JavaScript would change."
         },
         "run": {"type": "integer", "minimum": 0, "description": "Which run of the job it is, from 1."},
         "createdAt": time("When the object was created."),
@@ -103,8 +103,8 @@ fn usage() -> Value {
         "value": number("The figure."),
         "limit": number("What percentages are of."),
         "percent": {
-            "type": ["number", "null"],
-            "description": "The figure in percent of the limit, rounded down to three decimals; null where no double holds it."
+            "type": ["number", "string", "null"],
+            "description": "The figure in percent of the limit, rounded down to three decimals; null where no double holds it, text beyond 2^53 where JavaScript would change its digits."
         },
         "threshold": text("The threshold that is reached, as the spec spells it."),
         "unit": text("What is counted."),
@@ -122,7 +122,8 @@ fn text(description: &str) -> Value {
 }
 
 fn number(description: &str) -> Value {
-    json!({"type": "number", "description": description})
+    let description = format!("{description} Text beyond 2^53, where JavaScript would change its digits.");
+    json!({"type": ["number", "string"], "description": description})
 }
 
 /// A time of RFC 3339, UTC.

@@ -235,7 +235,10 @@ impl Evaluation<'_> {
         };
         for (name, value) in members {
             match value {
-                Value::Number(number) => metrics.take(name, Metric::Number(number.as_f64().unwrap_or(f64::NAN))),
+                Value::Number(number) => {
+                    let double = || Metric::Number(number.as_f64().unwrap_or(f64::NAN));
+                    metrics.take(name, number.as_i128().map_or_else(double, Metric::integer));
+                }
                 Value::String(text) => metrics.take(name, Metric::Text(text)),
                 _ => {}
             }

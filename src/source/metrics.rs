@@ -97,11 +97,11 @@ impl<'de> Deserialize<'de> for Figure {
             }
 
             fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
-                Ok(Some(Metric::Number(number as f64)))
+                Ok(Some(Metric::integer(number.into())))
             }
 
             fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
-                Ok(Some(Metric::Number(number as f64)))
+                Ok(Some(Metric::integer(number.into())))
             }
 
             fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {

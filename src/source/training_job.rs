@@ -130,6 +130,31 @@ mod tests {
     }
 
     #[test]
+    fn integers_that_no_double_holds_are_passed_on_as_text() {
+        let json = r#"{
+            "metadata": {"uid": "00000000-0000-0000-0000-000000000001", "resourceVersion": "7"},
+            "status": {"phase": "Failed", "metrics": {
+                "exact": 9007199254740992, "flops": 9007199254740993, "least": -9223372036854775808, "even": 1152921504606846976,
+                "round": 9000000000000000000, "huge": 18446744073709551615, "double": 1e21, "ratio": 0.1
+            }}
+        }"#;
+        let object = TrainingJobs::default().read(serde_json::from_str(json).unwrap()).unwrap();
+        let Facts::Training(facts) = object.facts else { panic!("training facts") };
+        let text = |text: &str| Metric::Text(text.into());
+        let expected = [
+            ("exact", Metric::Number(9_007_199_254_740_992.0)),
+            ("flops", text("9007199254740993")),
+            ("least", text("-9223372036854775808")),
+            ("even", text("1152921504606846976")),
+            ("round", Metric::Number(9e18)),
+            ("huge", text("18446744073709551615")),
+            ("double", Metric::Number(1e21)),
+            ("ratio", Metric::Number(0.1)),
+        ];
+        assert_eq!(facts.metrics, BTreeMap::from(expected.map(|(name, metric)| (name.to_owned(), metric))));
+    }
+
+    #[test]
     fn of_metrics_that_no_body_has_room_for_none_is_kept() {
         let read = |length: usize| {
             let json = serde_json::json!({
