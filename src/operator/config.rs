@@ -45,8 +45,8 @@ pub struct RunArgs {
         value_name = "NS"
     )]
     pub watch_namespaces: Vec<String>,
-    /// Where to serve /metrics, /healthz and /readyz.
-    #[arg(long, env = "LLMTUNE_WEBHOOKS_LISTEN", default_value = "0.0.0.0:8080", value_parser = listen, value_name = "ADDR:PORT")]
+    /// Where to serve /metrics, /healthz and /readyz; `[::]` is every address, of IPv4 too, and 0.0.0.0 where the host has no IPv6.
+    #[arg(long, env = "LLMTUNE_WEBHOOKS_LISTEN", default_value = "[::]:8080", value_parser = listen, value_name = "ADDR:PORT")]
     pub listen: SocketAddr,
     /// The cluster's name, told in every body where it is set.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_CLUSTER_NAME", value_name = "NAME")]
@@ -146,7 +146,8 @@ fn watch_namespace(text: &str) -> Result<String, String> {
 }
 
 fn listen(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "write an IP address and a port, such as 0.0.0.0:8080 or 127.0.0.1:8080".to_owned())
+    text.parse()
+        .map_err(|_| "write an IP address and a port, such as [::]:8080, 0.0.0.0:8080 or 127.0.0.1:8080".to_owned())
 }
 
 fn lease_duration(text: &str) -> Result<Duration, String> {

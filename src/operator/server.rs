@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -23,11 +23,13 @@ use hyper_util::{
 };
 use jiff::Timestamp;
 use prometheus::{Registry, TextEncoder};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
     time::{Instant, timeout},
 };
+use tracing::info;
 
 use super::metrics::Metrics;
 use crate::source::health::WatchHealth;
@@ -39,6 +41,8 @@ const SILENT_WATCH: Duration = Duration::from_secs(60);
 /// The engine's loop turns at least once a second.
 const STALLED_LOOP: Duration = Duration::from_secs(30);
 const REFRESH: Duration = Duration::from_secs(2);
+/// Connections that the kernel accepts ahead, as the standard library has it.
+const BACKLOG: i32 = 128;
 
 /// A request to the engine's loop to set the gauges that only it knows.
 pub type Refresh = oneshot::Sender<()>;
@@ -187,9 +191,53 @@ pub struct Shown {
     pub health: Arc<Health>,
 }
 
-/// Binds the listener; an error says which address could not be had.
+/// Binds the listener; an error says which address could not be had. `[::]` stands for every address, also those of IPv4, whatever the kernel's
+/// default is; where the kernel has no IPv6, it stands for `0.0.0.0`.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, std::io::Error> {
-    TcpListener::bind(address).await.map_err(|error| std::io::Error::new(error.kind(), format!("{address}: {error}")))
+    bind_by(address, listen).and_then(TcpListener::from_std)
+}
+
+/// Why an address is not listened on.
+enum NotBound {
+    /// The kernel has no such family of addresses.
+    NoFamily(std::io::Error),
+    Other(std::io::Error),
+}
+
+fn bind_by<T>(address: SocketAddr, listen: impl Fn(SocketAddr) -> Result<T, NotBound>) -> Result<T, std::io::Error> {
+    let (address, error) = match listen(address) {
+        Ok(listener) => return Ok(listener),
+        Err(NotBound::NoFamily(error)) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+            let ipv4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+            info!(%error, "this host has no IPv6: listening on {ipv4} in place of {address}");
+            match listen(ipv4) {
+                Ok(listener) => return Ok(listener),
+                Err(NotBound::NoFamily(error) | NotBound::Other(error)) => (ipv4, error),
+            }
+        }
+        Err(NotBound::NoFamily(error) | NotBound::Other(error)) => (address, error),
+    };
+    Err(std::io::Error::new(error.kind(), format!("{address}: {error}")))
+}
+
+fn listen(address: SocketAddr) -> Result<std::net::TcpListener, NotBound> {
+    let socket =
+        Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).map_err(NotBound::NoFamily)?;
+    let bound = || {
+        if address.is_ipv6() {
+            socket.set_only_v6(address.ip() != Ipv6Addr::UNSPECIFIED)?;
+        }
+        // A process that is started again finds connections of the one before.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)
+    };
+    match bound() {
+        Ok(()) => Ok(socket.into()),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable => Err(NotBound::NoFamily(error)),
+        Err(error) => Err(NotBound::Other(error)),
+    }
 }
 
 /// Serves for ever, over HTTP/1.1 alone: `axum::serve` would bring a server of HTTP/2, and wait for ever for the head of a request.
@@ -269,6 +317,42 @@ mod tests {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         answer
+    }
+
+    #[tokio::test]
+    async fn the_unspecified_address_of_ipv6_takes_ipv4_too() {
+        let listener = bind("[::]:0".parse().unwrap()).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        if listener.local_addr().unwrap().is_ipv6() {
+            TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.unwrap();
+        }
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let taken = bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await.unwrap_err();
+        assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+        if let Ok(listener) = bind("[::1]:0".parse().unwrap()).await {
+            let port = listener.local_addr().unwrap().port();
+            TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.unwrap();
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap_err();
+        }
+    }
+
+    #[test]
+    fn without_ipv6_the_unspecified_address_is_that_of_ipv4() {
+        let no_family = || std::io::Error::other("Address family not supported by protocol");
+        let without_ipv6 = |at: &str| {
+            bind_by(at.parse().unwrap(), |address: SocketAddr| {
+                if address.is_ipv4() { Ok(address.to_string()) } else { Err(NotBound::NoFamily(no_family())) }
+            })
+            .map_err(|error| error.to_string())
+        };
+        assert_eq!(without_ipv6("[::]:8080").as_deref(), Ok("0.0.0.0:8080"));
+        assert_eq!(without_ipv6("127.0.0.1:8080").as_deref(), Ok("127.0.0.1:8080"));
+        assert!(
+            without_ipv6("[::1]:8080").unwrap_err().starts_with("[::1]:8080: "),
+            "that address alone was asked for"
+        );
+        let taken = |address: SocketAddr| Err::<(), _>(NotBound::Other(std::io::Error::other(address.to_string())));
+        assert!(bind_by("[::]:8080".parse().unwrap(), taken).unwrap_err().to_string().starts_with("[::]:8080: "));
     }
 
     #[tokio::test(start_paused = true)]

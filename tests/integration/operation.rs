@@ -292,7 +292,7 @@ fn a_wrong_configuration_is_refused_with_what_to_write_instead() {
     assert!(refused(&["run", "--lease-duration=1s"]).contains("from 3s to 5m"));
     assert!(refused(&["run", listen, "--ca-file=/nonexistent"]).contains("--ca-file /nonexistent"));
     let nowhere = refused(&["run", "--listen=nowhere"]);
-    assert!(nowhere.contains("--listen") && nowhere.contains("such as 0.0.0.0:8080"), "{nowhere}");
+    assert!(nowhere.contains("--listen") && nowhere.contains("such as [::]:8080, 0.0.0.0:8080"), "{nowhere}");
     assert!(refused(&["run", "--namespace=Bad Name"]).contains("such as llmtune-system"));
     assert!(refused(&["run", "--watch-namespace="]).contains("leave the flag"));
     let one_address = refused(&["run", "--allow-cidr=127.0.0.0/8,10.1.2.3"]);
