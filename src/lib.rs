@@ -7,6 +7,7 @@ pub mod api;
 mod calls;
 mod causes;
 pub mod claim;
+mod cluster;
 pub mod delivery;
 pub mod engine;
 pub mod event;

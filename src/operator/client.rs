@@ -1,7 +1,6 @@
 //! The client to the apiserver: time limits on everything, no retries of its own, and every request counted.
 
 use std::{
-    error::Error as _,
     net::SocketAddr,
     task::{Context, Poll},
     time::Duration,
@@ -11,14 +10,18 @@ use futures::future::BoxFuture;
 use http::{Method, Request, Response};
 use kube::{
     Client, Config,
-    client::{Body, ClientBuilder},
+    client::Body,
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use prometheus::IntCounterVec;
 use tokio::{net::lookup_host, time::timeout};
 use tower::{BoxError, Layer, Service};
-use tracing::warn;
+use tracing::{info, warn};
 
-use crate::causes::Causes;
+use crate::{
+    causes::Causes,
+    cluster::{Way, WayError},
+};
 
 /// A connection that sends nothing for this long is dead; watches end sooner of their own accord.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -36,19 +39,35 @@ pub struct Cluster {
 
 /// The cluster of KUBECONFIG or of the pod's service account.
 pub async fn connect(requests: IntCounterVec) -> Result<Cluster, ConnectError> {
-    let mut config = Config::infer().await.map_err(|error| ConnectError::Config(no_cluster(&error)))?;
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    let mut way = way().await?;
+    way.config.connect_timeout = Some(CONNECT_TIMEOUT);
     // Each loop has its own way to wait and try again; a hidden retry would hide an outage for minutes.
-    config.default_retry = false;
-    let apiserver = Apiserver::of(&config);
+    way.config.default_retry = false;
+    if let Some(proxy) = &way.proxy {
+        info!(apiserver = %way.config.cluster_url, %proxy, "the apiserver is reached through a proxy");
+    }
+    let apiserver = Apiserver::of(&way.config);
     let count = Count { requests };
     let client = |limit: Option<Duration>| {
-        let mut config = config.clone();
-        config.read_timeout = limit;
-        config.write_timeout = limit;
-        Ok::<_, kube::Error>(ClientBuilder::try_from(config)?.with_layer(&count).build())
+        let mut way = way.clone();
+        way.config.read_timeout = limit;
+        way.config.write_timeout = limit;
+        way.client(&count)
     };
     Ok(Cluster { client: client(None)?, watching: client(Some(READ_TIMEOUT))?, apiserver })
+}
+
+/// KUBECONFIG or `~/.kube/config`, else the service account.
+async fn way() -> Result<Way, ConnectError> {
+    let problem = match Kubeconfig::read() {
+        Ok(kubeconfig) => match Way::of_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await {
+            Ok(way) => return Ok(way),
+            Err(WayError::Kubeconfig(error)) => error,
+            Err(error @ WayError::Proxy(_)) => return Err(ConnectError::Config(error.to_string())),
+        },
+        Err(error) => error,
+    };
+    Way::in_cluster().map_err(|_| ConnectError::Config(no_cluster(&problem)))
 }
 
 /// Under which names or addresses the kube-apiserver is reached, each with its port.
@@ -93,10 +112,10 @@ pub enum ConnectError {
 }
 
 /// Why no configuration could be had, by the one that the user meant.
-fn no_cluster(error: &kube::config::InferConfigError) -> String {
+fn no_cluster(error: &KubeconfigError) -> String {
     const TO_DO: &str = "set KUBECONFIG to a file that kubectl can use, or run in a pod with a service account";
-    // Its cause is what is wrong with the kubeconfig; that it does not run in a pod says nothing.
-    let problem = error.source().map(|cause| Causes(cause).to_string()).unwrap_or_default();
+    // That it does not run in a pod says nothing.
+    let problem = Causes(error);
     match std::env::var("KUBECONFIG").ok().filter(|path| !path.is_empty()) {
         Some(path) => format!("KUBECONFIG={path} cannot be used: {problem}; {TO_DO}"),
         None => format!("no cluster is configured: {problem}; {TO_DO}"),

@@ -2,21 +2,25 @@
 
 use std::{path::Path, time::Duration};
 
-use hyper_util::client::proxy::matcher::Matcher;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
-    Api, Client, Config,
+    Api, Client,
     api::{DynamicObject, ListParams},
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
     core::{ApiResource, DynamicResourceScope, Resource},
 };
+
+use tower::layer::util::Identity;
 
 use super::{
     cli::ClusterArgs,
     failure::Failure,
     nearest::{either, nearest},
 };
-use crate::causes::Causes;
+use crate::{
+    causes::Causes,
+    cluster::{Way, WayError},
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// An answer that takes longer than this will not come; watches end sooner.
@@ -40,7 +44,8 @@ pub struct Cluster {
 impl Cluster {
     /// The cluster that these flags name.
     pub async fn connect(args: &ClusterArgs) -> Result<Self, Failure> {
-        let mut config = config(args).await?;
+        let mut way = way(args).await?;
+        let config = &mut way.config;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         config.read_timeout = Some(READ_TIMEOUT);
         config.reset_reader_on_write = true;
@@ -50,25 +55,11 @@ impl Cluster {
             config.auth_info.impersonate.clone_from(&args.impersonate);
             config.auth_info.impersonate_groups = Some(args.groups.clone()).filter(|groups| !groups.is_empty());
         }
-        // NO_PROXY as curl and kubectl read it.
-        if Matcher::from_env().intercept(&config.cluster_url).is_none() && config.proxy_url == from_environment() {
-            config.proxy_url = None;
-        }
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let through_proxy = config.proxy_url.is_some();
-        let client = Client::try_from(config).map_err(|error| {
-            let failure = Failure::new(format!(
-                "the configuration of the cluster at {server} cannot be used: {}",
-                Causes(&error)
-            ));
-            if through_proxy {
-                failure.next(
-                    "proxies are not spoken to: where the cluster can be reached without, name its host in NO_PROXY",
-                )
-            } else {
-                failure.next("kubectl config view shows it")
-            }
+        let client = way.client(&Identity::new()).map_err(|error| {
+            let what = format!("the configuration of the cluster at {server} cannot be used: {}", Causes(&error));
+            Failure::new(what).next("kubectl config view shows it")
         })?;
         Ok(Self { client, namespace, given: args.namespace.clone(), server })
     }
@@ -117,13 +108,7 @@ impl Cluster {
     }
 }
 
-/// The proxy that kube takes where a kubeconfig names none.
-fn from_environment() -> Option<http::Uri> {
-    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    set("HTTPS_PROXY").or_else(|| set("https_proxy"))?.parse().ok()
-}
-
-async fn config(args: &ClusterArgs) -> Result<Config, Failure> {
+async fn way(args: &ClusterArgs) -> Result<Way, Failure> {
     let options =
         KubeConfigOptions { context: args.context.clone(), cluster: args.cluster.clone(), user: args.user.clone() };
     let kubeconfig = match read(args.kubeconfig.as_deref()) {
@@ -132,11 +117,14 @@ async fn config(args: &ClusterArgs) -> Result<Config, Failure> {
             // In a pod there need be none.
             let inside =
                 args.kubeconfig.is_none() && args.context.is_none() && std::env::var_os("KUBECONFIG").is_none();
-            return Config::incluster().ok().filter(|_| inside).ok_or_else(|| no_cluster(&error, args));
+            return Way::in_cluster().ok().filter(|_| inside).ok_or_else(|| no_cluster(&error, args));
         }
     };
     let contexts: Vec<String> = kubeconfig.contexts.iter().map(|context| context.name.clone()).collect();
-    Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| unusable(&error, &contexts))
+    Way::of_kubeconfig(kubeconfig, &options).await.map_err(|error| match error {
+        WayError::Kubeconfig(error) => unusable(&error, &contexts),
+        WayError::Proxy(error) => Failure::new(error.to_string()).next("kubectl config view shows it"),
+    })
 }
 
 fn read(path: Option<&Path>) -> Result<Kubeconfig, KubeconfigError> {
