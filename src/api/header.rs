@@ -41,7 +41,7 @@ const RESERVED: [&str; 22] = [
 const RESERVED_PREFIXES: [&str; 8] =
     ["ce-", "content-", "proxy-", "webhook-", "x-forwarded-", "x-hub-signature", "x-llmtune-", "x-signature"];
 
-/// A header of every delivery.
+/// A header of every delivery, or of every query.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.value) != has(self.valueFrom)")

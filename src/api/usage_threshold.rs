@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema, core::Rule};
 use serde::{Deserialize, Serialize};
 
-use super::webhook::duration;
+use super::{header::Header, webhook::duration};
 
 /// A Quantity that is above zero, within what a double can hold.
 const QUANTITY: &str = r"(self.matches('^([0-9]+([.][0-9]*)?|[.][0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]{1,2})?$') && self.matches('^[0.]*[1-9]'))";
@@ -100,6 +100,8 @@ pub struct UsageThresholdSpec {
 /// A PromQL query and where it is made.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.basicAuthRef) || !has(self.headers) || !self.headers.exists(header, header.name.lowerAscii() == 'authorization')")
+    .message("basicAuthRef and a header Authorization say the same: remove one of them"))]
 pub struct PrometheusQuery {
     /// A server that the operator's `--allow-prometheus` names; the first of them unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -108,7 +110,7 @@ pub struct PrometheusQuery {
         validation = Rule::new("isURL(self) ? url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' : false")
             .message("url must be an absolute http:// or https:// URL, one that the operator's --allow-prometheus names, such as http://prometheus.monitoring:9090"),
         validation = Rule::new("!self.matches('^[^/?#]*//[^/?#]*@')")
-            .message("url must not hold a user name or password: credentials for Prometheus belong to the operator's configuration"),
+            .message("url must not hold a user name or password: name a Secret in basicAuthRef, or have the operator's --prometheus-token-file hold a token"),
         validation = Rule::new("!self.contains('?') && !self.contains('#')")
             .message("url must have neither a query (?...) nor a fragment (#...): remove it, the PromQL goes into query")
     )]
@@ -117,6 +119,31 @@ pub struct PrometheusQuery {
     #[schemars(length(max = 4096))]
     #[x_kube(validation = Rule::new("self.trim().size() > 0").message("query must be PromQL that gives one number, such as sum(increase(llm_tokens_total[30d]))"))]
     pub query: String,
+    /// Headers of the query, at most 16, such as `X-Scope-OrgID` for a server with tenants. One called Authorization takes the place of the operator's token.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(
+        merge_strategy = ListMerge::Map(vec!["name".into()]),
+        validation = Rule::new("self.all(one, self.exists_one(other, other.name.lowerAscii() == one.name.lowerAscii()))")
+            .message("headers must have each name once, whatever its case: remove one of the two")
+    )]
+    pub headers: Vec<Header>,
+    /// The user name and password of the query, in place of the operator's token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(merge_strategy = MapMerge::Atomic)]
+    pub basic_auth_ref: Option<BasicAuthReference>,
+}
+
+/// A Secret of type kubernetes.io/basic-auth in this namespace, with the keys `username` and `password`. It is sent to the server, and so must have
+/// the label `llmtune.io/send-in-clear: "true"`.
+#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct BasicAuthReference {
+    /// The Secret's name.
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
+        .message("name must be a Secret's name: lower-case letters, digits, '-' and '.', such as prometheus"))]
+    pub name: String,
 }
 
 /// A resource of a `ResourceQuota` in this namespace.

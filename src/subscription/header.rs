@@ -15,8 +15,8 @@ use crate::api::header::{Header, MAX_VALUE, is_reserved};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderReference {
     name: HeaderName,
-    /// The name as the spec spells it.
-    spelled: String,
+    /// What its Secret is named for.
+    role: Role,
     value: ValueReference,
 }
 
@@ -29,6 +29,11 @@ enum ValueReference {
 impl HeaderReference {
     /// Reads a header of a spec whose references are to objects of this namespace.
     pub(super) fn read(header: &Header, namespace: &str) -> Result<Self, SpecError> {
+        Self::read_as(header, namespace, Role::Header(header.name.clone()))
+    }
+
+    /// Reads a header that is named for something else than deliveries.
+    pub(super) fn read_as(header: &Header, namespace: &str, role: Role) -> Result<Self, SpecError> {
         let spelled = header.name.clone();
         let refuse = || SpecError::Header(spelled.clone());
         let name = HeaderName::from_str(&spelled).ok().filter(|name| !is_reserved(name.as_str())).ok_or_else(refuse)?;
@@ -37,14 +42,14 @@ impl HeaderReference {
             (None, Some(source)) => ValueReference::Secret(Place::of(source, namespace)),
             _ => return Err(refuse()),
         };
-        Ok(Self { name, spelled, value })
+        Ok(Self { name, role, value })
     }
 
     /// The Secret's key that its value lies in, and what that is named for.
     pub(super) fn place(&self) -> Option<(Role, &Place)> {
         match &self.value {
             ValueReference::Given(_) => None,
-            ValueReference::Secret(place) => Some((Role::Header(self.spelled.clone()), place)),
+            ValueReference::Secret(place) => Some((self.role.clone(), place)),
         }
     }
 
@@ -53,7 +58,7 @@ impl HeaderReference {
         let value = match &self.value {
             ValueReference::Given(value) => value.clone(),
             ValueReference::Secret(place) => {
-                let role = Role::Header(self.spelled.clone());
+                let role = self.role.clone();
                 let Some(mut value) = value(objects.bytes(&role, place)?.trim_ascii_end()) else {
                     let say = format!(
                         "key {:?} cannot be a header's value: write one line of at most {MAX_VALUE} printable ASCII characters there",

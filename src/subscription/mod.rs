@@ -1,5 +1,6 @@
 //! Webhooks and `ClusterWebhooks` in, [`index::Subscription`]s for the engine and [`resolve::Resolved`] ones for their attempts out.
 
+pub mod credentials;
 mod entry;
 pub mod filter;
 pub mod header;

@@ -44,6 +44,10 @@ pub enum Role {
     SigningKey,
     CaBundle,
     ClientCertificate,
+    /// The header of this name of a query to a Prometheus.
+    QueryHeader(String),
+    /// User name and password of such a query.
+    BasicAuth,
 }
 
 /// Why what is named cannot be had.
@@ -100,6 +104,8 @@ impl fmt::Display for Role {
             Self::SigningKey => f.write_str("spec.secretRef"),
             Self::CaBundle => f.write_str("spec.tls.caBundleRef"),
             Self::ClientCertificate => f.write_str("spec.tls.clientCertificateRef"),
+            Self::QueryHeader(name) => write!(f, "spec.prometheus.headers[{name}].valueFrom.secretKeyRef"),
+            Self::BasicAuth => f.write_str("spec.prometheus.basicAuthRef"),
         }
     }
 }
@@ -119,12 +125,16 @@ impl fmt::Display for ReferenceError {
                 Role::ClientCertificate => {
                     write!(f, "{kind} {name:?} has no key {key:?}: name one of type kubernetes.io/tls in {role}")
                 }
+                Role::BasicAuth => {
+                    write!(f, "{kind} {name:?} has no key {key:?}: name one of type kubernetes.io/basic-auth in {role}")
+                }
                 _ => write!(f, "{kind} {name:?} has no key {key:?}: add the key, or name another in {role}.key"),
             },
             Problem::Empty(key) => {
                 let what = match role {
                     Role::Url => "the URL",
-                    Role::Header(_) => "the header's value",
+                    Role::Header(_) | Role::QueryHeader(_) => "the header's value",
+                    Role::BasicAuth => "the user name or the password",
                     Role::SigningKey => "at least 32 random bytes",
                     Role::CaBundle => "PEM certificates",
                     Role::ClientCertificate => "PEM",
@@ -151,7 +161,7 @@ impl fmt::Display for ReferenceError {
 impl Role {
     /// Whether the endpoint is sent what lies there, as it is.
     pub(super) const fn is_sent_in_clear(&self) -> bool {
-        matches!(self, Self::Url | Self::Header(_))
+        matches!(self, Self::Url | Self::Header(_) | Self::QueryHeader(_) | Self::BasicAuth)
     }
 }
 
@@ -165,7 +175,9 @@ impl ReferenceError {
     pub const fn is_final(&self) -> bool {
         match self.problem {
             Problem::Url(..) => true,
-            Problem::Invalid(_) => matches!(self.role, Role::SigningKey | Role::Header(_)),
+            Problem::Invalid(_) => {
+                matches!(self.role, Role::SigningKey | Role::Header(_) | Role::QueryHeader(_) | Role::BasicAuth)
+            }
             _ => false,
         }
     }
@@ -182,7 +194,7 @@ impl ReferenceError {
                 "URLSecretForbidden",
                 "URLSecretUnavailable",
             ],
-            Role::Header(_) => [
+            Role::Header(_) | Role::QueryHeader(_) => [
                 "HeaderSecretNotFound",
                 "HeaderSecretKeyNotFound",
                 "HeaderSecretEmpty",
@@ -213,6 +225,14 @@ impl ReferenceError {
                 "ClientCertificateInvalid",
                 "ClientCertificateForbidden",
                 "ClientCertificateUnavailable",
+            ],
+            Role::BasicAuth => [
+                "BasicAuthNotFound",
+                "BasicAuthKeyNotFound",
+                "BasicAuthEmpty",
+                "InvalidBasicAuth",
+                "BasicAuthForbidden",
+                "BasicAuthUnavailable",
             ],
         };
         match self.problem {

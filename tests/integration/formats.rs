@@ -115,6 +115,54 @@ fn the_official_libraries_verify_every_standard_webhook_and_refuse_a_forged_one(
 }
 
 #[test]
+fn a_secret_in_any_form_of_the_libraries_signs_with_the_same_key() {
+    run(async {
+        let scene = Scene::new("secret-forms").await;
+        let receiver = Receiver::start().await;
+        let key: Vec<u8> = (0..49).collect();
+        let base64 = STANDARD.encode(&key);
+        let unpadded = base64.trim_end_matches('=');
+        let lines = |text: &str| {
+            text.as_bytes().chunks(32).map(|line| str::from_utf8(line).unwrap()).collect::<Vec<_>>().join("\n")
+        };
+        // Which of the libraries for JavaScript and for Python takes the text itself.
+        let forms = [
+            ("prefixed", format!("whsec_{base64}"), [true, true]),
+            ("bare", base64.clone(), [true, true]),
+            ("unpadded", unpadded.to_owned(), [true, false]),
+            ("wrapped", format!("whsec_{}", lines(&base64)), [false, true]),
+            ("wrapped-bare", format!("{}\n", lines(&base64)), [false, true]),
+            ("console", format!("v1,whsec_{base64}"), [false, false]),
+            ("short", format!("whsec_{}", STANDARD.encode("sixteen bytes it")), [true, true]),
+        ];
+        for (name, text, _) in &forms {
+            scene.secret(name, text);
+            scene.webhook(name, &format!("{}/{name}", receiver.url()), &standard(name));
+        }
+        let _operator = scene.operator().await;
+        for (name, ..) in &forms {
+            scene.wait(&format!("webhook/{name}"), "condition=Ready");
+        }
+        scene.job("llama");
+        scene.phase("llama", "Running");
+        receiver.wait(forms.len(), SOON).await;
+        for (name, text, taken) in &forms {
+            let received = receiver.received();
+            let request = received.iter().find(|request| request.path.ends_with(&format!("/{name}"))).unwrap();
+            let plain = if *name == "short" { text.clone() } else { format!("whsec_{base64}") };
+            assert!(verified_in_rust(&plain, request), "{name}");
+            let of = |secret: &str| read(&[asked("standardwebhooks", secret, request)]).map(|(_, answers)| answers);
+            for (language, answers) in read(&[asked("standardwebhooks", &plain, request)]) {
+                assert!(answers[0]["read"].is_object(), "{name} in {language}: {answers:?}");
+            }
+            for (answers, taken) in of(text).iter().zip(taken) {
+                assert!(!taken || answers[0]["read"].is_object(), "{name}: {answers:?}");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_secret_that_is_none_of_standard_webhooks_stalls_the_webhook_until_it_is_one() {
     run(async {
         let scene = Scene::new("invalid-secret").await;
@@ -126,6 +174,7 @@ fn a_secret_that_is_none_of_standard_webhooks_stalls_the_webhook_until_it_is_one
         scene.wait_condition("hook", "Stalled", "True", "InvalidSecret", SOON).await;
         let (_, _, message) = scene.condition("hook", "Ready").unwrap();
         assert!(message.contains("write whsec_ and the base64 of 24 to 64 random bytes"), "{message}");
+        assert!(message.contains("it is in the URL-safe alphabet of base64"), "{message}");
         scene.job("llama");
         scene.phase("llama", "Running");
         let secret = whsec(9, 64);

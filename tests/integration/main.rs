@@ -40,5 +40,6 @@ mod subscriptions;
 mod tls;
 mod usage;
 mod usage_thresholds;
+mod values;
 mod webhook_sources;
 mod wire;

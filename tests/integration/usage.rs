@@ -12,6 +12,7 @@ use axum::{
     extract::{ConnectInfo, State},
     http::HeaderMap,
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use llmtune_webhooks_harness::{
     eventually,
     operator::Operator,
@@ -470,9 +471,26 @@ fn a_quota_that_pods_use_up_tells_its_thresholds_and_a_new_hard_arms_them() {
 type Asked = (SocketAddr, String, HeaderMap, String);
 
 /// A server that answers queries like Prometheus, and remembers who asked.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Fake {
     asked: Arc<Mutex<Vec<Asked>>>,
+    /// The status, the headers beside, and the body of every answer.
+    answer: Arc<Mutex<(u16, Vec<(&'static str, &'static str)>, String)>>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        let fake = Self { asked: Arc::default(), answer: Arc::default() };
+        fake.answer(200, &[], &vector("1", ""));
+        fake
+    }
+}
+
+/// An answer of one sample, with more members.
+fn vector(value: &str, more: &str) -> String {
+    format!(
+        r#"{{"status":"success","data":{{"resultType":"vector","result":[{{"metric":{{}},"value":[1,"{value}"]}}]}}{more}}}"#
+    )
 }
 
 impl Fake {
@@ -483,9 +501,11 @@ impl Fake {
             uri: axum::http::Uri,
             headers: HeaderMap,
             body: String,
-        ) -> String {
+        ) -> axum::response::Response<String> {
             fake.asked.lock().unwrap().push((from, uri.path().to_owned(), headers, body));
-            r#"{"status":"success","data":{"resultType":"scalar","result":[1,"1"]}}"#.to_owned()
+            let (status, headers, body) = fake.answer.lock().unwrap().clone();
+            let answer = axum::response::Response::builder().status(status);
+            headers.iter().fold(answer, |answer, (name, value)| answer.header(*name, *value)).body(body).unwrap()
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/tenant/", listener.local_addr().unwrap());
@@ -498,6 +518,168 @@ impl Fake {
     fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
+
+    fn answer(&self, status: u16, headers: &[(&'static str, &'static str)], body: &str) {
+        *self.answer.lock().unwrap() = (status, headers.to_vec(), body.to_owned());
+    }
+
+    /// The headers of the next query.
+    async fn next(&self) -> HeaderMap {
+        let before = self.asked().len();
+        // One may have been under way.
+        eventually("two queries", SOON, || async {
+            self.asked().get(before + 1).map(|(.., headers, _)| headers.clone())
+        })
+        .await
+    }
+}
+
+#[test]
+fn a_partial_answer_neither_measures_nor_arms_a_threshold() {
+    run(async {
+        let scene = Scene::new("partial").await;
+        let (fake, receiver) = (Fake::default(), Receiver::start().await);
+        scene.webhook("ci", &receiver.url(), &json!({"events": ["usage.*"]}));
+        fake.answer(200, &[], &vector("600", r#","warnings":[],"infos":["PromQL info: not a counter"]"#));
+        let _operator = operator_with(&scene, &fake.start().await).await;
+        scene.apply(&tokens("tokens", &json!({"thresholds": ["50%"]})));
+        receiver.wait(1, SOON).await;
+        for partial in [r#","warnings":["store 10.0.0.1:10901: deadline exceeded"]"#, r#","isPartial":true"#] {
+            // A store is away: less than there is.
+            fake.answer(200, &[], &vector("100", partial));
+            let message = wait_ready(&scene, "tokens", "PartialAnswer").await;
+            println!("{message}");
+            assert!(message.contains("measures nothing"), "{message}");
+            assert_eq!(condition(&scene, "tokens", "Stalled").unwrap().0, "False");
+            assert_eq!(scene.get("usagethreshold", "tokens")["status"]["value"], "600");
+            fake.answer(200, &[], &vector("600", ""));
+            wait_ready(&scene, "tokens", "Measured").await;
+            fake.next().await;
+        }
+        assert_eq!(told(&receiver), ["50%"], "one crossing");
+        fake.answer(200, &[], &vector("100", ""));
+        fake.next().await;
+        fake.answer(200, &[], &vector("600", ""));
+        receiver.wait(2, SOON).await;
+    });
+}
+
+#[test]
+fn a_rate_limit_is_told_and_its_retry_after_kept() {
+    run(async {
+        let scene = Scene::new("rate-limit").await;
+        let fake = Fake::default();
+        let _operator = operator_with(&scene, &fake.start().await).await;
+        scene.apply(&tokens("tokens", &json!({})));
+        wait_ready(&scene, "tokens", "Measured").await;
+        fake.answer(401, &[], "no org id");
+        let message = wait_ready(&scene, "tokens", "PrometheusRefused").await;
+        assert!(message.contains("name one in spec.prometheus.headers, such as {name: X-Scope-OrgID"), "{message}");
+        fake.answer(
+            429,
+            &[("retry-after", "4")],
+            "the request has been rejected because the tenant exceeded the rate limit",
+        );
+        let message = wait_ready(&scene, "tokens", "PrometheusRateLimited").await;
+        println!("{message}");
+        assert!(
+            message.contains("exceeded the rate limit") && message.contains("in 4 s") && !message.contains("org id")
+        );
+        let before = fake.asked().len();
+        let began = Instant::now();
+        fake.answer(200, &[], &vector("1", ""));
+        eventually("it is asked again", SOON, || async { (fake.asked().len() > before).then_some(()) }).await;
+        println!("asked again {:?} later", began.elapsed());
+        assert!(began.elapsed() >= Duration::from_secs(2), "every second without Retry-After");
+        wait_ready(&scene, "tokens", "Measured").await;
+    });
+}
+
+#[test]
+fn queries_bear_the_headers_and_the_basic_auth_of_their_spec() {
+    run(async {
+        let scene = Scene::new("query-headers").await;
+        let fake = Fake::default();
+        let url = fake.start().await;
+        let file = temporary_folder("token").join("token");
+        std::fs::write(&file, "operators-s3cret").unwrap();
+        let options = scene.options().argument("--allow-prometheus").argument(&url);
+        let options = options.argument("--prometheus-token-file").argument(file.to_str().unwrap());
+        let operator = Operator::start_ready(&scene.plane, &options).await;
+        let secret = |name: &str, labelled: bool, data: Value| {
+            let labels = if labelled { json!({"llmtune.io/send-in-clear": "true"}) } else { json!({}) };
+            scene.apply(&json!({
+                "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "labels": labels}, "stringData": data
+            }));
+        };
+        let with = |fields: Value| {
+            let mut prometheus = json!({"query": "llm_tokens"});
+            prometheus.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            tokens("tokens", &json!({"prometheus": prometheus}))
+        };
+        let org = json!([{"name": "X-Scope-OrgID", "value": "team-a|team-b"}]);
+        scene.apply(&with(json!({"headers": org})));
+        wait_ready(&scene, "tokens", "Measured").await;
+        let headers = fake.next().await;
+        assert_eq!(headers["x-scope-orgid"], "team-a|team-b");
+        assert_eq!(headers["authorization"], "Bearer operators-s3cret");
+
+        // From Secrets, which must say that they may be sent.
+        let from = json!([{"name": "X-Key", "valueFrom": {"secretKeyRef": {"name": "key", "key": "token"}}}]);
+        scene.apply(&with(json!({"headers": from})));
+        wait_ready(&scene, "tokens", "HeaderSecretNotFound").await;
+        secret("key", false, json!({"token": "key-s3cret\n"}));
+        let message = wait_ready(&scene, "tokens", "SendInClearNotAllowed").await;
+        assert!(
+            message.contains("spec.prometheus.headers[X-Key]") && message.contains("label secret key"),
+            "{message}"
+        );
+        secret("key", true, json!({"token": "key-s3cret\n"}));
+        wait_ready(&scene, "tokens", "Measured").await;
+        assert_eq!(fake.next().await["x-key"], "key-s3cret");
+
+        secret("login", true, json!({"username": "us", "password": "p4ss-s3cret"}));
+        scene.apply(&with(json!({"basicAuthRef": {"name": "login"}})));
+        wait_ready(&scene, "tokens", "Measured").await;
+        let basic = |password: &str| format!("Basic {}", STANDARD.encode(format!("us:{password}")));
+        let headers = fake.next().await;
+        assert_eq!(headers["authorization"], basic("p4ss-s3cret").as_str(), "in place of the operator's token");
+        assert!(!headers.contains_key("x-key"));
+        // Refused, it is read again at once; what the server repeats of it stays out of the status.
+        fake.answer(401, &[], "p4ss-s3cret is wrong");
+        let message = wait_ready(&scene, "tokens", "PrometheusRefused").await;
+        assert!(
+            message.contains("([redacted] is wrong)") && message.contains("spec.prometheus.basicAuthRef"),
+            "{message}"
+        );
+        secret("login", true, json!({"username": "us", "password": "new-s3cret"}));
+        eventually("the new password", SOON, || async {
+            let asked = fake.asked();
+            (asked.last()?.2["authorization"] == basic("new-s3cret").as_str()).then_some(())
+        })
+        .await;
+        secret("login", true, json!({"username": "u:s", "password": "new-s3cret"}));
+        let message = wait_ready(&scene, "tokens", "InvalidBasicAuth").await;
+        assert!(message.contains("has a colon"), "{message}");
+        assert_eq!(condition(&scene, "tokens", "Stalled").unwrap().0, "True");
+
+        for (fields, says) in [
+            (
+                json!({"headers": [{"name": "Host", "value": "a"}]}),
+                "a header that HTTP, a proxy or the operator decides on",
+            ),
+            (json!({"headers": [{"name": "a", "value": "1"}, {"name": "A", "value": "2"}]}), "each name once"),
+            (
+                json!({"headers": [{"name": "authorization", "value": "1"}], "basicAuthRef": {"name": "a"}}),
+                "remove one of them",
+            ),
+        ] {
+            let refusal = scene.try_apply(&with(fields)).unwrap_err();
+            assert!(refusal.contains(says), "{refusal}");
+        }
+        let shown = [operator.log(), operator.metrics(), scene.kubectl(&["get", "ut", "-o", "yaml"])];
+        assert!(shown.iter().all(|text| !text.contains("s3cret")));
+    });
 }
 
 #[test]

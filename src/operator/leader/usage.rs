@@ -7,6 +7,7 @@ use crate::{
     event::object::WatchId,
     operator::MAX_NAMESPACES,
     source::usage::{self, Usage},
+    subscription::reader::Reader,
 };
 
 /// No other watch has this number or a higher one.
@@ -32,6 +33,7 @@ impl Leader {
             client: self.context.watching.clone(),
             scopes: self.usage_scopes(),
             prometheus: Arc::clone(&self.context.prometheus),
+            reader: Arc::new(Reader::new(self.context.client.clone())),
             observations: self.sources.observe.clone(),
             told_namespaces: self.sources.namespaces.clone(),
             told: self.told.clone(),

@@ -3,9 +3,10 @@
 //! 1. Nothing is measured before all `UsageThreshold` objects are listed, and the engine knows which there are.
 //! 2. A query that fails, and a quota that is not there, is told to whoever reads statuses and to nobody else: it is no
 //!    evaluation.
-//! 3. Queries of one interval are spread over it; a spec that is new or has changed is measured at once. Of one object at most one query is
+//! 3. Queries bear what their spec names in Secrets, read again every 30 s; what is from there is told nobody.
+//! 4. Queries of one interval are spread over it; a spec that is new or has changed is measured at once. Of one object at most one query is
 //!    under way.
-//! 4. Quotas are watched while a spec names one, and measured when they change.
+//! 5. Quotas are watched while a spec names one, and measured when they change.
 
 mod plan;
 pub mod prometheus;
@@ -20,6 +21,7 @@ use std::{
 };
 
 use ::prometheus::{Histogram, IntCounterVec};
+use http::HeaderMap;
 use jiff::Timestamp;
 use kube::{Client, core::ObjectMeta, runtime::watcher::Config};
 use tokio::{
@@ -31,7 +33,7 @@ use tracing::{debug, info, warn};
 
 use self::{
     plan::{Meter, Plan},
-    prometheus::Prometheus,
+    prometheus::{Asked, Prometheus},
     quota::SlimQuota,
     schedule::{Schedule, place, turn_after},
 };
@@ -44,6 +46,7 @@ use crate::{
     objects::{self, Objects},
     panics::caught,
     source::{namespaces::ToldNamespaces, slim},
+    subscription::{credentials::Credentials, reader::Reader, reference::ReferenceError},
 };
 
 pub use plan::{Failure, Figure, Reason};
@@ -52,6 +55,8 @@ pub use plan::{Failure, Figure, Reason};
 pub const NAME: &str = "usagethresholds.llmtune.io";
 /// At a start all queries are made within this time, or within their interval where that is shorter.
 const FIRST: Duration = Duration::from_secs(10);
+/// For how long what lies in Secrets is used before it is read again.
+const FRESH: Duration = Duration::from_secs(30);
 /// How long quotas may take to be listed before that is told.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -90,6 +95,8 @@ pub struct Usage {
     /// The watches of the engine, by namespace; `None`: all namespaces.
     pub scopes: Vec<(WatchId, Option<String>)>,
     pub prometheus: Arc<Prometheus>,
+    /// Of the Secrets that queries name.
+    pub reader: Arc<Reader>,
     /// Where evaluations go.
     pub observations: mpsc::Sender<Observation>,
     /// The Namespaces that the engine has been told of.
@@ -113,14 +120,17 @@ struct Entry {
     plan: Result<Plan, Failure>,
     /// The query that is under way.
     query: Option<AbortHandle>,
+    /// The headers of queries, and when they were read.
+    headers: Option<(Instant, Arc<HeaderMap>)>,
 }
 
 /// A query that has ended, made under the spec of this generation.
 struct Ended {
     uid: Uid,
     generation: i64,
-    result: Result<Figure, Failure>,
-    took: Duration,
+    asked: Asked,
+    /// The headers that the query bore, and when they were read; `None` where they are to be read before the next.
+    headers: Option<(Instant, Arc<HeaderMap>)>,
 }
 
 /// Quotas, while a spec names one.
@@ -229,8 +239,8 @@ impl Measuring {
         }
         self.unreadable.remove(&uid);
         self.forget(uid);
+        let plan = Plan::read(&object.spec, self.usage.prometheus.servers(), &namespace);
         let threshold = UsageRef { uid, namespace, name };
-        let plan = Plan::read(&object.spec, self.usage.prometheus.servers());
         // At a start all come at once.
         let wait = match &plan {
             Ok(plan) if !self.listed && matches!(plan.meter, Meter::Query { .. }) => {
@@ -240,8 +250,9 @@ impl Measuring {
         };
         let created_at = metadata.creation_timestamp.map(|time| time.0);
         self.tell(Told::Found { threshold: threshold.clone(), found: Box::new(object.status.unwrap_or_default()) });
+        let (query, headers) = (None, None);
         self.entries
-            .insert(uid, Entry { watch, threshold, generation, labels, annotations, created_at, plan, query: None });
+            .insert(uid, Entry { watch, threshold, generation, labels, annotations, created_at, plan, query, headers });
         self.schedule.set(uid, self.begun.elapsed() + wait);
         self.follow_quotas();
     }
@@ -363,19 +374,33 @@ impl Measuring {
             }
         };
         match &plan.meter {
-            Meter::Query { server, query } => {
+            Meter::Query { server, query, credentials } => {
                 self.schedule.set(uid, turn_after(now, uid, plan.interval));
                 if entry.query.is_some() {
                     return Ok(());
                 }
                 let (prometheus, server, query) = (Arc::clone(&self.usage.prometheus), server.clone(), query.clone());
+                let (reader, credentials) = (Arc::clone(&self.usage.reader), credentials.clone());
+                let known = entry.headers.clone();
                 entry.query = Some(self.queries.spawn(async move {
-                    let asked = caught(prometheus.query(&server, &query)).await;
-                    let (result, took) = asked.unwrap_or_else(|| {
-                        let say = "the operator broke off the query: please report this with its log";
-                        (Err(Failure::new(Reason::QueryFailed, say)), Duration::ZERO)
-                    });
-                    Ended { uid, generation, result: result.map(|value| Figure { value, limit: None }), took }
+                    let asking = async {
+                        let headers = headers(&reader, &credentials, known).await?;
+                        let asked = prometheus.query(&server, &query, &headers.1).await;
+                        Ok::<_, ReferenceError>((asked, Some(headers)))
+                    };
+                    let unasked = |failure| Asked { result: Err(failure), took: Duration::ZERO, pause: None };
+                    let (asked, headers) = match caught(asking).await {
+                        Some(Ok(asked)) => asked,
+                        Some(Err(error)) => (unasked(error.into()), None),
+                        None => {
+                            let say = "the operator broke off the query: please report this with its log";
+                            (unasked(Failure::new(Reason::QueryFailed, say)), None)
+                        }
+                    };
+                    // What is refused may be refused for what it bore.
+                    let refused = |failure: &Failure| failure.reason == Reason::PrometheusRefused;
+                    let headers = headers.filter(|_| !asked.result.as_ref().is_err_and(refused));
+                    Ended { uid, generation, asked, headers }
                 }));
                 Ok(())
             }
@@ -400,12 +425,17 @@ impl Measuring {
     }
 
     async fn ended(&mut self, ended: Ended) -> Result<(), Stopped> {
-        let Ended { uid, generation, result, took } = ended;
+        let Ended { uid, generation, asked: Asked { result, took, pause }, headers } = ended;
         let current = self.entries.get_mut(&uid).filter(|entry| entry.generation == generation);
         let Some(entry) = current else { return Ok(()) };
         entry.query = None;
+        entry.headers = headers;
+        let now = self.begun.elapsed();
+        if let (Some(pause), Ok(plan)) = (pause, &entry.plan) {
+            self.schedule.set(uid, (now + pause).max(turn_after(now, uid, plan.interval)));
+        }
         self.usage.query_duration.observe(took.as_secs_f64());
-        self.evaluated(uid, result).await
+        self.evaluated(uid, result.map(|value| Figure { value, limit: None })).await
     }
 
     /// Hands an evaluation on: to the engine, and to the status; a failure to the status alone.
@@ -455,6 +485,19 @@ impl Measuring {
     fn tell(&self, told: Told) {
         // Whoever writes statuses lives as long as this task.
         let _ = self.usage.told.send(told);
+    }
+}
+
+/// The headers of a query: those that are known, while they are fresh.
+async fn headers(
+    reader: &Reader,
+    credentials: &Credentials,
+    known: Option<(Instant, Arc<HeaderMap>)>,
+) -> Result<(Instant, Arc<HeaderMap>), ReferenceError> {
+    let fresh = known.filter(|(read, _)| !credentials.may_change() || read.elapsed() < FRESH);
+    match fresh {
+        Some(known) => Ok(known),
+        None => Ok((Instant::now(), Arc::new(credentials.find(reader).await?))),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
         amount::{Amount, Level},
         object::UsageFacts,
     },
+    subscription::{credentials::Credentials, reference::ReferenceError},
 };
 
 /// A spec, read and found usable.
@@ -34,7 +35,7 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Meter {
     /// A PromQL query.
-    Query { server: Server, query: String },
+    Query { server: Server, query: String, credentials: Credentials },
     /// What is used of a quota's resource.
     Quota(QuotaResource),
 }
@@ -82,6 +83,12 @@ impl Failure {
     }
 }
 
+impl From<ReferenceError> for Failure {
+    fn from(error: ReferenceError) -> Self {
+        Self::new(Reason::Credentials { name: error.reason(), is_final: error.is_final() }, error.to_string())
+    }
+}
+
 /// The reasons of failures, as conditions and metrics name them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -92,6 +99,13 @@ pub enum Reason {
     PrometheusNotAllowed,
     PrometheusRefused,
     PrometheusUnavailable,
+    PrometheusRateLimited,
+    PartialAnswer,
+    /// What the query is to bear cannot be had, under this name; final where waiting does not help.
+    Credentials {
+        name: &'static str,
+        is_final: bool,
+    },
     QueryFailed,
     NoSample,
     SeveralSamples,
@@ -115,6 +129,9 @@ impl Reason {
             Self::PrometheusNotAllowed => "PrometheusNotAllowed",
             Self::PrometheusRefused => "PrometheusRefused",
             Self::PrometheusUnavailable => "PrometheusUnavailable",
+            Self::PrometheusRateLimited => "PrometheusRateLimited",
+            Self::PartialAnswer => "PartialAnswer",
+            Self::Credentials { name, .. } => name,
             Self::QueryFailed => "QueryFailed",
             Self::NoSample => "NoSample",
             Self::SeveralSamples => "SeveralSamples",
@@ -138,13 +155,15 @@ impl Reason {
                 | Self::PrometheusNotConfigured
                 | Self::PrometheusNotAllowed
                 | Self::NotOneNumber
+                | Self::Credentials { is_final: true, .. }
         )
     }
 }
 
 impl Plan {
     /// Reads a spec. `servers` are those that queries may be made to, the first of them where a spec names none.
-    pub fn read(spec: &UsageThresholdSpec, servers: &[Server]) -> Result<Self, Failure> {
+    /// `namespace`: where the Secrets lie that it names.
+    pub fn read(spec: &UsageThresholdSpec, servers: &[Server], namespace: &str) -> Result<Self, Failure> {
         let level = |field: &str, text: &str| {
             Level::parse(text).map_err(|error| {
                 let say = format!("spec.{field} is {text:?}, which cannot be used: {error}; write a percentage such as 80%, or a Quantity such as 950M");
@@ -172,7 +191,7 @@ impl Plan {
             hold: span("for", &spec.hold)?,
             interval: span("interval", &spec.interval)?.max(Duration::from_secs(1)),
             unit: spec.unit.clone(),
-            meter: meter(spec, servers)?,
+            meter: meter(spec, servers, namespace)?,
         })
     }
 
@@ -224,7 +243,7 @@ impl Plan {
     }
 }
 
-fn meter(spec: &UsageThresholdSpec, servers: &[Server]) -> Result<Meter, Failure> {
+fn meter(spec: &UsageThresholdSpec, servers: &[Server], namespace: &str) -> Result<Meter, Failure> {
     let Some(prometheus) = &spec.prometheus else {
         let say = "spec names neither prometheus nor resourceQuota: give one of them";
         return spec.resource_quota.clone().map(Meter::Quota).ok_or_else(|| Failure::new(Reason::InvalidSpec, say));
@@ -247,7 +266,12 @@ fn meter(spec: &UsageThresholdSpec, servers: &[Server]) -> Result<Meter, Failure
             })?
         }
     };
-    Ok(Meter::Query { server: server.clone(), query: prometheus.query.clone() })
+    let basic = prometheus.basic_auth_ref.as_ref().map(|secret| secret.name.as_str());
+    let credentials = Credentials::read(&prometheus.headers, basic, namespace).map_err(|error| {
+        let say = error.to_string().replacen("spec.headers", "spec.prometheus.headers", 1);
+        Failure::new(Reason::InvalidSpec, say)
+    })?;
+    Ok(Meter::Query { server: server.clone(), query: prometheus.query.clone(), credentials })
 }
 
 #[cfg(test)]
@@ -278,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_query_goes_to_the_first_allowed_server_or_to_the_one_that_is_named_however_it_is_spelled() {
-        let server = |spec: &UsageThresholdSpec| match Plan::read(spec, &servers()).unwrap().meter {
+        let server = |spec: &UsageThresholdSpec| match Plan::read(spec, &servers(), "ns").unwrap().meter {
             Meter::Query { server, .. } => server.to_string(),
             Meter::Quota(_) => panic!("a query"),
         };
@@ -296,17 +320,30 @@ mod tests {
             "http://u@a:9090",
         ] {
             let spec = query(&json!({"prometheus": {"url": url, "query": "up"}}));
-            let failure = Plan::read(&spec, &servers()).unwrap_err();
+            let failure = Plan::read(&spec, &servers(), "ns").unwrap_err();
             assert_eq!(failure.reason, Reason::PrometheusNotAllowed, "{url}");
             assert!(failure.message.contains("http://a:9090, https://b/prometheus"), "{}", failure.message);
         }
-        assert_eq!(reason(Plan::read(&query(&json!({})), &[])), "PrometheusNotConfigured");
+        assert_eq!(reason(Plan::read(&query(&json!({})), &[], "ns")), "PrometheusNotConfigured");
+    }
+
+    #[test]
+    fn a_header_that_no_query_may_have_is_named() {
+        let headers = |name: &str, value: &str| {
+            query(&json!({"prometheus": {"query": "up", "headers": [{"name": name, "value": value}]}}))
+        };
+        assert!(Plan::read(&headers("X-Scope-OrgID", "team-a|team-b"), &servers(), "ns").is_ok());
+        for (name, value) in [("Host", "a"), ("Content-Type", "a"), ("a b", "a"), ("X-Scope-OrgID", "a\nb")] {
+            let failure = Plan::read(&headers(name, value), &servers(), "ns").unwrap_err();
+            assert_eq!(failure.reason, Reason::InvalidSpec);
+            assert!(failure.message.starts_with("spec.prometheus.headers names"), "{}", failure.message);
+        }
     }
 
     #[test]
     fn a_quota_needs_no_prometheus_and_brings_its_limit() {
         let spec = spec(&json!({"resourceQuota": {"name": "team-a", "resource": "requests.nvidia.com/gpu"}}));
-        let plan = Plan::read(&spec, &[]).unwrap();
+        let plan = Plan::read(&spec, &[], "ns").unwrap();
         let amount = |text| Amount::quantity(text).unwrap();
         let facts = plan.facts(Figure { value: amount("3"), limit: Some(amount("4")) }, Timestamp::UNIX_EPOCH).unwrap();
         assert_eq!(facts.metric, "team-a/requests.nvidia.com/gpu");
@@ -324,7 +361,7 @@ mod tests {
             (json!({"interval": "often"}), "spec.interval is \"often\""),
             (json!({"limit": "0"}), "spec.limit is \"0\""),
         ] {
-            let failure = Plan::read(&query(&fields), &servers()).unwrap_err();
+            let failure = Plan::read(&query(&fields), &servers(), "ns").unwrap_err();
             assert!(failure.message.starts_with(says), "{}", failure.message);
             assert!(failure.reason == Reason::InvalidSpec && failure.reason.stalls());
         }
@@ -333,7 +370,7 @@ mod tests {
     #[test]
     fn a_hysteresis_that_no_figure_could_fall_below_is_refused() {
         let facts = |fields: Value| {
-            let plan = Plan::read(&query(&fields), &servers()).unwrap();
+            let plan = Plan::read(&query(&fields), &servers(), "ns").unwrap();
             reason(plan.facts(Figure { value: Amount::default(), limit: None }, Timestamp::UNIX_EPOCH))
         };
         assert_eq!(facts(json!({"hysteresis": "799M"})), "none");
@@ -341,7 +378,7 @@ mod tests {
         assert_eq!(facts(json!({"hysteresis": "5%", "thresholds": ["80%", "50M"]})), "HysteresisTooLarge");
         assert_eq!(facts(json!({"hysteresis": "5%", "thresholds": ["80%", "51M"]})), "none");
         let none: UsageThresholdSpec = spec(&json!({"prometheus": {"query": "up"}}));
-        let plan = Plan::read(&none, &servers()).unwrap();
+        let plan = Plan::read(&none, &servers(), "ns").unwrap();
         assert_eq!(
             reason(plan.facts(Figure { value: Amount::default(), limit: None }, Timestamp::UNIX_EPOCH)),
             "InvalidSpec"
@@ -351,7 +388,7 @@ mod tests {
     #[test]
     fn a_quota_is_looked_at_between_changes_only_where_a_threshold_must_be_held() {
         let again = |hold: &str| {
-            let plan = Plan::read(&query(&json!({"for": hold, "interval": "60s"})), &servers()).unwrap();
+            let plan = Plan::read(&query(&json!({"for": hold, "interval": "60s"})), &servers(), "ns").unwrap();
             plan.look_again().map(|pause| pause.as_secs())
         };
         assert_eq!(["0s", "5s", "5m", "24h"].map(again), [None, Some(1), Some(30), Some(60)]);

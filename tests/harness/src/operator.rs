@@ -26,6 +26,8 @@ pub struct OperatorOptions {
     pub watch: Vec<String>,
     pub identity: String,
     pub arguments: Vec<String>,
+    /// Variables of its environment.
+    pub environment: Vec<(String, String)>,
     /// Whether it may send to loopback, where the receivers of tests listen.
     pub reaches_loopback: bool,
     /// The operator's `RUST_LOG`.
@@ -45,6 +47,7 @@ impl OperatorOptions {
             watch: vec![namespace.into()],
             identity: "operator-0".into(),
             arguments: Vec::new(),
+            environment: Vec::new(),
             reaches_loopback: true,
             log: std::env::var("LLMTUNE_TEST_LOG").unwrap_or_else(|_| "info,llmtune_webhooks=debug".into()),
             apiserver_port: None,
@@ -76,6 +79,11 @@ impl OperatorOptions {
     /// With Roles in the namespaces that it serves, in place of the `ClusterRole`.
     pub fn by_roles(mut self) -> Self {
         self.by_roles = true;
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
         self
     }
 
@@ -241,6 +249,7 @@ fn launch(options: &OperatorOptions, kubeconfig: &Path, log: &Path) -> (Process,
         command.args(["--allow-cidr", "127.0.0.0/8,::1/128"]);
     }
     command.args(&options.arguments);
+    command.envs(options.environment.iter().map(|(name, value)| (name, value)));
     (Process::start(&name, &mut command, log), port)
 }
 

@@ -58,6 +58,51 @@ fn a_test_of_every_event_is_marked_signed_and_answered_in_its_status() {
 }
 
 #[test]
+fn an_acknowledged_test_makes_a_failing_webhook_healthy() {
+    run(async {
+        let scene = Scene::new("tests-heal").await;
+        let receiver = refused(&scene, 0).await;
+        let operator = scene.operator().await;
+        let unhealthy = || {
+            let labels = [("webhook", "ci"), ("type", "Healthy"), ("status", "False")];
+            operator.metric("llmtune_webhooks_webhook_condition", &labels) as u64
+        };
+        scene.job("llama");
+        scene.phase("llama", "Running");
+        scene.wait_condition("ci", "Healthy", "False", "DeliveriesFailing", SOON).await;
+        eventually("the alert has its series", SOON, || async { (unhealthy() == 1).then_some(()) }).await;
+        receiver.answer(|_| Answer::status(204));
+        test(&scene, "heals", "ci", "model.deployed").await;
+        scene.wait_condition("ci", "Healthy", "True", "Acknowledged", SOON).await;
+        eventually("the alert ends", SOON, || async { (unhealthy() == 0).then_some(()) }).await;
+        assert_eq!(scene.get("webhook", "ci")["status"]["consecutiveFailures"].as_u64().unwrap_or_default(), 0);
+        scene.wait_event("Webhook", "ci", "EndpointRecovered").await;
+    });
+}
+
+#[test]
+fn an_empty_redelivery_request_is_answered_by_an_event() {
+    run(async {
+        let scene = Scene::new("empty-request").await;
+        let receiver = refused(&scene, 0).await;
+        let _operator = scene.operator().await;
+        scene.job("llama");
+        scene.phase("llama", "Running");
+        let name = kept(&scene, 1).await[0]["metadata"]["name"].as_str().unwrap().to_owned();
+        receiver.answer(|_| Answer::status(200));
+        scene.kubectl(&["annotate", "whd", &name, &format!("{REDELIVER_ANNOTATION}=")]);
+        let note = scene.wait_event("WebhookDelivery", &name, "EmptyRedeliverRequest").await;
+        println!("{note}");
+        let command = note.split_once("such as the time: ").unwrap().1.replace("kubectl ", "");
+        let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let command = command.replace("$(date -u +%Y-%m-%dT%H:%M:%SZ)", &time);
+        assert_eq!(receiver.count(), 1, "nothing was sent");
+        scene.kubectl(&command.split(' ').collect::<Vec<_>>());
+        scene.wait(&format!("whd/{name}"), "condition=Delivered");
+    });
+}
+
+#[test]
 fn a_test_that_is_refused_held_back_or_without_a_webhook_says_so_and_is_never_retried() {
     run(async {
         let scene = Scene::new("tests-fail").await;

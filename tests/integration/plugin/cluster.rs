@@ -40,7 +40,8 @@ fn what_is_not_there_is_told_with_what_is() {
             Ran::run(status.env("HTTPS_PROXY", "http://127.0.0.1:9").env("NO_PROXY", no_proxy), "")
         };
         assert!(through("localhost,127.0.0.0/8").succeeded().contains("ci-main"));
-        assert!(through("").failed().contains("name its host in NO_PROXY"));
+        // As Go has it, loopback is none of a proxy's business.
+        assert!(through("").succeeded().contains("ci-main"));
 
         let away = temporary_folder("away").join("kubeconfig");
         let config = fs::read_to_string(scene.plane.kubeconfig("admin")).unwrap();

@@ -1,0 +1,83 @@
+//! Headers that queries to a Prometheus bear because a `UsageThreshold` says so: given, from Secrets, or of basic authentication (RFC 7617).
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{
+    header::HeaderReference,
+    reader::{Objects, Reader},
+    reference::{Kind, Named, Place, Problem, ReferenceError, Role},
+    resolve::SpecError,
+};
+use crate::api::header::Header;
+
+/// The keys of a Secret of type kubernetes.io/basic-auth.
+const USERNAME: &str = "username";
+const PASSWORD: &str = "password";
+
+/// What a query bears beside what HTTP needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    headers: Vec<HeaderReference>,
+    basic: Option<Named>,
+}
+
+impl Credentials {
+    /// Reads what a spec gives, whose references are to Secrets of this namespace.
+    pub fn read(headers: &[Header], basic: Option<&str>, namespace: &str) -> Result<Self, SpecError> {
+        let headers = headers.iter().map(|header| {
+            let name = header.name.clone();
+            HeaderReference::read_as(header, namespace, Role::QueryHeader(name))
+        });
+        let secret = |name: &str| Named { kind: Kind::Secret, namespace: namespace.to_owned(), name: name.to_owned() };
+        Ok(Self { headers: headers.collect::<Result<_, _>>()?, basic: basic.map(secret) })
+    }
+
+    /// The headers as they are now. What comes from Secrets is marked as sensitive.
+    pub async fn find(&self, reader: &Reader) -> Result<HeaderMap, ReferenceError> {
+        let places = self.headers.iter().filter_map(HeaderReference::place).map(|(_, place)| &place.object);
+        let named: Vec<&Named> = places.chain(&self.basic).collect();
+        let objects = if named.is_empty() { Objects::default() } else { reader.read(named).await };
+        let mut headers = HeaderMap::new();
+        for header in &self.headers {
+            header.find(&objects, &mut headers)?;
+        }
+        if let Some(secret) = &self.basic {
+            headers.insert(AUTHORIZATION, basic(secret, &objects)?);
+        }
+        Ok(headers)
+    }
+
+    /// Whether anything of it lies in a Secret, which may change.
+    #[must_use]
+    pub fn may_change(&self) -> bool {
+        self.basic.is_some() || self.headers.iter().any(|header| header.place().is_some())
+    }
+}
+
+fn basic(secret: &Named, objects: &Objects) -> Result<HeaderValue, ReferenceError> {
+    let text = |key: &str| {
+        let place = Place { object: secret.clone(), key: key.to_owned() };
+        let bytes = objects.bytes(&Role::BasicAuth, &place)?.trim_ascii_end();
+        let text = std::str::from_utf8(bytes).ok().filter(|text| !text.chars().any(char::is_control));
+        text.map(|text| SecretString::from(text.to_owned())).ok_or_else(|| {
+            let say = format!("key {key:?} is not one line of text: write the {key} there");
+            ReferenceError::new(Role::BasicAuth, secret, Problem::Invalid(say))
+        })
+    };
+    let (username, password) = (text(USERNAME)?, text(PASSWORD)?);
+    if username.expose_secret().contains(':') {
+        let say =
+            format!("key {USERNAME:?} has a colon, which a user name of basic authentication cannot have: correct it");
+        return Err(ReferenceError::new(Role::BasicAuth, secret, Problem::Invalid(say)));
+    }
+    let pair = SecretString::from(format!("{}:{}", username.expose_secret(), password.expose_secret()));
+    let value = HeaderValue::try_from(format!("Basic {}", STANDARD.encode(pair.expose_secret())));
+    let mut value = value.map_err(|_| {
+        let say = "user name and password are too long for a header: shorten them".to_owned();
+        ReferenceError::new(Role::BasicAuth, secret, Problem::Invalid(say))
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
