@@ -652,6 +652,7 @@ fn queries_bear_the_headers_and_the_basic_auth_of_their_spec() {
             message.contains("([redacted] is wrong)") && message.contains("spec.prometheus.basicAuthRef"),
             "{message}"
         );
+        fake.answer(401, &[], "no");
         secret("login", true, json!({"username": "us", "password": "new-s3cret"}));
         eventually("the new password", SOON, || async {
             let asked = fake.asked();

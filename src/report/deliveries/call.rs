@@ -351,6 +351,35 @@ mod tests {
         assert_eq!(kept(&answers).await, (true, ["POST", "PATCH", "POST", "PATCH"].map(str::to_owned).into()));
     }
 
+    const TAKEN: (u16, &str) = (
+        409,
+        r#"{"status": "Failure", "code": 409, "reason": "AlreadyExists", "message": "webhookdeliveries.llmtune.io \"dlv\" already exists"}"#,
+    );
+    /// An object of somebody else's, which finalizers would hold.
+    const FOREIGN: (u16, &str) = (
+        200,
+        r#"{"apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery",
+            "metadata": {"name": "dlv", "uid": "00000000-0000-0000-0000-000000000009", "resourceVersion": "5", "finalizers": ["a.test/b"]},
+            "spec": {"webhookRef": {"name": "other"}, "test": {"event": "model.deployed"}}}"#,
+    );
+
+    #[tokio::test(start_paused = true)]
+    async fn a_foreign_object_is_left_alone_and_another_name_taken() {
+        let (landed, asked) = kept(&[TAKEN, FOREIGN, DONE, DONE]).await;
+        assert_eq!((landed, asked), (true, ["POST", "GET", "POST", "PATCH"].map(str::to_owned).into()));
+        let every_name: Vec<_> = (0..NAMES).flat_map(|_| [TAKEN, FOREIGN]).collect();
+        let (landed, asked) = kept(&every_name).await;
+        assert_eq!((landed, asked.len()), (false, 16), "eight names, and nothing is deleted");
+        assert!(asked.iter().all(|method| method == "POST" || method == "GET"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_object_that_is_deleted_again_and_again_is_dropped() {
+        let answers: Vec<_> = (0..=TRIES).flat_map(|_| [DONE, NO_OBJECT]).collect();
+        let (landed, asked) = kept(&answers).await;
+        assert_eq!((landed, asked.len()), (false, 22));
+    }
+
     #[tokio::test]
     async fn an_object_that_may_not_have_its_event_does_not_stay_without_it() {
         let answers = [DONE, INVALID, DONE];

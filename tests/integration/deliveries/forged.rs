@@ -123,8 +123,8 @@ fn whoever_may_create_and_annotate_deliveries_can_have_nothing_of_their_own_sign
         for (how, id) in &expected {
             let name = DeliveryId::new(*id, webhook).object_name();
             let foreign = scene.get("whd", &name)["metadata"]["uid"].clone();
-            let kept =
-                eventually(&format!("the delivery is kept under another name ({how})"), SOON, || async { genuine(id) });
+            let what = format!("the delivery is kept under another name ({how})");
+            let kept = eventually(&what, SOON, || async { genuine(id) });
             assert_eq!(kept.await, format!("{name}-2"));
             if *how != "brief" {
                 assert_eq!(scene.get("whd", &name)["metadata"]["uid"], foreign, "{how}");
