@@ -55,10 +55,17 @@ impl Way {
     /// proxy, and refuses values that kubectl takes.
     pub async fn of_kubeconfig(mut kubeconfig: Kubeconfig, options: &KubeConfigOptions) -> Result<Self, WayError> {
         let own = own_proxy(&kubeconfig, options);
-        for cluster in kubeconfig.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
-            cluster.proxy_url = Some(PLACEHOLDER.into());
-        }
-        let mut config = Config::from_custom_kubeconfig(kubeconfig, options).await?;
+        let loaded = match Config::from_custom_kubeconfig(kubeconfig.clone(), options).await {
+            // What kube cannot read in a variable is no reason to stop; what the kubeconfig says is read below.
+            Err(KubeconfigError::ParseProxyUrl(_)) => {
+                for cluster in kubeconfig.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
+                    cluster.proxy_url = Some(PLACEHOLDER.into());
+                }
+                Config::from_custom_kubeconfig(kubeconfig, options).await
+            }
+            loaded => loaded,
+        };
+        let mut config = loaded?;
         config.proxy_url = None;
         let proxy = Proxy::towards(&config.cluster_url, own.as_deref(), &Environment::of_process())?;
         Ok(Self { config, proxy })

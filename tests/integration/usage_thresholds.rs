@@ -94,11 +94,7 @@ fn invalid() -> Vec<(Value, &'static str, &'static str)> {
         (url("prometheus:9090"), "spec.prometheus.url", URL),
         (url("ftp://prometheus"), "spec.prometheus.url", URL),
         (url("http://"), "spec.prometheus.url", URL),
-        (
-            url("http://user:password@prometheus"),
-            "spec.prometheus.url",
-            "credentials for Prometheus belong to the operator's configuration",
-        ),
+        (url("http://user:password@prometheus"), "spec.prometheus.url", "name a Secret in basicAuthRef"),
         (url("http://prometheus?x=1"), "spec.prometheus.url", "must have neither a query (?...) nor a fragment"),
         (url("http://prometheus#x"), "spec.prometheus.url", "must have neither a query (?...) nor a fragment"),
         (query(json!({"prometheus": {"query": " "}})), "spec.prometheus.query", "must be PromQL that gives one number"),

@@ -90,7 +90,7 @@ fn events_tell_what_the_expressions_find() {
         "jobId": "object.spec.number", "baseModel": "object.metadata.annotations['llmtune.io/base-model']",
         "startedAt": "object.status.startTime", "completedAt": "object.status.completionTime",
         "reason": "object.status.conditions.filter(c, c.type == 'Failed')[0].reason",
-        "metrics": "{'loss': object.status.loss, 'note': 'x', 'nested': [1]}"
+        "metrics": "{'loss': object.status.loss, 'note': 'x', 'nested': [1], 'flops': 9007199254740993, 'most': 18446744073709551615u}"
     });
     let source = mapped(&spec("Training", &STAGES, &data));
     let facts = training(read(
@@ -108,8 +108,14 @@ fn events_tell_what_the_expressions_find() {
     assert_eq!((facts.job_id.as_deref(), facts.base_model.as_deref()), (Some("7"), Some("llama")));
     assert_eq!(facts.started_at, "2025-11-08T14:22:31Z".parse().ok());
     assert_eq!((facts.completed_at, facts.reason.as_deref()), (None, Some("BackoffLimitExceeded")));
-    let metrics = [("loss".to_owned(), Metric::Number(0.5)), ("note".to_owned(), Metric::Text("x".into()))];
-    assert_eq!(facts.metrics, metrics.into());
+    let text = |text: &str| Metric::Text(text.into());
+    let metrics = [
+        ("flops", text("9007199254740993")),
+        ("loss", Metric::Number(0.5)),
+        ("most", text("18446744073709551615")),
+        ("note", text("x")),
+    ];
+    assert_eq!(facts.metrics, metrics.map(|(name, metric)| (name.to_owned(), metric)).into());
 }
 
 #[test]

@@ -183,6 +183,9 @@ fn no_proxy_and_loopback_are_kept_from_proxies() {
             let told = status(&plain, &[("HTTPS_PROXY", &proxy), ("NO_PROXY", no_proxy)]).unwrap_err();
             assert!(!told.contains("proxy") && gateway.asked().is_empty(), "{no_proxy}: {told}");
         }
+        // What is no URL at all is not heeded, as by kubectl.
+        let direct = scene.plane.kubeconfig("admin");
+        assert!(status(&direct, &[("HTTPS_PROXY", "http://[ nonsense")]).unwrap().contains("ci"));
         // Loopback is never proxied by variables.
         let told = status(&scene.plane.kubeconfig("admin"), &[("HTTPS_PROXY", "http://127.0.0.1:9")]).unwrap();
         assert!(told.contains("ci"), "{told}");
