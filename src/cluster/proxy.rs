@@ -39,9 +39,12 @@ pub struct ProxyError;
 /// The variables that name proxies, and what is kept from them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Environment {
-    pub http_proxy: Option<String>,
-    pub https_proxy: Option<String>,
-    pub no_proxy: Option<String>,
+    /// `HTTP_PROXY`: towards `http://` addresses.
+    pub http: Option<String>,
+    /// `HTTPS_PROXY`: towards `https://` addresses.
+    pub https: Option<String>,
+    /// `NO_PROXY`.
+    pub direct: Option<String>,
 }
 
 impl Environment {
@@ -49,7 +52,7 @@ impl Environment {
     pub(super) fn of_process() -> Self {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let any = |name: &str| set(name).or_else(|| set(&name.to_lowercase()));
-        Self { http_proxy: any("HTTP_PROXY"), https_proxy: any("HTTPS_PROXY"), no_proxy: any("NO_PROXY") }
+        Self { http: any("HTTP_PROXY"), https: any("HTTPS_PROXY"), direct: any("NO_PROXY") }
     }
 }
 
@@ -66,10 +69,10 @@ impl Proxy {
         }
         let is_plain = cluster.scheme_str() == Some("http");
         let (name, value) =
-            if is_plain { ("HTTP_PROXY", &environment.http_proxy) } else { ("HTTPS_PROXY", &environment.https_proxy) };
+            if is_plain { ("HTTP_PROXY", &environment.http) } else { ("HTTPS_PROXY", &environment.https) };
         let (Some(value), Some(host)) = (value, cluster.host()) else { return Ok(None) };
         let port = cluster.port_u16().unwrap_or(if is_plain { 80 } else { 443 });
-        if is_direct(host, port, environment.no_proxy.as_deref().unwrap_or_default()) {
+        if is_direct(host, port, environment.direct.as_deref().unwrap_or_default()) {
             return Ok(None);
         }
         // Without a scheme it is one of http.
@@ -219,9 +222,9 @@ mod tests {
     #[test]
     fn a_proxy_of_the_kubeconfig_goes_before_the_environment_and_no_proxy() {
         let environment = Environment {
-            http_proxy: Some("http://plain:3128".into()),
-            https_proxy: Some("proxy.example.com:3128".into()),
-            no_proxy: Some("10.0.0.0/8".into()),
+            http: Some("http://plain:3128".into()),
+            https: Some("proxy.example.com:3128".into()),
+            direct: Some("10.0.0.0/8".into()),
         };
         let towards = |cluster: &str, own: Option<&str>| {
             let proxy = Proxy::towards(&cluster.parse().unwrap(), own, &environment);
@@ -239,14 +242,14 @@ mod tests {
         for wrong in ["proxy:3128", "ftp://proxy", "http://", "://"] {
             assert_eq!(towards("https://a", Some(wrong)), Err(ProxyError), "{wrong}");
         }
-        let nonsense = Environment { https_proxy: Some("http://[".into()), ..Environment::default() };
+        let nonsense = Environment { https: Some("http://[".into()), ..Environment::default() };
         assert!(Proxy::towards(&"https://a".parse().unwrap(), None, &nonsense).unwrap().is_none(), "as kubectl");
     }
 
     #[test]
     fn what_a_proxy_is_used_with_is_decoded_and_never_shown() {
         let environment =
-            Environment { https_proxy: Some("https://us%40er:hun%3Ater2@proxy".into()), ..Environment::default() };
+            Environment { https: Some("https://us%40er:hun%3Ater2@proxy".into()), ..Environment::default() };
         let proxy = Proxy::towards(&"https://a".parse().unwrap(), None, &environment).unwrap().unwrap();
         assert_eq!((proxy.scheme, proxy.user.clone()), (Scheme::Https, Some(("us@er".into(), "hun:ter2".into()))));
         assert_eq!(proxy.authorization().unwrap(), format!("Basic {}", STANDARD.encode("us@er:hun:ter2")));

@@ -86,7 +86,7 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
     let registry = Registry::new();
     let metrics = Metrics::register(&registry)?;
     let health = Arc::new(Health::new());
-    let listener = server::bind(args.listen).await.map_err(Error::Listen)?;
+    let listener = server::bind(args.listen).map_err(Error::Listen)?;
     if let Ok(address) = listener.local_addr() {
         info!(%address, version = env!("CARGO_PKG_VERSION"), "serving /metrics, /healthz and /readyz");
     }

@@ -192,8 +192,8 @@ pub struct Shown {
 }
 
 /// Binds the listener; an error says which address could not be had. `[::]` stands for every address, also those of IPv4, whatever the kernel's
-/// default is; where the kernel has no IPv6, it stands for `0.0.0.0`.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, std::io::Error> {
+/// default is; where the kernel has no IPv6, it stands for `0.0.0.0`. To be called within a runtime.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, std::io::Error> {
     bind_by(address, listen).and_then(TcpListener::from_std)
 }
 
@@ -321,15 +321,15 @@ mod tests {
 
     #[tokio::test]
     async fn the_unspecified_address_of_ipv6_takes_ipv4_too() {
-        let listener = bind("[::]:0".parse().unwrap()).await.unwrap();
+        let listener = bind("[::]:0".parse().unwrap()).unwrap();
         let port = listener.local_addr().unwrap().port();
         if listener.local_addr().unwrap().is_ipv6() {
             TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.unwrap();
         }
         TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
-        let taken = bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await.unwrap_err();
+        let taken = bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).unwrap_err();
         assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
-        if let Ok(listener) = bind("[::1]:0".parse().unwrap()).await {
+        if let Ok(listener) = bind("[::1]:0".parse().unwrap()) {
             let port = listener.local_addr().unwrap().port();
             TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.unwrap();
             TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap_err();
@@ -357,7 +357,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_request_that_never_comes_whole_is_waited_for_half_a_minute_and_others_are_answered() {
-        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let at = listener.local_addr().unwrap();
         let registry = Registry::new();
         let metrics = Metrics::register(&registry).unwrap();

@@ -162,11 +162,9 @@ mod tests {
             let key: Vec<u8> = (0..length).map(|byte| 251_u8.wrapping_mul(byte)).collect();
             let base64 = STANDARD.encode(&key);
             let lines = |width: usize, end: &str| {
-                base64
-                    .as_bytes()
-                    .chunks(width)
-                    .map(|line| format!("{}{end}", str::from_utf8(line).unwrap()))
-                    .collect::<String>()
+                let lines: Vec<&str> =
+                    base64.as_bytes().chunks(width).map(|line| str::from_utf8(line).unwrap()).collect();
+                lines.join(end) + end
             };
             for text in [
                 format!("whsec_{base64}"),

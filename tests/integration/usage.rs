@@ -470,12 +470,14 @@ fn a_quota_that_pods_use_up_tells_its_thresholds_and_a_new_hard_arms_them() {
 /// From where, at which path, with which headers, and the form.
 type Asked = (SocketAddr, String, HeaderMap, String);
 
+/// The status, headers and the body of an answer.
+type Answer = (u16, Vec<(&'static str, &'static str)>, String);
+
 /// A server that answers queries like Prometheus, and remembers who asked.
 #[derive(Clone)]
 struct Fake {
     asked: Arc<Mutex<Vec<Asked>>>,
-    /// The status, the headers beside, and the body of every answer.
-    answer: Arc<Mutex<(u16, Vec<(&'static str, &'static str)>, String)>>,
+    answer: Arc<Mutex<Answer>>,
 }
 
 impl Default for Fake {

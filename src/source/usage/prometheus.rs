@@ -241,7 +241,7 @@ struct Answer<'a> {
     /// That not all was looked at: of Prometheus, Thanos, Mimir and Cortex.
     #[serde(default)]
     warnings: Option<Vec<serde_json::Value>>,
-    /// The same of VictoriaMetrics.
+    /// The same of `VictoriaMetrics`.
     #[serde(default)]
     is_partial: Option<bool>,
 }
