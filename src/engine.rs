@@ -46,6 +46,7 @@ use crate::{
         filter::FilterError,
         index::{Doubt, Index, Match, Subscription},
         namespaces::Namespaces,
+        resolve::WebhookRef,
     },
 };
 use pending::{Pending, Shelving};
@@ -172,6 +173,11 @@ impl Engine {
         !self.remembered.is_empty()
     }
 
+    /// The names of watches that are remembered and have not been made known.
+    pub fn remembered_watches(&self) -> impl Iterator<Item = &str> {
+        self.remembered.iter().map(|remembered| remembered.entry.watch.as_str())
+    }
+
     /// Forgets, in silence, the records of all watches that are remembered and were not made known.
     pub fn forget_other_watches(&mut self) -> Vec<String> {
         self.watches_changed |= !self.remembered.is_empty();
@@ -222,6 +228,38 @@ impl Engine {
     #[must_use]
     pub fn orphans(&self) -> Vec<Uid> {
         self.pending.orphans()
+    }
+
+    /// Says who the deliveries of a Webhook belong to (`subscription::owner`).
+    pub fn own(&mut self, webhook: Uid, owner: Arc<str>) {
+        self.pending.own(webhook, owner);
+    }
+
+    /// Who the deliveries of a Webhook belong to, and a namespace that one of them is of, as far as they are known.
+    #[must_use]
+    pub fn owner(&self, webhook: Uid) -> (Option<Arc<str>>, Option<String>) {
+        (self.pending.owner(webhook).cloned(), self.pending.namespace(webhook).map(str::to_owned))
+    }
+
+    /// A Webhook is deleted. It gets no further events, and what is pending to it waits to be taken over or to be forgotten with
+    /// [`Self::unsubscribe`]. Returns how many deliveries that are; where there are none it is forgotten at once.
+    pub fn orphan(&mut self, webhook: &WebhookRef) -> usize {
+        let left = self.pending.orphan(webhook.uid);
+        if left == 0 {
+            self.unsubscribe(webhook.uid);
+        } else {
+            let generation = self.index.get(webhook.uid).map_or(0, |subscription| subscription.generation);
+            // What is under way may still end.
+            self.index.insert(Subscription::inert(webhook, generation));
+        }
+        left
+    }
+
+    /// Hands to a Webhook what is pending to a deleted one, in order and with the attempts that were made. Returns how many
+    /// deliveries that are.
+    pub fn take_over(&mut self, orphan: Uid, heir: Uid) -> usize {
+        self.index.remove(orphan);
+        self.pending.take_over(orphan, heir)
     }
 
     /// Removes a deleted Webhook with its deliveries, and tells how many those were.

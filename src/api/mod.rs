@@ -86,6 +86,24 @@ fn each_item(rule: impl Into<String>, message: &'static str) -> impl FnMut(&mut 
     }
 }
 
+/// Removes the CEL rules from a schema: what was admitted once is not judged again where a status repeats it, and costs nothing there.
+fn without_rules(schema: &mut Schema) {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(map) => {
+                map.remove("x-kubernetes-validations");
+                map.values_mut().for_each(strip);
+            }
+            Value::Array(items) => items.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    if let Some(members) = schema.as_object_mut() {
+        members.remove("x-kubernetes-validations");
+        members.values_mut().for_each(strip);
+    }
+}
+
 const CONDITION_TYPE: &str =
     r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$";
 const CONDITION_REASON: &str = "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$";

@@ -207,6 +207,9 @@ pub struct WebhookStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     pub endpoint: Option<String>,
+    /// The filter in force. It is that of an older generation while `spec.filter` is invalid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_force: Option<FilterInForce>,
     /// `Ready`: the subscription is live. `Healthy`: the endpoint acknowledges. `Stalled`: the spec cannot work as it stands.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::conditions")]
@@ -229,6 +232,18 @@ pub struct WebhookStatus {
     #[schemars(length(max = 10))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub recent: Vec<DeliverySummary>,
+}
+
+/// The newest valid filter of a Webhook.
+#[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct FilterInForce {
+    /// The `metadata.generation` of the spec that the filter is from.
+    pub generation: i64,
+    /// The filter. Absent if that spec had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub filter: Option<String>,
 }
 
 /// Counts of deliveries; `pending` is a level, the others only grow.

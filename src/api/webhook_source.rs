@@ -182,6 +182,9 @@ pub struct WebhookSourceStatus {
     /// The `metadata.generation` that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// The mapping in force. It is that of an older generation while the spec is invalid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_force: Option<MappingInForce>,
     /// `Ready`: the objects are watched. `Healthy`: the expressions can be evaluated. `Stalled`: the spec cannot work as it stands.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::conditions")]
@@ -193,6 +196,17 @@ pub struct WebhookSourceStatus {
     /// The newest of these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_evaluation_error: Option<EvaluationFailure>,
+}
+
+/// The newest valid spec of a WebhookSource.
+#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct MappingInForce {
+    /// The `metadata.generation` of this spec.
+    pub generation: i64,
+    /// The spec.
+    #[schemars(transform = super::without_rules)]
+    pub spec: WebhookSourceSpec,
 }
 
 /// An expression that could not be evaluated.

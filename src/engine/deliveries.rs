@@ -124,6 +124,7 @@ impl Engine {
     /// was deleted meanwhile.
     pub fn settle(&mut self, outcome: Outcome, now: Timestamp, random: f64) -> Option<Settled> {
         let Outcome { webhook, delivery: id, generation, result, exchange } = outcome;
+        let (webhook, id) = self.pending.successor(webhook, id);
         let delivery = self.pending.ended(webhook, id)?;
         let event = Arc::clone(&delivery.event);
         let (attempt, again) = (delivery.failed_attempts.saturating_add(1), delivery.again);

@@ -6,11 +6,13 @@
 //! 4. A Webhook holds at most [`MAX_DELIVERIES`] and [`MAX_BYTES`], all together [`MAX_TOTAL_BYTES`].
 //! 5. What must wait for a flush is begun once that has landed; it delays nothing but its own object's next event.
 //! 6. What is given up waits on a shelf until it has become an object; a Webhook's shelf holds at most [`MAX_SHELVED`].
+//! 7. What is pending to a deleted Webhook waits until another takes it over or it is forgotten, and counts towards [`MAX_TOTAL_BYTES`].
 
 mod checkpoint;
 mod gate;
 mod queue;
 mod shelf;
+mod succession;
 
 use std::{
     cmp::Reverse,
@@ -76,6 +78,8 @@ pub(super) struct Pending {
     dirty: VecDeque<(EventId, bool)>,
     pub(super) gate: Gate,
     to_keep: VecDeque<(Uid, DeliveryId)>,
+    /// Deliveries that were taken over while an attempt was under way: what each is now.
+    successors: HashMap<(Uid, DeliveryId), (Uid, DeliveryId)>,
 }
 
 /// A delivery that may begin its next attempt now.

@@ -32,6 +32,7 @@ mod bounds;
 mod flushes;
 mod lives;
 mod subscribers;
+mod succession;
 mod usage;
 mod watches;
 

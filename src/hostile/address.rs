@@ -75,7 +75,7 @@ const TOLD_OF_A_SECRET: [&str; 2] = [
 /// The url as a spec's is read; `None` where it is refused.
 fn read(url: &str) -> Option<Url> {
     let spec = json!({"url": url, "events": ["*"]});
-    let plan = Plan::read(&serde_json::from_value(spec).unwrap(), "ns", false).ok()?;
+    let plan = Plan::read(&serde_json::from_value(spec).unwrap(), "ns", false).dispatch.ok()?;
     let UrlReference::Given(url) = plan.references.url else { unreachable!("no other is named") };
     Some(url)
 }

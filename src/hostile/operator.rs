@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::body;
 use crate::{
+    api::webhook_delivery::WebhookKind,
     delivery::{
         attempt::{Attempt, AttemptResult, Outcome},
         message::message,
@@ -18,7 +19,10 @@ use crate::{
         object::{Uid, WatchId},
         observation::{Change, Observation},
     },
-    subscription::{index::Scope, resolve::Plan},
+    subscription::{
+        index::Scope,
+        resolve::{Plan, WebhookRef},
+    },
 };
 
 /// Each format, and how many headers it comes with beside those of content.
@@ -51,9 +55,11 @@ impl Operator {
     pub(super) fn subscribe(&mut self) {
         let filter = "data.metrics.loss > 0.5 || object.metadata.labels.team == event || true";
         let spec = json!({"url": "https://ci.example.com", "events": ["*"], "filter": filter});
-        let plan = Plan::read(&serde_json::from_value(spec).unwrap(), "ns", false).unwrap();
-        let scope = Scope::Namespace("ns".into());
-        self.0.subscribe(plan.subscription(Uid::from_u128(50), &scope, 1, false));
+        let plan = Plan::read(&serde_json::from_value(spec).unwrap(), "ns", false);
+        let (kind, uid) = (WebhookKind::Webhook, Uid::from_u128(50));
+        let webhook = WebhookRef { kind, uid, home: "ns".into(), name: "ci".into() };
+        let (scope, filter) = (Scope::Namespace("ns".into()), plan.filter.as_ref().unwrap().as_ref());
+        self.0.subscribe(plan.subscription(&webhook, &scope, 1, filter, false));
     }
 
     pub(super) fn observe(&mut self, change: Change) {

@@ -93,6 +93,9 @@ pub struct DeliveryEntry {
     /// It is given up, and waits to become an object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given_up: Option<GivenUp>,
+    /// Who it belongs to (`subscription::owner`): a Webhook that is deleted and created again takes it over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Box<str>>,
     #[serde(flatten)]
     pub unknown: Unknown,
 }
@@ -101,7 +104,7 @@ impl DeliveryEntry {
     /// A delivery that nothing has happened to.
     #[must_use]
     pub const fn new(webhook: Uid) -> Self {
-        Self { webhook, failed: 0, due: None, wait_millis: 0, given_up: None, unknown: Unknown::NONE }
+        Self { webhook, failed: 0, due: None, wait_millis: 0, given_up: None, owner: None, unknown: Unknown::NONE }
     }
 }
 

@@ -5,6 +5,7 @@ mod attempts;
 mod clock;
 mod flushing;
 mod namespaces;
+mod orphans;
 mod requests;
 mod sources;
 mod start;
@@ -63,6 +64,7 @@ use crate::{
 use attempts::Ended;
 use clock::Clock;
 use flushing::Flushing;
+use orphans::Orphans;
 use requests::Requests;
 use sources::Sources;
 use start::Beside;
@@ -90,6 +92,8 @@ pub enum Stopped {
 struct Known {
     webhook: WebhookRef,
     resolved: Option<Arc<Resolved>>,
+    /// Who its deliveries belong to; `None` while its URL is not known.
+    owner: Option<Arc<str>>,
     since: Instant,
 }
 
@@ -122,6 +126,7 @@ pub struct Leader {
     flushing: Flushing,
     sender: Arc<Sender>,
     webhooks: HashMap<Uid, Known>,
+    orphans: Orphans,
     attempts: JoinSet<Ended>,
     requests: Requests,
     orders: mpsc::UnboundedSender<Order>,
@@ -213,6 +218,8 @@ impl Leader {
                     self.context.health.beat();
                     self.context.metrics.leader.set(i64::from(self.claim.holds()));
                     self.retry_waiting();
+                    self.drop_expired_orphans();
+                    self.drop_expired_watches();
                 }
                 Some(done) = beside.refreshes.recv() => self.refresh(done),
                 change = beside.changes.recv() => match change {
@@ -264,17 +271,6 @@ impl Leader {
             let now = self.clock.now();
             if self.flushing.next(&self.engine, now).is_some_and(|at| at <= now) {
                 self.flushing.begin(&mut self.engine, now);
-            }
-        }
-    }
-
-    /// Drops what was under way to Webhooks that were deleted while nobody led.
-    fn drop_orphans(&mut self) {
-        for uid in self.engine.orphans() {
-            let dropped = self.engine.unsubscribe(uid);
-            if dropped > 0 {
-                info!(webhook = %uid, dropped, "a Webhook was deleted meanwhile; what was under way to it is dropped");
-                self.context.metrics.dropped_with_webhook("", dropped);
             }
         }
     }
@@ -331,19 +327,25 @@ impl Leader {
     }
 
     fn updated(&mut self, update: Update) {
-        let Update { webhook, subscription, resolved, standing, found } = update;
+        let Update { webhook, subscription, resolved, standing, found, owner } = update;
         let gone = found.as_deref().and_then(gone_generation).filter(|gone| *gone == subscription.generation);
         self.engine.subscribe(subscription);
+        if let Some(owner) = &owner {
+            self.engine.own(webhook.uid, Arc::clone(owner));
+        }
         self.keep_annotations.store(self.engine.reads_annotations(), Ordering::Relaxed);
         if let Some(generation) = gone {
             self.engine.mark_gone(webhook.uid, generation);
         }
         let (uid, first) = (webhook.uid, found.is_some());
         let since = self.webhooks.get(&webhook.uid).map_or_else(Instant::now, |known| known.since);
-        self.webhooks.insert(webhook.uid, Known { webhook: webhook.clone(), resolved, since });
+        self.webhooks.insert(uid, Known { webhook: webhook.clone(), resolved, owner: owner.clone(), since });
         // A status that cannot be read is not to be taken for an empty one.
         if standing.is_some() || found.is_some() {
             self.note(Note::Standing { webhook, standing, found, at: self.clock.now() });
+        }
+        if let Some(owner) = owner {
+            self.adopt(uid, &owner);
         }
         let pending = self.engine.pending(uid);
         if first && pending > 0 {
@@ -354,15 +356,15 @@ impl Leader {
     }
 
     fn removed(&mut self, uid: Uid) {
-        let dropped = self.engine.unsubscribe(uid);
-        self.keep_annotations.store(self.engine.reads_annotations(), Ordering::Relaxed);
+        let known = self.webhooks.remove(&uid);
         let asked = self.requests.of_webhook(uid);
-        if let Some(known) = self.webhooks.remove(&uid) {
-            let (namespace, name) = (known.webhook.namespace(), &known.webhook.name);
-            info!(namespace, webhook = name, dropped, "the {} is deleted", known.webhook.kind);
+        if let Some(known) = known {
             self.context.metrics.forget(&known.webhook);
-            self.context.metrics.dropped_with_webhook(namespace, dropped);
+            self.orphaned(known);
+        } else {
+            self.engine.unsubscribe(uid);
         }
+        self.keep_annotations.store(self.engine.reads_annotations(), Ordering::Relaxed);
         self.note(Note::Removed(uid));
         for (object, event) in asked {
             self.no_webhook(object, Subject::Event(event));

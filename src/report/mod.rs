@@ -35,6 +35,8 @@ pub enum Note {
     FilterFailed { webhook: Uid, event: Arc<Event>, error: String },
     /// An event is lost: it could neither wait nor be kept.
     Dropped { webhook: Uid, pending: usize },
+    /// A deleted Webhook took its pending deliveries with it.
+    DroppedWithWebhook { webhook: WebhookRef, dropped: usize },
     /// The endpoint acknowledged a test.
     TestAcknowledged { webhook: Uid, at: Timestamp },
     /// The Webhook is deleted.

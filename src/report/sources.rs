@@ -17,7 +17,7 @@ use super::{
 use crate::{
     api::{
         WebhookSource,
-        webhook_source::{EvaluationFailure, WebhookSourceStatus},
+        webhook_source::{EvaluationFailure, MappingInForce, WebhookSourceStatus},
     },
     claim::Claim,
     event::object::Uid,
@@ -40,23 +40,37 @@ const SILENT_FOR: Duration = Duration::from_secs(2);
 /// What the status of a `WebhookSource` tells.
 pub enum Note {
     /// How it stands; `found` is its status in the cluster.
-    Standing { source: SourceRef, generation: i64, state: State, found: Box<WebhookSourceStatus> },
+    Standing {
+        source: SourceRef,
+        generation: i64,
+        state: State,
+        /// The mapping in force; `None` leaves what is recorded.
+        in_force: Option<Box<MappingInForce>>,
+        found: Box<WebhookSourceStatus>,
+    },
     /// It is deleted.
     Removed(Uid),
 }
 
 /// How a `WebhookSource` stands.
 pub enum State {
-    /// Its objects are watched, or would be.
-    Watched { health: Arc<WatchHealth>, failures: Arc<Failures> },
-    /// Its spec cannot work.
-    Broken { reason: &'static str, message: String },
+    /// Its objects are watched, or would be. `fault`: the spec is invalid, and an older one is in force.
+    Watched { health: Arc<WatchHealth>, failures: Arc<Failures>, fault: Option<Fault> },
+    /// Its spec cannot work, and no older one is in force.
+    Broken(Fault),
+}
+
+/// What is wrong with a spec.
+pub struct Fault {
+    pub reason: &'static str,
+    pub message: String,
 }
 
 struct Entry {
     source: SourceRef,
     generation: i64,
     state: State,
+    in_force: Option<Box<MappingInForce>>,
     since: Instant,
     status: WebhookSourceStatus,
     /// When it was written, and whether that landed.
@@ -71,9 +85,11 @@ pub async fn write(client: Client, mut notes: mpsc::UnboundedReceiver<Note>, cla
     loop {
         tokio::select! {
             note = notes.recv() => match note {
-                Some(Note::Standing { source, generation, state, found }) => {
+                Some(Note::Standing { source, generation, state, in_force, found }) => {
                     let status = entries.remove(&source.uid).map_or(*found, |known| known.status);
-                    let entry = Entry { source, generation, state, since: Instant::now(), status, written: None };
+                    let in_force = in_force.or_else(|| status.in_force.clone().map(Box::new));
+                    let since = Instant::now();
+                    let entry = Entry { source, generation, state, in_force, since, status, written: None };
                     entries.insert(entry.source.uid, entry);
                 }
                 Some(Note::Removed(uid)) => {
@@ -100,10 +116,11 @@ impl Entry {
         let Some(conditions) = self.conditions(now) else { return false };
         let failures = match &self.state {
             State::Watched { failures, .. } => failures.tell(),
-            State::Broken { .. } => (0, None),
+            State::Broken(_) => (0, None),
         };
         let new = WebhookSourceStatus {
             observed_generation: Some(self.generation),
+            in_force: self.in_force.as_deref().cloned(),
             conditions,
             evaluation_errors: failures.0 as i64,
             last_evaluation_error: failures.1.map(told),
@@ -122,22 +139,20 @@ impl Entry {
 
     /// The conditions; `None` while nothing is known yet.
     fn conditions(&self, now: Timestamp) -> Option<Vec<Condition>> {
-        let (ready, reason, message, stalled) = match &self.state {
-            State::Broken { reason, message } => (false, *reason, message.clone(), true),
-            State::Watched { health, .. } => {
-                let (ready, reason, message) = standing(health, self.since.elapsed() >= SILENT_FOR)?;
-                (ready, reason, message, reason == "NotNamespaced")
+        let (ready, reason, message) = match &self.state {
+            State::Broken(Fault { reason, message }) => (false, *reason, message.clone()),
+            State::Watched { health, .. } => standing(health, self.since.elapsed() >= SILENT_FOR)?,
+        };
+        let (stalled, why, text) = match &self.state {
+            State::Broken(fault) | State::Watched { fault: Some(fault), .. } => {
+                (true, fault.reason, fault.message.as_str())
             }
+            State::Watched { .. } if reason == "NotNamespaced" => (true, reason, message.as_str()),
+            State::Watched { .. } => (false, "Working", ""),
         };
         let mut all = vec![
             self.condition("Ready", ready, reason, &message, now),
-            self.condition(
-                "Stalled",
-                stalled,
-                if stalled { reason } else { "Working" },
-                if stalled { &message } else { "" },
-                now,
-            ),
+            self.condition("Stalled", stalled, why, text, now),
         ];
         if let State::Watched { failures, .. } = &self.state {
             let recent = failures.tell().1.filter(|failure| now.duration_since(failure.at) < UNHEALTHY_FOR);

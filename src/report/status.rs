@@ -140,6 +140,17 @@ impl Statuses {
     }
 }
 
+/// What is told where a deleted Webhook took its pending deliveries with it.
+#[must_use]
+pub fn dropped_with_webhook(webhook: &WebhookRef, dropped: usize) -> Notice {
+    let deliveries = if dropped == 1 { "1 delivery was".to_owned() } else { format!("{dropped} deliveries were") };
+    let text = format!(
+        "{deliveries} dropped: {webhook} was deleted while they were pending, and no {} of the same name and URL took them over within a minute; the receiver has to compare what it knows with the objects",
+        webhook.kind
+    );
+    Notice::warning(webhook, "DeliveriesDropped", text)
+}
+
 /// The generation of the spec whose endpoint has answered 410 Gone, as it was written down.
 #[must_use]
 pub fn gone_generation(status: &WebhookStatus) -> Option<i64> {
@@ -153,13 +164,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::webhook_delivery::WebhookKind,
+        api::{webhook::FilterInForce, webhook_delivery::WebhookKind},
         delivery::attempt::{Class, Exchange},
         engine::Verdict,
         event::{EventType, id::DeliveryId, sample::sample},
         ledger::contents::Reason,
         report::conditions,
-        subscription::watch::Readiness,
+        subscription::watch::{Fault, Readiness},
     };
 
     fn webhook(number: u128) -> WebhookRef {
@@ -172,7 +183,8 @@ mod tests {
     }
 
     fn standing(readiness: Readiness) -> Standing {
-        Standing { generation: 1, endpoint: "https://ci".into(), readiness, warnings: Vec::new() }
+        let endpoint = "https://ci".into();
+        Standing { generation: 1, endpoint, readiness, fault: None, in_force: None, warnings: Vec::new() }
     }
 
     fn missing(reason: &'static str, stalled: bool) -> Standing {
@@ -346,5 +358,37 @@ mod tests {
         other.standing(webhook(1), None, Some(Box::new(found)), at(3600));
         let reason = stalled(&mut other, missing("SecretKeyNotFound", false), 3600);
         assert_eq!(reason.0, "False", "something else is missing since just now");
+    }
+
+    #[test]
+    fn invalid_edit_is_stalled_while_ready_stays_true_and_is_told_once() {
+        let mut statuses = Statuses::default();
+        let valid = |generation| Standing {
+            generation,
+            in_force: Some(FilterInForce { generation, filter: Some("event == 'a'".into()) }),
+            ..standing(Readiness::Live)
+        };
+        statuses.standing(webhook(1), Some(valid(1)), None, at(0));
+        let fault = Fault { reason: "InvalidFilter", message: "the filter of generation 1 stays in force".into() };
+        let broken = Standing { generation: 2, fault: Some(fault), ..valid(1) };
+        let notices = statuses.standing(webhook(1), Some(broken.clone()), None, at(5));
+        assert_eq!(notices.len(), 2, "that it is subscribed, and the fault");
+        let status = statuses.entries[&Uid::from_u128(1)].status.clone();
+        let state = |status: &WebhookStatus, kind: &str| {
+            let condition = conditions::get(&status.conditions, kind).unwrap();
+            (condition.status.clone(), condition.reason.clone(), condition.observed_generation)
+        };
+        assert_eq!(state(&status, "Ready"), ("True".into(), "Subscribed".into(), Some(2)));
+        assert_eq!(state(&status, "Stalled"), ("True".into(), "InvalidFilter".into(), Some(2)));
+        assert_eq!(status.observed_generation, Some(2));
+        assert_eq!(status.in_force.as_ref().map(|in_force| in_force.generation), Some(1));
+        let other_words = Standing { endpoint: "https://other".into(), ..broken };
+        assert!(statuses.standing(webhook(1), Some(other_words), None, at(6)).is_empty());
+
+        let mut next = Statuses::default();
+        next.standing(webhook(1), Some(valid(3)), Some(Box::new(status)), at(9));
+        let status = &next.entries[&Uid::from_u128(1)].status;
+        assert_eq!(state(status, "Stalled"), ("False".into(), "Progressing".into(), Some(3)));
+        assert_eq!(status.in_force.as_ref().map(|in_force| in_force.generation), Some(3));
     }
 }

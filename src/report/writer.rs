@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use super::{
     Note,
     events::Notice,
-    status::{StatusWrite, Statuses},
+    status::{StatusWrite, Statuses, dropped_with_webhook},
 };
 use crate::{
     api::{ClusterWebhook, Webhook, webhook_delivery::WebhookKind},
@@ -101,6 +101,9 @@ impl Writer {
             Note::Settled { settled, at } => (settled.webhook, statuses.settled(&settled, at)),
             Note::TestAcknowledged { webhook, at } => (webhook, statuses.test_acknowledged(webhook, at)),
             Note::Dropped { webhook, pending } => (webhook, statuses.dropped(webhook, pending)),
+            Note::DroppedWithWebhook { webhook, dropped } => {
+                (webhook.uid, vec![dropped_with_webhook(&webhook, dropped)])
+            }
             Note::FilterFailed { webhook, event, error } => {
                 (webhook, statuses.filter_failed(webhook, &event, &error, Instant::now()))
             }
@@ -215,8 +218,14 @@ mod tests {
         let writer = tokio::spawn(Writer { client, notes: incoming, notices, claim, conditions }.run());
         let (kind, uid) = (WebhookKind::Webhook, Uid::from_u128(7));
         let webhook = WebhookRef { kind, uid, home: "research".into(), name: "ci".into() };
-        let standing =
-            Standing { generation: 1, endpoint: String::new(), readiness: Readiness::Live, warnings: Vec::new() };
+        let standing = Standing {
+            generation: 1,
+            endpoint: String::new(),
+            readiness: Readiness::Live,
+            fault: None,
+            in_force: None,
+            warnings: Vec::new(),
+        };
         notes.send(Note::Standing { webhook, standing: Some(standing), found: None, at: Timestamp::now() }).unwrap();
         let made_again = async {
             while written.load(Ordering::SeqCst) < 2 {

@@ -38,6 +38,8 @@ pub struct Applied {
     pub source: SourceRef,
     pub generation: i64,
     pub mapping: Result<Arc<Mapping>, MappingError>,
+    /// Where the spec is invalid, the newest valid one that the status has recorded, with its generation.
+    pub recorded: Option<(i64, Arc<Mapping>)>,
     /// Its status as found in the cluster.
     pub found: Box<WebhookSourceStatus>,
 }
@@ -91,7 +93,7 @@ pub async fn follow(client: Client, changes: mpsc::Sender<Change>, patience: Dur
 
 /// `Err`: one that this release cannot read, such as one of a newer release.
 fn applied(uid: Uid, object: Result<Box<WebhookSource>, Box<InvalidObject>>) -> Change {
-    let (metadata, mapping, found) = match object {
+    let (metadata, mapping, found): (_, _, Box<WebhookSourceStatus>) = match object {
         Ok(source) => {
             let mapping = Mapping::compile(&source.name_any(), &source.spec).map(Arc::new);
             (source.metadata, mapping, Box::new(source.status.unwrap_or_default()))
@@ -102,6 +104,10 @@ fn applied(uid: Uid, object: Result<Box<WebhookSource>, Box<InvalidObject>>) -> 
     if let Err(error) = &mapping {
         warn!(webhook_source = name, %error, "the WebhookSource cannot be used");
     }
+    let recorded = found.in_force.as_ref().filter(|_| mapping.is_err()).and_then(|record| {
+        let mapping = Mapping::compile(&name, &record.spec);
+        mapping.ok().map(|mapping| (record.generation, Arc::new(mapping)))
+    });
     let generation = metadata.generation.unwrap_or_default();
-    Change::Applied(Box::new(Applied { source: SourceRef { uid, name }, generation, mapping, found }))
+    Change::Applied(Box::new(Applied { source: SourceRef { uid, name }, generation, mapping, recorded, found }))
 }

@@ -12,7 +12,13 @@ use kube::{
 };
 use serde_json::{Value, value::RawValue};
 
-use super::{Malformed, Source, Whereabouts, frame::Partial, metrics::Metrics, owners::WatchedKinds, slim::SlimMeta};
+use super::{
+    Malformed, Source, Whereabouts,
+    frame::Partial,
+    metrics::Metrics,
+    owners::{GroupKind, WatchedKinds},
+    slim::SlimMeta,
+};
 use crate::{
     causes::is_unknown_kind,
     event::object::{Facts, Metric, Object, ServingFacts, ServingStage, TrainingFacts},
@@ -25,6 +31,37 @@ pub use mapping::{Mapping, MappingError};
 
 /// The most bytes of a text: what is kept of an object while it runs must fit into the ledger.
 const MAX_TEXT: usize = 32 * 1024;
+
+/// What the name of a watch says that [`Mapped`] gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchName<'a> {
+    /// The `WebhookSource`.
+    pub webhook_source: &'a str,
+    /// What names the source in event ids.
+    pub source: &'a str,
+    /// It has a label selector.
+    pub selective: bool,
+}
+
+impl WatchName<'_> {
+    /// The kind that is watched, of whatever version.
+    #[must_use]
+    pub fn group_kind(&self) -> GroupKind {
+        let (_, resource) = self.source.split_once(':').unwrap_or_default();
+        let (kind, group) = resource.split_once('.').unwrap_or((resource, ""));
+        (group.to_owned(), kind.to_owned())
+    }
+}
+
+impl<'a> WatchName<'a> {
+    /// Reads the name of a watch; `None` for one that no `WebhookSource` asked for.
+    #[must_use]
+    pub fn read(name: &'a str) -> Option<Self> {
+        let (source, rest) = name.split_once(' ')?;
+        let (webhook_source, _) = source.split_once(':')?;
+        Some(Self { webhook_source, source, selective: rest.contains(" where ") })
+    }
+}
 
 /// The objects of one `WebhookSource`.
 #[derive(Debug)]
@@ -105,9 +142,8 @@ impl Source for Mapped {
     }
 
     fn watch_name(&self, namespace: Option<&str>) -> String {
-        let selected = self.selector().map(|selector| format!(" where {selector}")).unwrap_or_default();
         let scope = namespace.map(|namespace| format!(" in {namespace}")).unwrap_or_default();
-        format!("{} {}{selected}{scope}", self.mapping.name, self.mapping.fingerprint)
+        format!("{}{scope}", self.mapping.watch_name())
     }
 
     fn grant(&self) -> Option<String> {

@@ -6,16 +6,18 @@ use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use super::{
+    filter::FilterInForce,
     index::{Scope, Subscription},
     kept::Kept,
+    owner::owner,
     reader::Reader,
     reference::ReferenceError,
-    resolve::{Plan, Resolved, SpecError, WebhookRef},
+    resolve::{Dispatch, Plan, Resolved, WebhookRef},
     secret::Encoding,
     target::References,
-    watch::{Readiness, Standing, Update},
+    watch::{Fault, Readiness, Standing, Update},
 };
-use crate::{api::webhook::WebhookStatus, panics::caught};
+use crate::{api::webhook::WebhookStatus, event::EventSet, panics::caught};
 
 /// A missing reference makes a Webhook `Stalled` after this long.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
@@ -29,7 +31,9 @@ pub(super) struct Entry {
     pub(super) webhook: WebhookRef,
     pub(super) scope: Scope,
     pub(super) generation: i64,
-    pub(super) plan: Result<Plan, SpecError>,
+    pub(super) plan: Plan,
+    /// The filter that events are judged by; `None` where none was ever valid.
+    pub(super) in_force: Option<FilterInForce>,
     /// Its target; `None` while it is not at hand.
     pub(super) kept: Option<Arc<Kept>>,
     pub(super) found: Option<Box<WebhookStatus>>,
@@ -52,79 +56,141 @@ pub(super) struct Missing {
 }
 
 impl Entry {
+    /// What its spec says now. A copy of the same target is kept. `before`: the filter in force until now.
+    pub(super) fn new(
+        webhook: WebhookRef,
+        scope: Scope,
+        generation: i64,
+        plan: Plan,
+        kept: Option<Arc<Kept>>,
+        before: Option<FilterInForce>,
+        reader: &Arc<Reader>,
+    ) -> Self {
+        let kept = plan.dispatch.as_ref().ok().and_then(|Dispatch { references, .. }| {
+            kept.filter(|kept| kept.references() == references)
+                .or_else(|| Kept::given(reader, references).map(Arc::new))
+        });
+        let in_force = match &plan.filter {
+            Ok(filter) => Some(FilterInForce { generation, filter: filter.clone() }),
+            Err(_) => before,
+        };
+        Self { webhook, scope, generation, plan, in_force, kept, found: None, missing: None, reading: false }
+    }
+
     /// What to hand on; what was found in the cluster goes with the first. `shared` tells who else signs with the same key.
     pub(super) fn update(&mut self, shared: Option<String>) -> Update {
+        let standing = self.readiness().map(|readiness| {
+            let warnings = self.references().map(|references| self.warnings(references, shared)).unwrap_or_default();
+            self.standing(readiness, warnings)
+        });
+        let resolved = self.kept.clone().zip(self.plan.dispatch.as_ref().ok()).map(|(target, dispatch)| {
+            Arc::new(Resolved { target, timeout: dispatch.timeout, format: dispatch.format })
+        });
+        let owner = self.references().map(|references| owner(&self.webhook, &references.url));
         let found = self.found.take();
-        let webhook = self.webhook.clone();
-        let plan = match &self.plan {
-            Ok(plan) => plan,
+        Update { webhook: self.webhook.clone(), subscription: self.subscription(), resolved, standing, found, owner }
+    }
+
+    fn standing(&self, readiness: Readiness, warnings: Vec<(&'static str, String)>) -> Standing {
+        Standing {
+            generation: self.generation,
+            endpoint: self.references().map(|references| references.url.endpoint()).unwrap_or_default(),
+            readiness,
+            fault: self.fault(),
+            in_force: self.in_force.as_ref().map(FilterInForce::record),
+            warnings,
+        }
+    }
+
+    /// For the engine: to nothing while there is no filter to judge events by.
+    pub(super) fn subscription(&self) -> Subscription {
+        let Some(FilterInForce { filter, .. }) = &self.in_force else {
+            return Subscription::inert(&self.webhook, self.generation);
+        };
+        self.plan.subscription(&self.webhook, &self.scope, self.generation, filter.as_ref(), self.kept.is_none())
+    }
+
+    /// `None` while it is not known yet.
+    fn readiness(&self) -> Option<Readiness> {
+        let idle = match (&self.in_force, &self.plan.filter, &self.plan.unknown_event) {
+            (None, Err(error), _) => {
+                let say = "this Webhook never had a valid filter, so it gets no events until this one is corrected";
+                Some((error, say))
+            }
+            (_, _, Some(error)) if self.knows_no_event() => Some((error, "it gets no events until then")),
+            _ => None,
+        };
+        if let Some((error, consequence)) = idle {
+            return Some(Readiness::Broken { reason: error.reason(), message: format!("{error}; {consequence}") });
+        }
+        let dispatch = match &self.plan.dispatch {
+            Ok(dispatch) => dispatch,
             Err(error) => {
-                let readiness = Readiness::Broken { reason: error.reason(), message: error.to_string() };
-                let standing =
-                    Standing { generation: self.generation, endpoint: String::new(), readiness, warnings: Vec::new() };
-                let subscription = Subscription::inert(&webhook, self.generation);
-                return Update { webhook, subscription, resolved: None, standing: Some(standing), found };
+                let message = format!("{error}; events wait until it is corrected");
+                return Some(Readiness::Broken { reason: error.reason(), message });
             }
         };
-        let readiness = match (&self.missing, &self.kept) {
+        match (&self.missing, &self.kept) {
             (Some(missing), _) => Some(Readiness::Waiting {
                 reason: missing.error.reason(),
                 message: missing.error.to_string(),
                 stalled: missing.stalled || missing.error.is_final(),
             }),
-            (None, Some(_)) if plan.suspend => Some(Readiness::Suspended),
+            (None, Some(_)) if dispatch.suspend => Some(Readiness::Suspended),
             (None, Some(_)) => Some(Readiness::Live),
             (None, None) => None,
-        };
-        let standing = readiness.map(|readiness| Standing {
-            generation: self.generation,
-            endpoint: plan.references.url.endpoint(),
-            readiness,
-            warnings: self.warnings(&plan.references, shared),
-        });
-        let resolved = self.kept.clone();
-        let resolved = resolved.map(|target| Arc::new(Resolved { target, timeout: plan.timeout, format: plan.format }));
-        let subscription = plan.subscription(webhook.uid, &self.scope, self.generation, self.kept.is_none());
-        Update { webhook, subscription, resolved, standing, found }
+        }
     }
 
-    /// What its spec says now; a copy of the same target is kept.
-    pub(super) fn new(
-        webhook: WebhookRef,
-        scope: Scope,
-        generation: i64,
-        plan: Result<Plan, SpecError>,
-        kept: Option<Arc<Kept>>,
-        reader: &Arc<Reader>,
-    ) -> Self {
-        let kept = plan.as_ref().ok().and_then(|Plan { references, .. }| {
-            kept.filter(|kept| kept.references() == references)
-                .or_else(|| Kept::given(reader, references).map(Arc::new))
-        });
-        Self { webhook, scope, generation, plan, kept, found: None, missing: None, reading: false }
+    /// What is wrong with the spec although events are taken, and what is in force instead.
+    fn fault(&self) -> Option<Fault> {
+        let in_force = self.in_force.as_ref()?;
+        let (error, instead) = match (&self.plan.filter, &self.plan.unknown_event) {
+            (Err(error), _) => {
+                let generation = in_force.generation;
+                let instead = match in_force.filter {
+                    Some(_) => format!("until it is corrected, the filter of generation {generation} stays in force"),
+                    None => format!("until it is corrected, no filter is in force, as in generation {generation}"),
+                };
+                (error, instead)
+            }
+            (Ok(_), Some(error)) if !self.knows_no_event() => {
+                (error, "until then the other events in spec.events are sent".to_owned())
+            }
+            _ => return None,
+        };
+        Some(Fault { reason: error.reason(), message: format!("{error}; {instead}") })
+    }
+
+    fn knows_no_event(&self) -> bool {
+        self.plan.events == EventSet::default()
+    }
+
+    /// What it names, if its spec can be read.
+    pub(super) fn references(&self) -> Option<&References> {
+        self.plan.dispatch.as_ref().ok().map(|dispatch| &dispatch.references)
     }
 
     /// Whether its subscription depends on the labels of Namespaces.
     pub(super) fn selects_namespaces(&self) -> bool {
-        self.plan.is_ok() && matches!(&self.scope, Scope::Cluster(selector) if !selector.selects_all())
+        self.in_force.is_some() && matches!(&self.scope, Scope::Cluster(selector) if !selector.selects_all())
     }
 
     /// What to hand on while Namespaces may not be listed, where nothing has been handed on yet.
     pub(super) fn without_namespaces(&mut self) -> Option<Update> {
-        let plan = self.plan.as_ref().ok().filter(|_| self.selects_namespaces())?;
-        let endpoint = plan.references.url.endpoint();
-        let found = self.found.take()?;
+        if !self.selects_namespaces() || self.found.is_none() {
+            return None;
+        }
         let message = "the operator may not list Namespaces, by whose labels spec.namespaceSelector selects: grant its service account list and watch on namespaces, as charts/kustomize/rbac.yaml does";
         let readiness = Readiness::Waiting { reason: "NamespacesForbidden", message: message.into(), stalled: false };
-        let standing = Standing { generation: self.generation, endpoint, readiness, warnings: Vec::new() };
+        let standing = Some(self.standing(readiness, Vec::new()));
         let subscription = Subscription::inert(&self.webhook, self.generation);
-        let webhook = self.webhook.clone();
-        Some(Update { webhook, subscription, resolved: None, standing: Some(standing), found: Some(found) })
+        Some(Update { subscription, resolved: None, standing, ..self.update(None) })
     }
 
     /// What is to be read.
     pub(super) fn lacks(&self) -> Option<&References> {
-        self.plan.as_ref().ok().map(|plan| &plan.references).filter(|_| self.kept.is_none())
+        self.references().filter(|_| self.kept.is_none())
     }
 
     /// Takes what was found, unless the spec has come to name something else; an error where it was found missing.

@@ -1,9 +1,10 @@
 //! What a Webhook's `spec.filter` makes of an event: an expression over `event` (its name), `data` (the payload as receivers
 //! get it) and `object` (`metadata`, with name, namespace, labels and annotations). Pure.
 
-use std::cell::OnceCell;
+use std::{cell::OnceCell, sync::Arc};
 
 use crate::{
+    api::webhook,
     event::{Event, object::Object},
     expression::{CompileError, Document, EvaluationError, Expression},
 };
@@ -13,6 +14,7 @@ const VARIABLES: [&str; 3] = ["event", "data", "object"];
 /// A filter that has been read; cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Filter {
+    text: Arc<str>,
     expression: Expression,
     reads_data: bool,
     reads_object: bool,
@@ -40,11 +42,18 @@ impl Filter {
     pub fn read(text: &str) -> Result<Self, CompileError> {
         let expression = Expression::compile(text, &VARIABLES)?;
         Ok(Self {
+            text: text.into(),
             reads_data: expression.reads("data", &[]),
             reads_object: expression.reads("object", &[]),
             reads_annotations: expression.reads("object", &["metadata", "annotations"]),
             expression,
         })
+    }
+
+    /// The expression as it was written.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// Whether it looks at the annotations of objects.
@@ -71,6 +80,31 @@ impl Filter {
             scope.push(("object", subject.metadata()));
         }
         Ok(self.expression.holds(&scope)?)
+    }
+}
+
+/// The newest filter of a Webhook that compiled. It stays in force while a later one does not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FilterInForce {
+    /// The generation of the spec that it is from.
+    pub generation: i64,
+    /// `None`: that spec had no filter.
+    pub filter: Option<Filter>,
+}
+
+impl FilterInForce {
+    /// Takes up what a status has recorded. `None` if this release cannot compile it.
+    #[must_use]
+    pub fn recorded(record: &webhook::FilterInForce) -> Option<Self> {
+        let filter = record.filter.as_deref().map(Filter::read).transpose().ok()?;
+        Some(Self { generation: record.generation, filter })
+    }
+
+    /// What a status records.
+    #[must_use]
+    pub fn record(&self) -> webhook::FilterInForce {
+        let filter = self.filter.as_ref().map(|filter| filter.text().to_owned());
+        webhook::FilterInForce { generation: self.generation, filter }
     }
 }
 

@@ -7,6 +7,7 @@ pub mod header;
 pub mod index;
 pub mod kept;
 pub mod namespaces;
+pub mod owner;
 pub mod reader;
 pub mod reference;
 pub mod resolve;

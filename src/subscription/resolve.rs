@@ -111,24 +111,37 @@ impl SpecError {
     }
 }
 
-/// A spec, read and found usable.
+/// A spec, read part by part: one that cannot be used leaves the others as they are.
+///
+/// The parts that decide which events are taken fall back on what worked, since an event that is not taken is lost. The parts that decide
+/// where and how to send do not: deliveries wait, which loses nothing, while sending to an old URL or with an old key could undo a fix.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// Where and how to send. Deliveries wait while it is an error.
+    pub dispatch: Result<Dispatch, SpecError>,
+    /// The events that this release knows.
+    pub events: EventSet,
+    /// A name or pattern in `spec.events` that this release does not know.
+    pub unknown_event: Option<SpecError>,
+    pub selector: Selector,
+    pub filter: Result<Option<Filter>, SpecError>,
+}
+
+/// Where and how to send.
+#[derive(Clone, Debug)]
+pub struct Dispatch {
     pub references: References,
     pub timeout: Duration,
     pub format: Format,
-    pub events: EventSet,
-    pub selector: Selector,
-    pub filter: Option<Filter>,
     pub max_retries: u32,
     pub backoff: Backoff,
     pub concurrency: usize,
     pub suspend: bool,
 }
 
-impl Plan {
-    /// Reads a spec whose references are to objects of this namespace; `require_https` refuses every other scheme.
-    pub fn read(spec: &WebhookSpec, namespace: &str, require_https: bool) -> Result<Self, SpecError> {
+impl Dispatch {
+    /// Reads where and how to send; `require_https` refuses every other scheme.
+    fn read(spec: &WebhookSpec, namespace: &str, require_https: bool) -> Result<Self, SpecError> {
         let url = match (&spec.url, &spec.url_from) {
             (Some(text), None) => UrlReference::Given(url::parse(text, require_https)?),
             (None, Some(source)) => UrlReference::Secret(Place::of(source, namespace)),
@@ -146,9 +159,6 @@ impl Plan {
             },
             timeout: duration("timeout", &policy.timeout)?,
             format: format(spec),
-            events: EventSet::parse(&spec.events).map_err(SpecError::Event)?,
-            selector: spec.selector.as_ref().map(LabelSelector::selector).unwrap_or_default(),
-            filter: spec.filter.as_deref().map(Filter::read).transpose()?,
             max_retries: policy.max_retries.max(0).unsigned_abs(),
             backoff: Backoff {
                 initial: duration("backoff.initial", &policy.backoff.initial)?,
@@ -159,21 +169,56 @@ impl Plan {
             suspend: spec.suspend,
         })
     }
+}
 
-    /// What the engine schedules by.
+impl Plan {
+    /// Reads a spec whose references are to objects of this namespace; `require_https` refuses every other scheme.
     #[must_use]
-    pub fn subscription(&self, webhook: Uid, scope: &Scope, generation: i64, held: bool) -> Subscription {
-        Subscription {
-            uid: webhook,
+    pub fn read(spec: &WebhookSpec, namespace: &str, require_https: bool) -> Self {
+        let is_known = |pattern: &&str| EventSet::parse(&[*pattern]).is_ok();
+        let (known, unknown): (Vec<&str>, Vec<&str>) = spec.events.iter().map(String::as_str).partition(is_known);
+        Self {
+            dispatch: Dispatch::read(spec, namespace, require_https),
+            events: EventSet::parse(&known).unwrap_or_default(),
+            unknown_event: unknown.first().map(|&pattern| SpecError::Event(pattern.to_owned())),
+            selector: spec.selector.as_ref().map(LabelSelector::selector).unwrap_or_default(),
+            filter: spec.filter.as_deref().map(Filter::read).transpose().map_err(SpecError::Filter),
+        }
+    }
+
+    /// What is wrong with the spec, if anything.
+    #[must_use]
+    pub fn error(&self) -> Option<&SpecError> {
+        self.dispatch.as_ref().err().or(self.filter.as_ref().err()).or(self.unknown_event.as_ref())
+    }
+
+    /// What the engine schedules by, with the filter in force.
+    #[must_use]
+    pub fn subscription(
+        &self,
+        webhook: &WebhookRef,
+        scope: &Scope,
+        generation: i64,
+        filter: Option<&Filter>,
+        held: bool,
+    ) -> Subscription {
+        let inert = Subscription::inert(webhook, generation);
+        let selective = Subscription {
             scope: scope.clone(),
-            generation,
             events: self.events,
             selector: self.selector.clone(),
-            filter: self.filter.clone(),
-            max_retries: self.max_retries,
-            backoff: self.backoff,
-            concurrency: self.concurrency,
-            held: held || self.suspend,
+            filter: filter.cloned(),
+            ..inert
+        };
+        match &self.dispatch {
+            Ok(dispatch) => Subscription {
+                max_retries: dispatch.max_retries,
+                backoff: dispatch.backoff,
+                concurrency: dispatch.concurrency,
+                held: held || dispatch.suspend,
+                ..selective
+            },
+            Err(_) => selective,
         }
     }
 }

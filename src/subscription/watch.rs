@@ -4,18 +4,15 @@
 //! 2. One that selects Namespaces is handed on once these are listed. Until then what was handed on of it before is in force.
 //! 3. [`Change::Listed`] comes once every Webhook that existed at the start has been handed on.
 //! 4. A Webhook whose Secret is missing is looked after until the Secret appears.
-//! 5. A Webhook that this release cannot read, such as one of a newer release, is handed on as one that holds what waits for it.
+//! 5. A Webhook that this release cannot read, such as one of a newer release, is handed on as one that holds what waits for it. What it
+//!    was seen to select before goes on being selected.
+//! 6. While a filter is invalid, the newest valid one stays in force, over restarts by `status.inForce`.
 
 mod declared;
 mod listing;
 pub mod namespaces;
 
-use std::{
-    collections::{HashMap, HashSet},
-    future::pending,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 
 use kube::{Client, api::ObjectMeta, core::error_boundary::InvalidObject, runtime::watcher::Config};
 use tokio::{
@@ -27,7 +24,8 @@ use tracing::{info, warn};
 
 use super::{
     entry::{Entry, Missing, Reading},
-    index::Subscription,
+    filter,
+    index::{Scope, Subscription},
     kept::Kept,
     reader::Reader,
     reference::ReferenceError,
@@ -35,7 +33,11 @@ use super::{
     sharing::Sharing,
 };
 use crate::{
-    api::{ClusterWebhook, Webhook, webhook::WebhookStatus, webhook_delivery::WebhookKind},
+    api::{
+        ClusterWebhook, Webhook,
+        webhook::{FilterInForce, WebhookStatus},
+        webhook_delivery::WebhookKind,
+    },
     event::object::Uid,
     objects::{self, Objects},
 };
@@ -69,6 +71,8 @@ pub struct Update {
     pub standing: Option<Standing>,
     /// Its status as found in the cluster, when it is handed on for the first time.
     pub found: Option<Box<WebhookStatus>>,
+    /// Who its deliveries belong to; `None` while its URL is not known.
+    pub owner: Option<Arc<str>>,
 }
 
 /// How a subscription stands.
@@ -78,8 +82,19 @@ pub struct Standing {
     /// Scheme, host and port.
     pub endpoint: String,
     pub readiness: Readiness,
+    /// What is wrong with the spec although something older is in force.
+    pub fault: Option<Fault>,
+    /// The filter in force, as the status records it.
+    pub in_force: Option<FilterInForce>,
     /// What the user should know, by the Event's reason.
     pub warnings: Vec<(&'static str, String)>,
+}
+
+/// A part of the spec that cannot be used, in place of which something older is in force.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    pub reason: &'static str,
+    pub message: String,
 }
 
 /// Whether a subscription is live.
@@ -114,8 +129,8 @@ pub struct Controller {
     client: Client,
     changes: mpsc::Sender<Change>,
     entries: HashMap<Uid, Entry>,
-    /// Those that this release cannot read.
-    unreadable: HashSet<Uid>,
+    /// Those that this release cannot read, with what they were last seen to subscribe to.
+    unreadable: HashMap<Uid, Option<Subscription>>,
     sharing: Sharing,
     namespaces: Namespaces,
     listing: Listing,
@@ -132,7 +147,7 @@ impl Controller {
         Self {
             changes,
             entries: HashMap::new(),
-            unreadable: HashSet::new(),
+            unreadable: HashMap::new(),
             sharing: Sharing::default(),
             namespaces: Namespaces::new(client.clone()),
             listing: Listing::default(),
@@ -269,7 +284,7 @@ impl Controller {
         self.enter(webhook, declared, generation, None).await
     }
 
-    /// The Webhook is there, and this release cannot read it. What waits for it is held; what happens meanwhile passes it by.
+    /// The Webhook is there, and this release cannot read it. What waits for it is held, and so is what it was seen to select before.
     /// Nothing is written to its status, which could not be read either.
     async fn skipped(&mut self, webhook: WebhookRef, invalid: InvalidObject) -> bool {
         let InvalidObject { error, metadata } = invalid;
@@ -284,16 +299,20 @@ impl Controller {
             );
             return true;
         }
+        let entry = self.entries.remove(&uid);
+        let known = entry.as_ref().map(Entry::subscription);
+        let known = known.or_else(|| self.unreadable.remove(&uid).flatten());
+        let known = known.map(|known| Subscription { generation, held: true, ..known });
+        let consequence = if known.is_some() { "new events wait too" } else { "new events pass it by" };
         warn!(
             namespace,
             webhook = name,
             error,
-            "the Webhook cannot be read: what waits for it is held, and new events pass it by; correct it, or upgrade the operator to the release that it was written for"
+            "the Webhook cannot be read: what waits for it is held, and {consequence}; correct it, or upgrade the operator to the release that it was written for"
         );
-        let entry = self.entries.remove(&uid);
-        self.unreadable.insert(uid);
-        let subscription = Subscription::inert(&webhook, generation);
-        let update = Update { webhook, subscription, resolved: None, standing: None, found: None };
+        self.unreadable.insert(uid, known.clone());
+        let subscription = known.unwrap_or_else(|| Subscription::inert(&webhook, generation));
+        let update = Update { webhook, subscription, resolved: None, standing: None, found: None, owner: None };
         self.changes.send(Change::Updated(Box::new(update))).await.is_ok()
             && self.unshare(entry).await
             && self.follow_namespaces(kind).await
@@ -302,14 +321,16 @@ impl Controller {
     async fn enter(&mut self, webhook: WebhookRef, declared: Declared, generation: i64, known: Option<Entry>) -> bool {
         let Declared { scope, spec, status, .. } = declared;
         let plan = Plan::read(&spec, &webhook.home, self.settings.require_https);
-        let (kept, found) = match known {
-            Some(Entry { kept, found, .. }) => (kept, found),
-            None => (None, Some(Box::new(status))),
+        let (kept, found, in_force) = if let Some(Entry { kept, found, in_force, .. }) = known {
+            (kept, found, in_force)
+        } else {
+            let in_force = status.in_force.as_ref().and_then(filter::FilterInForce::recorded);
+            (None, Some(Box::new(status)), in_force)
         };
         let (kind, uid) = (webhook.kind, webhook.uid);
-        let key = plan.as_ref().ok().and_then(|plan| plan.references.key.as_ref());
-        let told = self.sharing.names(&webhook, key);
-        let mut entry = Entry::new(webhook, scope, generation, plan, kept, &self.reader);
+        let mut entry = Entry::new(webhook, scope, generation, plan, kept, in_force, &self.reader);
+        let key = entry.references().and_then(|references| references.key.as_ref());
+        let told = self.sharing.names(&entry.webhook, key);
         entry.found = found;
         self.entries.insert(uid, entry);
         self.fetch(uid);
@@ -318,7 +339,7 @@ impl Controller {
 
     async fn deleted(&mut self, kind: WebhookKind, uid: Uid) -> bool {
         let entry = self.entries.remove(&uid);
-        let known = entry.is_some() | self.unreadable.remove(&uid);
+        let known = entry.is_some() | self.unreadable.remove(&uid).is_some();
         !known
             || (self.changes.send(Change::Removed(uid)).await.is_ok()
                 && self.unshare(entry).await
@@ -337,7 +358,9 @@ impl Controller {
         if kind == WebhookKind::Webhook {
             return true;
         }
-        let wanted = self.entries.values().any(Entry::selects_namespaces);
+        let mut unreadable = self.unreadable.values().flatten();
+        let wanted = self.entries.values().any(Entry::selects_namespaces)
+            || unreadable.any(|known| matches!(&known.scope, Scope::Cluster(selector) if !selector.selects_all()));
         let ceased = self.namespaces.follow(wanted);
         !ceased || self.changes.send(Change::Namespace(namespaces::Change::Ended)).await.is_ok()
     }

@@ -14,7 +14,10 @@ use llmtune_webhooks::{
     },
     event::EventType,
     source::{Source, training_job::TrainingJobs},
-    subscription::{resolve::Plan, target::References},
+    subscription::{
+        resolve::{Dispatch, Plan},
+        target::References,
+    },
 };
 use llmtune_webhooks_harness::{reference::markdown, root};
 use serde_json::{Map, Value, json};

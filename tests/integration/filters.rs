@@ -82,6 +82,7 @@ fn a_malformed_filter_is_stalled_at_its_position_and_disturbs_no_other_webhook()
             for kind in ["Ready", "Stalled"] {
                 let (_, _, told) = scene.condition(name, kind).unwrap();
                 assert!(told.starts_with("spec.filter cannot be used: ") && told.contains(message), "{told}");
+                assert!(told.ends_with("never had a valid filter, so it gets no events until this one is corrected"));
             }
             assert!(scene.wait_event("Webhook", name, "InvalidFilter").await.contains(message));
         }
@@ -100,6 +101,79 @@ fn a_malformed_filter_is_stalled_at_its_position_and_disturbs_no_other_webhook()
         let long = json!({"filter": "a".repeat(4097)});
         let error = scene.try_apply(&crate::support::webhook("long", &receiver.url(), &long)).unwrap_err();
         assert!(error.contains("spec.filter") && error.contains("4096"), "{error}");
+    });
+}
+
+#[test]
+fn invalid_filter_edit_loses_no_event_over_a_kill() {
+    run(async {
+        let scene = Scene::new("filter-in-force").await;
+        let (some, all) = (Receiver::start().await, Receiver::start().await);
+        let filter = |filter: &str| json!({"events": ["training.completed"], "filter": filter});
+        scene.webhook("some", &some.url(), &filter("data.metrics.loss < 0.5"));
+        scene.webhook("all", &all.url(), &json!({"events": ["training.completed"]}));
+        let mut operator = scene.operator().await;
+        for name in ["some", "all"] {
+            scene.wait(&format!("webhook/{name}"), "condition=Ready");
+        }
+        let jobs = Jobs::new(&scene).await;
+        let finish = async |name: &str, loss: f64| {
+            jobs.create(name).await;
+            jobs.start(name).await;
+            jobs.status(name, &json!({"phase": "Completed", "metrics": {"loss": loss}})).await;
+        };
+        finish("before", 0.1).await;
+        some.wait_for("training.completed", "before", SOON).await;
+
+        scene.webhook("some", &some.url(), &filter("data.metrics.loss = 0.5"));
+        scene.webhook("all", &all.url(), &filter("data.status = 'failed'"));
+        for (name, says) in [
+            ("some", "; until it is corrected, the filter of generation 1 stays in force"),
+            ("all", "; until it is corrected, no filter is in force, as in generation 1"),
+        ] {
+            scene.wait_condition(name, "Stalled", "True", "InvalidFilter", SOON).await;
+            let (ready, reason, _) = scene.condition(name, "Ready").unwrap();
+            assert_eq!((ready.as_str(), reason.as_str()), ("True", "Subscribed"));
+            let (.., message) = scene.condition(name, "Stalled").unwrap();
+            println!("{name}: {message}");
+            assert!(
+                message.starts_with("spec.filter cannot be used: line 1, column") && message.ends_with(says),
+                "{message}"
+            );
+            assert!(scene.wait_event("Webhook", name, "InvalidFilter").await.ends_with(says));
+            let object = scene.get("webhook", name);
+            assert_eq!(object["status"]["observedGeneration"], object["metadata"]["generation"]);
+            assert_eq!(object["status"]["inForce"]["generation"], 1, "{object:#}");
+        }
+        finish("broken", 0.1).await;
+        finish("broken-poor", 0.9).await;
+        some.wait_for("training.completed", "broken", SOON).await;
+        all.wait_for("training.completed", "broken-poor", SOON).await;
+
+        operator.process.kill();
+        finish("down", 0.1).await;
+        finish("down-poor", 0.9).await;
+        operator.restart();
+        some.wait_for("training.completed", "down", SOON).await;
+        all.wait_for("training.completed", "down-poor", SOON).await;
+
+        scene.webhook("some", &some.url(), &filter("data.metrics.loss < 1.0"));
+        scene.wait_condition("some", "Stalled", "False", "Progressing", SOON).await;
+        finish("corrected", 0.9).await;
+        some.wait_for("training.completed", "corrected", SOON).await;
+        all.wait_for("training.completed", "corrected", SOON).await;
+        let names = |receiver: &Receiver| {
+            let mut names: Vec<String> = receiver.events().into_iter().map(|(_, name)| name).collect();
+            names.sort_unstable();
+            names.dedup();
+            names
+        };
+        assert_eq!(names(&some), ["before", "broken", "corrected", "down"]);
+        assert_eq!(names(&all), ["before", "broken", "broken-poor", "corrected", "down", "down-poor"]);
+        assert_eq!(
+            scene.get("webhook", "some")["status"]["inForce"],
+            json!({"generation": 3, "filter": "data.metrics.loss < 1.0"})
+        );
     });
 }
 

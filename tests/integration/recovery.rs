@@ -22,6 +22,7 @@ use crate::{
 };
 
 mod leaders;
+mod replaced;
 mod stores;
 
 const SECRET: &str = "s3cret";
@@ -378,7 +379,8 @@ fn deliveries_of_a_webhook_deleted_while_the_operator_was_down_are_dropped_and_n
         operator.restart();
         let (events, repeats) = distinct(&stays, 10).await;
         assert_eq!((events.len(), repeats), (10, 0));
-        operator.wait_log("dropped=10", SOON).await;
+        // A minute after the start: until then a Webhook of the same name and URL would take them over.
+        operator.wait_log("dropped=10", Duration::from_secs(90)).await;
         assert_eq!(goes.count(), 0, "{:?}", goes.events());
     });
 }

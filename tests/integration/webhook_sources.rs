@@ -114,13 +114,16 @@ fn a_source_takes_effect_changes_and_is_withdrawn_live() {
         let completed = receiver.wait_for("training.completed", "a", SOON).await.json();
         assert_eq!((&completed["data"]["baseModel"], &completed["data"]["run"]), (&json!("other"), &json!(1)));
 
-        // A source whose expressions are none ends; put right, it begins with a baseline.
+        // While expressions are invalid, the last valid spec stays in force.
         let broken = json!([{"stage": "Running", "when": "object.status.phase = 'Busy'"}]);
         scene.apply(&source("trainings", &json!({"stages": broken})));
         let message = condition(&scene, "trainings", "Stalled", "True", "InvalidExpression").await;
         assert!(message.starts_with("spec.stages[0].when: "), "{message}");
+        assert!(message.ends_with("the mapping of generation 2 stays in force"), "{message}");
+        condition(&scene, "trainings", "Ready", "True", "Watching").await;
         create(&scene, "b", &json!({}));
         phase(&scene, "b", &json!("Busy"));
+        receiver.wait_for("training.started", "b", SOON).await;
         scene.apply(&source("trainings", &json!({})));
         condition(&scene, "trainings", "Stalled", "False", "Working").await;
         condition(&scene, "trainings", "Ready", "True", "Watching").await;
@@ -135,7 +138,7 @@ fn a_source_takes_effect_changes_and_is_withdrawn_live() {
         scene.job("last");
         scene.phase("last", "Running");
         receiver.wait_for("training.started", "last", SOON).await;
-        assert_eq!(receiver.count(), 5, "{:?}", receiver.events());
+        assert_eq!(receiver.count(), 6, "{:?}", receiver.events());
         assert!(!operator.get("/readyz").unwrap().1.contains("WebhookSource"));
     });
 }
@@ -185,6 +188,77 @@ fn what_happened_while_the_operator_was_killed_is_told_and_a_kind_that_comes_lat
         let ids: std::collections::HashSet<_> =
             receiver.received().iter().map(|post| post.event_id().to_owned()).collect();
         assert_eq!(ids.len(), 5, "{:?}", receiver.events());
+    });
+}
+
+#[test]
+fn invalid_mapping_loses_no_event_over_kills_with_and_without_a_record() {
+    run(async {
+        let scene = Scene::alone("mapped-in-force").await;
+        install(&scene);
+        grant(&scene);
+        let receiver = Receiver::start().await;
+        scene.webhook("ci", &receiver.url(), &json!({}));
+        let mut operator = Operator::start_ready(&scene.plane, &scene.options().cluster_wide()).await;
+        scene.apply(&source("trainings", &json!({})));
+        condition(&scene, "trainings", "Ready", "True", "Watching").await;
+        let start = async |name: &str| {
+            create(&scene, name, &json!({}));
+            phase(&scene, name, &json!("Busy"));
+            receiver.wait_for("training.started", name, SOON).await;
+        };
+        for name in ["live", "down", "unrecorded", "replaced"] {
+            start(name).await;
+        }
+        let in_force = || scene.get("webhooksource", "trainings")["status"]["inForce"]["generation"].clone();
+        assert_eq!(in_force(), 1);
+
+        let broken = json!({"data": {"message": "object.status.phase ="}});
+        scene.apply(&source("trainings", &broken));
+        let message = condition(&scene, "trainings", "Stalled", "True", "InvalidExpression").await;
+        println!("{message}");
+        assert!(message.starts_with("spec.data.message: ") && message.contains("generation 1 stays in force"));
+        condition(&scene, "trainings", "Ready", "True", "Watching").await;
+        phase(&scene, "live", &json!("Done"));
+        receiver.wait_for("training.completed", "live", SOON).await;
+        eventually("the deliveries are settled", SOON, || async {
+            (operator.metric("llmtune_webhooks_deliveries_total", &[("result", "delivered")]) >= 5.0).then_some(())
+        })
+        .await;
+
+        operator.process.kill();
+        phase(&scene, "down", &json!("Done"));
+        operator.restart();
+        operator.wait_ready().await;
+        receiver.wait_for("training.completed", "down", SOON).await;
+        condition(&scene, "trainings", "Stalled", "True", "InvalidExpression").await;
+
+        // A release before this one recorded nothing. What the ledger remembers waits.
+        operator.stop();
+        let remove = json!([{"op": "remove", "path": "/status/inForce"}]).to_string();
+        scene.kubectl(&["patch", "webhooksource", "trainings", "--subresource=status", "--type=json", "-p", &remove]);
+        phase(&scene, "unrecorded", &json!("Done"));
+        operator.restart();
+        operator.wait_ready().await;
+        let message = condition(&scene, "trainings", "Ready", "False", "InvalidExpression").await;
+        println!("{message}");
+        assert!(message.contains("nothing is watched for it until this one is corrected"), "{message}");
+        scene.job("other");
+        scene.phase("other", "Running");
+        receiver.wait_for("training.started", "other", SOON).await;
+        scene.apply(&source("trainings", &json!({})));
+        receiver.wait_for("training.completed", "unrecorded", SOON).await;
+        condition(&scene, "trainings", "Stalled", "False", "Working").await;
+
+        // Deleted and created again.
+        let manifest = source("trainings", &json!({})).to_string();
+        let output = scene.plane.kubectl_with_input(&["replace", "--force", "-f", "-"], &manifest);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        phase(&scene, "replaced", &json!("Done"));
+        receiver.wait_for("training.completed", "replaced", SOON).await;
+        let ids: std::collections::HashSet<_> =
+            receiver.received().iter().map(|post| post.event_id().to_owned()).collect();
+        assert_eq!(ids.len(), 9, "{:?}", receiver.events());
     });
 }
 

@@ -25,6 +25,9 @@ impl Pending {
             let id = DeliveryId::new(event.id, entry.webhook);
             to.push((entry.webhook, id));
             let queue = self.queues.entry(entry.webhook).or_default();
+            if queue.owner.is_none() {
+                queue.owner = entry.owner.as_deref().map(Arc::from);
+            }
             if let Some(given_up) = entry.given_up {
                 queue.shelf.insert(id, Shelved { event: Arc::clone(&event), given_up });
                 continue;
@@ -98,8 +101,11 @@ impl Pending {
             let full = !stored.written && !stored.to.is_empty();
             stored.written = !stored.to.is_empty();
             let stored = &self.events[shard][&id];
-            *budget = budget.saturating_sub(128 + 64 * stored.to.len() + if full { stored.size } else { 0 });
-            entries.push(self.entry(stored, full));
+            let entry = self.entry(stored, full);
+            let owner = |delivery: &DeliveryEntry| delivery.owner.as_ref().map_or(0, |owner| owner.len());
+            let deliveries: usize = entry.deliveries.iter().map(|delivery| 64 + owner(delivery)).sum();
+            *budget = budget.saturating_sub(128 + deliveries + if full { stored.size } else { 0 });
+            entries.push(entry);
         }
         entries
     }
@@ -114,6 +120,7 @@ impl Pending {
         let deliveries = stored.to.iter().filter_map(|(webhook, id)| {
             let queue = self.queues.get(webhook)?;
             let mut entry = DeliveryEntry::new(*webhook);
+            entry.owner = queue.owner.as_deref().map(Box::from);
             match queue.deliveries.get(id) {
                 Some(delivery) if !delivery.again => {
                     entry.failed = delivery.failed_attempts;

@@ -22,6 +22,12 @@ impl Gate {
         waits.is_some()
     }
 
+    /// Takes out what waits of one Webhook: each delivery with its flush.
+    pub fn take(&mut self, webhook: Uid) -> Vec<(u64, DeliveryId)> {
+        let taken = self.waiting.extract_if(.., |(_, of, _)| *of == webhook);
+        taken.map(|(number, _, id)| (number, id)).collect()
+    }
+
     /// Something waits for the next flush that holds everything: what is told now is in it, with its record and its watch. Its number.
     pub fn await_next_flush(&mut self) -> u64 {
         self.awaited = true;

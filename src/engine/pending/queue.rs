@@ -48,8 +48,10 @@ pub struct Queue {
     pub bytes: usize,
     pub in_flight: usize,
     pub runnable: bool,
-    /// The Webhook is known; until then a recovered queue waits.
+    /// The Webhook is known. Until then a recovered queue waits, and so does that of a deleted one.
     pub subscribed: bool,
+    /// Who its deliveries belong to.
+    pub owner: Option<Arc<str>>,
     pub concurrency: usize,
     pub held: bool,
     /// No attempt begins before: the endpoint answered 429 or 503 with `Retry-After`.
@@ -64,11 +66,17 @@ impl Queue {
     }
 
     pub fn can_begin(&self) -> bool {
+        if !self.subscribed {
+            return false;
+        }
         let free = self.is_free();
         (!self.ready.is_empty() && (self.endpoint_gone.is_some() || free)) || (!self.again.is_empty() && free)
     }
 
     pub fn next(&mut self) -> Option<DeliveryId> {
+        if !self.subscribed {
+            return None;
+        }
         let free = self.is_free();
         if self.endpoint_gone.is_some() || free {
             let next = self.ready.pop_front();

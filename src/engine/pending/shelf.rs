@@ -59,6 +59,20 @@ impl Shelf {
         Some(shelved)
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &Shelved> {
+        self.deliveries.values()
+    }
+
+    pub fn len(&self) -> usize {
+        self.deliveries.len()
+    }
+
+    /// Empties it.
+    pub fn drain(&mut self) -> impl Iterator<Item = (DeliveryId, Shelved)> {
+        self.bytes = 0;
+        self.deliveries.drain()
+    }
+
     #[cfg(test)]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -88,7 +102,9 @@ impl Pending {
     /// The next given-up delivery that is to become an object, told once.
     pub(in crate::engine) fn next_to_keep(&mut self) -> Option<Keep> {
         while let Some((webhook, delivery)) = self.to_keep.pop_front() {
-            if let Some(shelved) = self.queues.get(&webhook).and_then(|queue| queue.shelf.get(delivery)) {
+            // What is left of a deleted Webhook has no owner that an object could have.
+            let queue = self.queues.get(&webhook).filter(|queue| queue.subscribed);
+            if let Some(shelved) = queue.and_then(|queue| queue.shelf.get(delivery)) {
                 let (event, given_up) = (Arc::clone(&shelved.event), shelved.given_up.clone());
                 return Some(Keep { webhook, delivery, event, given_up });
             }

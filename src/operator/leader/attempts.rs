@@ -138,6 +138,10 @@ impl Leader {
 
     /// A given-up delivery is an object now, or is dropped.
     pub(super) fn kept(&mut self, kept: Kept) {
+        // An object that belongs to a deleted Webhook goes with it. The delivery waits to be taken over.
+        if !self.webhooks.contains_key(&kept.webhook) {
+            return;
+        }
         self.engine.kept(kept.webhook, kept.delivery);
         if !kept.landed {
             self.count_dropped(kept.webhook, DropReason::NotKept, 1);

@@ -1,4 +1,8 @@
 //! The watches: made known to the engine first, started once all Webhooks and WebhookSources are listed, and changed with these.
+//!
+//! 1. While the spec of a WebhookSource is invalid, the newest valid one stays in force, over restarts by `status.inForce`.
+//! 2. Records of a source are forgotten when its rules change, or when it is deleted and not created again within [`GRACE`]. Until
+//!    then, and while there is no valid spec to watch by, its watch is dormant: no task runs, and the ledger goes on naming it.
 
 use std::{
     collections::HashMap,
@@ -9,22 +13,24 @@ use std::{
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
+    time::Instant,
 };
 use tracing::info;
 
 use super::{Leader, usage};
 use crate::{
+    api::webhook_source::{MappingInForce, WebhookSourceStatus},
     event::{
         object::{Uid, WatchId},
         observation::Observation,
     },
-    report::sources::{Note, State},
+    report::sources::{Fault, Note, State},
     source::{
         Source,
         catalog::{Applied, SourceRef},
         deployment::Deployments,
         health::WatchHealth,
-        mapped::{Failures, Mapped, Mapping},
+        mapped::{Failures, Mapped, Mapping, MappingError, WatchName},
         namespaces::ToldNamespaces,
         owners::WatchedKinds,
         training_job::TrainingJobs,
@@ -37,6 +43,10 @@ pub const PATIENCE: Duration = Duration::from_secs(3);
 /// The same where it may.
 pub const LONG_PATIENCE: Duration = Duration::from_secs(15);
 
+/// How long what is remembered of a deleted source's objects waits for one of the same name and rules: `kubectl replace --force` deletes and
+/// creates.
+const GRACE: Duration = Duration::from_secs(60);
+
 /// The watches.
 pub struct Sources {
     /// Their tasks.
@@ -48,6 +58,10 @@ pub struct Sources {
     pub namespaces: ToldNamespaces,
     built_in: Vec<BuiltIn>,
     mapped: HashMap<Uid, MappedWatch>,
+    /// Watches of sources that are deleted, or have no valid spec, by the names that the ledger calls them.
+    dormant: HashMap<String, Dormant>,
+    /// WebhookSources that have no valid spec, by uid; the names.
+    broken: HashMap<Uid, String>,
     /// The number that the next watch gets.
     next: u16,
     webhooks_listed: bool,
@@ -68,17 +82,35 @@ enum Kind {
     Deployment,
 }
 
+/// A watch that nobody follows.
+struct Dormant {
+    id: WatchId,
+    /// When its records are forgotten; `None`: its source is there, and waits for a valid spec.
+    until: Option<Instant>,
+}
+
 /// The watch of a `WebhookSource`.
 struct MappedWatch {
     source: SourceRef,
     id: WatchId,
     mapping: Arc<Mapping>,
+    /// The generation that the mapping is from.
+    generation: i64,
     health: Arc<WatchHealth>,
     failures: Arc<Failures>,
     task: Option<AbortHandle>,
 }
 
 impl MappedWatch {
+    fn state(&self, fault: Option<Fault>) -> State {
+        State::Watched { health: Arc::clone(&self.health), failures: Arc::clone(&self.failures), fault }
+    }
+
+    fn in_force(&self) -> Box<MappingInForce> {
+        let spec = self.mapping.spec().clone();
+        Box::new(MappingInForce { generation: self.generation, spec })
+    }
+
     fn mapped(&self, kinds: &WatchedKinds) -> Mapped {
         Mapped::new(Arc::clone(&self.mapping), kinds.clone(), Arc::clone(&self.failures))
     }
@@ -100,6 +132,8 @@ impl Sources {
             namespaces,
             built_in: Vec::new(),
             mapped: HashMap::new(),
+            dormant: HashMap::new(),
+            broken: HashMap::new(),
             next: 0,
             webhooks_listed: false,
             all_listed: !mapped,
@@ -117,7 +151,9 @@ impl Sources {
             let id = WatchId(self.next);
             self.next = self.next.wrapping_add(1);
             let is_free = (self.built_in.len()..usize::from(usage::FIRST_ID)).contains(&usize::from(id.0));
-            if is_free && self.mapped.values().all(|watch| watch.id != id) {
+            let mapped = self.mapped.values().map(|watch| watch.id);
+            let mut taken = mapped.chain(self.dormant.values().map(|watch| watch.id));
+            if is_free && taken.all(|other| other != id) {
                 return id;
             }
         }
@@ -130,7 +166,9 @@ impl Sources {
 
     /// Tells all sources which kinds speak for the objects that they own.
     fn tell_kinds(&self) {
-        self.kinds.set(self.mapped.values().map(|watch| watch.mapping.group_kind()));
+        let dormant = self.dormant.keys().filter_map(|name| WatchName::read(name));
+        let mapped = self.mapped.values().map(|watch| watch.mapping.group_kind());
+        self.kinds.set(mapped.chain(dormant.map(|name| name.group_kind())));
     }
 }
 
@@ -166,7 +204,7 @@ impl Leader {
     /// All Webhooks are listed.
     pub(super) fn webhooks_listed(&mut self) {
         self.sources.webhooks_listed = true;
-        self.drop_orphans();
+        self.recovered_orphans();
         self.begin_sources();
     }
 
@@ -191,6 +229,7 @@ impl Leader {
         for uid in self.sources.mapped.keys().copied().collect::<Vec<_>>() {
             self.begin_mapped(uid);
         }
+        self.keep_remembered();
         for watch in self.engine.forget_other_watches() {
             info!(watch, "what is remembered of this watch is forgotten: it is no longer configured");
         }
@@ -236,22 +275,47 @@ impl Leader {
         self.context.health.set_watches(built_in.chain(mapped).cloned().collect());
     }
 
+    /// Lets the watches that the ledger remembers of sources without a valid spec, or without a source, wait.
+    fn keep_remembered(&mut self) {
+        let names: Vec<String> = self.engine.remembered_watches().map(str::to_owned).collect();
+        for name in names {
+            let Some(WatchName { webhook_source, source, selective }) = WatchName::read(&name) else { continue };
+            let is_broken = self.sources.broken.values().any(|broken| broken == webhook_source);
+            let until = (!is_broken).then(|| Instant::now() + GRACE);
+            let id = self.sources.next_id();
+            self.engine.add_watch(id, source, &name, selective);
+            info!(
+                watch = name,
+                "there is no valid WebhookSource for this watch; what is remembered of it waits for one"
+            );
+            self.sources.dormant.insert(name, Dormant { id, until });
+        }
+        self.sources.tell_kinds();
+    }
+
     /// A WebhookSource is new, or its spec has changed. One whose rules are what they were goes on where it was.
     pub(super) fn source_applied(&mut self, applied: Applied) {
-        let Applied { source, generation, mapping, found } = applied;
+        let Applied { source, generation, mapping, recorded, found } = applied;
         let uid = source.uid;
-        // One that was deleted and created anew under its name.
+        // One that was deleted and created again under its name.
         let namesakes = self.sources.mapped.values().filter(|watch| watch.source.name == source.name);
         let namesakes: Vec<Uid> = namesakes.map(|watch| watch.source.uid).filter(|other| *other != uid).collect();
         for namesake in namesakes {
             self.source_removed(namesake);
         }
-        let mapping = match mapping {
-            Ok(mapping) => mapping,
+        let (mapping, of, fault) = match mapping {
+            Ok(mapping) => (mapping, generation, None),
             Err(error) => {
-                self.withdraw(uid);
-                let state = State::Broken { reason: error.reason(), message: error.to_string() };
-                return self.sources.note(Note::Standing { source, generation, state, found });
+                if let Some(watch) = self.sources.mapped.get(&uid) {
+                    let (state, in_force) =
+                        (watch.state(Some(fault(&error, watch.generation))), Some(watch.in_force()));
+                    return self.sources.note(Note::Standing { source, generation, state, in_force, found });
+                }
+                let recorded = recorded.filter(|(_, mapping)| self.may_go_on(&source.name, mapping));
+                let Some((of, mapping)) = recorded else {
+                    return self.source_broken(source, generation, &error, found);
+                };
+                (mapping, of, Some(fault(&error, of)))
             }
         };
         let health = Arc::new(WatchHealth::new(&mapping.group_kind().1, None, Some(source.name.clone())));
@@ -260,26 +324,33 @@ impl Leader {
             source: source.clone(),
             id: WatchId(0),
             mapping,
-            health: Arc::clone(&health),
+            generation: of,
+            health,
             failures: Arc::new(Failures::new(metric)),
             task: None,
         };
-        let kinds = self.sources.kinds.clone();
-        let name = |watch: &MappedWatch| watch.mapped(&kinds).watch_name(None);
-        let known = self.sources.mapped.get(&uid).filter(|known| name(known) == name(&watch));
+        let name = watch.mapping.watch_name();
+        let known = self.sources.mapped.get(&uid).filter(|known| known.mapping.watch_name() == name);
         watch.id = if let Some(known) = known {
             if let Some(task) = &known.task {
                 task.abort();
             }
             known.id
         } else {
-            self.withdraw(uid);
-            self.sources.next_id()
+            if let Some(other) = self.stop_mapped(uid) {
+                info!(
+                    webhook_source = source.name,
+                    "the rules have changed; what was remembered of its objects is forgotten"
+                );
+                self.engine.remove_watch(other.id);
+            }
+            self.wake_dormant(&source.name, &name).unwrap_or_else(|| self.sources.next_id())
         };
-        let state = State::Watched { health, failures: Arc::clone(&watch.failures) };
+        self.sources.broken.remove(&uid);
+        let (state, in_force) = (watch.state(fault), Some(watch.in_force()));
         self.sources.mapped.insert(uid, watch);
         self.sources.tell_kinds();
-        self.sources.note(Note::Standing { source, generation, state, found });
+        self.sources.note(Note::Standing { source, generation, state, in_force, found });
         if self.sources.are_begun() {
             self.begin_mapped(uid);
             // What the task before was asked has gone with it.
@@ -291,31 +362,111 @@ impl Leader {
         }
     }
 
+    /// A WebhookSource has no valid spec, and none is recorded that could go on. What is remembered of its objects waits.
+    fn source_broken(
+        &mut self,
+        source: SourceRef,
+        generation: i64,
+        error: &MappingError,
+        found: Box<WebhookSourceStatus>,
+    ) {
+        for (name, dormant) in &mut self.sources.dormant {
+            if WatchName::read(name).is_some_and(|name| name.webhook_source == source.name) {
+                dormant.until = None;
+            }
+        }
+        self.sources.broken.insert(source.uid, source.name.clone());
+        let message = format!(
+            "{error}\nno valid spec of this WebhookSource is known, so nothing is watched for it until this one is corrected"
+        );
+        let state = State::Broken(Fault { reason: error.reason(), message });
+        self.sources.note(Note::Standing { source, generation, state, in_force: None, found });
+    }
+
+    /// Whether a recorded mapping goes on from what is remembered. Where only records under other rules are, a crash came before the status
+    /// named these: they wait for the spec to be corrected, rather than be forgotten for the sake of an older one.
+    fn may_go_on(&self, source: &str, mapping: &Arc<Mapping>) -> bool {
+        let is_of_source = |name: &&str| WatchName::read(name).is_some_and(|name| name.webhook_source == source);
+        let name = mapping.watch_name();
+        let dormant = self.sources.dormant.keys().map(String::as_str);
+        let mut remembered = self.engine.remembered_watches().chain(dormant).filter(is_of_source).peekable();
+        remembered.peek().is_none() || remembered.any(|remembered| remembered == name)
+    }
+
+    /// The id of the dormant watch of this name. Those of other rules of the same source are forgotten.
+    fn wake_dormant(&mut self, source: &str, name: &str) -> Option<WatchId> {
+        let of_source = self
+            .sources
+            .dormant
+            .extract_if(|name, _| WatchName::read(name).is_some_and(|name| name.webhook_source == source));
+        let mut woken = None;
+        for (other, Dormant { id, .. }) in of_source.collect::<Vec<_>>() {
+            if other == name {
+                woken = Some(id);
+            } else {
+                info!(watch = other, "the rules have changed; what was remembered of its objects is forgotten");
+                self.engine.remove_watch(id);
+            }
+        }
+        woken
+    }
+
+    /// Forgets what is remembered of deleted sources that nobody created again.
+    pub(super) fn drop_expired_watches(&mut self) {
+        let now = Instant::now();
+        let is_over = |dormant: &mut Dormant| dormant.until.is_some_and(|until| until <= now);
+        let expired: Vec<_> = self.sources.dormant.extract_if(|_, dormant| is_over(dormant)).collect();
+        for (watch, Dormant { id, .. }) in &expired {
+            info!(watch, "what is remembered of this watch is forgotten: its WebhookSource is deleted");
+            self.engine.remove_watch(*id);
+        }
+        if !expired.is_empty() {
+            self.sources.tell_kinds();
+        }
+    }
+
     /// A WebhookSource is deleted.
     pub(super) fn source_removed(&mut self, uid: Uid) {
-        if let Some(watch) = self.withdraw(uid) {
+        let until = Some(Instant::now() + GRACE);
+        if let Some(watch) = self.stop_mapped(uid) {
+            let name = watch.mapping.watch_name();
+            let source = &watch.source.name;
+            info!(
+                webhook_source = source,
+                "the source is withdrawn; what is remembered of its objects waits a minute for another of its name"
+            );
+            self.sources.dormant.insert(name, Dormant { id: watch.id, until });
             // The metric goes with the source.
-            let _ = self.context.metrics.source_errors.remove_label_values(&[&watch.source.name]);
+            let _ = self.context.metrics.source_errors.remove_label_values(&[source]);
+            self.sources.tell_kinds();
+        }
+        if let Some(source) = self.sources.broken.remove(&uid) {
+            for (name, dormant) in &mut self.sources.dormant {
+                if WatchName::read(name).is_some_and(|name| name.webhook_source == source) {
+                    dormant.until = until;
+                }
+            }
         }
         self.sources.note(Note::Removed(uid));
     }
 
-    /// Ends the watch of a WebhookSource; its records are forgotten in silence.
-    fn withdraw(&mut self, uid: Uid) -> Option<MappedWatch> {
+    /// Ends the task of a WebhookSource's watch.
+    fn stop_mapped(&mut self, uid: Uid) -> Option<MappedWatch> {
         let watch = self.sources.mapped.remove(&uid)?;
         if let Some(task) = &watch.task {
             task.abort();
         }
         self.questions.remove(&watch.id);
-        self.engine.remove_watch(watch.id);
         self.sources.tell_kinds();
         if self.sources.are_begun() {
             self.show_watches();
         }
-        info!(
-            webhook_source = watch.source.name,
-            "the source is withdrawn; what was remembered of its objects is forgotten"
-        );
         Some(watch)
     }
+}
+
+/// What is wrong with a spec while that of an older generation is in force.
+fn fault(error: &MappingError, in_force: i64) -> Fault {
+    let message = format!("{error}\nuntil it is corrected, the mapping of generation {in_force} stays in force");
+    Fault { reason: error.reason(), message }
 }

@@ -13,6 +13,7 @@ use super::{
     Context, Leader,
     clock::Clock,
     flushing::{Flushing, tell},
+    orphans::Orphans,
     requests::Requests,
     sources::{LONG_PATIENCE, PATIENCE, Sources},
 };
@@ -175,6 +176,7 @@ impl Leader {
             flushing,
             sender,
             webhooks: HashMap::new(),
+            orphans: Orphans::default(),
             attempts: JoinSet::new(),
             requests: Requests::default(),
             orders,

@@ -91,12 +91,18 @@ impl Entry {
         let known = conditions::get(&self.status.conditions, "Stalled").filter(|known| known.status == "True");
         let stalled = stalled
             || known.is_some_and(|known| known.reason == reason && known.observed_generation == Some(generation));
-        let (stalled_reason, stalled_message) = match (stalled, ready) {
-            (true, _) => (reason, message.as_str()),
-            (false, true) => ("Progressing", "the spec can work as it stands"),
-            (false, false) => ("Progressing", "what the spec needs is waited for; the condition Ready says what"),
+        let (stalled, stalled_reason, stalled_message) = match (&standing.fault, stalled, ready) {
+            (Some(fault), ..) => (true, fault.reason, fault.message.as_str()),
+            (None, true, _) => (true, reason, message.as_str()),
+            (None, false, true) => (false, "Progressing", "the spec can work as it stands"),
+            (None, false, false) => {
+                (false, "Progressing", "what the spec needs is waited for; the condition Ready says what")
+            }
         };
-        self.condition("Stalled", stalled, stalled_reason, stalled_message, generation, at);
+        let changed = self.condition("Stalled", stalled, stalled_reason, stalled_message, generation, at);
+        if let Some(fault) = standing.fault.as_ref().filter(|_| changed || new_generation) {
+            notices.push(Notice::warning(&self.webhook, fault.reason, fault.message.clone()));
+        }
         let known = self.standing.as_ref().map(|standing| standing.warnings.clone()).unwrap_or_default();
         for (reason, text) in standing.warnings.iter().filter(|warning| !known.contains(warning)) {
             if new_generation || self.standing.is_some() {
@@ -105,6 +111,10 @@ impl Entry {
         }
         self.status.observed_generation = Some(generation);
         self.status.endpoint = Some(standing.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
+        // A record that this release cannot compile is left for one that can.
+        if standing.in_force.is_some() {
+            self.status.in_force.clone_from(&standing.in_force);
+        }
         self.counts();
         self.standing = Some(standing);
         self.conditions_changed = true;

@@ -44,6 +44,7 @@ impl MappingError {
 /// The spec of a `WebhookSource`, compiled.
 #[derive(Debug)]
 pub struct Mapping {
+    spec: WebhookSourceSpec,
     /// What names it in event ids: the WebhookSource and the kind.
     pub(super) name: String,
     pub(super) gvk: GroupVersionKind,
@@ -174,6 +175,7 @@ impl Mapping {
         let selector = spec.selector.as_ref().map(LabelSelector::selector).unwrap_or_default();
         let dot = if group.is_empty() { "" } else { "." };
         Ok(Self {
+            spec: spec.clone(),
             name: format!("{name}:{}{dot}{group}", resource.kind),
             gvk: GroupVersionKind::gvk(group, version, &resource.kind),
             kind: Arc::new(Kind { api_version: resource.api_version.clone(), kind: resource.kind.clone() }),
@@ -182,6 +184,19 @@ impl Mapping {
             rules,
             fingerprint: fingerprint(spec),
         })
+    }
+
+    /// The spec that it was compiled from.
+    #[must_use]
+    pub const fn spec(&self) -> &WebhookSourceSpec {
+        &self.spec
+    }
+
+    /// What the ledger calls its watch.
+    #[must_use]
+    pub fn watch_name(&self) -> String {
+        let selected = self.selector.as_ref().map(|selector| format!(" where {selector}")).unwrap_or_default();
+        format!("{} {}{selected}", self.name, self.fingerprint)
     }
 
     /// The kind that it maps, of whatever version.

@@ -179,3 +179,30 @@ fn a_right_that_lacks_is_told_as_what_to_apply() {
     assert!(grant.contains("name: llmtune-webhooks-jobs.batch\n"), "{grant}");
     assert!(grant.contains("- {apiGroups: [\"batch\"], resources: [jobs], verbs: [get, list, watch]}"), "{grant}");
 }
+
+#[test]
+fn name_of_a_watch_tells_its_source_kind_and_selector() {
+    let named = |resource: Value, selector: Value| {
+        let mut spec = serde_json::to_value(spec("Training", &STAGES, &json!({}))).unwrap();
+        (spec["resource"], spec["selector"]) = (resource, selector);
+        mapped(&serde_json::from_value(spec).unwrap()).watch_name(None)
+    };
+    for (api_version, group) in [("batch/v1", "batch"), ("v1", ""), ("a.b.example.com/v1", "a.b.example.com")] {
+        for (selector, selective) in [(json!({}), false), (json!({"matchLabels": {"team": "a"}}), true)] {
+            let name = named(json!({"apiVersion": api_version, "kind": "Job"}), selector);
+            let read = WatchName::read(&name).unwrap();
+            assert_eq!((read.webhook_source, read.selective), ("jobs", selective), "{name}");
+            assert_eq!(read.group_kind(), (group.to_owned(), "Job".to_owned()), "{name}");
+            let source = mapped(&spec("Training", &STAGES, &json!({})));
+            assert!(api_version != "batch/v1" || read.source == source.name());
+        }
+    }
+    let built_in = [
+        "trainingjobs.llmtune.io",
+        "trainingjobs.llmtune.io in ns",
+        "deployments.apps where llmtune.io/model-endpoint=true",
+    ];
+    for other in built_in.into_iter().chain(["usagethresholds.llmtune.io in ns"]) {
+        assert_eq!(WatchName::read(other), None, "{other}");
+    }
+}

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
+    event::EventSet,
     fake::{Answer, apiserver, line},
     subscription::index::Scope,
 };
@@ -92,6 +93,157 @@ async fn a_webhook_that_cannot_be_read_any_more_is_held_where_its_spec_has_chang
     assert!(held.subscription.held);
     assert_eq!(held.subscription.generation, 2);
     assert!(matches!(running.next().await, Change::Removed(uid) if Some(uid) == Uid::parse(UID)));
+}
+
+fn filtered(filter: &str) -> Value {
+    let mut spec = readable();
+    spec["filter"] = json!(filter);
+    spec
+}
+
+/// The filter of a subscription, which gets all events.
+fn filter_of(update: &Update) -> Option<&str> {
+    assert_ne!(update.subscription.events, EventSet::default(), "it gets events");
+    update.subscription.filter.as_ref().map(filter::Filter::text)
+}
+
+fn standing(update: &Update) -> &Standing {
+    update.standing.as_ref().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn invalid_filter_leaves_the_last_valid_one_in_force_until_corrected() {
+    let edit = |generation, filter: &str| line("MODIFIED", &webhook(generation, &filtered(filter)));
+    let edits = vec![edit(2, "event = 'a'"), edit(3, "data."), edit(4, "event == 'b'")];
+    let mut running = run(apiserver(shows(&webhook(1, &filtered("event == 'a'")), edits)));
+    let first = running.updated().await;
+    assert_eq!((filter_of(&first), standing(&first).fault.as_ref()), (Some("event == 'a'"), None));
+    assert!(matches!(running.next().await, Change::Listed));
+    for generation in [2, 3] {
+        let update = running.updated().await;
+        assert_eq!((filter_of(&update), update.subscription.held), (Some("event == 'a'"), false));
+        let Standing { readiness, fault, in_force, generation: observed, .. } = standing(&update);
+        assert_eq!((readiness, *observed), (&Readiness::Live, generation));
+        let fault = fault.as_ref().unwrap();
+        assert_eq!(fault.reason, "InvalidFilter");
+        assert!(fault.message.ends_with("the filter of generation 1 stays in force"), "{}", fault.message);
+        assert_eq!(in_force.as_ref().unwrap().generation, 1);
+    }
+    let corrected = running.updated().await;
+    assert_eq!((filter_of(&corrected), standing(&corrected).fault.as_ref()), (Some("event == 'b'"), None));
+    assert_eq!(standing(&corrected).in_force.as_ref().unwrap().generation, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn restart_with_an_invalid_filter_reads_the_one_in_force_from_the_status() {
+    for (recorded, expected) in
+        [(json!({"generation": 3, "filter": "event == 'a'"}), Some("event == 'a'")), (json!({"generation": 3}), None)]
+    {
+        let mut broken = webhook(4, &filtered("event = 'b'"));
+        broken["status"]["inForce"] = recorded;
+        let mut running = run(apiserver(shows(&broken, Vec::new())));
+        let update = running.updated().await;
+        assert_eq!(filter_of(&update), expected);
+        let fault = standing(&update).fault.as_ref().unwrap();
+        assert!(fault.message.contains("generation 3"), "{}", fault.message);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn webhook_that_never_had_a_valid_filter_gets_no_events_and_says_so() {
+    // The second record is one that this release cannot compile.
+    for recorded in [Value::Null, json!({"generation": 1, "filter": "event = 'a'"})] {
+        let mut broken = webhook(2, &filtered("event = 'b'"));
+        broken["status"]["inForce"] = recorded;
+        let mut running = run(apiserver(shows(&broken, Vec::new())));
+        let update = running.updated().await;
+        assert_eq!(update.subscription.events, EventSet::default());
+        let Readiness::Broken { reason, message } = &standing(&update).readiness else { panic!("it is not ready") };
+        assert_eq!(*reason, "InvalidFilter");
+        assert!(message.contains("never had a valid filter, so it gets no events"), "{message}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn invalid_url_header_or_duration_holds_deliveries_and_goes_on_taking_events() {
+    let with = |field: &str, value: Value| {
+        let mut spec = filtered("event == 'a'");
+        spec[field] = value;
+        spec
+    };
+    let header = json!([{"name": "Host", "value": "x"}]);
+    for (broken, reason) in [
+        (with("url", json!("ftp://ci.example.com")), "InvalidURL"),
+        (with("url", Value::Null), "InvalidURL"),
+        (with("headers", header), "InvalidHeader"),
+        (with("delivery", json!({"timeout": "soon"})), "InvalidDuration"),
+        (with("delivery", json!({"backoff": {"initial": "1s", "max": "later"}})), "InvalidDuration"),
+    ] {
+        let mut running = run(apiserver(shows(&webhook(1, &readable()), vec![line("MODIFIED", &webhook(2, &broken))])));
+        assert!(!running.updated().await.subscription.held);
+        assert!(matches!(running.next().await, Change::Listed));
+        let update = running.updated().await;
+        assert_eq!(filter_of(&update), Some("event == 'a'"), "{broken}");
+        assert!(update.subscription.held && update.resolved.is_none(), "nothing is sent to the old URL: {broken}");
+        let Readiness::Broken { reason: told, message } = &standing(&update).readiness else { panic!("{broken}") };
+        assert_eq!(*told, reason);
+        assert!(message.ends_with("; events wait until it is corrected"), "{message}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn edit_to_a_missing_key_holds_deliveries_and_goes_on_taking_events() {
+    let mut broken = filtered("event == 'a'");
+    broken["secretRef"] = json!({"name": "other"});
+    let secret = json!({"metadata": {"name": "other"}, "data": {}});
+    let shown = shows(&webhook(1, &readable()), vec![line("MODIFIED", &webhook(2, &broken))]);
+    let answers =
+        move |path: &str| if path.contains("/secrets/") { Answer::Object(secret.clone()) } else { shown(path) };
+    let mut running = run(apiserver(answers));
+    assert!(!running.updated().await.subscription.held);
+    assert!(matches!(running.next().await, Change::Listed));
+    loop {
+        let update = running.updated().await;
+        assert_eq!(filter_of(&update), Some("event == 'a'"));
+        assert!(update.subscription.held && update.resolved.is_none(), "nothing is sent unsigned, as before the edit");
+        if let Some(Standing { readiness: Readiness::Waiting { reason, stalled: true, .. }, .. }) = update.standing {
+            assert_eq!(reason, "SecretKeyNotFound");
+            break;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_event_leaves_the_known_ones_subscribed() {
+    let events = |names: Value| webhook(1, &json!({"url": "https://ci.example.com/hooks", "events": names}));
+    let mut running = run(apiserver(shows(&events(json!(["training.failed", "quota.changed"])), Vec::new())));
+    let update = running.updated().await;
+    assert_eq!(update.subscription.events, EventSet::parse(&["training.failed"]).unwrap());
+    let Standing { readiness, fault, .. } = standing(&update);
+    assert_eq!((readiness, fault.as_ref().unwrap().reason), (&Readiness::Live, "UnknownEvent"));
+
+    let mut running = run(apiserver(shows(&events(json!(["quota.changed"])), Vec::new())));
+    let update = running.updated().await;
+    assert!(matches!(&standing(&update).readiness, Readiness::Broken { reason: "UnknownEvent", .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn webhook_that_becomes_unreadable_goes_on_taking_what_it_selected() {
+    let lines = vec![
+        line("MODIFIED", &webhook(2, &json!({}))),
+        line("MODIFIED", &webhook(3, &json!({"events": 1}))),
+        line("MODIFIED", &webhook(4, &readable())),
+    ];
+    let mut running = run(apiserver(shows(&webhook(1, &filtered("event == 'a'")), lines)));
+    assert!(!running.updated().await.subscription.held);
+    assert!(matches!(running.next().await, Change::Listed));
+    for generation in [2, 3] {
+        let held = running.updated().await;
+        assert_eq!(filter_of(&held), Some("event == 'a'"));
+        assert_eq!((held.subscription.held, held.subscription.generation), (true, generation));
+    }
+    let readable = running.updated().await;
+    assert_eq!((filter_of(&readable), readable.subscription.held), (None, false));
 }
 
 #[tokio::test(start_paused = true)]

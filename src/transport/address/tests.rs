@@ -227,7 +227,7 @@ fn clients(guard: Guard) -> Clients {
 /// Reads a url as one of a Webhook, and asks for the client that would send to it.
 fn becomes(clients: &Clients, url: &str) -> Becomes {
     let spec = json!({"url": url, "events": ["*"]});
-    let Ok(plan) = Plan::read(&serde_json::from_value(spec).unwrap(), "ns", false) else { return Nothing };
+    let Ok(plan) = Plan::read(&serde_json::from_value(spec).unwrap(), "ns", false).dispatch else { return Nothing };
     let url = plan.references.url.given().unwrap();
     let host = url.host_str().unwrap().to_owned();
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
