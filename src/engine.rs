@@ -5,7 +5,8 @@
 //! 2. On a first installation the objects that are already there are a baseline: nothing is sent for their past.
 //! 3. Who gets an event is decided when it is observed, by every Webhook that exists and matches then. Where that cannot be told, since
 //!    nothing is known of a Namespace, the event is kept as an object.
-//! 4. Absence is told by a complete list only; on a watch with a selector, by a GET in addition.
+//! 4. Absence is told by a complete list only; on a watch with a selector, by a GET in addition. A GET is never waited for: what is seen
+//!    of the object before the answer voids the question.
 //! 5. A position is what the engine has passed; during a list it stays.
 //! 6. Nothing from a watch is attempted, or kept as an object, before its baseline is flushed; what a crash cuts off from it is void.
 //! 7. What was measured has no log to be learned from again: nothing of it is attempted, or kept as an object, before a flush has
@@ -14,6 +15,10 @@
 //!    watches that are not withdrawn.
 //! 9. A watch that is withdrawn says nothing more. One that begins later, also under its name, begins with a baseline, or empty where
 //!    its kind is absent, and under an epoch of its own.
+//! 10. Nothing is sent for what happened to a training before it came into view, except what an outage hid: a position tells the time at
+//!     which it was current, and what existed then and is new to the watch begins where it is.
+//! 11. Of a kind that is not served any more records are kept for 7 days. When it is served again, what the list lacks is forgotten in
+//!     silence.
 
 mod checkpoint;
 mod deliveries;
@@ -50,7 +55,7 @@ use crate::{
     },
 };
 use pending::{Pending, Shelving};
-use watch::{Baseline, Occurred, Sight, Watch};
+use watch::{Baseline, Missing, Occurred, Sight, Watch};
 
 pub use checkpoint::Unflushed;
 pub use deliveries::{Due, Settled, Verdict};
@@ -313,7 +318,8 @@ impl Engine {
         let Observation { watch: id, mut change } = observation;
         let mut observed = Observed::default();
         let Some(watch) = self.watches.get_mut(&id) else { return observed };
-        if let Change::Seen(object) | Change::Deleted(object) | Change::Measured(object) = &mut change
+        if let Change::Seen(object) | Change::Deleted(object) | Change::Left(object) | Change::Measured(object) =
+            &mut change
             && self.index.selects_namespaces()
         {
             // Its Namespace may be gone before the object is: then what it was last seen under counts.
@@ -326,48 +332,73 @@ impl Engine {
                 watch.distrust_versions(&mut dirty);
                 self.watches_changed = true;
             }
-            Change::ListBegun => watch.begin_list(),
+            Change::ListBegun => {
+                if watch.has_expired(now) {
+                    self.forget_missing(id);
+                }
+                if let Some(watch) = self.watches.get_mut(&id) {
+                    watch.begin_list();
+                }
+            }
             Change::Seen(object) => {
                 let version = object.version;
-                let occurred = watch.seen(*object, &mut dirty);
+                let occurred = watch.seen(*object, now, &mut dirty);
                 self.moved |= watch.pass(version);
                 self.occur(id, occurred, now, &mut observed);
             }
             Change::Deleted(object) => {
                 self.moved |= watch.pass(object.version);
-                let occurred = watch.deleted(*object, &mut dirty);
+                let occurred = watch.deleted(*object, now, &mut dirty);
                 self.occur(id, occurred, now, &mut observed);
             }
             Change::Vanished(uid) => {
                 let occurred = watch.vanished(uid, &mut dirty);
                 self.occur(id, occurred, now, &mut observed);
             }
-            Change::Unselected(uid) => watch.exclude(uid, &mut dirty),
+            Change::Left(object) => {
+                self.moved |= watch.pass(object.version);
+                let uid = object.uid;
+                let (occurred, missed) = watch.left(*object, now, &mut dirty);
+                observed.questions.extend(missed.and_then(|record| watch::question(id, uid, record)));
+                self.occur(id, occurred, now, &mut observed);
+            }
+            Change::LeftUnread(question) => {
+                self.moved |= watch.pass(question.version);
+                let missed = watch.left_unread(&question, &mut dirty);
+                observed.questions.extend(missed.and_then(|record| watch::question(id, question.uid, record)));
+            }
             Change::Unreadable(uid) => watch.listed(uid),
             Change::ListEnded(version) => {
                 let began = watch.end_list(version, &mut dirty);
                 self.watches_changed |= began;
                 self.moved = true;
                 let absent = watch.lacking();
+                let is_back = watch.is_back();
                 for uid in absent {
-                    self.lacked(id, uid, now, &mut observed, &mut dirty);
+                    let Some(watch) = self.watches.get_mut(&id) else { break };
+                    // What left before that is still to be asked after.
+                    if is_back && !watch.is_missed(uid) {
+                        watch.forget(uid, &mut dirty);
+                    } else {
+                        self.lacked(id, uid, now, &mut observed, &mut dirty);
+                    }
                 }
             }
             Change::Bookmark(version) => self.moved |= watch.follow(version),
+            Change::Current(at) => {
+                watch.current(at);
+                self.moved = true;
+            }
             Change::Answer { question, living } => {
                 if let Some(occurred) = watch.answer(&question, living, &mut dirty) {
                     self.occur(id, occurred, now, &mut observed);
                 }
             }
-            Change::NotInstalled => {
-                if !watch.is_absent() {
-                    let epoch = self.next_epoch();
-                    if let Some(watch) = self.watches.get_mut(&id) {
-                        watch.absent(epoch);
-                    }
-                    self.watches_changed = true;
-                }
-            }
+            Change::NotInstalled(at) => match watch.missing(at, now) {
+                Missing::Known => {}
+                Missing::Begun => self.watches_changed = true,
+                Missing::Expired => self.forget_missing(id),
+            },
             Change::Only(there) => self.watches_changed |= watch.only(&there, &mut dirty),
             Change::Measured(object) => {
                 let uid = object.uid;
@@ -380,6 +411,15 @@ impl Engine {
         }
         self.dirty.extend(dirty.into_iter().map(|uid| (id, uid)));
         observed
+    }
+
+    /// A kind is not served, and no records of it are kept any more.
+    fn forget_missing(&mut self, id: WatchId) {
+        let epoch = self.next_epoch();
+        if let Some(watch) = self.watches.get_mut(&id) {
+            watch.absent(epoch);
+        }
+        self.watches_changed = true;
     }
 
     /// A complete list lacked this object.

@@ -22,6 +22,10 @@ pub enum Answer {
     Watch(Vec<Value>),
     /// An error of this status.
     Error(u16),
+    /// The same, with this message.
+    Refused(u16, &'static str),
+    /// Another answer, given at this time: an HTTP date.
+    At(&'static str, Box<Answer>),
     /// Whoever asks panics.
     Panic,
 }
@@ -53,16 +57,25 @@ impl tower::Service<Request<Body>> for Apiserver {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let Self(answer) = self.clone();
         Box::pin(async move {
-            let (code, values, open) = match answer(&request.uri().to_string()) {
+            let (date, answer) = match answer(&request.uri().to_string()) {
+                Answer::At(date, answer) => (Some(date), *answer),
+                answer => (None, answer),
+            };
+            let (code, values, open) = match answer {
                 Answer::Object(value) => (200, vec![value], false),
                 Answer::Watch(lines) => (200, lines, true),
                 Answer::Error(code) => (code, vec![json!({"kind": "Status", "apiVersion": "v1", "code": code})], false),
+                Answer::Refused(code, message) => (code, vec![json!({"code": code, "message": message})], false),
+                Answer::At(..) => panic!("an answer is given once"),
                 Answer::Panic => panic!("as the test wants it"),
             };
             let lines = stream::iter(values).map(|value| Ok::<_, Infallible>(format!("{value}\n")));
             let lines = if open { lines.chain(stream::pending()).boxed() } else { lines.boxed() };
             let mut response = Response::new(AnswerBody::from_stream(lines));
             *response.status_mut() = code.try_into().unwrap();
+            if let Some(date) = date {
+                response.headers_mut().insert(http::header::DATE, date.parse().unwrap());
+            }
             Ok(response)
         })
     }

@@ -31,6 +31,7 @@ mod attempts;
 mod bounds;
 mod flushes;
 mod lives;
+mod news;
 mod subscribers;
 mod succession;
 mod usage;

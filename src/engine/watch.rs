@@ -1,14 +1,18 @@
 //! One watch: its records, its position, and how far the ledger knows of them.
 
 mod checkpoint;
+mod news;
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
 };
 
+use jiff::{SignedDuration, Timestamp};
+
 use crate::{
     event::{
+        EventType,
         lifecycle::{Gone, Lifecycle, Occurrence, usage::UsageRecord},
         object::{Labels, Object, Uid, WatchId},
         observation::Question,
@@ -20,6 +24,20 @@ use crate::{
 /// A position that says that there is a baseline, and nothing of where in the watch's log it was: whoever goes on from it must list, and
 /// what is measured has no log. No object has this version, since etcd begins with it.
 const NO_VERSION: u64 = 1;
+
+/// For how long the records of a resource are kept that is not served any more.
+const KEPT_WHILE_MISSING: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// What it means that a resource is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// Nothing that was not known.
+    Known,
+    /// Its records are kept from now on.
+    Begun,
+    /// There are no records of it, or they have been kept for long enough.
+    Expired,
+}
 
 /// Where a watch stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +79,12 @@ pub(super) struct Watch {
     listing: u16,
     in_list: bool,
     absent: bool,
+    /// Everything that existed at this time has been passed.
+    current: Option<Timestamp>,
+    /// Since when its resource has not been served, while its records are kept.
+    missing_since: Option<Timestamp>,
+    /// Found gone before the log that tells their end was passed. What it still tells of them is not old.
+    found_gone: HashSet<Uid>,
     position: u64,
     group: Arc<Group>,
     /// By shard of the ledger's snapshot.
@@ -85,6 +109,8 @@ pub(super) struct Occurred {
     pub(super) sequence: u32,
 }
 
+use news::{Known, News};
+
 pub(super) use checkpoint::is_known;
 
 /// What to ask about an object that a list lacked.
@@ -104,6 +130,9 @@ impl Watch {
             listing: 0,
             in_list: false,
             absent: false,
+            current: None,
+            missing_since: None,
+            found_gone: HashSet::new(),
             position: 0,
             group: Arc::new(Group { watch: name.to_owned(), epoch }),
             records: (0..shards).map(|_| HashMap::new()).collect(),
@@ -121,10 +150,6 @@ impl Watch {
 
     pub(super) fn epoch(&self) -> u64 {
         self.group.epoch
-    }
-
-    pub(super) fn is_absent(&self) -> bool {
-        self.absent
     }
 
     fn tracked(&mut self, uid: Uid) -> Option<&mut Tracked> {
@@ -186,7 +211,7 @@ impl Watch {
     /// The list was complete. Tells whether the ledger must know at once.
     pub(super) fn end_list(&mut self, version: u64, dirty: &mut Vec<Uid>) -> bool {
         self.in_list = false;
-        let began = self.stand == Stand::Fresh || self.absent;
+        let began = self.stand == Stand::Fresh || self.absent || self.missing_since.is_some();
         if self.stand == Stand::Fresh {
             self.stand = Stand::Live;
             for (uid, tracked) in self.records.iter_mut().flatten() {
@@ -200,12 +225,50 @@ impl Watch {
         began
     }
 
-    /// The resource is not there: what comes of it is new, under an epoch of its own.
+    /// Everything that existed at this time has been passed. It may be earlier than what was said before: the apiserver's clock has been
+    /// set, or another one answered.
+    pub(super) fn current(&mut self, at: Timestamp) {
+        self.current = Some(at);
+        self.found_gone.clear();
+    }
+
+    /// The resource is not served. Its records are kept for a while: it may be back, with the same objects.
+    pub(super) fn missing(&mut self, at: Option<Timestamp>, now: Timestamp) -> Missing {
+        if self.stand == Stand::Fresh {
+            // What was there before it was asked for is not news when it comes.
+            self.current = at;
+            return Missing::Expired;
+        }
+        if self.absent {
+            return Missing::Known;
+        }
+        if self.missing_since.is_some() {
+            return if self.has_expired(now) { Missing::Expired } else { Missing::Known };
+        }
+        self.missing_since = Some(now);
+        self.in_list = false;
+        // Whoever goes on from here must list.
+        self.position = self.position.min(NO_VERSION);
+        Missing::Begun
+    }
+
+    /// Whether its resource has been missing for longer than its records are kept.
+    pub(super) fn has_expired(&self, now: Timestamp) -> bool {
+        self.missing_since.is_some_and(|since| now.duration_since(since) >= KEPT_WHILE_MISSING)
+    }
+
+    /// The resource is served again, and a list of it is complete. Tells whether it was missing: what that list lacks went unseen.
+    pub(super) fn is_back(&mut self) -> bool {
+        self.missing_since.take().is_some()
+    }
+
+    /// There are no records of it any more: what comes of it is under an epoch of its own.
     pub(super) fn absent(&mut self, epoch: u64) {
         self.records.iter_mut().for_each(HashMap::clear);
         self.stand = Stand::Live;
         self.baseline = Baseline::Unwritten;
         self.absent = true;
+        self.missing_since = None;
         self.in_list = false;
         self.position = 0;
         self.group = Arc::new(Group { watch: self.group.watch.clone(), epoch });
@@ -231,8 +294,10 @@ impl Watch {
     }
 
     /// The object as it is.
-    pub(super) fn seen(&mut self, object: Object, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
+    pub(super) fn seen(&mut self, object: Object, now: Timestamp, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
         let (listing, uid) = (self.listing, object.uid);
+        let (mut news, is_young) = (News::All, news::is_young(&object, now));
+        let is_first = self.record(uid).is_none();
         if let Some(Tracked { record, listing: seen_in, .. }) = self.tracked(uid) {
             *seen_in = listing;
             if object.version <= record.version {
@@ -244,8 +309,13 @@ impl Watch {
                 return Vec::new();
             }
             record.version = object.version;
+            if record.excluded || record.missed {
+                // It was out of sight until now.
+                news = News::KnownRun;
+            }
             let changed = record.excluded != object.owned || record.missed;
             record.missed = false;
+            record.left = false;
             record.excluded = object.owned;
             if object.owned {
                 record.last = None;
@@ -260,24 +330,31 @@ impl Watch {
             // What has been passed has gone since; it comes again where a watch is begun anew while its observations are under way.
             return Vec::new();
         } else {
-            let lifecycle = match self.stand {
-                Stand::Fresh => Lifecycle::baseline(&object.facts, object.generation),
-                Stand::Live => Lifecycle::new(&object.facts),
+            // A list after a gap may show what happened in the gap; a line shows an object that has just come into view.
+            let old = self.current.filter(|at| news::is_old(&object, *at) && !self.found_gone.contains(&uid));
+            let hidden = old.filter(|current| self.in_list && news::changed_since(&object, *current));
+            news = hidden.map_or(News::All, News::Since);
+            let lifecycle = if self.stand == Stand::Fresh || (old.is_some() && hidden.is_none()) {
+                Lifecycle::baseline(&object.facts, object.generation)
+            } else {
+                Lifecycle::new(&object.facts)
             };
             self.track(uid, object.version, lifecycle);
             self.touch(uid, dirty);
         }
-        self.step(object, dirty)
+        let announced = self.record(uid).is_some_and(|record| record.sequence > 0);
+        self.step(object, news, Known { is_first, is_young, announced }, dirty)
     }
 
-    /// Lets the record's lifecycle judge the object's state.
-    fn step(&mut self, object: Object, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
+    /// Lets the record's lifecycle judge the object's state, of which this is news.
+    fn step(&mut self, object: Object, news: News, known: Known, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
         let uid = object.uid;
         let Some(record) = self.record(uid) else { return Vec::new() };
         record.generation = object.generation;
         let before = record.lifecycle.clone();
         let lifecycle = std::mem::replace(&mut record.lifecycle, Lifecycle::new(&object.facts));
-        let (occurrences, lifecycle) = lifecycle.step(&object.facts, object.generation);
+        let (mut occurrences, lifecycle) = lifecycle.step(&object.facts, object.generation);
+        news.retain(&mut occurrences, &object, known);
         record.lifecycle = lifecycle;
         let keep = record.lifecycle.would_mind_going();
         let mut changed = !occurrences.is_empty() || record.lifecycle != before;
@@ -297,15 +374,78 @@ impl Watch {
     }
 
     /// The object is deleted: its final state is stepped first.
-    pub(super) fn deleted(&mut self, object: Object, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
+    pub(super) fn deleted(&mut self, object: Object, now: Timestamp, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
         let uid = object.uid;
         // Its going was told, and the position had not passed it when that was flushed.
         if self.record(uid).is_none_or(|record| object.version <= record.version) {
             return Vec::new();
         }
-        let mut occurred = self.seen(object, dirty);
+        let mut occurred = self.seen(object, now, dirty);
         occurred.extend(self.go(uid, Gone::Deleted, dirty));
         occurred
+    }
+
+    /// The object is deleted, or no longer selected: its final state is stepped first, then it is to be asked after.
+    pub(super) fn left(
+        &mut self,
+        object: Object,
+        now: Timestamp,
+        dirty: &mut Vec<Uid>,
+    ) -> (Vec<Occurred>, Option<&Record>) {
+        let uid = object.uid;
+        let Some(record) = self.record(uid) else { return (Vec::new(), None) };
+        if object.version <= record.version {
+            // It was told, and the position had not passed it when that was flushed.
+            return (Vec::new(), self.asked_at(uid, object.version));
+        }
+        let outline = object.outline();
+        let occurred = self.seen(object, now, dirty);
+        (occurred, self.miss(outline, true, dirty))
+    }
+
+    /// The same of an object whose last state cannot be read.
+    pub(super) fn left_unread(&mut self, question: &Question, dirty: &mut Vec<Uid>) -> Option<&Record> {
+        let record = self.record(question.uid)?;
+        if question.version <= record.version {
+            return self.asked_at(question.uid, question.version);
+        }
+        record.version = question.version;
+        let event = match record.lifecycle {
+            Lifecycle::Training(_) => EventType::TrainingFailed,
+            Lifecycle::Serving(_) | Lifecycle::Usage(_) => EventType::DeploymentDeleted,
+        };
+        let outline = event.outline(question.uid, question.namespace.clone(), question.name.clone());
+        self.miss(outline, false, dirty)
+    }
+
+    /// The record, if the object has been asked after since this version: no answer counted before the log had told it again.
+    fn asked_at(&mut self, uid: Uid, version: u64) -> Option<&Record> {
+        self.record(uid).filter(|record| record.missed && record.version == version).map(|record| &*record)
+    }
+
+    /// Whether the object is asked after.
+    pub(super) fn is_missed(&mut self, uid: Uid) -> bool {
+        self.record(uid).is_some_and(|record| record.missed)
+    }
+
+    /// Whether the object lives is to be asked. The outline says where to ask, over a crash too.
+    fn miss(&mut self, outline: Object, left: bool, dirty: &mut Vec<Uid>) -> Option<&Record> {
+        let uid = outline.uid;
+        let record = self.record(uid)?;
+        (record.missed, record.left) = (true, left);
+        record.last.get_or_insert_with(|| Arc::new(outline));
+        self.touch(uid, dirty);
+        self.record(uid).map(|record| &*record)
+    }
+
+    /// Whether the object lives is not asked any more.
+    fn settle_missed(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
+        let Some(record) = self.record(uid) else { return };
+        (record.missed, record.left) = (false, false);
+        if !record.lifecycle.would_mind_going() {
+            record.last = None;
+        }
+        self.touch(uid, dirty);
     }
 
     /// The object was no longer there after a gap.
@@ -328,13 +468,11 @@ impl Watch {
     /// The object lives, but sends nothing until it is selected again.
     pub(super) fn exclude(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
         self.listed(uid);
-        if let Some(record) = self.record(uid) {
-            let changed = !record.excluded || record.missed;
+        if let Some(record) = self.record(uid)
+            && (!record.excluded || record.missed)
+        {
             record.excluded = true;
-            record.missed = false;
-            if changed {
-                self.touch(uid, dirty);
-            }
+            self.settle_missed(uid, dirty);
         }
     }
 
@@ -410,7 +548,9 @@ impl Watch {
         if self.sight != Sight::Selected || self.record(uid)?.last.is_none() {
             return None;
         }
-        self.record(uid)?.missed = true;
+        let record = self.record(uid)?;
+        record.left &= record.missed;
+        record.missed = true;
         self.touch(uid, dirty);
         self.record(uid).map(|record| &*record)
     }
@@ -431,7 +571,13 @@ impl Watch {
             self.exclude(question.uid, dirty);
             return None;
         }
-        Some(self.vanished(question.uid, dirty))
+        let (how, left_at) = (if record.left { Gone::Deleted } else { Gone::Vanished }, record.version);
+        if self.position < left_at {
+            // After a crash: the log will tell it again, and then it is asked again.
+            return None;
+        }
+        self.found_gone.insert(question.uid);
+        Some(self.go(question.uid, how, dirty))
     }
 }
 

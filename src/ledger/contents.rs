@@ -31,6 +31,12 @@ pub struct WatchEntry {
     /// Its resource was not installed: when it comes, everything of it is new.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub absent: bool,
+    /// Everything that existed at this time has been passed: by the apiserver's clock, less what clocks may differ by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current: Option<Timestamp>,
+    /// Since when its resource has not been served, where records of it are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing_since: Option<Timestamp>,
     /// The newest complete flush that events waited for; the same in all watches, 0 where none ever did.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub flush: u64,
@@ -267,12 +273,22 @@ pub(super) struct Text<'a> {
     /// Of a snapshot: which part of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) shard: Option<usize>,
+    /// It is a claim: its leader writes its first changes in its place, and the next leader may claim there until then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) claim: bool,
     #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
     pub(super) events: Vec<EventText<'a>>,
     #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
     pub(super) records: Vec<GroupText<'a>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) watches: Option<Vec<WatchEntry>>,
+}
+
+impl Text<'_> {
+    /// Whether it is a claim after which its leader has written nothing.
+    pub(super) const fn is_empty_claim(&self) -> bool {
+        self.claim && self.events.is_empty() && self.records.is_empty() && self.watches.is_none()
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -409,8 +425,17 @@ pub(super) fn pack(home: Uid, shard: Option<usize>, contents: &Contents) -> Resu
             None => records[at].gone.push(*uid),
         }
     }
-    let text = Text { home, shard, events: events.collect(), records, watches: contents.watches.clone() };
-    let json = serde_json::to_vec(&text)?;
+    let watches = contents.watches.clone();
+    pack_text(&Text { home, shard, claim: false, events: events.collect(), records, watches })
+}
+
+/// Writes a claim.
+pub(super) fn pack_claim(home: Uid) -> Result<Packed, Unreadable> {
+    pack_text(&Text { home, shard: None, claim: true, events: Vec::new(), records: Vec::new(), watches: None })
+}
+
+fn pack_text(text: &Text<'_>) -> Result<Packed, Unreadable> {
+    let json = serde_json::to_vec(text)?;
     Ok(Packed { data: STANDARD.encode(zstd::bulk::compress(&json, LEVEL)?), text: json.len() })
 }
 

@@ -92,7 +92,7 @@ pub struct Journal {
     epoch: u64,
     term: u64,
     leader: u64,
-    /// The first place that this leader writes to, and the leader before it.
+    /// The place of this leader's claim and then of its first changes, and the leader before it.
     begun: (u64, u64),
     /// The next place.
     next: u64,
@@ -132,23 +132,25 @@ impl Journal {
         self.sizes.values().sum()
     }
 
-    /// The claim: once it has landed, an older leader's next write conflicts.
-    pub fn claim(&mut self) -> Result<Segment, LayOutError> {
+    /// The claim: once it has landed, an older leader's next write conflicts. It uses up no place of the ring: the first changes
+    /// replace it, or the claim of the next leader if this one dies before. Either way the write of the other conflicts.
+    pub fn claim(&self) -> Result<Segment, LayOutError> {
         if self.room() == 0 {
             return Err(LayOutError::Full(1));
         }
-        let nothing = contents::pack(self.home, None, &Contents::default())?;
-        Ok(self.journal_segment(nothing, 0))
+        let (sequence, after) = self.begun;
+        let claim = contents::pack_claim(self.home)?;
+        Ok(self.segment(self.place(sequence), SegmentKind::Journal, sequence, after, 0, claim.data))
     }
 
-    /// The shards whose snapshots should be rewritten with the next flush that holds all changes: with every second flush
-    /// the oldest, and whichever is so old that the ring could fill up.
+    /// The shards whose snapshots should be rewritten with the next flush that holds all changes: with a leader's first flush and
+    /// every second one after it the oldest, and whichever is so old that the ring could fill up.
     #[must_use]
     pub fn wanted(&self) -> Vec<usize> {
         let mut shards: Vec<usize> = (0..self.shape.shards).collect();
         shards.sort_by_key(|shard| self.covered[*shard]);
         let pressing = self.covered.iter().filter(|covered| self.is_pressing(**covered)).count();
-        let regular = usize::from(self.flushes % 2 == 1 && self.next > 2);
+        let regular = usize::from(self.flushes.is_multiple_of(2) && self.next > 2);
         shards.truncate(pressing.max(regular));
         shards
     }

@@ -7,7 +7,8 @@
 //!    else wrote there.
 //! 2. Of one flush, deliveries land before the records that would forget them, and positions last.
 //! 3. A snapshot holds nothing that no journal segment held before it.
-//! 4. What a later release added to a record, an event, a delivery or a watch is kept.
+//! 4. A leader's claim uses up no place of the ring: its first changes replace it, or the next claim.
+//! 5. What a later release added to a record, an event, a delivery or a watch is kept.
 
 pub mod contents;
 pub mod journal;

@@ -21,13 +21,16 @@ pub struct Record {
     /// It lives but is no longer selected, or is owned: it sends nothing until it is seen again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub excluded: bool,
-    /// A list lacked it, and whether it lives is not known yet.
+    /// A list lacked it, or it left a watch with a selector, and whether it lives is not known yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub missed: bool,
+    /// It left its watch: if it does not live, its deletion was observed. Meaningful while `missed`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left: bool,
     /// What its lifecycle remembers.
     #[serde(flatten)]
     pub lifecycle: Lifecycle,
-    /// The object, while its going would be an event.
+    /// The object, while its going would be an event or it is missed.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "shared")]
     pub last: Option<Arc<Object>>,
     /// What a later release wrote.
@@ -50,6 +53,7 @@ impl Record {
             sequence: 0,
             excluded: false,
             missed: false,
+            left: false,
             lifecycle,
             last: None,
             unknown: Unknown::NONE,

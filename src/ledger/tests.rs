@@ -126,6 +126,7 @@ fn record(object: Object) -> Record {
         sequence: 2,
         excluded: false,
         missed: true,
+        left: false,
         lifecycle,
         last: Some(Arc::new(object)),
         unknown: Unknown::NONE,
@@ -158,7 +159,16 @@ fn event(number: u128, body: &str) -> EventEntry {
 }
 
 fn watches() -> Vec<WatchEntry> {
-    vec![WatchEntry { watch: "w".into(), epoch: 5, position: 40, absent: false, flush: 0, unknown: Unknown::NONE }]
+    vec![WatchEntry {
+        watch: "w".into(),
+        epoch: 5,
+        position: 40,
+        absent: false,
+        current: None,
+        missing_since: None,
+        flush: 0,
+        unknown: Unknown::NONE,
+    }]
 }
 
 fn begun(contents: Contents, snapshots: Vec<(usize, Contents)>) -> Kept {
@@ -309,9 +319,12 @@ fn a_missing_or_unreadable_segment_and_anothers_ledger_begin_a_new_epoch() {
         Recovered::Ledger(..) => panic!("it must not be gone on with"),
     };
     let mut garbled = kept();
-    garbled.0.get_mut("journal-1-002").unwrap().spec.data = "AAAA".into();
-    assert!(matches!(opened(&garbled), (NoLedger::Unreadable(name, _), 1) if name == "journal-1-002"));
+    garbled.0.get_mut("journal-1-001").unwrap().spec.data = "AAAA".into();
+    assert!(matches!(opened(&garbled), (NoLedger::Unreadable(name, _), 1) if name == "journal-1-001"));
     let mut torn = kept();
+    let (mut journal, _) = torn.open();
+    let next = journal.lay_out(nothing_changed()).unwrap();
+    torn.write(&mut journal, next);
     torn.0.remove("journal-1-001");
     assert!(matches!(opened(&torn), (NoLedger::Missing(1), 1)));
     let mut foreign = kept();
@@ -352,14 +365,169 @@ fn what_a_leader_that_outlived_a_restore_wrote_behind_a_newer_claim_is_overwritt
     let (mut newer, _) = kept.open();
     let claim = newer.claim().unwrap();
     kept.write(&mut newer, vec![claim.clone()]);
-    let mut stray = altered(&kept.0["journal-1-002"], |spec| {
+    let mut stray = altered(&kept.0["journal-1-001"], |spec| {
         (spec.sequence, spec.term, spec.leader, spec.after) = (5, 1, 7, 7);
     });
     stray.name = "journal-1-005".into();
     kept.0.insert(stray.name.clone(), stray);
-    let (mut next, memory) = kept.open();
+    let (next, memory) = kept.open();
     assert_eq!(memory.watches[0].records.iter().flatten().count(), 1);
-    assert_eq!(next.claim().unwrap().spec.sequence, claim.spec.sequence + 1);
+    assert_eq!(next.claim().unwrap().spec.sequence, claim.spec.sequence);
+}
+
+/// A watch and a record as the release before this one has them.
+mod before {
+    use super::*;
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    pub struct Watch {
+        #[serde(rename = "watch")]
+        pub name: String,
+        pub epoch: u64,
+        pub position: u64,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pub absent: bool,
+        #[serde(default)]
+        pub flush: u64,
+        #[serde(flatten)]
+        pub unknown: Unknown,
+    }
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    pub struct Record {
+        pub version: u64,
+        #[serde(default)]
+        pub generation: i64,
+        #[serde(default)]
+        pub missed: bool,
+        #[serde(flatten)]
+        pub lifecycle: Lifecycle,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub last: Option<Object>,
+        #[serde(flatten)]
+        pub unknown: Unknown,
+    }
+
+    /// What that release makes of a value, and writes again.
+    pub fn kept<T: serde::Serialize + serde::de::DeserializeOwned>(value: &Value) -> Value {
+        serde_json::to_value(serde_json::from_value::<T>(value.clone()).unwrap()).unwrap()
+    }
+}
+
+#[test]
+fn the_release_before_reads_and_keeps_what_this_one_adds() {
+    let watch = WatchEntry { current: Some(at(7)), missing_since: Some(at(9)), position: 1, ..watches().remove(0) };
+    let written = serde_json::to_value(&watch).unwrap();
+    assert!(written["current"].is_string() && written["missingSince"].is_string(), "{written}");
+    let back: WatchEntry = serde_json::from_value(before::kept::<before::Watch>(&written)).unwrap();
+    assert_eq!(back, watch);
+    let left = Record { left: true, ..record(training(1)) };
+    let kept = before::kept::<before::Record>(&serde_json::to_value(&left).unwrap());
+    let back: Record = serde_json::from_value(kept).unwrap();
+    assert!(back.missed && back.left && back.version == left.version);
+}
+
+#[test]
+fn what_the_release_before_wrote_is_gone_on_with() {
+    // As it lies in its ledger, of a claim and a flush.
+    let texts = [
+        format!(r#"{{"home":"{HOME}"}}"#),
+        format!(
+            r#"{{"home":"{HOME}","records":[{{"watch":"w","epoch":5,"objects":{{"{}":{{"version":7,"generation":1,"missed":true,"training":{{"stage":"Completed","run":1}}}}}}}}],"watches":[{{"watch":"w","epoch":5,"position":40}},{{"watch":"x","epoch":6,"position":0,"absent":true}}]}}"#,
+            Uid::from_u128(1)
+        ),
+    ];
+    let mut kept = Kept::default();
+    for (sequence, text) in (1..).zip(texts) {
+        let segment = &begun(nothing_changed().contents, Vec::new()).0["journal-1-001"];
+        let after = if sequence == 1 { 0 } else { 7 };
+        let data = STANDARD.encode(zstd::bulk::compress(text.as_bytes(), 3).unwrap());
+        let mut segment = altered(segment, |spec| (spec.sequence, spec.after, spec.data) = (sequence, after, data));
+        segment.name = format!("journal-1-{sequence:03}");
+        kept.0.insert(segment.name.clone(), segment);
+    }
+    let (journal, memory) = kept.open();
+    assert_eq!(journal.claim().unwrap().spec.sequence, 3);
+    let watches: Vec<_> =
+        memory.watches.iter().map(|known| (known.entry.watch.as_str(), known.entry.current)).collect();
+    assert_eq!(watches, [("w", None), ("x", None)]);
+    let record = &memory.watches[0].records[Uid::from_u128(1).shard(SHAPE.shards)][&Uid::from_u128(1)];
+    assert!(record.missed && !record.left);
+}
+
+#[test]
+fn any_number_of_leaders_that_die_early_keeps_what_is_pending() {
+    let contents = || Contents {
+        events: vec![event(1, "a")],
+        records: vec![entry(training(1))],
+        watches: Some(watches()),
+        ..Contents::default()
+    };
+    let shards = |memory: &Memory, wanted: Vec<usize>| {
+        let part = |shard: usize| Contents {
+            events: vec![event(1, "a")].into_iter().filter(|event| event.id.shard(SHAPE.shards) == shard).collect(),
+            records: vec![entry(training(1))]
+                .into_iter()
+                .filter(|entry| entry.uid.shard(SHAPE.shards) == shard)
+                .collect(),
+            ..Contents::default()
+        };
+        assert_eq!(memory.events.len(), 1);
+        wanted.into_iter().map(|shard| (shard, part(shard))).collect::<Vec<_>>()
+    };
+    let mut kept = begun(contents(), Vec::new());
+    // After the claim; after a flush without its snapshot now and then; after a whole one.
+    for start in 0..10 * SHAPE.ring {
+        let (mut journal, memory) = kept.open();
+        assert_eq!((memory.events.len(), memory.watches[0].records.iter().flatten().count()), (1, 1), "start {start}");
+        let claim = journal.claim().unwrap();
+        kept.write(&mut journal, vec![claim]);
+        if start % 3 == 0 {
+            let snapshots = shards(&memory, journal.wanted());
+            let segments = journal
+                .lay_out(Flush { contents: Contents { watches: Some(watches()), ..Contents::default() }, snapshots });
+            let mut segments = segments.unwrap();
+            if start % 2 == 0 {
+                segments.truncate(1);
+            }
+            kept.write(&mut journal, segments);
+        }
+    }
+}
+
+#[test]
+fn of_two_leaders_at_one_claim_s_place_only_one_goes_on() {
+    let mut kept = begun(contents_of(0, 1, 0, true), Vec::new());
+    let (mut first, _) = kept.open();
+    let claim = first.claim().unwrap();
+    kept.write(&mut first, vec![claim.clone()]);
+    let (mut second, _) = kept.open();
+    let newer = second.claim().unwrap();
+    assert!(newer.name == claim.name && second.version(&newer).is_some(), "it replaces the claim");
+    assert!(newer.spec.term > claim.spec.term && newer.spec.after == claim.spec.after);
+    // Whichever of both writes lands first makes the other's conflict.
+    let changes = first.lay_out(nothing_changed()).unwrap().remove(0);
+    assert_eq!((changes.name.as_str(), first.version(&changes)), (claim.name.as_str(), Some("1")));
+    let found = |segment: &Segment| Some(Found { segment: segment.clone(), version: "2".into() });
+    assert_eq!(first.resolve(&changes, found(&newer)), Resolution::Lost);
+    assert_eq!(second.resolve(&newer, found(&changes)), Resolution::Lost);
+    // What the first has written is not replaced.
+    kept.write(&mut first, vec![changes.clone()]);
+    assert_eq!(kept.open().0.claim().unwrap().spec.sequence, changes.spec.sequence + 1);
+}
+
+#[test]
+fn a_claim_of_the_release_before_keeps_its_place() {
+    let mut kept = begun(contents_of(0, 1, 0, true), Vec::new());
+    let (mut journal, _) = kept.open();
+    let claim = journal.claim().unwrap();
+    kept.write(&mut journal, vec![claim.clone()]);
+    // Its leader goes on behind it, so that nothing but a claim there stops it.
+    kept.doctor(|text| {
+        text.as_object_mut().unwrap().remove("claim");
+    });
+    let next = kept.open().0.claim().unwrap();
+    assert_eq!((next.spec.sequence, next.spec.after), (claim.spec.sequence + 1, claim.spec.leader));
 }
 
 fn gone(number: u128) -> RecordEntry {
@@ -425,7 +593,7 @@ fn records_of_several_watches_and_epochs_come_back_each_where_it_belongs() {
         Contents { records: records.collect(), watches: Some(vec![watch("v"), watch("w")]), ..Contents::default() },
         Vec::new(),
     );
-    assert_eq!(text(&kept.0["journal-1-002"])["records"].as_array().unwrap().len(), 3, "each group is told once");
+    assert_eq!(text(&kept.0["journal-1-001"])["records"].as_array().unwrap().len(), 3, "each group is told once");
     let (_, memory) = kept.open();
     let numbers = memory.watches.iter().map(|watch| {
         let mut uids: Vec<Uid> = watch.records.iter().flatten().map(|(uid, _)| *uid).collect();
@@ -530,22 +698,22 @@ fn what_a_newer_leader_wrote_after_a_segment_that_a_restore_took_away_counts_for
         )
     };
     let stray = |sequence, after| {
-        let mut stray = altered(&written().0["journal-1-002"], |spec| {
+        let mut stray = altered(&written().0["journal-1-001"], |spec| {
             (spec.sequence, spec.term, spec.leader, spec.after) = (sequence, 3, 9, after);
         });
         stray.name = format!("journal-1-{sequence:03}");
         stray
     };
     let mut kept = written();
-    kept.0.insert("stray".into(), stray(3, 8));
-    assert_eq!(kept.open().0.claim().unwrap().spec.sequence, 3, "it is overwritten");
+    kept.0.insert("stray".into(), stray(2, 8));
+    assert_eq!(kept.open().0.claim().unwrap().spec.sequence, 2, "it is overwritten");
     let mut kept = written();
-    kept.0.insert("next".into(), stray(3, 7));
-    assert_eq!(kept.open().0.claim().unwrap().spec.sequence, 4, "it follows what is there");
+    kept.0.insert("next".into(), stray(2, 7));
+    assert_eq!(kept.open().0.claim().unwrap().spec.sequence, 3, "it follows what is there");
     // With a gap before it, what is missing is.
     let mut kept = written();
-    kept.0.insert("far".into(), stray(4, 8));
-    assert!(matches!(open(&kept.found(), HOME, SHAPE, 8), Recovered::NoLedger { why: NoLedger::Missing(3), .. }));
+    kept.0.insert("far".into(), stray(3, 8));
+    assert!(matches!(open(&kept.found(), HOME, SHAPE, 8), Recovered::NoLedger { why: NoLedger::Missing(2), .. }));
 }
 
 #[test]
@@ -553,11 +721,10 @@ fn with_every_second_flush_the_oldest_snapshot_is_rewritten_and_all_once_they_ar
     let shape = Shape { ring: 64, shards: 3, limit: 4096 };
     let mut journal = Journal::begin(HOME, 4, shape, 7);
     assert_eq!(journal.epoch(), 4);
-    journal.claim().unwrap();
     let mut order: Vec<usize> = Vec::new();
-    for flush in 0..300 {
+    for flush in 0..302 {
         let wanted = journal.wanted();
-        assert_eq!(wanted.len(), flush % 2, "flush {flush}");
+        assert_eq!(wanted.len(), usize::from(flush > 1 && flush % 2 == 0), "flush {flush}");
         assert!(!journal.is_pressed());
         order.extend(&wanted);
         let snapshots = wanted.into_iter().map(|shard| (shard, Contents::default())).collect();
@@ -592,7 +759,7 @@ fn a_ring_takes_segments_up_to_its_last_place_and_not_one_more() {
     for taken in [SHAPE.ring - 2, SHAPE.ring - 1] {
         let mut journal = Journal::begin(HOME, 1, shape, 7);
         for _ in 0..taken {
-            journal.claim().unwrap();
+            journal.lay_out(nothing_changed()).unwrap();
         }
         let laid_out = journal.lay_out(large());
         assert_eq!(laid_out.is_ok(), taken == SHAPE.ring - 2, "{laid_out:?}");
@@ -625,13 +792,15 @@ fn a_place_that_is_free_is_written_only_behind_what_this_leader_wrote_before() {
     assert_eq!((journal.version(&claim), journal.bytes()), (Some("41"), claim.spec.data.len()));
     let flush = Flush { snapshots: vec![(0, Contents::default())], ..nothing_changed() };
     let segments = journal.lay_out(flush).unwrap();
-    let [second, snapshot] = &segments[..] else { panic!("a segment and a snapshot") };
-    assert_eq!(journal.predecessor(second), Some(("journal-3-001".into(), "41")));
+    let [first, snapshot] = &segments[..] else { panic!("a segment and a snapshot") };
+    assert_eq!((&first.name, journal.version(first)), (&claim.name, Some("41")), "in the place of the claim");
+    assert_eq!(journal.predecessor(first), None, "its version tells enough");
     assert_eq!(journal.predecessor(snapshot), None, "a snapshot has its own place");
-    journal.landed(second, "42".into());
+    journal.landed(first, "42".into());
     journal.landed(snapshot, "43".into());
-    assert_eq!(journal.bytes(), claim.spec.data.len() + second.spec.data.len() + snapshot.spec.data.len());
-    assert_eq!(journal.predecessor(second), None, "its version tells enough");
+    assert_eq!(journal.bytes(), first.spec.data.len() + snapshot.spec.data.len());
+    let second = journal.lay_out(nothing_changed()).unwrap().remove(0);
+    assert_eq!(journal.predecessor(&second), Some(("journal-3-001".into(), "42")));
     let found = |term| {
         let segment = altered(snapshot, |spec| (spec.term, spec.leader) = (term, 9));
         Some(Found { segment, version: "44".into() })

@@ -152,6 +152,9 @@ impl Health {
                         (true, true) if now - watch.last_activity() > SILENT_WATCH.as_secs() as i64 => {
                             format!("nothing heard for {} s; the log says why", now - watch.last_activity())
                         }
+                        (true, true) if watch.unanswered().is_some() => {
+                            "watching, without the right to get objects; the log says why that matters".to_owned()
+                        }
                         (true, true) => "watching".to_owned(),
                         // Whether anybody may read such a kind is not this process's affair.
                         (true, false) if of.is_some() && watch.trouble().is_some() => {

@@ -25,6 +25,16 @@ pub struct WatchHealth {
     installed: AtomicBool,
     synced: AtomicBool,
     trouble: Mutex<Option<Trouble>>,
+    questions: Mutex<Questions>,
+}
+
+/// Whether the apiserver answers questions after single objects.
+#[derive(Debug)]
+enum Questions {
+    /// Not known.
+    Unasked,
+    Answered,
+    Refused(Trouble),
 }
 
 /// What interrupts a watch.
@@ -49,6 +59,7 @@ impl WatchHealth {
             installed: AtomicBool::new(true),
             synced: AtomicBool::new(false),
             trouble: Mutex::new(None),
+            questions: Mutex::new(Questions::Unasked),
         }
     }
 
@@ -79,10 +90,34 @@ impl WatchHealth {
         *lock(&self.trouble) = None;
     }
 
-    /// What keeps it from watching now; `None`: nothing.
+    /// The apiserver has answered a question after an object.
+    pub(super) fn answered(&self) {
+        *lock(&self.questions) = Questions::Answered;
+    }
+
+    /// The operator may not ask after objects. Tells whether that is news.
+    pub(super) fn refused(&self, trouble: Trouble) -> bool {
+        !matches!(std::mem::replace(&mut *lock(&self.questions), Questions::Refused(trouble)), Questions::Refused(_))
+    }
+
+    /// Whether the apiserver is known to answer questions.
+    pub(super) fn is_answered(&self) -> bool {
+        matches!(*lock(&self.questions), Questions::Answered)
+    }
+
+    /// Why objects that leave the selection cannot be asked after; `None`: they can, as far as is known.
+    #[must_use]
+    pub fn unanswered(&self) -> Option<Trouble> {
+        match &*lock(&self.questions) {
+            Questions::Refused(trouble) => Some(trouble.clone()),
+            Questions::Unasked | Questions::Answered => None,
+        }
+    }
+
+    /// What keeps it from watching now, or from asking after what leaves its selection; `None`: nothing.
     #[must_use]
     pub fn trouble(&self) -> Option<Trouble> {
-        lock(&self.trouble).clone()
+        lock(&self.trouble).clone().or_else(|| self.unanswered())
     }
 
     /// Whether the resource is installed; tells whether that is news.

@@ -4,6 +4,7 @@
 //! lists anew when its version has expired (410), and hands everything on in order over one bounded channel.
 
 use std::{
+    collections::{HashMap, VecDeque},
     pin::pin,
     sync::{
         Arc,
@@ -12,8 +13,9 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode, header::DATE};
 use http_body_util::BodyExt;
+use jiff::{Timestamp, fmt::rfc2822};
 use kube::{
     Client,
     api::{GetParams, ListParams, WatchParams},
@@ -40,7 +42,7 @@ use crate::{
     causes::{Causes, explain, lacks_right},
     event::{
         object::{Uid, WatchId},
-        observation::{Change, Observation, Question},
+        observation::{CLOCK_TOLERANCE, Change, Observation, Question},
     },
 };
 
@@ -62,6 +64,9 @@ const BELIEVED_ABSENT: Duration = Duration::from_secs(3);
 const SHORTEST_TURN: Duration = Duration::from_millis(250);
 /// How often a resource that is not installed is looked for.
 const NOT_INSTALLED_INTERVAL: Duration = Duration::from_secs(3);
+
+/// No object has this name, as a rule: whether it may be asked for shows whether any may.
+const PROBE: &str = "llmtune-webhooks-probe";
 
 /// The operator's rights are what is missing.
 const FORBIDDEN: &str = "Forbidden";
@@ -97,6 +102,13 @@ enum WatchError {
     Malformed(#[from] Malformed),
     #[error("the engine has stopped")]
     Stopped,
+}
+
+/// An answer to a GET.
+struct Got<T> {
+    body: T,
+    /// What the apiserver knew then existed at this time, which is earlier by [`CLOCK_TOLERANCE`].
+    at: Option<Timestamp>,
 }
 
 impl WatchError {
@@ -145,7 +157,8 @@ impl<S: Source> Watcher<S> {
 
     /// Watches until the engine stops. Starts after `version`, or with a list where that is `None`.
     pub async fn run(self: Arc<Self>, version: Option<u64>) {
-        let mut position = version;
+        // Version 1 says that there is a baseline, and nothing of where in the log it was.
+        let mut position = version.filter(|version| *version > 1);
         // Whether it was ever installed, as far as this process or the ledger knows.
         let mut known = version.is_some();
         // Failures since the watch last told anything.
@@ -223,20 +236,95 @@ impl<S: Source> Watcher<S> {
         match position {
             None => *position = Some(self.list().await?),
             Some(version) => {
-                self.is_there_yet(*version).await?;
-                self.watch(version, failures).await?;
+                let there = self.is_there_yet(*version).await?;
+                if self.source.selector().is_some() && !self.health.is_answered() {
+                    self.probe().await;
+                }
+                self.watch(version, there, failures).await?;
             }
         }
         Ok(())
     }
 
-    /// Answers the engine's questions, one GET each, until it stops.
+    /// Answers the engine's questions until it stops: one GET at a time, the newest question after each object. What cannot be answered
+    /// is asked again after a pause, behind the others; the watch goes on meanwhile.
     pub async fn answer(self: Arc<Self>, mut questions: mpsc::UnboundedReceiver<Question>) {
-        while let Some(question) = questions.recv().await {
-            let living = self.lives(&question.namespace, &question.name, question.uid).await;
-            if self.send(Change::Answer { question, living }).await.is_err() {
-                return;
+        let mut newest: HashMap<Uid, Question> = HashMap::new();
+        let mut turns: VecDeque<Uid> = VecDeque::new();
+        let mut failures = 0;
+        let mut next = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                question = questions.recv() => match question {
+                    Some(question) => {
+                        let uid = question.uid;
+                        if newest.insert(uid, question).is_none() {
+                            turns.push_back(uid);
+                        }
+                    }
+                    None => return,
+                },
+                () = sleep_until(next), if !turns.is_empty() => {
+                    if !self.health.is_installed() {
+                        // The engine has been told, and asks again when the kind is back.
+                        newest.clear();
+                        turns.clear();
+                        continue;
+                    }
+                    let Some(question) = turns.pop_front().and_then(|uid| newest.remove(&uid)) else { continue };
+                    match self.lives(&question).await {
+                        Ok(living) => {
+                            failures = 0;
+                            self.health.answered();
+                            if self.send(Change::Answer { question, living }).await.is_err() {
+                                return;
+                            }
+                        }
+                        Err(error) => {
+                            next = Instant::now() + pause(failures);
+                            failures += 1;
+                            let Question { namespace, name, .. } = &question;
+                            if self.unanswered(&error) {
+                                warn!(kind = self.source.kind(), namespace, name, error = %Causes(&error), "cannot tell whether the object lives; trying again");
+                            }
+                            turns.push_back(question.uid);
+                            newest.insert(question.uid, question);
+                        }
+                    }
+                }
             }
+        }
+    }
+
+    /// Takes note that a question was not answered. Tells whether that is worth a line in the log: a right that is missing is so once.
+    fn unanswered(&self, error: &WatchError) -> bool {
+        if error.reason() != FORBIDDEN {
+            return true;
+        }
+        let what_to_do = match self.source.grant() {
+            Some(grant) => format!("apply\n\n{grant}"),
+            None => "apply charts/kustomize/rbac.yaml of this release".to_owned(),
+        };
+        let message = format!(
+            "the operator may not get objects of this kind, so it cannot tell those that are deleted from those that lost their label, \
+             and sends no event when they go; {what_to_do}"
+        );
+        self.health.refused(Trouble { reason: FORBIDDEN, message })
+    }
+
+    /// Finds out whether questions will be answered, before the first comes.
+    async fn probe(&self) {
+        let namespace = self.namespace.as_deref().unwrap_or("default");
+        match self.find(namespace, PROBE).await {
+            Ok(_) | Err(WatchError::NotFound) => self.health.answered(),
+            Err(error) if error.reason() == FORBIDDEN => {
+                if self.unanswered(&error) {
+                    warn!(kind = self.source.kind(), error = %Causes(&error), "objects that leave the selection cannot be asked after");
+                }
+            }
+            // The next turn asks again.
+            Err(_) => {}
         }
     }
 
@@ -262,11 +350,18 @@ impl<S: Source> Watcher<S> {
         if self.health.set_installed(false) {
             warn!(kind = self.source.kind(), "{} is not installed; its events begin when it is", self.source.name());
         }
-        self.send(Change::NotInstalled).await
+        let at = self.time().await;
+        self.send(Change::NotInstalled(at)).await
+    }
+
+    /// The apiserver's time, less [`CLOCK_TOLERANCE`]; `None` where it does not tell.
+    async fn time(&self) -> Option<Timestamp> {
+        let request = Request::get("/version").body(Vec::new()).ok()?;
+        within(REQUEST, self.open(request, REQUEST)).await.ok()?.at
     }
 
     async fn send(&self, change: Change) -> Result<(), WatchError> {
-        if let Change::Seen(object) | Change::Deleted(object) = &change
+        if let Change::Seen(object) | Change::Deleted(object) | Change::Left(object) = &change
             && !self.namespaces.know(&object.namespace)
         {
             self.wait_for_namespace(&object.namespace).await;
@@ -288,6 +383,7 @@ impl<S: Source> Watcher<S> {
     async fn list(&self) -> Result<u64, WatchError> {
         let mut token = None;
         let mut begun = false;
+        let mut first = None;
         loop {
             let page = ListParams {
                 limit: Some(PAGE),
@@ -295,11 +391,13 @@ impl<S: Source> Watcher<S> {
                 label_selector: self.source.selector().map(str::to_owned),
                 ..ListParams::default()
             };
-            let body = self.get(self.collection(self.namespace.as_deref())?.list(&page)?).await?;
+            let Got { body, at } = self.get(self.collection(self.namespace.as_deref())?.list(&page)?).await?;
             self.health.touch();
             let (meta, items) = frame::read_page(&self.source, &body, &self.malformed, self.keeps_annotations())?;
             let version = slim::version(&meta.resource_version)?;
             if !std::mem::replace(&mut begun, true) {
+                // All pages are of the version of the first.
+                first = at;
                 // A list that broke off, or a watch that expired, may have seen a store that is no more.
                 if version < self.newest.fetch_max(version, Ordering::Relaxed) {
                     warn!(
@@ -326,32 +424,42 @@ impl<S: Source> Watcher<S> {
                 info!(kind = self.source.kind(), "{} is installed now", self.source.name());
             }
             self.send(Change::ListEnded(version)).await?;
+            if let Some(at) = first {
+                self.send(Change::Current(at)).await?;
+            }
             self.health.sync();
             return Ok(version);
         }
     }
 
-    /// Whether the store has reached this version: a watch from the future would wait in silence.
-    async fn is_there_yet(&self, version: u64) -> Result<(), WatchError> {
+    /// Whether the store has reached this version: a watch from the future would wait in silence. Tells the store's version, and a time:
+    /// what existed then is of that version or an earlier one.
+    async fn is_there_yet(&self, version: u64) -> Result<Option<(u64, Timestamp)>, WatchError> {
         let one = ListParams { limit: Some(1), ..ListParams::default() };
-        let body = self.get(self.collection(self.namespace.as_deref())?.list(&one)?).await?;
+        let Got { body, at } = self.get(self.collection(self.namespace.as_deref())?.list(&one)?).await?;
         let page: Page<&RawValue> = serde_json::from_slice(&body)?;
-        if slim::version(&page.metadata.resource_version)? < version { Err(WatchError::Restored) } else { Ok(()) }
+        let reached = slim::version(&page.metadata.resource_version)?;
+        if reached < version { Err(WatchError::Restored) } else { Ok(at.map(|at| (reached, at))) }
     }
 
     fn keeps_annotations(&self) -> bool {
         self.keep_annotations.load(Ordering::Relaxed)
     }
 
-    /// Follows one watch to its end, moving `version` along.
-    async fn watch(&self, version: &mut u64, failures: &mut u32) -> Result<(), WatchError> {
+    /// Follows one watch to its end, moving `version` along. Once it has passed the version of `there`, all is seen that existed then.
+    async fn watch(
+        &self,
+        version: &mut u64,
+        mut there: Option<(u64, Timestamp)>,
+        failures: &mut u32,
+    ) -> Result<(), WatchError> {
         let params = WatchParams {
             timeout: Some(WATCH_SECONDS),
             label_selector: self.source.selector().map(str::to_owned),
             ..WatchParams::default()
         };
-        let mut body =
-            self.open(self.collection(self.namespace.as_deref())?.watch(&params, &version.to_string())?, IDLE).await?;
+        let request = self.collection(self.namespace.as_deref())?.watch(&params, &version.to_string())?;
+        let mut body = self.open(request, IDLE).await?.body;
         self.health.touch();
         self.health.sync();
         let mut lines = Lines::of(MAX_LINE);
@@ -359,6 +467,9 @@ impl<S: Source> Watcher<S> {
             while let Some(line) = lines.next()? {
                 self.line(&line, version).await?;
                 *failures = 0;
+            }
+            if let Some((_, at)) = there.take_if(|(reached, _)| *version >= *reached) {
+                self.send(Change::Current(at)).await?;
             }
             match timeout(IDLE, body.frame()).await.map_err(|_| WatchError::Silent(IDLE))? {
                 None => return Ok(()),
@@ -386,65 +497,54 @@ impl<S: Source> Watcher<S> {
             }
             Line::Deleted(Ok(object)) => {
                 *version = object.version;
-                // The label may only have gone.
-                let selected = self.source.selector().is_some();
-                if selected && self.lives(&object.namespace, &object.name, object.uid).await {
-                    Change::Unselected(object.uid)
+                // With a selector, the label may only have gone.
+                if self.source.selector().is_some() {
+                    Change::Left(Box::new(object))
                 } else {
                     Change::Deleted(Box::new(object))
                 }
             }
-            Line::Deleted(Err(Some(gone))) => return self.gone(gone, version).await,
+            Line::Deleted(Err(Some(gone))) => {
+                let Unreadable { uid, version: left, namespace, name } = gone;
+                *version = left;
+                if self.source.selector().is_some() {
+                    Change::LeftUnread(Question { watch: self.id, uid, namespace, name, version: left })
+                } else {
+                    Change::Vanished(uid)
+                }
+            }
             Line::Seen(Err(_)) | Line::Deleted(Err(None)) => return Ok(()),
         };
         self.send(change).await
     }
 
-    /// An object is deleted, or no longer selected, whose last state cannot be read.
-    async fn gone(&self, object: Unreadable, version: &mut u64) -> Result<(), WatchError> {
-        let Unreadable { uid, version: deleted, namespace, name } = object;
-        *version = deleted;
-        let living = self.source.selector().is_some() && self.lives(&namespace, &name, uid).await;
-        self.send(if living { Change::Unselected(uid) } else { Change::Vanished(uid) }).await
-    }
-
-    /// Whether the object of this uid is still there; asked until the apiserver tells. One that does not know the kind, as
-    /// one that has just begun may not, is believed only after [`BELIEVED_MISSING`].
-    async fn lives(&self, namespace: &str, name: &str, uid: Uid) -> bool {
-        let begun = Instant::now();
-        let mut failures = 0;
-        loop {
-            self.health.turn();
-            match self.find(namespace, name).await {
-                Ok(partial) => return Uid::parse(&partial.metadata.uid) == Some(uid),
-                Err(WatchError::NotFound) => return false,
-                Err(WatchError::NotInstalled) if begun.elapsed() >= BELIEVED_MISSING => return false,
-                Err(error) => {
-                    warn!(kind = self.source.kind(), namespace, name, error = %Causes(&error), "cannot tell whether the object lives; trying again");
-                    sleep(pause(failures)).await;
-                    failures += 1;
-                }
-            }
+    /// Whether the object is still there.
+    async fn lives(&self, question: &Question) -> Result<bool, WatchError> {
+        match self.find(&question.namespace, &question.name).await {
+            Ok(partial) => Ok(Uid::parse(&partial.metadata.uid) == Some(question.uid)),
+            Err(WatchError::NotFound) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
     async fn find(&self, namespace: &str, name: &str) -> Result<Partial, WatchError> {
         let request = self.collection(Some(namespace))?.get(name, &GetParams::default())?;
-        Ok(serde_json::from_slice(&self.get(request).await?)?)
+        Ok(serde_json::from_slice(&self.get(request).await?.body)?)
     }
 
     /// GETs a whole answer.
-    async fn get(&self, request: Request<Vec<u8>>) -> Result<Vec<u8>, WatchError> {
-        let body = self.open(request, REQUEST).await?;
-        Ok(within(REQUEST, read_all(body)).await?)
+    async fn get(&self, request: Request<Vec<u8>>) -> Result<Got<Vec<u8>>, WatchError> {
+        let Got { body, at } = self.open(request, REQUEST).await?;
+        Ok(Got { body: within(REQUEST, read_all(body)).await?, at })
     }
 
     /// Begins a GET; an answer other than 200 is an error.
-    async fn open(&self, request: Request<Vec<u8>>, limit: Duration) -> Result<Body, WatchError> {
+    async fn open(&self, request: Request<Vec<u8>>, limit: Duration) -> Result<Got<Body>, WatchError> {
         let response = within(limit, self.client.send(request.map(Body::from))).await?;
         let code = response.status();
         if code == StatusCode::OK {
-            return Ok(response.into_body());
+            let at = date(response.headers()).and_then(|date| date.checked_sub(CLOCK_TOLERANCE).ok());
+            return Ok(Got { body: response.into_body(), at });
         }
         let body = within(limit, read_all(response.into_body())).await?;
         let status: Status = serde_json::from_slice(&body).unwrap_or_default();
@@ -455,6 +555,12 @@ impl<S: Source> Watcher<S> {
             code => WatchError::Status(code.as_u16(), status.message),
         })
     }
+}
+
+/// When the apiserver answered, by its own clock; `None` where it does not say (RFC 9110, 6.6.1).
+fn date(headers: &HeaderMap) -> Option<Timestamp> {
+    let text = headers.get(DATE)?.to_str().ok()?;
+    rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
 }
 
 /// Reads a body into one buffer, without keeping its frames beside it.

@@ -34,6 +34,7 @@ mod rotation;
 mod schema;
 mod secrecy;
 mod secrets;
+mod sight;
 mod source_examples;
 mod sources;
 mod subscriptions;

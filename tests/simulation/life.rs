@@ -7,6 +7,23 @@ use llmtune_webhooks::event::object::{Facts, Metric, ServingFacts, ServingStage,
 
 use crate::random::Random;
 
+/// What begins from this second on is later than every object's creation.
+const NEWS: i64 = 1_900_000_000;
+/// What began from this second on and before the other is earlier.
+const PAST: i64 = 1_700_000_000;
+
+/// A job that is restored from a backup with its status.
+pub fn restored(random: &mut Random, serial: i64) -> Facts {
+    let then = Timestamp::from_second(PAST + serial).ok();
+    let (stage, completed_at) = [
+        (TrainingStage::Running, None),
+        (TrainingStage::Suspended, None),
+        (TrainingStage::Completed, then),
+        (TrainingStage::Failed, then),
+    ][random.below(4)];
+    Facts::Training(TrainingFacts { stage: Some(stage), started_at: then, completed_at, ..TrainingFacts::default() })
+}
+
 /// The facts and the generation after a change. `serial` is never twice the same: it names runs.
 pub fn next(random: &mut Random, facts: &Facts, generation: i64, serial: i64) -> (Facts, i64) {
     match facts {
@@ -24,7 +41,7 @@ pub fn next(random: &mut Random, facts: &Facts, generation: i64, serial: i64) ->
 #[allow(clippy::match_same_arms)]
 fn train(random: &mut Random, facts: &TrainingFacts, serial: i64) -> TrainingFacts {
     use TrainingStage::{Cancelled, Completed, Failed, Pending, Running, Suspended};
-    let begun = Timestamp::from_second(1_700_000_000 + serial).ok();
+    let begun = Timestamp::from_second(NEWS + serial).ok();
     let same = facts.started_at;
     let (stage, started_at) = match (facts.stage.unwrap_or(Pending), random.below(100)) {
         (Pending, 0..70) | (Completed | Failed, 0..35) => (Running, begun),
@@ -42,7 +59,8 @@ fn train(random: &mut Random, facts: &TrainingFacts, serial: i64) -> TrainingFac
         (stage, _) => (stage, same),
     };
     let message = Some(format!("step {serial}"));
-    TrainingFacts { stage: Some(stage), started_at, message, ..TrainingFacts::default() }
+    let completed_at = facts.completed_at.filter(|_| (facts.stage, same) == (Some(stage), started_at));
+    TrainingFacts { stage: Some(stage), started_at, completed_at, message, ..TrainingFacts::default() }
 }
 
 fn serve(random: &mut Random, facts: &ServingFacts, mut generation: i64) -> (ServingFacts, i64) {

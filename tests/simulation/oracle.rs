@@ -5,6 +5,7 @@ use std::{
     fmt::Display,
 };
 
+use jiff::Timestamp;
 use kube::core::SelectorExt;
 use llmtune_webhooks::{
     api::ledger_segment::SegmentKind,
@@ -21,7 +22,7 @@ use llmtune_webhooks::{
 use crate::{
     crossings::{Broken, Crossings},
     process::Hook,
-    store::{KINDS, Life, Store},
+    store::{KINDS, Life, State, Store},
 };
 
 /// More lists than this are not tried in every combination.
@@ -33,6 +34,8 @@ struct Gap {
     kind: usize,
     from: u64,
     to: u64,
+    /// The kind was not served before: what the list lacks is forgotten.
+    silent: bool,
 }
 
 /// What a watch was flushed with.
@@ -105,6 +108,10 @@ pub struct Oracle {
     /// lost and regained their label and went before the watcher asked after them, and those without a label whose going
     /// would be no event, when a list is compared.
     pub begun_anew: HashSet<Uid>,
+    /// Objects that were there when a kind that nobody had seen yet was found missing.
+    pub out_of_sight: HashSet<Uid>,
+    /// By kind: what its watch had passed when it was found missing.
+    pub missing_from: [Option<u64>; KINDS.len()],
     /// The versions that objects were unselected at; a position need not have passed them.
     unselected: HashSet<(Uid, u64)>,
     /// Versions of records that landed before their watch's position did.
@@ -162,8 +169,8 @@ impl Oracle {
     }
 
     /// A list replaces a position.
-    pub fn gap(&mut self, kind: usize, from: u64, to: u64) {
-        self.gaps.push(Gap { kind, from: from.min(to), to });
+    pub fn gap(&mut self, kind: usize, from: u64, to: u64, silent: bool) {
+        self.gaps.push(Gap { kind, from: from.min(to), to, silent });
     }
 
     /// A flush that leaves something behind holds the object's record, which is newer than the position then.
@@ -237,7 +244,9 @@ impl Oracle {
         let forgotten = self.current.iter().flatten().find(|flushed| {
             let known = memory.watches.iter().map(|known| &known.entry).find(|entry| entry.watch == flushed.name);
             let known = known.is_some_and(|entry| {
-                entry.epoch > flushed.epoch || (entry.epoch == flushed.epoch && entry.position >= flushed.position)
+                // Of a kind that is not served, whoever goes on lists.
+                let position = entry.missing_since.map_or(entry.position, |_| flushed.position);
+                entry.epoch > flushed.epoch || (entry.epoch == flushed.epoch && position >= flushed.position)
             });
             !known && flushed.epoch > self.withdrawn[flushed.kind]
         });
@@ -350,7 +359,7 @@ impl Oracle {
             self.fail("engine 2", format!("{what} is told before its watch has a baseline"));
             return;
         };
-        if version.is_some_and(|version| version <= baseline) {
+        if version.is_some_and(|version| version <= baseline) && !self.out_of_sight.contains(&uid) {
             self.fail("engine 2", format!("{what} is told although it belongs to the baseline of {baseline}"));
         }
         if KINDS[kind].serving {
@@ -382,6 +391,56 @@ impl Oracle {
         });
         if !holds {
             self.fail("engine 1", format!("{what} is told, and never was, or not under this id"));
+        }
+    }
+
+    /// An event of a training is news: it happened while the object was selected, after it was created, as far as the watch knows. `current`:
+    /// the time of which the watch had seen everything.
+    pub fn is_news(
+        &mut self,
+        store: &Store,
+        kind: usize,
+        version: Option<u64>,
+        current: Option<Timestamp>,
+        event: &Event,
+    ) {
+        let uid = event.object.uid;
+        let Some(life) = store.lives.get(&uid).filter(|_| !KINDS[kind].serving) else { return };
+        if self.tainted.contains(&uid) || self.begun_anew.contains(&uid) || self.lost.iter().any(|lost| lost.uid == uid)
+        {
+            return;
+        }
+        let starts = event.event_type == EventType::TrainingStarted;
+        let shows = |state: &&State| {
+            let Facts::Training(facts) = &state.facts else { return false };
+            let name = match facts.started_at {
+                Some(start) => OccurrenceName::StartedAt(start),
+                None => OccurrenceName::Generation(state.generation),
+            };
+            let stage = facts.stage.unwrap_or(TrainingStage::Pending);
+            let fits = match event.event_type {
+                EventType::TrainingStarted => stage == TrainingStage::Running || stage.is_finished(),
+                EventType::TrainingCompleted => stage == TrainingStage::Completed,
+                _ => matches!(stage, TrainingStage::Failed | TrainingStage::Cancelled),
+            };
+            fits && EventId::new(KINDS[kind].source, uid, event.event_type, &name, 1, 0) == event.id
+        };
+        // Nothing: it is gone.
+        let Some(state) = life.states.iter().find(shows) else { return };
+        let Facts::Training(facts) = &state.facts else { return };
+        let time = if starts { facts.started_at } else { facts.completed_at };
+        let first = life.states.first().is_some_and(|first| first.version == state.version);
+        if first && time.is_some_and(|time| time < life.created) {
+            self.fail("engine 10", format!("{} of {} is told, from before its creation", event.event_type, life.name));
+        }
+        // A state that shows it while it is selected is news of its own.
+        let seen = life.states.iter().rposition(|state| Some(state.version) == version).unwrap_or_default();
+        let comes_into_view = seen > 0 && !life.states[seen - 1].selected;
+        if starts && comes_into_view && !state.selected && current.is_some_and(|current| life.created < current) {
+            self.fail(
+                "engine 10",
+                format!("{} of {} is told, from before it was selected", event.event_type, life.name),
+            );
         }
     }
 
@@ -434,7 +493,7 @@ impl Oracle {
         }
         for life in store.lives.values() {
             let Some(Flushed { epoch, .. }) = self.current[life.kind] else { continue };
-            if self.tainted.contains(&life.uid) {
+            if self.tainted.contains(&life.uid) || self.out_of_sight.contains(&life.uid) {
                 continue;
             }
             let baseline = self.baseline(life.kind, epoch);
@@ -506,13 +565,39 @@ const fn happens_once(event: EventType) -> bool {
     matches!(event, EventType::DeploymentCreated | EventType::DeploymentDeleted)
 }
 
+/// How a state is seen.
+#[derive(Clone, Copy)]
+#[allow(clippy::struct_excessive_bools)]
+struct Seen {
+    /// Nothing was known of the object.
+    first: bool,
+    /// It was not selected before.
+    returns: bool,
+    /// A run begins with it.
+    begins: bool,
+    ends: bool,
+    /// An event of the object was told before.
+    announced: bool,
+}
+
+/// Whether an event that a state of a training means must be sent.
+fn is_news(life: &Life, state: &State, event: EventType, seen: Seen) -> bool {
+    let Seen { first, returns, begins, ends, announced } = seen;
+    let Facts::Training(facts) = &state.facts else { return true };
+    let starts = event == EventType::TrainingStarted;
+    let time = if starts { facts.started_at } else { facts.completed_at };
+    let past = time.is_some_and(|time| time < life.created) && (first || ends) && (starts || begins || !announced);
+    !(past || (returns && begins))
+}
+
 /// How an object shows itself.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Sight {
     /// In the log, as of this state.
     State(usize),
     Deleted,
-    Listed,
+    /// By a list after a gap, and whether the kind was not served in it.
+    Listed(bool),
 }
 
 fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
@@ -523,15 +608,15 @@ fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
     };
     let is_hidden = |version| gaps.iter().any(|gap| gap.from < version && version <= gap.to);
     let visible = changes().filter(|(version, ..)| *version > baseline && !is_hidden(*version));
-    let lists = gaps.iter().filter(|gap| gap.to > baseline).map(|gap| (gap.to, Sight::Listed));
+    let lists = gaps.iter().filter(|gap| gap.to > baseline).map(|gap| (gap.to, Sight::Listed(gap.silent)));
     let mut sights: Vec<(u64, Sight)> = visible.map(|(version, sight, _)| (version, sight)).chain(lists).collect();
-    sights.sort_by_key(|(version, sight)| (*version, *sight == Sight::Listed));
+    sights.sort_by_key(|(version, sight)| (*version, matches!(sight, Sight::Listed(_))));
     sights.dedup();
 
     let source = KINDS[life.kind].source;
     let as_of = |version: u64| life.states.iter().rfind(|state| state.version <= version);
     let mut record = None;
-    let (mut excluded, mut newest, mut generation) = (false, 0, 0);
+    let (mut excluded, mut announced, mut newest, mut generation) = (false, false, 0, 0);
     if let Some(state) = as_of(baseline).filter(|state| state.selected && deleted > baseline) {
         record = Some(Lifecycle::baseline(&state.facts, state.generation));
         (newest, generation) = (state.version, state.generation);
@@ -544,20 +629,46 @@ fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
         let (state, gone) = match sight {
             Sight::State(at) => (Some(&life.states[at]), None),
             Sight::Deleted => (as_of(version), Some(Gone::Deleted)),
-            Sight::Listed if version >= deleted => (None, Some(Gone::Vanished)),
-            Sight::Listed => (as_of(version), None),
+            Sight::Listed(true) if version >= deleted => {
+                record = None;
+                (None, None)
+            }
+            Sight::Listed(false) if version >= deleted => (None, Some(Gone::Vanished)),
+            Sight::Listed(_) => (as_of(version), None),
         };
         let mut occurrences = Vec::new();
         match state {
             Some(state) if state.selected => {
-                excluded = false;
-                if state.version > newest || record.is_none() {
-                    let before = record.unwrap_or_else(|| Lifecycle::new(&state.facts));
-                    let (told, after) = before.step(&state.facts, state.generation);
+                let returns = std::mem::take(&mut excluded);
+                let first = record.is_none();
+                if state.version > newest || first {
+                    // It was there before, and nobody saw it.
+                    let was_hidden = life.states.iter().any(|past| past.version < state.version && !past.selected);
+                    let before = record.unwrap_or_else(|| {
+                        if was_hidden {
+                            Lifecycle::baseline(&state.facts, state.generation)
+                        } else {
+                            Lifecycle::new(&state.facts)
+                        }
+                    });
+                    let (mut told, after) = before.step(&state.facts, state.generation);
+                    let begins = told.iter().any(|occurrence| occurrence.event == EventType::TrainingStarted);
+                    let ends = told.iter().any(|occurrence| occurrence.event != EventType::TrainingStarted);
+                    let seen = Seen { first, returns, begins, ends, announced };
+                    told.retain(|occurrence| is_news(life, state, occurrence.event, seen));
+                    announced |= !told.is_empty();
                     occurrences.extend(told.into_iter().map(|occurrence| (occurrence, state.version)));
                     record = Some(after);
                     (newest, generation) = (state.version, state.generation);
                 }
+            }
+            // What a list lacks is forgotten where its going would be no event, or the kind was not served; label or not.
+            Some(_)
+                if sight == Sight::Listed(true)
+                    || (sight == Sight::Listed(false)
+                        && record.as_ref().is_none_or(|record| !record.would_mind_going())) =>
+            {
+                record = None;
             }
             Some(_) => excluded = true,
             None => {}

@@ -32,7 +32,7 @@ use crate::{
     gauge::Meter,
     oracle::{Flushed, Held, Oracle},
     random::Random,
-    store::{Answer, DEPLOYMENTS, KINDS, MAPPED, Mapping, Store, USAGE, kind_of_uid, kind_of_watch},
+    store::{Answer, DEPLOYMENTS, KINDS, Life, MAPPED, Mapping, Store, USAGE, kind_of_uid, kind_of_watch},
     watcher::{Watcher, subject},
 };
 
@@ -42,6 +42,8 @@ mod leading;
 mod observing;
 
 const HOME: Uid = Uid::from_u128(7);
+/// When a run begins.
+pub const EPOCH_MILLIS: i64 = 1_800_000_000_000;
 
 /// How an endpoint answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,8 +98,8 @@ pub struct Env {
 
 impl Env {
     /// The time by a clock that is off by so many milliseconds.
-    fn time(&self, off: i64) -> Timestamp {
-        Timestamp::from_millisecond(1_800_000_000_000 + self.millis + off).unwrap_or(Timestamp::MAX)
+    pub fn time(&self, off: i64) -> Timestamp {
+        Timestamp::from_millisecond(EPOCH_MILLIS + self.millis + off).unwrap_or(Timestamp::MAX)
     }
 
     /// When the Lease is acquired, by a clock that is off: later than by whoever acquired it before.
@@ -154,8 +156,20 @@ struct Flushing {
     baselines: Vec<WatchId>,
 }
 
+/// Where the ledger says that a watch stood.
+#[derive(Debug)]
+struct Stood {
+    watch: String,
+    epoch: u64,
+    position: u64,
+    absent: bool,
+    missing: bool,
+    current: Option<Timestamp>,
+}
+
 /// What a process knows of a watch that it has made known to its engine.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)]
 struct Known {
     id: WatchId,
     /// The newest epoch that is known of it.
@@ -166,6 +180,10 @@ struct Known {
     baselined: bool,
     /// Its resource is recorded absent.
     absent: bool,
+    /// Its resource is not served, and its records are kept.
+    missing: bool,
+    /// Everything that existed at this time has been passed.
+    current: Option<Timestamp>,
     /// The store was restored to this version, and no list was complete since.
     restored_to: Option<u64>,
     /// A list has begun and has not ended.
@@ -207,7 +225,7 @@ pub struct Process {
     /// The number that the next watch gets.
     next_id: u16,
     /// What the ledger remembers of watches that are neither made known nor forgotten: name, epoch, position, absent.
-    remembered: Vec<(String, u64, u64, bool)>,
+    remembered: Vec<Stood>,
     /// All WebhookSources are listed, and the watches are begun.
     listed: bool,
     /// The WebhookSources as it knows them.
@@ -365,6 +383,7 @@ fn brief(change: &Change) -> String {
     match change {
         Change::Seen(object) => format!("seen {} {:.200}", object.version, format!("{:?}", object.facts)),
         Change::Deleted(object) => format!("deleted {} {}", object.version, object.name),
+        Change::Left(object) => format!("left {} {}", object.version, object.name),
         Change::Answer { question, living } => format!("answer {} living {living}", question.name),
         other => format!("{other:?}"),
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use llmtune_webhooks::{
     event::object::{Facts, Object, Uid},
     ledger::journal::{Found, Segment},
@@ -93,6 +94,7 @@ pub struct Life {
     pub kind: usize,
     pub name: String,
     pub team: &'static str,
+    pub created: Timestamp,
     pub states: Vec<State>,
     /// The version and the tick of its deletion.
     pub deleted: Option<(u64, u64)>,
@@ -130,7 +132,7 @@ impl Life {
             labels: BTreeMap::from([("team".into(), self.team.into())]),
             namespace_labels: None,
             annotations: None,
-            created_at: None,
+            created_at: Some(self.created),
             owned: false,
             facts: state.facts.clone(),
         }

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use jiff::Timestamp;
 use llmtune_webhooks::event::{
     object::{Object, Uid, WatchId},
     observation::Change,
@@ -20,10 +21,9 @@ pub enum Stage {
     Listing {
         objects: VecDeque<Object>,
         version: u64,
+        at: Timestamp,
     },
     Following,
-    /// A DELETED came on a watch with a selector.
-    Asking(Box<Object>),
 }
 
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub struct Watcher {
 
 impl Watcher {
     pub fn new(id: WatchId, kind: usize, position: u64) -> Self {
-        Self { id, kind, position: (position > 0).then_some(position), newest: position, stage: Stage::Checking }
+        Self { id, kind, position: (position > 1).then_some(position), newest: position, stage: Stage::Checking }
     }
 
     fn push(&self, queue: &mut VecDeque<Item>, change: Change, as_of: u64) {
@@ -70,7 +70,7 @@ impl Watcher {
             Stage::Checking => {
                 if !env.installed[self.kind] {
                     self.position = None;
-                    self.push(queue, Change::NotInstalled, env.store.version);
+                    self.push(queue, Change::NotInstalled(Some(env.time(0))), env.store.version);
                     return;
                 }
                 self.check(env, queue);
@@ -83,11 +83,11 @@ impl Watcher {
                         self.newest = self.newest.max(version);
                         let objects = env.store.list(self.kind).into();
                         self.push(queue, Change::ListBegun, version);
-                        self.stage = Stage::Listing { objects, version };
+                        self.stage = Stage::Listing { objects, version, at: env.time(0) };
                     }
                 }
             }
-            Stage::Listing { mut objects, version } => {
+            Stage::Listing { mut objects, version, at } => {
                 if env.breaks(6) {
                     return;
                 }
@@ -98,9 +98,10 @@ impl Watcher {
                 }
                 if objects.is_empty() {
                     self.push(queue, Change::ListEnded(version), version);
+                    self.push(queue, Change::Current(at), 0);
                     self.saw(version);
                 } else {
-                    self.stage = Stage::Listing { objects, version };
+                    self.stage = Stage::Listing { objects, version, at };
                 }
             }
             Stage::Following => {
@@ -115,22 +116,17 @@ impl Watcher {
                     if version > position && env.random.chance(30) {
                         self.saw(version);
                         self.push(queue, Change::Bookmark(version), 0);
+                        self.push(queue, Change::Current(env.time(0)), 0);
                     }
                     return;
                 };
                 let (object, deleted) = (entry.object.clone(), entry.deleted);
                 self.saw(object.version);
                 match deleted {
-                    true if KINDS[self.kind].selective => self.stage = Stage::Asking(Box::new(object)),
+                    true if KINDS[self.kind].selective => self.push(queue, Change::Left(Box::new(object)), 0),
                     true => self.push(queue, Change::Deleted(Box::new(object)), 0),
                     false => self.push(queue, Change::Seen(Box::new(object)), 0),
                 }
-            }
-            Stage::Asking(object) => {
-                self.stage = Stage::Following;
-                let (uid, version) = (object.uid, object.version);
-                let change = if env.store.lives(uid) { Change::Unselected(uid) } else { Change::Deleted(object) };
-                self.push(queue, change, version);
             }
         }
     }
@@ -145,7 +141,7 @@ impl Watcher {
 /// The object that a change is about.
 pub fn subject(change: &Change) -> Option<(Uid, u64)> {
     match change {
-        Change::Seen(object) | Change::Deleted(object) => Some((object.uid, object.version)),
+        Change::Seen(object) | Change::Deleted(object) | Change::Left(object) => Some((object.uid, object.version)),
         _ => None,
     }
 }

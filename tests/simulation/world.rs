@@ -5,6 +5,7 @@ mod hooks;
 
 use std::collections::{BTreeMap, HashMap};
 
+use jiff::Timestamp;
 use llmtune_webhooks::{event::object::Uid, ledger::journal::Shape};
 
 use crate::{
@@ -12,7 +13,7 @@ use crate::{
     gauge::Gauge,
     life,
     oracle::Oracle,
-    process::{Env, Phase, Process},
+    process::{EPOCH_MILLIS, Env, Phase, Process},
     random::Random,
     store::{DEPLOYMENTS, KINDS, Life, MAPPED, Mapping, State, Store, USAGE, object_uid},
 };
@@ -39,6 +40,7 @@ enum Action {
     HarmLedger,
     Install,
     Uninstall,
+    Unserve,
     Source,
     Edit,
     Catalog,
@@ -171,7 +173,7 @@ impl World {
         use Action::{
             Answer, Backup, Catalog, Change, Compact, Consume, Create, Delete, Due, Edit, End, Endpoint, Flush, Gauge,
             HarmLedger, HookCreate, HookDelete, HookHold, Install, Keep, Kill, Network, Pause, Reconfigure, Restore,
-            Resume, Select, Source, Start, Stop, Uninstall, Watch,
+            Resume, Select, Source, Start, Stop, Uninstall, Unserve, Watch,
         };
         let mut rare = |action, percent, most: usize| {
             let often = if random.chance(percent) { 1 + random.below(most) } else { 0 };
@@ -188,6 +190,7 @@ impl World {
             rare(Source, 80, 14),
             rare(Edit, 30, 30),
             rare(Uninstall, 30, 2),
+            rare(Unserve, 30, 3),
             rare(Gauge, 100, 20),
             rare(HookCreate, 50, 3),
             rare(HookDelete, 30, 2),
@@ -277,6 +280,11 @@ impl World {
             Action::HarmLedger => self.harm(),
             Action::Install => self.env.installed = [true; KINDS.len()],
             Action::Uninstall => self.uninstall(),
+            Action::Unserve => {
+                let kind = self.cast[self.env.random.below(self.cast.len())];
+                self.env.installed[kind] &= kind == USAGE;
+                self.env.say(|| format!("{} is not served any more", KINDS[kind].name));
+            }
             Action::Source => self.configure(),
             Action::Edit => self.edit(),
             Action::Gauge => self.turn(),
@@ -374,7 +382,7 @@ impl World {
     }
 
     fn create(&mut self) {
-        let Env { random, store, installed, tick, .. } = &mut self.env;
+        let Env { random, store, installed, tick, millis, .. } = &mut self.env;
         let kind = if self.large { 0 } else { self.cast[random.below(self.cast.len())] };
         if kind == USAGE {
             return self.create_gauge();
@@ -384,21 +392,26 @@ impl World {
             return;
         }
         self.serial += 1;
+        let is_restored = !KINDS[kind].serving && !self.large && random.chance(8);
+        let facts = if is_restored { life::restored(random, self.serial as i64) } else { life::first(random, kind) };
         let state = State {
             version: 0,
             tick: *tick,
             generation: 1,
             selected: !random.chance(10) || !KINDS[kind].selective,
-            facts: life::first(random, kind),
+            facts,
         };
+        let created = Timestamp::from_millisecond(EPOCH_MILLIS + *millis).unwrap_or(Timestamp::MAX);
         store.create(Life {
             uid: object_uid(kind, self.serial),
             kind,
             name: format!("object-{:02}-{}", random.below(90), self.serial),
             team: TEAMS[random.below(2)],
+            created,
             states: vec![state],
             deleted: None,
         });
+        self.env.met.relived |= is_restored;
     }
 
     fn create_gauge(&mut self) {
@@ -506,6 +519,7 @@ impl World {
         if self.env.random.chance(30) {
             (state.facts, _) = life::next(&mut self.env.random, &state.facts, 1, self.serial as i64);
         }
+        self.env.met.hidden |= state.selected;
         self.env.say(|| format!("{uid:?} is now {state:?}"));
         self.env.store.update(uid, state);
     }

@@ -131,11 +131,14 @@ fn whatever_the_ledger_does_not_know_asks_for_a_flush_and_nothing_else_does() {
     engine.observe(seen(labelled(14)), at(0));
     tells(&mut engine, "the same label", Unflushed::Positions);
 
-    engine.observe(change(Change::Unselected(Uid::from_u128(1))), at(0));
+    let left = engine.observe(change(Change::Left(Box::new(labelled(15)))), at(0));
+    tells(&mut engine, "that it left the selection", Unflushed::Changes);
+    let answer = || change(Change::Answer { question: left.questions[0].clone(), living: true });
+    engine.observe(answer(), at(0));
     tells(&mut engine, "that it is selected no more", Unflushed::Changes);
-    engine.observe(change(Change::Unselected(Uid::from_u128(1))), at(0));
+    engine.observe(answer(), at(0));
     tells(&mut engine, "that again", Unflushed::Nothing);
-    engine.observe(seen(labelled(15)), at(0));
+    engine.observe(seen(labelled(16)), at(0));
     tells(&mut engine, "that it is selected again", Unflushed::Changes);
 
     let first = attempt(&mut engine, 0);

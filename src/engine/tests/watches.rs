@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// In milliseconds.
+const DAY: i64 = 24 * 60 * 60 * 1000;
+
 #[test]
 fn an_observation_that_is_not_newer_than_its_record_is_dropped() {
     let mut engine = listed_engine(false);
@@ -58,24 +61,90 @@ fn on_a_watch_with_a_selector_absence_is_asked_after() {
 }
 
 #[test]
-fn a_label_that_went_and_came_back_before_the_newest_state_mutes_nothing_when_it_is_observed_again() {
+fn a_label_that_went_and_came_back_mutes_nothing_when_it_is_observed_again() {
     let mut engine = listed_engine(true);
-    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    let history = |engine: &mut Engine| {
+        engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+        let questions = engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).questions;
+        for question in questions.clone() {
+            engine.observe(change(Change::Answer { question, living: true }), at(0));
+        }
+        engine.observe(seen(job(1, 9, TrainingStage::Running)), at(0));
+        questions.len()
+    };
+    assert_eq!(history(&mut engine), 1);
     // The record was flushed, the position behind it was not: the log is read again.
-    engine.observe(change(Change::Unselected(Uid::from_u128(1))), at(0));
-    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    assert_eq!(history(&mut engine), 0);
     engine.observe(change(Change::ListBegun), at(0));
-    let observed = engine.observe(change(Change::ListEnded(9)), at(0));
+    let observed = engine.observe(change(Change::ListEnded(12)), at(0));
     let [question] = &observed.questions[..] else { panic!("{:?}", observed.questions) };
     let answer = Change::Answer { question: question.clone(), living: false };
-    assert_eq!(names(&engine.observe(change(answer), at(0))), ["training.failed"]);
+    let observed = engine.observe(change(answer), at(0));
+    assert_eq!(names(&observed), ["training.failed"]);
+    assert!(observed.events[0].body.as_str().contains("\"unknown\""), "nobody saw it go");
+}
+
+fn left(object: Object) -> Observation {
+    change(Change::Left(Box::new(object)))
+}
+
+#[test]
+fn what_leaves_a_selection_is_told_once_it_is_known_to_be_gone() {
+    let mut engine = listed_engine(true);
+    for (number, stage) in [(1, TrainingStage::Running), (2, TrainingStage::Completed), (3, TrainingStage::Running)] {
+        engine.observe(seen(job(number, 5, stage)), at(0));
+    }
+    let mut asked = Vec::new();
+    for (number, stage) in [(1, TrainingStage::Running), (2, TrainingStage::Completed)] {
+        let observed = engine.observe(left(job(number, 7, stage)), at(0));
+        assert!(observed.events.is_empty(), "it may live");
+        asked.extend(observed.questions);
+    }
+    assert_eq!((asked.len(), engine.position(WATCH)), (2, 7));
+    let unread =
+        Question { watch: WATCH, uid: Uid::from_u128(3), namespace: "ns".into(), name: "job-3".into(), version: 8 };
+    asked.extend(engine.observe(change(Change::LeftUnread(unread.clone())), at(0)).questions);
+    assert_eq!((asked.len(), engine.position(WATCH)), (3, 8));
+    assert!(engine.observe(left(job(9, 9, TrainingStage::Running)), at(0)).questions.is_empty(), "nobody knew it");
+
+    // Also over a crash.
+    let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
+    let mut open = engine.open_questions();
+    open.sort_by_key(|question| question.uid);
+    assert_eq!(open, asked);
+    let mut told = Vec::new();
+    for question in open {
+        let observed = engine.observe(change(Change::Answer { question, living: false }), at(0));
+        let status = |event: &Arc<Event>| {
+            ["cancelled", "unknown"].into_iter().find(|status| event.body.as_str().contains(&format!("\"{status}\"")))
+        };
+        told.extend(observed.events.iter().map(|event| (event.object.name.clone(), status(event).unwrap())));
+    }
+    assert_eq!(told, [("job-1".to_owned(), "cancelled"), ("job-3".to_owned(), "unknown")]);
+    assert_eq!(engine.records(), 0);
+}
+
+#[test]
+fn what_is_seen_again_before_the_answer_voids_the_question() {
+    let mut engine = listed_engine(true);
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    let first = engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).questions.remove(0);
+    engine.observe(seen(job(1, 9, TrainingStage::Running)), at(0));
+    let answer = |question: &Question, living| change(Change::Answer { question: question.clone(), living });
+    for living in [true, false] {
+        assert!(engine.observe(answer(&first, living), at(0)).events.is_empty());
+    }
+    let second = engine.observe(left(job(1, 11, TrainingStage::Running)), at(0)).questions.remove(0);
+    assert!(engine.observe(answer(&first, false), at(0)).events.is_empty());
+    assert_eq!(names(&engine.observe(answer(&second, false), at(0))), ["training.failed"]);
 }
 
 #[test]
 fn a_kind_that_was_not_installed_has_no_baseline() {
     let mut engine = Engine::new(None, 1, 4);
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
-    engine.observe(change(Change::NotInstalled), at(0));
+    engine.observe(change(Change::NotInstalled(None)), at(0));
     engine.observe(change(Change::ListBegun), at(0));
     assert_eq!(names(&engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0))), ["training.started"]);
 }
@@ -95,14 +164,14 @@ fn a_watch_that_ends_is_forgotten_with_its_position_and_what_it_withheld_goes_wi
     let mut engine = Engine::new(None, 1, 4);
     engine.subscribe(subscription(1, 1, 0));
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "a", false);
-    engine.observe(change(Change::NotInstalled), at(0));
+    engine.observe(change(Change::NotInstalled(None)), at(0));
     flushed(&mut engine);
     engine.add_watch(WatchId(1), "trainingjobs.llmtune.io", "b", false);
     flushed(&mut engine);
     assert_eq!(engine.unflushed(), Unflushed::Nothing);
     engine.remove_watch(WatchId(9));
     assert_eq!(engine.unflushed(), Unflushed::Nothing, "it was never there");
-    engine.observe(Observation { watch: WatchId(1), change: Change::NotInstalled }, at(0));
+    engine.observe(Observation { watch: WatchId(1), change: Change::NotInstalled(None) }, at(0));
     let new = Observation { watch: WatchId(1), change: Change::Seen(Box::new(job(1, 5, TrainingStage::Running))) };
     assert_eq!(names(&engine.observe(new, at(0))), ["training.started"]);
     assert!(engine.due(at(0)).is_none(), "its baseline is not flushed");
@@ -127,16 +196,17 @@ fn every_watch_begins_an_epoch_of_its_own_and_one_whose_kind_is_missing_begins_a
     let epochs =
         |engine: &mut Engine| flushed(engine).watches.unwrap().iter().map(|entry| entry.epoch).collect::<Vec<_>>();
     assert_eq!(epochs(&mut engine), [8, 9]);
-    for _ in 0..2 {
-        engine.observe(change(Change::NotInstalled), at(0));
-        assert_eq!(epochs(&mut engine), [10, 9]);
+    for days in [0, 6, 7, 8] {
+        engine.observe(change(Change::NotInstalled(None)), at(days * DAY));
+        let expected = if days < 7 { [8, 9] } else { [10, 9] };
+        assert_eq!(epochs(&mut engine), expected, "records are kept for 7 days, {days} have passed");
     }
     engine.observe(change(Change::ListBegun), at(0));
     engine.observe(change(Change::ListEnded(9)), at(0));
     assert_eq!(engine.unflushed(), Unflushed::Changes, "it is installed now");
     let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
     engine.add_watch(WatchId(2), "trainingjobs.llmtune.io", "c", false);
-    engine.observe(Observation { watch: WatchId(2), change: Change::NotInstalled }, at(0));
+    engine.observe(Observation { watch: WatchId(2), change: Change::NotInstalled(None) }, at(0));
     assert!(epochs(&mut engine)[0] > 10);
 }
 
@@ -208,4 +278,21 @@ fn a_question_outlives_a_crash_and_only_the_answer_to_the_newest_counts_once() {
     let newer = engine.observe(change(Change::ListEnded(20)), at(0)).questions;
     assert!(engine.observe(answer(&asked[1], false), at(0)).events.is_empty());
     assert_eq!(names(&engine.observe(answer(&newer[1], false), at(0))), ["training.failed"]);
+}
+
+#[test]
+fn an_answer_that_comes_before_the_log_is_read_again_waits_for_it() {
+    let mut engine = listed_engine(true);
+    engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
+    let asked = engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).questions.remove(0);
+    // The record was flushed, the position behind it was not.
+    let mut memory = remembered(&mut engine);
+    memory.watches[0].entry.position = 4;
+    let mut engine = Engine::recover(None, 1, 4, memory, at(0));
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
+    let answer = || change(Change::Answer { question: asked.clone(), living: false });
+    assert!(engine.observe(answer(), at(0)).events.is_empty());
+    assert!(engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0)).events.is_empty());
+    assert_eq!(engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).questions, std::slice::from_ref(&asked));
+    assert_eq!(names(&engine.observe(answer(), at(0))), ["training.failed"]);
 }

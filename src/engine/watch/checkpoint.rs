@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Baseline, Sight, Stand, Tracked, Watch};
+use super::{Baseline, NO_VERSION, Sight, Stand, Tracked, Watch};
 use crate::{
     event::{Event, lifecycle::Lifecycle, object::Uid},
     ledger::{
@@ -30,6 +30,9 @@ impl Watch {
         watch.baseline = Baseline::Landed;
         watch.absent = entry.absent;
         watch.position = entry.position;
+        watch.current = entry.current;
+        // The release before this one keeps the member as it is, also once it has followed the watch again.
+        watch.missing_since = entry.missing_since.filter(|_| entry.position <= NO_VERSION);
         watch.unknown = entry.unknown;
         watch
     }
@@ -77,6 +80,8 @@ impl Watch {
             epoch: self.group.epoch,
             position: self.position,
             absent: self.absent,
+            current: self.current,
+            missing_since: self.missing_since,
             flush,
             unknown: self.unknown.clone(),
         })

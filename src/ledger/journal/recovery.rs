@@ -132,6 +132,9 @@ fn open_epoch(
         rebuilt.apply(text, |other| other == shard, shape.shards)?;
     }
     let (last, before) = journal.last().map_or((0, 0), |segment| (segment.spec.sequence, segment.spec.leader));
+    let mut begun = (last + 1, before);
+    // A snapshot that goes on from the last place needs it as it is.
+    let is_needed = of_kind(SegmentKind::Snapshot).any(|segment| segment.spec.sequence == last);
     let oldest = covered.iter().copied().min().unwrap_or(1);
     let mut expected = oldest;
     for segment in journal {
@@ -147,6 +150,9 @@ fn open_epoch(
             return Err(NoLedger::Missing(expected));
         }
         expected += 1;
+        if segment.spec.sequence == last && text.is_empty_claim() && !is_needed {
+            begun = (last, segment.spec.after);
+        }
         if text.watches.is_some() {
             let at = of_epoch.iter().find(|found| found.segment.name == segment.name);
             rebuilt.landed = at.and_then(|found| found.version.parse().ok());
@@ -162,8 +168,8 @@ fn open_epoch(
         epoch,
         term: of_epoch.iter().map(|found| found.segment.spec.term).max().unwrap_or_default() + 1,
         leader,
-        begun: (last + 1, before),
-        next: last + 1,
+        begun,
+        next: begun.0,
         covered,
         oldest,
         flushes: 0,

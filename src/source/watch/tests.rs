@@ -75,7 +75,7 @@ async fn a_kind_that_was_never_seen_is_soon_believed_missing_and_a_known_one_in_
     for (version, seconds) in [(None, 10), (Some(90), 30)] {
         let (watcher, mut incoming) = watcher::<TrainingJobs>(|_| Answer::Error(404));
         let changes = observed(&watcher, &mut incoming, version, Duration::from_secs(seconds)).await;
-        assert!(matches!(changes[..], [Change::NotInstalled, ..]), "{changes:?}");
+        assert!(matches!(changes[..], [Change::NotInstalled(_), ..]), "{changes:?}");
         assert!(!watcher.health.is_installed());
     }
 }
@@ -116,50 +116,125 @@ async fn a_deletion_is_noticed_also_where_the_last_state_cannot_be_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unreadable_object_whose_label_went_lives_on() {
+async fn an_unreadable_object_that_leaves_a_selection_is_asked_after() {
     let (watcher, mut incoming) = watcher::<Deployments>(|path| match path {
         path if path.contains("watch=true") => Answer::Watch(vec![line("DELETED", &unreadable(101))]),
-        path if path.ends_with("/namespaces/ns/deployments/a") => Answer::Object(unreadable(102)),
         _ => list(100, &[]),
     });
     let changes = observed(&watcher, &mut incoming, Some(100), Duration::from_secs(10)).await;
-    assert!(matches!(changes[..], [Change::Unselected(uid)] if Some(uid) == Uid::parse(UID)), "{changes:?}");
+    let [Change::LeftUnread(question)] = &changes[..] else { panic!("{changes:?}") };
+    assert_eq!(question, &Question { uid: Uid::parse(UID).unwrap(), ..asked("a", 7) });
+}
+
+/// A question after the object of this name and number.
+fn asked(name: &str, number: u128) -> Question {
+    let uid = Uid::from_u128(number);
+    Question { watch: WatchId(0), uid, namespace: "ns".into(), name: name.into(), version: 101 }
+}
+
+fn there(name: &str, number: u128, version: u64) -> Value {
+    let uid = Uid::from_u128(number).to_string();
+    json!({"metadata": {"name": name, "namespace": "ns", "uid": uid, "resourceVersion": version.to_string()}})
+}
+
+/// A watcher that is at work, and what asks it.
+fn at_work<S: Source>(watcher: &Arc<Watcher<S>>) -> (JoinHandle<()>, mpsc::UnboundedSender<Question>) {
+    let (ask, questions) = mpsc::unbounded_channel();
+    (tokio::spawn(Arc::clone(watcher).follow(Some(100), questions)), ask)
+}
+
+async fn next(incoming: &mut mpsc::Receiver<Observation>) -> Change {
+    timeout(Duration::from_secs(600), incoming.recv()).await.expect("it is soon observed").unwrap().change
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_that_cannot_learn_whether_an_object_lives_still_turns() {
-    let metadata = json!({"name": "a", "namespace": "ns", "uid": UID, "resourceVersion": "101"});
-    let gone = json!({"metadata": metadata});
+async fn a_question_without_an_answer_holds_up_neither_the_watch_nor_the_others() {
     let (watcher, mut incoming) = watcher::<Deployments>(move |path| match path {
-        path if path.contains("watch=true") => Answer::Watch(vec![line("DELETED", &gone)]),
-        path if path.ends_with("/namespaces/ns/deployments/a") => Answer::Error(503),
-        _ => list(100, &[]),
+        path if path.contains("watch=true") => {
+            Answer::Watch(vec![line("DELETED", &there("a", 7, 101)), line("ADDED", &there("b", 8, 102))])
+        }
+        path if path.ends_with("/deployments/a") => Answer::Error(503),
+        path if path.ends_with("/deployments/c") => Answer::Object(there("c", 9, 50)),
+        _ => list(103, &[]),
     });
-    let watching = tokio::spawn(Arc::clone(&watcher).run(Some(100)));
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    for _ in 0..10 {
-        tokio::time::sleep(Duration::from_secs(60)).await;
+    let (working, ask) = at_work(&watcher);
+    assert!(matches!(next(&mut incoming).await, Change::Left(object) if object.name == "a"));
+    assert!(matches!(next(&mut incoming).await, Change::Seen(object) if object.name == "b"));
+    for question in [asked("a", 7), asked("a", 7), asked("c", 9)] {
+        ask.send(question).unwrap();
+    }
+    assert!(
+        matches!(next(&mut incoming).await, Change::Answer { question, living: true } if question == asked("c", 9))
+    );
+    for _ in 0..5 {
+        sleep(Duration::from_secs(60)).await;
         assert!(watcher.health.stands_still() < Duration::from_secs(60));
     }
-    watching.abort();
-    assert!(incoming.try_recv().is_err(), "nothing is told before it is known");
+    working.abort();
+    let more: Vec<Change> = std::iter::from_fn(|| incoming.try_recv().ok()).map(|seen| seen.change).collect();
+    let again = |change: &Change| matches!(change, Change::Left(_) | Change::Seen(_));
+    assert!(more.iter().all(again), "nothing is told before it is known: {more:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_kind_that_an_apiserver_that_has_just_begun_does_not_know_does_not_make_its_objects_gone() {
-    let metadata = json!({"name": "a", "namespace": "ns", "uid": UID, "resourceVersion": "101"});
-    let gone = json!({"metadata": metadata});
+async fn a_kind_that_a_new_apiserver_does_not_know_yet_makes_nothing_gone() {
     let begun = Instant::now();
     let (watcher, mut incoming) = watcher::<Deployments>(move |path| match path {
-        path if path.contains("watch=true") => Answer::Watch(vec![line("DELETED", &gone)]),
-        path if path.ends_with("/namespaces/ns/deployments/a") && begun.elapsed() < Duration::from_secs(5) => {
-            Answer::Error(404)
-        }
-        path if path.ends_with("/namespaces/ns/deployments/a") => Answer::Object(gone.clone()),
+        path if path.contains("watch=true") => Answer::Watch(vec![]),
+        path if path.ends_with("/deployments/a") && begun.elapsed() < Duration::from_secs(50) => Answer::Error(404),
+        path if path.ends_with("/deployments/a") => Answer::Object(there("a", 7, 102)),
         _ => list(100, &[]),
     });
+    let (_working, ask) = at_work(&watcher);
+    ask.send(asked("a", 7)).unwrap();
+    assert!(matches!(next(&mut incoming).await, Change::Answer { living: true, .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_right_to_get_is_shown_until_it_is_granted() {
+    let begun = Instant::now();
+    let forbidden =
+        r#"deployments.apps "a" is forbidden: User "u" cannot get resource "deployments" in API group "apps""#;
+    let (watcher, mut incoming) = watcher::<Deployments>(move |path| match path {
+        path if path.contains("watch=true") => Answer::Watch(vec![]),
+        path if path.contains("/deployments/") && begun.elapsed() < Duration::from_secs(300) => {
+            Answer::Refused(403, forbidden)
+        }
+        path if path.contains("/deployments/") => Answer::Object(there("a", 8, 102)),
+        _ => list(100, &[]),
+    });
+    let (_working, ask) = at_work(&watcher);
+    sleep(Duration::from_secs(60)).await;
+    let trouble = watcher.health.trouble().expect("it is known before anything is asked");
+    assert!(trouble.reason == "Forbidden" && trouble.message.contains("apply"), "{trouble:?}");
+    assert!(watcher.health.is_synced(), "the watch goes on");
+    ask.send(asked("a", 7)).unwrap();
+    assert!(matches!(next(&mut incoming).await, Change::Answer { living: false, .. }), "another object has its name");
+    assert_eq!(watcher.health.trouble(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_tells_as_of_when_it_has_seen_everything() {
+    let listed = || Answer::At("Tue, 01 Dec 2026 10:01:00 GMT", Box::new(list(102, &[])));
+    let (watcher, mut incoming) = watcher::<TrainingJobs>(move |path| match path {
+        path if path.contains("watch=true") => {
+            let bookmark = |version: u64| json!({"metadata": {"resourceVersion": version.to_string()}});
+            let lines = [101, 102, 103].map(|version| line("BOOKMARK", &bookmark(version)));
+            Answer::At("Tue, 01 Dec 2026 11:00:00 GMT", Box::new(Answer::Watch(lines.into())))
+        }
+        _ => listed(),
+    });
+    let minute: Timestamp = "2026-12-01T10:00:00Z".parse().unwrap();
     let changes = observed(&watcher, &mut incoming, Some(100), Duration::from_secs(10)).await;
-    assert!(matches!(changes[..], [Change::Unselected(uid)] if Some(uid) == Uid::parse(UID)), "{changes:?}");
+    let [Change::Bookmark(101), Change::Bookmark(102), Change::Current(at), Change::Bookmark(103)] = changes[..] else {
+        panic!("once it has passed what the store held before the watch began: {changes:?}")
+    };
+    assert_eq!(at, minute, "by the apiserver's clock, less a minute");
+    let changes = observed(&watcher, &mut incoming, None, Duration::from_millis(1)).await;
+    let [Change::ListBegun, Change::ListEnded(102), Change::Current(at), ..] = changes[..] else {
+        panic!("{changes:?}")
+    };
+    assert_eq!(at, minute);
 }
 
 #[tokio::test(start_paused = true)]

@@ -110,10 +110,10 @@ impl Process {
         env.oracle.leads(journal.epoch(), journal.term(), self.number, self.memory.as_deref());
         self.engine = Some(if let Some(memory) = self.memory.take() {
             let stands = |known: &RememberedWatch| {
-                let WatchEntry { ref watch, epoch, position, absent, .. } = known.entry;
+                let WatchEntry { ref watch, epoch, position, absent, current, missing_since, .. } = known.entry;
                 // Of a history that a restore ended no position is gone on from.
                 let position = if known.restored { position.min(1) } else { position };
-                (watch.clone(), epoch, position, absent)
+                Stood { watch: watch.clone(), epoch, position, absent, current, missing: missing_since.is_some() }
             };
             self.remembered = memory.watches.iter().map(stands).collect();
             Engine::recover(None, epoch, shards, *memory, now)
@@ -149,18 +149,20 @@ impl Process {
         } else {
             engine.add_watch(id, KINDS[kind].source, name, KINDS[kind].selective);
         }
-        let at = self.remembered.iter().position(|(known, ..)| known == name);
+        let at = self.remembered.iter().position(|known| known.watch == name);
         let remembered = at.map(|at| self.remembered.swap_remove(at));
-        let position = remembered.as_ref().map_or(0, |(_, _, position, _)| *position);
+        let position = remembered.as_ref().map_or(0, |known| known.position);
         if engine.position(id) != position {
             env.oracle.fail("engine 5", format!("{name} does not go on from {position}, where the ledger says"));
         }
         let known = Known {
             id,
-            epoch: remembered.as_ref().map_or(0, |(_, epoch, ..)| *epoch),
-            baseline: remembered.as_ref().map(|(_, epoch, ..)| env.oracle.baseline(kind, *epoch)),
+            epoch: remembered.as_ref().map_or(0, |known| known.epoch),
+            baseline: remembered.as_ref().map(|known| env.oracle.baseline(kind, known.epoch)),
             baselined: remembered.is_some(),
-            absent: remembered.is_some_and(|(.., absent)| absent),
+            absent: remembered.as_ref().is_some_and(|known| known.absent),
+            missing: remembered.as_ref().is_some_and(|known| known.missing),
+            current: remembered.as_ref().and_then(|known| known.current),
             restored_to: None,
             in_list: false,
         };
@@ -179,9 +181,9 @@ impl Process {
         let Some(engine) = &mut self.engine else { return };
         for name in engine.forget_other_watches() {
             env.met.withdrawn = true;
-            let known = self.remembered.iter().find(|(known, ..)| *known == name);
-            if let (Some(kind), Some((_, epoch, ..))) = (kind_of_watch(&name), known) {
-                env.oracle.withdrawn(kind, *epoch);
+            let known = self.remembered.iter().find(|known| known.watch == name);
+            if let (Some(kind), Some(known)) = (kind_of_watch(&name), known) {
+                env.oracle.withdrawn(kind, known.epoch);
             }
         }
         self.remembered.clear();

@@ -45,8 +45,12 @@ impl Process {
         match &change {
             Change::ListBegun => {
                 if !begins {
-                    let position = engine.position(watch);
-                    env.oracle.gap(kind, known.restored_to.map_or(position, |version| version.min(position)), as_of);
+                    let position = match env.oracle.missing_from[kind] {
+                        Some(position) if known.missing => position,
+                        _ => engine.position(watch),
+                    };
+                    let from = known.restored_to.map_or(position, |version| version.min(position));
+                    env.oracle.gap(kind, from, as_of, known.missing);
                 }
                 known.in_list = true;
             }
@@ -54,26 +58,40 @@ impl Process {
                 known.baseline.get_or_insert(as_of);
                 known.restored_to = known.restored_to.filter(|_| outdated);
                 env.met.came |= std::mem::take(&mut known.absent);
+                env.met.back |= std::mem::take(&mut known.missing);
                 known.in_list = false;
             }
-            Change::Deleted(object) if KINDS[kind].selective => {
-                let deleted = env.store.lives.get(&object.uid).and_then(|life| life.deleted);
-                if deleted.is_none_or(|(version, _)| version != object.version) {
-                    env.oracle.begun_anew.insert(object.uid);
+            Change::Left(object) => env.oracle.unselected(object.uid, object.version),
+            Change::Answer { question, living: false } => {
+                let selected_again =
+                    |life: &Life| life.states.iter().any(|state| state.selected && state.version > question.version);
+                if env.store.lives.get(&question.uid).is_none_or(selected_again) {
+                    env.oracle.begun_anew.insert(question.uid);
                 }
             }
-            Change::Unselected(uid) => env.oracle.unselected(*uid, as_of),
-            Change::NotInstalled if !known.absent => {
-                env.met.went |= !begins;
+            Change::NotInstalled(at) if begins => {
+                // What is there already begins where it is when the kind comes.
+                let there = env.store.lives.values().filter(|life| life.kind == kind);
+                env.oracle.out_of_sight.extend(there.map(|life| life.uid));
+                known.current = *at;
                 known.baseline = Some(as_of);
                 known.baselined = false;
                 known.absent = true;
                 known.in_list = false;
             }
+            Change::NotInstalled(_) if !known.absent => {
+                env.met.went = true;
+                if !std::mem::replace(&mut known.missing, true) {
+                    env.oracle.missing_from[kind] = Some(engine.position(watch));
+                }
+                known.in_list = false;
+            }
+            Change::Current(at) => known.current = Some(*at),
             Change::Bookmark(version) => bookmark = *version,
             _ => {}
         }
         let baseline = known.baseline.filter(|_| !begins);
+        let current = known.current.filter(|_| !known.in_list);
         let observed = engine.observe(Observation { watch, change }, env.time(self.off));
         if engine.position(watch) < bookmark {
             env.oracle.fail("engine 5", format!("{bookmark} is passed, and the position stays"));
@@ -81,6 +99,7 @@ impl Process {
         for event in &observed.events {
             let version = subject.filter(|(uid, _)| *uid == event.object.uid).map(|(_, version)| version);
             env.oracle.occurred(&env.store, kind, version, baseline, event);
+            env.oracle.is_news(&env.store, kind, version, current, event);
         }
         let unwritten = Some(watch).filter(|_| !known.baselined);
         self.tell(env, unwritten, &observed);
@@ -147,6 +166,10 @@ impl Process {
             return;
         }
         let question = self.questions.swap_remove(env.random.below(self.questions.len()));
+        if !env.installed[kind_of_uid(question.uid)] {
+            self.questions.push(question);
+            return;
+        }
         let living = env.store.lives(question.uid);
         let (watch, kind) = (question.watch, kind_of_uid(question.uid));
         let change = Change::Answer { question, living };

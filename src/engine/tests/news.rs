@@ -1,0 +1,225 @@
+//! What is not news: the past of objects that come into view.
+
+use super::*;
+
+const DAY: i64 = 24 * 60 * 60 * 1000;
+const MINUTE: i64 = 60 * 1000;
+
+/// A job's stage, and when it says that it began and ended.
+type State = (TrainingStage, [Option<i64>; 2]);
+
+/// A job with the times that it says, in milliseconds of the test's clock.
+fn says(number: u128, version: u64, stage: TrainingStage, created: i64, times: [Option<i64>; 2]) -> Object {
+    let mut object = job(number, version, stage);
+    object.created_at = Some(at(created));
+    if let Facts::Training(facts) = &mut object.facts {
+        [facts.started_at, facts.completed_at] = times.map(|time| time.map(at));
+    }
+    object
+}
+
+/// An engine whose watch has seen all that existed at 0.
+fn current_engine() -> Engine {
+    let mut engine = listed_engine(true);
+    engine.observe(change(Change::Current(at(0))), at(0));
+    flushed(&mut engine);
+    engine
+}
+
+fn list(engine: &mut Engine, version: u64, now: i64, objects: &[Object]) -> Observed {
+    engine.observe(change(Change::ListBegun), at(now));
+    let mut all = Observed::default();
+    let changes = objects.iter().map(|object| Change::Seen(Box::new(object.clone())));
+    for next in changes.chain([Change::ListEnded(version)]) {
+        let observed = engine.observe(change(next), at(now));
+        all.events.extend(observed.events);
+        all.questions.extend(observed.questions);
+    }
+    all
+}
+
+fn restarted(engine: &mut Engine) -> Engine {
+    let mut engine = Engine::recover(None, 1, 4, remembered(engine), at(0));
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
+    engine
+}
+
+#[test]
+fn a_finished_job_that_gains_the_label_sends_nothing() {
+    use TrainingStage::{Completed, Running};
+    let week = Some(-7 * DAY);
+    for mut engine in [current_engine(), restarted(&mut current_engine())] {
+        let finished = says(1, 5, Completed, -8 * DAY, [week, week]);
+        assert!(names(&engine.observe(seen(finished), at(MINUTE))).is_empty());
+        // What happens to it from then on counts.
+        let again = says(1, 6, Running, -8 * DAY, [Some(MINUTE), None]);
+        assert_eq!(names(&engine.observe(seen(again), at(MINUTE))), ["training.started"]);
+        // A running one sends its end.
+        assert!(names(&engine.observe(seen(says(2, 7, Running, -8 * DAY, [week, None])), at(MINUTE))).is_empty());
+        let ended = says(2, 8, Completed, -8 * DAY, [week, Some(2 * MINUTE)]);
+        assert_eq!(names(&engine.observe(seen(ended), at(MINUTE))), ["training.completed"]);
+    }
+}
+
+#[test]
+fn an_object_that_may_be_new_is_announced() {
+    use TrainingStage::Running;
+    let mut engine = current_engine();
+    assert_eq!(names(&engine.observe(seen(job(1, 5, Running)), at(0))), ["training.started"], "it says no time");
+    assert_eq!(names(&engine.observe(seen(says(2, 6, Running, 0, [None; 2])), at(0))), ["training.started"]);
+    assert_eq!(names(&engine.observe(seen(says(3, 7, Running, -1, [None; 2])), at(0))), [""; 0]);
+}
+
+#[test]
+fn a_deployment_that_gains_the_label_announces_what_it_serves() {
+    use crate::event::object::{ServingFacts, ServingStage};
+    let mut engine = current_engine();
+    let facts =
+        ServingFacts { stage: Some(ServingStage::Deployed), model_id: Some("m".into()), ..ServingFacts::default() };
+    let object = Object { facts: Facts::Serving(facts), ..says(1, 5, TrainingStage::Pending, -DAY, [None; 2]) };
+    assert_eq!(names(&engine.observe(seen(object), at(0))), ["deployment.created", "model.deployed"]);
+}
+
+#[test]
+fn a_list_after_an_outage_tells_what_the_outage_hid_and_no_more() {
+    use TrainingStage::{Completed, Running};
+    let mut engine = current_engine();
+    let objects = [
+        says(1, 5, Completed, -8 * DAY, [Some(-7 * DAY), Some(-7 * DAY)]),
+        says(2, 5, Completed, -8 * DAY, [Some(-7 * DAY), Some(MINUTE)]),
+        says(3, 5, Completed, -8 * DAY, [Some(MINUTE), Some(2 * MINUTE)]),
+        says(4, 5, Completed, -8 * DAY, [None; 2]),
+        says(5, 5, Running, MINUTE, [None; 2]),
+    ];
+    let told = list(&mut engine, 9, 3 * MINUTE, &objects);
+    let told: Vec<_> = told.events.iter().map(|event| (event.object.name.as_str(), event.event_type.name())).collect();
+    let expected = [
+        ("job-2", "training.completed"),
+        ("job-3", "training.started"),
+        ("job-3", "training.completed"),
+        ("job-5", "training.started"),
+    ];
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn what_happened_while_the_label_was_gone_is_not_told_when_it_is_back() {
+    use TrainingStage::{Completed, Pending, Running};
+    let mut engine = current_engine();
+    engine.observe(seen(says(1, 5, Pending, 0, [None; 2])), at(0));
+    engine.observe(seen(says(2, 6, Running, 0, [Some(0), None])), at(0));
+    for (number, version, stage) in [(1, 7, Pending), (2, 8, Running)] {
+        let gone = says(number, version, stage, 0, [None; 2]);
+        for question in engine.observe(change(Change::Left(Box::new(gone))), at(0)).questions {
+            engine.observe(change(Change::Answer { question, living: true }), at(0));
+        }
+    }
+    let past = says(1, 9, Completed, 0, [Some(1), Some(2)]);
+    assert!(names(&engine.observe(seen(past), at(DAY))).is_empty());
+    // The run that was announced ends once.
+    let ended = says(2, 10, Completed, 0, [Some(0), Some(2)]);
+    assert_eq!(names(&engine.observe(seen(ended), at(DAY))), ["training.completed"]);
+}
+
+#[test]
+fn what_a_job_says_happened_before_it_was_created_is_not_news() {
+    use TrainingStage::{Completed, Failed, Pending, Running};
+    let old = Some(-DAY);
+    let both: &[&str] = &["training.started", "training.completed"];
+    let lives: [(&[State], &[&str]); 8] = [
+        // Restored with its status at once, or in a second write.
+        (&[(Completed, [old, old])], &[]),
+        (&[(Pending, [None; 2]), (Completed, [old, old])], &[]),
+        (&[(Running, [old, None]), (Failed, [old, old])], &[]),
+        // It was running, and goes on.
+        (&[(Running, [old, None]), (Completed, [old, Some(DAY)])], &["training.completed"]),
+        (&[(Running, [old, None]), (Running, [Some(5), None])], &["training.started"]),
+        // Clocks differ by up to a minute.
+        (&[(Completed, [Some(-MINUTE), Some(-MINUTE)])], both),
+        // A run that was announced ends, and what was seen to happen happened, whatever the times.
+        (&[(Running, [None; 2]), (Completed, [None, old])], both),
+        (&[(Pending, [None; 2]), (Running, [old, None]), (Completed, [old, old])], both),
+    ];
+    for (life, expected) in lives {
+        let mut engine = current_engine();
+        let mut told = Vec::new();
+        for (version, (stage, times)) in (5..).zip(life) {
+            told.extend(names(&engine.observe(seen(says(1, version, *stage, 0, *times)), at(1000))));
+        }
+        assert_eq!(told, expected, "{life:?}");
+    }
+    // It was known for a while.
+    let mut engine = current_engine();
+    engine.observe(seen(says(1, 5, Pending, 0, [None; 2])), at(0));
+    assert_eq!(names(&engine.observe(seen(says(1, 6, Completed, 0, [old, old])), at(MINUTE))), both);
+}
+
+#[test]
+fn a_kind_that_is_served_again_goes_on_with_its_records() {
+    use TrainingStage::{Completed, Running};
+    let mut engine = current_engine();
+    let there = |number, version, stage| says(number, version, stage, 0, [Some(0), None]);
+    for number in 1..=4 {
+        engine.observe(seen(there(number, 5, Running)), at(0));
+    }
+    engine.observe(seen(there(2, 6, Completed)), at(0));
+    // Nobody knows whether it lives.
+    assert_eq!(engine.observe(change(Change::Left(Box::new(there(4, 7, Running)))), at(0)).questions.len(), 1);
+    let missing = |days: i64| Change::NotInstalled(Some(at(days * DAY)));
+    engine.observe(change(missing(0)), at(0));
+    assert_eq!((engine.open_questions().len(), engine.records()), (1, 4));
+    let mut engine = restarted(&mut engine);
+    engine.observe(change(missing(6)), at(6 * DAY));
+    assert_eq!(engine.position(WATCH), 1, "whoever goes on must list");
+    let created_meanwhile = says(5, 8, Running, 5 * DAY, [Some(5 * DAY), None]);
+    let objects = [there(1, 8, Completed), there(2, 6, Completed), created_meanwhile];
+    let observed = list(&mut engine, 9, 6 * DAY, &objects);
+    let told = observed.events.iter().map(|event| (event.object.name.as_str(), event.event_type.name()));
+    assert_eq!(told.collect::<Vec<_>>(), [("job-1", "training.completed"), ("job-5", "training.started")]);
+    assert_eq!(engine.records(), 4, "what the list lacks is forgotten in silence");
+    let [question] = &observed.questions[..] else {
+        panic!("what left before is asked after: {:?}", observed.questions)
+    };
+    let answer = Change::Answer { question: question.clone(), living: false };
+    assert_eq!(names(&engine.observe(change(answer), at(6 * DAY))), ["training.failed"]);
+    // From then on absence is news again.
+    assert_eq!(list(&mut engine, 12, 6 * DAY, &objects[..2]).questions.len(), 1);
+}
+
+#[test]
+fn records_of_a_kind_that_is_not_served_are_kept_for_seven_days() {
+    use TrainingStage::{Completed, Running};
+    let forgotten = |served_at: i64, looks: &[i64]| {
+        let mut engine = current_engine();
+        engine.observe(seen(says(1, 5, Running, 0, [Some(0), None])), at(0));
+        engine.observe(change(Change::NotInstalled(None)), at(0));
+        let mut engine = restarted(&mut engine);
+        for look in looks {
+            engine.observe(change(Change::NotInstalled(None)), at(*look));
+        }
+        let objects = [
+            says(1, 6, Completed, 0, [Some(0), Some(1)]),
+            // Not selected before, and new.
+            says(2, 6, Completed, -DAY, [Some(-DAY), Some(-DAY)]),
+            says(3, 6, Running, DAY, [Some(DAY), None]),
+        ];
+        names(&list(&mut engine, 9, served_at, &objects))
+    };
+    assert_eq!(forgotten(7 * DAY - 1, &[DAY, 7 * DAY - 1]), ["training.completed", "training.started"]);
+    let all = ["training.started", "training.completed", "training.started"];
+    assert_eq!(forgotten(7 * DAY, &[DAY, 7 * DAY]), all, "by what was looked at");
+    assert_eq!(forgotten(7 * DAY, &[]), all, "or at its return");
+}
+
+#[test]
+fn a_kind_that_was_never_served_has_no_past_when_it_comes() {
+    use TrainingStage::{Completed, Running};
+    let mut engine = Engine::new(None, 1, 4);
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
+    for minute in 0..3 {
+        engine.observe(change(Change::NotInstalled(Some(at(minute * MINUTE)))), at(0));
+    }
+    let objects = [says(1, 5, Completed, -DAY, [Some(-DAY), Some(-DAY)]), says(2, 6, Running, 0, [None; 2])];
+    let told = list(&mut engine, 9, DAY, &objects);
+    assert_eq!(told.events.iter().map(|event| event.object.name.as_str()).collect::<Vec<_>>(), ["job-2"]);
+}
