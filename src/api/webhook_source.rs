@@ -41,10 +41,10 @@ const SERVING_STAGES: &str = "['Pending', 'Available', 'Deployed', 'Paused']";
         .message("the stages of the Training lifecycle are Pending, Suspended, Running, Completed, Failed and Cancelled"),
     validation = Rule::new(format!("self.lifecycle != 'Serving' || self.stages.all(each, each.stage in {SERVING_STAGES})"))
         .message("the stages of the Serving lifecycle are Pending, Available, Deployed and Paused"),
-    validation = Rule::new("!has(self.data) || self.lifecycle != 'Training' || !(has(self.data.deploymentId) || has(self.data.modelId) || has(self.data.version) || has(self.data.environment) || has(self.data.endpoint))")
-        .message("data of the Training lifecycle may hold jobId, baseModel, trainingMethod, artifact, metrics, startedAt, completedAt, reason and message"),
-    validation = Rule::new("!has(self.data) || self.lifecycle != 'Serving' || !(has(self.data.jobId) || has(self.data.baseModel) || has(self.data.trainingMethod) || has(self.data.artifact) || has(self.data.metrics) || has(self.data.startedAt) || has(self.data.completedAt) || has(self.data.reason) || has(self.data.message))")
-        .message("data of the Serving lifecycle may hold deploymentId, modelId, version, environment and endpoint")
+    validation = Rule::new("!has(self.data) || self.lifecycle != 'Training' || !(has(self.data.deploymentId) || has(self.data.modelId) || has(self.data.version) || has(self.data.revision) || has(self.data.environment) || has(self.data.endpoint))")
+        .message("data of the Training lifecycle may hold jobId, baseModel, trainingMethod, artifact, metrics, progress, startedAt, completedAt, reason and message"),
+    validation = Rule::new("!has(self.data) || self.lifecycle != 'Serving' || !(has(self.data.jobId) || has(self.data.baseModel) || has(self.data.trainingMethod) || has(self.data.artifact) || has(self.data.metrics) || has(self.data.progress) || has(self.data.startedAt) || has(self.data.completedAt) || has(self.data.reason) || has(self.data.message))")
+        .message("data of the Serving lifecycle may hold deploymentId, modelId, version, revision, environment and endpoint")
 )]
 pub struct WebhookSourceSpec {
     /// The kind of the objects; it must be namespaced.
@@ -132,11 +132,16 @@ pub struct DataExpressions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub artifact: Option<String>,
-    /// Training: a map of numbers and strings, of which at most 64 are told.
+    /// Training: a map of numbers and strings, or a list of objects with `name` and `value`. At most 64 are sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub metrics: Option<String>,
-    /// Training: when the run began, as RFC 3339 writes times. A new time is a new run.
+    /// Training: how much of it is done, in percent, from 0 to 100. A change of it alone sends nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_EXPRESSION))]
+    pub progress: Option<String>,
+    /// Training: when the run began, as RFC 3339 writes times. A new time after the run's end is a new run; before it, the run
+    /// was resumed or retried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub started_at: Option<String>,
@@ -164,6 +169,11 @@ pub struct DataExpressions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub version: Option<String>,
+    /// Serving: what names the rollout that is complete. Where it is given, `model.deployed` is sent when it changes, and not when
+    /// `modelId` or `version` does. It is not sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_EXPRESSION))]
+    pub revision: Option<String>,
     /// Serving: the environment that it serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]

@@ -169,7 +169,7 @@ mod tests {
     use super::{
         body::{self, Envelope},
         id::{DeliveryId, OccurrenceName},
-        lifecycle::Occurrence,
+        lifecycle::{Occurrence, Recalled},
         object::{Metric, ServingStage, TrainingStage, Uid},
         *,
     };
@@ -179,7 +179,8 @@ mod tests {
     }
 
     fn body(event: EventType, object: &Object, status: Option<&'static str>, run: u32) -> String {
-        let occurrence = Occurrence { event, name: OccurrenceName::Generation(1), count: 1, status, run };
+        let (name, recalled) = (OccurrenceName::Generation(1), Recalled::default());
+        let occurrence = Occurrence { event, name, count: 1, status, run, recalled };
         let envelope = Envelope {
             id: EventId::new("s", object.uid, event, &OccurrenceName::Generation(1), 1, 1),
             event,
@@ -235,6 +236,56 @@ mod tests {
                 end("2023-11-14T22:13:22Z")
             ),
         );
+    }
+
+    #[test]
+    fn a_run_never_ends_before_it_started() {
+        let facts = |started_at, completed_at| TrainingFacts { started_at, completed_at, ..TrainingFacts::default() };
+        let occurred = |facts: TrainingFacts, run, recalled| {
+            let (event, name) = (EventType::TrainingCompleted, OccurrenceName::Generation(1));
+            let occurrence = Occurrence { event, name, count: 1, status: Some("completed"), run, recalled };
+            let object = job(facts);
+            let data = payload::data(&object, &occurrence).members;
+            let completed = data.into_iter().any(|(name, _)| name == "completedAt");
+            (payload::occurred_at(&object, &occurrence, at(9)), completed)
+        };
+        let ordinary = Recalled::default;
+        assert_eq!(occurred(facts(Some(at(1)), Some(at(2))), 1, ordinary()), (at(2), true));
+        // The start was told when it was observed, later than the end.
+        let observed = Recalled { start_was_observed: true, ..Recalled::default() };
+        assert_eq!(occurred(facts(None, Some(at(2))), 1, observed), (at(9), true));
+        // The object's clock is ahead, or it tells times that cannot be.
+        assert_eq!(occurred(facts(Some(at(30)), None), 1, ordinary()), (at(30), false));
+        assert_eq!(occurred(facts(Some(at(3)), Some(at(2))), 1, ordinary()), (at(3), true));
+        // Of a later run, it is left over from the one before.
+        assert_eq!(occurred(facts(Some(at(3)), Some(at(2))), 2, ordinary()), (at(9), false));
+        // A resumed run began at its first start.
+        let resumed = Recalled { started_at: Some(at(1)), ..Recalled::default() };
+        assert_eq!(occurred(facts(Some(at(5)), Some(at(6))), 1, resumed), (at(6), true));
+    }
+
+    #[test]
+    fn the_error_of_a_cancelled_run_is_what_its_end_says() {
+        let facts = TrainingFacts {
+            reason: Some("Stopped".into()),
+            message: Some("step 3".into()),
+            progress: Some(40.0),
+            ..TrainingFacts::default()
+        };
+        let object = job(facts);
+        let told = |recalled| {
+            let (event, name) = (EventType::TrainingFailed, OccurrenceName::Generation(1));
+            let occurrence = Occurrence { event, name, count: 1, status: Some("cancelled"), run: 1, recalled };
+            let data = payload::data(&object, &occurrence).members;
+            assert!(data.contains(&("progress", "40".to_owned())));
+            data.into_iter().find(|(name, _)| *name == "error").map(|(_, text)| text)
+        };
+        let all = "{\"reason\":\"Stopped\",\"message\":\"step 3\"}";
+        assert_eq!(told(Recalled::default()).as_deref(), Some(all));
+        let message = Recalled { message_is_old: true, ..Recalled::default() };
+        assert_eq!(told(message.clone()).as_deref(), Some("{\"reason\":\"Stopped\"}"));
+        assert_eq!(told(Recalled { reason_is_old: true, ..message }), None);
+        assert_eq!(told(Recalled { gone: true, ..Recalled::default() }), None);
     }
 
     #[test]

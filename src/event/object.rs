@@ -259,6 +259,9 @@ pub struct TrainingFacts {
     /// They are longer than a body may be, so that none would have them: they are not kept.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub metrics_too_long: bool,
+    /// How much of the training is done, in percent: from 0 to 100. A `TrainingJob` tells that among its metrics, where it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -267,6 +270,9 @@ pub struct TrainingFacts {
     pub reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// A new `startedAt` before the run's end is a resumption or a retry, and no new run.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub continues: bool,
 }
 
 /// One figure of a training.
@@ -325,6 +331,9 @@ pub struct ServingFacts {
     pub model_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// What names the rollout that is complete, where something does: a model may be named before its rollout begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -7,7 +7,7 @@ use super::{
     amount::Amount,
     id::OccurrenceName,
     json,
-    lifecycle::Occurrence,
+    lifecycle::{Occurrence, ToldModel},
     object::{Facts, Metric, Object, ServingFacts, TrainingFacts, UsageFacts},
 };
 
@@ -54,22 +54,37 @@ impl Data {
 pub fn data(object: &Object, occurrence: &Occurrence) -> Data {
     match &object.facts {
         Facts::Training(facts) => training(object, facts, occurrence),
-        Facts::Serving(facts) => serving(object, facts),
+        Facts::Serving(facts) => serving(object, facts, &occurrence.recalled.model),
         Facts::Usage(facts) => usage(object, facts, occurrence),
     }
 }
 
-/// When the event occurred: the object's own word for it, where it has one, else when it was observed, in milliseconds.
+/// When the event occurred: the object's own word for it, where it has one, else when it was observed, in milliseconds. A run never ends
+/// before it started.
 #[must_use]
 pub fn occurred_at(object: &Object, occurrence: &Occurrence, observed_at: Timestamp) -> Timestamp {
     let observed_at = Timestamp::from_millisecond(observed_at.as_millisecond()).unwrap_or(observed_at);
-    let own = match (&object.facts, occurrence.event) {
-        (Facts::Training(facts), EventType::TrainingStarted) => facts.started_at,
-        (Facts::Training(facts), EventType::TrainingCompleted | EventType::TrainingFailed) => facts.completed_at,
-        (Facts::Usage(facts), _) => Some(facts.observed_at),
-        _ => None,
-    };
-    own.unwrap_or(observed_at)
+    match (&object.facts, occurrence.event) {
+        (Facts::Training(facts), EventType::TrainingStarted) => facts.started_at.unwrap_or(observed_at),
+        (Facts::Training(facts), EventType::TrainingCompleted | EventType::TrainingFailed) => {
+            let ended = completed_at(facts, occurrence).filter(|_| !occurrence.recalled.start_was_observed);
+            let ended = ended.unwrap_or(observed_at);
+            began_at(facts, occurrence).map_or(ended, |began| ended.max(began))
+        }
+        (Facts::Usage(facts), _) => facts.observed_at,
+        _ => observed_at,
+    }
+}
+
+/// When the run began, as its start told it.
+fn began_at(facts: &TrainingFacts, occurrence: &Occurrence) -> Option<Timestamp> {
+    occurrence.recalled.started_at.or(facts.started_at)
+}
+
+/// When the run ended. Of a later run, a time before its start is left over from an earlier one.
+fn completed_at(facts: &TrainingFacts, occurrence: &Occurrence) -> Option<Timestamp> {
+    let began = began_at(facts, occurrence).filter(|_| occurrence.run > 1);
+    facts.completed_at.filter(|ended| !occurrence.recalled.gone && began.is_none_or(|began| began <= *ended))
 }
 
 fn training(object: &Object, facts: &TrainingFacts, occurrence: &Occurrence) -> Data {
@@ -86,12 +101,17 @@ fn training(object: &Object, facts: &TrainingFacts, occurrence: &Occurrence) -> 
     if let Some(status) = occurrence.status {
         data.text("status", status);
     }
-    if occurrence.event == EventType::TrainingFailed && (facts.reason.is_some() || facts.message.is_some()) {
-        let members = [("reason", &facts.reason), ("message", &facts.message)];
-        let known = members.into_iter().filter_map(|(name, value)| value.as_deref().map(|value| (name, value)));
-        let mut text = String::new();
-        json::write_object(&mut text, known, json::write_string);
-        data.members.push(("error", text));
+    let recalled = &occurrence.recalled;
+    if occurrence.event == EventType::TrainingFailed && !recalled.gone {
+        let members =
+            [("reason", &facts.reason, recalled.reason_is_old), ("message", &facts.message, recalled.message_is_old)];
+        let known = members.into_iter().filter(|(_, _, is_old)| !is_old);
+        let mut known = known.filter_map(|(name, value, _)| value.as_deref().map(|value| (name, value))).peekable();
+        if known.peek().is_some() {
+            let mut text = String::new();
+            json::write_object(&mut text, known, json::write_string);
+            data.members.push(("error", text));
+        }
     }
     if ended {
         data.optional("artifact", facts.artifact.as_ref());
@@ -106,18 +126,23 @@ fn training(object: &Object, facts: &TrainingFacts, occurrence: &Occurrence) -> 
         data.members.push(("metrics", text));
     }
     data.truncated = facts.metrics_too_long;
+    if let Some(progress) = facts.progress {
+        let mut text = String::new();
+        json::write_number(&mut text, progress);
+        data.members.push(("progress", text));
+    }
     if occurrence.run > 0 {
         data.members.push(("run", occurrence.run.to_string()));
     }
     data.time("createdAt", object.created_at);
-    data.time("startedAt", facts.started_at);
+    data.time("startedAt", began_at(facts, occurrence));
     if ended {
-        data.time("completedAt", facts.completed_at);
+        data.time("completedAt", completed_at(facts, occurrence));
     }
     data
 }
 
-fn serving(object: &Object, facts: &ServingFacts) -> Data {
+fn serving(object: &Object, facts: &ServingFacts, model: &ToldModel) -> Data {
     let mut data = Data::default();
     match &facts.deployment_id {
         Some(id) => data.text("deploymentId", id),
@@ -125,8 +150,18 @@ fn serving(object: &Object, facts: &ServingFacts) -> Data {
     }
     data.text("name", &object.name);
     data.text("namespace", &object.namespace);
-    data.optional("modelId", facts.model_id.as_ref());
-    data.optional("version", facts.version.as_ref());
+    match model {
+        ToldModel::Last(model) => {
+            let (id, version) = &**model;
+            data.text("modelId", id);
+            data.optional("version", version.as_ref());
+        }
+        ToldModel::Unknown if facts.model_id.is_some() => {}
+        ToldModel::Named | ToldModel::Unknown => {
+            data.optional("modelId", facts.model_id.as_ref());
+            data.optional("version", facts.version.as_ref());
+        }
+    }
     data.optional("environment", facts.environment.as_ref());
     data.optional("endpoint", facts.endpoint.as_ref());
     data

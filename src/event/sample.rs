@@ -10,7 +10,7 @@ use super::{
     body::{self, Envelope},
     format::Forms,
     id::{EventId, OccurrenceName},
-    lifecycle::Occurrence,
+    lifecycle::{Occurrence, Recalled},
     object::{Facts, Metric, Object, ServingFacts, TrainingFacts, TrainingStage, Uid, UsageFacts},
     payload,
 };
@@ -44,10 +44,12 @@ pub fn sample(event: EventType, uid: Uid, namespace: &str, cluster: Option<&str>
             artifact: ended.filter(|_| stage == TrainingStage::Completed).and(text("s3://models/sample")),
             metrics: BTreeMap::from([("loss".to_owned(), Metric::Number(0.42))]),
             metrics_too_long: false,
+            progress: ended.map(|_| if stage == TrainingStage::Completed { 100.0 } else { 40.0 }),
             started_at: Some(whole(started_at)),
             completed_at: ended,
             reason: ended.filter(|_| stage == TrainingStage::Failed).and(text("OOMKilled")),
             message: ended.filter(|_| stage == TrainingStage::Failed).and(text("a worker ran out of memory")),
+            continues: false,
         })
     } else {
         Facts::Serving(ServingFacts {
@@ -78,7 +80,7 @@ pub fn sample(event: EventType, uid: Uid, namespace: &str, cluster: Option<&str>
         Facts::Usage(_) => OccurrenceName::Threshold { threshold: THRESHOLD.to_owned(), generation: 1 },
         _ => OccurrenceName::Generation(1),
     };
-    let occurrence = Occurrence { event, name, count: 1, status, run };
+    let occurrence = Occurrence { event, name, count: 1, status, run, recalled: Recalled::default() };
     let data = payload::data(&object, &occurrence);
     let id = EventId::of_test(uid);
     let occurred_at = payload::occurred_at(&object, &occurrence, now);

@@ -64,6 +64,7 @@ fn data(event: EventType) -> Value {
             "additionalProperties": {"type": ["number", "string", "null"]},
             "description": "Figures by name; text where they are no numbers of JSON, such as NaN, and for integers beyond 2^53 whose digits JavaScript would change."
         },
+        "progress": {"type": "number", "minimum": 0, "maximum": 100, "description": "How much of the training is done, in percent."},
         "run": {"type": "integer", "minimum": 0, "description": "Which run of the job it is, from 1."},
         "createdAt": time("When the object was created."),
         "startedAt": time("When the run started."),

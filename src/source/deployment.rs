@@ -66,6 +66,8 @@ struct SlimStatus {
     replicas: i32,
     updated_replicas: i32,
     available_replicas: i32,
+    /// Pods that have been told to end and have not ended; `replicas` leaves them out. Kubernetes before 1.35 does not count them.
+    terminating_replicas: i32,
     conditions: Vec<SlimCondition>,
 }
 
@@ -106,6 +108,7 @@ impl Source for Deployments {
             deployment_id: annotations.deployment_id.filter(|id| !id.is_empty()),
             model_id: template.model_id.filter(|id| !id.is_empty()),
             version: template.model_version,
+            revision: None,
             environment: annotations.environment,
             endpoint: annotations.endpoint_url,
             rolled_out: progressing.is_some_and(|condition| condition.reason == "NewReplicaSetAvailable"),
@@ -122,7 +125,8 @@ fn stage(generation: i64, replicas: i32, status: &SlimStatus) -> Option<ServingS
         return None;
     }
     if replicas == 0 {
-        return Some(if status.replicas == 0 { ServingStage::Paused } else { ServingStage::Pending });
+        let none_remains = status.replicas == 0 && status.terminating_replicas == 0;
+        return Some(if none_remains { ServingStage::Paused } else { ServingStage::Pending });
     }
     let timed_out = status
         .conditions
@@ -144,7 +148,7 @@ mod tests {
     use super::*;
 
     fn status(observed_generation: i64, replicas: i32, updated_replicas: i32, available_replicas: i32) -> SlimStatus {
-        SlimStatus { observed_generation, replicas, updated_replicas, available_replicas, conditions: Vec::new() }
+        SlimStatus { observed_generation, replicas, updated_replicas, available_replicas, ..SlimStatus::default() }
     }
 
     #[test]
@@ -161,6 +165,16 @@ mod tests {
             (Some(Paused), 1, 0, status(1, 0, 0, 0)),
         ] {
             assert_eq!(stage(generation, replicas, &status), expected, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn it_is_paused_only_when_no_pod_remains() {
+        for (expected, replicas, terminating_replicas) in
+            [(ServingStage::Pending, 0, 2), (ServingStage::Pending, 1, 0), (ServingStage::Paused, 0, 0)]
+        {
+            let status = SlimStatus { terminating_replicas, ..status(1, replicas, 0, 0) };
+            assert_eq!(stage(1, 0, &status), Some(expected), "{status:?}");
         }
     }
 

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     causes::is_unknown_kind,
-    event::object::{Facts, Metric, Object, ServingFacts, ServingStage, TrainingFacts},
+    event::object::{Facts, Object, ServingFacts, ServingStage, TrainingFacts},
     expression::Document,
 };
 use mapping::{OBJECT, Placed, Rules};
@@ -174,10 +174,12 @@ impl Evaluation<'_> {
                     artifact: self.text(data.artifact.as_ref()),
                     metrics_too_long: metrics.too_long,
                     metrics: metrics.kept,
+                    progress: self.percentage(data.progress.as_ref()),
                     started_at: self.time(data.started_at.as_ref()),
                     completed_at: self.time(data.completed_at.as_ref()),
                     reason: self.text(data.reason.as_ref()),
                     message: self.text(data.message.as_ref()),
+                    continues: true,
                 })
             }
             Rules::Serving { stages, data } => {
@@ -187,6 +189,7 @@ impl Evaluation<'_> {
                     deployment_id: self.text(data.deployment_id.as_ref()),
                     model_id: self.text(data.model_id.as_ref()),
                     version: self.text(data.version.as_ref()),
+                    revision: self.text(data.revision.as_ref()),
                     environment: self.text(data.environment.as_ref()),
                     endpoint: self.text(data.endpoint.as_ref()),
                     rolled_out: stage == Some(ServingStage::Deployed),
@@ -226,7 +229,7 @@ impl Evaluation<'_> {
         let found = match value {
             Value::Null => "null",
             Value::Bool(_) => "a bool",
-            Value::Number(_) => "a number",
+            Value::Number(_) => "another number",
             Value::String(_) => "another string",
             Value::Array(_) => "a list",
             Value::Object(_) => "a map",
@@ -261,25 +264,23 @@ impl Evaluation<'_> {
         time
     }
 
+    /// A number from 0 to 100.
+    fn percentage(&self, placed: Option<&Placed>) -> Option<f64> {
+        let (placed, value) = self.value(placed)?;
+        let number = value.as_f64().filter(|number| (0.0..=100.0).contains(number));
+        if number.is_none() {
+            self.refuse(placed, &value, "a number from 0 to 100");
+        }
+        number
+    }
+
     /// Numbers and strings.
     fn metrics(&self, placed: Option<&Placed>) -> Metrics {
-        let mut metrics = Metrics::default();
-        let Some((placed, value)) = self.value(placed) else { return metrics };
-        let Value::Object(members) = value else {
-            self.refuse(placed, &value, "a map of numbers and strings");
-            return metrics;
-        };
-        for (name, value) in members {
-            match value {
-                Value::Number(number) => {
-                    let double = || Metric::Number(number.as_f64().unwrap_or(f64::NAN));
-                    metrics.take(name, number.as_i128().map_or_else(double, Metric::integer));
-                }
-                Value::String(text) => metrics.take(name, Metric::Text(text)),
-                _ => {}
-            }
-        }
-        metrics
+        let Some((placed, value)) = self.value(placed) else { return Metrics::default() };
+        Metrics::read(value).unwrap_or_else(|value| {
+            self.refuse(placed, &value, "a map of numbers and strings, or a list of {name, value}");
+            Metrics::default()
+        })
     }
 }
 

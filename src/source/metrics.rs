@@ -6,6 +6,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
+use serde_json::Value;
 
 use crate::event::{body::MAX_BYTES, object::Metric};
 
@@ -42,6 +43,49 @@ impl Metrics {
         } else {
             self.kept.insert(name, metric);
         }
+    }
+
+    /// Those of a map of numbers and strings, or of a list of objects with `name` and `value`; anything else is given back. APIs of
+    /// Kubernetes write the values of such lists as strings, since floats are none of its types: a decimal number is taken as one.
+    pub fn read(value: Value) -> Result<Self, Value> {
+        let mut metrics = Self::default();
+        match value {
+            Value::Object(members) => {
+                for (name, value) in members {
+                    if let Some(metric) = metric(value) {
+                        metrics.take(name, metric);
+                    }
+                }
+            }
+            Value::Array(elements) => {
+                for mut element in elements {
+                    let Some(Value::String(name)) = element.get_mut("name").map(Value::take) else { continue };
+                    match element.get_mut("value").map(Value::take).and_then(metric) {
+                        Some(Metric::Text(text)) => metrics.take(name, decimal(text)),
+                        Some(metric) => metrics.take(name, metric),
+                        None => {}
+                    }
+                }
+            }
+            other => return Err(other),
+        }
+        Ok(metrics)
+    }
+}
+
+fn metric(value: Value) -> Option<Metric> {
+    match value {
+        Value::Number(number) => Some(Metric::Number(number.as_f64().unwrap_or(f64::NAN))),
+        Value::String(text) => Some(Metric::Text(text)),
+        _ => None,
+    }
+}
+
+/// A number where the text is one, as JSON writes them; else the text.
+fn decimal(text: String) -> Metric {
+    match serde_json::from_str::<f64>(&text) {
+        Ok(number) if number.is_finite() => Metric::Number(number),
+        _ => Metric::Text(text),
     }
 }
 
@@ -128,5 +172,39 @@ impl<'de> Deserialize<'de> for Figure {
         }
 
         deserializer.deserialize_any(Values).map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_list_of_names_and_values_is_read_as_a_map() {
+        let list = json!([
+            {"name": "loss", "value": "0.42"}, {"name": "steps", "value": 12}, {"name": "note", "value": "warming up"},
+            {"name": "diverged", "value": "NaN"}, {"name": "huge", "value": "1e999"}, {"name": "loss_of_none"},
+            {"value": "3"}, {"name": "nested", "value": {"a": 1}}, "text", null
+        ]);
+        let kept = Metrics::read(list).unwrap().kept;
+        let text = |text: &str| Metric::Text(text.into());
+        let expected = [
+            ("diverged", text("NaN")),
+            ("huge", text("1e999")),
+            ("loss", Metric::Number(0.42)),
+            ("note", text("warming up")),
+            ("steps", Metric::Number(12.0)),
+        ];
+        assert_eq!(kept, expected.map(|(name, metric)| (name.to_owned(), metric)).into());
+        assert_eq!(Metrics::read(json!({"loss": "0.42"})).unwrap().kept, [("loss".into(), text("0.42"))].into());
+        assert_eq!(Metrics::read(json!("0.42")).unwrap_err(), json!("0.42"));
+    }
+
+    #[test]
+    fn of_a_list_the_first_64_are_kept() {
+        let list = (0..65).map(|number| json!({"name": format!("m{number}"), "value": number})).collect();
+        assert_eq!(Metrics::read(Value::Array(list)).unwrap().kept.len(), MAX_METRICS);
     }
 }

@@ -8,6 +8,8 @@ pub mod health;
 pub mod mapped;
 mod metrics;
 pub mod namespaces;
+#[cfg(test)]
+mod observed;
 pub mod owners;
 mod slim;
 pub mod training_job;

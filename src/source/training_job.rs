@@ -94,10 +94,13 @@ impl Source for TrainingJobs {
             artifact: status.artifact,
             metrics_too_long: status.metrics.too_long,
             metrics: status.metrics.kept,
+            progress: None,
             started_at: status.started_at,
             completed_at: status.completed_at,
             reason: status.reason,
             message: status.message,
+            // The platform names its runs.
+            continues: false,
         };
         metadata.object(Facts::Training(facts), &self.kinds)
     }

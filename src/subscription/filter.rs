@@ -155,7 +155,7 @@ mod tests {
         body::{self, Envelope},
         format::Forms,
         id::{EventId, OccurrenceName},
-        lifecycle::Occurrence,
+        lifecycle::{Occurrence, Recalled},
         object::{Facts, Metric, TrainingFacts, Uid},
         payload,
     };
@@ -177,7 +177,8 @@ mod tests {
     fn passes(filter: &str, object: &Object) -> Result<bool, FilterError> {
         let (event, name) = (EventType::TrainingCompleted, OccurrenceName::Generation(1));
         let id = EventId::new("s", object.uid, event, &name, 1, 1);
-        let occurrence = Occurrence { event, name, count: 1, status: Some("completed"), run: 1 };
+        let occurrence =
+            Occurrence { event, name, count: 1, status: Some("completed"), run: 1, recalled: Recalled::default() };
         let now = Timestamp::UNIX_EPOCH;
         let envelope = Envelope { id, event, occurred_at: now, sequence: 1, cluster: Some("here"), test: false };
         let event = Event {

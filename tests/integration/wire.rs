@@ -17,7 +17,7 @@ use llmtune_webhooks::{
         amount::{Amount, Level},
         body::MAX_BYTES,
         id::OccurrenceName,
-        lifecycle::Occurrence,
+        lifecycle::{Occurrence, Recalled},
         object::{Facts, Metric, Object, Uid, UsageFacts},
     },
     source::{Source, deployment::Deployments, training_job::TrainingJobs},
@@ -218,7 +218,7 @@ fn told(object: Object, event: EventType, status: Option<&'static str>, cluster:
     };
     let payload = Payload {
         object,
-        occurrence: Occurrence { event, name, count: 1, status, run },
+        occurrence: Occurrence { event, name, count: 1, status, run, recalled: Recalled::default() },
         sequence: 2,
         cluster: cluster.map(str::to_owned),
         observed_at: at("2025-11-08T14:22:31.1234567Z"),

@@ -60,7 +60,8 @@ fn train(random: &mut Random, facts: &TrainingFacts, serial: i64) -> TrainingFac
     };
     let message = Some(format!("step {serial}"));
     let completed_at = facts.completed_at.filter(|_| (facts.stage, same) == (Some(stage), started_at));
-    TrainingFacts { stage: Some(stage), started_at, completed_at, message, ..TrainingFacts::default() }
+    let continues = facts.continues;
+    TrainingFacts { stage: Some(stage), started_at, completed_at, message, continues, ..TrainingFacts::default() }
 }
 
 fn serve(random: &mut Random, facts: &ServingFacts, mut generation: i64) -> (ServingFacts, i64) {
@@ -106,5 +107,7 @@ pub fn first(random: &mut Random, kind: usize) -> Facts {
         let stage = Some(ServingStage::Pending);
         return Facts::Serving(ServingFacts { stage, model_id: Some("m".into()), version, ..ServingFacts::default() });
     }
-    Facts::Training(TrainingFacts { stage: Some(TrainingStage::Pending), ..TrainingFacts::default() })
+    // Runs that a new start time ends, and runs that go on under it.
+    let continues = random.chance(50);
+    Facts::Training(TrainingFacts { stage: Some(TrainingStage::Pending), continues, ..TrainingFacts::default() })
 }

@@ -7,10 +7,11 @@ pub mod serving;
 pub mod training;
 pub mod usage;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{EventType, id::OccurrenceName, object::Facts};
-use serving::ServingRecord;
+use serving::{Model, ServingRecord};
 use training::TrainingRecord;
 use usage::UsageRecord;
 
@@ -107,6 +108,38 @@ pub struct Occurrence {
     pub status: Option<&'static str>,
     /// Of a training event: which run it belongs to, from 1; 0 where none was ever announced.
     pub run: u32,
+    /// What the record knows better than the object.
+    pub recalled: Recalled,
+}
+
+/// What the record of an object knows better than the object as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recalled {
+    /// Of the end of a run: its `startedAt` when it was announced.
+    pub started_at: Option<Timestamp>,
+    /// Of the end of a run: its start had no `startedAt`, so that it occurred when it was observed. So does the end: times of
+    /// two clocks could run backwards.
+    pub start_was_observed: bool,
+    /// The object is gone, and did not say how it ended: its reason, message and `completedAt` are not those of an end.
+    pub gone: bool,
+    /// Of a cancelled run: the object had the same reason while it ran, so that it is not the end's.
+    pub reason_is_old: bool,
+    /// The same of the message.
+    pub message_is_old: bool,
+    /// Of a deployment: which model to tell.
+    pub model: ToldModel,
+}
+
+/// Which model an event of a deployment tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ToldModel {
+    /// The one that the object names.
+    #[default]
+    Named,
+    /// This one, which serves or served last; the object may name one that is being rolled out.
+    Last(Box<Model>),
+    /// None: the object names one that may never have served, and what served is not known.
+    Unknown,
 }
 
 /// How an object ended.

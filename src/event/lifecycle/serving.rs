@@ -2,14 +2,16 @@
 //!
 //! - `deployment.created`: first active (Available or Deployed). `deployment.paused`: was active and is at zero, unless an
 //!   autoscaler idles it. `deployment.resumed`: active again after paused. `deployment.deleted`: gone after it was active.
-//! - `model.deployed`: Deployed, and its (model id, version) differs from the one last announced. No model id, no event.
+//! - `model.deployed`: Deployed, and its (model id, version) differs from the one last announced. No model id, no event. Where
+//!   the facts name the rollout's revision, it decides instead: the model may be named before its rollout begins.
+//! - `deployment.paused`, `.resumed` and `.deleted` tell the model last announced, whatever is being rolled out.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Occurrence, Tally};
+use super::{Occurrence, Recalled, Tally, ToldModel};
 use crate::event::{
     EventType,
-    id::OccurrenceName,
+    id::{Fingerprint, OccurrenceName},
     object::{ServingFacts, ServingStage},
     unknown::Unknown,
 };
@@ -41,6 +43,12 @@ pub struct ServingRecord {
     /// The model last announced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub announced: Option<Box<Model>>,
+    /// The model that it was created with, until one is announced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created: Option<Box<Model>>,
+    /// The revision of the rollout last announced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revision: Option<Fingerprint>,
     #[serde(skip_serializing_if = "Tally::is_empty")]
     deployed: Tally,
     #[serde(skip_serializing_if = "Tally::is_empty")]
@@ -62,6 +70,7 @@ impl ServingRecord {
         let paused = at_zero && generation > 1;
         let rolled_out = facts.rolled_out && stage.is_some();
         let met = Tally::met(generation);
+        let complete = rolled_out || stage == Some(ServingStage::Deployed);
         Self {
             active: serving || paused || (rolled_out && !at_zero),
             zero: match (paused, facts.autoscaled) {
@@ -69,11 +78,9 @@ impl ServingRecord {
                 (true, true) => Zero::Idle,
                 (true, false) => Zero::Paused,
             },
-            announced: if rolled_out || stage == Some(ServingStage::Deployed) {
-                model(facts).map(Box::new)
-            } else {
-                None
-            },
+            announced: model(facts).filter(|_| complete).map(Box::new),
+            created: None,
+            revision: revision(facts).filter(|_| complete),
             deployed: met,
             paused: met,
             resumed: met,
@@ -86,14 +93,41 @@ impl ServingRecord {
     pub const fn would_mind_going(&self) -> bool {
         self.active
     }
+
+    /// The model that serves, or served last.
+    fn serves(&self) -> ToldModel {
+        let known = self.announced.as_ref().or(self.created.as_ref());
+        known.map_or(ToldModel::Unknown, |model| ToldModel::Last(model.clone()))
+    }
+
+    /// Whether the model that is deployed is to be announced; takes note of what it is.
+    fn announces(&mut self, facts: &ServingFacts) -> bool {
+        let Some(model) = model(facts) else { return false };
+        let (before, now) = (self.revision, revision(facts));
+        self.revision = now.or(before);
+        let differs = match (before, now) {
+            (Some(before), Some(now)) => before != now,
+            _ => self.announced.as_deref() != Some(&model),
+        };
+        if differs {
+            self.announced = Some(Box::new(model));
+        }
+        self.created = None;
+        differs
+    }
+}
+
+fn revision(facts: &ServingFacts) -> Option<Fingerprint> {
+    facts.revision.as_deref().map(Fingerprint::of)
 }
 
 fn model(facts: &ServingFacts) -> Option<Model> {
     facts.model_id.clone().map(|id| (id, facts.version.clone()))
 }
 
-const fn occurrence(event: EventType, generation: i64, count: u32) -> Occurrence {
-    Occurrence { event, name: OccurrenceName::Generation(generation), count, status: None, run: 0 }
+fn occurrence(event: EventType, generation: i64, count: u32, model: ToldModel) -> Occurrence {
+    let recalled = Recalled { model, ..Recalled::default() };
+    Occurrence { event, name: OccurrenceName::Generation(generation), count, status: None, run: 0, recalled }
 }
 
 /// What an observed state of the deployment means.
@@ -105,19 +139,18 @@ pub fn step(mut record: ServingRecord, facts: &ServingFacts, generation: i64) ->
         Some(stage @ (ServingStage::Available | ServingStage::Deployed)) => {
             if !record.active {
                 record.active = true;
-                occurrences.push(occurrence(EventType::DeploymentCreated, generation, 1));
+                record.created = model(facts).map(Box::new);
+                occurrences.push(occurrence(EventType::DeploymentCreated, generation, 1, ToldModel::Named));
             } else if record.zero == Zero::Paused {
+                // What ran is gone: the names of revisions may count from the first again.
+                record.revision = None;
                 let count = record.resumed.next(generation);
-                occurrences.push(occurrence(EventType::DeploymentResumed, generation, count));
+                occurrences.push(occurrence(EventType::DeploymentResumed, generation, count, record.serves()));
             }
             record.zero = Zero::No;
-            if stage == ServingStage::Deployed
-                && let Some(model) = model(facts)
-                && record.announced.as_deref() != Some(&model)
-            {
-                record.announced = Some(Box::new(model));
+            if stage == ServingStage::Deployed && record.announces(facts) {
                 let count = record.deployed.next(generation);
-                occurrences.push(occurrence(EventType::ModelDeployed, generation, count));
+                occurrences.push(occurrence(EventType::ModelDeployed, generation, count, ToldModel::Named));
             }
         }
         Some(ServingStage::Paused) => {
@@ -127,7 +160,7 @@ pub fn step(mut record: ServingRecord, facts: &ServingFacts, generation: i64) ->
                 } else {
                     record.zero = Zero::Paused;
                     let count = record.paused.next(generation);
-                    occurrences.push(occurrence(EventType::DeploymentPaused, generation, count));
+                    occurrences.push(occurrence(EventType::DeploymentPaused, generation, count, record.serves()));
                 }
             }
         }
@@ -138,7 +171,10 @@ pub fn step(mut record: ServingRecord, facts: &ServingFacts, generation: i64) ->
 /// What it means that the deployment is gone. Its final state, where known, has been stepped before.
 #[must_use]
 pub fn gone(record: &ServingRecord, generation: i64) -> Vec<Occurrence> {
-    if record.active { vec![occurrence(EventType::DeploymentDeleted, generation, 1)] } else { Vec::new() }
+    if !record.active {
+        return Vec::new();
+    }
+    vec![occurrence(EventType::DeploymentDeleted, generation, 1, record.serves())]
 }
 
 #[cfg(test)]
@@ -217,6 +253,74 @@ mod tests {
             "deployment.deleted",
         ];
         assert_eq!(names(&life), expected);
+    }
+
+    /// Each event with the version that it tells.
+    fn versions(record: ServingRecord, history: &[ServingFacts]) -> Vec<String> {
+        let mut record = record;
+        let mut told = Vec::new();
+        let version = |occurrence: &Occurrence, facts: &ServingFacts| {
+            let version = match &occurrence.recalled.model {
+                ToldModel::Named => facts.version.clone(),
+                ToldModel::Last(model) => model.1.clone(),
+                ToldModel::Unknown => None,
+            };
+            format!("{} {}", occurrence.event.name().rsplit('.').next().unwrap(), version.unwrap_or_default())
+        };
+        for (generation, facts) in history.iter().enumerate() {
+            let (occurrences, next) = step(record, facts, generation as i64);
+            told.extend(occurrences.iter().map(|occurrence| version(occurrence, facts)));
+            record = serde_json::from_value(serde_json::to_value(&next).unwrap()).unwrap();
+            assert_eq!(record, next);
+        }
+        let last = history.last().unwrap();
+        told.extend(gone(&record, 99).iter().map(|occurrence| version(occurrence, last)));
+        told
+    }
+
+    #[test]
+    fn what_is_not_rolled_out_yet_is_not_told_as_what_served() {
+        use ServingStage::{Available, Deployed, Paused, Pending};
+        let stuck = [at(Available, "1"), at(Deployed, "1"), at(Available, "2"), at(Pending, "2")];
+        assert_eq!(versions(ServingRecord::default(), &stuck), ["created 1", "deployed 1", "deleted 1"]);
+        let at_zero = [at(Deployed, "1"), at(Paused, "2"), at(Paused, "3"), at(Available, "3"), at(Deployed, "3")];
+        let expected = ["created 1", "deployed 1", "paused 1", "resumed 1", "deployed 3", "deleted 3"];
+        assert_eq!(versions(ServingRecord::default(), &at_zero), expected);
+        // None was ever deployed: it is the one that it was created with.
+        let first = [at(Available, "1"), at(Available, "2")];
+        assert_eq!(versions(ServingRecord::default(), &first), ["created 1", "deleted 1"]);
+        // What served at the baseline is not known.
+        let rolling = at(Available, "2");
+        let baseline = || ServingRecord::baseline(&rolling, 4);
+        assert_eq!(versions(baseline(), &[rolling.clone()]), ["deleted "]);
+        assert_eq!(versions(baseline(), &[rolling.clone(), at(Deployed, "2")]), ["deployed 2", "deleted 2"]);
+    }
+
+    #[test]
+    fn where_the_rollout_is_named_the_model_may_be_named_before_it() {
+        use ServingStage::{Available, Deployed, Paused};
+        let at = |stage, version: &str, revision: &str| ServingFacts {
+            revision: Some(revision.into()),
+            ..at(stage, version)
+        };
+        let life = [
+            at(Deployed, "1", "a"),
+            at(Deployed, "2", "a"),
+            at(Available, "2", "a"),
+            at(Deployed, "2", "b"),
+            at(Deployed, "2", "b"),
+            at(Deployed, "1", "a"),
+            at(Deployed, "1", "c"),
+        ];
+        let expected = ["created 1", "deployed 1", "deployed 2", "deployed 1", "deployed 1", "deleted 1"];
+        assert_eq!(versions(ServingRecord::default(), &life), expected);
+        // After a pause revisions may be named from the first again.
+        let paused = [at(Deployed, "1", "a"), at(Paused, "2", "a"), at(Deployed, "2", "a"), at(Deployed, "3", "a")];
+        let expected = ["created 1", "deployed 1", "paused 1", "resumed 1", "deployed 2", "deleted 2"];
+        assert_eq!(versions(ServingRecord::default(), &paused), expected);
+        // A record of the release before knows no revision, and goes on.
+        let old: ServingRecord = serde_json::from_str(r#"{"active":true,"zero":"No","announced":["m","1"]}"#).unwrap();
+        assert_eq!(versions(old, &[at(Deployed, "1", "a"), at(Deployed, "1", "b")]), ["deployed 1", "deleted 1"]);
     }
 
     #[test]

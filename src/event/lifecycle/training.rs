@@ -1,25 +1,29 @@
 //! The training lifecycle: Pending, Suspended, Running, then Completed, Failed or Cancelled.
 //!
-//! - `training.started`: the job enters Running, once per distinct `startedAt`, else per entry; also when a job becomes
-//!   finished whose `startedAt` was never announced.
-//! - `training.completed`: it enters Completed. `training.failed`: it enters Failed or Cancelled, or goes while Running.
-//! - A `startedAt` that appears after the start was announced names that run. A finished job that runs again is a new run
-//!   only with a new `startedAt`; without one it stays finished. Failed and Cancelled are final for their run.
+//! 1. A run has one `training.started` and one end: `training.completed`, or `training.failed`.
+//! 2. A run starts when the job enters Running, and once per distinct `startedAt`; also when a job becomes finished whose `startedAt`
+//!    was never announced. A job that ends without having run sends its end alone.
+//! 3. Pending and Suspended end no run. Where the facts say that the run [continues](TrainingFacts::continues), neither does a new
+//!    `startedAt` before its end: a resumption or a retry is the same run, and its end is named by the newest `startedAt`.
+//! 4. A run that has not ended when the job goes ends then, as `training.failed`.
+//! 5. A `startedAt` that appears after the start was announced names that run. A finished job that runs again is a new run
+//!    only with a new `startedAt`; without one it stays finished. Failed and Cancelled are final for their run.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Gone, Occurrence, Tally};
+use super::{Gone, Occurrence, Recalled, Tally};
 use crate::event::{
     EventType,
-    id::OccurrenceName,
+    id::{Fingerprint, OccurrenceName},
     object::{TrainingFacts, TrainingStage},
     unknown::Unknown,
 };
 
-/// How many distinct `startedAt` a record remembers. A job that restarts more often still announces each; from there on
-/// its ids bear the run's number, since a forgotten name could come again.
-const REMEMBERED_STARTS: usize = 32;
+/// A job with more runs has the run's number in its ids, since a name that was forgotten could come again.
+const NAMED_RUNS: u32 = 32;
+/// How many distinct `startedAt` a record remembers: at most two name the events of one run.
+const REMEMBERED_STARTS: usize = 2 * NAMED_RUNS as usize;
 
 /// What the lifecycle remembers of one job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,7 +32,7 @@ pub struct TrainingRecord {
     pub stage: TrainingStage,
     /// How many runs were announced, or taken over by a baseline.
     pub run: u32,
-    /// The distinct `startedAt` of those runs, the newest last, at most [`REMEMBERED_STARTS`].
+    /// The distinct `startedAt` that name those runs' events, the newest last, at most [`REMEMBERED_STARTS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     starts: Vec<Timestamp>,
     /// Whether the newest of `starts` is the present run's.
@@ -37,8 +41,31 @@ pub struct TrainingRecord {
     /// Starts that had no `startedAt`.
     #[serde(default, skip_serializing_if = "Tally::is_empty")]
     unnamed: Tally,
+    /// What the end of the present run must know; gone with the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    opening: Option<Box<Opening>>,
     #[serde(flatten)]
     unknown: Unknown,
+}
+
+/// What a run was like before its end.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Opening {
+    /// The run. A release that does not know this member may have begun another since.
+    run: u32,
+    /// Its first `startedAt`, where another one names it now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first: Option<Timestamp>,
+    /// Its start was announced without a `startedAt`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    observed: bool,
+    /// The reason that the job gave while it ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Fingerprint>,
+    /// The message that it gave then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Fingerprint>,
 }
 
 impl TrainingRecord {
@@ -52,6 +79,7 @@ impl TrainingRecord {
             starts: Vec::new(),
             named: false,
             unnamed,
+            opening: None,
             unknown: Unknown::NONE,
         }
     }
@@ -67,14 +95,15 @@ impl TrainingRecord {
             starts: facts.started_at.into_iter().collect(),
             named: facts.started_at.is_some(),
             unnamed: if ran { Tally::met(generation) } else { Tally::default() },
+            opening: None,
             unknown: Unknown::NONE,
         }
     }
 
-    /// Whether the job's going would be an event, so that its facts must be kept.
+    /// Whether the job's going would be an event, so that its facts must be kept: a run has begun and has not ended.
     #[must_use]
-    pub fn would_mind_going(&self) -> bool {
-        self.stage == TrainingStage::Running
+    pub const fn would_mind_going(&self) -> bool {
+        self.run > 0 && !self.stage.is_finished()
     }
 
     fn knows(&self, start: Timestamp) -> bool {
@@ -91,25 +120,61 @@ impl TrainingRecord {
         self.named = true;
     }
 
+    /// The present run's, begun where there is none.
+    fn opening(&mut self) -> &mut Opening {
+        let run = self.run;
+        let opening = self.opening.get_or_insert_default();
+        if opening.run != run {
+            **opening = Opening { run, ..Opening::default() };
+        }
+        opening
+    }
+
+    /// The present run goes on under another `startedAt`.
+    fn resume(&mut self, start: Timestamp) {
+        if let Some(last) = self.starts.last().copied().filter(|_| self.named) {
+            // Of those in between none names an event.
+            if *self.opening().first.get_or_insert(last) != last {
+                self.starts.pop();
+            }
+        }
+        self.remember(start);
+    }
+
+    /// What the job says of itself while it runs.
+    fn hear(&mut self, facts: &TrainingFacts) {
+        let of = |text: &Option<String>| text.as_deref().map(Fingerprint::of);
+        let (reason, message) = (of(&facts.reason), of(&facts.message));
+        let run = self.run;
+        let said = self.opening.as_ref().filter(|opening| opening.run == run);
+        if said.map_or((None, None), |opening| (opening.reason, opening.message)) != (reason, message) {
+            let opening = self.opening();
+            (opening.reason, opening.message) = (reason, message);
+        }
+    }
+
     /// The count in the id of an event named by a `startedAt`.
-    fn named_count(&self) -> u32 {
-        if self.run as usize > REMEMBERED_STARTS { self.run } else { 1 }
+    const fn named_count(&self) -> u32 {
+        if self.run > NAMED_RUNS { self.run } else { 1 }
     }
 
     fn begin(&mut self, start: Option<Timestamp>, generation: i64) -> Occurrence {
         self.run = self.run.saturating_add(1);
         self.stage = TrainingStage::Running;
+        self.opening = None;
         let (name, count) = if let Some(start) = start {
             self.remember(start);
             (OccurrenceName::StartedAt(start), self.named_count())
         } else {
             self.named = false;
+            self.opening().observed = true;
             (OccurrenceName::Generation(generation), self.unnamed.next(generation))
         };
-        Occurrence { event: EventType::TrainingStarted, name, count, status: Some("running"), run: self.run }
+        let (event, status) = (EventType::TrainingStarted, Some("running"));
+        Occurrence { event, name, count, status, run: self.run, recalled: Recalled::default() }
     }
 
-    fn finish(&mut self, stage: TrainingStage, status: &'static str, generation: i64) -> Occurrence {
+    fn finish(&mut self, stage: TrainingStage, status: &'static str, generation: i64) -> (Occurrence, Opening) {
         self.stage = stage;
         let event =
             if stage == TrainingStage::Completed { EventType::TrainingCompleted } else { EventType::TrainingFailed };
@@ -118,7 +183,15 @@ impl TrainingRecord {
             // A run ends once, and a job without `startedAt` has one finished run at most: no second event of this name.
             _ => (OccurrenceName::Generation(generation), 1),
         };
-        Occurrence { event, name, count, status: Some(status), run: self.run }
+        let run = self.run;
+        let opening = self.opening.take().filter(|opening| opening.run == run).map_or_else(Opening::default, |it| *it);
+        let named = self.starts.last().copied().filter(|_| self.named);
+        let recalled = Recalled {
+            started_at: opening.first.or(named),
+            start_was_observed: opening.observed,
+            ..Recalled::default()
+        };
+        (Occurrence { event, name, count, status: Some(status), run, recalled }, opening)
     }
 }
 
@@ -149,6 +222,14 @@ pub fn step(mut record: TrainingRecord, facts: &TrainingFacts, generation: i64) 
         other => other,
     };
 
+    let continues = facts.continues && record.would_mind_going();
+    if let Some(start) = new_start.filter(|_| stage == Running || stage.is_finished()) {
+        if continues {
+            record.resume(start);
+        } else {
+            occurrences.push(record.begin(Some(start), generation));
+        }
+    }
     match stage {
         Pending | Suspended => {
             if !record.stage.is_finished() {
@@ -156,27 +237,33 @@ pub fn step(mut record: TrainingRecord, facts: &TrainingFacts, generation: i64) 
             }
         }
         Running => {
-            if let Some(start) = new_start {
-                occurrences.push(record.begin(Some(start), generation));
-            } else if !record.stage.is_finished() && record.stage != Running {
-                if facts.started_at.is_none() {
+            if !record.stage.is_finished() && record.stage != Running {
+                if facts.started_at.is_none() && !continues {
                     occurrences.push(record.begin(None, generation));
                 }
                 record.stage = Running;
             }
+            if record.stage == Running {
+                record.hear(facts);
+            }
         }
         Completed | Failed | Cancelled => {
-            if let Some(start) = new_start {
-                occurrences.push(record.begin(Some(start), generation));
-            }
-            let open = !record.stage.is_finished() || (record.stage == Completed && stage != Completed);
-            if open {
+            let reconsidered = record.stage == Completed && stage != Completed && !facts.continues;
+            if !record.stage.is_finished() || reconsidered {
                 let status = match stage {
                     Completed => "completed",
                     Cancelled => "cancelled",
                     _ => "failed",
                 };
-                occurrences.push(record.finish(stage, status, generation));
+                let (mut end, opening) = record.finish(stage, status, generation);
+                if stage == Cancelled {
+                    let is_old = |now: &Option<String>, then: Option<Fingerprint>| {
+                        now.as_deref().map(Fingerprint::of).is_some_and(|now| then == Some(now))
+                    };
+                    end.recalled.reason_is_old = is_old(&facts.reason, opening.reason);
+                    end.recalled.message_is_old = is_old(&facts.message, opening.message);
+                }
+                occurrences.push(end);
             }
         }
     }
@@ -186,14 +273,16 @@ pub fn step(mut record: TrainingRecord, facts: &TrainingFacts, generation: i64) 
 /// What it means that the job is gone. Its final state, where known, has been stepped before.
 #[must_use]
 pub fn gone(mut record: TrainingRecord, how: Gone, generation: i64) -> Vec<Occurrence> {
-    if record.stage != TrainingStage::Running {
+    if !record.would_mind_going() {
         return Vec::new();
     }
     let status = match how {
         Gone::Deleted => "cancelled",
         Gone::Vanished => "unknown",
     };
-    vec![record.finish(TrainingStage::Cancelled, status, generation)]
+    let (mut end, _) = record.finish(TrainingStage::Cancelled, status, generation);
+    end.recalled.gone = true;
+    vec![end]
 }
 
 #[cfg(test)]
@@ -211,6 +300,11 @@ mod tests {
             started_at: started_at.map(|second| Timestamp::from_second(second).unwrap()),
             ..TrainingFacts::default()
         }
+    }
+
+    /// The same of a kind whose runs go on until they end.
+    fn of_run(stage: TrainingStage, started_at: Option<i64>) -> TrainingFacts {
+        TrainingFacts { continues: true, ..at(stage, started_at) }
     }
 
     fn told(record: TrainingRecord, history: &[TrainingFacts]) -> (Vec<String>, TrainingRecord) {
@@ -272,17 +366,109 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_is_suspended_or_retried_goes_on_until_it_ends() {
+        let both = ["training.started running run 1", "training.completed completed run 1"];
+        for starts in
+            [[Some(5), Some(6), Some(7)], [None, None, None], [None, Some(6), Some(7)], [Some(5), None, Some(7)]]
+        {
+            for between in [Suspended, Pending, Running] {
+                let [first, second, third] = starts;
+                let life = [
+                    of_run(Pending, None),
+                    of_run(Running, first),
+                    of_run(between, second),
+                    of_run(Running, second),
+                    of_run(between, third),
+                    of_run(Running, third),
+                    of_run(Completed, third),
+                    of_run(Failed, third),
+                    of_run(Running, third),
+                ];
+                tells(&life, &both);
+            }
+        }
+        let again =
+            [of_run(Running, Some(5)), of_run(Completed, Some(5)), of_run(Running, Some(9)), of_run(Failed, Some(9))];
+        let second = ["training.started running run 2", "training.failed failed run 2"];
+        tells(&again, &[both[0], both[1], second[0], second[1]]);
+    }
+
+    #[test]
+    fn a_resumed_run_s_end_has_the_newest_start_in_its_id_and_tells_the_first() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let life =
+            [of_run(Running, Some(5)), of_run(Running, Some(6)), of_run(Suspended, None), of_run(Running, Some(7))];
+        let (_, record) = told(TrainingRecord::new(), &life);
+        let (occurrences, record) = step(record, &of_run(Completed, Some(7)), 1);
+        assert_eq!(occurrences[0].name, OccurrenceName::StartedAt(at(7)));
+        assert_eq!(occurrences[0].recalled.started_at, Some(at(5)));
+        assert_eq!(record.starts, [at(5), at(7)], "no event has the name of those in between");
+        assert_eq!(record.opening, None, "a finished job's record is small");
+        let (occurrences, _) = step(record, &of_run(Failed, Some(9)), 1);
+        assert_eq!(occurrences.iter().map(|o| o.recalled.started_at).collect::<Vec<_>>(), [None, Some(at(9))]);
+    }
+
+    #[test]
+    fn a_run_that_began_when_it_was_seen_ends_when_that_is_seen() {
+        let (_, record) = told(TrainingRecord::new(), &[at(Running, None)]);
+        let (occurrences, _) = step(record, &at(Completed, Some(5)), 1);
+        assert!(occurrences[0].recalled.start_was_observed);
+        let (occurrences, _) = step(TrainingRecord::new(), &at(Completed, Some(5)), 1);
+        assert!(occurrences.iter().all(|occurrence| !occurrence.recalled.start_was_observed));
+    }
+
+    #[test]
+    fn what_a_job_says_while_it_runs_is_not_why_it_was_cancelled() {
+        let says = |stage, reason: &str, message: &str| TrainingFacts {
+            reason: Some(reason.into()),
+            message: Some(message.into()),
+            ..at(stage, Some(5))
+        };
+        let running = [says(Running, "Going", "step 1"), says(Running, "Going", "step 2"), at(Suspended, Some(5))];
+        let (_, record) = told(TrainingRecord::new(), &running);
+        let is_old = |end: TrainingFacts| {
+            let recalled = step(record.clone(), &end, 1).0.remove(0).recalled;
+            (recalled.reason_is_old, recalled.message_is_old)
+        };
+        assert_eq!(is_old(says(Cancelled, "Going", "step 2")), (true, true));
+        assert_eq!(is_old(says(Cancelled, "Stopped", "step 2")), (false, true));
+        assert_eq!(is_old(says(Cancelled, "Stopped", "by a user")), (false, false));
+        assert_eq!(is_old(at(Cancelled, Some(5))), (false, false));
+        assert_eq!(is_old(says(Failed, "Going", "step 2")), (false, false), "a failure may be told before it is final");
+        assert!(gone(record, Gone::Deleted, 1)[0].recalled.gone);
+    }
+
+    #[test]
+    fn a_record_of_the_release_before_goes_on_and_the_other_way_round() {
+        // Suspended in its second run, and forgotten what it looked like.
+        let old =
+            r#"{"stage":"Suspended","run":2,"starts":["1970-01-01T00:00:05Z","1970-01-01T00:00:06Z"],"named":true}"#;
+        let record: TrainingRecord = serde_json::from_str(old).unwrap();
+        assert_eq!(serde_json::to_string(&record).unwrap(), old);
+        let (events, record) = told(record, &[of_run(Running, Some(7)), of_run(Completed, Some(7))]);
+        assert_eq!(events, ["training.completed completed run 2"]);
+        assert_eq!(record.opening, None);
+        // An opening of another run than the present one says nothing.
+        let stale = r#"{"stage":"Running","run":3,"opening":{"run":2,"first":"1970-01-01T00:00:05Z","observed":true}}"#;
+        let (occurrences, _) = step(serde_json::from_str(stale).unwrap(), &at(Completed, None), 1);
+        assert_eq!(occurrences[0].recalled, Recalled::default());
+    }
+
+    #[test]
     fn failed_is_final_for_its_run() {
         let life = [at(Running, Some(5)), at(Failed, Some(5)), at(Completed, Some(5)), at(Cancelled, Some(5))];
         tells(&life, &["training.started running run 1", "training.failed failed run 1"]);
     }
 
     #[test]
-    fn a_job_that_goes_while_running_has_failed_and_one_that_goes_otherwise_says_nothing() {
-        let (_, running) = told(TrainingRecord::new(), &[at(Running, Some(5))]);
-        let status = |how| gone(running.clone(), how, 1).iter().map(|o| o.status.unwrap()).collect::<Vec<_>>();
-        assert_eq!(status(Gone::Deleted), ["cancelled"]);
-        assert_eq!(status(Gone::Vanished), ["unknown"]);
+    fn a_job_that_goes_before_its_run_ended_has_failed_and_one_that_goes_otherwise_says_nothing() {
+        for stage in [Running, Suspended, Pending] {
+            let (_, record) = told(TrainingRecord::new(), &[at(Running, Some(5)), at(stage, Some(5))]);
+            assert!(record.would_mind_going());
+            let status = |how| gone(record.clone(), how, 1).iter().map(|o| o.status.unwrap()).collect::<Vec<_>>();
+            assert_eq!(status(Gone::Deleted), ["cancelled"], "{stage:?}");
+            assert_eq!(status(Gone::Vanished), ["unknown"], "{stage:?}");
+        }
         for stage in [Pending, Suspended, Completed, Failed, Cancelled] {
             let (_, record) = told(TrainingRecord::new(), &[at(stage, None)]);
             assert!(gone(record, Gone::Deleted, 1).is_empty());
@@ -301,6 +487,20 @@ mod tests {
             record = next;
         }
         assert!(seen.len() >= 100);
+        // Each run is resumed, so that two times name its events.
+        let (mut record, mut seen) = (TrainingRecord::new(), HashSet::new());
+        for start in (0..100).chain(0..100) {
+            for facts in
+                [of_run(Running, Some(2 * start)), of_run(Running, Some(2 * start + 1)), of_run(Completed, None)]
+            {
+                let (occurrences, next) = step(record, &facts, 1);
+                for occurrence in occurrences {
+                    assert!(seen.insert((occurrence.event, occurrence.name, occurrence.count)));
+                }
+                record = next;
+            }
+        }
+        assert!(seen.len() >= 200);
     }
 
     fn facts() -> impl Strategy<Value = TrainingFacts> {
@@ -313,6 +513,37 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_run_that_goes_on_until_it_ends_has_one_start_and_one_end(
+            history in proptest::collection::vec((facts(), 0..2_i64), 0..60), baseline in any::<bool>(),
+        ) {
+            let (mut record, mut generation) = (TrainingRecord::new(), 1);
+            let (mut seen, mut open) = (HashSet::new(), None);
+            for (index, (facts, growth)) in history.into_iter().enumerate() {
+                generation += growth;
+                let facts = TrainingFacts { continues: true, ..facts };
+                if index == 0 && baseline {
+                    record = TrainingRecord::baseline(&facts, generation);
+                    open = record.would_mind_going().then_some(record.run);
+                }
+                let (occurrences, next) = step(record, &facts, generation);
+                for occurrence in occurrences {
+                    prop_assert!(seen.insert((occurrence.event, occurrence.name, occurrence.count)));
+                    if occurrence.event == EventType::TrainingStarted {
+                        prop_assert_eq!(open.replace(occurrence.run), None, "the run before has ended");
+                    } else {
+                        // A job that never ran may fail.
+                        prop_assert_eq!(open.take().unwrap_or_default(), occurrence.run);
+                    }
+                }
+                prop_assert_eq!(open.is_some(), next.would_mind_going());
+                record = serde_json::from_value(serde_json::to_value(&next).unwrap()).unwrap();
+                prop_assert_eq!(&record, &next);
+            }
+            let ends = gone(record, Gone::Deleted, generation);
+            prop_assert_eq!(ends.first().map(|end| end.run), open, "and goes with the job");
+        }
+
         #[test]
         fn every_occurrence_is_told_exactly_once_and_nothing_else_is(
             history in proptest::collection::vec((facts(), 0..2_i64), 0..60), baseline in any::<bool>(),

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Occurrence, Tally};
+use super::{Occurrence, Recalled, Tally};
 use crate::event::{
     EventType,
     amount::{Amount, Level},
@@ -171,6 +171,7 @@ pub fn step(mut record: UsageRecord, facts: &UsageFacts, generation: i64) -> (Ve
             count: mark.tally.next(generation),
             status: None,
             run: 0,
+            recalled: Recalled::default(),
         });
     }
     record.marks = marks.into_iter().collect();

@@ -79,7 +79,7 @@ const CLOUD_EVENT: [&str; 12] = [
 ];
 
 /// The same of `data`, of all events.
-const DATA: [&str; 25] = [
+const DATA: [&str; 26] = [
     "jobId",
     "deploymentId",
     "name",
@@ -94,6 +94,7 @@ const DATA: [&str; 25] = [
     "error",
     "artifact",
     "metrics",
+    "progress",
     "run",
     "createdAt",
     "startedAt",

@@ -3,7 +3,10 @@ use prometheus::IntCounter;
 use serde_json::json;
 
 use super::*;
-use crate::{api::webhook_source::WebhookSourceSpec, event::object::TrainingStage};
+use crate::{
+    api::webhook_source::WebhookSourceSpec,
+    event::object::{Metric, TrainingStage},
+};
 
 fn spec(lifecycle: &str, stages: &[(&str, &str)], data: &Value) -> WebhookSourceSpec {
     let stages: Vec<Value> = stages.iter().map(|(stage, when)| json!({"stage": stage, "when": when})).collect();
@@ -75,7 +78,7 @@ fn what_cannot_be_evaluated_moves_nothing_and_is_counted_and_named() {
     let object =
         json!({"metadata": {"name": "a", "namespace": "ns"}, "spec": {"begun": "yesterday"}, "status": {"phase": "x"}});
     let facts = training(read(&source, object));
-    assert_eq!(facts, TrainingFacts::default());
+    assert_eq!(facts, TrainingFacts { continues: true, ..TrainingFacts::default() });
     let (count, last) = source.failures.tell();
     assert_eq!((count, source.failures.metric.get()), (4, 4));
     let last = last.unwrap();

@@ -9,7 +9,7 @@ use llmtune_webhooks::{
         amount::Amount,
         body::{self, Envelope},
         id::{EventId, OccurrenceName},
-        lifecycle::Occurrence,
+        lifecycle::{Occurrence, Recalled},
         object::{Facts, Metric, Object, ServingFacts, TrainingFacts, Uid, UsageFacts},
         payload::{self, Data},
     },
@@ -189,6 +189,7 @@ fn occurrence(event: EventType) -> impl Strategy<Value = Occurrence> {
         count,
         status: Some(status),
         run,
+        recalled: Recalled::default(),
     })
 }
 
@@ -220,8 +221,10 @@ fn object(event: EventType) -> impl Strategy<Value = Object> {
 fn training() -> impl Strategy<Value = Facts> {
     let words = [option::of(text()), option::of(text()), option::of(text()), option::of(text())];
     let long = [option::of(text_or_long()), option::of(text_or_long())];
-    (words, long, metrics(), option::of(time()), option::of(time())).prop_map(
-        |([job_id, base_model, training_method, reason], [artifact, message], metrics, started_at, completed_at)| {
+    let progress = option::of(0.0..=100.0_f64);
+    (words, long, metrics(), progress, option::of(time()), option::of(time())).prop_map(
+        |(words, [artifact, message], metrics, progress, started_at, completed_at)| {
+            let [job_id, base_model, training_method, reason] = words;
             Facts::Training(TrainingFacts {
                 stage: None,
                 job_id,
@@ -230,10 +233,12 @@ fn training() -> impl Strategy<Value = Facts> {
                 artifact,
                 metrics,
                 metrics_too_long: false,
+                progress,
                 started_at,
                 completed_at,
                 reason,
                 message,
+                continues: false,
             })
         },
     )

@@ -14,7 +14,7 @@ use llmtune_webhooks::{
         EventType,
         body::{self, Envelope},
         id::{EventId, OccurrenceName},
-        lifecycle::Occurrence,
+        lifecycle::{Occurrence, Recalled},
         payload,
     },
     expression::{Document, Expression},
@@ -71,7 +71,8 @@ fn body_and_signature(criterion: &mut Criterion) {
     let name = OccurrenceName::Generation(1);
     let event = EventType::TrainingCompleted;
     let id = EventId::new(TrainingJobs::NAME, object.uid, event, &name, 1, 1);
-    let occurrence = Occurrence { event, name, count: 1, status: Some("completed"), run: 7 };
+    let (status, recalled) = (Some("completed"), Recalled::default());
+    let occurrence = Occurrence { event, name, count: 1, status, run: 7, recalled };
     let open = || {
         let occurred_at = payload::occurred_at(&object, &occurrence, now);
         let envelope = Envelope { id, event, occurred_at, sequence: 14, cluster: None, test: false };
