@@ -9,8 +9,8 @@ use llmtune_webhooks_harness::{
 use serde_json::json;
 
 use crate::{
-    sources::deployment,
-    support::{Scene, run},
+    sources::{deployment, rolled_out},
+    support::{SOON, Scene, run},
 };
 
 /// A rollout takes seconds; a loaded machine takes longer.
@@ -83,8 +83,74 @@ fn every_event_of_a_deployments_life_is_sent_once_and_flapping_readiness_sends_n
         scene.kubectl(&["scale", "deployment/llama", "--replicas=3"]);
         available(3).await;
 
-        // A rollout that never completes is not announced; what it leaves behind is deleted as a whole.
+        // A rollout that never completes is not announced; what is deleted is what served.
+        scene.kubectl(&["rollout", "pause", "deployment/llama"]);
+        version("3");
         scene.kubectl(&["delete", "deployment", "llama"]);
-        expect(&["deployment.deleted"]).await;
+        assert_eq!(expect(&["deployment.deleted"]).await["version"], "1");
+    });
+}
+
+#[test]
+fn paused_waits_for_the_last_pod_and_tells_the_model_that_served() {
+    run(async {
+        let scene = Scene::new("terminating").await;
+        let receiver = Receiver::start().await;
+        scene.webhook("ci", &receiver.url(), &json!({"delivery": {"concurrency": 1}}));
+        let _operator = scene.operator().await;
+        let status = |name: &str, replicas: i64, terminating: i64| {
+            let generation = scene.get("deployment", name)["metadata"]["generation"].clone();
+            let mut status = json!({"observedGeneration": generation, "terminatingReplicas": terminating});
+            for key in ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"] {
+                status[key] = json!(replicas);
+            }
+            let patch = json!({"status": status}).to_string();
+            scene.kubectl(&["patch", "deployment", name, "--subresource=status", "--type=merge", "-p", &patch]);
+        };
+        let template = |version: &str| {
+            let annotations = json!({"llmtune.io/model-version": version});
+            let patch = json!({"spec": {"template": {"metadata": {"annotations": annotations}}}}).to_string();
+            scene.kubectl(&["patch", "deployment", "llama", "--type=merge", "-p", &patch]);
+        };
+        scene.apply(&deployment("llama", 2, "1"));
+        rolled_out(&scene, "llama");
+        receiver.wait_for("model.deployed", "llama", SOON).await;
+
+        scene.kubectl(&["scale", "deployment/llama", "--replicas=0"]);
+        status("llama", 0, 2);
+        status("llama", 0, 1);
+        // Had it been paused, that would have come before.
+        scene.apply(&deployment("fence", 1, "1"));
+        rolled_out(&scene, "fence");
+        receiver.wait_for("model.deployed", "fence", SOON).await;
+        template("2");
+        status("llama", 0, 0);
+        let paused = receiver.wait_for("deployment.paused", "llama", SOON).await;
+        assert_eq!(paused.json()["data"]["version"], "1");
+        scene.kubectl(&["scale", "deployment/llama", "--replicas=2"]);
+        status("llama", 1, 0);
+        let resumed = receiver.wait_for("deployment.resumed", "llama", SOON).await;
+        assert_eq!(resumed.json()["data"]["version"], "1");
+        rolled_out(&scene, "llama");
+        let deployed = receiver.wait(7, SOON).await.pop().unwrap();
+        assert_eq!((deployed.event().as_str(), &deployed.json()["data"]["version"]), ("model.deployed", &json!("2")));
+        template("3");
+        status("llama", 1, 1);
+        scene.kubectl(&["delete", "deployment", "llama"]);
+        let deleted = receiver.wait_for("deployment.deleted", "llama", SOON).await;
+        assert_eq!(deleted.json()["data"]["version"], "2");
+        let events: Vec<String> =
+            receiver.events().into_iter().map(|(event, name)| format!("{name} {event}")).collect();
+        let expected = [
+            "llama deployment.created",
+            "llama model.deployed",
+            "fence deployment.created",
+            "fence model.deployed",
+            "llama deployment.paused",
+            "llama deployment.resumed",
+            "llama model.deployed",
+            "llama deployment.deleted",
+        ];
+        assert_eq!(events, expected);
     });
 }

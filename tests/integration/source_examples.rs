@@ -3,8 +3,14 @@
 //!
 //! A walk is a table, in `source_examples/`: what happens, the status that the system writes then, and what is sent.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::PathBuf,
+    sync::Arc,
+};
 
+use jiff::{SignedDuration, Timestamp};
 use kube::{
     Api, Client,
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
@@ -52,6 +58,29 @@ struct Step {
     /// The events that this sends, in order.
     sends: Vec<String>,
     /// Members that the last one's `data` has.
+    data: Option<Value>,
+}
+
+/// Objects as a real controller wrote them, one after the other, and what they send.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Replay {
+    replay: String,
+    source: String,
+    steps: Vec<ReplayStep>,
+}
+
+/// The object becomes what was observed, or is deleted.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReplayStep {
+    /// A file in `tests/sources/observed/`.
+    observed: Option<String>,
+    #[serde(default)]
+    delete: bool,
+    /// The events that this sends, in order: the name and, where `data` has them, status, modelId, version and run.
+    sends: Vec<String>,
+    /// Members of the last one's `data`; null: it has none of that name.
     data: Option<Value>,
 }
 
@@ -257,6 +286,187 @@ impl Theatre {
     }
 }
 
+/// What a replay's object has in common with the one that was observed.
+struct Actor {
+    object: Value,
+    /// How much later it was created than the one that was observed.
+    later: SignedDuration,
+}
+
+/// All times in it, as much later.
+fn postpone(value: &mut Value, later: SignedDuration) {
+    match value {
+        Value::String(text) => {
+            if let Ok(time) = text.parse::<Timestamp>() {
+                *text = (time + later).to_string();
+            }
+        }
+        Value::Array(elements) => elements.iter_mut().for_each(|element| postpone(element, later)),
+        Value::Object(members) => members.values_mut().for_each(|member| postpone(member, later)),
+        _ => {}
+    }
+}
+
+/// One event in a line.
+fn line(received: &Received) -> String {
+    let data = &received.json()["data"];
+    let mut line = vec![received.event()];
+    line.extend(["status", "modelId", "version"].iter().filter_map(|key| data[*key].as_str().map(str::to_owned)));
+    line.extend(data["run"].as_u64().map(|run| format!("run {run}")));
+    line.join(" ")
+}
+
+impl Theatre {
+    /// The object becomes what was observed: its spec, then its status, whose times are moved to its own.
+    async fn become_observed(&self, actor: &mut Option<Actor>, name: &str, file: &str) {
+        let text = fs::read_to_string(root().join(format!("tests/sources/observed/{file}.json"))).unwrap();
+        let observed: Value = serde_json::from_str(&text).unwrap();
+        let mut object = json!({
+            "apiVersion": observed["apiVersion"], "kind": observed["kind"], "spec": observed["spec"],
+            "metadata": {
+                "name": name, "labels": observed["metadata"]["labels"], "annotations": observed["metadata"]["annotations"]
+            }
+        });
+        let is_job = object["kind"] == "Job";
+        if is_job {
+            // The apiserver makes them, and lets nobody change the template.
+            object["spec"]["selector"] = Value::Null;
+            object["spec"]["template"]["metadata"] = json!({});
+        }
+        if let Some(actor) = actor {
+            let spec = if is_job { json!({"suspend": object["spec"]["suspend"]}) } else { object["spec"].clone() };
+            self.patch(
+                &actor.object,
+                &json!({"metadata": {"annotations": object["metadata"]["annotations"]}, "spec": spec}),
+            )
+            .await;
+        } else {
+            self.create(&object).await;
+            let created = self.api(&object).get(name).await.unwrap().metadata.creation_timestamp.unwrap().0;
+            let then: Timestamp = observed["metadata"]["creationTimestamp"].as_str().unwrap().parse().unwrap();
+            *actor = Some(Actor { object, later: created.duration_since(then) });
+        }
+        let actor = actor.as_ref().unwrap();
+        let mut status = observed["status"].clone();
+        postpone(&mut status, actor.later);
+        // How far it is behind the spec.
+        let generation = self.api(&actor.object).get(name).await.unwrap().metadata.generation.unwrap();
+        let behind = |seen: i64| generation - (observed["metadata"]["generation"].as_i64().unwrap() - seen);
+        status["observedGeneration"] = match &status["observedGeneration"] {
+            Value::String(seen) => json!(behind(seen.parse().unwrap()).to_string()),
+            Value::Number(seen) => json!(behind(seen.as_i64().unwrap())),
+            _ => Value::Null,
+        };
+        self.status(&actor.object, &status).await;
+    }
+
+    /// Waits for these events beside all that came before, of whatever object.
+    async fn hears(&self, told: &mut Vec<String>, name: &str, sends: &[String], why: &str) -> Option<Received> {
+        told.extend(sends.iter().map(|line| format!("{name}: {line}")));
+        let lines = || -> Vec<String> {
+            let received = self.receiver.received();
+            received
+                .iter()
+                .map(|event| format!("{}: {}", event.json()["data"]["name"].as_str().unwrap(), line(event)))
+                .collect()
+        };
+        eventually(&format!("{why} sends {sends:?}; came: {:?}", lines()), SOON, || async {
+            (lines().len() >= told.len()).then_some(())
+        })
+        .await;
+        assert_eq!(&lines(), told, "{why}");
+        self.receiver.received().pop()
+    }
+}
+
+/// Replays what a real controller wrote, stage by stage. The last walk of the source ends it: had a stage before sent anything
+/// that it must not send, it would have come before.
+fn is_replayed(source: &str) {
+    run(async {
+        let stage = Stage::shared().await;
+        let theatre = Theatre::new(stage, &format!("replay-{source}")).await;
+        let text = fs::read_to_string(root().join("tests/sources/observed/replays.yaml")).unwrap();
+        let replays: Vec<Replay> = serde_saphyr::from_str(&text).unwrap();
+        let mut told = Vec::new();
+        for (number, Replay { replay, steps, .. }) in
+            replays.iter().filter(|replay| replay.source == source).enumerate()
+        {
+            let name = format!("replay-{number}");
+            let mut actor = None;
+            for ReplayStep { observed, delete, sends, data } in steps {
+                let why = format!("{source}: {replay}: {}", observed.as_deref().unwrap_or("deletion"));
+                if let Some(file) = observed {
+                    theatre.become_observed(&mut actor, &name, file).await;
+                }
+                if *delete {
+                    theatre.delete(&actor.as_ref().unwrap().object).await;
+                }
+                if sends.is_empty() {
+                    continue;
+                }
+                let last = theatre.hears(&mut told, &name, sends, &why).await.unwrap().json()["data"].clone();
+                for (key, value) in data.iter().flat_map(|data| data.as_object().unwrap()) {
+                    assert!(key == "error" || last[key] == *value, "{why}: data.{key} of {last:#}");
+                    assert_eq!(last[key].is_null(), value.is_null(), "{why}: data.{key} of {last:#}");
+                }
+            }
+        }
+        let mut theatre = theatre;
+        theatre.expected = theatre.receiver.events();
+        let walks = walks(source);
+        let fence = walks.last().unwrap();
+        theatre.walk(fence, fence).await;
+
+        let received = theatre.receiver.received();
+        let ids: HashSet<String> = received.iter().map(|event| event.json()["id"].to_string()).collect();
+        assert_eq!(ids.len(), received.len(), "no id stands for two events");
+        let mut began = HashMap::new();
+        for event in received.iter().map(Received::json).filter(|event| event["data"]["run"].is_u64()) {
+            let time: Timestamp = event["occurredAt"].as_str().unwrap().parse().unwrap();
+            let run = (event["data"]["jobId"].to_string(), event["data"]["run"].to_string());
+            if event["event"] == "training.started" {
+                assert_eq!(began.insert(run, time), None, "a run starts once: {event:#}");
+            } else {
+                let began = began.remove(&run).unwrap_or_else(|| panic!("a run starts and ends once: {event:#}"));
+                assert!(began <= time, "the run began at {began}: {event:#}");
+            }
+        }
+        assert!(began.is_empty(), "runs that have no end: {began:?}");
+        let errors = stage.operator.metric("llmtune_webhooks_source_evaluation_errors_total", &[("source", source)]);
+        assert_eq!(errors as u64, 0, "{:#}", theatre.scene.get("webhooksource", source)["status"]);
+    });
+}
+
+#[test]
+fn what_the_trainer_wrote_of_trainjobs_sends_one_start_and_one_end_a_run() {
+    is_replayed("kubeflow-trainjob");
+}
+
+#[test]
+fn what_jobset_wrote_sends_one_start_and_one_end_a_run() {
+    is_replayed("jobset");
+}
+
+#[test]
+fn what_the_job_controller_and_kueue_wrote_sends_one_start_and_one_end_a_run() {
+    is_replayed("job");
+}
+
+#[test]
+fn what_kuberay_wrote_of_rayjobs_sends_one_start_and_one_end_a_run() {
+    is_replayed("kuberay-rayjob");
+}
+
+#[test]
+fn what_argo_rollouts_wrote_tells_the_version_that_serves() {
+    is_replayed("argo-rollout");
+}
+
+#[test]
+fn what_kserve_wrote_announces_each_rollout_once_when_it_serves() {
+    is_replayed("kserve-inferenceservice");
+}
+
 /// Walks all objects of a source, one after the other. The last walk of each ends with an event, and is the others' fence.
 fn is_walked(source: &str) {
     run(async {
@@ -290,7 +500,7 @@ fn a_kuberay_rayjob_has_failed_when_its_retries_are_used_up_and_not_before() {
 }
 
 #[test]
-fn a_jobset_that_restarts_has_not_failed_and_one_that_is_suspended_runs_again_when_it_is_resumed() {
+fn a_jobset_that_restarts_or_is_suspended_goes_on_in_the_same_run() {
     is_walked("jobset");
 }
 
@@ -414,6 +624,43 @@ fn a_trainjob_that_owns_a_jobset_that_owns_jobs_sends_one_start_and_one_completi
     });
 }
 
+#[test]
+fn an_orphan_speaks_for_itself_once_its_owner_is_gone() {
+    run(async {
+        let stage = Stage::shared().await;
+        let mut theatre = Theatre::new(stage, "orphan").await;
+        let trainjob = json!({
+            "apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", "metadata": {"name": "owner"},
+            "spec": {"runtimeRef": {"name": "torch-distributed"}}
+        });
+        let uid = theatre.create(&trainjob).await;
+        let jobset = json!({
+            "apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet",
+            "metadata": {"name": "orphan", "ownerReferences": owner(&trainjob, &uid)},
+            "spec": {"replicatedJobs": [{"name": "node", "replicas": 1}]}
+        });
+        theatre.create(&jobset).await;
+        let ready = json!({"name": "node", "ready": 1, "succeeded": 0, "failed": 0, "active": 1, "suspended": 0});
+        theatre.status(&jobset, &json!({"replicatedJobsStatus": [ready], "restarts": 0})).await;
+        theatre.status(&trainjob, &json!({"jobsStatus": [ready]})).await;
+        theatre.expect("owner", &["training.started".into()], "it runs").await;
+
+        // What the garbage collector does for --cascade=orphan: the references go first, then the owner.
+        theatre.patch(&jobset, &json!({"metadata": {"ownerReferences": null}})).await;
+        theatre.expect("orphan", &["training.started".into()], "it runs, and nobody speaks for it").await;
+        theatre.delete(&trainjob).await;
+        let end = theatre.expect("owner", &["training.failed".into()], "it is deleted").await.unwrap();
+        assert_eq!(end.json()["data"]["status"], "cancelled");
+        let completed = json!({
+            "type": "Completed", "status": "True", "reason": "AllJobsCompleted", "message": "jobset completed successfully",
+            "lastTransitionTime": Timestamp::now().to_string()
+        });
+        theatre.status(&jobset, &json!({"conditions": [completed], "terminalState": "Completed", "restarts": 0})).await;
+        let end = theatre.expect("orphan", &["training.completed".into()], "it completes").await.unwrap();
+        assert_eq!(end.json()["data"]["run"], 1);
+    });
+}
+
 /// The blocks of the guide in this language, in their order.
 fn blocks(language: &str) -> Vec<String> {
     let guide = fs::read_to_string(root().join("docs/sources.md")).unwrap();
@@ -443,14 +690,20 @@ pub async fn play(scripts: &mut [Script]) {
         let job = ["patch", "trainjob", "llama-lora", "--subresource=status", "--type=merge", "-p", &patch];
         scene.kubectl(&job);
     };
-    write(
-        json!({"jobsStatus": [{"name": "node", "ready": 1, "succeeded": 0, "failed": 0, "active": 1, "suspended": 0}]}),
-    );
+    let resumed = json!({
+        "type": "Suspended", "status": "False", "reason": "Resumed", "message": "TrainJob is resumed",
+        "lastTransitionTime": "2026-11-24T10:00:00Z"
+    });
+    write(json!({
+        "conditions": [resumed],
+        "jobsStatus": [{"name": "node", "ready": 1, "succeeded": 0, "failed": 0, "active": 1, "suspended": 0}]
+    }));
     receiver.wait_for("training.started", "llama-lora", SOON).await;
-    write(json!({"conditions": [{
+    let complete = json!({
         "type": "Complete", "status": "True", "reason": "AllJobsCompleted", "message": "jobset completed successfully",
         "lastTransitionTime": "2026-11-24T12:00:00Z"
-    }]}));
+    });
+    write(json!({"conditions": [resumed, complete]}));
     let received = receiver.wait_for("training.completed", "llama-lora", SOON).await;
     assert!(received.is_signed_with("s3cret"));
     let (mut told, mut shown) = (received.json(), serde_json::from_str::<Value>(&blocks("json")[0]).unwrap());
