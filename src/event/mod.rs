@@ -169,7 +169,7 @@ mod tests {
     use super::{
         body::{self, Envelope},
         id::{DeliveryId, OccurrenceName},
-        lifecycle::{Occurrence, Recalled},
+        lifecycle::{Occurrence, Recalled, Stale},
         object::{Metric, ServingStage, TrainingStage, Uid},
         *,
     };
@@ -282,9 +282,9 @@ mod tests {
         };
         let all = "{\"reason\":\"Stopped\",\"message\":\"step 3\"}";
         assert_eq!(told(Recalled::default()).as_deref(), Some(all));
-        let message = Recalled { message_is_old: true, ..Recalled::default() };
+        let message = Recalled { stale: Stale { reason: false, message: true }, ..Recalled::default() };
         assert_eq!(told(message.clone()).as_deref(), Some("{\"reason\":\"Stopped\"}"));
-        assert_eq!(told(Recalled { reason_is_old: true, ..message }), None);
+        assert_eq!(told(Recalled { stale: Stale { reason: true, message: true }, ..message }), None);
         assert_eq!(told(Recalled { gone: true, ..Recalled::default() }), None);
     }
 

@@ -104,7 +104,7 @@ fn training(object: &Object, facts: &TrainingFacts, occurrence: &Occurrence) -> 
     let recalled = &occurrence.recalled;
     if occurrence.event == EventType::TrainingFailed && !recalled.gone {
         let members =
-            [("reason", &facts.reason, recalled.reason_is_old), ("message", &facts.message, recalled.message_is_old)];
+            [("reason", &facts.reason, recalled.stale.reason), ("message", &facts.message, recalled.stale.message)];
         let known = members.into_iter().filter(|(_, _, is_old)| !is_old);
         let mut known = known.filter_map(|(name, value, _)| value.as_deref().map(|value| (name, value))).peekable();
         if known.peek().is_some() {

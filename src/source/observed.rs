@@ -25,7 +25,8 @@ use crate::event::{
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Replay {
-    replay: String,
+    #[serde(rename = "replay")]
+    about: String,
     source: String,
     steps: Vec<Step>,
 }
@@ -109,7 +110,7 @@ fn what_real_controllers_wrote_sends_what_it_means() {
     let text = fs::read_to_string(root("tests/sources/observed/replays.yaml")).unwrap();
     let replays: Vec<Replay> = serde_saphyr::from_str(&text).unwrap();
     let mut wrong = Vec::new();
-    for Replay { replay, source: name, steps } in replays {
+    for Replay { about: replay, source: name, steps } in replays {
         let source = source(&name);
         let mut story = Story::default();
         // All is learned long after it happened, as after an outage.

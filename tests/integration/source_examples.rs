@@ -65,7 +65,8 @@ struct Step {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Replay {
-    replay: String,
+    #[serde(rename = "replay")]
+    about: String,
     source: String,
     steps: Vec<ReplayStep>,
 }
@@ -388,7 +389,7 @@ fn is_replayed(source: &str) {
         let text = fs::read_to_string(root().join("tests/sources/observed/replays.yaml")).unwrap();
         let replays: Vec<Replay> = serde_saphyr::from_str(&text).unwrap();
         let mut told = Vec::new();
-        for (number, Replay { replay, steps, .. }) in
+        for (number, Replay { about: replay, steps, .. }) in
             replays.iter().filter(|replay| replay.source == source).enumerate()
         {
             let name = format!("replay-{number}");

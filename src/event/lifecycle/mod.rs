@@ -122,12 +122,17 @@ pub struct Recalled {
     pub start_was_observed: bool,
     /// The object is gone, and did not say how it ended: its reason, message and `completedAt` are not those of an end.
     pub gone: bool,
-    /// Of a cancelled run: the object had the same reason while it ran, so that it is not the end's.
-    pub reason_is_old: bool,
-    /// The same of the message.
-    pub message_is_old: bool,
+    /// Of a cancelled run: what the object said while it ran, so that it is not the end's.
+    pub stale: Stale,
     /// Of a deployment: which model to tell.
     pub model: ToldModel,
+}
+
+/// Which of an object's texts it had before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stale {
+    pub reason: bool,
+    pub message: bool,
 }
 
 /// Which model an event of a deployment tells.

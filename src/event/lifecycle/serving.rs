@@ -292,7 +292,7 @@ mod tests {
         // What served at the baseline is not known.
         let rolling = at(Available, "2");
         let baseline = || ServingRecord::baseline(&rolling, 4);
-        assert_eq!(versions(baseline(), &[rolling.clone()]), ["deleted "]);
+        assert_eq!(versions(baseline(), std::slice::from_ref(&rolling)), ["deleted "]);
         assert_eq!(versions(baseline(), &[rolling.clone(), at(Deployed, "2")]), ["deployed 2", "deleted 2"]);
     }
 

@@ -12,7 +12,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Gone, Occurrence, Recalled, Tally};
+use super::{Gone, Occurrence, Recalled, Stale, Tally};
 use crate::event::{
     EventType,
     id::{Fingerprint, OccurrenceName},
@@ -260,8 +260,10 @@ pub fn step(mut record: TrainingRecord, facts: &TrainingFacts, generation: i64) 
                     let is_old = |now: &Option<String>, then: Option<Fingerprint>| {
                         now.as_deref().map(Fingerprint::of).is_some_and(|now| then == Some(now))
                     };
-                    end.recalled.reason_is_old = is_old(&facts.reason, opening.reason);
-                    end.recalled.message_is_old = is_old(&facts.message, opening.message);
+                    end.recalled.stale = Stale {
+                        reason: is_old(&facts.reason, opening.reason),
+                        message: is_old(&facts.message, opening.message),
+                    };
                 }
                 occurrences.push(end);
             }
@@ -428,7 +430,7 @@ mod tests {
         let (_, record) = told(TrainingRecord::new(), &running);
         let is_old = |end: TrainingFacts| {
             let recalled = step(record.clone(), &end, 1).0.remove(0).recalled;
-            (recalled.reason_is_old, recalled.message_is_old)
+            (recalled.stale.reason, recalled.stale.message)
         };
         assert_eq!(is_old(says(Cancelled, "Going", "step 2")), (true, true));
         assert_eq!(is_old(says(Cancelled, "Stopped", "step 2")), (false, true));
