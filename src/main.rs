@@ -14,8 +14,9 @@ use tracing::error;
 use tracing_subscriber::EnvFilter;
 
 /// What the log leaves out unless `RUST_LOG` names it. kube logs each failed request, with a dump of the answer: whoever made it logs what that
-/// means. What HTTP clients log below `info` are headers and paths, where Secrets may stand.
-const QUIET: &str = "kube_client=off,kube_runtime=off,h2=info,hyper=info,hyper_util=info";
+/// means. What HTTP clients log below `info` are headers and paths, where Secrets may stand; what the DNS client logs are hosts of URLs, which may be
+/// Secrets.
+const QUIET: &str = "kube_client=off,kube_runtime=off,h2=info,hyper=info,hyper_util=info,hickory_resolver=error,hickory_net=error,hickory_proto=error";
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {

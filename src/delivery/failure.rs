@@ -1,15 +1,21 @@
 //! What went wrong with an attempt, told so that its reader knows what to do: never the answer's body, the url's path or a secret.
 
-use std::time::Duration;
+use std::{error::Error, io, time::Duration};
 
 use http::{HeaderMap, StatusCode, header};
 use reqwest::Url;
-use rustls::AlertDescription;
+use rustls::{AlertDescription, PeerMisbehaved};
 
 use super::{attempt::Class, target::Target};
 use crate::{
     causes::{chain, innermost},
-    transport::{address::Refused, client::SendError, clients::ClientError},
+    transport::{
+        address::Refused,
+        client::{Response, SendError},
+        clients::ClientError,
+        connector::{CONNECT, ConnectError, ProxyProblem, Stage},
+        tls::{SUPPORTED_KEYS, curve_in},
+    },
 };
 
 /// What of an attempt is a secret, and so may not be told.
@@ -33,14 +39,29 @@ impl Discretion {
     }
 }
 
-/// Why a status is no acknowledgement; `None` where it is one.
-pub(super) fn describe_status(status: StatusCode, headers: &HeaderMap, target: &Target) -> Option<String> {
+/// Why an answer is no acknowledgement; `None` where it is one.
+pub(super) fn describe_answer(response: &Response, target: &Target) -> Option<String> {
+    describe_status(response.status(), response.headers(), response.proxy(), target)
+}
+
+/// `proxy`: the one that may have answered in the endpoint's place.
+fn describe_status(status: StatusCode, headers: &HeaderMap, proxy: Option<&str>, target: &Target) -> Option<String> {
     if status.is_success() {
         return None;
     }
     let url = target.discretion.url();
-    let reason = status.canonical_reason().unwrap_or("unknown status");
-    let code = status.as_u16();
+    let (code, reason) = (status.as_u16(), reason(status));
+    if let Some(proxy) = proxy.filter(|_| matches!(code, 403 | 407 | 502..=504)) {
+        let advice = match code {
+            407 => "have the platform team write the proxy's user name and password into --proxy".to_owned(),
+            403 => format!(
+                "have the proxy allow the host of {url}; if the endpoint answered, {}",
+                describe_refusal(target)
+            ),
+            _ => format!("check the host and port of {url}, to which the proxy connects"),
+        };
+        return Some(format!("HTTP {code} {reason} through the proxy {proxy}: {advice}"));
+    }
     if !status.is_redirection() {
         let advice = match code {
             401 | 403 => format!(": {}", describe_refusal(target)),
@@ -71,12 +92,17 @@ fn describe_refusal(target: &Target) -> String {
     format!("{headers}{key}")
 }
 
-/// The class of an attempt without an answer, and why there was none.
+/// The class of an attempt without an answer, and why there was none. `limit`: of the attempt.
 pub(crate) fn describe_error(error: &ClientError, limit: Duration, discretion: Discretion) -> (Class, String) {
     match error {
         ClientError::Refused(refused) => (Class::Address, describe_guard(refused, discretion)),
         ClientError::Tls(_) => (Class::Tls, error.to_string()),
-        ClientError::Http(error) => describe_request(error, limit, discretion),
+        ClientError::Http(SendError::Url) => (Class::Protocol, error.to_string()),
+        ClientError::Http(SendError::Timeout { stage, proxy }) => {
+            describe_timeout(*stage, proxy.as_deref(), limit, discretion)
+        }
+        ClientError::Http(SendError::Connect(error)) => describe_connect(error, discretion),
+        ClientError::Http(SendError::Http(error)) => describe_broken(error, discretion),
     }
 }
 
@@ -91,46 +117,120 @@ fn describe_guard(refused: &Refused, discretion: Discretion) -> String {
     }
 }
 
-fn describe_request(error: &SendError, limit: Duration, discretion: Discretion) -> (Class, String) {
-    let mut tls = None;
-    for cause in chain(error) {
-        if let Some(refused) = cause.downcast_ref::<Refused>() {
-            return (Class::Address, describe_guard(refused, discretion));
+/// Nothing was connected to until TLS began: that is not the endpoint's slowness.
+fn describe_timeout(stage: Stage, proxy: Option<&str>, limit: Duration, discretion: Discretion) -> (Class, String) {
+    let (url, limit) = (discretion.url(), limit.as_secs_f64());
+    match (stage, proxy) {
+        (Stage::Lookup, None) => (
+            Class::Connect,
+            format!(
+                "connect timeout: the name servers did not answer for the host of {url} within {limit} s: check the cluster's DNS"
+            ),
+        ),
+        (Stage::Connect, None) => (Class::Connect, describe_silence(limit, url)),
+        (Stage::Lookup | Stage::Connect | Stage::Tunnel, _) => {
+            let proxy = proxy.unwrap_or("of --proxy");
+            let text = format!(
+                "connect timeout: the proxy {proxy} opened no connection to the host of {url} within {limit} s: check that host, and the proxy"
+            );
+            (Class::Connect, text)
         }
-        tls = cause.downcast_ref::<rustls::Error>().or(tls);
-    }
-    let innermost = innermost(error);
-    if matches!(error, SendError::Timeout) {
-        let limit = limit.as_secs_f64();
-        (Class::Timeout, format!("no answer within {limit} s: answer before any work, or raise spec.delivery.timeout"))
-    } else if let Some(tls) = tls {
-        (Class::Tls, format!("TLS: {}", describe_tls(tls, discretion)))
-    } else if error.is_dns() {
-        (Class::Connect, describe_lookup(&innermost.to_string(), discretion))
-    } else if error.is_connect() {
-        (Class::Connect, describe_connect(&innermost.to_string(), discretion))
-    } else if matches!(error, SendError::Url) {
-        (Class::Protocol, error.to_string())
-    } else {
-        let text = innermost.to_string();
-        // h2 quotes what the endpoint says when it ends a connection.
-        let text = text.split(" (b\"").next().unwrap_or_default();
-        (Class::Protocol, format!("the connection broke: {}", without_number(text)))
+        (Stage::Handshake, _) => (
+            Class::Timeout,
+            format!(
+                "no answer within {limit} s to the beginning of TLS: check that the endpoint speaks TLS on the port of {url}"
+            ),
+        ),
+        (Stage::Answer, _) => (
+            Class::Timeout,
+            format!("no answer within {limit} s: answer before any work, or raise spec.delivery.timeout"),
+        ),
     }
 }
 
-fn describe_lookup(cause: &str, discretion: Discretion) -> String {
-    let cause = cause.strip_prefix("failed to lookup address information: ").unwrap_or(cause);
-    format!("cannot find the host of {}: {cause}", discretion.url())
+fn describe_silence(limit: f64, url: &str) -> String {
+    format!(
+        "connect timeout: nothing accepts connections at the host and port of {url} within {limit} s: check them, and firewalls and NetworkPolicies on the way"
+    )
 }
 
-fn describe_connect(cause: &str, discretion: Discretion) -> String {
-    format!("cannot connect to the host and port of {}: {}", discretion.url(), without_number(cause))
+fn describe_connect(error: &ConnectError, discretion: Discretion) -> (Class, String) {
+    let url = discretion.url();
+    let text = match error {
+        ConnectError::Refused(refused) => return (Class::Address, describe_guard(refused, discretion)),
+        ConnectError::Tls(error) => return describe_handshake(error, discretion),
+        ConnectError::Lookup(cause) => format!("cannot find the host of {url}: {cause}"),
+        ConnectError::TimedOut => describe_silence(CONNECT.as_secs_f64(), url),
+        ConnectError::Proxy { proxy, problem } => describe_proxy(proxy, problem, url),
+        ConnectError::Name | ConnectError::Tcp(_) => {
+            format!("cannot connect to the host and port of {url}: {}", without_number(&innermost(error).to_string()))
+        }
+    };
+    (Class::Connect, text)
+}
+
+/// The proxy is the platform team's, and no secret; its password is not part of `proxy`.
+fn describe_proxy(proxy: &str, problem: &ProxyProblem, url: &str) -> String {
+    match problem {
+        ProxyProblem::Unreached(error) => {
+            let cause = innermost(error.as_ref()).to_string();
+            format!(
+                "cannot connect to the proxy {proxy}: {}; have the platform team check --proxy",
+                without_number(&cause)
+            )
+        }
+        ProxyProblem::Broken => {
+            format!(
+                "the proxy {proxy} broke off instead of opening a tunnel to the host of {url}: have the platform team check --proxy"
+            )
+        }
+        ProxyProblem::Answered(status) => {
+            let code = status.as_u16();
+            let advice = match code {
+                407 => "have the platform team write its user name and password into --proxy".to_owned(),
+                502..=504 => format!("check the host and port of {url}, to which the proxy connects"),
+                _ => format!("have it allow the host and port of {url}"),
+            };
+            format!("the proxy {proxy} answered HTTP {code} {}, and opened no tunnel: {advice}", reason(*status))
+        }
+    }
+}
+
+/// TLS that was not set up.
+fn describe_handshake(error: &io::Error, discretion: Discretion) -> (Class, String) {
+    if let Some(tls) = find_tls(error) {
+        return (Class::Tls, format!("TLS: {}", describe_tls(tls, discretion)));
+    }
+    let cause = innermost(error).to_string();
+    let text = format!("cannot connect to the host and port of {}: {}", discretion.url(), without_number(&cause));
+    (Class::Connect, text)
+}
+
+fn find_tls<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    chain(error).filter_map(|cause| cause.downcast_ref()).last()
+}
+
+/// A connection that did not hold. h2 quotes what the endpoint says when it ends one, and so only its codes are told.
+fn describe_broken(error: &hyper::Error, discretion: Discretion) -> (Class, String) {
+    if let Some(tls) = find_tls(error) {
+        return (Class::Tls, format!("TLS: {}", describe_tls(tls, discretion)));
+    }
+    let http2 = chain(error).find_map(|cause| cause.downcast_ref::<h2::Error>());
+    let text = match http2.map(|error| (error, error.reason())) {
+        Some((error, Some(reason))) if error.is_go_away() => format!("HTTP/2 ended it: {reason}"),
+        Some((_, Some(reason))) => format!("HTTP/2 ended the request: {reason}"),
+        _ => innermost(error).to_string(),
+    };
+    (Class::Protocol, format!("the connection broke: {}", without_number(&text)))
 }
 
 /// The system's words for an error, without its number.
 fn without_number(cause: &str) -> &str {
     cause.split(" (os error").next().unwrap_or(cause)
+}
+
+fn reason(status: StatusCode) -> &'static str {
+    status.canonical_reason().unwrap_or("unknown status")
 }
 
 const NO_COMMON_TLS: &str = "the endpoint offers no TLS 1.2 or 1.3 with a cipher that is considered safe: upgrade it";
@@ -142,7 +242,7 @@ fn describe_alert(alert: AlertDescription, url: &str) -> String {
             return "the endpoint requires a client certificate: name one in spec.tls.clientCertificateRef".into();
         }
         AlertDescription::HandshakeFailure => {
-            return "the endpoint refused the handshake: it may require a client certificate (spec.tls.clientCertificateRef), or know no safe cipher".into();
+            return "the endpoint refused the handshake: it may require a client certificate (spec.tls.clientCertificateRef), know no safe cipher, or have a key on the curve P-521, which is not supported: use P-256, P-384, RSA or Ed25519".into();
         }
         AlertDescription::ProtocolVersion | AlertDescription::InsufficientSecurity => return NO_COMMON_TLS.into(),
         AlertDescription::CertificateExpired => "it has expired",
@@ -156,14 +256,15 @@ fn describe_alert(alert: AlertDescription, url: &str) -> String {
         AlertDescription::UnrecognisedName => {
             return format!("the endpoint does not know the host in {url}: correct it");
         }
-        other => return format!("the endpoint ended the handshake: {other:?}"),
+        AlertDescription::InternalError => return "the endpoint failed in the handshake: see its log".into(),
+        _ => return "the endpoint ended the handshake: see its log".into(),
     };
     format!(
         "the endpoint refuses the client certificate of spec.tls.clientCertificateRef: {certificate}; have another issued"
     )
 }
 
-fn describe_tls(error: &rustls::Error, discretion: Discretion) -> String {
+pub(crate) fn describe_tls(error: &rustls::Error, discretion: Discretion) -> String {
     use rustls::CertificateError as Certificate;
     let url = discretion.url();
     match error {
@@ -178,8 +279,9 @@ fn describe_tls(error: &rustls::Error, discretion: Discretion) -> String {
             Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => {
                 "the endpoint's certificate is not valid yet: check its dates and the clocks".into()
             }
+            // The names are the endpoint's own words, which may hold what it was sent: they are told only where that is no secret.
             Certificate::NotValidForNameContext { presented, .. }
-                if !presented.is_empty() && discretion != Discretion::Url =>
+                if !presented.is_empty() && discretion == Discretion::None =>
             {
                 let names = presented.join(", ").replace("DnsName(\"", "").replace("\")", "");
                 format!("the endpoint's certificate is not for the host in {url}, but for {names}")
@@ -187,16 +289,39 @@ fn describe_tls(error: &rustls::Error, discretion: Discretion) -> String {
             Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => {
                 format!("the endpoint's certificate is not for the host in {url}")
             }
-            Certificate::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
-                "the endpoint's certificate is that of a CA: let the CA issue another to the endpoint".into()
+            Certificate::UnsupportedSignatureAlgorithmForPublicKeyContext { public_key_algorithm_id, .. } => {
+                let what = curve_in(public_key_algorithm_id).unwrap_or("a kind that is not supported");
+                format!("the endpoint's certificate is signed by a key of {what}: {SUPPORTED_KEYS}")
             }
-            other => format!("the endpoint's certificate is refused: {other}"),
+            Certificate::UnsupportedSignatureAlgorithmContext { .. } => {
+                format!("the endpoint's certificate is signed by an algorithm that is not supported, as those on the curve P-521 are: {SUPPORTED_KEYS}")
+            }
+            Certificate::Revoked => "the endpoint's certificate is revoked: have another issued".into(),
+            Certificate::BadEncoding => "the endpoint's certificate cannot be read: have another issued".into(),
+            Certificate::InvalidPurpose | Certificate::InvalidPurposeContext { .. } => {
+                "the endpoint's certificate is not for TLS servers (extended key usage): have another issued".into()
+            }
+            Certificate::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+                "the endpoint's certificate is that of a CA: let the CA issue another to the endpoint, or put this very one into the bundle that spec.tls.caBundleRef names".into()
+            }
+            Certificate::Other(other) if other.to_string().contains("UnsupportedCertVersion") => {
+                "the endpoint's certificate is of X.509 version 1: have one of version 3 issued, with a subjectAltName".into()
+            }
+            _ => "the endpoint's certificate is refused, since it is not as RFC 5280 has it: have another issued".into(),
         },
         rustls::Error::InvalidMessage(_) => {
             format!("the endpoint does not speak TLS there: correct the port in {url}, or write http:// if it is meant")
         }
         rustls::Error::AlertReceived(alert) => describe_alert(*alert, url),
         rustls::Error::PeerIncompatible(_) => NO_COMMON_TLS.into(),
+        rustls::Error::PeerMisbehaved(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme) => {
+            format!("the endpoint has a key of a kind that is not supported, such as one on the curve P-521: {SUPPORTED_KEYS}")
+        }
+        rustls::Error::PeerMisbehaved(_)
+        | rustls::Error::InappropriateMessage { .. }
+        | rustls::Error::InappropriateHandshakeMessage { .. } => {
+            "the endpoint does not keep to the protocol: upgrade it".into()
+        }
         error => error.to_string(),
     }
 }
@@ -208,18 +333,18 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
-    use crate::delivery::sign::Keys;
+    use crate::{delivery::sign::Keys, transport::resolver::LookupError};
 
     fn target(discretion: Discretion) -> Target {
         let url = Url::parse("https://a.example/hook").unwrap();
-        Target { url, headers: HeaderMap::new(), keys: None, tls: None, discretion }
+        Target { tenant: "ns".into(), url, headers: HeaderMap::new(), keys: None, tls: None, discretion }
     }
 
     #[test]
     fn a_redirect_names_the_locations_host_and_never_its_path_nor_anything_where_a_secret_was_sent() {
         let mut headers = HeaderMap::new();
         headers.insert(header::LOCATION, HeaderValue::from_static("https://b.example/secret-path"));
-        let describe = |discretion| describe_status(StatusCode::FOUND, &headers, &target(discretion)).unwrap();
+        let describe = |discretion| describe_status(StatusCode::FOUND, &headers, None, &target(discretion)).unwrap();
         let text = describe(Discretion::None);
         assert!(text.contains("b.example") && !text.contains("secret-path"), "{text}");
         for discretion in [Discretion::Headers, Discretion::Url] {
@@ -255,20 +380,50 @@ mod tests {
             (503, &signed, "HTTP 503 Service Unavailable"),
         ] {
             let status = StatusCode::from_u16(code).unwrap();
-            assert_eq!(describe_status(status, &HeaderMap::new(), target).as_deref(), Some(says));
+            assert_eq!(describe_status(status, &HeaderMap::new(), None, target).as_deref(), Some(says));
         }
     }
 
     #[test]
-    fn a_connection_that_fails_is_told_without_error_numbers() {
-        assert_eq!(
-            describe_lookup("failed to lookup address information: Name or service not known", Discretion::None),
-            "cannot find the host of spec.url: Name or service not known"
-        );
-        assert_eq!(
-            describe_connect("Connection refused (os error 111)", Discretion::Url),
-            "cannot connect to the host and port of the URL that spec.urlFrom names: Connection refused"
-        );
+    fn a_failed_connection_is_reported_without_error_numbers() {
+        let refused = || io::Error::from_raw_os_error(111);
+        for (error, discretion, says) in [
+            (
+                ConnectError::Lookup(LookupError::NoSuchName),
+                Discretion::None,
+                "cannot find the host of spec.url: no such name (NXDOMAIN)",
+            ),
+            (
+                ConnectError::Tcp(refused()),
+                Discretion::Url,
+                "cannot connect to the host and port of the URL that spec.urlFrom names: Connection refused",
+            ),
+            (
+                ConnectError::Proxy {
+                    proxy: "proxy.example.com:3128".into(),
+                    problem: ProxyProblem::Unreached(Box::new(ConnectError::Tcp(refused()))),
+                },
+                Discretion::None,
+                "cannot connect to the proxy proxy.example.com:3128: Connection refused; have the platform team check --proxy",
+            ),
+        ] {
+            assert_eq!(describe_connect(&error, discretion), (Class::Connect, says.to_owned()));
+        }
+    }
+
+    #[test]
+    fn only_what_was_connected_to_counts_as_late() {
+        let describe = |stage| describe_timeout(stage, None, Duration::from_millis(1500), Discretion::None);
+        for (stage, class, begins) in [
+            (Stage::Lookup, Class::Connect, "connect timeout: the name servers"),
+            (Stage::Connect, Class::Connect, "connect timeout: nothing accepts connections"),
+            (Stage::Tunnel, Class::Connect, "connect timeout: the proxy"),
+            (Stage::Handshake, Class::Timeout, "no answer within 1.5 s to the beginning of TLS"),
+            (Stage::Answer, Class::Timeout, "no answer within 1.5 s: answer before any work"),
+        ] {
+            let (is, text) = describe(stage);
+            assert!(is == class && text.starts_with(begins), "{is:?}: {text}");
+        }
     }
 
     #[test]
@@ -284,10 +439,13 @@ mod tests {
             (Error::InvalidCertificate(other_name), "but for b.example, c.example"),
             (Error::InvalidMessage(InvalidMessage::InvalidContentType), "does not speak TLS"),
         ] {
-            let text = describe_tls(&error, Discretion::Headers);
+            let text = describe_tls(&error, Discretion::None);
             assert!(text.contains(says), "{text}");
-            let text = describe_tls(&error, Discretion::Url);
-            assert!(!text.contains(".example"), "{text}");
+            // What a header or the url says may come back in a name.
+            for discretion in [Discretion::Headers, Discretion::Url] {
+                let text = describe_tls(&error, discretion);
+                assert!(!text.contains(".example"), "{text}");
+            }
         }
     }
 }

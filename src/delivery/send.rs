@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     attempt::{Attempt, AttemptResult, Class, Exchange, Outcome},
-    failure::{Discretion, describe_error, describe_status},
+    failure::{Discretion, describe_answer, describe_error},
     message::{Message, message},
     sign::{Keys, Which},
     target::Target,
@@ -96,7 +96,7 @@ impl Sender {
         let begun = Instant::now();
         let Message { headers, body } = message;
         let left = deadline.saturating_duration_since(begun);
-        let sent = self.clients.post(&target.url, target.tls.as_deref(), headers, body, left).await;
+        let sent = self.clients.post(&target.tenant, &target.url, target.tls.as_deref(), headers, body, left).await;
         let duration = begun.elapsed();
         let (result, class, status, error) = match sent {
             Ok(response) => {
@@ -106,7 +106,7 @@ impl Sender {
                     StatusCode::GONE => AttemptResult::Gone,
                     _ => failed(status, retry_after(response.headers(), Timestamp::now())),
                 };
-                let error = describe_status(status, response.headers(), target);
+                let error = describe_answer(&response, target);
                 drain(response).await;
                 (result, Class::of(status), Some(status), error)
             }

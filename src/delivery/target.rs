@@ -10,6 +10,8 @@ use crate::transport::tls::Material;
 
 /// What one Webhook adds to its attempts; `subscription` makes it once all that it lies in has been read.
 pub struct Target {
+    /// The namespace whose connections it is sent over: the Webhook's, or the operator's for a `ClusterWebhook`.
+    pub tenant: Arc<str>,
     /// Where to send.
     pub url: Url,
     /// What to add to the operator's own headers.

@@ -51,7 +51,8 @@ impl Shut {
     fn send(&self, url: &str) {
         let Some(read) = read(url) else { return };
         let limit = Duration::from_secs(5);
-        let sent = self.runtime.block_on(self.clients.post(&read, None, HeaderMap::new(), "{}".into(), limit));
+        let sent =
+            self.runtime.block_on(self.clients.post(&"ns".into(), &read, None, HeaderMap::new(), "{}".into(), limit));
         let Err(error) = sent else { panic!("{url:?} was sent to") };
         if let ClientError::Http(SendError::Url) = error {
             return;

@@ -12,7 +12,7 @@ use std::{path::Path, sync::Arc};
 use prometheus::Registry;
 use rustls::pki_types::CertificateDer;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     causes::Causes,
@@ -22,8 +22,8 @@ use crate::{
     transport::{
         address::Guard,
         clients::{Clients, Proxy},
-        resolver,
-        tls::certificates,
+        resolver::Dns,
+        tls::{Bundle, certificates},
     },
 };
 use client::Cluster;
@@ -114,7 +114,7 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
     health.set_role(Role::Leader);
     let claim = leadership.claim.clone();
     let guard = Guard::new(&args.allow_cidr, &args.deny_cidr, apiserver.addresses().await);
-    let clients = Arc::new(Clients::new(roots, guard, Arc::new(resolver::System), proxy)?);
+    let clients = Arc::new(Clients::new(roots, guard, Arc::new(Dns::system()), proxy)?);
     let (epoch, lease) = (leadership.acquired, leadership.lease.clone());
     let context = Context { client, watching, args, clients, prometheus, metrics, health, epoch, lease, owner };
     match Leader::run(context, claim, &mut leadership.lost, shutdown).await {
@@ -142,7 +142,11 @@ fn read_roots(flag: &str, path: Option<&Path>) -> Result<Vec<CertificateDer<'sta
     let Some(path) = path else { return Ok(Vec::new()) };
     let refuse = |problem: String| Error::Config(format!("{flag} {}: {problem}", path.display()));
     let pem = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
-    certificates(&pem).map_err(refuse)
+    let Bundle { certificates, warning } = certificates(&pem).map_err(refuse)?;
+    if let Some(warning) = warning {
+        warn!("{flag} {}: {warning}", path.display());
+    }
+    Ok(certificates)
 }
 
 fn prometheus(args: &RunArgs) -> Result<Arc<Prometheus>, Error> {

@@ -15,6 +15,7 @@ use super::{
     resolve::{Dispatch, Plan, Resolved, WebhookRef},
     secret::Encoding,
     target::References,
+    tls::BUNDLE_INVALID,
     watch::{Fault, Readiness, Standing, Update},
 };
 use crate::{api::webhook::WebhookStatus, event::EventSet, panics::caught};
@@ -39,6 +40,8 @@ pub(super) struct Entry {
     pub(super) found: Option<Box<WebhookStatus>>,
     pub(super) missing: Option<Missing>,
     pub(super) reading: bool,
+    /// What was handed on of a bundle that is used but for a part of it.
+    warned_of_bundle: Option<String>,
 }
 
 /// A target as it was found.
@@ -74,11 +77,23 @@ impl Entry {
             Ok(filter) => Some(FilterInForce { generation, filter: filter.clone() }),
             Err(_) => before,
         };
-        Self { webhook, scope, generation, plan, in_force, kept, found: None, missing: None, reading: false }
+        Self {
+            webhook,
+            scope,
+            generation,
+            plan,
+            in_force,
+            kept,
+            found: None,
+            missing: None,
+            reading: false,
+            warned_of_bundle: None,
+        }
     }
 
     /// What to hand on; what was found in the cluster goes with the first. `shared` tells who else signs with the same key.
     pub(super) fn update(&mut self, shared: Option<String>) -> Update {
+        self.warned_of_bundle = self.bundle_warning();
         let standing = self.readiness().map(|readiness| {
             let warnings = self.references().map(|references| self.warnings(references, shared)).unwrap_or_default();
             self.standing(readiness, warnings)
@@ -208,13 +223,27 @@ impl Entry {
         }
     }
 
+    /// Whether its bundle has changed so that the user is to be told.
+    pub(super) fn has_another_bundle_warning(&self) -> bool {
+        self.warned_of_bundle != self.bundle_warning()
+    }
+
+    fn bundle_warning(&self) -> Option<String> {
+        let tls = self.references()?.tls.as_ref()?;
+        let target = self.kept.as_ref()?.copy_at_hand();
+        target.tls.as_ref()?.warning().map(|problem| tls.warn_of(problem))
+    }
+
     fn warnings(&self, references: &References, shared: Option<String>) -> Vec<(&'static str, String)> {
+        let target = self.kept.as_ref().map(|kept| kept.copy_at_hand());
+        let bundle = self.bundle_warning();
+        let mut warnings: Vec<_> = bundle.map(|note| (BUNDLE_INVALID, note)).into_iter().collect();
         let Some(reference) = &references.key else {
             let note = "deliveries are not signed, so that the receiver cannot tell who sent them: name a Secret in spec.secretRef";
-            return vec![("Unsigned", note.into())];
+            warnings.push(("Unsigned", note.into()));
+            return warnings;
         };
-        let mut warnings: Vec<_> = shared.map(|note| ("SecretShared", note)).into_iter().collect();
-        let target = self.kept.as_ref().map(|kept| kept.copy_at_hand());
+        warnings.extend(shared.map(|note| ("SecretShared", note)));
         let key = target.as_ref().and_then(|target| target.keys.as_ref()).map(|keys| keys.current());
         if reference.encoding == Encoding::Raw && key.is_some_and(|key| key.expose_secret().ends_with(b"\n")) {
             let (name, key) = (&reference.place.object.name, &reference.place.key);

@@ -149,7 +149,7 @@ mod tests {
         let place = Place { object, key: "secret".into() };
         let key = Some(KeyReference { place, previous: "previous".into(), encoding: Encoding::Raw });
         let url = UrlReference::Given("https://ci.example.com".parse().unwrap());
-        References { url, require_https: false, headers: Vec::new(), key, tls: None }
+        References { namespace: "ns".into(), url, require_https: false, headers: Vec::new(), key, tls: None }
     }
 
     #[tokio::test(start_paused = true)]

@@ -151,6 +151,7 @@ impl Dispatch {
         let policy = &spec.delivery;
         Ok(Self {
             references: References {
+                namespace: namespace.into(),
                 url,
                 require_https,
                 headers: headers.collect::<Result<_, _>>()?,

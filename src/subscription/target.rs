@@ -1,5 +1,7 @@
 //! Where the parts of a Webhook's [`Target`] lie, and the target itself, once they have been read.
 
+use std::sync::Arc;
+
 use http::HeaderMap;
 
 use super::{
@@ -18,6 +20,8 @@ use crate::{
 /// A target as a spec tells it: each part itself, or where it lies.
 #[derive(Clone, Debug, PartialEq)]
 pub struct References {
+    /// The namespace of all that it names.
+    pub namespace: Arc<str>,
     pub url: UrlReference,
     /// A url that is a secret must be one of https.
     pub require_https: bool,
@@ -66,7 +70,7 @@ impl References {
         for header in &self.headers {
             header.find(objects, &mut headers)?;
         }
-        Ok(Target { url, headers, keys, tls, discretion: self.discretion() })
+        Ok(Target { tenant: Arc::clone(&self.namespace), url, headers, keys, tls, discretion: self.discretion() })
     }
 
     fn discretion(&self) -> Discretion {

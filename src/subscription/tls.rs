@@ -11,6 +11,9 @@ use crate::{
     transport::tls::{Material, Materials, Unusable},
 };
 
+/// Why the user is warned of a bundle that is used but for a part of it.
+pub const BUNDLE_INVALID: &str = "CABundlePartlyInvalid";
+
 /// Where a Webhook's TLS lies; at least one of the two is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsReference {
@@ -39,6 +42,16 @@ impl TlsReference {
     pub(super) fn named(&self) -> impl Iterator<Item = (Role, &Named)> {
         let bundle = self.bundle.as_ref().map(|bundle| (Role::CaBundle, &bundle.object));
         bundle.into_iter().chain(self.certificate.as_ref().map(|object| (Role::ClientCertificate, object)))
+    }
+
+    /// What to tell the user of a bundle that is used but for a part of it.
+    pub(super) fn warn_of(&self, problem: &str) -> String {
+        match &self.bundle {
+            Some(Place { object: Named { name, .. }, key }) => {
+                format!("{}, key {key:?} of {name:?}: {problem}; the rest of it is used", Role::CaBundle)
+            }
+            None => problem.to_owned(),
+        }
     }
 
     /// The configuration, which those who name the same share.

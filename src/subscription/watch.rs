@@ -428,6 +428,9 @@ impl Controller {
         let mut publish = Vec::new();
         let mut fetch = Vec::new();
         for (uid, entry) in &mut self.entries {
+            if entry.has_another_bundle_warning() {
+                publish.push(*uid);
+            }
             let Some(missing) = &mut entry.missing else { continue };
             if missing.stalls(now) {
                 publish.push(*uid);

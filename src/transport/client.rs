@@ -1,44 +1,50 @@
 //! One HTTP client: requests in, answers out, over connections that are kept.
+//!
+//! 1. A request is sent again at most once, over a new connection and within its time: when the connection was used before and closed before a
+//!    byte of an answer, or when HTTP/2 says that it was not processed. A new connection that breaks is an error.
+//! 2. A connection on which a request timed out is not used again (see [`super::pool`]).
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header, uri::Scheme};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_util::{
-    client::legacy::{self, Builder},
-    rt::{TokioExecutor, TokioTimer},
-};
 use rustls::ClientConfig;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::{
-    connector::{Connector, Network},
-    resolver::NotFound,
+    connection::{Connection, Http1, Http2},
+    connector::{ConnectError, Connector, Network, Progress, Stage},
+    pool::{Key, Pool, Shares},
     wire::Unasked,
 };
-use crate::causes::chain;
 
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("llmtune-webhooks/", env!("CARGO_PKG_VERSION")));
-/// A connection that is not used for so long is closed.
-const IDLE: Duration = Duration::from_secs(60);
-/// The most that an answer's head may have over HTTP/1.1, in bytes, and that is read ahead of what is wanted.
-const MAX_HEAD: usize = 64 * 1024;
-/// The same over HTTP/2, of one request and of all that share a connection.
-const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 128 * 1024;
 
 /// A client; cheap to clone.
 #[derive(Clone)]
 pub struct Client {
-    http: legacy::Client<Connector, Full<Bytes>>,
-    network: Arc<Network>,
+    connector: Connector,
+    pool: Pool,
 }
 
 /// An answer, of which the head has come.
-pub struct Response(http::Response<Incoming>);
+pub struct Response {
+    http: http::Response<Incoming>,
+    unasked: Unasked,
+    /// Host and port of the proxy that was told the whole URL, and may have answered itself.
+    proxy: Option<String>,
+    lease: Option<Lease>,
+}
+
+/// A connection that answers.
+struct Lease {
+    pool: Pool,
+    key: Key,
+    connection: Connection,
+}
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -48,29 +54,30 @@ pub enum SendError {
     Url,
     /// It did not come in time.
     #[error("no answer in time")]
-    Timeout,
-    /// No connection, or none that held.
+    Timeout {
+        /// What was waited for last.
+        stage: Stage,
+        /// Host and port of the proxy on the way.
+        proxy: Option<String>,
+    },
+    /// There was no connection.
     #[error(transparent)]
-    Http(#[from] legacy::Error),
+    Connect(#[from] ConnectError),
+    /// The connection did not hold.
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
 }
 
 impl Client {
-    pub(super) fn new(network: &Arc<Network>, tls: ClientConfig) -> Self {
+    pub(super) fn new(network: &Arc<Network>, tls: ClientConfig, shares: &Arc<Shares>) -> Self {
         let connector = Connector { network: Arc::clone(network), tls: TlsConnector::from(Arc::new(tls)) };
-        let mut builder = Builder::new(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .http1_max_buf_size(MAX_HEAD)
-            .http2_initial_stream_window_size(STREAM_WINDOW)
-            .http2_initial_connection_window_size(CONNECTION_WINDOW);
-        Self { http: builder.build(connector), network: Arc::clone(network) }
+        Self { connector, pool: Pool::new(Arc::clone(shares)) }
     }
 
-    /// Sends a POST, and waits so long for the head of its answer. Redirects are not followed.
+    /// Sends a POST for a namespace, and waits so long for the head of its answer. Redirects are not followed.
     pub async fn post(
         &self,
+        tenant: &Arc<str>,
         uri: Uri,
         mut headers: HeaderMap,
         body: Bytes,
@@ -78,13 +85,104 @@ impl Client {
     ) -> Result<Response, SendError> {
         headers.entry(header::USER_AGENT).or_insert(USER_AGENT);
         headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("*/*"));
-        if let Some(authorization) = self.network.proxy_authorization(&uri) {
+        let authority = uri.authority().cloned().ok_or(SendError::Url)?;
+        let key = Key { tenant: Arc::clone(tenant), https: uri.scheme() == Some(&Scheme::HTTPS), authority };
+        let network = &self.connector.network;
+        if let Some(authorization) = network.proxy_authorization(&uri) {
             headers.insert(header::PROXY_AUTHORIZATION, authorization);
         }
         let mut request = Request::new(Full::new(body));
-        (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (Method::POST, uri, headers);
-        let answer = timeout(limit, self.http.request(request)).await.map_err(|_| SendError::Timeout)?;
-        Ok(Response(answer?))
+        (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (Method::POST, uri.clone(), headers);
+        let progress = Progress::default();
+        let sent = timeout(limit, self.send(&key, request, &progress)).await;
+        sent.unwrap_or_else(|_| Err(SendError::Timeout { stage: progress.stage(), proxy: network.proxy_of(&uri) }))
+    }
+
+    async fn send(&self, key: &Key, request: Request<Full<Bytes>>, progress: &Progress) -> Result<Response, SendError> {
+        let uri = request.uri().clone();
+        let mut resent = false;
+        loop {
+            let known = if resent { None } else { self.pool.take(key) };
+            let mut connection = match known {
+                Some(connection) => connection,
+                None => self.connect(key, &uri, progress).await?,
+            };
+            progress.reach(Stage::Answer);
+            // Unless it ends by itself, it has timed out.
+            let suspicion = Suspicion::of(&self.pool, key, &connection);
+            let sent = connection.send(request.clone()).await;
+            match sent {
+                Ok(http) => {
+                    suspicion.dispel();
+                    let proxy = connection.is_proxied().then(|| self.connector.network.proxy_of(&uri)).flatten();
+                    let unasked = connection.unasked();
+                    let lease = Some(Lease { pool: self.pool.clone(), key: key.clone(), connection });
+                    return Ok(Response { http, unasked, proxy, lease });
+                }
+                Err(broken) => {
+                    drop(suspicion);
+                    if resent || !broken.resend {
+                        return Err(broken.error.into());
+                    }
+                    resent = true;
+                }
+            }
+        }
+    }
+
+    async fn connect(&self, key: &Key, uri: &Uri, progress: &Progress) -> Result<Connection, SendError> {
+        let wire = self.connector.connect(uri, progress).await?;
+        let connection = Connection::begin(wire).await?;
+        if let Connection::Http2(connection) = &connection {
+            self.pool.share(key.clone(), connection);
+        }
+        Ok(connection)
+    }
+}
+
+/// Has nothing to an origin used again that has not answered since, unless it is dispelled.
+struct Suspicion<'a> {
+    pool: Option<&'a Pool>,
+    key: &'a Key,
+    begun: Instant,
+    connection: Option<Arc<Http2>>,
+}
+
+impl<'a> Suspicion<'a> {
+    fn of(pool: &'a Pool, key: &'a Key, connection: &Connection) -> Self {
+        let connection = match connection {
+            Connection::Http1(_) => None,
+            Connection::Http2(connection) => Some(Arc::clone(connection)),
+        };
+        Self { pool: Some(pool), key, begun: Instant::now(), connection }
+    }
+
+    fn dispel(mut self) {
+        self.pool = None;
+    }
+}
+
+impl Drop for Suspicion<'_> {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool {
+            pool.forget(self.key, self.begun, self.connection.as_ref());
+        }
+    }
+}
+
+impl Lease {
+    /// The answer is over: the next request may have the connection.
+    fn end(self) {
+        let Self { pool, key, connection } = self;
+        let Connection::Http1(connection) = connection else { return };
+        if connection.is_ready() {
+            return pool.keep(key, connection);
+        }
+        tokio::spawn(async move {
+            if let Some(connection) = Http1::ready(connection).await {
+                pool.keep(key, connection);
+            }
+        });
     }
 }
 
@@ -92,41 +190,34 @@ impl Response {
     /// Its status.
     #[must_use]
     pub fn status(&self) -> StatusCode {
-        self.0.status()
+        self.http.status()
     }
 
     /// Its headers.
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {
-        self.0.headers()
+        self.http.headers()
+    }
+
+    /// Host and port of the proxy that may have answered in the endpoint's place: one that is told the whole URL.
+    #[must_use]
+    pub fn proxy(&self) -> Option<&str> {
+        self.proxy.as_deref()
     }
 
     /// The next piece of its body; `None` at its end.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, hyper::Error> {
-        while let Some(frame) = self.0.body_mut().frame().await {
+        while let Some(frame) = self.http.body_mut().frame().await {
             // What is no data are trailers.
             if let Ok(data) = frame?.into_data() {
-                if let Some(unasked) = self.0.extensions().get::<Unasked>() {
-                    unasked.taken(data.len());
-                }
+                self.unasked.taken(data.len());
                 return Ok(Some(data));
             }
         }
+        if let Some(lease) = self.lease.take() {
+            lease.end();
+        }
         Ok(None)
-    }
-}
-
-impl SendError {
-    /// Whether no connection was made.
-    #[must_use]
-    pub fn is_connect(&self) -> bool {
-        matches!(self, Self::Http(error) if error.is_connect())
-    }
-
-    /// Whether the host has no address.
-    #[must_use]
-    pub fn is_dns(&self) -> bool {
-        chain(self).any(<dyn Error + 'static>::is::<NotFound>)
     }
 }
 

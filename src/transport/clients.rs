@@ -23,8 +23,9 @@ use super::{
     address::{Guard, Refused},
     client::{Client, Response, SendError},
     connector::Network,
+    pool::Shares,
     resolver::Resolve,
-    tls::{Either, Material},
+    tls::{Either, Material, Named},
 };
 
 /// The client of one TLS configuration, made when it is first needed.
@@ -51,6 +52,7 @@ pub struct Clients {
     network: Arc<Network>,
     /// For whoever brings no TLS of its own.
     pool: Pool,
+    shares: Arc<Shares>,
 }
 
 /// Whom clients trust.
@@ -68,16 +70,19 @@ impl Clients {
         proxy: Option<Proxy>,
     ) -> Result<Self, rustls::Error> {
         let provider = Arc::new(ring::default_provider());
-        let verifier = Arc::new(Verifier::new_with_extra_roots(roots, Arc::clone(&provider))?);
+        let inner = Arc::new(Verifier::new_with_extra_roots(roots.iter().cloned(), Arc::clone(&provider))?);
+        let verifier = Arc::new(Named { certificates: roots, inner });
         let trust = Trust { verifier, provider };
         let proxy_tls = TlsConnector::from(Arc::new(trust.config(None)?));
         let network = Arc::new(Network { guard: Arc::new(guard), names, proxy, proxy_tls });
-        Ok(Self { trust, network, pool: Pool::default() })
+        Ok(Self { trust, network, pool: Pool::default(), shares: Arc::default() })
     }
 
-    /// Sends a POST to a url, with this TLS or with that of all, and waits so long for the head of its answer.
+    /// Sends a POST to a url, with this TLS or with that of all, and waits so long for the head of its answer. `tenant`: the namespace that
+    /// it is sent for, which shares connections with no other.
     pub async fn post(
         &self,
+        tenant: &Arc<str>,
         url: &Url,
         tls: Option<&Material>,
         headers: HeaderMap,
@@ -85,7 +90,7 @@ impl Clients {
         limit: Duration,
     ) -> Result<Response, ClientError> {
         let (client, uri) = self.client(url, tls)?;
-        Ok(client.post(uri, headers, body, limit).await?)
+        Ok(client.post(tenant, uri, headers, body, limit).await?)
     }
 
     /// The client for a url, and the url as it takes it. An address in the url is checked here already, before anything is made for it.
@@ -99,7 +104,7 @@ impl Clients {
         }
         let mut config = self.trust.config(tls)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok((kept.insert(Client::new(&self.network, config)).clone(), uri))
+        Ok((kept.insert(Client::new(&self.network, config, &self.shares)).clone(), uri))
     }
 }
 

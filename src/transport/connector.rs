@@ -1,40 +1,49 @@
-//! How a connection is made: to an address that the guard lets through, or by a proxy, and with TLS where the url says so.
+//! How a connection is made: to one of the host's addresses, or through a proxy, and with TLS if the URL says so.
+//!
+//! 1. Every address is checked by the guard before it is connected to, whether it stands in the URL or a name resolved to it.
+//! 2. A host's addresses are tried as RFC 8305 says: the next one begins when the one before has failed, or after [`STAGGER`].
+//! 3. All of them together may take [`CONNECT`].
 
 use std::{
-    error::Error,
-    net::IpAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
     time::Duration,
 };
 
-use http::{HeaderValue, Uri, uri::Scheme};
-use hyper_util::{
-    client::{
-        legacy::connect::{HttpConnector, proxy::Tunnel},
-        proxy::matcher::{Intercept, Matcher},
-    },
-    rt::TokioIo,
-};
+use futures::{StreamExt, stream::FuturesUnordered};
+use http::{HeaderValue, StatusCode, Uri, uri::Scheme};
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use reqwest::Url;
 use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 use tokio_rustls::TlsConnector;
-use tower::Service;
 
 use super::{
     address::{Guard, Refused},
-    resolver::{Guarded, Resolve},
+    resolver::{LookupError, Resolve, Unresolved, endpoints},
     wire::{Stream, Use, Wire},
 };
 
-/// A connection that is silent is asked whether it is still there.
+/// How long all addresses of a host may take to accept a connection: three times as long as the SYN that is sent twice.
+pub(crate) const CONNECT: Duration = Duration::from_secs(10);
+/// When the next address is tried beside those that have not answered yet (RFC 8305, 5).
+const STAGGER: Duration = Duration::from_millis(250);
+/// A silent connection is probed this often, and is dead after so many probes.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+const PROBES: u32 = 3;
+/// The most that a proxy's answer to CONNECT may have.
+const MAX_TUNNEL_HEAD: usize = 16 * 1024;
 
-type BoxError = Box<dyn Error + Send + Sync>;
-type Connecting<T> = Pin<Box<dyn Future<Output = Result<TokioIo<T>, BoxError>> + Send>>;
-
-/// An HTTP proxy, and what goes past it.
+/// An HTTP proxy, and the hosts that bypass it.
 pub struct Proxy {
     matcher: Matcher,
 }
@@ -58,6 +67,91 @@ impl Proxy {
     }
 }
 
+/// What an attempt is waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stage {
+    /// The addresses of a host.
+    Lookup,
+    /// One of them to accept a connection.
+    Connect,
+    /// A proxy to open a tunnel.
+    Tunnel,
+    /// TLS.
+    Handshake,
+    /// The head of the answer.
+    Answer,
+}
+
+/// The [`Stage`] of an attempt, for whoever ends it.
+#[derive(Debug, Default)]
+pub(super) struct Progress(AtomicU8);
+
+impl Progress {
+    pub(super) fn reach(&self, stage: Stage) {
+        self.0.store(stage as u8, Ordering::Relaxed);
+    }
+
+    pub(super) fn stage(&self) -> Stage {
+        const STAGES: [Stage; 5] = [Stage::Lookup, Stage::Connect, Stage::Tunnel, Stage::Handshake, Stage::Answer];
+        STAGES.get(usize::from(self.0.load(Ordering::Relaxed))).copied().unwrap_or(Stage::Answer)
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// None of the host's addresses is allowed.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// It has no address.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// TLS knows no such host.
+    #[error("invalid dns name")]
+    Name,
+    /// No address accepted a connection.
+    #[error(transparent)]
+    Tcp(io::Error),
+    /// None did in time.
+    #[error("no address answered in time")]
+    TimedOut,
+    /// TLS was not set up.
+    #[error(transparent)]
+    Tls(io::Error),
+    /// The proxy on the way did not do its part.
+    #[error("the proxy {proxy}: {problem}")]
+    Proxy {
+        /// Its host and port.
+        proxy: String,
+        /// What it did.
+        problem: ProxyProblem,
+    },
+}
+
+/// What went wrong with a proxy.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyProblem {
+    /// It was not reached.
+    #[error(transparent)]
+    Unreached(Box<ConnectError>),
+    /// It answered CONNECT with this status.
+    #[error("it answered CONNECT with {0}")]
+    Answered(StatusCode),
+    /// It broke off, or did not answer as HTTP has it.
+    #[error("it broke off")]
+    Broken,
+}
+
+impl From<Unresolved> for ConnectError {
+    fn from(error: Unresolved) -> Self {
+        match error {
+            Unresolved::Lookup(error) => Self::Lookup(error),
+            Unresolved::Refused(error) => Self::Refused(error),
+        }
+    }
+}
+
 /// Where connections may go, which all clients share.
 pub(super) struct Network {
     pub(super) guard: Arc<Guard>,
@@ -77,48 +171,128 @@ impl Network {
 
     /// What a proxy wants to see with a request that is not tunnelled.
     pub(super) fn proxy_authorization(&self, to: &Uri) -> Option<HeaderValue> {
-        let proxy = self.proxy.as_ref().filter(|_| !is_https(to))?;
-        proxy.takes(to)?.basic_auth().cloned()
+        self.by(to).filter(|_| !is_https(to))?.basic_auth().cloned()
     }
 
-    async fn reach(&self, to: Uri, guard: Option<Arc<Guard>>) -> Result<Box<dyn Stream>, BoxError> {
-        let (_, port) = endpoint(&to);
-        let mut http = HttpConnector::new_with_resolver(Guarded { names: Arc::clone(&self.names), guard, port });
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        http.set_keepalive(Some(KEEPALIVE));
-        http.set_keepalive_interval(Some(KEEPALIVE));
-        Ok(Box::new(http.call(to).await?.into_inner()))
+    /// Host and port of the proxy that a request goes through.
+    pub(super) fn proxy_of(&self, to: &Uri) -> Option<String> {
+        self.by(to).map(|by| named(by.uri()))
+    }
+
+    fn by(&self, to: &Uri) -> Option<Intercept> {
+        self.proxy.as_ref()?.takes(to)
+    }
+
+    /// A connection to one of the addresses of a host; `guard`: `None` allows all of them.
+    async fn reach(&self, to: &Uri, guard: Option<&Guard>, progress: &Progress) -> Result<TcpStream, ConnectError> {
+        let (host, port) = endpoint(to);
+        progress.reach(Stage::Lookup);
+        let addresses = endpoints(self.names.as_ref(), guard, host, port).await?;
+        progress.reach(Stage::Connect);
+        let stream = timeout(CONNECT, race(addresses)).await.map_err(|_| ConnectError::TimedOut)?;
+        let stream = stream.map_err(ConnectError::Tcp)?;
+        prepare(&stream).map_err(ConnectError::Tcp)?;
+        Ok(stream)
     }
 
     /// A connection to the proxy, whose own address the platform team has written.
-    async fn reach_proxy(&self, proxy: Uri) -> Result<Box<dyn Stream>, BoxError> {
-        let name = if is_https(&proxy) { Some(server_name(&proxy)?) } else { None };
-        let stream = self.reach(proxy, None).await?;
-        match name {
-            None => Ok(stream),
-            Some(name) => Ok(Box::new(self.proxy_tls.connect(name, stream).await?)),
+    async fn reach_proxy(&self, proxy: &Uri, progress: &Progress) -> Result<Box<dyn Stream>, ConnectError> {
+        let reached = async {
+            let name = if is_https(proxy) { Some(server_name(proxy)?) } else { None };
+            let stream = self.reach(proxy, None, progress).await?;
+            progress.reach(Stage::Tunnel);
+            Ok(match name {
+                None => Box::new(stream) as Box<dyn Stream>,
+                Some(name) => Box::new(self.proxy_tls.connect(name, stream).await.map_err(ConnectError::Tls)?),
+            })
+        };
+        reached.await.map_err(|error| blame(proxy, ProxyProblem::Unreached(Box::new(error))))
+    }
+
+    /// A tunnel through the proxy (RFC 9110, 9.3.6).
+    async fn tunnel(&self, by: &Intercept, to: &Uri, progress: &Progress) -> Result<Box<dyn Stream>, ConnectError> {
+        let mut stream = self.reach_proxy(by.uri(), progress).await?;
+        let problem = match open_tunnel(&mut stream, to, by.basic_auth()).await {
+            Ok(status) if status.is_success() => return Ok(stream),
+            Ok(status) => ProxyProblem::Answered(status),
+            Err(_) => ProxyProblem::Broken,
+        };
+        Err(blame(by.uri(), problem))
+    }
+}
+
+fn blame(proxy: &Uri, problem: ProxyProblem) -> ConnectError {
+    ConnectError::Proxy { proxy: named(proxy), problem }
+}
+
+/// Asks a proxy for a tunnel; returns the status of its answer.
+async fn open_tunnel(
+    stream: &mut Box<dyn Stream>,
+    to: &Uri,
+    authorization: Option<&HeaderValue>,
+) -> io::Result<StatusCode> {
+    let to = named(to);
+    let mut request = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n").into_bytes();
+    if let Some(authorization) = authorization {
+        request.extend_from_slice(b"Proxy-Authorization: ");
+        request.extend_from_slice(authorization.as_bytes());
+        request.extend_from_slice(b"\r\n");
+    }
+    request.extend_from_slice(b"\r\n");
+    stream.write_all(&request).await?;
+    stream.flush().await?;
+    // One byte after the other: what follows the head belongs to the tunnel.
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") && !head.ends_with(b"\n\n") {
+        if head.len() == MAX_TUNNEL_HEAD {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        head.push(stream.read_u8().await?);
+    }
+    let mut words = head.split(u8::is_ascii_whitespace);
+    let is_http = words.next().is_some_and(|version| version.starts_with(b"HTTP/1."));
+    let status = words.find(|word| !word.is_empty()).and_then(|word| StatusCode::from_bytes(word).ok());
+    status.filter(|_| is_http).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// The first of these that accepts a connection (RFC 8305, 5).
+async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut waiting = addresses.into_iter();
+    let mut trying = FuturesUnordered::new();
+    let mut failure = None;
+    loop {
+        if let Some(next) = waiting.next() {
+            trying.push(TcpStream::connect(next));
+        }
+        let stagger = async {
+            // Once all are tried, only their answers matter.
+            if waiting.len() == 0 { std::future::pending().await } else { sleep(STAGGER).await }
+        };
+        tokio::select! {
+            tried = trying.next() => match tried {
+                Some(Ok(stream)) => return Ok(stream),
+                Some(Err(error)) => failure = Some(telling(failure, error)),
+                None => return Err(failure.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into())),
+            },
+            () = stagger => {}
         }
     }
 }
 
-/// Makes connections to the proxy, for tunnels.
-#[derive(Clone)]
-struct ToProxy(Arc<Network>);
-
-impl Service<Uri> for ToProxy {
-    type Response = TokioIo<Box<dyn Stream>>;
-    type Error = BoxError;
-    type Future = Connecting<Box<dyn Stream>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
+/// The error that says more: where one family has no route at all, that of the other.
+fn telling(before: Option<io::Error>, error: io::Error) -> io::Error {
+    let has_no_route =
+        |error: &io::Error| matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable);
+    match before {
+        Some(before) if has_no_route(&error) || !has_no_route(&before) => before,
+        _ => error,
     }
+}
 
-    fn call(&mut self, proxy: Uri) -> Self::Future {
-        let network = Arc::clone(&self.0);
-        Box::pin(async move { Ok(TokioIo::new(network.reach_proxy(proxy).await?)) })
-    }
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(PROBES);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
 /// Makes the connections of one client.
@@ -129,45 +303,25 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    async fn connect(self, to: Uri) -> Result<TokioIo<Wire>, BoxError> {
-        let Self { network, tls } = self;
-        network.check(&to)?;
-        let by = network.proxy.as_ref().and_then(|proxy| proxy.takes(&to));
-        if !is_https(&to) {
-            let wire = match by {
-                Some(by) => Wire::over(network.reach_proxy(by.uri().clone()).await?, Use::Proxied),
-                None => Wire::over(network.reach(to, Some(Arc::clone(&network.guard))).await?, Use::Http1),
-            };
-            return Ok(TokioIo::new(wire));
+    pub(super) async fn connect(&self, to: &Uri, progress: &Progress) -> Result<Wire, ConnectError> {
+        let network = &self.network;
+        network.check(to)?;
+        let by = network.by(to);
+        if !is_https(to) {
+            return Ok(match by {
+                Some(by) => Wire::over(network.reach_proxy(by.uri(), progress).await?, Use::Proxied),
+                None => Wire::over(network.reach(to, Some(&network.guard), progress).await?, Use::Http1),
+            });
         }
-        let name = server_name(&to)?;
-        let stream = match by {
-            Some(by) => {
-                let mut tunnel = Tunnel::new(by.uri().clone(), ToProxy(Arc::clone(&network)));
-                if let Some(authorization) = by.basic_auth() {
-                    tunnel = tunnel.with_auth(authorization.clone());
-                }
-                tunnel.call(to).await?.into_inner()
-            }
-            None => network.reach(to, Some(Arc::clone(&network.guard))).await?,
+        let name = server_name(to)?;
+        let stream: Box<dyn Stream> = match by {
+            Some(by) => network.tunnel(&by, to, progress).await?,
+            None => Box::new(network.reach(to, Some(&network.guard), progress).await?),
         };
-        let stream = tls.connect(name, stream).await?;
+        progress.reach(Stage::Handshake);
+        let stream = self.tls.connect(name, stream).await.map_err(ConnectError::Tls)?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        Ok(TokioIo::new(Wire::over(stream, if http2 { Use::Http2 } else { Use::Http1 })))
-    }
-}
-
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Wire>;
-    type Error = BoxError;
-    type Future = Connecting<Wire>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, to: Uri) -> Self::Future {
-        Box::pin(self.clone().connect(to))
+        Ok(Wire::over(stream, if http2 { Use::Http2 } else { Use::Http1 }))
     }
 }
 
@@ -175,13 +329,21 @@ fn is_https(uri: &Uri) -> bool {
     uri.scheme() == Some(&Scheme::HTTPS)
 }
 
-/// Host, without the brackets of an IPv6 address, and port, as the connector reads them.
+/// Host, without the brackets of an IPv6 address, and port.
 fn endpoint(uri: &Uri) -> (&str, u16) {
     let host = uri.host().unwrap_or_default();
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     (host, uri.port_u16().unwrap_or(if is_https(uri) { 443 } else { 80 }))
 }
 
-fn server_name(uri: &Uri) -> Result<ServerName<'static>, BoxError> {
-    Ok(ServerName::try_from(endpoint(uri).0.to_owned())?)
+/// Host and port, as users write them, and nothing else of a URL.
+fn named(uri: &Uri) -> String {
+    format!("{}:{}", uri.host().unwrap_or_default(), endpoint(uri).1)
 }
+
+fn server_name(uri: &Uri) -> Result<ServerName<'static>, ConnectError> {
+    ServerName::try_from(endpoint(uri).0.to_owned()).map_err(|_| ConnectError::Name)
+}
+
+#[cfg(test)]
+mod tests;

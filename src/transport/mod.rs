@@ -4,7 +4,9 @@
 pub mod address;
 pub mod client;
 pub mod clients;
-mod connector;
+mod connection;
+pub mod connector;
+mod pool;
 pub mod resolver;
 pub mod tls;
 mod wire;

@@ -1,80 +1,270 @@
-//! Names become addresses here and nowhere else, and only addresses that the guard lets through leave: what a name resolves to
-//! is what is connected to, so that one which resolves anew cannot slip through between check and connect.
+//! Host names become addresses here and nowhere else, by an asynchronous DNS client that is the same in the static image and elsewhere.
+//!
+//! 1. `/etc/hosts` comes first, then DNS as `/etc/resolv.conf` says: its name servers, search list, `ndots`, `timeout` and `attempts`. Both files
+//!    are read at the start. `/etc/nsswitch.conf` and multicast DNS are not consulted.
+//! 2. A and AAAA are asked for at once. Addresses of one family are enough, whatever the answer for the other is.
+//! 3. A lookup ends after [`DEADLINE`], and waits for no other. Answers are cached for their TTL, within bounds.
+//! 4. Only addresses that the guard allows leave, and those are connected to: a name that resolves to something else a moment later cannot slip
+//!    through between check and connect.
 
 use std::{
-    error::Error,
-    io,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll},
-    vec,
+    time::Duration,
 };
 
-use hyper_util::client::legacy::connect::dns::Name;
-use tower::Service;
+use futures::future::{Either, select};
+use hickory_resolver::{
+    Hosts, TokioResolver,
+    config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
+    lookup::Lookup,
+    net::{DnsError, NetError, runtime::TokioRuntimeProvider},
+    proto::{
+        op::{Query, ResponseCode},
+        rr::{Name, RData, RecordType},
+    },
+    system_conf::read_system_conf,
+};
+use tokio::time::timeout;
+use tracing::warn;
 
 use super::address::{Guard, Refused};
 
-/// The addresses of a name, once they are known.
-pub type Resolving = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
+/// The limit on one lookup, with all that the search list asks for.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How long one query waits at most before it is sent again, whatever resolv.conf says: one packet may get lost.
+const QUERY: Duration = Duration::from_secs(3);
+/// How long AAAA may be later than A (RFC 8305, 3, has 50 ms; a lookup here is rare, since connections are kept).
+const LATER: Duration = Duration::from_millis(250);
+/// The longest that an answer is cached, and that the absence of one is.
+const MAX_TTL: Duration = Duration::from_secs(60);
+const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(5);
+/// Answers that are cached; the least used ones make room.
+const CACHED: u64 = 2048;
+/// Queries at once over one TCP connection to a name server; over UDP each has its own socket.
+const ACTIVE: usize = 4096;
+/// Of a host's addresses so many are tried.
+const MAX_ADDRESSES: usize = 16;
 
-/// Whom names are asked of.
+/// The addresses of a name, once they are known.
+pub type Resolving = Pin<Box<dyn Future<Output = Result<Vec<IpAddr>, LookupError>> + Send>>;
+
+/// Looks up host names.
 pub trait Resolve: Send + Sync {
     /// The addresses of this host.
     fn resolve(&self, host: String) -> Resolving;
 }
 
-/// The system's resolver.
-pub struct System;
-
-impl Resolve for System {
-    fn resolve(&self, host: String) -> Resolving {
-        Box::pin(async move { Ok(tokio::net::lookup_host((host, 0)).await?.map(|at| at.ip()).collect()) })
-    }
+/// Why a host has no address. The most telling one of several is the greatest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum LookupError {
+    /// The host is not a DNS name.
+    #[error("it is not a valid DNS name")]
+    Invalid,
+    /// No name of the search list exists.
+    #[error("no such name (NXDOMAIN)")]
+    NoSuchName,
+    /// It exists without an address.
+    #[error("it has no address")]
+    NoAddress,
+    /// The name servers answered with this error code.
+    #[error("the name server answered {0}")]
+    Answered(&'static str),
+    /// No name server could be asked.
+    #[error("no name server can be reached")]
+    Unreachable,
+    /// They did not answer in time.
+    #[error("no answer from the name servers in time")]
+    NoAnswer,
 }
 
-/// A name has no address.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub(super) struct NotFound(io::Error);
-
-/// A resolver for one connection, of which only the addresses are seen that it may go to.
+/// A DNS client, as `/etc/resolv.conf` configures it.
 #[derive(Clone)]
-pub(super) struct Guarded {
-    pub names: Arc<dyn Resolve>,
-    /// `None`: all of them may be connected to.
-    pub guard: Option<Arc<Guard>>,
-    /// The port that is connected to.
-    pub port: u16,
+pub struct Dns(Arc<Inner>);
+
+struct Inner {
+    /// `None`: hickory refuses the configuration, and only `/etc/hosts` is left.
+    resolver: Option<TokioResolver>,
+    hosts: Hosts,
+    search: Vec<Name>,
+    ndots: usize,
 }
 
-impl Service<Name> for Guarded {
-    type Response = vec::IntoIter<SocketAddr>;
-    type Error = Box<dyn Error + Send + Sync>;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
+impl Dns {
+    /// Reads `/etc/resolv.conf` and `/etc/hosts`. Without the former the name server of this host is asked, as glibc does.
+    #[must_use]
+    pub fn system() -> Self {
+        let (config, options) = read_system_conf().unwrap_or_else(|error| {
+            warn!(%error, "/etc/resolv.conf cannot be used; asking the name server at 127.0.0.1");
+            let server = NameServerConfig::udp_and_tcp([127, 0, 0, 1].into());
+            (ResolverConfig::from_name_servers(vec![server]), ResolverOpts::default())
+        });
+        let hosts = Hosts::from_system().unwrap_or_else(|error| {
+            warn!(%error, "/etc/hosts cannot be read; going on without it");
+            Hosts::default()
+        });
+        Self::new(config, options, hosts)
     }
 
-    fn call(&mut self, name: Name) -> Self::Future {
-        let (guard, port) = (self.guard.clone(), self.port);
-        let host = name.as_str().to_owned();
-        let resolving = self.names.resolve(host.clone());
-        Box::pin(async move {
-            let (mut allowed, mut refusal) = (Vec::new(), None);
-            for address in resolving.await.map_err(NotFound)? {
-                match guard.as_ref().map_or(Ok(()), |guard| guard.check(address, port)) {
-                    Ok(()) => allowed.push(SocketAddr::new(address, port)),
-                    Err(refused) => refusal = refusal.or(Some(refused)),
-                }
-            }
-            match refusal {
-                Some(refusal) if allowed.is_empty() => Err(Refused::new(&host, refusal).into()),
-                None if allowed.is_empty() => Err(NotFound(io::Error::other("it has no address")).into()),
-                _ => Ok(allowed.into_iter()),
-            }
-        })
+    /// A client for these name servers.
+    #[must_use]
+    pub fn new(config: ResolverConfig, mut options: ResolverOpts, hosts: Hosts) -> Self {
+        let (search, ndots) = (config.search().to_vec(), options.ndots);
+        options.timeout = options.timeout.clamp(Duration::from_secs(1), QUERY);
+        options.cache_size = CACHED;
+        options.positive_max_ttl = Some(MAX_TTL);
+        options.negative_max_ttl = Some(MAX_NEGATIVE_TTL);
+        options.max_active_requests = ACTIVE;
+        // The search list and the hosts are looked at here, where both families are.
+        options.use_hosts_file = ResolveHosts::Never;
+        let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        *builder.options_mut() = options;
+        let resolver = builder.build();
+        let resolver =
+            resolver.inspect_err(|error| warn!(%error, "/etc/resolv.conf cannot be used; no name is resolved"));
+        Self(Arc::new(Inner { resolver: resolver.ok(), hosts, search, ndots }))
     }
 }
+
+impl Resolve for Dns {
+    fn resolve(&self, host: String) -> Resolving {
+        let dns = Arc::clone(&self.0);
+        Box::pin(async move { timeout(DEADLINE, dns.find(&host)).await.unwrap_or(Err(LookupError::NoAnswer)) })
+    }
+}
+
+impl Inner {
+    async fn find(&self, host: &str) -> Result<Vec<IpAddr>, LookupError> {
+        let name = Name::from_ascii(host).map_err(|_| LookupError::Invalid)?;
+        let found = self.in_hosts(&name);
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        let mut failure = LookupError::Invalid;
+        for candidate in self.candidates(&name) {
+            // As glibc does, a name server that refuses one name of the list is asked for the next.
+            match self.addresses(candidate).await {
+                Ok(found) => return Ok(found),
+                Err(error) => failure = failure.max(error),
+            }
+        }
+        Err(failure)
+    }
+
+    fn in_hosts(&self, name: &Name) -> Vec<IpAddr> {
+        let of = |kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
+        let lookups = [of(RecordType::AAAA), of(RecordType::A)];
+        lookups.iter().flatten().flat_map(Lookup::answers).filter_map(|record| record.data.ip_addr()).collect()
+    }
+
+    /// The names to look up for a name, in order (resolv.conf(5), `search` and `ndots`).
+    fn candidates(&self, name: &Name) -> Vec<Name> {
+        let mut absolute = name.clone();
+        absolute.set_fqdn(true);
+        if name.is_fqdn() {
+            return vec![absolute];
+        }
+        let dots = usize::from(name.num_labels()).saturating_sub(1);
+        let mut names: Vec<Name> =
+            self.search.iter().filter_map(|domain| name.clone().append_domain(domain).ok()).collect();
+        for name in &mut names {
+            name.set_fqdn(true);
+        }
+        let at = if dots >= self.ndots { 0 } else { names.len() };
+        names.insert(at, absolute);
+        names
+    }
+
+    /// The addresses of a fully qualified name, of both families.
+    async fn addresses(&self, name: Name) -> Result<Vec<IpAddr>, LookupError> {
+        let six = pin!(self.lookup(name.clone(), RecordType::AAAA));
+        let four = pin!(self.lookup(name, RecordType::A));
+        match select(six, four).await {
+            Either::Left((Ok(mut found), four)) => {
+                found.extend(four.await.unwrap_or_default());
+                Ok(found)
+            }
+            Either::Left((Err(error), four)) => four.await.map_err(|other| error.max(other)),
+            Either::Right((Ok(mut found), six)) => {
+                found.extend(timeout(LATER, six).await.ok().and_then(Result::ok).unwrap_or_default());
+                Ok(found)
+            }
+            Either::Right((Err(error), six)) => six.await.map_err(|other| error.max(other)),
+        }
+    }
+
+    async fn lookup(&self, name: Name, kind: RecordType) -> Result<Vec<IpAddr>, LookupError> {
+        let Some(resolver) = &self.resolver else { return Err(LookupError::Unreachable) };
+        let lookup = resolver.lookup(name, kind).await.map_err(|error| failure(&error))?;
+        let address = |data: &RData| match data {
+            RData::A(address) if kind == RecordType::A => Some(IpAddr::V4(address.0)),
+            RData::AAAA(address) if kind == RecordType::AAAA => Some(IpAddr::V6(address.0)),
+            _ => None,
+        };
+        let found: Vec<_> = lookup.answers().iter().filter_map(|record| address(&record.data)).collect();
+        if found.is_empty() { Err(LookupError::NoAddress) } else { Ok(found) }
+    }
+}
+
+fn failure(error: &NetError) -> LookupError {
+    let code = match error {
+        NetError::Timeout => return LookupError::NoAnswer,
+        NetError::Dns(DnsError::NoRecordsFound(none)) => none.response_code,
+        NetError::Dns(DnsError::ResponseCode(code)) => *code,
+        _ => return LookupError::Unreachable,
+    };
+    match code {
+        ResponseCode::NXDomain => LookupError::NoSuchName,
+        ResponseCode::NoError => LookupError::NoAddress,
+        ResponseCode::ServFail => LookupError::Answered("SERVFAIL"),
+        ResponseCode::Refused => LookupError::Answered("REFUSED"),
+        ResponseCode::FormErr => LookupError::Answered("FORMERR"),
+        ResponseCode::NotImp => LookupError::Answered("NOTIMP"),
+        _ => LookupError::Answered("with an error"),
+    }
+}
+
+/// Where a host may be connected to, in the order of RFC 8305, 4: the families take turns, IPv6 first. `guard`: `None` allows all addresses.
+pub(super) async fn endpoints(
+    names: &dyn Resolve,
+    guard: Option<&Guard>,
+    host: &str,
+    port: u16,
+) -> Result<Vec<SocketAddr>, Unresolved> {
+    let literal = host.parse::<IpAddr>().ok();
+    let found = match literal {
+        Some(address) => vec![address],
+        None => names.resolve(host.to_owned()).await?,
+    };
+    let (mut six, mut four, mut refusal) = (Vec::new(), Vec::new(), None);
+    for address in found {
+        match guard.map_or(Ok(()), |guard| guard.check(address, port)) {
+            Ok(()) if address.is_ipv6() => six.push(SocketAddr::new(address, port)),
+            Ok(()) => four.push(SocketAddr::new(address, port)),
+            Err(refused) => refusal = refusal.or(Some(refused)),
+        }
+    }
+    let mut turns = [six.into_iter(), four.into_iter()];
+    let mut allowed = Vec::new();
+    while allowed.len() < MAX_ADDRESSES && turns.iter().any(|family| family.len() > 0) {
+        allowed.extend(turns.iter_mut().filter_map(Iterator::next));
+    }
+    match refusal {
+        Some(refusal) if allowed.is_empty() => Err(Refused::new(host, refusal).into()),
+        None if allowed.is_empty() => Err(LookupError::NoAddress.into()),
+        _ => Ok(allowed),
+    }
+}
+
+/// A host cannot be connected to.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unresolved {
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+}
+
+#[cfg(test)]
+mod tests;

@@ -9,31 +9,124 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rustls::{
-    DigitallySignedStruct, Error, InconsistentKeys, RootCertStore, SignatureScheme,
+    CertificateError, DigitallySignedStruct, Error, InconsistentKeys, RootCertStore, SignatureScheme,
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
     },
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    server::ParsedCertificate,
     sign::CertifiedKey,
 };
 use sha2::{Digest, Sha256};
 
 use super::clients::Pool;
 
-/// The certificates of a PEM bundle, at least one; what else is in it is passed over.
-pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match read {
-        Ok(certificates) if certificates.is_empty() => Err("it holds no PEM certificate".to_owned()),
-        Ok(certificates) => Ok(certificates),
-        // Its text quotes what it read.
-        Err(_) => {
-            Err("it holds broken PEM: write each certificate from BEGIN to END CERTIFICATE as it was issued".to_owned())
+/// The certificates of a PEM bundle.
+pub struct Bundle {
+    /// At least one.
+    pub certificates: Vec<CertificateDer<'static>>,
+    /// What of it is left out, and what to do about it; nothing of its text.
+    pub warning: Option<String>,
+}
+
+/// Why a block of PEM is no certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Lines,
+    Base64,
+    Der,
+}
+
+impl Fault {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Lines => "its lines BEGIN CERTIFICATE and END CERTIFICATE do not stand alone, or one is missing",
+            Self::Base64 => "its base64 is broken",
+            Self::Der => "it is no X.509 certificate",
         }
     }
+}
+
+/// The invalid blocks of one bundle that a warning names.
+const NAMED_BLOCKS: usize = 5;
+
+/// Reads a PEM bundle, as somebody may have put it together: what is no certificate is passed over, and a certificate that is broken is left out
+/// with a warning. An error if none is left.
+pub fn certificates(pem: &[u8]) -> Result<Bundle, String> {
+    let mut certificates = Vec::new();
+    let mut invalid = Vec::new();
+    for (number, block) in (1..).zip(blocks(pem)) {
+        let parsed = block.and_then(|block| match RootCertStore::empty().add(block.clone()) {
+            Ok(()) => Ok(block),
+            Err(_) => Err(Fault::Der),
+        });
+        match parsed {
+            Ok(certificate) => certificates.push(certificate),
+            Err(fault) => invalid.push((number, fault)),
+        }
+    }
+    let warning = warn_of(&invalid);
+    match warning {
+        None if certificates.is_empty() => Err("it holds no PEM certificate".to_owned()),
+        Some(warning) if certificates.is_empty() => Err(warning),
+        warning => Ok(Bundle { certificates, warning }),
+    }
+}
+
+fn warn_of(invalid: &[(usize, Fault)]) -> Option<String> {
+    let (number, fault) = invalid.first()?;
+    let fault = fault.text();
+    if invalid.len() == 1 {
+        return Some(format!("the bundle contains an invalid certificate (block {number}): {fault}; fix or remove it"));
+    }
+    let numbers: Vec<_> = invalid.iter().take(NAMED_BLOCKS).map(|(number, _)| number.to_string()).collect();
+    let (count, numbers) = (invalid.len(), numbers.join(", "));
+    let more = if count > NAMED_BLOCKS { ", …" } else { "" };
+    Some(format!(
+        "the bundle contains {count} invalid certificates (blocks {numbers}{more}): of the first, {fault}; fix or remove them"
+    ))
+}
+
+/// The blocks of PEM (RFC 7468) that are meant as certificates. Text around them, and keys, are passed over.
+fn blocks(pem: &[u8]) -> Vec<Result<CertificateDer<'static>, Fault>> {
+    let mut found = Vec::new();
+    // Of the block that was begun: its base64, if its first line was right.
+    let mut begun: Option<Result<Vec<u8>, Fault>> = None;
+    for line in pem.split(|byte| matches!(byte, b'\n' | b'\r')).map(<[u8]>::trim_ascii) {
+        let marks = |what: &[u8]| line.windows(what.len()).any(|part| part == what);
+        let is_certificate = marks(b"CERTIFICATE-") && !marks(b"REQUEST");
+        let is_one_of = |first: &[u8], second: &[u8]| line == first || line == second;
+        if marks(b"-BEGIN ") {
+            if begun.take().is_some() {
+                found.push(Err(Fault::Lines));
+            }
+            if is_certificate {
+                let right = is_one_of(b"-----BEGIN CERTIFICATE-----", b"-----BEGIN X509 CERTIFICATE-----");
+                begun = Some(if right { Ok(Vec::new()) } else { Err(Fault::Lines) });
+            }
+        } else if marks(b"-END ") && is_certificate {
+            let right = is_one_of(b"-----END CERTIFICATE-----", b"-----END X509 CERTIFICATE-----");
+            let text = begun
+                .take()
+                .unwrap_or(Err(Fault::Lines))
+                .and_then(|text| if right { Ok(text) } else { Err(Fault::Lines) });
+            found.push(text.and_then(|text| match STANDARD.decode(text) {
+                Ok(der) => Ok(CertificateDer::from(der)),
+                Err(_) => Err(Fault::Base64),
+            }));
+        } else if let Some(Ok(text)) = &mut begun {
+            text.extend(line.iter().filter(|byte| !byte.is_ascii_whitespace()));
+        }
+    }
+    if begun.is_some() {
+        found.push(Err(Fault::Lines));
+    }
+    found
 }
 
 /// Why a TLS configuration is none.
@@ -47,9 +140,18 @@ pub enum Unusable {
 
 /// A TLS configuration, and the clients that have it.
 pub struct Material {
-    pub(super) bundle: Option<Arc<WebPkiServerVerifier>>,
+    pub(super) bundle: Option<Arc<Named>>,
     pub(super) identity: Option<Arc<CertifiedKey>>,
     pub(super) pool: Pool,
+    warning: Option<String>,
+}
+
+impl Material {
+    /// What of the bundle is left out, and what to do about it.
+    #[must_use]
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
+    }
 }
 
 /// All configurations that are in use, by a hash of what they are made from.
@@ -67,8 +169,9 @@ impl Materials {
             return Ok(material);
         }
         let bundle = bundle.map(trust).transpose().map_err(Unusable::Bundle)?;
+        let (bundle, warning) = bundle.unzip();
         let identity = identity.map(|(chain, key)| prove(chain, key)).transpose().map_err(Unusable::Certificate)?;
-        let material = Arc::new(Material { bundle, identity, pool: Pool::default() });
+        let material = Arc::new(Material { bundle, identity, pool: Pool::default(), warning: warning.flatten() });
         known.retain(|_, material| material.strong_count() > 0);
         known.insert(digest, Arc::downgrade(&material));
         Ok(material)
@@ -84,35 +187,119 @@ fn digest(parts: [Option<&[u8]>; 3]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-fn trust(pem: &[u8]) -> Result<Arc<WebPkiServerVerifier>, String> {
+fn trust(pem: &[u8]) -> Result<(Arc<Named>, Option<String>), String> {
+    let Bundle { certificates, warning } = certificates(pem)?;
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(pem)? {
-        roots
-            .add(certificate)
-            .map_err(|_| "one of its certificates is none: write the CA's as it was issued".to_owned())?;
+    for certificate in &certificates {
+        roots.add(certificate.clone()).map_err(|_| Fault::Der.text().to_owned())?;
     }
     let built =
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(ring::default_provider())).build();
-    built.map_err(|error| error.to_string())
+    let inner = built.map_err(|error| error.to_string())?;
+    Ok((Arc::new(Named { certificates, inner }), warning))
 }
 
 fn prove(chain: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, String> {
-    let chain = certificates(chain).map_err(|problem| format!("of tls.crt, {problem}"))?;
+    let chain: Vec<_> = blocks(chain).into_iter().collect::<Result<_, _>>().map_err(|_| {
+        "of tls.crt, it holds broken PEM: write each certificate from BEGIN to END CERTIFICATE as it was issued"
+            .to_owned()
+    })?;
+    if chain.is_empty() {
+        return Err("of tls.crt, it holds no PEM certificate".to_owned());
+    }
     let key = PrivateKeyDer::from_pem_slice(key)
         .map_err(|_| "tls.key holds no PEM private key: write it unencrypted, in PKCS#8, PKCS#1 or SEC1".to_owned())?;
+    let curve = curve_in(key.secret_der());
     match CertifiedKey::from_der(chain, key, &ring::default_provider()) {
         Ok(certified) => Ok(Arc::new(certified)),
         Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
             Err("tls.key is not the key of the first certificate in tls.crt".to_owned())
         }
         Err(Error::InvalidCertificate(_)) => Err("the first certificate in tls.crt is none".to_owned()),
-        Err(_) => Err("tls.key is of no kind that TLS knows here: write an RSA, ECDSA or Ed25519 key".to_owned()),
+        Err(_) => Err(match curve {
+            Some(curve) => format!("tls.key is a key of {curve}, which is not supported: {SUPPORTED_KEYS}"),
+            None => format!("tls.key is of a kind that is not supported: {SUPPORTED_KEYS}"),
+        }),
     }
+}
+
+/// What to have issued instead of a key or certificate that is not supported.
+pub(crate) const SUPPORTED_KEYS: &str = "use RSA of at least 2048 bits, ECDSA on P-256 or P-384, or Ed25519";
+
+/// The curve that a key or an algorithm is of, by its object identifier in DER; `None` for those that are supported.
+pub(crate) fn curve_in(der: &[u8]) -> Option<&'static str> {
+    const CURVES: [(&[u8], &str); 5] = [
+        (&[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x23], "the curve P-521"),
+        (&[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x21], "the curve P-224"),
+        (&[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x0a], "the curve secp256k1"),
+        (&[0x06, 0x09, 0x2b, 0x24, 0x03, 0x03, 0x02, 0x08, 0x01, 0x01], "a Brainpool curve"),
+        (&[0x06, 0x03, 0x2b, 0x65, 0x71], "Ed448"),
+    ];
+    let holds = |part: &[u8]| der.windows(part.len()).any(|window| window == part);
+    CURVES.into_iter().find_map(|(identifier, name)| holds(identifier).then_some(name))
+}
+
+/// Trusts the issuers among these certificates, and besides each of them where the endpoint shows that very one: what somebody has named is
+/// trusted whoever has issued it, and even if it says that it is a CA's, as `openssl req -x509` makes it. Its names and dates count all the same.
+#[derive(Debug)]
+pub(super) struct Named {
+    pub certificates: Vec<CertificateDer<'static>>,
+    /// Which trusts them as issuers.
+    pub inner: Arc<dyn ServerCertVerifier>,
+}
+
+impl ServerCertVerifier for Named {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        match verified {
+            // The dates are looked at before anything else.
+            Err(error) if !is_of_dates(&error) && self.certificates.iter().any(|named| named == end_entity) => {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+fn is_of_dates(error: &Error) -> bool {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let Error::InvalidCertificate(error) = error else { return false };
+    matches!(error, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
 }
 
 /// Trusts whom a bundle trusts, and whom all trust.
 pub(super) struct Either {
-    pub bundle: Arc<WebPkiServerVerifier>,
+    pub bundle: Arc<Named>,
     pub rest: Arc<dyn ServerCertVerifier>,
 }
 

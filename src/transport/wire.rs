@@ -10,8 +10,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use hyper_util::client::legacy::connect::{Connected, Connection};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::oneshot,
+};
 
 /// What may come since the last request was begun, beside what is taken of the bodies of answers: their heads, and what is read ahead. An
 /// endpoint that goes on with answers that announce another, or with frames that mean nothing, would otherwise be read for as long as an
@@ -44,6 +46,16 @@ impl Unasked {
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
+    /// Whether nothing has come since the last request was begun.
+    pub(super) fn is_none(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether more has come than may.
+    pub(super) fn is_too_much(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > MAX_UNASKED
+    }
+
     /// More have come; whether they may.
     fn add(&self, bytes: usize) -> bool {
         self.0.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_UNASKED
@@ -70,12 +82,43 @@ pub(super) struct Wire {
     used: Use,
     frames: Frames,
     unasked: Unasked,
+    /// It is cut off when this ends.
+    ended: Option<oneshot::Receiver<()>>,
+    cut: bool,
 }
 
 impl Wire {
     /// A connection over this stream.
     pub(super) fn over(stream: impl Stream + 'static, used: Use) -> Self {
-        Self { stream: Box::new(stream), used, frames: Frames::default(), unasked: Unasked::default() }
+        Self {
+            stream: Box::new(stream),
+            used,
+            frames: Frames::default(),
+            unasked: Unasked::default(),
+            ended: None,
+            cut: false,
+        }
+    }
+
+    /// The same, until the other end of this is dropped.
+    pub(super) fn until(self, ended: oneshot::Receiver<()>) -> Self {
+        Self { ended: Some(ended), ..self }
+    }
+
+    pub(super) const fn used(&self) -> Use {
+        self.used
+    }
+
+    pub(super) fn unasked(&self) -> Unasked {
+        self.unasked.clone()
+    }
+
+    /// An error once it is cut off, whatever it waits for.
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.ended.as_mut().is_some_and(|ended| Pin::new(ended).poll(cx).is_ready()) {
+            (self.ended, self.cut) = (None, true);
+        }
+        if self.cut { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 
     fn sent(&mut self, data: &[u8]) {
@@ -130,19 +173,9 @@ impl Frames {
     }
 }
 
-impl Connection for Wire {
-    fn connected(&self) -> Connected {
-        let connected = Connected::new().extra(self.unasked.clone());
-        match self.used {
-            Use::Http1 => connected,
-            Use::Proxied => connected.proxy(true),
-            Use::Http2 => connected.negotiated_h2(),
-        }
-    }
-}
-
 impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         let comes = self.unasked.add(buffer.filled().len() - before);
@@ -152,6 +185,7 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         let written = ready!(Pin::new(&mut self.stream).poll_write(cx, data))?;
         self.sent(&data[..written]);
         Poll::Ready(Ok(written))
@@ -162,6 +196,7 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         data: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, data))?;
         let mut left = written;
         for slice in data {
@@ -177,10 +212,12 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     event::{EventType, id::DeliveryId, object::Uid, sample::sample},
     transport::{
         address::{Guard, parse_range},
-        resolver::System,
+        resolver::Dns,
     },
 };
 
@@ -20,7 +20,7 @@ fn sender() -> Sender {
 fn sender_under(claim: Claim) -> Sender {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let guard = Guard::new(&[parse_range("127.0.0.0/8").unwrap()], &[], Vec::new());
-    let clients = Clients::new(Vec::new(), guard, Arc::new(System), None).unwrap();
+    let clients = Clients::new(Vec::new(), guard, Arc::new(Dns::system()), None).unwrap();
     Sender::new(Arc::new(clients), claim)
 }
 
@@ -28,6 +28,7 @@ fn sender_under(claim: Claim) -> Sender {
 fn rotating(receiver: &Receiver) -> Target {
     let key = |text: &str| SecretSlice::from(text.as_bytes().to_vec());
     Target {
+        tenant: "ns".into(),
         url: receiver.url().parse().unwrap(),
         headers: HeaderMap::new(),
         keys: Some(Arc::new(Keys::new(key("new"), Some(key("old"))))),

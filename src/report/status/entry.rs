@@ -23,6 +23,7 @@ use crate::{
     },
     subscription::{
         resolve::WebhookRef,
+        tls::BUNDLE_INVALID,
         watch::{Readiness, Standing},
     },
 };
@@ -71,7 +72,14 @@ impl Entry {
             self.filter_failure_told = None;
         }
         let (ready, stalled, reason, message) = match &standing.readiness {
-            Readiness::Live => (true, false, "Subscribed", "matching events are delivered".to_owned()),
+            Readiness::Live => {
+                let mut message = "matching events are delivered".to_owned();
+                let bundle = standing.warnings.iter().find(|(reason, _)| *reason == BUNDLE_INVALID);
+                if let Some((_, warning)) = bundle {
+                    message = format!("{message}; {warning}");
+                }
+                (true, false, "Subscribed", message)
+            }
             Readiness::Suspended => {
                 (true, false, "Suspended", "deliveries are held until spec.suspend is false".to_owned())
             }

@@ -27,7 +27,7 @@ use crate::{
     causes::innermost,
     delivery::send::retry_after,
     event::amount::{Amount, AmountError},
-    transport::{address::Guard, client::Response, clients::Clients, resolver::System},
+    transport::{address::Guard, client::Response, clients::Clients, resolver::Dns},
 };
 
 /// The limit on one query, from its turn to the end of the answer.
@@ -91,7 +91,7 @@ impl Prometheus {
         token: Option<PathBuf>,
     ) -> Result<Self, rustls::Error> {
         // The platform team names the servers: no address of theirs is refused.
-        let clients = Clients::new(roots, Guard::open(), Arc::new(System), None)?;
+        let clients = Clients::new(roots, Guard::open(), Arc::new(Dns::system()), None)?;
         let turns = servers.iter().map(|server| (server.clone(), Semaphore::new(CONCURRENCY))).collect();
         Ok(Self { clients, servers, turns, token })
     }
@@ -137,7 +137,7 @@ impl Prometheus {
         let mut url = server.0.clone();
         url.set_path(&format!("{}/api/v1/query", url.path().trim_end_matches('/')));
         // The limit is that of the whole query.
-        let response = self.clients.post(&url, None, headers, form.into(), Duration::MAX).await;
+        let response = self.clients.post(&"".into(), &url, None, headers, form.into(), Duration::MAX).await;
         let response = response.map_err(|error| broken(server, &error))?;
         let status = response.status();
         let pause = retry_after(response.headers(), Timestamp::now()).map(|pause| pause.min(MAX_PAUSE));

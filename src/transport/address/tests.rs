@@ -12,7 +12,7 @@ use crate::{
     subscription::resolve::Plan,
     transport::{
         clients::{ClientError, Clients},
-        resolver::System,
+        resolver::Dns,
     },
 };
 
@@ -221,7 +221,7 @@ const URLS: [(&str, Becomes); 31] = [
 ];
 
 fn clients(guard: Guard) -> Clients {
-    Clients::new(Vec::new(), guard, Arc::new(System), None).unwrap()
+    Clients::new(Vec::new(), guard, Arc::new(Dns::system()), None).unwrap()
 }
 
 /// Reads a url as one of a Webhook, and asks for the client that would send to it.

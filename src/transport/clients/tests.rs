@@ -93,7 +93,7 @@ fn guard(allow: &[&str], apiserver: &[SocketAddr]) -> Guard {
 async fn send(clients: &Clients, url: &str) -> (Class, String) {
     let url = Url::parse(url).unwrap();
     let limit = Duration::from_secs(10);
-    match clients.post(&url, None, HeaderMap::new(), "{}".into(), limit).await {
+    match clients.post(&"ns".into(), &url, None, HeaderMap::new(), "{}".into(), limit).await {
         Ok(_) => (Class::Success, String::new()),
         Err(error) => describe_error(&error, limit, Discretion::None),
     }
