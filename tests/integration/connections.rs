@@ -17,7 +17,10 @@ use llmtune_webhooks_harness::{
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::timeout,
+};
 use tokio_rustls::TlsAcceptor;
 
 use crate::support::{Jobs, SOON, Scene, run};
@@ -148,5 +151,58 @@ fn over_http1_connections_are_kept_alive() {
         println!("100 deliveries over {} connection(s)", proxy.accepted());
         // A delivery that begins just before a connection is free again opens one more.
         assert!(proxy.accepted() <= 8, "{}", proxy.accepted());
+    });
+}
+
+#[test]
+fn after_a_connection_has_gone_silent_the_next_attempt_takes_another() {
+    run(async {
+        let scene = Scene::new("silent").await;
+        let receiver = Receiver::start().await;
+        let proxy = Proxy::start(receiver.port).await;
+        let url = format!("http://127.0.0.1:{}/hook", proxy.port);
+        let backoff = json!({"initial": "100ms", "factor": 1, "max": "100ms"});
+        scene.webhook("ci", &url, &json!({"delivery": {"timeout": "1s", "maxRetries": 3, "backoff": backoff}}));
+        let operator = scene.operator().await;
+        let jobs = Jobs::new(&scene).await;
+        jobs.drive(4, 100).await;
+        receiver.wait(8, SOON).await;
+        proxy.silence();
+        jobs.create("last").await;
+        jobs.start("last").await;
+        let told = receiver.wait_for("training.started", "last", SOON).await;
+        assert_eq!(told.attempt(), 2, "one attempt is lost with the connections, however many there were");
+        assert_eq!(operator.metric("llmtune_webhooks_attempts_total", &[("outcome", "timeout")]) as u64, 1);
+    });
+}
+
+#[test]
+fn a_host_that_drops_packets_is_reported_as_a_connect_timeout() {
+    run(async {
+        let scene = Scene::new("dropping").await;
+        // Its queue of connections is full: the kernel drops whatever else wants to connect.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(Ok(stream)) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+            queued.push(stream);
+        }
+        scene.webhook("ci", &format!("http://{address}/"), &json!({"delivery": {"timeout": "1s", "maxRetries": 0}}));
+        let operator = scene.operator().await;
+        scene.wait("webhook/ci", "condition=Ready");
+        let jobs = Jobs::new(&scene).await;
+        jobs.create("llama").await;
+        jobs.start("llama").await;
+        let error = eventually("the failure is in the status", SOON, || async {
+            scene.get("webhook", "ci")["status"]["lastFailure"]["error"].as_str().map(str::to_owned)
+        })
+        .await;
+        assert!(
+            error.starts_with("connect timeout: nothing accepts connections at the host and port of spec.url"),
+            "{error}"
+        );
+        assert_eq!(operator.metric("llmtune_webhooks_attempts_total", &[("outcome", "connect")]) as u64, 1);
     });
 }

@@ -76,6 +76,14 @@ pub fn bundle(name: &str, ca: &Ca) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"ca.crt": ca.pem()}})
 }
 
+/// A certificate of its own issue for this host, which says that it is a CA's: what `openssl req -x509` makes.
+fn self_signed(name: &str) -> Issued {
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    Issued { certificate: params.self_signed(&key).unwrap(), key }
+}
+
 fn trusts(name: &str) -> Value {
     json!({"caBundleRef": {"kind": "ConfigMap", "name": name}})
 }
@@ -382,5 +390,81 @@ fn a_bundle_or_certificate_that_is_missing_or_broken_holds_events_is_said_withou
         endpoint.wait_for("llama").await;
         scene.wait_condition("ci", "Ready", "True", "Subscribed", SOON).await;
         assert!(!operator.log().contains("canary"));
+    });
+}
+
+#[test]
+fn a_self_signed_certificate_in_the_bundle_is_trusted_beside_a_broken_one() {
+    run(async {
+        let scene = Scene::new("self-signed").await;
+        let shown = self_signed("localhost");
+        let (endpoint, other) =
+            (Endpoint::start(&shown, None).await, Endpoint::start(&self_signed("localhost"), None).await);
+        let broken = "-----BEGIN CERTIFICATE-----\nquokka!\n-----END CERTIFICATE-----\n";
+        let map = |bundle: String| {
+            let data = json!({"ca.crt": bundle});
+            scene.apply(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "own"}, "data": data}));
+        };
+        map(format!("{}{broken}", shown.certificate.pem()));
+        webhook(&scene, "named", &endpoint.url(), Some(trusts("own")), 0);
+        webhook(&scene, "other", &other.url(), Some(trusts("own")), 0);
+        let operator = scene.operator().await;
+        for name in ["named", "other"] {
+            scene.wait(&format!("webhook/{name}"), "condition=Ready");
+        }
+        let says = "the bundle contains an invalid certificate (block 2): its base64 is broken; fix or remove it";
+        let note = scene.wait_event("Webhook", "named", "CABundlePartlyInvalid").await;
+        assert!(note.contains("spec.tls.caBundleRef") && note.contains(says), "{note}");
+        let (status, reason, message) = scene.condition("named", "Ready").unwrap();
+        assert_eq!((status.as_str(), reason.as_str()), ("True", "Subscribed"));
+        assert!(message.contains(says) && !message.contains("quokka"), "{message}");
+        start_job(&scene, "llama").await;
+        scene.wait("webhook/named", "condition=Healthy");
+        let error = failure(&scene, "other").await;
+        assert!(error.contains("is that of a CA") && error.contains("put this very one into the bundle"), "{error}");
+        assert!(!operator.log().contains("quokka"));
+
+        // Put right, it is read again before the next delivery.
+        map(shown.certificate.pem());
+        eventually("the condition says nothing of it any more", Duration::from_secs(90), || async {
+            start_job(&scene, &format!("llama-{}", jiff::Timestamp::now().as_millisecond())).await;
+            (scene.condition("named", "Ready")?.2 == "matching events are delivered").then_some(())
+        })
+        .await;
+    });
+}
+
+#[test]
+fn names_in_a_certificate_are_not_reported_where_a_header_is_a_secret() {
+    run(async {
+        let scene = Scene::new("reflected").await;
+        let ca = Ca::new();
+        // The endpoint has been sent the header, and shows it where a status has room for it.
+        let endpoint = Endpoint::start(&ca.issue("quokkasecret-token.example.com"), None).await;
+        scene.apply(&bundle("internal-ca", &ca));
+        scene.apply(&json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": "token", "labels": {"llmtune.io/send-in-clear": "true"}},
+            "stringData": {"token": "quokkasecret-token"}
+        }));
+        let header = json!({"name": "Authorization", "valueFrom": {"secretKeyRef": {"name": "token", "key": "token"}}});
+        let spec = json!({"tls": trusts("internal-ca"), "headers": [header], "delivery": {"maxRetries": 0}});
+        scene.webhook("secret", &endpoint.url(), &spec);
+        webhook(&scene, "open", &endpoint.url(), Some(trusts("internal-ca")), 0);
+        let operator = scene.operator().await;
+        for name in ["secret", "open"] {
+            scene.wait(&format!("webhook/{name}"), "condition=Ready");
+        }
+        start_job(&scene, "llama").await;
+        let error = failure(&scene, "secret").await;
+        assert_eq!(error, "TLS: the endpoint's certificate is not for the host in spec.url");
+        let error = failure(&scene, "open").await;
+        assert!(error.ends_with("but for quokkasecret-token.example.com"), "{error}");
+        let object = scene.get("webhook", "secret")["status"].to_string();
+        let note = scene.wait_event("Webhook", "secret", "DeliveriesFailing").await;
+        for text in [object, note] {
+            assert!(!text.contains("quokkasecret"), "{text}");
+        }
+        assert!(!operator.log().lines().any(|line| line.contains("quokkasecret") && !line.contains("open")));
     });
 }
