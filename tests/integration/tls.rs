@@ -394,7 +394,7 @@ fn a_bundle_or_certificate_that_is_missing_or_broken_holds_events_is_said_withou
 }
 
 #[test]
-fn a_self_signed_certificate_in_the_bundle_is_trusted_beside_a_broken_one() {
+fn self_signed_certificate_is_trusted_beside_a_broken_one() {
     run(async {
         let scene = Scene::new("self-signed").await;
         let shown = self_signed("localhost");
@@ -435,7 +435,7 @@ fn a_self_signed_certificate_in_the_bundle_is_trusted_beside_a_broken_one() {
 }
 
 #[test]
-fn names_in_a_certificate_are_not_reported_where_a_header_is_a_secret() {
+fn certificate_names_are_hidden_where_a_header_is_secret() {
     run(async {
         let scene = Scene::new("reflected").await;
         let ca = Ca::new();

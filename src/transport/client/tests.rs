@@ -181,7 +181,7 @@ mod connections {
     }
 
     #[tokio::test]
-    async fn a_connection_that_closes_as_it_is_used_again_costs_no_attempt() {
+    async fn connection_closed_on_reuse_costs_no_attempt() {
         let requests = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&requests);
         let (port, accepted) = server(move |_, mut stream| {
@@ -207,7 +207,7 @@ mod connections {
     }
 
     #[tokio::test]
-    async fn nothing_is_sent_again_on_a_new_connection_nor_once_an_answer_has_begun_nor_twice() {
+    async fn resends_never_on_a_new_connection_nor_after_an_answer_began() {
         // A new connection that breaks.
         let (port, accepted) = server(|_, mut stream| async move {
             request(&mut stream).await;
@@ -508,7 +508,7 @@ mod connections {
     }
 
     #[tokio::test]
-    async fn on_a_new_connection_of_http2_only_what_was_not_processed_is_sent_again() {
+    async fn new_http2_connection_resends_only_unprocessed_requests() {
         for (second, class, connections) in [
             (Second::Refuse, Class::Success, 2),
             (Second::Close, Class::Protocol, 1),
@@ -532,7 +532,7 @@ mod connections {
     }
 
     #[tokio::test]
-    async fn a_connection_of_http2_that_answers_no_ping_is_replaced_within_the_attempt() {
+    async fn dead_http2_connection_is_replaced_within_the_attempt() {
         let (port, certificate, _, accepted) = http2_server(Second::Silence, 3).await;
         let (clients, url) = (clients(vec![certificate]), format!("https://localhost:{port}/"));
         assert_eq!(post(&clients, &url).await.0, Class::Success);

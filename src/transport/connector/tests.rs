@@ -117,7 +117,7 @@ async fn a_host_that_drops_all_packets_is_a_connect_timeout() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_refuses_a_tunnel_is_named_with_its_status_and_without_its_password() {
+async fn refusing_proxy_is_named_with_status_without_password() {
     for (answer, says) in [
         ("HTTP/1.1 403 Out\r\n\r\n", "answered HTTP 403 Forbidden, and opened no tunnel: have it allow the host"),
         (

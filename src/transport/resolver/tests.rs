@@ -169,7 +169,7 @@ async fn a_failed_lookup_says_why() {
 }
 
 #[tokio::test]
-async fn the_search_list_is_used_by_ndots_and_goes_on_after_a_refusal() {
+async fn search_list_follows_ndots_and_continues_after_refusal() {
     let server = Server::start(|name, kind| match (name, kind) {
         ("hook.ns.svc.cluster.local.", _) => Reply::Code(ResponseCode::ServFail),
         ("hook.svc.cluster.local.", RecordType::A) => Reply::Has("10.0.0.1"),

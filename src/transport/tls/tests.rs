@@ -86,7 +86,7 @@ mod trust {
     }
 
     #[test]
-    fn a_certificate_that_the_bundle_names_is_trusted_with_its_names_and_dates() {
+    fn named_certificate_is_trusted_with_its_names_and_dates() {
         let ca = CertifiedIssuer::self_signed(params("ca.example", true), KeyPair::generate().unwrap()).unwrap();
         let issued = params("a.example", false).signed_by(&KeyPair::generate().unwrap(), &ca).unwrap();
         let unknown = CertifiedIssuer::self_signed(params("x.example", true), KeyPair::generate().unwrap()).unwrap();
