@@ -27,6 +27,7 @@ pub enum Due {
 
 /// What an outcome meant for its delivery.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)]
 pub struct Settled {
     pub webhook: Uid,
     pub delivery: DeliveryId,

@@ -314,6 +314,10 @@ impl Pending {
         }
         let timers = std::mem::take(&mut self.timers).into_iter();
         self.timers = timers.map(|Reverse((at, webhook, id))| Reverse((moved(at), webhook, id))).collect();
+        for until in self.queues.values_mut().filter_map(|queue| queue.paused_until.as_mut()) {
+            *until = moved(*until);
+        }
+        self.pauses = std::mem::take(&mut self.pauses).into_iter().map(|(until, uid)| (moved(until), uid)).collect();
     }
 
     /// Whether a delivery was asked for again.

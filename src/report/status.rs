@@ -291,6 +291,7 @@ mod tests {
                 verdict: Verdict::Retry(at(second + 1)),
                 endpoint_gone: false,
                 again: false,
+                throttled: false,
                 dropped: false,
                 pending: 1,
             };

@@ -125,9 +125,12 @@ fn a_retry_after_of_429_pauses_all_deliveries_of_the_webhook() {
         let asked = Arc::new(AtomicBool::new(false));
         let receiver = Receiver::answering({
             let asked = Arc::clone(&asked);
-            move |_| match asked.swap(true, Ordering::Relaxed) {
-                false => Answer::status(429).header("retry-after", "4"),
-                true => Answer::status(200),
+            move |_| {
+                if asked.swap(true, Ordering::Relaxed) {
+                    Answer::status(200)
+                } else {
+                    Answer::status(429).header("retry-after", "4")
+                }
             }
         })
         .await;

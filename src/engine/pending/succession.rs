@@ -59,6 +59,7 @@ impl Pending {
         if from == to {
             return 0;
         }
+        self.resume(from);
         let Some(mut old) = self.queues.remove(&from) else { return 0 };
         let gated: HashMap<DeliveryId, u64> =
             self.gate.take(from).into_iter().map(|(number, id)| (id, number)).collect();
