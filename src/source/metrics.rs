@@ -75,7 +75,10 @@ impl Metrics {
 
 fn metric(value: Value) -> Option<Metric> {
     match value {
-        Value::Number(number) => Some(Metric::Number(number.as_f64().unwrap_or(f64::NAN))),
+        Value::Number(number) => {
+            let double = || Metric::Number(number.as_f64().unwrap_or(f64::NAN));
+            Some(number.as_i128().map_or_else(double, Metric::integer))
+        }
         Value::String(text) => Some(Metric::Text(text)),
         _ => None,
     }
@@ -83,6 +86,9 @@ fn metric(value: Value) -> Option<Metric> {
 
 /// A number where the text is one, as JSON writes them; else the text.
 fn decimal(text: String) -> Metric {
+    if let Ok(integer) = serde_json::from_str::<i128>(&text) {
+        return Metric::integer(integer);
+    }
     match serde_json::from_str::<f64>(&text) {
         Ok(number) if number.is_finite() => Metric::Number(number),
         _ => Metric::Text(text),

@@ -162,7 +162,7 @@ fn after_a_connection_has_gone_silent_the_next_attempt_takes_another() {
         let proxy = Proxy::start(receiver.port).await;
         let url = format!("http://127.0.0.1:{}/hook", proxy.port);
         let backoff = json!({"initial": "100ms", "factor": 1, "max": "100ms"});
-        scene.webhook("ci", &url, &json!({"delivery": {"timeout": "1s", "maxRetries": 3, "backoff": backoff}}));
+        scene.webhook("ci", &url, &json!({"delivery": {"timeout": "5s", "maxRetries": 3, "backoff": backoff}}));
         let operator = scene.operator().await;
         let jobs = Jobs::new(&scene).await;
         jobs.drive(4, 100).await;

@@ -214,15 +214,12 @@ fn metrics_and_health_tell_what_happens() {
         })
         .await;
         scene.kubectl(&["delete", "webhook", "held"]);
-        eventually("its series go too", SOON, || async {
-            (!operator.metrics().contains("webhook=\"held\"")).then_some(())
+        // A Webhook of the same name and URL may take over what it held, for a minute.
+        eventually("what it held is counted, and its series go too", Duration::from_secs(120), || async {
+            let dropped = count("dropped_total", &[("webhook", ""), ("reason", "webhook_deleted")]);
+            (dropped == 2 && !operator.metrics().contains("webhook=\"held\"")).then_some(())
         })
         .await;
-        assert_eq!(
-            count("dropped_total", &[("webhook", ""), ("reason", "webhook_deleted")]),
-            2,
-            "what it held is counted"
-        );
     });
 }
 

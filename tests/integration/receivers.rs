@@ -136,7 +136,7 @@ fn awkward_metrics_verify_in_both_receivers_and_arrive_as_javascript_reads_them(
             r#"  "01": 1,"#,
             r#"  "17 digits": -2.3188793038091927e+64,"#,
             r#"  "4294967295": 4,"#,
-            r#"  "beyond 2^53": 9007199254740992,"#,
+            r#"  "beyond 2^53": "9007199254740993","#,
             r#"  "emoji 😀": "😀","#,
             r#"  "huge": 1e+21,"#,
             "  \"line\u{2028}end\": \"\u{2028}\u{7f}\",",
