@@ -355,15 +355,16 @@ impl Engine {
                 let occurred = watch.vanished(uid, &mut dirty);
                 self.occur(id, occurred, now, &mut observed);
             }
+            // Only the log says so: a list that was under way has broken off.
             Change::Left(object) => {
-                self.moved |= watch.pass(object.version);
+                self.moved |= watch.follow(object.version);
                 let uid = object.uid;
                 let (occurred, missed) = watch.left(*object, now, &mut dirty);
                 observed.questions.extend(missed.and_then(|record| watch::question(id, uid, record)));
                 self.occur(id, occurred, now, &mut observed);
             }
             Change::LeftUnread(question) => {
-                self.moved |= watch.pass(question.version);
+                self.moved |= watch.follow(question.version);
                 let missed = watch.left_unread(&question, &mut dirty);
                 observed.questions.extend(missed.and_then(|record| watch::question(id, question.uid, record)));
             }

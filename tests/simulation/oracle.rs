@@ -623,6 +623,9 @@ fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
     }
     let mut passed = baseline;
     let mut told = Vec::new();
+    // It was first seen between two stretches of a run that began while it was hidden. A watch that cannot know whether it was there before
+    // takes it as new: then no run was announced, and its going is no event.
+    let mut may_be_idle = false;
     for (version, sight) in sights {
         let tick = changes().filter(|(at, ..)| *at > passed).map(|(_, _, tick)| tick).min().unwrap_or(u64::MAX);
         passed = version;
@@ -651,6 +654,9 @@ fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
                             Lifecycle::new(&state.facts)
                         }
                     });
+                    let runs =
+                        matches!(&state.facts, Facts::Training(facts) if facts.stage == Some(TrainingStage::Running));
+                    may_be_idle = (may_be_idle || (first && was_hidden)) && !runs;
                     let (mut told, after) = before.step(&state.facts, state.generation);
                     let begins = told.iter().any(|occurrence| occurrence.event == EventType::TrainingStarted);
                     let ends = told.iter().any(|occurrence| occurrence.event != EventType::TrainingStarted);
@@ -675,7 +681,9 @@ fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
         }
         if let (Some(how), false, Some(before)) = (gone, excluded, record.clone()) {
             record = None;
-            occurrences.extend(before.gone(how, generation).into_iter().map(|occurrence| (occurrence, deleted)));
+            if !may_be_idle {
+                occurrences.extend(before.gone(how, generation).into_iter().map(|occurrence| (occurrence, deleted)));
+            }
         }
         told.extend(occurrences.into_iter().map(|(occurrence, version)| {
             let id = EventId::new(source, life.uid, occurrence.event, &occurrence.name, 1, 0);
