@@ -346,8 +346,9 @@ impl Engine {
                 self.moved |= watch.pass(version);
                 self.occur(id, occurred, now, &mut observed);
             }
+            // Only the log reports what follows: a list that was under way has broken off.
             Change::Deleted(object) => {
-                self.moved |= watch.pass(object.version);
+                self.moved |= watch.follow(object.version);
                 let occurred = watch.deleted(*object, now, &mut dirty);
                 self.occur(id, occurred, now, &mut observed);
             }
@@ -355,7 +356,6 @@ impl Engine {
                 let occurred = watch.vanished(uid, &mut dirty);
                 self.occur(id, occurred, now, &mut observed);
             }
-            // Only the log says so: a list that was under way has broken off.
             Change::Left(object) => {
                 self.moved |= watch.follow(object.version);
                 let uid = object.uid;
