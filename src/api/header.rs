@@ -1,6 +1,6 @@
 //! Headers that a Webhook adds to its deliveries.
 
-use kube::KubeSchema;
+use kube::{KubeSchema, core::Rule};
 use serde::{Deserialize, Serialize};
 
 use super::reference::ValueSource;
@@ -77,4 +77,10 @@ fn not_reserved() -> String {
     format!(
         "!(self.lowerAscii() in {RESERVED:?}) && !{RESERVED_PREFIXES:?}.exists(prefix, self.lowerAscii().startsWith(prefix))"
     )
+}
+
+/// A list of headers has each name once (RFC 9110, 5.1: names are case-insensitive).
+pub(super) fn unique_names() -> Rule {
+    Rule::new("self.all(one, self.exists_one(other, other.name.lowerAscii() == one.name.lowerAscii()))")
+        .message("headers must have each name once, whatever its case: remove one of the two")
 }

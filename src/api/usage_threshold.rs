@@ -4,7 +4,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema, core::Rule};
 use serde::{Deserialize, Serialize};
 
-use super::{header::Header, webhook::duration};
+use super::{
+    header::{self, Header},
+    webhook::duration,
+};
 
 /// A Quantity that is above zero, within what a double can hold.
 const QUANTITY: &str = r"(self.matches('^([0-9]+([.][0-9]*)?|[.][0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]{1,2})?$') && self.matches('^[0.]*[1-9]'))";
@@ -124,8 +127,7 @@ pub struct PrometheusQuery {
     #[schemars(length(max = 16))]
     #[x_kube(
         merge_strategy = ListMerge::Map(vec!["name".into()]),
-        validation = Rule::new("self.all(one, self.exists_one(other, other.name.lowerAscii() == one.name.lowerAscii()))")
-            .message("headers must have each name once, whatever its case: remove one of the two")
+        validation = header::unique_names()
     )]
     pub headers: Vec<Header>,
     /// The user name and password of the query, in place of the operator's token.

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    header::Header,
+    header::{self, Header},
     reference::{SecretReference, Tls, ValueSource},
     selector::LabelSelector,
 };
@@ -115,8 +115,7 @@ pub struct WebhookSpec {
     #[schemars(length(max = 32))]
     #[x_kube(
         merge_strategy = ListMerge::Map(vec!["name".into()]),
-        validation = Rule::new("self.all(one, self.exists_one(other, other.name.lowerAscii() == one.name.lowerAscii()))")
-            .message("headers must have each name once, whatever its case: remove one of the two")
+        validation = header::unique_names()
     )]
     pub headers: Vec<Header>,
     /// Whom to trust beside all others, and which certificate to show, over https.
