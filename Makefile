@@ -14,7 +14,7 @@ demo: ## Watch the operator at work on a real control plane; KEEP=1 leaves it ru
 
 # Most tests wait most of the time, for leases, retries and flushes: five at once keep two cores busy.
 test: ## Run the whole suite, against a real control plane that is built where it is missing
-	tests/control-plane/build etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm prometheus promtool gitops-health >/dev/null
+	tests/control-plane/build etcd kube-apiserver kubectl kube-controller-manager kube-scheduler kwok helm prometheus promtool gitops-health cel-oracle >/dev/null
 	tests/libraries/install javascript >/dev/null
 	tests/libraries/install python >/dev/null
 	tests/libraries/install browser >/dev/null

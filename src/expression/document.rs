@@ -1,12 +1,10 @@
 //! JSON documents, parsed once for all expressions that are evaluated on them.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
 
-use kube_cel::cel::Value;
-use kube_cel::cel::objects::{Key, Map};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+use super::value::{Key, Map, Value};
 
 /// A JSON document as expressions see it, read straight from JSON; cheap to clone.
 ///
@@ -24,8 +22,8 @@ impl From<&str> for Document {
 /// A map; of members with the same name the last one counts.
 impl<'a> FromIterator<(&'a str, Document)> for Document {
     fn from_iter<I: IntoIterator<Item = (&'a str, Document)>>(members: I) -> Self {
-        let members = members.into_iter().map(|(name, Self(value))| (Key::String(Arc::new(name.to_owned())), value));
-        Self(Value::Map(Map { map: Arc::new(members.collect()) }))
+        let members = members.into_iter().map(|(name, Self(value))| (Key::String(name.into()), value));
+        Self(Map::new(members.collect()).into())
     }
 }
 
@@ -57,19 +55,15 @@ impl<'de> Visitor<'de> for Reader {
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<Document, E> {
-        Ok(Document(i64::try_from(value).map_or(Value::UInt(value), Value::Int)))
+        Ok(Document(i64::try_from(value).map_or(Value::Uint(value), Value::Int)))
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Document, E> {
-        Ok(Document(Value::Float(value)))
+        Ok(Document(Value::Double(value)))
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Document, E> {
-        self.visit_string(value.to_owned())
-    }
-
-    fn visit_string<E: Error>(self, value: String) -> Result<Document, E> {
-        Ok(Document(Value::String(Arc::new(value))))
+        Ok(Document(value.into()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Document, A::Error> {
@@ -77,14 +71,14 @@ impl<'de> Visitor<'de> for Reader {
         while let Some(Document(element)) = elements.next_element()? {
             list.push(element);
         }
-        Ok(Document(Value::List(Arc::new(list))))
+        Ok(Document(list.into()))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Document, A::Error> {
-        let mut map = HashMap::new();
+        let mut entries = Vec::new();
         while let Some((key, Document(value))) = members.next_entry::<String, Document>()? {
-            map.insert(Key::String(Arc::new(key)), value);
+            entries.push((Key::String(key.into()), value));
         }
-        Ok(Document(Value::Map(Map { map: Arc::new(map) })))
+        Ok(Document(Map::new(entries).into()))
     }
 }

@@ -39,7 +39,7 @@ pub enum CompileError {
 pub enum EvaluationError {
     #[error("it yields {0}, not a bool: compare it with something")]
     NotBool(&'static str),
-    #[error("it yields {0}, which JSON has no form for: wrap it in string()")]
+    #[error("it yields {0}, which JSON has no form for: yield a string or a number")]
     NotJson(&'static str),
     #[error("{at}: `{operation}` does not take {types}")]
     Types { at: Position, operation: String, types: String },
@@ -49,6 +49,12 @@ pub enum EvaluationError {
     Range { at: Position, operation: &'static str },
     #[error("{at}: division by zero: ask whether the divisor is 0 before")]
     DivisionByZero { at: Position },
-    #[error("{at}: it takes more work than an expression may on an object of this size: iterate over less")]
+    #[error("{at}: `{operation}` has no answer for NaN, which is neither less nor greater than a number")]
+    NotANumber { at: Position, operation: &'static str },
+    #[error("it met a bug of this release on this object: please report it with the expression")]
+    Panicked,
+    #[error(
+        "{at}: it takes more work than an expression may on an object of this size: iterate over less, or compare shorter strings"
+    )]
     Work { at: Position },
 }

@@ -1,26 +1,14 @@
-//! Evaluates an expression's tree on documents, within bounds of steps and sizes.
+//! Evaluates an expression's tree on documents, within bounds of work.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
 use std::sync::Arc;
-
-use kube_cel::cel::objects::{Key, KeyRef, Map};
-use kube_cel::cel::{ExecutionError, Value};
-use regex::Regex;
 
 use super::document::Document;
 use super::error::{EvaluationError, Position};
-use super::functions::{self, Function, Work};
-use super::tree::{Kind, Macro, Match, Node, Operator, Own};
-use super::values::{Compared, byte_length, compare, has_an_order, type_name, type_names};
-
-/// The steps that one evaluation may take: a node, an element, or this many bytes of a string that is made or searched.
-const MOST_STEPS: u64 = 1_000_000;
-const BYTES_A_STEP: usize = 16;
-/// What a call of the library costs beside its arguments.
-const CALL_STEPS: u64 = 16;
-/// How many digits a format may ask for after the point.
-const MOST_DIGITS: usize = 2;
+use super::functions;
+use super::tree::{Comprehension, Kind, Macro, Node, Operator};
+use super::value::{Compared, Key, Map, Value, compare, equal, type_names};
+use super::work::{Fault, MOST_STEPS, Work};
 
 /// Why a part has no value.
 enum Stop {
@@ -42,12 +30,18 @@ pub(super) struct Evaluation<'a> {
     scope: &'a [(&'static str, &'a Document)],
     /// What the macros around the current place have in hand, outermost first.
     elements: Vec<Value>,
-    steps_left: u64,
+    work: Work,
 }
 
 impl<'a> Evaluation<'a> {
     pub fn new(text: &'a str, scope: &'a [(&'static str, &'a Document)]) -> Self {
-        Self { text, scope, elements: Vec::new(), steps_left: MOST_STEPS }
+        Self { text, scope, elements: Vec::new(), work: Work::new(MOST_STEPS) }
+    }
+
+    /// The steps that it took.
+    #[cfg(test)]
+    pub const fn spent(&self) -> u64 {
+        MOST_STEPS - self.work.left()
     }
 
     /// The node's value; `None` where it is missing.
@@ -59,62 +53,85 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    /// A value as JSON.
-    pub fn json(&mut self, value: &Value) -> Result<serde_json::Value, EvaluationError> {
+    /// A value as JSON; `None` for an optional without a value.
+    pub fn json(&mut self, value: &Value) -> Result<Option<serde_json::Value>, EvaluationError> {
         use serde_json::Value as Json;
-        self.spend_on_bytes(0, byte_length(value))?;
-        Ok(match value {
+        let charged = self.work.allocation(32 + value.bytes());
+        charged.map_err(|_| EvaluationError::Work { at: self.position(0) })?;
+        Ok(Some(match value {
             Value::Null => Json::Null,
             Value::Bool(value) => Json::from(*value),
             Value::Int(value) => Json::from(*value),
-            Value::UInt(value) => Json::from(*value),
-            Value::Float(value) if value.is_nan() => Json::from("NaN"),
-            Value::Float(value) if value.is_infinite() => {
+            Value::Uint(value) => Json::from(*value),
+            Value::Double(value) if value.is_nan() => Json::from("NaN"),
+            Value::Double(value) if value.is_infinite() => {
                 Json::from(if *value > 0.0 { "Infinity" } else { "-Infinity" })
             }
-            Value::Float(value) => Json::from(*value),
-            Value::String(value) => Json::from(value.as_str()),
-            Value::List(list) => Json::Array(list.iter().map(|element| self.json(element)).collect::<Result<_, _>>()?),
+            Value::Double(value) => Json::from(*value),
+            Value::String(value) => Json::from(&**value),
+            Value::List(list) => {
+                let elements = list.iter().map(|element| Ok(self.json(element)?.unwrap_or_default()));
+                Json::Array(elements.collect::<Result<_, EvaluationError>>()?)
+            }
             Value::Map(map) => {
                 let mut members = serde_json::Map::new();
-                for (key, value) in map.map.iter() {
-                    members.insert(key.to_string(), self.json(value)?);
+                for (key, value) in map.entries() {
+                    let charged = self.work.allocation(64 + key.bytes());
+                    charged.map_err(|_| EvaluationError::Work { at: self.position(0) })?;
+                    let key = match key {
+                        Key::String(text) => text.to_string(),
+                        Key::Bool(truth) => truth.to_string(),
+                        Key::Int(int) => int.to_string(),
+                        Key::Uint(uint) => uint.to_string(),
+                    };
+                    if let Some(value) = self.json(value)? {
+                        members.insert(key, value);
+                    }
                 }
                 Json::Object(members)
             }
-            Value::Timestamp(_) | Value::Duration(_) => match functions::text(value) {
-                Some(Value::String(text)) => Json::from(text.as_str()),
-                _ => return Err(EvaluationError::NotJson(type_name(value))),
-            },
-            other => return Err(EvaluationError::NotJson(type_name(other))),
-        })
+            Value::Timestamp(timestamp) => Json::from(timestamp.text()),
+            Value::Duration(nanos) => Json::from(functions::time::duration_text(*nanos)),
+            Value::Optional(None) => return Ok(None),
+            Value::Optional(Some(value)) => return self.json(value),
+            other => return Err(EvaluationError::NotJson(other.type_name())),
+        }))
     }
 
     fn position(&self, at: usize) -> Position {
         Position::of(self.text, at)
     }
 
-    fn spend(&mut self, at: usize, steps: u64) -> Result<(), EvaluationError> {
-        match self.steps_left.checked_sub(steps) {
-            Some(left) => {
-                self.steps_left = left;
-                Ok(())
-            }
-            None => Err(EvaluationError::Work { at: self.position(at) }),
-        }
-    }
-
-    fn spend_on_bytes(&mut self, at: usize, bytes: usize) -> Result<(), EvaluationError> {
-        self.spend(at, (bytes / BYTES_A_STEP) as u64 + 1)
-    }
-
-    fn wrong_types(&self, at: usize, operation: &str, operands: &[&Value]) -> Stop {
+    fn wrong_types<'v>(&self, at: usize, operation: &str, operands: impl IntoIterator<Item = &'v Value>) -> Stop {
         let operation = operation.to_owned();
         EvaluationError::Types { at: self.position(at), operation, types: type_names(operands) }.into()
     }
 
+    /// What a fault of `operation` on these values is.
+    fn stop(&self, at: usize, operation: &'static str, fault: &Fault, values: &[Value]) -> Stop {
+        let position = self.position(at);
+        match fault {
+            Fault::Missing => Stop::Missing,
+            Fault::Types => self.wrong_types(at, operation, values),
+            Fault::Refused => {
+                let types = type_names(values);
+                EvaluationError::Function { at: position, function: operation.to_owned(), types }.into()
+            }
+            Fault::Range => EvaluationError::Range { at: position, operation }.into(),
+            Fault::DivisionByZero => EvaluationError::DivisionByZero { at: position }.into(),
+            Fault::NotANumber => EvaluationError::NotANumber { at: position, operation }.into(),
+            Fault::Work => EvaluationError::Work { at: position }.into(),
+        }
+    }
+
+    /// Charges what is done at a node.
+    fn charged<T>(&self, at: usize, outcome: Result<T, Fault>) -> Result<T, Stop> {
+        outcome.map_err(|fault| self.stop(at, "", &fault, &[]))
+    }
+
     fn evaluate(&mut self, node: &Node) -> Evaluated {
-        self.spend(node.at, 1)?;
+        let charged = self.work.steps(1);
+        self.charged(node.at, charged)?;
         match &node.kind {
             Kind::Literal(value) => Ok(value.clone()),
             Kind::Variable(name) => {
@@ -126,29 +143,43 @@ impl<'a> Evaluation<'a> {
                 let operand = self.evaluate(operand)?;
                 self.field(node.at, &operand, field)
             }
+            Kind::OptionalSelect(operand, field) => {
+                let found = self.evaluate(operand).and_then(|operand| self.present_field(node.at, &operand, field));
+                Ok(Value::Optional(Self::present(found)?.map(Arc::new)))
+            }
             Kind::Has(operand, field) => {
-                let found = match self.evaluate(operand) {
-                    Ok(operand) => self.field(node.at, &operand, field).map(drop),
-                    Err(stop) => Err(stop),
-                };
-                match found {
-                    Ok(()) => Ok(Value::Bool(true)),
-                    Err(Stop::Missing) => Ok(Value::Bool(false)),
-                    Err(failed) => Err(failed),
-                }
+                let found = self.evaluate(operand).and_then(|operand| self.present_field(node.at, &operand, field));
+                Ok(Value::Bool(Self::present(found)?.is_some()))
             }
             Kind::Index(operand, index) => {
                 let operand = self.evaluate(operand)?;
                 let index = self.evaluate(index)?;
                 self.index(node.at, &operand, &index)
             }
+            Kind::OptionalIndex(operand, index) => {
+                let operand = self.evaluate(operand);
+                let index = self.evaluate(index)?;
+                let found = operand.and_then(|operand| match (&operand, &index) {
+                    (Value::Optional(None), _) | (Value::List(_), Value::Int(..0)) => Err(Stop::Missing),
+                    (Value::Optional(Some(inner)), _) => self.index(node.at, inner, &index),
+                    _ => self.index(node.at, &operand, &index),
+                });
+                Ok(Value::Optional(Self::present(found)?.map(Arc::new)))
+            }
             Kind::Not(operand) => match self.evaluate(operand)? {
                 Value::Bool(truth) => Ok(Value::Bool(!truth)),
-                other => Err(self.wrong_types(node.at, "!", &[&other])),
+                other => Err(self.wrong_types(node.at, "!", [&other])),
             },
-            Kind::Negate(operand) => self.negate(node.at, operand),
-            Kind::Or(parts) => self.logical(node.at, true, parts.iter()),
-            Kind::And(parts) => self.logical(node.at, false, parts.iter()),
+            Kind::Negate(operand) => match self.evaluate(operand)? {
+                Value::Int(int) => match int.checked_neg() {
+                    Some(int) => Ok(Value::Int(int)),
+                    None => Err(self.stop(node.at, "-", &Fault::Range, &[])),
+                },
+                Value::Double(double) => Ok(Value::Double(-double)),
+                other => Err(self.wrong_types(node.at, "-", [&other])),
+            },
+            Kind::Or(parts) => self.logical(node.at, true, parts),
+            Kind::And(parts) => self.logical(node.at, false, parts),
             Kind::Conditional(parts) => {
                 let [condition, then, otherwise] = parts.as_ref();
                 let branch = if self.decides(condition, "?")? { then } else { otherwise };
@@ -157,31 +188,54 @@ impl<'a> Evaluation<'a> {
             Kind::Binary(operator, operands) => {
                 let left = self.evaluate(&operands[0])?;
                 let right = self.evaluate(&operands[1])?;
-                self.binary(node.at, *operator, left, right)
+                let result = binary(&mut self.work, *operator, &left, &right);
+                result.map_err(|fault| self.stop(node.at, operator.sign(), &fault, &[left, right]))
             }
-            Kind::List(elements) => {
-                let list = self.all(elements)?;
-                Ok(Value::List(Arc::new(list)))
-            }
+            Kind::List(elements) => self.list(node.at, elements),
             Kind::Map(entries) => self.map(node.at, entries),
-            Kind::Macro { role, range, body } => self.comprehension(node.at, role, range, body),
-            Kind::Matches { role, pattern, steps_a_byte, arguments } => {
-                let text = self.evaluate(&arguments[0])?;
-                self.matches(node.at, *role, pattern, *steps_a_byte, &text)
-            }
-            Kind::Own(own, arguments) => {
+            Kind::Macro(comprehension) => self.comprehension(node.at, comprehension),
+            Kind::OptionalMap { flat, value, body } => self.optional_map(node.at, *flat, value, body),
+            Kind::Otherwise { optional, parts } => match self.evaluate(&parts[0])? {
+                Value::Optional(None) => self.evaluate(&parts[1]),
+                some @ Value::Optional(_) if *optional => Ok(some),
+                Value::Optional(Some(value)) => Ok((*value).clone()),
+                other => Err(self.wrong_types(node.at, if *optional { "or" } else { "orValue" }, [&other])),
+            },
+            Kind::Matches { role, pattern, arguments } => {
                 let arguments = self.all(arguments)?;
-                self.own(node.at, *own, &arguments)
+                let result = match (&arguments[..], role) {
+                    ([Value::String(text), _], _) => pattern.apply(&mut self.work, *role, text, -1),
+                    ([Value::String(text), _, Value::Int(limit)], _) => {
+                        pattern.apply(&mut self.work, *role, text, *limit)
+                    }
+                    _ => Err(Fault::Types),
+                };
+                result.map_err(|fault| self.stop(node.at, "matches, find or findAll", &fault, &arguments))
             }
-            Kind::Call { function, call, arguments } => {
+            Kind::Call { function, arguments } => {
                 let arguments = self.all(arguments)?;
-                self.charge(node.at, function, &arguments)?;
-                functions::invoke(call, &arguments).ok_or_else(|| {
-                    let types = type_names(&arguments.iter().collect::<Vec<_>>());
-                    let function = function.name.to_owned();
-                    EvaluationError::Function { at: self.position(node.at), function, types }.into()
-                })
+                let charged = self.work.steps(1);
+                self.charged(node.at, charged)?;
+                let result = (function.call)(&mut self.work, &arguments);
+                result.map_err(|fault| self.stop(node.at, function.name, &fault, &arguments))
             }
+        }
+    }
+
+    fn optional_map(&mut self, at: usize, flat: bool, value: &Node, body: &Node) -> Evaluated {
+        let name = if flat { "optFlatMap" } else { "optMap" };
+        let inner = match self.evaluate(value)? {
+            Value::Optional(Some(inner)) => inner,
+            none @ Value::Optional(None) => return Ok(none),
+            other => return Err(self.wrong_types(at, name, [&other])),
+        };
+        self.elements.push((*inner).clone());
+        let mapped = self.evaluate(body);
+        self.elements.pop();
+        match mapped? {
+            mapped if !flat => Ok(Value::Optional(Some(Arc::new(mapped)))),
+            mapped @ Value::Optional(_) => Ok(mapped),
+            other => Err(self.wrong_types(at, name, [&other])),
         }
     }
 
@@ -189,61 +243,83 @@ impl<'a> Evaluation<'a> {
         nodes.iter().map(|node| self.evaluate(node)).collect()
     }
 
+    /// What is there; nothing where it is missing.
+    fn present(found: Evaluated) -> Result<Option<Value>, Stop> {
+        match found {
+            Ok(value) => Ok(Some(value)),
+            Err(Stop::Missing) => Ok(None),
+            Err(failed) => Err(failed),
+        }
+    }
+
     /// Whether a condition that decides something is true; what is missing is not so.
     fn decides(&mut self, condition: &Node, operation: &str) -> Result<bool, Stop> {
         match self.evaluate(condition) {
             Ok(Value::Bool(truth)) => Ok(truth),
-            Ok(other) => Err(self.wrong_types(condition.at, operation, &[&other])),
+            Ok(other) => Err(self.wrong_types(condition.at, operation, [&other])),
             Err(Stop::Missing) => Ok(false),
             Err(failed) => Err(failed),
         }
     }
 
-    fn field(&self, at: usize, operand: &Value, field: &str) -> Evaluated {
+    fn field(&mut self, at: usize, operand: &Value, field: &str) -> Evaluated {
         match operand {
-            Value::Map(map) => map.get(&KeyRef::String(field)).cloned().ok_or(Stop::Missing),
+            Value::Map(map) => {
+                let found = map.field(&mut self.work, field).map(Option::<&Value>::cloned);
+                self.charged(at, found)?.ok_or(Stop::Missing)
+            }
             Value::Null => Err(Stop::Missing),
+            Value::Optional(None) => Ok(Value::Optional(None)),
+            Value::Optional(Some(inner)) => {
+                let found = self.present_field(at, inner, field);
+                Ok(Value::Optional(Self::present(found)?.map(Arc::new)))
+            }
             other => {
                 let field: String = field.chars().take(64).collect();
-                Err(self.wrong_types(at, &format!(".{field}"), &[other]))
+                Err(self.wrong_types(at, &format!(".{field}"), [other]))
             }
         }
     }
 
-    fn index(&self, at: usize, operand: &Value, index: &Value) -> Evaluated {
+    /// A field as `has` and `.?` ask for it: what has no fields has not this one.
+    fn present_field(&mut self, at: usize, operand: &Value, field: &str) -> Evaluated {
+        match operand {
+            Value::Optional(Some(inner)) => self.present_field(at, inner, field),
+            Value::Map(_) => self.field(at, operand, field),
+            _ => Err(Stop::Missing),
+        }
+    }
+
+    fn index(&mut self, at: usize, operand: &Value, index: &Value) -> Evaluated {
+        let of_list = |list: &[Value], index: Option<usize>| {
+            index.and_then(|index| list.get(index)).cloned().ok_or(Stop::Missing)
+        };
         match (operand, index) {
-            (Value::List(list), Value::Int(index)) if *index >= 0 => {
-                usize::try_from(*index).ok().and_then(|index| list.get(index)).cloned().ok_or(Stop::Missing)
+            (Value::List(_), Value::Int(..0)) => Err(self.stop(at, "[]", &Fault::Range, &[])),
+            (Value::List(list), Value::Int(index)) => of_list(list, usize::try_from(*index).ok()),
+            (Value::List(list), Value::Uint(index)) => of_list(list, usize::try_from(*index).ok()),
+            (Value::List(list), Value::Double(index)) if index.fract() == 0.0 && *index >= 0.0 => {
+                of_list(list, Some(*index as usize))
             }
-            (Value::List(list), Value::UInt(index)) => {
-                usize::try_from(*index).ok().and_then(|index| list.get(index)).cloned().ok_or(Stop::Missing)
+            (Value::Map(map), index) => {
+                let found = map.find(&mut self.work, index).map(Option::<&Value>::cloned);
+                found
+                    .map_err(|fault| self.stop(at, "[]", &fault, &[operand.clone(), index.clone()]))?
+                    .ok_or(Stop::Missing)
             }
-            (Value::List(_), Value::Int(_)) => {
-                Err(EvaluationError::Range { at: self.position(at), operation: "[]" }.into())
-            }
-            (Value::Map(map), index) => match KeyRef::try_from(index) {
-                Ok(key) => map.get(&key).cloned().ok_or(Stop::Missing),
-                Err(_) => Err(self.wrong_types(at, "[]", &[operand, index])),
-            },
             (Value::Null, _) => Err(Stop::Missing),
-            _ => Err(self.wrong_types(at, "[]", &[operand, index])),
-        }
-    }
-
-    fn negate(&mut self, at: usize, operand: &Node) -> Evaluated {
-        match self.evaluate(operand)? {
-            Value::Int(int) => match int.checked_neg() {
-                Some(int) => Ok(Value::Int(int)),
-                None => Err(EvaluationError::Range { at: self.position(at), operation: "-" }.into()),
-            },
-            Value::Float(double) => Ok(Value::Float(-double)),
-            other => Err(self.wrong_types(at, "-", &[&other])),
+            (Value::Optional(None), _) => Ok(Value::Optional(None)),
+            (Value::Optional(Some(inner)), _) => {
+                let found = self.index(at, inner, index);
+                Ok(Value::Optional(Self::present(found)?.map(Arc::new)))
+            }
+            _ => Err(self.wrong_types(at, "[]", [operand, index])),
         }
     }
 
     /// `||` where `decisive` is true, `&&` where it is false: one decisive part decides, whatever becomes of the others. Else
     /// an error counts before what is missing.
-    fn logical<'n>(&mut self, at: usize, decisive: bool, parts: impl Iterator<Item = &'n Node>) -> Evaluated {
+    fn logical(&mut self, at: usize, decisive: bool, parts: &[Node]) -> Evaluated {
         let mut undecided = None;
         for part in parts {
             let truth = self.evaluate(part);
@@ -258,7 +334,7 @@ impl<'a> Evaluation<'a> {
         let stop = match truth {
             Ok(Value::Bool(truth)) if truth == decisive => return true,
             Ok(Value::Bool(_)) => return false,
-            Ok(other) => self.wrong_types(at, if decisive { "||" } else { "&&" }, &[&other]),
+            Ok(other) => self.wrong_types(at, if decisive { "||" } else { "&&" }, [&other]),
             Err(stop) => stop,
         };
         if !matches!(undecided, Some(Stop::Failed(_))) {
@@ -267,144 +343,102 @@ impl<'a> Evaluation<'a> {
         false
     }
 
-    fn binary(&mut self, at: usize, operator: Operator, left: Value, right: Value) -> Evaluated {
-        let ordered = |wanted: fn(Ordering) -> bool, evaluation: &Self| match compare(&left, &right) {
-            Compared::Are(ordering) => Ok(Value::Bool(wanted(ordering))),
-            Compared::NotANumber => Ok(Value::Bool(false)),
-            Compared::NotOfOneKind => Err(evaluation.wrong_types(at, operator.sign(), &[&left, &right])),
-        };
-        match operator {
-            Operator::Equal => Ok(Value::Bool(self.equal(at, &left, &right)?)),
-            Operator::NotEqual => Ok(Value::Bool(!self.equal(at, &left, &right)?)),
-            Operator::Less => ordered(Ordering::is_lt, self),
-            Operator::LessOrEqual => ordered(Ordering::is_le, self),
-            Operator::Greater => ordered(Ordering::is_gt, self),
-            Operator::GreaterOrEqual => ordered(Ordering::is_ge, self),
-            Operator::In => self.is_in(at, &left, &right),
-            Operator::Add | Operator::Subtract | Operator::Multiply | Operator::Divide | Operator::Remainder => {
-                self.arithmetic(at, operator, left, right)
-            }
+    fn list(&mut self, at: usize, elements: &[(bool, Node)]) -> Evaluated {
+        let charged = self.work.allocation(size_of::<Value>() * elements.len());
+        self.charged(at, charged)?;
+        let mut list = Vec::with_capacity(elements.len());
+        for (optional, element) in elements {
+            let value = self.evaluate(element)?;
+            list.extend(self.entry(at, *optional, value)?);
+        }
+        Ok(list.into())
+    }
+
+    /// A value of a literal; none of an optional without one.
+    fn entry(&self, at: usize, optional: bool, value: Value) -> Result<Option<Value>, Stop> {
+        match value {
+            value if !optional => Ok(Some(value)),
+            Value::Optional(value) => Ok(value.map(|value| (*value).clone())),
+            other => Err(self.wrong_types(at, "?", [&other])),
         }
     }
 
-    fn arithmetic(&mut self, at: usize, operator: Operator, left: Value, right: Value) -> Evaluated {
-        self.spend_on_bytes(at, byte_length(&left) + byte_length(&right))?;
-        if let (Value::List(left), Value::List(right)) = (&left, &right) {
-            self.spend(at, (left.len() + right.len()) as u64)?;
-        }
-        let types = type_names(&[&left, &right]);
-        let result = match operator {
-            Operator::Add => left + right,
-            Operator::Subtract => left - right,
-            Operator::Multiply => left * right,
-            Operator::Divide => left / right,
-            _ => left % right,
-        };
-        result.map_err(|error| {
-            let at = self.position(at);
-            match error {
-                ExecutionError::Overflow(..) => EvaluationError::Range { at, operation: operator.sign() },
-                ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) => {
-                    EvaluationError::DivisionByZero { at }
-                }
-                _ => EvaluationError::Types { at, operation: operator.sign().to_owned(), types },
-            }
-            .into()
-        })
-    }
-
-    fn is_in(&mut self, at: usize, value: &Value, container: &Value) -> Evaluated {
-        match container {
-            Value::List(list) => {
-                for element in list.iter() {
-                    if self.equal(at, value, element)? {
-                        return Ok(Value::Bool(true));
-                    }
-                }
-                Ok(Value::Bool(false))
-            }
-            Value::Map(map) => Ok(Value::Bool(KeyRef::try_from(value).is_ok_and(|key| map.get(&key).is_some()))),
-            _ => Err(self.wrong_types(at, "in", &[value, container])),
-        }
-    }
-
-    /// Numbers by what they are worth, whatever their types; values of different types are unequal.
-    fn equal(&mut self, at: usize, left: &Value, right: &Value) -> Result<bool, EvaluationError> {
-        self.spend_on_bytes(at, byte_length(left).min(byte_length(right)))?;
-        Ok(match (left, right) {
-            (Value::List(left), Value::List(right)) => {
-                if left.len() != right.len() {
-                    return Ok(false);
-                }
-                for (left, right) in left.iter().zip(right.iter()) {
-                    if !self.equal(at, left, right)? {
-                        return Ok(false);
-                    }
-                }
-                true
-            }
-            (Value::Map(left), Value::Map(right)) => {
-                if left.map.len() != right.map.len() {
-                    return Ok(false);
-                }
-                for (key, left) in left.map.iter() {
-                    match right.get(key) {
-                        Some(right) if self.equal(at, left, right)? => {}
-                        _ => return Ok(false),
-                    }
-                }
-                true
-            }
-            (Value::Opaque(_) | Value::Bytes(_) | Value::Null, _) => left == right,
-            _ => matches!(compare(left, right), Compared::Are(Ordering::Equal)),
-        })
-    }
-
-    fn map(&mut self, at: usize, entries: &[[Node; 2]]) -> Evaluated {
-        let mut map = HashMap::with_capacity(entries.len());
-        for [key, value] in entries {
+    fn map(&mut self, at: usize, entries: &[(bool, [Node; 2])]) -> Evaluated {
+        let mut members = Vec::with_capacity(entries.len());
+        for (optional, [key, value]) in entries {
             let key = self.evaluate(key)?;
             let value = self.evaluate(value)?;
-            let key = match key {
-                Value::String(key) => Key::String(key),
-                Value::Int(key) => Key::Int(key),
-                Value::UInt(key) => Key::Uint(key),
-                Value::Bool(key) => Key::Bool(key),
-                other => return Err(self.wrong_types(at, "{}", &[&other])),
-            };
-            map.insert(key, value);
+            let key = Key::of(&key).ok_or_else(|| self.wrong_types(at, "{}", [&key]))?;
+            if let Some(value) = self.entry(at, *optional, value)? {
+                members.push((key, value));
+            }
         }
-        Ok(Value::Map(Map { map: Arc::new(map) }))
+        self.map_of(at, members)
     }
 
-    fn comprehension(&mut self, at: usize, role: &Macro, range: &Node, body: &Node) -> Evaluated {
-        let range = match self.evaluate(range)? {
-            Value::List(list) => list,
-            Value::Map(map) => {
-                // A map has no order of its own; the result must not depend on the run.
-                self.spend(at, map.map.len() as u64 * 4)?;
-                let mut keys: Vec<&Key> = map.map.keys().collect();
-                keys.sort();
-                Arc::new(keys.into_iter().map(Value::from).collect())
+    /// A map of these, whose keys are compared with each other.
+    fn map_of(&mut self, at: usize, members: Vec<(Key, Value)>) -> Evaluated {
+        let rounds = (usize::BITS - members.len().leading_zeros()) as usize + 1;
+        let keys: usize = members.iter().map(|(key, _)| key.bytes()).sum();
+        let charged = self.work.allocation(rounds * (keys + 8 * members.len()));
+        self.charged(at, charged)?;
+        Ok(Map::new(members).into())
+    }
+
+    fn comprehension(&mut self, at: usize, comprehension: &Comprehension) -> Evaluated {
+        let range = self.evaluate(&comprehension.range)?;
+        let (indices, values) = match (&range, comprehension.two) {
+            (Value::List(list), false) => (None, list.clone()),
+            (Value::List(list), true) => {
+                let charged = self.work.allocation(size_of::<Value>() * list.len());
+                self.charged(at, charged)?;
+                (Some((0..list.len() as i64).map(Value::Int).collect()), list.clone())
             }
-            other => return Err(self.wrong_types(at, "all, exists, map or filter", &[&other])),
+            (Value::Map(map), two) => {
+                let charged = self.work.allocation(2 * size_of::<Value>() * map.len());
+                self.charged(at, charged)?;
+                let keys: Vec<Value> = map.entries().iter().map(|(key, _)| key.value()).collect();
+                if two {
+                    (Some(keys), Arc::new(map.entries().iter().map(|(_, value)| value.clone()).collect()))
+                } else {
+                    (None, Arc::new(keys))
+                }
+            }
+            _ => return Err(self.wrong_types(at, "all, exists, map or filter", [&range])),
         };
         let depth = self.elements.len();
-        self.elements.push(Value::Null);
-        let result = self.each(at, role, &range, body, depth);
+        let result = self.each(at, comprehension, indices.as_deref(), &values, depth);
         self.elements.truncate(depth);
         result
     }
 
-    fn each(&mut self, at: usize, role: &Macro, range: &[Value], body: &Node, depth: usize) -> Evaluated {
+    fn each(
+        &mut self,
+        at: usize,
+        comprehension: &Comprehension,
+        indices: Option<&[Value]>,
+        values: &[Value],
+        depth: usize,
+    ) -> Evaluated {
+        let Comprehension { role, condition, body, .. } = comprehension;
         let mut undecided = None;
         let mut kept = Vec::new();
+        let mut members: Vec<(Key, Value)> = Vec::new();
         let mut count = 0_usize;
-        for element in range {
-            self.elements[depth] = element.clone();
+        for (number, value) in values.iter().enumerate() {
+            let charged = self.work.steps(1);
+            self.charged(at, charged)?;
+            self.elements.truncate(depth);
+            self.elements.extend(indices.map(|indices| indices[number].clone()));
+            self.elements.push(value.clone());
+            if let Some(condition) = condition
+                && !self.decides(condition, "map")?
+            {
+                continue;
+            }
             match role {
                 Macro::All | Macro::Exists => {
-                    let decisive = matches!(role, Macro::Exists);
+                    let decisive = *role == Macro::Exists;
                     let truth = self.evaluate(body);
                     if self.is_decisive(at, decisive, truth, &mut undecided) {
                         return Ok(Value::Bool(decisive));
@@ -413,18 +447,29 @@ impl<'a> Evaluation<'a> {
                 Macro::ExistsOne => count += usize::from(self.decides(body, "exists_one")?),
                 Macro::Filter => {
                     if self.decides(body, "filter")? {
-                        kept.push(element.clone());
+                        let charged = self.work.steps(2);
+                        self.charged(at, charged)?;
+                        kept.push(value.clone());
                     }
                 }
-                Macro::Map(condition) => {
-                    let counts = match condition {
-                        Some(condition) => self.decides(condition, "map")?,
-                        None => true,
-                    };
-                    if counts {
-                        kept.push(self.evaluate(body)?);
-                    }
+                Macro::Map | Macro::SortBy => {
+                    let charged = self.work.steps(2);
+                    self.charged(at, charged)?;
+                    kept.push(self.evaluate(body)?);
                 }
+                Macro::TransformMap => {
+                    let key = indices.and_then(|indices| Key::of(&indices[number]));
+                    let value = self.evaluate(body)?;
+                    members.extend(key.map(|key| (key, value)));
+                }
+                Macro::TransformMapEntry => match self.evaluate(body)? {
+                    Value::Map(entry) => {
+                        let charged = self.work.allocation(64 * entry.len());
+                        self.charged(at, charged)?;
+                        members.extend_from_slice(entry.entries());
+                    }
+                    other => return Err(self.wrong_types(at, "transformMapEntry", [&other])),
+                },
             }
         }
         match (role, undecided) {
@@ -432,137 +477,114 @@ impl<'a> Evaluation<'a> {
             (Macro::All, None) => Ok(Value::Bool(true)),
             (Macro::Exists, None) => Ok(Value::Bool(false)),
             (Macro::ExistsOne, None) => Ok(Value::Bool(count == 1)),
-            (Macro::Filter | Macro::Map(_), None) => Ok(Value::List(Arc::new(kept))),
-        }
-    }
-
-    fn matches(&mut self, at: usize, role: Match, pattern: &Regex, steps_a_byte: u64, text: &Value) -> Evaluated {
-        let Value::String(text) = text else {
-            return Err(self.wrong_types(at, "matches, find or findAll", &[text]));
-        };
-        self.spend(at, text.len() as u64 * steps_a_byte + CALL_STEPS)?;
-        let string = |found: &str| Value::String(Arc::new(found.to_owned()));
-        Ok(match role {
-            Match::Matches => Value::Bool(pattern.is_match(text)),
-            Match::Find => string(pattern.find(text).map_or("", |found| found.as_str())),
-            Match::FindAll => {
-                let found: Vec<Value> = pattern.find_iter(text).map(|found| string(found.as_str())).collect();
-                self.spend(at, found.len() as u64)?;
-                Value::List(Arc::new(found))
+            (Macro::Filter | Macro::Map, None) => Ok(kept.into()),
+            (Macro::SortBy, None) => {
+                let sorted = functions::sort_by_keys(&mut self.work, values, &kept);
+                sorted.map_err(|fault| self.stop(at, "sortBy", &fault, &kept[..1]))
             }
-        })
-    }
-
-    fn own(&mut self, at: usize, own: Own, arguments: &[Value]) -> Evaluated {
-        let bytes = arguments.iter().map(byte_length).sum();
-        self.spend_on_bytes(at, bytes)?;
-        match (own, arguments) {
-            (Own::Size, [Value::String(text)]) => Ok(Value::Int(text.chars().count() as i64)),
-            (Own::Size, [Value::Bytes(bytes)]) => Ok(Value::Int(bytes.len() as i64)),
-            (Own::Size, [Value::List(list)]) => Ok(Value::Int(list.len() as i64)),
-            (Own::Size, [Value::Map(map)]) => Ok(Value::Int(map.map.len() as i64)),
-            (Own::StartsWith, [Value::String(text), Value::String(part)]) => {
-                Ok(Value::Bool(text.starts_with(part.as_str())))
-            }
-            (Own::EndsWith, [Value::String(text), Value::String(part)]) => {
-                Ok(Value::Bool(text.ends_with(part.as_str())))
-            }
-            (Own::Contains, [Value::String(text), Value::String(part)]) => {
-                Ok(Value::Bool(text.contains(part.as_str())))
-            }
-            (Own::Join, [Value::List(list)]) => self.join(at, list, ""),
-            (Own::Join, [Value::List(list), Value::String(separator)]) => self.join(at, list, separator),
-            (Own::Sum, [Value::List(list)]) => match list.split_first() {
-                None => Ok(Value::Int(0)),
-                Some((first, others)) => others
-                    .iter()
-                    .try_fold(first.clone(), |sum, other| self.arithmetic(at, Operator::Add, sum, other.clone())),
-            },
-            (Own::Dyn, [value]) => Ok(value.clone()),
-            (Own::String, [Value::Bool(truth)]) => Ok(Value::String(Arc::new(truth.to_string()))),
-            (Own::String, [value]) => {
-                self.spend(at, CALL_STEPS)?;
-                functions::text(value).ok_or_else(|| self.wrong_types(at, own.name(), &[value]))
-            }
-            (_, arguments) => Err(self.wrong_types(at, own.name(), &arguments.iter().collect::<Vec<_>>())),
-        }
-    }
-
-    fn join(&mut self, at: usize, list: &[Value], separator: &str) -> Evaluated {
-        let mut joined = String::new();
-        for (index, element) in list.iter().enumerate() {
-            let Value::String(text) = element else {
-                return Err(self.wrong_types(at, "join", &[element]));
-            };
-            self.spend_on_bytes(at, text.len() + separator.len())?;
-            if index > 0 {
-                joined.push_str(separator);
-            }
-            joined.push_str(text);
-        }
-        Ok(Value::String(Arc::new(joined)))
-    }
-
-    /// What a call of the library may cost, before it is made.
-    fn charge(&mut self, at: usize, function: &Function, arguments: &[Value]) -> Result<(), Stop> {
-        let mut sizes = [0_u64; 2];
-        let mut all = 0;
-        for (index, argument) in arguments.iter().enumerate() {
-            let size = self.size(at, argument)?;
-            all += size;
-            if let Some(place) = sizes.get_mut(index) {
-                *place = size;
-            }
-        }
-        let refused = || self.wrong_types(at, function.name, &arguments.iter().collect::<Vec<_>>());
-        let work = match function.work {
-            Work::Linear => 0,
-            Work::Product => sizes[0].saturating_mul(all - sizes[0]) / 4,
-            Work::Square => sizes[0].saturating_mul(sizes[0]) / 4,
-            Work::Number => match arguments {
-                [Value::Int(number)] => u64::try_from(*number).unwrap_or(0),
-                _ => return Err(refused()),
-            },
-            Work::Digits => match arguments {
-                [Value::String(format), _] if asks_for_few_digits(format) => 0,
-                _ => return Err(refused()),
-            },
-        };
-        // A sort panics over what has no order.
-        if matches!(function.name, "sort" | "min" | "max" | "isSorted") && !arguments.first().is_some_and(has_an_order)
-        {
-            return Err(refused());
-        }
-        self.spend(at, CALL_STEPS.saturating_add(all).saturating_add(work))?;
-        Ok(())
-    }
-
-    /// The values and bytes of which a value consists; each costs a step, since the library copies them.
-    fn size(&mut self, at: usize, value: &Value) -> Result<u64, Stop> {
-        self.spend(at, 1)?;
-        let mut size = 1 + byte_length(value) as u64;
-        match value {
-            Value::List(list) => {
-                for element in list.iter() {
-                    size += self.size(at, element)?;
+            (Macro::TransformMap, None) => self.map_of(at, members),
+            (Macro::TransformMapEntry, None) => {
+                let all = members.len();
+                let map = self.map_of(at, members)?;
+                match &map {
+                    // Each key may be yielded once.
+                    Value::Map(map) if map.len() < all => Err(self.stop(at, "transformMapEntry", &Fault::Refused, &[])),
+                    _ => Ok(map),
                 }
             }
-            Value::Map(map) => {
-                for (key, value) in map.map.iter() {
-                    size += match key {
-                        Key::String(key) => key.len() as u64,
-                        _ => 1,
-                    };
-                    size += self.size(at, value)?;
-                }
-            }
-            _ => {}
         }
-        Ok(size)
     }
 }
 
-/// No `%.N` beyond [`MOST_DIGITS`] digits of N.
-fn asks_for_few_digits(format: &str) -> bool {
-    format.split("%.").skip(1).all(|rest| rest.chars().take_while(char::is_ascii_digit).count() <= MOST_DIGITS)
+fn binary(work: &mut Work, operator: Operator, left: &Value, right: &Value) -> Result<Value, Fault> {
+    let mut ordered = |wanted: fn(Ordering) -> bool| match compare(work, left, right)? {
+        Compared::Are(ordering) => Ok(Value::Bool(wanted(ordering))),
+        Compared::NotANumber => Err(Fault::NotANumber),
+        Compared::NotOfOneKind => Err(Fault::Types),
+    };
+    match operator {
+        Operator::Equal => Ok(Value::Bool(equal(work, left, right)?)),
+        Operator::NotEqual => Ok(Value::Bool(!equal(work, left, right)?)),
+        Operator::Less => ordered(Ordering::is_lt),
+        Operator::LessOrEqual => ordered(Ordering::is_le),
+        Operator::Greater => ordered(Ordering::is_gt),
+        Operator::GreaterOrEqual => ordered(Ordering::is_ge),
+        Operator::In => is_in(work, left, right),
+        Operator::Add => add(work, left, right),
+        _ => arithmetic(operator, left, right),
+    }
+}
+
+fn is_in(work: &mut Work, value: &Value, container: &Value) -> Result<Value, Fault> {
+    match container {
+        Value::List(list) => {
+            for element in list.iter() {
+                if equal(work, value, element)? {
+                    return Ok(Value::Bool(true));
+                }
+            }
+            Ok(Value::Bool(false))
+        }
+        Value::Map(map) => match map.find(work, value) {
+            Ok(found) => Ok(Value::Bool(found.is_some())),
+            // What can be no key is none of the map's.
+            Err(Fault::Types) => Ok(Value::Bool(false)),
+            Err(fault) => Err(fault),
+        },
+        _ => Err(Fault::Types),
+    }
+}
+
+/// `left + right`
+pub(super) fn add(work: &mut Work, left: &Value, right: &Value) -> Result<Value, Fault> {
+    Ok(match (left, right) {
+        (Value::Int(left), Value::Int(right)) => Value::Int(left.checked_add(*right).ok_or(Fault::Range)?),
+        (Value::Uint(left), Value::Uint(right)) => Value::Uint(left.checked_add(*right).ok_or(Fault::Range)?),
+        (Value::Double(left), Value::Double(right)) => Value::Double(left + right),
+        (Value::Duration(left), Value::Duration(right)) => {
+            Value::Duration(left.checked_add(*right).ok_or(Fault::Range)?)
+        }
+        (Value::Timestamp(timestamp), Value::Duration(nanos))
+        | (Value::Duration(nanos), Value::Timestamp(timestamp)) => Value::Timestamp(timestamp.add(*nanos)?),
+        (Value::String(left), Value::String(right)) => {
+            work.allocation(left.len() + right.len())?;
+            [&**left, &**right].concat().into()
+        }
+        (Value::Bytes(left), Value::Bytes(right)) => {
+            work.allocation(left.len() + right.len())?;
+            Value::Bytes([&**left, &**right].concat().into())
+        }
+        (Value::List(left), Value::List(right)) => {
+            work.allocation(size_of::<Value>() * (left.len() + right.len()))?;
+            [&***left, &***right].concat().into()
+        }
+        _ => return Err(Fault::Types),
+    })
+}
+
+fn arithmetic(operator: Operator, left: &Value, right: &Value) -> Result<Value, Fault> {
+    type Of<T> = fn(T, T) -> Option<T>;
+    let (ints, uints, doubles): (Of<i64>, Of<u64>, Of<f64>) = match operator {
+        Operator::Subtract => (i64::checked_sub, u64::checked_sub, |left, right| Some(left - right)),
+        Operator::Multiply => (i64::checked_mul, u64::checked_mul, |left, right| Some(left * right)),
+        Operator::Divide => (i64::checked_div, u64::checked_div, |left, right| Some(left / right)),
+        _ => (i64::checked_rem, u64::checked_rem, |_, _| None),
+    };
+    let divides = matches!(operator, Operator::Divide | Operator::Remainder);
+    match (left, right) {
+        (Value::Int(_), Value::Int(0)) | (Value::Uint(_), Value::Uint(0)) if divides => Err(Fault::DivisionByZero),
+        (Value::Int(left), Value::Int(right)) => ints(*left, *right).map(Value::Int).ok_or(Fault::Range),
+        (Value::Uint(left), Value::Uint(right)) => uints(*left, *right).map(Value::Uint).ok_or(Fault::Range),
+        (Value::Double(left), Value::Double(right)) => doubles(*left, *right).map(Value::Double).ok_or(Fault::Types),
+        (Value::Timestamp(left), Value::Timestamp(right)) if operator == Operator::Subtract => {
+            Ok(Value::Duration(left.since(*right)?))
+        }
+        (Value::Timestamp(timestamp), Value::Duration(nanos)) if operator == Operator::Subtract => {
+            Ok(Value::Timestamp(timestamp.add(nanos.checked_neg().ok_or(Fault::Range)?)?))
+        }
+        (Value::Duration(left), Value::Duration(right)) if operator == Operator::Subtract => {
+            Ok(Value::Duration(left.checked_sub(*right).ok_or(Fault::Range)?))
+        }
+        _ => Err(Fault::Types),
+    }
 }

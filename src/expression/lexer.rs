@@ -186,7 +186,7 @@ impl<'a> Lexer<'a> {
         let at = self.at;
         let unprefixed = self.rest().trim_start_matches(['r', 'R', 'b', 'B']);
         let prefix = self.rest()[..self.rest().len() - unprefixed.len()].to_ascii_lowercase();
-        if !unprefixed.starts_with(['\'', '"']) || !matches!(&*prefix, "" | "r" | "b" | "rb" | "br") {
+        if !unprefixed.starts_with(['\'', '"']) || !matches!(&*prefix, "" | "r" | "b" | "br") {
             return Ok(None);
         }
         let quote = ["'''", "\"\"\"", "'", "\""].into_iter().find(|quote| unprefixed.starts_with(quote)).unwrap_or("'");

@@ -24,21 +24,24 @@ mod functions;
 mod lexer;
 mod parser;
 mod tree;
-mod values;
+mod types;
+mod value;
+mod work;
 
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-
-use kube_cel::cel::Value;
 
 pub use document::Document;
 pub use error::{CompileError, EvaluationError, Position};
+pub use types::Type;
 
 use evaluate::Evaluation;
 use tree::Node;
+use value::Value;
 
 /// The most bytes that an expression's text may have.
 pub const LONGEST: usize = 4096;
@@ -53,10 +56,29 @@ struct Compiled {
 }
 
 impl Expression {
-    /// Reads an expression. `variables` are the names that it may use; any other is an error that lists them.
+    /// Reads an expression. `variables` are the names that it may use; any other is an error that lists them. Nothing is known
+    /// of their types.
     pub fn compile(text: &str, variables: &[&'static str]) -> Result<Self, CompileError> {
+        let variables: Vec<_> = variables.iter().map(|name| (*name, Type::Dyn)).collect();
+        Self::compile_typed(text, &variables)
+    }
+
+    /// As [`Self::compile`], with what is known of the variables' types.
+    pub fn compile_typed(text: &str, variables: &[(&'static str, Type)]) -> Result<Self, CompileError> {
         let root = parser::parse(text, variables)?;
         Ok(Self(Arc::new(Compiled { text: text.to_owned(), root })))
+    }
+
+    /// As [`Self::compile_typed`], for [`Self::holds`]: what can be no bool is refused.
+    pub fn compile_condition(text: &str, variables: &[(&'static str, Type)]) -> Result<Self, CompileError> {
+        let expression = Self::compile_typed(text, variables)?;
+        match &expression.0.root.of {
+            Type::Bool | Type::Dyn => Ok(expression),
+            other => {
+                let message = format!("it yields {other}, not a bool: compare it with something");
+                Err(CompileError::Malformed { at: Position { line: 1, column: 1 }, message })
+            }
+        }
     }
 
     /// What was compiled.
@@ -70,7 +92,7 @@ impl Expression {
         match self.evaluate(scope)?.1 {
             None => Ok(false),
             Some(Value::Bool(truth)) => Ok(truth),
-            Some(other) => Err(EvaluationError::NotBool(values::type_name(&other))),
+            Some(other) => Err(EvaluationError::NotBool(other.type_name())),
         }
     }
 
@@ -81,7 +103,7 @@ impl Expression {
         let (mut evaluation, value) = self.evaluate(scope)?;
         match value {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => evaluation.json(&value).map(Some),
+            Some(value) => evaluation.json(&value),
         }
     }
 
@@ -96,7 +118,9 @@ impl Expression {
         scope: &'a [(&'static str, &'a Document)],
     ) -> Result<(Evaluation<'a>, Option<Value>), EvaluationError> {
         let mut evaluation = Evaluation::new(&self.0.text, scope);
-        let value = evaluation.outcome(&self.0.root)?;
+        // The last guard: a panic of a library over some argument must cost this evaluation, not the process.
+        let outcome = catch_unwind(AssertUnwindSafe(|| evaluation.outcome(&self.0.root)));
+        let value = outcome.unwrap_or(Err(EvaluationError::Panicked))?;
         Ok((evaluation, value))
     }
 }

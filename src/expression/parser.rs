@@ -1,23 +1,22 @@
 //! Tokens into a tree, whose names, functions and sizes are checked.
 
 mod calls;
-
-use std::sync::Arc;
-
-use kube_cel::cel::Value;
+mod types;
 
 use super::LONGEST;
 use super::error::{CompileError, Position};
-use super::functions;
+use super::functions::{self, regex::Room};
 use super::lexer::{Token, tokens};
 use super::tree::{Kind, Node, Operator};
+use super::types::Type;
+use super::value::Value;
 
 /// How many nodes may lie on the way from an expression to its innermost part; alternatives joined by `&&` or `||` count as one level.
 const DEEPEST: usize = 64;
 /// How many brackets, calls and conditionals may stand in one another.
-const NESTED: usize = 32;
+const NESTED: usize = 40;
 /// Words that CEL keeps for itself.
-const RESERVED: [&str; 17] = [
+const RESERVED: [&str; 20] = [
     "as",
     "break",
     "const",
@@ -35,15 +34,19 @@ const RESERVED: [&str; 17] = [
     "return",
     "var",
     "void",
+    "while",
+    "true",
+    "false",
 ];
 
 type Parsed = Result<Node, CompileError>;
 
-pub(super) fn parse(text: &str, variables: &[&'static str]) -> Parsed {
+pub(super) fn parse(text: &str, variables: &[(&'static str, Type)]) -> Parsed {
     if text.len() > LONGEST {
         return Err(CompileError::TooLong(text.len()));
     }
-    let mut parser = Parser { text, tokens: tokens(text)?, next: 0, variables, elements: Vec::new(), nested: 0 };
+    let mut parser =
+        Parser { text, tokens: tokens(text)?, next: 0, variables, elements: Vec::new(), nested: 0, room: Room::new() };
     if *parser.peek() == Token::End {
         return parser.error(0, "it is empty; write an expression, or leave the field out");
     }
@@ -59,10 +62,11 @@ struct Parser<'a> {
     /// Ends with `Token::End`, past which nothing reads.
     tokens: Vec<(usize, Token)>,
     next: usize,
-    variables: &'a [&'static str],
-    /// The names that macros around the current place gave their elements, outermost first.
-    elements: Vec<String>,
+    variables: &'a [(&'static str, Type)],
+    /// The names that macros around the current place gave, outermost first.
+    elements: Vec<(String, Type)>,
     nested: usize,
+    room: Room,
 }
 
 impl Parser<'_> {
@@ -133,8 +137,8 @@ impl Parser<'_> {
         }
     }
 
-    fn node(&self, at: usize, kind: Kind) -> Parsed {
-        let mut node = Node { at, depth: 1, kind };
+    fn node(&self, at: usize, of: Type, kind: Kind) -> Parsed {
+        let mut node = Node { at, depth: 1, of, kind };
         node.depth += node.children().into_iter().map(|child| child.depth).max().unwrap_or(0);
         if node.depth > DEEPEST {
             return self
@@ -160,7 +164,8 @@ impl Parser<'_> {
                 return self.error(self.at(), format!("write `:` and what holds otherwise, instead of {found}"));
             }
             let otherwise = self.expression()?;
-            self.node(at, Kind::Conditional(Box::new([condition, then, otherwise])))?
+            let of = self.conditional(at, &condition, &then, &otherwise)?;
+            self.node(at, of, Kind::Conditional(Box::new([condition, then, otherwise])))?
         } else {
             condition
         };
@@ -186,7 +191,10 @@ impl Parser<'_> {
         while self.accept(sign) {
             parts.push(part(self)?);
         }
-        self.node(at, kind(parts))
+        for part in &parts {
+            self.truth(at, sign, part)?;
+        }
+        self.node(at, Type::Bool, kind(parts))
     }
 
     fn relation(&mut self) -> Parsed {
@@ -225,7 +233,8 @@ impl Parser<'_> {
             let at = self.at();
             self.advance();
             let right = part(self)?;
-            left = self.node(at, Kind::Binary(operator, Box::new([left, right])))?;
+            let of = self.operation(at, operator, &left, &right)?;
+            left = self.node(at, of, Kind::Binary(operator, Box::new([left, right])))?;
         }
         Ok(left)
     }
@@ -237,13 +246,22 @@ impl Parser<'_> {
             if negative {
                 break;
             }
-            signs.push((self.at(), self.is("!")));
+            let not = self.is("!");
+            if signs.last().is_some_and(|(_, other)| *other != not) {
+                return self.error(self.at(), "`!` and `-` do not follow each other; write brackets, such as !(-x)");
+            }
+            signs.push((self.at(), not));
             self.advance();
         }
         let mut operand = self.member()?;
         for (at, not) in signs.into_iter().rev() {
-            let kind = if not { Kind::Not(Box::new(operand)) } else { Kind::Negate(Box::new(operand)) };
-            operand = self.node(at, kind)?;
+            operand = if not {
+                self.truth(at, "!", &operand)?;
+                self.node(at, Type::Bool, Kind::Not(Box::new(operand)))?
+            } else {
+                let of = self.negation(at, &operand)?;
+                self.node(at, of, Kind::Negate(Box::new(operand)))?
+            };
         }
         Ok(operand)
     }
@@ -254,14 +272,18 @@ impl Parser<'_> {
         loop {
             let at = self.at();
             if self.accept(".") {
-                if self.is("?") {
-                    return self.error(at, "optional fields are not supported; write has(x.y) ? x.y : …");
-                }
+                let optional = self.accept("?");
                 let at = self.at();
                 operand = match self.advance() {
-                    Token::Identifier(name) if self.is("(") => self.method(at, operand, &name)?,
+                    Token::Identifier(name) if self.is("(") && !optional => self.method(at, operand, &name)?,
                     Token::Identifier(name) | Token::Quoted(name) => {
-                        self.node(at, Kind::Select(Box::new(operand), name))?
+                        let of = self.field(at, &operand.of, &name)?;
+                        if optional {
+                            let of = if matches!(operand.of, Type::Optional(_)) { of } else { Type::optional(of) };
+                            self.node(at, of, Kind::OptionalSelect(Box::new(operand), name))?
+                        } else {
+                            self.node(at, of, Kind::Select(Box::new(operand), name))?
+                        }
                     }
                     found => {
                         let found = found.describe();
@@ -272,31 +294,49 @@ impl Parser<'_> {
                     }
                 };
             } else if self.accept("[") {
-                if self.is("?") {
-                    return self.error(at, "optional indices are not supported; write 'key' in x ? x['key'] : …");
-                }
+                let optional = self.accept("?");
                 let index = self.expression()?;
                 self.expect("]", at)?;
-                operand = self.node(at, Kind::Index(Box::new(operand), Box::new(index)))?;
+                let of = self.element(at, &operand, &index)?;
+                operand = if optional {
+                    let of = if matches!(operand.of, Type::Optional(_)) { of } else { Type::optional(of) };
+                    self.node(at, of, Kind::OptionalIndex(Box::new(operand), Box::new(index)))?
+                } else {
+                    self.node(at, of, Kind::Index(Box::new(operand), Box::new(index)))?
+                };
             } else {
                 return Ok(operand);
             }
         }
     }
 
+    fn literal(&self, at: usize, value: Value) -> Parsed {
+        let of = match &value {
+            Value::Null => Type::Null,
+            Value::Bool(_) => Type::Bool,
+            Value::Int(_) => Type::Int,
+            Value::Uint(_) => Type::Uint,
+            Value::Double(_) => Type::Double,
+            Value::String(_) => Type::String,
+            Value::Bytes(_) => Type::Bytes,
+            _ => Type::Type,
+        };
+        self.node(at, of, Kind::Literal(value))
+    }
+
     fn primary(&mut self) -> Parsed {
         let at = self.at();
         match self.advance() {
-            Token::String(string) => self.node(at, Kind::Literal(Value::String(Arc::new(string)))),
-            Token::Bytes(bytes) => self.node(at, Kind::Literal(Value::Bytes(Arc::new(bytes)))),
-            Token::Double(double) => self.node(at, Kind::Literal(Value::Float(double))),
+            Token::String(string) => self.literal(at, string.into()),
+            Token::Bytes(bytes) => self.literal(at, Value::Bytes(bytes.into())),
+            Token::Double(double) => self.literal(at, Value::Double(double)),
             Token::Int(digits, base) => self.int(at, &digits, base),
             Token::Uint(digits, base) => match u64::from_str_radix(&digits, base) {
-                Ok(uint) => self.node(at, Kind::Literal(Value::UInt(uint))),
+                Ok(uint) => self.literal(at, Value::Uint(uint)),
                 Err(_) => self.error(at, "this number is too large for an unsigned one of 64 bits"),
             },
             Token::Sign("-") => match self.advance() {
-                Token::Double(double) => self.node(at, Kind::Literal(Value::Float(-double))),
+                Token::Double(double) => self.literal(at, Value::Double(-double)),
                 Token::Int(digits, base) => self.int(at, &format!("-{digits}"), base),
                 found => self.error(at, format!("a value must follow `-`, not {}", found.describe())),
             },
@@ -305,17 +345,14 @@ impl Parser<'_> {
                 self.expect(")", at)?;
                 Ok(inner)
             }
-            Token::Sign("[") => {
-                let elements = self.list("]", at)?;
-                self.node(at, Kind::List(elements))
-            }
+            Token::Sign("[") => self.list_literal(at),
             Token::Sign("{") => self.map(at),
-            // A leading dot only says that the name is none of a namespace's.
+            // A leading dot only says that the name is none of a namespace's, nor of a macro's.
             Token::Sign(".") => match self.advance() {
-                Token::Identifier(name) => self.name(at, &name),
+                Token::Identifier(name) => self.name(at, &name, true),
                 found => self.error(at, format!("a name must follow the dot, not {}", found.describe())),
             },
-            Token::Identifier(name) => self.name(at, &name),
+            Token::Identifier(name) => self.name(at, &name, false),
             found => {
                 let message = match (&found, at) {
                     (Token::End, _) => "a value must follow here; the expression ends too early".to_owned(),
@@ -330,18 +367,15 @@ impl Parser<'_> {
 
     fn int(&self, at: usize, digits: &str, base: u32) -> Parsed {
         match i64::from_str_radix(digits, base) {
-            Ok(int) => self.node(at, Kind::Literal(Value::Int(int))),
+            Ok(int) => self.literal(at, Value::Int(int)),
             Err(_) => self.error(at, "this number is too large for 64 bits; write it as a double, such as 1e20"),
         }
     }
 
-    /// Expressions with commas between them, up to the closing sign; a comma may follow the last.
+    /// Expressions with commas between them, up to the closing sign.
     fn list(&mut self, close: &str, opened_at: usize) -> Result<Vec<Node>, CompileError> {
         let mut elements = Vec::new();
         while !self.is(close) {
-            if self.is("?") {
-                return self.error(self.at(), "optional elements are not supported; leave the `?` out");
-            }
             elements.push(self.expression()?);
             if !self.accept(",") {
                 break;
@@ -351,42 +385,79 @@ impl Parser<'_> {
         Ok(elements)
     }
 
+    /// A list; a comma may follow the last element.
+    fn list_literal(&mut self, at: usize) -> Parsed {
+        let mut elements = Vec::new();
+        let mut of: Option<Type> = None;
+        while !self.is("]") {
+            let element_at = self.at();
+            let optional = self.accept("?");
+            let element = self.expression()?;
+            let element_of = self.optional_entry(element_at, optional, &element)?;
+            // Elements of different types are fine here, though not for the apiserver.
+            of = Some(of.map_or_else(|| element_of.clone(), |of| of.joined(&element_of).unwrap_or(Type::Dyn)));
+            elements.push((optional, element));
+            if !self.accept(",") {
+                break;
+            }
+        }
+        self.expect("]", at)?;
+        self.node(at, Type::list(of.unwrap_or(Type::Dyn)), Kind::List(elements))
+    }
+
     fn map(&mut self, at: usize) -> Parsed {
         let mut entries = Vec::new();
+        let mut of: Option<(Type, Type)> = None;
         while !self.is("}") {
-            if self.is("?") {
-                return self.error(self.at(), "optional entries are not supported; leave the `?` out");
-            }
+            let entry_at = self.at();
+            let optional = self.accept("?");
             let key = self.expression()?;
+            self.key(&key)?;
             if !self.accept(":") {
                 let found = self.peek().describe();
                 return self.error(self.at(), format!("write `:` and the key's value, instead of {found}"));
             }
-            entries.push([key, self.expression()?]);
+            let value = self.expression()?;
+            let value_of = self.optional_entry(entry_at, optional, &value)?;
+            of = Some(of.map_or_else(
+                || (key.of.clone(), value_of.clone()),
+                |(keys, values)| {
+                    (keys.joined(&key.of).unwrap_or(Type::Dyn), values.joined(&value_of).unwrap_or(Type::Dyn))
+                },
+            ));
+            entries.push((optional, [key, value]));
             if !self.accept(",") {
                 break;
             }
         }
         self.expect("}", at)?;
-        self.node(at, Kind::Map(entries))
+        let (keys, values) = of.unwrap_or((Type::Dyn, Type::Dyn));
+        self.node(at, Type::Map(Box::new(keys), Box::new(values)), Kind::Map(entries))
     }
 
     /// A word that no dot precedes: a literal, a variable, a function or a function's namespace.
-    fn name(&mut self, at: usize, name: &str) -> Parsed {
+    fn name(&mut self, at: usize, name: &str, dotted: bool) -> Parsed {
         match name {
-            "true" | "false" => return self.node(at, Kind::Literal(Value::Bool(name == "true"))),
-            "null" => return self.node(at, Kind::Literal(Value::Null)),
+            "true" | "false" => return self.literal(at, Value::Bool(name == "true")),
+            "null" => return self.literal(at, Value::Null),
             "not" => return self.error(at, "write `!` for `not`"),
             _ => {}
         }
         if self.is("(") {
             return self.function(at, name);
         }
-        if let Some(depth) = self.elements.iter().rposition(|element| element == name) {
-            return self.node(at, Kind::Element(depth));
+        let element = self.elements.iter().rposition(|(element, _)| element == name);
+        if let Some(depth) = element.filter(|_| !dotted) {
+            return self.node(at, self.elements[depth].1.clone(), Kind::Element(depth));
         }
-        if let Some(variable) = self.variables.iter().find(|variable| **variable == name) {
-            return self.node(at, Kind::Variable(variable));
+        // Of variables whose names have dots, the longest.
+        let variables = self.variables.iter().filter(|(variable, _)| self.follows(name, variable));
+        if let Some((variable, of)) = variables.max_by_key(|(variable, _)| variable.len()) {
+            self.next += 2 * variable.matches('.').count();
+            return self.node(at, of.clone(), Kind::Variable(variable));
+        }
+        if let Some(name) = self.type_name(name) {
+            return self.literal(at, Value::Type(name));
         }
         if self.is(".") && functions::is_namespace(name) {
             self.advance();
@@ -405,8 +476,45 @@ impl Parser<'_> {
         self.error(at, format!("there is no `{name}`; {}", self.names()))
     }
 
+    /// The type that is named here, whose further words are read.
+    fn type_name(&mut self, name: &str) -> Option<&'static str> {
+        let simple = [
+            "bool",
+            "bytes",
+            "double",
+            "dyn",
+            "int",
+            "list",
+            "map",
+            "null_type",
+            "optional_type",
+            "string",
+            "type",
+            "uint",
+        ];
+        if let Some(simple) = simple.into_iter().find(|simple| *simple == name) {
+            return Some(simple);
+        }
+        let long = ["google.protobuf.Timestamp", "google.protobuf.Duration", "net.IP", "net.CIDR"];
+        let found = long.into_iter().find(|long| self.follows(name, long))?;
+        self.next += 2 * found.matches('.').count();
+        Some(found)
+    }
+
+    /// Whether `name` and the words and dots that follow are `dotted`.
+    fn follows(&self, name: &str, dotted: &str) -> bool {
+        let mut words = dotted.split('.');
+        let token = |at: usize| self.tokens.get(at).map(|(_, token)| token);
+        let follow = |(index, word): (usize, &str)| {
+            let at = self.next + 2 * index;
+            matches!((token(at), token(at + 1)), (Some(Token::Sign(".")), Some(Token::Identifier(found))) if found == word)
+        };
+        words.next() == Some(name) && words.enumerate().all(follow)
+    }
+
     fn names(&self) -> String {
-        let known: Vec<&str> = self.variables.iter().copied().chain(self.elements.iter().map(String::as_str)).collect();
+        let variables = self.variables.iter().map(|(name, _)| *name);
+        let known: Vec<&str> = variables.chain(self.elements.iter().map(|(name, _)| name.as_str())).collect();
         format!("an expression here may use {}, and strings in quotes", known.join(", "))
     }
 }

@@ -1,10 +1,9 @@
 //! The tree of an expression that was compiled.
 
-use kube_cel::cel::Value;
-use kube_cel::cel::common::ast::IdedExpr;
-use regex::Regex;
-
 use super::functions::Function;
+use super::functions::regex::{Match, Pattern};
+use super::types::Type;
+use super::value::Value;
 
 /// An expression's part.
 pub(super) struct Node {
@@ -12,45 +11,67 @@ pub(super) struct Node {
     pub at: usize,
     /// Nodes on the longest way down, this one included.
     pub depth: usize,
+    /// What is known of its value's type.
+    pub of: Type,
     pub kind: Kind,
 }
 
 pub(super) enum Kind {
     Literal(Value),
     Variable(&'static str),
-    /// What a macro iterates over: the how manieth of the macros around it, from 0.
+    /// A name that a macro gave: the how manieth of those around it, from 0.
     Element(usize),
     Select(Box<Node>, String),
+    /// `x.?field`
+    OptionalSelect(Box<Node>, String),
+    /// `has(x.field)`; whether the field is one that may be missing, `x.?field`, does not matter.
     Has(Box<Node>, String),
     Index(Box<Node>, Box<Node>),
+    /// `x[?index]`
+    OptionalIndex(Box<Node>, Box<Node>),
     Not(Box<Node>),
     Negate(Box<Node>),
     Or(Vec<Node>),
     And(Vec<Node>),
     Conditional(Box<[Node; 3]>),
     Binary(Operator, Box<[Node; 2]>),
-    List(Vec<Node>),
-    Map(Vec<[Node; 2]>),
-    Macro {
-        role: Macro,
-        range: Box<Node>,
+    /// Of each element whether it is an optional that is left out where it has no value.
+    List(Vec<(bool, Node)>),
+    Map(Vec<(bool, [Node; 2])>),
+    Macro(Box<Comprehension>),
+    /// `x.optMap(name, body)`, and `optFlatMap` where `flat`.
+    OptionalMap {
+        flat: bool,
+        value: Box<Node>,
         body: Box<Node>,
     },
+    /// `x.orValue(y)`, and `x.or(y)` where `optional`.
+    Otherwise {
+        optional: bool,
+        parts: Box<[Node; 2]>,
+    },
+    /// A pattern that is part of the expression.
     Matches {
         role: Match,
-        pattern: Regex,
-        /// What a byte of the text may cost to search.
-        steps_a_byte: u64,
+        pattern: Pattern,
+        /// The text, and how many matches are wanted.
         arguments: Vec<Node>,
     },
-    /// A function of this room.
-    Own(Own, Vec<Node>),
-    /// A function of the library: `call` names it and its arguments by their indices, the receiver before the others.
     Call {
         function: &'static Function,
-        call: Box<IdedExpr>,
         arguments: Vec<Node>,
     },
+}
+
+/// A macro that goes over a list or a map.
+pub(super) struct Comprehension {
+    pub role: Macro,
+    /// Whether it has a name for the index or key as well as for the value.
+    pub two: bool,
+    pub range: Node,
+    /// The condition under which an element counts, if there is one.
+    pub condition: Option<Node>,
+    pub body: Node,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -88,49 +109,17 @@ impl Operator {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Macro {
     All,
     Exists,
     ExistsOne,
     Filter,
-    /// With the condition under which an element counts, if there is one.
-    Map(Option<Box<Node>>),
-}
-
-/// What is asked of a pattern.
-#[derive(Clone, Copy)]
-pub(super) enum Match {
-    Matches,
-    Find,
-    FindAll,
-}
-
-/// Functions that are evaluated here: the most frequent ones, and those that the library takes otherwise than the apiserver.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Own {
-    Size,
-    StartsWith,
-    EndsWith,
-    Contains,
-    Join,
-    Sum,
-    String,
-    Dyn,
-}
-
-impl Own {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Size => "size",
-            Self::StartsWith => "startsWith",
-            Self::EndsWith => "endsWith",
-            Self::Contains => "contains",
-            Self::Join => "join",
-            Self::Sum => "sum",
-            Self::String => "string",
-            Self::Dyn => "dyn",
-        }
-    }
+    /// `map`, and `transformList`.
+    Map,
+    TransformMap,
+    TransformMapEntry,
+    SortBy,
 }
 
 impl Node {
@@ -138,21 +127,26 @@ impl Node {
     pub fn children(&self) -> Vec<&Self> {
         match &self.kind {
             Kind::Literal(_) | Kind::Variable(_) | Kind::Element(_) => Vec::new(),
-            Kind::Select(operand, _) | Kind::Has(operand, _) | Kind::Not(operand) | Kind::Negate(operand) => {
-                vec![operand]
-            }
-            Kind::Index(operand, index) => vec![operand, index],
+            Kind::Select(operand, _)
+            | Kind::OptionalSelect(operand, _)
+            | Kind::Has(operand, _)
+            | Kind::Not(operand)
+            | Kind::Negate(operand) => vec![operand],
+            Kind::Index(operand, index) | Kind::OptionalIndex(operand, index) => vec![operand, index],
             Kind::Or(parts)
             | Kind::And(parts)
-            | Kind::List(parts)
             | Kind::Matches { arguments: parts, .. }
-            | Kind::Own(_, parts)
             | Kind::Call { arguments: parts, .. } => parts.iter().collect(),
+            Kind::List(elements) => elements.iter().map(|(_, element)| element).collect(),
             Kind::Conditional(parts) => parts.iter().collect(),
-            Kind::Binary(_, parts) => parts.iter().collect(),
-            Kind::Map(entries) => entries.iter().flatten().collect(),
-            Kind::Macro { role: Macro::Map(Some(condition)), range, body } => vec![range, condition, body],
-            Kind::Macro { range, body, .. } => vec![range, body],
+            Kind::Binary(_, parts) | Kind::Otherwise { parts, .. } => parts.iter().collect(),
+            Kind::Map(entries) => entries.iter().flat_map(|(_, entry)| entry).collect(),
+            Kind::Macro(comprehension) => [&comprehension.range]
+                .into_iter()
+                .chain(&comprehension.condition)
+                .chain([&comprehension.body])
+                .collect(),
+            Kind::OptionalMap { value, body, .. } => vec![value, body],
         }
     }
 
@@ -167,9 +161,11 @@ impl Node {
     fn path(&self) -> Option<(&'static str, Vec<&str>)> {
         let (operand, field) = match &self.kind {
             Kind::Variable(name) => return Some((name, Vec::new())),
-            Kind::Select(operand, field) | Kind::Has(operand, field) => (operand, field.as_str()),
-            Kind::Index(operand, index) => match &index.kind {
-                Kind::Literal(Value::String(key)) => (operand, key.as_str()),
+            Kind::Select(operand, field) | Kind::OptionalSelect(operand, field) | Kind::Has(operand, field) => {
+                (operand, field.as_str())
+            }
+            Kind::Index(operand, index) | Kind::OptionalIndex(operand, index) => match &index.kind {
+                Kind::Literal(Value::String(key)) => (operand, &**key),
                 _ => return None,
             },
             _ => return None,

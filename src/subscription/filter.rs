@@ -6,7 +6,7 @@ use std::{cell::OnceCell, sync::Arc};
 use crate::{
     api::webhook,
     event::{Event, object::Object},
-    expression::{CompileError, Document, EvaluationError, Expression},
+    expression::{CompileError, Document, EvaluationError, Expression, Type},
 };
 
 const VARIABLES: [&str; 3] = ["event", "data", "object"];
@@ -40,7 +40,9 @@ pub enum FilterError {
 impl Filter {
     /// Reads a filter.
     pub fn read(text: &str) -> Result<Self, CompileError> {
-        let expression = Expression::compile(text, &VARIABLES)?;
+        let types = [Type::String, Type::Dyn, Type::Dyn];
+        let variables: Vec<_> = VARIABLES.into_iter().zip(types).collect();
+        let expression = Expression::compile_condition(text, &variables)?;
         Ok(Self {
             text: text.into(),
             reads_data: expression.reads("data", &[]),

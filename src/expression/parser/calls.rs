@@ -1,35 +1,34 @@
-//! Calls and macros: what they are, how many arguments they have, and the patterns that they compile.
-
-use kube_cel::cel::Value;
-use regex::{Regex, RegexBuilder};
+//! Calls and macros: what they are, which arguments they take, and the patterns that they compile.
 
 use super::{Parsed, Parser, RESERVED};
-use crate::expression::functions::{self, Form};
+use crate::expression::error::CompileError;
+use crate::expression::functions::regex::{LONGEST, Match, Pattern, Unusable};
+use crate::expression::functions::{self, Function};
 use crate::expression::lexer::Token;
-use crate::expression::tree::{Kind, Macro, Match, Node, Own};
+use crate::expression::tree::{Comprehension, Kind, Macro, Node};
+use crate::expression::types::Type;
+use crate::expression::value::Value;
 
-/// How many macros may stand in one another: the work grows by a power with each.
-const NESTED_MACROS: usize = 2;
-/// Bytes that a compiled pattern may take; the first of these that suffices tells how slow it may be.
-const PATTERN_SIZES: [usize; 4] = [1 << 12, 1 << 14, 1 << 16, 1 << 18];
-/// Of these bytes a step of the worst search looks at one.
-const PATTERN_BYTES_A_STEP: usize = 1 << 11;
-const LONGEST_PATTERN: usize = 256;
-
-const MACROS: [&str; 6] = ["all", "exists", "exists_one", "existsOne", "map", "filter"];
-const OWN: [(&str, Own, Form, (usize, usize)); 8] = [
-    ("size", Own::Size, Form::Either, (0, 0)),
-    ("startsWith", Own::StartsWith, Form::Method, (1, 1)),
-    ("endsWith", Own::EndsWith, Form::Method, (1, 1)),
-    ("contains", Own::Contains, Form::Method, (1, 1)),
-    ("join", Own::Join, Form::Method, (0, 1)),
-    ("sum", Own::Sum, Form::Method, (0, 0)),
-    ("string", Own::String, Form::Either, (0, 0)),
-    ("dyn", Own::Dyn, Form::Global, (1, 1)),
+/// Macros by name, and how many arguments follow the names of elements at most.
+const MACROS: [(&str, Macro); 10] = [
+    ("all", Macro::All),
+    ("exists", Macro::Exists),
+    ("exists_one", Macro::ExistsOne),
+    ("existsOne", Macro::ExistsOne),
+    ("map", Macro::Map),
+    ("filter", Macro::Filter),
+    ("transformList", Macro::Map),
+    ("transformMap", Macro::TransformMap),
+    ("transformMapEntry", Macro::TransformMapEntry),
+    ("sortBy", Macro::SortBy),
 ];
 const PATTERNS: [(&str, Match); 3] = [("matches", Match::Matches), ("find", Match::Find), ("findAll", Match::FindAll)];
 /// Where functions are described.
 const SEE: &str = "https://kubernetes.io/docs/reference/using-api/cel/ lists them";
+
+fn find_macro(name: &str) -> Option<Macro> {
+    MACROS.into_iter().find(|(known, _)| *known == name).map(|(_, role)| role)
+}
 
 impl Parser<'_> {
     /// A call that begins with the function's name; the bracket is next.
@@ -40,118 +39,141 @@ impl Parser<'_> {
             let mut arguments = self.list(")", open)?;
             return match (arguments.pop(), arguments.pop()) {
                 (Some(Node { kind: Kind::Select(operand, field), .. }), None) => {
-                    self.node(at, Kind::Has(operand, field))
+                    self.node(at, Type::Bool, Kind::Has(operand, field))
                 }
                 _ => self.error(at, "has() takes one field, such as has(x.y); for a key write 'key' in x"),
             };
         }
-        let Some((form, callee)) = Callee::find(name) else {
-            let message = if MACROS.contains(&name) {
+        let Some(function) = functions::find(name) else {
+            let message = if find_macro(name).is_some() {
                 format!("`{name}` follows what it goes over, such as xs.{name}(x, …)")
             } else {
                 format!("there is no function `{name}`; {SEE}")
             };
             return self.error(at, message);
         };
-        if form == Form::Method {
+        if function.signatures.iter().all(|signature| signature.receiver) {
             return self.error(at, format!("`{name}` follows what it is asked of, such as x.{name}(…)"));
         }
         self.advance();
         let arguments = self.list(")", open)?;
-        self.call(at, name, &callee, false, arguments)
+        self.call(at, function, false, arguments)
     }
 
     /// A call after a dot; the bracket is next.
     pub(super) fn method(&mut self, at: usize, receiver: Node, name: &str) -> Parsed {
         let open = self.at();
-        if MACROS.contains(&name) {
-            return self.comprehension(at, receiver, name);
+        if let Some(role) = find_macro(name) {
+            return self.comprehension(at, receiver, name, role);
         }
-        let Some((form, callee)) = Callee::find(name) else {
+        match name {
+            "optMap" | "optFlatMap" => return self.optional_map(at, receiver, name),
+            "or" | "orValue" => return self.otherwise(at, receiver, name),
+            _ => {}
+        }
+        let Some(function) = functions::find(name) else {
             return self.error(at, format!("there is no function `{name}`; {SEE}"));
         };
-        if form == Form::Global {
+        if !function.signatures.iter().any(|signature| signature.receiver) {
             return self.error(at, format!("`{name}` is written before what it takes, such as {name}(x)"));
         }
         self.advance();
         let mut arguments = vec![receiver];
         arguments.extend(self.list(")", open)?);
-        self.call(at, name, &callee, true, arguments)
+        self.call(at, function, true, arguments)
     }
 
-    fn call(&self, at: usize, name: &str, callee: &Callee, receiver: bool, arguments: Vec<Node>) -> Parsed {
-        let (least, most) = callee.arguments();
-        // Of what may be written either way, the first argument stands for the receiver.
-        let either = usize::from(callee.form() == Form::Either || receiver);
-        if !(least + either..=most + either).contains(&arguments.len()) {
-            let given = arguments.len() - usize::from(receiver);
-            let (least, most) = (least + either - usize::from(receiver), most + either - usize::from(receiver));
+    fn call(&mut self, at: usize, function: &'static Function, receiver: bool, arguments: Vec<Node>) -> Parsed {
+        let name = function.name;
+        let ways = || function.signatures.iter().filter(|signature| signature.receiver == receiver);
+        let counts = || ways().map(|signature| signature.parameters.len() - usize::from(receiver));
+        let given = arguments.len() - usize::from(receiver);
+        if !counts().any(|count| count == given) {
+            let (least, most) = (counts().min().unwrap_or(0), counts().max().unwrap_or(0));
             let range = if least == most { least.to_string() } else { format!("{least} to {most}") };
             let noun = if range == "1" { "argument" } else { "arguments" };
             return self.error(at, format!("`{name}` takes {range} {noun}, and is given {given}"));
         }
-        let kind = match callee {
-            Callee::Own(own, ..) => Kind::Own(*own, arguments),
-            Callee::Library(function) => {
-                let call = Box::new(functions::call(function, receiver, arguments.len()));
-                Kind::Call { function, call, arguments }
+        let types: Vec<Type> = arguments.iter().map(|argument| argument.of.clone()).collect();
+        let of = self.checked(at, name, ways(), &types)?;
+        self.conversion(function, &arguments)?;
+        if name == "format" {
+            self.format(&arguments)?;
+        }
+        let role = PATTERNS.into_iter().find(|(known, _)| *known == name).map(|(_, role)| role);
+        let kind = match (role, arguments.get(1)) {
+            (Some(role), Some(Node { kind: Kind::Literal(Value::String(text)), at, .. })) => {
+                let pattern = self.pattern(*at, role, text)?;
+                Kind::Matches { role, pattern, arguments }
             }
-            Callee::Pattern(role) => {
-                let Some(Node { kind: Kind::Literal(Value::String(pattern)), at: pattern_at, .. }) = arguments.get(1)
-                else {
-                    return self.error(at, format!("`{name}` takes a pattern in quotes, such as x.{name}('^a.*z$')"));
-                };
-                if pattern.len() > LONGEST_PATTERN {
-                    return self.error(*pattern_at, format!("this pattern is longer than {LONGEST_PATTERN} bytes"));
-                }
-                match sized(pattern) {
-                    Ok((pattern, size)) => {
-                        let steps_a_byte = (size / PATTERN_BYTES_A_STEP) as u64;
-                        Kind::Matches { role: *role, pattern, steps_a_byte, arguments }
-                    }
-                    Err(regex::Error::CompiledTooBig(_)) => {
-                        return self
-                            .error(*pattern_at, "this pattern is too large; repeat less, and [0-9] rather than \\d");
-                    }
-                    Err(error) => {
-                        let error = error.to_string();
-                        let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
-                        return self
-                            .error(*pattern_at, format!("this is no regular expression of RE2's syntax: {reason}"));
-                    }
-                }
-            }
+            _ => Kind::Call { function, arguments },
         };
-        self.node(at, kind)
+        self.node(at, of, kind)
     }
 
-    fn comprehension(&mut self, at: usize, range: Node, name: &str) -> Parsed {
-        let open = self.at();
-        self.advance();
-        let element_at = self.at();
+    fn pattern(&mut self, at: usize, role: Match, text: &str) -> Result<Pattern, CompileError> {
+        if text.len() > LONGEST {
+            return self.error(at, format!("this pattern is longer than {LONGEST} bytes"));
+        }
+        match Pattern::compile(text, role, &mut self.room) {
+            Ok(pattern) => Ok(pattern),
+            Err(Unusable::TooLarge) => {
+                self.error(at, "the patterns of this expression are too large up to here; repeat less")
+            }
+            Err(Unusable::Malformed(reason)) => {
+                self.error(at, format!("this is no regular expression of RE2's syntax: {reason}"))
+            }
+        }
+    }
+
+    /// The name that a macro gives to an element; a comma must follow.
+    fn element_name(&mut self, name: &str) -> Result<String, CompileError> {
+        let at = self.at();
         let (Token::Identifier(element), true) = (self.advance(), self.is(",")) else {
             let message =
                 format!("`{name}` takes a name for an element and what is asked of it, such as xs.{name}(x, …)");
-            return self.error(element_at, message);
-        };
-        if RESERVED.contains(&element.as_str()) || matches!(element.as_str(), "true" | "false" | "null") {
-            return self
-                .error(element_at, format!("`{element}` is a word that CEL keeps for itself; take another name"));
-        }
-        if self.elements.len() == NESTED_MACROS {
-            let message = format!("all, exists, map and filter may be nested {NESTED_MACROS} deep, not deeper");
             return self.error(at, message);
+        };
+        if RESERVED.contains(&element.as_str()) || element == "null" {
+            return self.error(at, format!("`{element}` is a word that CEL keeps for itself; take another name"));
         }
         self.advance();
-        self.elements.push(element);
+        Ok(element)
+    }
+
+    fn comprehension(&mut self, at: usize, range: Node, name: &str, role: Macro) -> Parsed {
+        let open = self.at();
+        self.advance();
+        let (first_of, second_of) = self.members(at, name, &range)?;
+        let first = self.element_name(name)?;
+        // A second name is one where a comma follows it, and more arguments than the macro takes with one.
+        let always_two = matches!(role, Macro::TransformMap | Macro::TransformMapEntry) || name == "transformList";
+        let may_be_two = matches!(role, Macro::All | Macro::Exists | Macro::ExistsOne);
+        let is_name = matches!((self.peek(), self.peek_second()), (Token::Identifier(_), Token::Sign(",")));
+        let two = always_two || may_be_two && is_name;
+        let before = self.elements.len();
+        if two {
+            let second_at = self.at();
+            let second = self.element_name(name)?;
+            if first == second {
+                return self.error(second_at, format!("`{second}` names two things; take another name"));
+            }
+            self.elements.push((first, first_of));
+            self.elements.push((second, second_of));
+        } else {
+            // Of a map, one name is the key's.
+            let of = if matches!(range.of, Type::Map(..)) { first_of } else { second_of };
+            self.elements.push((first, of));
+        }
         let arguments = self.list(")", open);
-        self.elements.pop();
+        self.elements.truncate(before);
         let mut arguments = arguments?;
+        let filters = always_two || name == "map";
         let (body, condition) = match (arguments.pop(), arguments.pop(), arguments.is_empty()) {
             (Some(body), None, _) => (body, None),
-            (Some(body), Some(condition), true) if name == "map" => (body, Some(Box::new(condition))),
+            (Some(body), Some(condition), true) if filters => (body, Some(condition)),
             _ => {
-                let most = if name == "map" {
+                let most = if filters {
                     "a name, a condition if need be, and an expression"
                 } else {
                     "a name and a condition"
@@ -159,58 +181,94 @@ impl Parser<'_> {
                 return self.error(at, format!("`{name}` takes {most}, such as xs.{name}(x, …)"));
             }
         };
-        let role = match name {
-            "all" => Macro::All,
-            "exists" => Macro::Exists,
-            "map" => Macro::Map(condition),
-            "filter" => Macro::Filter,
-            _ => Macro::ExistsOne,
+        if let Some(condition) = &condition {
+            self.truth(condition.at, name, condition)?;
+        }
+        let of = match role {
+            Macro::All | Macro::Exists | Macro::ExistsOne => {
+                self.truth(body.at, name, &body)?;
+                Type::Bool
+            }
+            Macro::Filter => {
+                self.truth(body.at, name, &body)?;
+                match &range.of {
+                    Type::Map(key, _) => Type::List(key.clone()),
+                    Type::Dyn => Type::list(Type::Dyn),
+                    other => other.clone(),
+                }
+            }
+            Macro::Map => Type::list(body.of.clone()),
+            Macro::TransformMap => {
+                let key = match &range.of {
+                    Type::Map(key, _) => (**key).clone(),
+                    Type::List(_) => Type::Int,
+                    _ => Type::Dyn,
+                };
+                Type::Map(Box::new(key), Box::new(body.of.clone()))
+            }
+            Macro::TransformMapEntry => match &body.of {
+                of @ (Type::Map(..) | Type::Dyn) => of.clone(),
+                other => {
+                    return self.error(body.at, format!("`{name}` yields an entry, such as {{k: v}}, not {other}"));
+                }
+            },
+            Macro::SortBy => {
+                if matches!(
+                    body.of,
+                    Type::List(_) | Type::Map(..) | Type::Optional(_) | Type::Null | Type::Type | Type::Named(_)
+                ) {
+                    return self.error(body.at, format!("`{name}` does not sort by {}", body.of));
+                }
+                if matches!(range.of, Type::Map(..)) {
+                    return self.error(at, format!("`{name}` does not take a map"));
+                }
+                range.of.clone()
+            }
         };
-        self.node(at, Kind::Macro { role, range: Box::new(range), body: Box::new(body) })
-    }
-}
-
-/// A pattern, compiled within the least bound that suffices.
-fn sized(pattern: &str) -> Result<(Regex, usize), regex::Error> {
-    let mut too_big = regex::Error::CompiledTooBig(0);
-    for size in PATTERN_SIZES {
-        match RegexBuilder::new(pattern).size_limit(size).build() {
-            Ok(pattern) => return Ok((pattern, size)),
-            Err(error @ regex::Error::CompiledTooBig(_)) => too_big = error,
-            Err(error) => return Err(error),
-        }
-    }
-    Err(too_big)
-}
-
-enum Callee {
-    Own(Own, Form, (usize, usize)),
-    Pattern(Match),
-    Library(&'static functions::Function),
-}
-
-impl Callee {
-    fn find(name: &str) -> Option<(Form, Self)> {
-        let own =
-            OWN.into_iter().find(|(own, ..)| *own == name).map(|(_, own, form, range)| Self::Own(own, form, range));
-        let pattern = || PATTERNS.into_iter().find(|(own, _)| *own == name).map(|(_, role)| Self::Pattern(role));
-        let callee = own.or_else(pattern).or_else(|| functions::find(name).map(Self::Library))?;
-        Some((callee.form(), callee))
+        self.node(at, of, Kind::Macro(Box::new(Comprehension { role, two, range, condition, body })))
     }
 
-    fn form(&self) -> Form {
-        match self {
-            Self::Own(_, form, _) => *form,
-            Self::Pattern(_) => Form::Method,
-            Self::Library(function) => function.form,
+    fn optional_map(&mut self, at: usize, value: Node, name: &str) -> Parsed {
+        let open = self.at();
+        self.advance();
+        let of = self.optional_of(at, name, &value)?;
+        let element = self.element_name(name)?;
+        self.elements.push((element, of));
+        let arguments = self.list(")", open);
+        self.elements.pop();
+        let flat = name == "optFlatMap";
+        let mut arguments = arguments?;
+        let (Some(body), true) = (arguments.pop(), arguments.is_empty()) else {
+            return self.error(at, format!("`{name}` takes a name and an expression, such as x.?y.{name}(v, …)"));
+        };
+        let of = match &body.of {
+            of if !flat => Type::optional(of.clone()),
+            of @ (Type::Optional(_) | Type::Dyn) => of.clone(),
+            other => return self.error(body.at, format!("`{name}` yields an optional, not {other}; write optMap")),
+        };
+        self.node(at, of, Kind::OptionalMap { flat, value: Box::new(value), body: Box::new(body) })
+    }
+
+    fn optional_of(&self, at: usize, name: &str, value: &Node) -> Result<Type, CompileError> {
+        match &value.of {
+            Type::Optional(inner) => Ok((**inner).clone()),
+            Type::Dyn => Ok(Type::Dyn),
+            other => self.error(at, format!("`{name}` follows an optional, such as x.?y, not {other}")),
         }
     }
 
-    fn arguments(&self) -> (usize, usize) {
-        match self {
-            Self::Own(_, _, range) => *range,
-            Self::Pattern(_) => (1, 1),
-            Self::Library(function) => function.arguments,
-        }
+    fn otherwise(&mut self, at: usize, value: Node, name: &str) -> Parsed {
+        let open = self.at();
+        self.advance();
+        let mut arguments = self.list(")", open)?;
+        let (Some(other), true) = (arguments.pop(), arguments.is_empty()) else {
+            return self.error(at, format!("`{name}` takes 1 argument"));
+        };
+        let optional = name == "or";
+        let inner = self.optional_of(at, name, &value)?;
+        let other_of = if optional { self.optional_of(other.at, name, &other)? } else { other.of.clone() };
+        let of = self.one_type(at, name, &inner, &other_of)?;
+        let of = if optional { Type::optional(of) } else { of };
+        self.node(at, of, Kind::Otherwise { optional, parts: Box::new([value, other]) })
     }
 }

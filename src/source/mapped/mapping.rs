@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     api::{selector::LabelSelector, webhook_source::WebhookSourceSpec},
     event::object::{Facts, Kind, ServingFacts, ServingStage, TrainingFacts, TrainingStage},
-    expression::{CompileError, Expression},
+    expression::{CompileError, Expression, Type},
     source::owners::GroupKind,
 };
 
@@ -110,15 +110,13 @@ struct Compiler {
 }
 
 impl Compiler {
-    fn compile(&mut self, place: String, text: &str) -> Option<Placed> {
-        let told = |error: CompileError| format!("{place}: {error}");
-        let compiled = Expression::compile(text, &[OBJECT]).map_err(told);
-        let expression = compiled.map_err(|error| self.errors.push(error)).ok()?;
+    fn placed(&mut self, place: String, compiled: Result<Expression, CompileError>) -> Option<Placed> {
+        let expression = compiled.map_err(|error| self.errors.push(format!("{place}: {error}"))).ok()?;
         Some(Placed { place, expression })
     }
 
     fn data(&mut self, member: &str, text: Option<&String>) -> Option<Placed> {
-        text.and_then(|text| self.compile(format!("spec.data.{member}"), text))
+        text.and_then(|text| self.placed(format!("spec.data.{member}"), Expression::compile(text, &[OBJECT])))
     }
 
     fn stages<T>(
@@ -130,7 +128,8 @@ impl Compiler {
         for (at, rule) in spec.stages.iter().enumerate() {
             let unknown = || MappingError::Unknown(format!("spec.stages[{at}].stage"), rule.stage.clone());
             let stage = parse(&rule.stage).ok_or_else(unknown)?;
-            let when = self.compile(format!("spec.stages[{at}].when"), &rule.when);
+            let when = Expression::compile_condition(&rule.when, &[(OBJECT, Type::Dyn)]);
+            let when = self.placed(format!("spec.stages[{at}].when"), when);
             stages.extend(when.map(|when| (stage, when)));
         }
         Ok(stages)
