@@ -6,7 +6,7 @@ use crate::{
     page::Page,
 };
 
-const ROUTINES: [Routine; 13] = [
+const ROUTINES: [Routine; 17] = [
     Routine { path: "observe/parse", name: "a watch's line of 3 kB, parsed into an object", unit: Unit::Micros },
     Routine { path: "observe/observe", name: "an object, observed, with one subscriber", unit: Unit::Micros },
     Routine { path: "body/open", name: "an event's body, built", unit: Unit::Micros },
@@ -16,7 +16,11 @@ const ROUTINES: [Routine; 13] = [
     Routine { path: "expression/stage", name: "the expression of a stage, on five conditions", unit: Unit::Micros },
     Routine { path: "expression/filter", name: "a filter of two comparisons", unit: Unit::Micros },
     Routine { path: "expression/compile", name: "the expression of a stage, compiled", unit: Unit::Micros },
-    Routine { path: "expression/bound", name: "an expression that is stopped at its bound", unit: Unit::Millis },
+    Routine { path: "expression/bound_steps", name: "an expression stopped at its bound: steps", unit: Unit::Millis },
+    Routine { path: "expression/bound_keys", name: "the same: keys looked up", unit: Unit::Millis },
+    Routine { path: "expression/bound_strings", name: "the same: strings compared", unit: Unit::Millis },
+    Routine { path: "expression/bound_simulation", name: "the same: a pattern of many states", unit: Unit::Millis },
+    Routine { path: "expression/bound_json", name: "the same: a result made into JSON", unit: Unit::Millis },
     Routine {
         path: "flush/changes",
         name: "a flush of 50 changed records and 50 deliveries, laid out",
