@@ -11,7 +11,6 @@ mod cluster;
 pub mod delivery;
 pub mod engine;
 pub mod event;
-pub mod expression;
 #[cfg(test)]
 mod fake;
 #[cfg(any(test, fuzzing))]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::expression::{CompileError, Document, Expression};
+use cel::{CompileError, Document, Expression};
 
 /// What documents are called here.
 const VARIABLES: [&str; 3] = ["object", "data", "event"];

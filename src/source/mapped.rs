@@ -22,8 +22,8 @@ use super::{
 use crate::{
     causes::is_unknown_kind,
     event::object::{Facts, Object, ServingFacts, ServingStage, TrainingFacts},
-    expression::Document,
 };
+use cel::Document;
 use mapping::{OBJECT, Placed, Rules};
 
 pub use failures::{Failure, Failures};

@@ -6,8 +6,8 @@ use std::{cell::OnceCell, sync::Arc};
 use crate::{
     api::webhook,
     event::{Event, object::Object},
-    expression::{CompileError, Document, EvaluationError, Expression, Type},
 };
+use cel::{CompileError, Document, EvaluationError, Expression, Type};
 
 const VARIABLES: [&str; 3] = ["event", "data", "object"];
 

@@ -28,8 +28,8 @@ use crate::{
         format::{Derived, Format},
         object::Uid,
     },
-    expression::CompileError,
 };
+use cel::CompileError;
 
 /// Which Webhook or `ClusterWebhook`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

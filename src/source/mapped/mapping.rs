@@ -9,9 +9,9 @@ use sha2::{Digest, Sha256};
 use crate::{
     api::{selector::LabelSelector, webhook_source::WebhookSourceSpec},
     event::object::{Facts, Kind, ServingFacts, ServingStage, TrainingFacts, TrainingStage},
-    expression::{CompileError, Expression, Type},
     source::owners::GroupKind,
 };
+use cel::{CompileError, Expression, Type};
 
 /// The only name that the expressions may use: the whole object.
 pub(super) const OBJECT: &str = "object";

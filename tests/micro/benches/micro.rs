@@ -6,6 +6,7 @@ mod scene;
 
 use std::{cell::RefCell, collections::BTreeMap, hint::black_box};
 
+use cel::{Document, Expression};
 use criterion::{
     BatchSize, BenchmarkGroup, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
     measurement::WallTime,
@@ -20,7 +21,6 @@ use llmtune_webhooks::{
         lifecycle::{Occurrence, Recalled},
         payload,
     },
-    expression::{Document, Expression},
     ledger::journal::{self, Found, Recovered, Shape},
     source::{Source, training_job::TrainingJobs},
 };

@@ -3,8 +3,8 @@
 use super::numbers::{double_text, text};
 use super::strings::go_quote;
 use super::{Work, arguments};
-use crate::expression::value::{Key, Value};
-use crate::expression::work::Fault;
+use crate::value::{Key, Value};
+use crate::work::Fault;
 
 /// How many digits a format may ask for after the point.
 const MOST_DIGITS: usize = 99;
@@ -33,7 +33,7 @@ pub(super) fn format(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
 }
 
 /// The letter after a percent sign, the digits that it asks for, and what follows.
-pub(in crate::expression) fn clause(text: &str) -> Option<(char, Option<usize>, &str)> {
+pub(crate) fn clause(text: &str) -> Option<(char, Option<usize>, &str)> {
     let (digits, rest) = match text.strip_prefix('.') {
         None => (None, text),
         Some(after) => {

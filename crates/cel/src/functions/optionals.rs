@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{Work, arguments};
-use crate::expression::value::Value;
-use crate::expression::work::Fault;
+use crate::value::Value;
+use crate::work::Fault;
 
 pub(super) fn of(_: &mut Work, args: &[Value]) -> Result<Value, Fault> {
     arguments!(args, [value] => Value::Optional(Some(Arc::new(value.clone()))))

@@ -11,11 +11,11 @@ use regex_automata::{Anchored, Input, MatchKind, util::syntax};
 
 use super::Work;
 use super::re2::translate;
-use crate::expression::value::Value;
-use crate::expression::work::Fault;
+use crate::value::Value;
+use crate::work::Fault;
 
 /// The longest pattern.
-pub(in crate::expression) const LONGEST: usize = 256;
+pub(crate) const LONGEST: usize = 256;
 /// Bytes that a pattern which is computed may take.
 const COMPUTED_BYTES: usize = 1 << 14;
 /// States of a simulation that a step looks at.
@@ -25,7 +25,7 @@ const COMPILE_STEPS: u64 = 3_000;
 
 /// A compiled pattern; cheap to clone.
 #[derive(Clone)]
-pub(in crate::expression) struct Pattern(Arc<Engine>);
+pub(crate) struct Pattern(Arc<Engine>);
 
 enum Engine {
     Table(Box<Table>),
@@ -43,14 +43,14 @@ struct Table {
 
 /// Why a pattern is none.
 #[derive(Debug)]
-pub(in crate::expression) enum Unusable {
+pub(crate) enum Unusable {
     TooLarge,
     Malformed(String),
 }
 
 /// The bytes that the patterns of one expression may still take, compiled. An attempt at a table that becomes too large
 /// counts as one: its work was done.
-pub(in crate::expression) struct Room {
+pub(crate) struct Room {
     programs: usize,
     tables: usize,
 }
@@ -206,7 +206,7 @@ fn walk(dfa: &impl Automaton, input: &Input<'_>) -> (Option<usize>, usize) {
 
 /// What is asked of a pattern.
 #[derive(Clone, Copy)]
-pub(in crate::expression) enum Match {
+pub(crate) enum Match {
     Matches,
     Find,
     FindAll,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ::semver::Version;
 
 use super::{Work, arguments};
-use crate::expression::value::Value;
-use crate::expression::work::Fault;
+use crate::value::Value;
+use crate::work::Fault;
 
 fn order(work: &mut Work, args: &[Value]) -> Result<Ordering, Fault> {
     match args {

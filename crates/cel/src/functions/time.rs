@@ -3,8 +3,8 @@
 use std::cmp::Ordering;
 
 use super::{Work, arguments};
-use crate::expression::value::Value;
-use crate::expression::work::Fault;
+use crate::value::Value;
+use crate::work::Fault;
 
 /// The seconds of the years 1 to 9999.
 const YEARS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
@@ -14,7 +14,7 @@ const ZONE_STEPS: u64 = 200;
 
 /// A point in time with the offset that it was written with, which only its text shows.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::expression) struct Timestamp {
+pub(crate) struct Timestamp {
     seconds: i64,
     nanos: u32,
     /// In seconds east of UTC.
@@ -170,7 +170,7 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
 }
 
 /// Go's `time.ParseDuration`.
-pub(in crate::expression) fn parse_duration(text: &str) -> Option<i64> {
+pub(crate) fn parse_duration(text: &str) -> Option<i64> {
     let (negative, mut rest) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
@@ -228,7 +228,7 @@ pub(in crate::expression) fn parse_duration(text: &str) -> Option<i64> {
 }
 
 /// As the apiserver prints durations: in seconds.
-pub(in crate::expression) fn duration_text(nanos: i64) -> String {
+pub(crate) fn duration_text(nanos: i64) -> String {
     let seconds = (nanos / NANOS) as f64 + (nanos % NANOS) as f64 / 1e9;
     format!("{seconds}s")
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::{Work, arguments, time::Timestamp, url};
-use crate::expression::value::Value;
-use crate::expression::work::Fault;
+use crate::value::Value;
+use crate::work::Fault;
 
 /// A format, by the name that Kubernetes gives it.
 #[derive(Debug)]
-pub(in crate::expression) struct Format {
+pub(crate) struct Format {
     pub name: &'static str,
     validate: fn(&str) -> Vec<String>,
 }

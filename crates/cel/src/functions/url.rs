@@ -5,11 +5,11 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use super::{Work, arguments};
-use crate::expression::value::{Key, Map, Value};
-use crate::expression::work::Fault;
+use crate::value::{Key, Map, Value};
+use crate::work::Fault;
 
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::expression) struct Url {
+pub(crate) struct Url {
     scheme: String,
     user: String,
     /// Without escapes, with the port.

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use super::{Work, arguments, time};
-use crate::expression::value::Value;
-use crate::expression::work::Fault;
+use crate::value::Value;
+use crate::work::Fault;
 
 pub(super) fn bool(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
     work.bytes(args.iter().map(Value::bytes).sum())?;
@@ -92,7 +92,7 @@ pub(super) fn string(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
 }
 
 /// `string(value)`
-pub(in crate::expression) fn text(work: &mut Work, value: &Value) -> Result<String, Fault> {
+pub(crate) fn text(work: &mut Work, value: &Value) -> Result<String, Fault> {
     work.allocation(32 + value.bytes())?;
     Ok(match value {
         Value::String(text) => text.to_string(),
@@ -110,7 +110,7 @@ pub(in crate::expression) fn text(work: &mut Work, value: &Value) -> Result<Stri
 }
 
 /// Go's `%g`.
-pub(in crate::expression) fn double_text(double: f64) -> String {
+pub(crate) fn double_text(double: f64) -> String {
     if !double.is_finite() {
         return if double.is_nan() {
             "NaN"

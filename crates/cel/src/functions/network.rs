@@ -4,15 +4,15 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::{Work, arguments};
-use crate::expression::value::Value;
-use crate::expression::work::Fault;
+use crate::value::Value;
+use crate::work::Fault;
 
 /// What reading one costs.
 const PARSE_STEPS: u64 = 4;
 
 /// An address and the length of its prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::expression) struct Cidr {
+pub(crate) struct Cidr {
     address: IpAddr,
     bits: u8,
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use bigdecimal::{BigDecimal, RoundingMode, ToPrimitive as _, num_bigint::BigInt};
 
 use super::{Work, arguments};
-use crate::expression::value::Value;
-use crate::expression::work::Fault;
+use crate::value::Value;
+use crate::work::Fault;
 
 /// The longest text of a quantity, and the largest exponent; longer ones Kubernetes takes, slowly.
 const LONGEST: usize = 64;
@@ -16,7 +16,7 @@ const LARGEST_EXPONENT: i64 = 64;
 const STEPS: u64 = 40;
 
 #[derive(Debug)]
-pub(in crate::expression) struct Quantity {
+pub(crate) struct Quantity {
     amount: BigDecimal,
     /// How many digits its integer has after the point, where it is held as an integer of 64 bits.
     places: Option<i64>,

@@ -4,11 +4,11 @@ use std::slice;
 use std::sync::LazyLock;
 
 use super::{CompileError, Node, Parser};
-use crate::expression::functions::{Function, format};
-use crate::expression::tree::{Kind, Operator};
-use crate::expression::types::{self, Signature, Type};
-use crate::expression::value::Value;
-use crate::expression::work::{MOST_STEPS, Work};
+use crate::functions::{Function, format};
+use crate::tree::{Kind, Operator};
+use crate::types::{self, Signature, Type};
+use crate::value::Value;
+use crate::work::{MOST_STEPS, Work};
 
 macro_rules! signatures {
     ($($name:ident $text:literal;)+) => {

@@ -4,9 +4,9 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::{Work, arguments, math};
-use crate::expression::evaluate::add;
-use crate::expression::value::{Compared, Value, compare, equal};
-use crate::expression::work::Fault;
+use crate::evaluate::add;
+use crate::value::{Compared, Value, compare, equal};
+use crate::work::Fault;
 
 /// The size of an element of a list.
 const ELEMENT: usize = size_of::<Value>();
@@ -123,7 +123,7 @@ fn total_order(left: &Value, right: &Value) -> Ordering {
 }
 
 /// A list in the order of its elements' keys, which are of one type that has an order.
-pub(in crate::expression) fn sort_by_keys(work: &mut Work, list: &[Value], keys: &[Value]) -> Result<Value, Fault> {
+pub(crate) fn sort_by_keys(work: &mut Work, list: &[Value], keys: &[Value]) -> Result<Value, Fault> {
     let Some(first) = keys.first() else { return Ok(Vec::new().into()) };
     for key in keys {
         let ordered = matches!(

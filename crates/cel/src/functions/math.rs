@@ -3,8 +3,8 @@
 use std::cmp::Ordering;
 
 use super::{Work, arguments};
-use crate::expression::value::{Compared, Value, compare};
-use crate::expression::work::Fault;
+use crate::value::{Compared, Value, compare};
+use crate::work::Fault;
 
 pub(super) fn double(args: &[Value], of: fn(f64) -> f64) -> Result<Value, Fault> {
     arguments!(args, [Value::Double(double)] => Value::Double(of(*double)))

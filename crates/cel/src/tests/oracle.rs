@@ -11,17 +11,18 @@ use super::super::value::{Key, Map, Value};
 use super::generator::{DOCUMENT, Random};
 use super::*;
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const CRATE: &str = env!("CARGO_MANIFEST_DIR");
 
 fn oracle() -> String {
-    let built = Command::new(Path::new(ROOT).join("tests/control-plane/build")).arg("cel-oracle").output().unwrap();
+    let built =
+        Command::new(Path::new(CRATE).join("../../tests/control-plane/build")).arg("cel-oracle").output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     String::from_utf8(built.stdout).unwrap().trim().to_owned()
 }
 
 /// Where the Go module with the conformance suite's cases is.
 fn cases() -> String {
-    let module = Path::new(ROOT).join("tests/control-plane/cel-oracle");
+    let module = Path::new(CRATE).join("../../tests/control-plane/cel-oracle");
     let found =
         Command::new("go").args(["mod", "download", "-json", "cel.dev/expr"]).current_dir(module).output().unwrap();
     let found: Json = serde_json::from_slice(&found.stdout).unwrap();
@@ -125,7 +126,7 @@ fn leaked(text: &str) -> &'static str {
 
 /// The file of expected failures: a case's name, two spaces, the reason.
 fn expected_failures() -> BTreeMap<String, String> {
-    let text = std::fs::read_to_string(Path::new(ROOT).join("tests/cel/expected-failures")).unwrap();
+    let text = std::fs::read_to_string(Path::new(CRATE).join("tests/expected-failures")).unwrap();
     let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines
         .map(|line| {

@@ -1,13 +1,13 @@
 //! Calls and macros: what they are, which arguments they take, and the patterns that they compile.
 
 use super::{Parsed, Parser, RESERVED};
-use crate::expression::error::CompileError;
-use crate::expression::functions::regex::{LONGEST, Match, Pattern, Unusable};
-use crate::expression::functions::{self, Function};
-use crate::expression::lexer::Token;
-use crate::expression::tree::{Comprehension, Kind, Macro, Node};
-use crate::expression::types::Type;
-use crate::expression::value::Value;
+use crate::error::CompileError;
+use crate::functions::regex::{LONGEST, Match, Pattern, Unusable};
+use crate::functions::{self, Function};
+use crate::lexer::Token;
+use crate::tree::{Comprehension, Kind, Macro, Node};
+use crate::types::Type;
+use crate::value::Value;
 
 /// Macros by name, and how many arguments follow the names of elements at most.
 const MACROS: [(&str, Macro); 10] = [

@@ -6,8 +6,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 
 use super::{Work, arguments, lists};
-use crate::expression::value::Value;
-use crate::expression::work::Fault;
+use crate::value::Value;
+use crate::work::Fault;
 
 /// What it costs to go over all of these; searching for one string in another goes over both.
 fn read(work: &mut Work, args: &[Value]) -> Result<(), Fault> {
