@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fuzz generate image-check bench
+.PHONY: help demo test lint advisories fuzz generate image-check bench
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ lint: ## Check formatting, clippy, dependencies
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	tests/cargo-deny check bans licenses sources
 	tests/hadolint Dockerfile
+
+advisories: ## Check dependencies against RustSec's advisories, which are read from GitHub
+	tests/cargo-deny check advisories
 
 fuzz: ## Fuzz what reads what others send, by a nightly compiler; FUZZ="600 ledger watch" says for how long and what
 	tests/fuzz/run $(FUZZ)
