@@ -116,6 +116,8 @@ pub struct Oracle {
     unselected: HashSet<(Uid, u64)>,
     /// Versions of records that landed before their watch's position did.
     ahead: HashSet<(Uid, u64)>,
+    /// The versions at which a watch with a baseline saw an object and could not know that the object was there before.
+    seen_as_new: HashSet<(Uid, u64)>,
     pub required: usize,
     pub excused: usize,
 }
@@ -394,6 +396,14 @@ impl Oracle {
         }
     }
 
+    /// A watch that has a baseline sees an object at this version. `current`: the time of which the watch had seen everything.
+    pub fn sees(&mut self, store: &Store, (uid, version): (Uid, u64), current: Option<Timestamp>) {
+        let Some(life) = store.lives.get(&uid) else { return };
+        if current.is_none_or(|current| life.created >= current) {
+            self.seen_as_new.insert((uid, version));
+        }
+    }
+
     /// An event of a training is news: it happened while the object was selected, after it was created, as far as the watch knows. `current`:
     /// the time of which the watch had seen everything.
     pub fn is_news(
@@ -430,7 +440,15 @@ impl Oracle {
         let Facts::Training(facts) = &state.facts else { return };
         let time = if starts { facts.started_at } else { facts.completed_at };
         let first = life.states.first().is_some_and(|first| first.version == state.version);
-        if first && time.is_some_and(|time| time < life.created) {
+        // The first state may be hidden: the object was not selected, or a list passed the state over. If the watch first saw the object in a
+        // later state that does not show the event, then it saw the change itself.
+        let is_hidden = |state: &&State| !state.selected || self.is_in_gap(kind, state.version, state.version);
+        let hidden = life.states.iter().take_while(is_hidden).count();
+        let saw_change = life.states.iter().take(hidden + 1).any(|before| {
+            let is_first_seen = self.seen_as_new.contains(&(uid, before.version));
+            is_first_seen && version.is_some_and(|version| before.version < version) && !shows(&before)
+        });
+        if first && !saw_change && time.is_some_and(|time| time < life.created) {
             self.fail("engine 10", format!("{} of {} is told, from before its creation", event.event_type, life.name));
         }
         // A state that shows it while it is selected is news of its own.

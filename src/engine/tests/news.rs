@@ -123,10 +123,10 @@ fn what_happened_while_the_label_was_gone_is_not_told_when_it_is_back() {
 
 #[test]
 fn what_a_job_says_happened_before_it_was_created_is_not_news() {
-    use TrainingStage::{Completed, Failed, Pending, Running};
+    use TrainingStage::{Completed, Failed, Pending, Running, Suspended};
     let old = Some(-DAY);
     let both: &[&str] = &["training.started", "training.completed"];
-    let lives: [(&[State], &[&str]); 8] = [
+    let lives: [(&[State], &[&str]); 9] = [
         // Restored with its status at once, or in a second write.
         (&[(Completed, [old, old])], &[]),
         (&[(Pending, [None; 2]), (Completed, [old, old])], &[]),
@@ -139,6 +139,7 @@ fn what_a_job_says_happened_before_it_was_created_is_not_news() {
         // A run that was announced ends, and what was seen to happen happened, whatever the times.
         (&[(Running, [None; 2]), (Completed, [None, old])], both),
         (&[(Pending, [None; 2]), (Running, [old, None]), (Completed, [old, old])], both),
+        (&[(Suspended, [old, None]), (Running, [old, None])], &["training.started"]),
     ];
     for (life, expected) in lives {
         let mut engine = current_engine();

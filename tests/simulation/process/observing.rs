@@ -61,6 +61,9 @@ impl Process {
                 env.met.back |= std::mem::take(&mut known.missing);
                 known.in_list = false;
             }
+            Change::Seen(object) if !begins => {
+                env.oracle.sees(&env.store, (object.uid, object.version), known.current);
+            }
             Change::Left(object) => env.oracle.unselected(object.uid, object.version),
             Change::Answer { question, living: false } => {
                 let selected_again =
