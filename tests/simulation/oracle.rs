@@ -556,7 +556,7 @@ impl Oracle {
     ) -> (usize, Option<String>) {
         let labels = BTreeMap::from([("team".into(), life.team.into())]);
         let mut all = 0;
-        for told in tell(life, baseline, gaps) {
+        for told in tell(life, baseline, gaps, &self.seen_as_new) {
             for (webhook, hook) in hooks {
                 let Subscription { events, selector, .. } = &hook.subscription;
                 if !events.contains(told.event) || !selector.matches(&labels) || hook.created >= told.tick {
@@ -618,7 +618,7 @@ enum Sight {
     Listed(bool),
 }
 
-fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
+fn tell(life: &Life, baseline: u64, gaps: &[&Gap], seen_as_new: &HashSet<(Uid, u64)>) -> Vec<Told> {
     let deleted = life.deleted.map_or(u64::MAX, |(at, _)| at);
     let changes = || {
         let states = life.states.iter().enumerate().map(|(at, state)| (state.version, Sight::State(at), state.tick));
@@ -674,12 +674,15 @@ fn tell(life: &Life, baseline: u64, gaps: &[&Gap]) -> Vec<Told> {
                     });
                     let runs =
                         matches!(&state.facts, Facts::Training(facts) if facts.stage == Some(TrainingStage::Running));
-                    may_be_idle = (may_be_idle || (first && was_hidden)) && !runs;
+                    let may_be_new = seen_as_new.contains(&(life.uid, state.version));
+                    may_be_idle = (may_be_idle || (first && was_hidden && may_be_new)) && !runs;
                     let (mut told, after) = before.step(&state.facts, state.generation);
                     let begins = told.iter().any(|occurrence| occurrence.event == EventType::TrainingStarted);
                     let ends = told.iter().any(|occurrence| occurrence.event != EventType::TrainingStarted);
                     let seen = Seen { first, returns, begins, ends, announced };
-                    told.retain(|occurrence| is_news(life, state, occurrence.event, seen));
+                    // To a watch that took the object as new, this run began out of sight.
+                    let may_begin_unseen = may_be_idle && returns;
+                    told.retain(|occurrence| !may_begin_unseen && is_news(life, state, occurrence.event, seen));
                     announced |= !told.is_empty();
                     occurrences.extend(told.into_iter().map(|occurrence| (occurrence, state.version)));
                     record = Some(after);
