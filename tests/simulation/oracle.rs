@@ -110,8 +110,8 @@ pub struct Oracle {
     pub begun_anew: HashSet<Uid>,
     /// Objects that were there when a kind that nobody had seen yet was found missing.
     pub out_of_sight: HashSet<Uid>,
-    /// By kind: what its watch had passed when it was found missing.
-    pub missing_from: [Option<u64>; KINDS.len()],
+    /// By kind and by when it was found missing: what its watch had passed then. A crash may undo a later time, and go on from an earlier one.
+    pub missing_from: HashMap<(usize, Timestamp), u64>,
     /// The versions that objects were unselected at; a position need not have passed them.
     unselected: HashSet<(Uid, u64)>,
     /// Versions of records that landed before their watch's position did.

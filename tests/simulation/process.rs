@@ -163,7 +163,7 @@ struct Stood {
     epoch: u64,
     position: u64,
     absent: bool,
-    missing: bool,
+    missing_since: Option<Timestamp>,
     current: Option<Timestamp>,
 }
 
@@ -180,8 +180,8 @@ struct Known {
     baselined: bool,
     /// Its resource is recorded absent.
     absent: bool,
-    /// Its resource is not served, and its records are kept.
-    missing: bool,
+    /// Since when its resource is not served, while its records are kept.
+    missing_since: Option<Timestamp>,
     /// Everything that existed at this time has been passed.
     current: Option<Timestamp>,
     /// The store was restored to this version, and no list was complete since.

@@ -113,7 +113,7 @@ impl Process {
                 let WatchEntry { ref watch, epoch, position, absent, current, missing_since, .. } = known.entry;
                 // Of a history that a restore ended no position is gone on from.
                 let position = if known.restored { position.min(1) } else { position };
-                Stood { watch: watch.clone(), epoch, position, absent, current, missing: missing_since.is_some() }
+                Stood { watch: watch.clone(), epoch, position, absent, current, missing_since }
             };
             self.remembered = memory.watches.iter().map(stands).collect();
             Engine::recover(None, epoch, shards, *memory, now)
@@ -161,7 +161,7 @@ impl Process {
             baseline: remembered.as_ref().map(|known| env.oracle.baseline(kind, known.epoch)),
             baselined: remembered.is_some(),
             absent: remembered.as_ref().is_some_and(|known| known.absent),
-            missing: remembered.as_ref().is_some_and(|known| known.missing),
+            missing_since: remembered.as_ref().and_then(|known| known.missing_since),
             current: remembered.as_ref().and_then(|known| known.current),
             restored_to: None,
             in_list: false,

@@ -45,12 +45,11 @@ impl Process {
         match &change {
             Change::ListBegun => {
                 if !begins {
-                    let position = match env.oracle.missing_from[kind] {
-                        Some(position) if known.missing => position,
-                        _ => engine.position(watch),
-                    };
+                    let missing_from =
+                        known.missing_since.and_then(|since| env.oracle.missing_from.get(&(kind, since)));
+                    let position = missing_from.copied().unwrap_or_else(|| engine.position(watch));
                     let from = known.restored_to.map_or(position, |version| version.min(position));
-                    env.oracle.gap(kind, from, as_of, known.missing);
+                    env.oracle.gap(kind, from, as_of, known.missing_since.is_some());
                 }
                 known.in_list = true;
             }
@@ -58,7 +57,7 @@ impl Process {
                 known.baseline.get_or_insert(as_of);
                 known.restored_to = known.restored_to.filter(|_| outdated);
                 env.met.came |= std::mem::take(&mut known.absent);
-                env.met.back |= std::mem::take(&mut known.missing);
+                env.met.back |= known.missing_since.take().is_some();
                 known.in_list = false;
             }
             Change::Seen(object) if !begins => {
@@ -84,8 +83,10 @@ impl Process {
             }
             Change::NotInstalled(_) if !known.absent => {
                 env.met.went = true;
-                if !std::mem::replace(&mut known.missing, true) {
-                    env.oracle.missing_from[kind] = Some(engine.position(watch));
+                if known.missing_since.is_none() {
+                    let now = env.time(self.off);
+                    known.missing_since = Some(now);
+                    env.oracle.missing_from.insert((kind, now), engine.position(watch));
                 }
                 known.in_list = false;
             }
