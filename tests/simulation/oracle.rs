@@ -93,6 +93,8 @@ pub struct Oracle {
     names_of_watches: HashSet<String>,
     /// By kind: no watch of these epochs need be remembered any more.
     withdrawn: [u64; KINDS.len()],
+    /// By kind: a watch of it was forgotten.
+    was_forgotten: [bool; KINDS.len()],
     /// Deliveries that a flush holds: whatever happens to their watch, they are made.
     owed: HashSet<(Uid, EventId)>,
     pub crossings: Crossings,
@@ -106,10 +108,10 @@ pub struct Oracle {
     tainted: HashSet<Uid>,
     /// Objects of a watch with a selector that the engine may begin anew with, and repeat what it told of them: those that
     /// lost and regained their label and went before the watcher asked after them, and those without a label whose going
-    /// would be no event, when a list is compared.
+    /// would be no event, when a list is compared. Also those of a kind that is not served when its source is back under its name.
     pub begun_anew: HashSet<Uid>,
     /// Objects that were there when a kind that nobody had seen yet was found missing.
-    pub out_of_sight: HashSet<Uid>,
+    out_of_sight: HashSet<Uid>,
     /// By kind and by when it was found missing: what its watch had passed then. A crash may undo a later time, and go on from an earlier one.
     pub missing_from: HashMap<(usize, Timestamp), u64>,
     /// The versions that objects were unselected at; a position need not have passed them.
@@ -168,6 +170,15 @@ impl Oracle {
     /// The watch of a kind that had these epochs is no longer configured.
     pub fn withdrawn(&mut self, kind: usize, epoch: u64) {
         self.withdrawn[kind] = self.withdrawn[kind].max(epoch);
+        self.was_forgotten[kind] = true;
+    }
+
+    /// A watch that knows nothing finds its kind not served: what is there already begins where it is when the kind comes. Runs say that they
+    /// began later than that, so that those of a watch before are new to this one.
+    pub fn absent(&mut self, store: &Store, kind: usize) {
+        let there = store.lives.values().filter(|life| life.kind == kind).map(|life| life.uid);
+        self.out_of_sight.extend(there.clone());
+        self.begun_anew.extend(there.filter(|_| self.was_forgotten[kind]));
     }
 
     /// A list replaces a position.

@@ -72,9 +72,7 @@ impl Process {
                 }
             }
             Change::NotInstalled(at) if begins => {
-                // What is there already begins where it is when the kind comes.
-                let there = env.store.lives.values().filter(|life| life.kind == kind);
-                env.oracle.out_of_sight.extend(there.map(|life| life.uid));
+                env.oracle.absent(&env.store, kind);
                 known.current = *at;
                 known.baseline = Some(as_of);
                 known.baselined = false;
