@@ -336,6 +336,9 @@ impl Watch {
             news = hidden.map_or(News::All, News::Since);
             let lifecycle = if self.stand == Stand::Fresh || (old.is_some() && hidden.is_none()) {
                 Lifecycle::baseline(&object.facts, object.generation)
+            } else if self.absent && self.current.is_some_and(|at| news::existed(&object, at)) {
+                // A watch before this one may have sent events of it: one of a source that was deleted since, or of records that expired.
+                Lifecycle::unremembered(&object.facts, object.generation)
             } else {
                 Lifecycle::new(&object.facts)
             };

@@ -1,6 +1,7 @@
 //! What is not news: the past of objects that come into view.
 
 use super::*;
+use crate::event::object::{ServingFacts, ServingStage};
 
 const DAY: i64 = 24 * 60 * 60 * 1000;
 const MINUTE: i64 = 60 * 1000;
@@ -70,14 +71,17 @@ fn an_object_that_may_be_new_is_announced() {
     assert_eq!(names(&engine.observe(seen(says(3, 7, Running, -1, [None; 2])), at(0))), [""; 0]);
 }
 
+/// A deployment that was created a day ago and serves this version of its model.
+fn serves(version: u64, model: &str) -> Object {
+    let (stage, model_id, model) = (Some(ServingStage::Deployed), Some("m".into()), Some(model.into()));
+    let facts = ServingFacts { stage, model_id, version: model, ..ServingFacts::default() };
+    Object { facts: Facts::Serving(facts), ..says(1, version, TrainingStage::Pending, -DAY, [None; 2]) }
+}
+
 #[test]
 fn a_deployment_that_gains_the_label_announces_what_it_serves() {
-    use crate::event::object::{ServingFacts, ServingStage};
     let mut engine = current_engine();
-    let facts =
-        ServingFacts { stage: Some(ServingStage::Deployed), model_id: Some("m".into()), ..ServingFacts::default() };
-    let object = Object { facts: Facts::Serving(facts), ..says(1, 5, TrainingStage::Pending, -DAY, [None; 2]) };
-    assert_eq!(names(&engine.observe(seen(object), at(0))), ["deployment.created", "model.deployed"]);
+    assert_eq!(names(&engine.observe(seen(serves(5, "1")), at(0))), ["deployment.created", "model.deployed"]);
 }
 
 #[test]
@@ -223,4 +227,32 @@ fn a_kind_that_was_never_served_has_no_past_when_it_comes() {
     let objects = [says(1, 5, Completed, -DAY, [Some(-DAY), Some(-DAY)]), says(2, 6, Running, 0, [None; 2])];
     let told = list(&mut engine, 9, DAY, &objects);
     assert_eq!(told.events.iter().map(|event| event.object.name.as_str()).collect::<Vec<_>>(), ["job-2"]);
+}
+
+#[test]
+fn ids_are_not_used_again_once_records_are_gone() {
+    let replaced = |engine: &mut Engine| {
+        engine.remove_watch(WATCH);
+        engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
+        engine.observe(change(Change::NotInstalled(Some(at(0)))), at(0));
+    };
+    let expired = |engine: &mut Engine| {
+        for day in [0, 7] {
+            engine.observe(change(Change::NotInstalled(None)), at(day * DAY));
+        }
+    };
+    let ways: [&dyn Fn(&mut Engine); 2] = [&replaced, &expired];
+    for forget in ways {
+        let mut engine = current_engine();
+        let before = engine.observe(seen(serves(5, "1")), at(0)).events;
+        forget(&mut engine);
+        // A crash in between changes no id.
+        let mut later = restarted(&mut engine);
+        let [after, repeated] = [&mut engine, &mut later].map(|engine| list(engine, 9, 7 * DAY, &[serves(6, "2")]));
+        assert_eq!(names(&after), ["deployment.created", "model.deployed"]);
+        let ids = |events: &[Arc<Event>]| events.iter().map(|event| event.id).collect::<Vec<_>>();
+        assert_eq!(before[0].id, after.events[0].id, "it was created once");
+        assert_ne!(before[1].id, after.events[1].id, "another model");
+        assert_eq!(ids(&after.events), ids(&repeated.events));
+    }
 }

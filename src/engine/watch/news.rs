@@ -43,9 +43,14 @@ pub(super) fn is_young(object: &Object, now: Timestamp) -> bool {
     object.created_at.is_some_and(|created| now.duration_since(created) < CLOCK_TOLERANCE)
 }
 
-/// Whether the object existed at this time, so that it was not selected then: a watch that had passed everything knew nothing of it.
+/// Whether the object existed at this time.
+pub(super) fn existed(object: &Object, at: Timestamp) -> bool {
+    object.created_at.is_some_and(|created| created < at)
+}
+
+/// Whether the training existed at this time, so that it was not selected then: a watch that had passed everything knew nothing of it.
 pub(super) fn is_old(object: &Object, at: Timestamp) -> bool {
-    matches!(object.facts, Facts::Training(_)) && object.created_at.is_some_and(|created| created < at)
+    matches!(object.facts, Facts::Training(_)) && existed(object, at)
 }
 
 /// Whether a training says that something happened to it since this time.

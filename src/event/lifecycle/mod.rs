@@ -45,6 +45,16 @@ impl Lifecycle {
         }
     }
 
+    /// An object whose record may have been forgotten: all of it is new, but its ids must be too.
+    #[must_use]
+    pub fn unremembered(facts: &Facts, generation: i64) -> Self {
+        match facts {
+            Facts::Serving(_) => Self::Serving(ServingRecord::unremembered(generation)),
+            // What names their events is never used again.
+            Facts::Training(_) | Facts::Usage(_) => Self::new(facts),
+        }
+    }
+
     /// What an observed state means. Facts of another lifecycle than the record's begin a new record.
     #[must_use]
     pub fn step(self, facts: &Facts, generation: i64) -> (Vec<Occurrence>, Self) {

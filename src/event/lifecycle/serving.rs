@@ -88,6 +88,14 @@ impl ServingRecord {
         }
     }
 
+    /// A deployment whose earlier record, if there was one, is gone: what it serves is announced, and no id of this generation is used again,
+    /// since it is unknown what was sent under it.
+    #[must_use]
+    pub fn unremembered(generation: i64) -> Self {
+        let met = Tally::met(generation);
+        Self { deployed: met, paused: met, resumed: met, ..Self::default() }
+    }
+
     /// Whether the deployment's going would be an event, so that its facts must be kept.
     #[must_use]
     pub const fn would_mind_going(&self) -> bool {
