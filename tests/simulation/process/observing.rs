@@ -69,6 +69,7 @@ impl Process {
                     |life: &Life| life.states.iter().any(|state| state.selected && state.version > question.version);
                 if env.store.lives.get(&question.uid).is_none_or(selected_again) {
                     env.oracle.begun_anew.insert(question.uid);
+                    env.oracle.found_gone.insert((question.uid, question.version));
                 }
             }
             Change::NotInstalled(at) if begins => {
