@@ -57,9 +57,9 @@ pub fn random() -> f64 {
 const ALOUD_EVERY: Duration = Duration::from_secs(5);
 
 /// Keeps a complaint that many calls make at once from filling the log.
-pub struct Hush(Mutex<(Option<Instant>, u64)>);
+pub struct LogThrottle(Mutex<(Option<Instant>, u64)>);
 
-impl Hush {
+impl LogThrottle {
     /// Nobody has complained yet.
     #[must_use]
     pub const fn new() -> Self {
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn of_many_like_complaints_at_once_one_is_told() {
-        let hush = Hush::new();
+        let hush = LogThrottle::new();
         assert_eq!(hush.admit(), Some(0));
         for _ in 0..100 {
             assert_eq!(hush.admit(), None);

@@ -22,7 +22,7 @@
 
 mod checkpoint;
 mod deliveries;
-pub mod pace;
+pub mod flush_scheduler;
 mod pending;
 #[cfg(test)]
 mod tests;
@@ -40,7 +40,7 @@ use crate::{
         id::EventId,
         lifecycle::Occurrence,
         object::{Uid, WatchId},
-        observation::{Change, Observation, Question},
+        observation::{ExistenceCheck, Observation, WatchEvent},
         payload,
     },
     ledger::{
@@ -55,11 +55,11 @@ use crate::{
     },
 };
 use pending::{Pending, Shelving};
-use watch::{Baseline, Missing, Occurred, Sight, Watch};
+use watch::{Baseline, Missing, Occurred, Watch, WatchScope};
 
 pub use checkpoint::Unflushed;
-pub use deliveries::{Due, Settled, Verdict};
-pub use pending::{Keep, MAX_BYTES, MAX_DELIVERIES, MAX_SHELVED, MAX_TOTAL_BYTES};
+pub use deliveries::{Due, RecordedOutcome, Verdict};
+pub use pending::{MAX_BYTES, MAX_DELIVERIES, MAX_SHELVED, MAX_TOTAL_BYTES, StoreDeadLetter};
 
 /// What an observation led to.
 #[derive(Debug, Default)]
@@ -69,13 +69,13 @@ pub struct Observed {
     /// Webhooks that got a delivery.
     pub enqueued: Vec<Uid>,
     /// Deliveries given up at once: their Webhook's bound is reached, or nothing is known of the Namespace.
-    pub given_up: Vec<Settled>,
+    pub given_up: Vec<RecordedOutcome>,
     /// Deliveries that were made because a filter failed.
     pub unfiltered: Vec<Unfiltered>,
     /// Webhooks that have no room at all, one entry for each event that was dropped.
     pub dropped: Vec<Uid>,
     /// Questions to ask the apiserver.
-    pub questions: Vec<Question>,
+    pub questions: Vec<ExistenceCheck>,
     /// After an evaluation: whose it was, and the thresholds that are reached now, as its spec writes them, ascending.
     pub reached: Option<(Uid, Vec<String>)>,
 }
@@ -140,15 +140,15 @@ impl Engine {
     /// Makes a watch known, before anything is observed on it. `name` tells its source, namespace and selector: what is
     /// remembered under it is taken up.
     pub fn add_watch(&mut self, id: WatchId, source: &str, name: &str, selective: bool) {
-        self.add(id, source, name, if selective { Sight::Selected } else { Sight::Whole });
+        self.add(id, source, name, if selective { WatchScope::Selected } else { WatchScope::Whole });
     }
 
     /// Makes a watch known of what is measured, not observed: its events are in the ledger before they are attempted.
     pub fn add_measured_watch(&mut self, id: WatchId, source: &str, name: &str) {
-        self.add(id, source, name, Sight::Measured);
+        self.add(id, source, name, WatchScope::Measured);
     }
 
-    fn add(&mut self, id: WatchId, source: &str, name: &str, sight: Sight) {
+    fn add(&mut self, id: WatchId, source: &str, name: &str, sight: WatchScope) {
         if self.watches.contains_key(&id) {
             return;
         }
@@ -201,10 +201,10 @@ impl Engine {
 
     /// What was asked before a crash and not answered.
     #[must_use]
-    pub fn open_questions(&self) -> Vec<Question> {
+    pub fn open_questions(&self) -> Vec<ExistenceCheck> {
         let watches = self.watches.iter();
         watches
-            .flat_map(|(id, watch)| watch.missed().map(|(uid, record)| watch::question(*id, uid, record)))
+            .flat_map(|(id, watch)| watch.existence_checks().map(|(uid, record)| watch::question(*id, uid, record)))
             .flatten()
             .collect()
     }
@@ -318,8 +318,10 @@ impl Engine {
         let Observation { watch: id, mut change } = observation;
         let mut observed = Observed::default();
         let Some(watch) = self.watches.get_mut(&id) else { return observed };
-        if let Change::Seen(object) | Change::Deleted(object) | Change::Left(object) | Change::Measured(object) =
-            &mut change
+        if let WatchEvent::Seen(object)
+        | WatchEvent::Deleted(object)
+        | WatchEvent::Left(object)
+        | WatchEvent::Measured(object) = &mut change
             && self.index.selects_namespaces()
         {
             // Its Namespace may be gone before the object is: then what it was last seen under counts.
@@ -328,11 +330,11 @@ impl Engine {
         }
         let mut dirty = Vec::new();
         match change {
-            Change::Restored => {
+            WatchEvent::Restored => {
                 watch.distrust_versions(&mut dirty);
                 self.watches_changed = true;
             }
-            Change::ListBegun => {
+            WatchEvent::ListBegun => {
                 if watch.has_expired(now) {
                     self.forget_missing(id);
                 }
@@ -340,36 +342,36 @@ impl Engine {
                     watch.begin_list();
                 }
             }
-            Change::Seen(object) => {
+            WatchEvent::Seen(object) => {
                 let version = object.version;
                 let occurred = watch.seen(*object, now, &mut dirty);
                 self.moved |= watch.pass(version);
                 self.occur(id, occurred, now, &mut observed);
             }
             // Only the log reports what follows: a list that was under way has broken off.
-            Change::Deleted(object) => {
+            WatchEvent::Deleted(object) => {
                 self.moved |= watch.follow(object.version);
                 let occurred = watch.deleted(*object, now, &mut dirty);
                 self.occur(id, occurred, now, &mut observed);
             }
-            Change::Vanished(uid) => {
+            WatchEvent::Vanished(uid) => {
                 let occurred = watch.vanished(uid, &mut dirty);
                 self.occur(id, occurred, now, &mut observed);
             }
-            Change::Left(object) => {
+            WatchEvent::Left(object) => {
                 self.moved |= watch.follow(object.version);
                 let uid = object.uid;
                 let (occurred, missed) = watch.left(*object, now, &mut dirty);
                 observed.questions.extend(missed.and_then(|record| watch::question(id, uid, record)));
                 self.occur(id, occurred, now, &mut observed);
             }
-            Change::LeftUnread(question) => {
+            WatchEvent::LeftUnread(question) => {
                 self.moved |= watch.follow(question.version);
                 let missed = watch.left_unread(&question, &mut dirty);
                 observed.questions.extend(missed.and_then(|record| watch::question(id, question.uid, record)));
             }
-            Change::Unreadable(uid) => watch.listed(uid),
-            Change::ListEnded(version) => {
+            WatchEvent::Unreadable(uid) => watch.listed(uid),
+            WatchEvent::ListEnded(version) => {
                 let began = watch.end_list(version, &mut dirty);
                 self.watches_changed |= began;
                 self.moved = true;
@@ -385,30 +387,30 @@ impl Engine {
                     }
                 }
             }
-            Change::Bookmark(version) => self.moved |= watch.follow(version),
-            Change::Current(at) => {
+            WatchEvent::Bookmark(version) => self.moved |= watch.follow(version),
+            WatchEvent::Current(at) => {
                 watch.current(at);
                 self.moved = true;
             }
-            Change::Answer { question, living } => {
+            WatchEvent::Answer { question, living } => {
                 if let Some(occurred) = watch.answer(&question, living, &mut dirty) {
                     self.occur(id, occurred, now, &mut observed);
                 }
             }
-            Change::NotInstalled(at) => match watch.missing(at, now) {
+            WatchEvent::NotInstalled(at) => match watch.missing(at, now) {
                 Missing::Known => {}
                 Missing::Begun => self.watches_changed = true,
                 Missing::Expired => self.forget_missing(id),
             },
-            Change::Only(there) => self.watches_changed |= watch.only(&there, &mut dirty),
-            Change::Measured(object) => {
+            WatchEvent::Only(there) => self.watches_changed |= watch.only(&there, &mut dirty),
+            WatchEvent::Measured(object) => {
                 let uid = object.uid;
                 if let Some((occurred, reached)) = watch.measure(*object, &mut dirty) {
                     observed.reached = Some((uid, reached));
                     self.occur(id, occurred, now, &mut observed);
                 }
             }
-            Change::Gone(uid) => watch.forget(uid, &mut dirty),
+            WatchEvent::Gone(uid) => watch.forget(uid, &mut dirty),
         }
         self.dirty.extend(dirty.into_iter().map(|uid| (id, uid)));
         observed
@@ -426,7 +428,7 @@ impl Engine {
     /// A complete list lacked this object.
     fn lacked(&mut self, id: WatchId, uid: Uid, now: Timestamp, observed: &mut Observed, dirty: &mut Vec<Uid>) {
         let Some(watch) = self.watches.get_mut(&id) else { return };
-        if let Some(record) = watch.doubt(uid, dirty) {
+        if let Some(record) = watch.begin_existence_check(uid, dirty) {
             observed.questions.extend(watch::question(id, uid, record));
         } else {
             let occurred = watch.vanished(uid, dirty);
@@ -439,8 +441,8 @@ impl Engine {
         let Some(known) = self.watches.get(&watch).filter(|_| !occurred.is_empty()) else { return };
         let (source, epoch) = (Arc::clone(&known.source), known.epoch());
         let after = match known.baseline {
-            Baseline::Landed if known.sight != Sight::Measured => None,
-            Baseline::Written(flush) if known.sight != Sight::Measured => Some(flush),
+            Baseline::Landed if known.sight != WatchScope::Measured => None,
+            Baseline::Written(flush) if known.sight != WatchScope::Measured => Some(flush),
             _ => Some(self.pending.gate.await_next_flush()),
         };
         for Occurred { object, occurrence, sequence } in occurred {
@@ -479,9 +481,9 @@ impl Engine {
                     Reason::BoundReached
                 };
                 match self.pending.shelve(webhook, &event, GivenUp::unattempted(reason, now), after) {
-                    Shelving::Shelved => {
+                    Shelving::DeadLetter => {
                         let verdict = Verdict::GivenUp(reason);
-                        observed.given_up.push(self.settled(webhook, Arc::clone(&event), 0, None, verdict));
+                        observed.given_up.push(self.recorded(webhook, Arc::clone(&event), 0, None, verdict));
                     }
                     Shelving::Known => {}
                     Shelving::Full => observed.dropped.push(webhook),

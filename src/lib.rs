@@ -5,16 +5,16 @@
 
 pub mod api;
 mod calls;
-mod causes;
 pub mod claim;
 mod cluster;
 pub mod delivery;
 pub mod engine;
+mod error_chain;
 pub mod event;
 #[cfg(test)]
 mod fake;
 #[cfg(any(test, fuzzing))]
-pub mod hostile;
+pub mod fuzz;
 pub mod ledger;
 mod objects;
 pub mod operator;

@@ -22,7 +22,7 @@ use tokio::{
 };
 use tracing::{error, warn};
 
-use crate::{calls::pause, causes::Causes, event::object::Uid};
+use crate::{calls::pause, error_chain::ErrorChain, event::object::Uid};
 
 /// A complaint that stays the same is repeated this often.
 const ALOUD_EVERY: Duration = Duration::from_secs(60);
@@ -31,7 +31,7 @@ const WAITING: usize = 64;
 
 /// What happened to the objects of a kind.
 #[derive(Debug)]
-pub enum Change<K> {
+pub enum ObjectChange<K> {
     /// An object is as it is here, or is there in a form that this release cannot read.
     Seen {
         uid: Uid,
@@ -49,14 +49,14 @@ pub enum Change<K> {
 }
 
 /// What one watch tells; `None`: it is refused.
-type Told<K> = Option<Event<DeserializeGuard<K>>>;
+type WatchItem<K> = Option<Event<DeserializeGuard<K>>>;
 
 /// The objects of a kind, while it is watched.
 pub struct Objects<K> {
     watches: JoinSet<()>,
-    told: mpsc::Receiver<(usize, Told<K>)>,
-    roll: Roll,
-    changes: VecDeque<Change<K>>,
+    told: mpsc::Receiver<(usize, WatchItem<K>)>,
+    roll: UidTracker,
+    changes: VecDeque<ObjectChange<K>>,
 }
 
 impl<K> Objects<K>
@@ -111,12 +111,12 @@ where
         for (scope, stream) in streams.into_iter().enumerate() {
             watches.spawn(pump(stream, scope, sender.clone()));
         }
-        let roll = Roll::new(watches.len());
+        let roll = UidTracker::new(watches.len());
         Self { watches, told, roll, changes: VecDeque::new() }
     }
 
     /// The next change; `None` where a watch has ended, which none does by itself. What was not awaited to the end is not lost.
-    pub async fn next(&mut self) -> Option<Change<K>> {
+    pub async fn next(&mut self) -> Option<ObjectChange<K>> {
         loop {
             if let Some(change) = self.changes.pop_front() {
                 return Some(change);
@@ -124,7 +124,7 @@ where
             tokio::select! {
                 Some((scope, told)) = self.told.recv() => match told {
                     Some(event) => self.roll.call(scope, event, &mut self.changes),
-                    None => self.changes.push_back(Change::Refused),
+                    None => self.changes.push_back(ObjectChange::Refused),
                 },
                 Some(ended) = self.watches.join_next() => {
                     error!(kind = %K::kind(&()), ?ended, "a watch has ended");
@@ -140,7 +140,7 @@ where
 async fn pump<K: Resource<DynamicType = ()>>(
     stream: impl Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>> + Send,
     scope: usize,
-    told: mpsc::Sender<(usize, Told<K>)>,
+    told: mpsc::Sender<(usize, WatchItem<K>)>,
 ) {
     let mut failures = 0;
     let mut complaint: Option<(String, Instant)> = None;
@@ -159,7 +159,7 @@ async fn pump<K: Resource<DynamicType = ()>>(
             Err(error) => {
                 let wait = pause(failures);
                 failures += 1;
-                let text = Causes(&error).to_string();
+                let text = ErrorChain(&error).to_string();
                 // A kind that is not installed, or forbidden, would say so every few seconds for ever.
                 if complaint.as_ref().is_none_or(|(last, at)| *last != text || at.elapsed() >= ALOUD_EVERY) {
                     warn!(kind = %K::kind(&()), error = %text, ?wait, "watch interrupted; trying again");
@@ -198,7 +198,7 @@ fn is_refusal(error: &watcher::Error) -> bool {
 }
 
 /// Which objects are there, so that a list tells which are not. Pure.
-struct Roll {
+struct UidTracker {
     scopes: Vec<Scope>,
     /// How many have not been listed yet.
     unlisted: usize,
@@ -213,7 +213,7 @@ struct Scope {
     listed: bool,
 }
 
-impl Roll {
+impl UidTracker {
     fn new(scopes: usize) -> Self {
         Self { scopes: (0..scopes).map(|_| Scope::default()).collect(), unlisted: scopes }
     }
@@ -223,7 +223,7 @@ impl Roll {
         &mut self,
         scope: usize,
         event: Event<DeserializeGuard<K>>,
-        changes: &mut VecDeque<Change<K>>,
+        changes: &mut VecDeque<ObjectChange<K>>,
     ) {
         let Self { scopes, unlisted } = self;
         let scope = &mut scopes[scope];
@@ -233,21 +233,21 @@ impl Roll {
                 let Some(uid) = uid(&guard) else { return };
                 scope.there.insert(uid);
                 let listed = scope.listing.as_mut().map(|listing| listing.insert(uid)).is_some();
-                changes.push_back(Change::Seen { uid, object: guard.0.map(Box::new).map_err(Box::new), listed });
+                changes.push_back(ObjectChange::Seen { uid, object: guard.0.map(Box::new).map_err(Box::new), listed });
             }
             Event::Delete(guard) => {
                 let Some(uid) = uid(&guard) else { return };
                 scope.there.remove(&uid);
-                changes.push_back(Change::Gone(uid));
+                changes.push_back(ObjectChange::Gone(uid));
             }
             Event::InitDone => {
                 let listing = scope.listing.take().unwrap_or_default();
                 let gone = scope.there.extract_if(|uid| !listing.contains(uid));
-                changes.extend(gone.map(Change::Gone));
+                changes.extend(gone.map(ObjectChange::Gone));
                 if !std::mem::replace(&mut scope.listed, true) {
                     *unlisted -= 1;
                     if *unlisted == 0 {
-                        changes.push_back(Change::Listed);
+                        changes.push_back(ObjectChange::Listed);
                     }
                 }
             }
@@ -288,19 +288,19 @@ mod tests {
 
     /// What these events of these watches mean, in few words.
     fn told(scopes: usize, events: Vec<(usize, Event<DeserializeGuard<ConfigMap>>)>) -> Vec<String> {
-        let mut roll = Roll::new(scopes);
+        let mut roll = UidTracker::new(scopes);
         let mut changes = VecDeque::new();
         for (scope, event) in events {
             roll.call(scope, event, &mut changes);
         }
         let number = |uid: Uid| (1..100).find(|number| Uid::from_u128(*number) == uid).unwrap();
         let brief = changes.into_iter().map(|change| match change {
-            Change::Seen { uid, object: Ok(_), listed: false } => format!("seen {}", number(uid)),
-            Change::Seen { uid, object: Ok(_), listed: true } => format!("listed {}", number(uid)),
-            Change::Seen { uid, object: Err(_), .. } => format!("unreadable {}", number(uid)),
-            Change::Gone(uid) => format!("gone {}", number(uid)),
-            Change::Listed => "all listed".to_owned(),
-            Change::Refused => "refused".to_owned(),
+            ObjectChange::Seen { uid, object: Ok(_), listed: false } => format!("seen {}", number(uid)),
+            ObjectChange::Seen { uid, object: Ok(_), listed: true } => format!("listed {}", number(uid)),
+            ObjectChange::Seen { uid, object: Err(_), .. } => format!("unreadable {}", number(uid)),
+            ObjectChange::Gone(uid) => format!("gone {}", number(uid)),
+            ObjectChange::Listed => "all listed".to_owned(),
+            ObjectChange::Refused => "refused".to_owned(),
         });
         brief.collect()
     }
@@ -359,7 +359,7 @@ mod tests {
         let mut objects = Objects::<PartialObjectMeta<ConfigMap>>::watch_metadata(&client, &Config::default());
         let first = objects.next().await.unwrap();
         assert!(
-            matches!(&first, Change::Seen { object: Ok(object), .. } if object.metadata.name.as_deref() == Some("a"))
+            matches!(&first, ObjectChange::Seen { object: Ok(object), .. } if object.metadata.name.as_deref() == Some("a"))
         );
         for watch in [false, true] {
             let (of_watch, accepts) = requests.recv().await.unwrap();

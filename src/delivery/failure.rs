@@ -8,7 +8,7 @@ use rustls::{AlertDescription, PeerMisbehaved};
 
 use super::{attempt::Class, target::Target};
 use crate::{
-    causes::{chain, innermost},
+    error_chain::{chain, innermost},
     transport::{
         address::Refused,
         client::{Response, SendError},
@@ -20,7 +20,7 @@ use crate::{
 
 /// What of an attempt is a secret, and so may not be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Discretion {
+pub enum Redaction {
     /// Nothing but what never leaves the operator.
     None,
     /// A header: the endpoint knows it, and may say it again.
@@ -29,7 +29,7 @@ pub enum Discretion {
     Url,
 }
 
-impl Discretion {
+impl Redaction {
     /// The url as users know it.
     const fn url(self) -> &'static str {
         match self {
@@ -72,7 +72,7 @@ fn describe_status(status: StatusCode, headers: &HeaderMap, proxy: Option<&str>,
         };
         return Some(format!("HTTP {code} {reason}{advice}"));
     }
-    let location = headers.get(header::LOCATION).filter(|_| target.discretion == Discretion::None);
+    let location = headers.get(header::LOCATION).filter(|_| target.discretion == Redaction::None);
     let location = location.and_then(|location| location.to_str().ok());
     let location = location.and_then(|location| target.url.join(location).ok());
     let host = location.as_ref().and_then(Url::host_str).map(|host| format!(" to host {host}")).unwrap_or_default();
@@ -93,7 +93,7 @@ fn describe_refusal(target: &Target) -> String {
 }
 
 /// The class of an attempt without an answer, and why there was none. `limit`: of the attempt.
-pub(crate) fn describe_error(error: &ClientError, limit: Duration, discretion: Discretion) -> (Class, String) {
+pub(crate) fn describe_error(error: &ClientError, limit: Duration, discretion: Redaction) -> (Class, String) {
     match error {
         ClientError::Refused(refused) => (Class::Address, describe_guard(refused, discretion)),
         ClientError::Tls(_) => (Class::Tls, error.to_string()),
@@ -107,10 +107,10 @@ pub(crate) fn describe_error(error: &ClientError, limit: Duration, discretion: D
 }
 
 /// The range that an address is in tells of the address.
-fn describe_guard(refused: &Refused, discretion: Discretion) -> String {
+fn describe_guard(refused: &Refused, discretion: Redaction) -> String {
     match discretion {
-        Discretion::None | Discretion::Headers => refused.to_string(),
-        Discretion::Url => format!(
+        Redaction::None | Redaction::Headers => refused.to_string(),
+        Redaction::Url => format!(
             "address refused: the host of {} is where the operator sends nothing: write another, or have the platform team open its range with --allow-cidr",
             discretion.url()
         ),
@@ -118,7 +118,7 @@ fn describe_guard(refused: &Refused, discretion: Discretion) -> String {
 }
 
 /// Nothing was connected to until TLS began: that is not the endpoint's slowness.
-fn describe_timeout(stage: Stage, proxy: Option<&str>, limit: Duration, discretion: Discretion) -> (Class, String) {
+fn describe_timeout(stage: Stage, proxy: Option<&str>, limit: Duration, discretion: Redaction) -> (Class, String) {
     let (url, limit) = (discretion.url(), limit.as_secs_f64());
     match (stage, proxy) {
         (Stage::Lookup, None) => (
@@ -154,7 +154,7 @@ fn describe_silence(limit: f64, url: &str) -> String {
     )
 }
 
-fn describe_connect(error: &ConnectError, discretion: Discretion) -> (Class, String) {
+fn describe_connect(error: &ConnectError, discretion: Redaction) -> (Class, String) {
     let url = discretion.url();
     let text = match error {
         ConnectError::Refused(refused) => return (Class::Address, describe_guard(refused, discretion)),
@@ -197,7 +197,7 @@ fn describe_proxy(proxy: &str, problem: &ProxyProblem, url: &str) -> String {
 }
 
 /// TLS that was not set up.
-fn describe_handshake(error: &io::Error, discretion: Discretion) -> (Class, String) {
+fn describe_handshake(error: &io::Error, discretion: Redaction) -> (Class, String) {
     if let Some(tls) = find_tls(error) {
         return (Class::Tls, format!("TLS: {}", describe_tls(tls, discretion)));
     }
@@ -211,7 +211,7 @@ fn find_tls<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
 }
 
 /// A connection that did not hold. h2 quotes what the endpoint says when it ends one, and so only its codes are told.
-fn describe_broken(error: &hyper::Error, discretion: Discretion) -> (Class, String) {
+fn describe_broken(error: &hyper::Error, discretion: Redaction) -> (Class, String) {
     if let Some(tls) = find_tls(error) {
         return (Class::Tls, format!("TLS: {}", describe_tls(tls, discretion)));
     }
@@ -264,7 +264,7 @@ fn describe_alert(alert: AlertDescription, url: &str) -> String {
     )
 }
 
-pub(crate) fn describe_tls(error: &rustls::Error, discretion: Discretion) -> String {
+pub(crate) fn describe_tls(error: &rustls::Error, discretion: Redaction) -> String {
     use rustls::CertificateError as Certificate;
     let url = discretion.url();
     match error {
@@ -281,7 +281,7 @@ pub(crate) fn describe_tls(error: &rustls::Error, discretion: Discretion) -> Str
             }
             // The names are the endpoint's own words, which may hold what it was sent: they are told only where that is no secret.
             Certificate::NotValidForNameContext { presented, .. }
-                if !presented.is_empty() && discretion == Discretion::None =>
+                if !presented.is_empty() && discretion == Redaction::None =>
             {
                 let names = presented.join(", ").replace("DnsName(\"", "").replace("\")", "");
                 format!("the endpoint's certificate is not for the host in {url}, but for {names}")
@@ -335,7 +335,7 @@ mod tests {
     use super::*;
     use crate::{delivery::sign::Keys, transport::resolver::LookupError};
 
-    fn target(discretion: Discretion) -> Target {
+    fn target(discretion: Redaction) -> Target {
         let url = Url::parse("https://a.example/hook").unwrap();
         Target { tenant: "ns".into(), url, headers: HeaderMap::new(), keys: None, tls: None, discretion }
     }
@@ -345,9 +345,9 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::LOCATION, HeaderValue::from_static("https://b.example/secret-path"));
         let describe = |discretion| describe_status(StatusCode::FOUND, &headers, None, &target(discretion)).unwrap();
-        let text = describe(Discretion::None);
+        let text = describe(Redaction::None);
         assert!(text.contains("b.example") && !text.contains("secret-path"), "{text}");
-        for discretion in [Discretion::Headers, Discretion::Url] {
+        for discretion in [Redaction::Headers, Redaction::Url] {
             let text = describe(discretion);
             assert!(!text.contains("b.example"), "{text}");
         }
@@ -355,13 +355,13 @@ mod tests {
 
     #[test]
     fn a_refusal_says_what_to_look_at() {
-        let mut signed = target(Discretion::None);
+        let mut signed = target(Redaction::None);
         signed.keys = Some(Arc::new(Keys::new(vec![7; 32].into(), None)));
-        let mut rotating = target(Discretion::None);
+        let mut rotating = target(Redaction::None);
         rotating.keys = Some(Arc::new(Keys::new(vec![7; 32].into(), Some(vec![6; 32].into()))));
-        let mut with_headers = target(Discretion::Headers);
+        let mut with_headers = target(Redaction::Headers);
         with_headers.headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer x"));
-        let (plain, secret) = (target(Discretion::None), target(Discretion::Url));
+        let (plain, secret) = (target(Redaction::None), target(Redaction::Url));
         for (code, target, says) in [
             (401, &signed, "HTTP 401 Unauthorized: give the receiver the key that spec.secretRef names, byte for byte"),
             (
@@ -390,12 +390,12 @@ mod tests {
         for (error, discretion, says) in [
             (
                 ConnectError::Lookup(LookupError::NoSuchName),
-                Discretion::None,
+                Redaction::None,
                 "cannot find the host of spec.url: no such name (NXDOMAIN)",
             ),
             (
                 ConnectError::Tcp(refused()),
-                Discretion::Url,
+                Redaction::Url,
                 "cannot connect to the host and port of the URL that spec.urlFrom names: Connection refused",
             ),
             (
@@ -403,7 +403,7 @@ mod tests {
                     proxy: "proxy.example.com:3128".into(),
                     problem: ProxyProblem::Unreached(Box::new(ConnectError::Tcp(refused()))),
                 },
-                Discretion::None,
+                Redaction::None,
                 "cannot connect to the proxy proxy.example.com:3128: Connection refused; have the platform team check --proxy",
             ),
         ] {
@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn only_what_was_connected_to_counts_as_late() {
-        let describe = |stage| describe_timeout(stage, None, Duration::from_millis(1500), Discretion::None);
+        let describe = |stage| describe_timeout(stage, None, Duration::from_millis(1500), Redaction::None);
         for (stage, class, begins) in [
             (Stage::Lookup, Class::Connect, "connect timeout: the name servers"),
             (Stage::Connect, Class::Connect, "connect timeout: nothing accepts connections"),
@@ -439,10 +439,10 @@ mod tests {
             (Error::InvalidCertificate(other_name), "but for b.example, c.example"),
             (Error::InvalidMessage(InvalidMessage::InvalidContentType), "does not speak TLS"),
         ] {
-            let text = describe_tls(&error, Discretion::None);
+            let text = describe_tls(&error, Redaction::None);
             assert!(text.contains(says), "{text}");
             // What a header or the url says may come back in a name.
-            for discretion in [Discretion::Headers, Discretion::Url] {
+            for discretion in [Redaction::Headers, Redaction::Url] {
                 let text = describe_tls(&error, discretion);
                 assert!(!text.contains(".example"), "{text}");
             }

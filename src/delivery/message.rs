@@ -7,7 +7,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::{
     attempt::Attempt,
-    sign::{self, Keys, Which},
+    sign::{self, KeySlot, Keys},
 };
 use crate::event::{
     format::{Derived, Format},
@@ -45,7 +45,7 @@ pub fn message(
     attempt: &Attempt,
     format: Format,
     further: &HeaderMap,
-    keys: Option<(&Keys, Which)>,
+    keys: Option<(&Keys, KeySlot)>,
     now: Timestamp,
 ) -> Option<Message> {
     let mut headers = headers(attempt, further);
@@ -93,11 +93,11 @@ fn headers(attempt: &Attempt, further: &HeaderMap) -> HeaderMap {
     headers
 }
 
-fn sign_body(headers: &mut HeaderMap, keys: Option<(&Keys, Which)>, body: &[u8]) {
+fn sign_body(headers: &mut HeaderMap, keys: Option<(&Keys, KeySlot)>, body: &[u8]) {
     let Some((keys, which)) = keys else { return };
     let previous = keys.previous().map(|key| sign::signature(key, body));
     let signature = match (&previous, which) {
-        (Some(previous), Which::Previous) => previous.clone(),
+        (Some(previous), KeySlot::Previous) => previous.clone(),
         _ => sign::signature(keys.current(), body),
     };
     for name in PREFIXED_SIGNATURES {
@@ -109,7 +109,13 @@ fn sign_body(headers: &mut HeaderMap, keys: Option<(&Keys, Which)>, body: &[u8])
     }
 }
 
-fn sign_message(headers: &mut HeaderMap, attempt: &Attempt, keys: Option<(&Keys, Which)>, now: Timestamp, body: &[u8]) {
+fn sign_message(
+    headers: &mut HeaderMap,
+    attempt: &Attempt,
+    keys: Option<(&Keys, KeySlot)>,
+    now: Timestamp,
+    body: &[u8],
+) {
     let (id, timestamp) = (attempt.event.id.to_string(), now.as_second());
     if let Some((keys, _)) = keys {
         text(headers, WEBHOOK_SIGNATURE, sign::standard_webhooks(keys, &id, timestamp, body));

@@ -13,9 +13,9 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     attempt::{Attempt, AttemptResult, Class, Exchange, Outcome},
-    failure::{Discretion, describe_answer, describe_error},
+    failure::{Redaction, describe_answer, describe_error},
     message::{Message, message},
-    sign::{Keys, Which},
+    sign::{KeySlot, Keys},
     target::Target,
 };
 use crate::{
@@ -62,7 +62,7 @@ impl Sender {
         }
         let (now, deadline) = (Timestamp::now(), Instant::now() + limit);
         let keys = target.keys.as_deref();
-        let post = async |which: Option<Which>| {
+        let post = async |which: Option<KeySlot>| {
             let keys = keys.zip(which);
             let message = message(attempt, format, &target.headers, keys, now)?;
             Some(self.post(message, target, limit, deadline).await)
@@ -137,7 +137,7 @@ impl Answer {
         // An endpoint may close the connection on a certificate without a word.
         let is_broken = status.is_none() && matches!(class, Class::Tls | Class::Protocol);
         // What was answered at an old url says nothing of the new one.
-        let is_elsewhere = *class != Class::Success && target.discretion == Discretion::Url;
+        let is_elsewhere = *class != Class::Success && target.discretion == Redaction::Url;
         self.is_refusal() || is_broken || is_elsewhere
     }
 }

@@ -21,7 +21,7 @@ struct Rotation {
 
 /// One of a Webhook's keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
+pub enum KeySlot {
     Current,
     Previous,
 }
@@ -44,26 +44,26 @@ impl Keys {
 
     /// The key that the endpoint is taken to have: `previous`, until it has refused that.
     #[must_use]
-    pub fn first(&self) -> Which {
+    pub fn first(&self) -> KeySlot {
         match &self.rotation {
-            Some(rotation) if !rotation.prefers_current.load(Ordering::Relaxed) => Which::Previous,
-            _ => Which::Current,
+            Some(rotation) if !rotation.prefers_current.load(Ordering::Relaxed) => KeySlot::Previous,
+            _ => KeySlot::Current,
         }
     }
 
     /// The other key, while there are two.
     #[must_use]
-    pub fn other(&self, than: Which) -> Option<Which> {
+    pub fn other(&self, than: KeySlot) -> Option<KeySlot> {
         self.rotation.as_ref().map(|_| match than {
-            Which::Current => Which::Previous,
-            Which::Previous => Which::Current,
+            KeySlot::Current => KeySlot::Previous,
+            KeySlot::Previous => KeySlot::Current,
         })
     }
 
     /// From now on the endpoint is taken to have this key.
-    pub fn prefer(&self, which: Which) {
+    pub fn prefer(&self, which: KeySlot) {
         if let Some(rotation) = &self.rotation {
-            rotation.prefers_current.store(which == Which::Current, Ordering::Relaxed);
+            rotation.prefers_current.store(which == KeySlot::Current, Ordering::Relaxed);
         }
     }
 
@@ -148,14 +148,14 @@ mod tests {
     fn the_previous_key_is_first_until_the_other_one_is_preferred() {
         let key = |byte: u8| SecretSlice::from(vec![byte; 32]);
         let keys = Keys::new(key(2), Some(key(1)));
-        assert_eq!((keys.first(), keys.other(keys.first())), (Which::Previous, Some(Which::Current)));
-        keys.prefer(Which::Current);
-        assert_eq!((keys.first(), keys.other(keys.first())), (Which::Current, Some(Which::Previous)));
-        keys.prefer(Which::Previous);
-        assert_eq!(keys.first(), Which::Previous);
+        assert_eq!((keys.first(), keys.other(keys.first())), (KeySlot::Previous, Some(KeySlot::Current)));
+        keys.prefer(KeySlot::Current);
+        assert_eq!((keys.first(), keys.other(keys.first())), (KeySlot::Current, Some(KeySlot::Previous)));
+        keys.prefer(KeySlot::Previous);
+        assert_eq!(keys.first(), KeySlot::Previous);
         for single in [Keys::new(key(2), None), Keys::new(key(2), Some(key(2)))] {
-            single.prefer(Which::Previous);
-            assert_eq!((single.first(), single.other(single.first())), (Which::Current, None));
+            single.prefer(KeySlot::Previous);
+            assert_eq!((single.first(), single.other(single.first())), (KeySlot::Current, None));
             assert!(!single.same_as(&keys) && single.same_as(&Keys::new(key(2), None)));
         }
     }

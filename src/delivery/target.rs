@@ -5,8 +5,8 @@ use std::sync::Arc;
 use http::HeaderMap;
 use reqwest::Url;
 
-use super::{failure::Discretion, sign::Keys};
-use crate::transport::tls::Material;
+use super::{failure::Redaction, sign::Keys};
+use crate::transport::tls::TlsConfig;
 
 /// What one Webhook adds to its attempts; `subscription` makes it once all that it lies in has been read.
 pub struct Target {
@@ -19,7 +19,7 @@ pub struct Target {
     /// What to sign with.
     pub keys: Option<Arc<Keys>>,
     /// Its own TLS.
-    pub tls: Option<Arc<Material>>,
+    pub tls: Option<Arc<TlsConfig>>,
     /// What may be told of its attempts.
-    pub discretion: Discretion,
+    pub discretion: Redaction,
 }

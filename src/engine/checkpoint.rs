@@ -8,7 +8,7 @@ use super::{
 };
 use crate::ledger::{
     contents::{Contents, WatchEntry},
-    journal::{Flush, Memory},
+    journal::{Flush, RecoveredState},
 };
 
 /// What the ledger does not know yet.
@@ -23,7 +23,7 @@ pub enum Unflushed {
 impl Engine {
     /// An engine that knows what the ledger remembered.
     #[must_use]
-    pub fn recover(cluster: Option<String>, epoch: u64, shards: usize, memory: Memory, now: Timestamp) -> Self {
+    pub fn recover(cluster: Option<String>, epoch: u64, shards: usize, memory: RecoveredState, now: Timestamp) -> Self {
         let mut engine = Self::new(cluster, epoch.max(memory.newest_epoch.saturating_add(1)), shards);
         let flush = memory.watches.iter().map(|watch| watch.entry.flush).max().unwrap_or_default();
         engine.pending.gate.resume(flush);
@@ -104,8 +104,8 @@ impl Engine {
     }
 
     /// The flush that was asked for last has landed.
-    pub fn landed(&mut self) {
-        self.watches.values_mut().for_each(Watch::landed);
-        self.pending.landed();
+    pub fn flush_committed(&mut self) {
+        self.watches.values_mut().for_each(Watch::flush_committed);
+        self.pending.flush_committed();
     }
 }

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Engine,
-    pending::{Begin, Keep},
+    pending::{Begin, StoreDeadLetter},
 };
 use crate::{
     delivery::attempt::{Attempt, AttemptResult, Exchange, Outcome},
@@ -20,15 +20,15 @@ pub enum Due {
     /// An attempt is to be made; its [`Outcome`] must be settled.
     Attempt(Attempt),
     /// A delivery is given up without an attempt: its endpoint is gone.
-    GivenUp(Settled),
+    GivenUp(RecordedOutcome),
     /// A given-up delivery is to become an object; then [`Engine::kept`] is to be told.
-    Keep(Keep),
+    StoreDeadLetter(StoreDeadLetter),
 }
 
 /// What an outcome meant for its delivery.
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools)]
-pub struct Settled {
+pub struct RecordedOutcome {
     pub webhook: Uid,
     pub delivery: DeliveryId,
     pub event: Arc<Event>,
@@ -49,7 +49,7 @@ pub struct Settled {
     pub pending: usize,
 }
 
-impl Settled {
+impl RecordedOutcome {
     /// Whether it was sent once more after a failure.
     #[must_use]
     pub const fn is_retry(&self) -> bool {
@@ -78,7 +78,7 @@ impl Engine {
     /// The next thing to do now; call until `None`.
     pub fn due(&mut self, now: Timestamp) -> Option<Due> {
         if let Some(keep) = self.pending.next_to_keep() {
-            return Some(Due::Keep(keep));
+            return Some(Due::StoreDeadLetter(keep));
         }
         let Begin { webhook, delivery, event, attempt, endpoint_gone } = self.pending.begin(now)?;
         if !endpoint_gone {
@@ -98,8 +98,8 @@ impl Engine {
     }
 
     /// A given-up delivery has become an object, or never will.
-    pub fn kept(&mut self, webhook: Uid, delivery: DeliveryId) {
-        self.pending.kept(webhook, delivery);
+    pub fn dead_letter_stored(&mut self, webhook: Uid, delivery: DeliveryId) {
+        self.pending.dead_letter_stored(webhook, delivery);
     }
 
     /// Sends an event again to a Webhook, with retries anew; false where it is pending there already.
@@ -123,7 +123,7 @@ impl Engine {
 
     /// Takes in how an attempt ended. `random` in [0, 1) varies the wait before a retry. `None` where no attempt was made, or the Webhook
     /// was deleted meanwhile.
-    pub fn settle(&mut self, outcome: Outcome, now: Timestamp, random: f64) -> Option<Settled> {
+    pub fn record_outcome(&mut self, outcome: Outcome, now: Timestamp, random: f64) -> Option<RecordedOutcome> {
         let Outcome { webhook, delivery: id, generation, result, exchange } = outcome;
         let (webhook, id) = self.pending.successor(webhook, id);
         let delivery = self.pending.ended(webhook, id)?;
@@ -152,8 +152,8 @@ impl Engine {
                     self.pending.queue(webhook).endpoint_gone = None;
                 }
                 self.pending.remove(webhook, id);
-                let settled = self.settled(webhook, event, attempt, exchange, Verdict::Delivered);
-                return Some(Settled { again, ..settled });
+                let settled = self.recorded(webhook, event, attempt, exchange, Verdict::Delivered);
+                return Some(RecordedOutcome { again, ..settled });
             }
             AttemptResult::Gone => {
                 self.pending.queue(webhook).endpoint_gone = Some(generation);
@@ -164,8 +164,8 @@ impl Engine {
                 let wait = subscription.backoff.wait(attempt, random, result.retry_after());
                 let due = later(now, wait);
                 self.pending.wait(webhook, id, attempt, due, wait);
-                let settled = self.settled(webhook, event, attempt, exchange, Verdict::Retry(due));
-                return Some(Settled { again, throttled, ..settled });
+                let settled = self.recorded(webhook, event, attempt, exchange, Verdict::Retry(due));
+                return Some(RecordedOutcome { again, throttled, ..settled });
             }
         };
         let status_code = exchange.as_ref().and_then(Exchange::status_code);
@@ -175,25 +175,31 @@ impl Engine {
     }
 
     /// Gives a delivery up.
-    fn give_up(&mut self, webhook: Uid, event: Arc<Event>, given_up: GivenUp, exchange: Option<Exchange>) -> Settled {
+    fn give_up(
+        &mut self,
+        webhook: Uid,
+        event: Arc<Event>,
+        given_up: GivenUp,
+        exchange: Option<Exchange>,
+    ) -> RecordedOutcome {
         let (id, attempts, verdict) =
             (DeliveryId::new(event.id, webhook), given_up.attempts, Verdict::GivenUp(given_up.reason));
         let again = self.pending.is_again(webhook, id);
         let kept = self.pending.give_up(webhook, id, given_up);
         let dropped = !kept && !again;
-        Settled { again, dropped, ..self.settled(webhook, event, attempts, exchange, verdict) }
+        RecordedOutcome { again, dropped, ..self.recorded(webhook, event, attempts, exchange, verdict) }
     }
 
     /// What has become of an event's delivery that nobody asked for again.
-    pub(super) fn settled(
+    pub(super) fn recorded(
         &self,
         webhook: Uid,
         event: Arc<Event>,
         attempt: u32,
         exchange: Option<Exchange>,
         verdict: Verdict,
-    ) -> Settled {
-        Settled {
+    ) -> RecordedOutcome {
+        RecordedOutcome {
             webhook,
             delivery: DeliveryId::new(event.id, webhook),
             event,

@@ -9,9 +9,9 @@
 //! 7. What is pending to a deleted Webhook waits until another takes it over or it is forgotten, and counts towards [`MAX_TOTAL_BYTES`].
 
 mod checkpoint;
+mod dead_letters;
 mod gate;
 mod queue;
-mod shelf;
 mod succession;
 
 use std::{
@@ -30,10 +30,10 @@ use crate::event::{
     object::Uid,
     unknown::Unknown,
 };
+pub(super) use dead_letters::Shelving;
+pub use dead_letters::{MAX_SHELVED, StoreDeadLetter};
 use gate::Gate;
 use queue::{Delivery, Queue};
-pub(super) use shelf::Shelving;
-pub use shelf::{Keep, MAX_SHELVED};
 
 /// Pending deliveries of one Webhook.
 pub const MAX_DELIVERIES: usize = 10_000;
@@ -223,8 +223,8 @@ impl Pending {
     }
 
     /// All flushes that were composed have landed: what waited for them may go.
-    pub(super) fn landed(&mut self) {
-        for (webhook, id) in self.gate.landed() {
+    pub(super) fn flush_committed(&mut self) {
+        for (webhook, id) in self.gate.flush_committed() {
             self.release_delivery(webhook, id);
         }
     }

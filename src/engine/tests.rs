@@ -22,7 +22,7 @@ use crate::{
     },
     ledger::{
         contents::{Contents, RecordEntry},
-        journal::{self, Found, Journal, Memory, Recovered, Shape},
+        journal::{self, Found, Journal, LedgerLayout, Recovered, RecoveredState},
     },
     subscription::{filter::Filter, index::Scope},
 };
@@ -78,25 +78,25 @@ fn job(number: u128, version: u64, stage: TrainingStage) -> Object {
 }
 
 fn seen(object: Object) -> Observation {
-    Observation { watch: WATCH, change: Change::Seen(Box::new(object)) }
+    Observation { watch: WATCH, change: WatchEvent::Seen(Box::new(object)) }
 }
 
-fn change(change: Change) -> Observation {
+fn change(change: WatchEvent) -> Observation {
     Observation { watch: WATCH, change }
 }
 
 fn listed_engine(selective: bool) -> Engine {
     let mut engine = Engine::new(None, 1, 4);
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", selective);
-    engine.observe(change(Change::ListBegun), at(0));
-    engine.observe(change(Change::ListEnded(1)), at(0));
+    engine.observe(change(WatchEvent::ListBegun), at(0));
+    engine.observe(change(WatchEvent::ListEnded(1)), at(0));
     flushed(&mut engine);
     engine
 }
 
 fn flushed(engine: &mut Engine) -> Contents {
     let flush = engine.flush(&[], usize::MAX);
-    engine.landed();
+    engine.flush_committed();
     flush.contents
 }
 
@@ -117,7 +117,7 @@ fn attempt(engine: &mut Engine, now: i64) -> Attempt {
 }
 
 fn deleted(object: Object) -> Observation {
-    change(Change::Deleted(Box::new(object)))
+    change(WatchEvent::Deleted(Box::new(object)))
 }
 
 const FAILED: AttemptResult = AttemptResult::Failed { retry_after: None };
@@ -130,7 +130,7 @@ fn throttled(millis: u64) -> AttemptResult {
 fn attempt_past_keeps(engine: &mut Engine, now: i64) -> Attempt {
     loop {
         match engine.due(at(now)) {
-            Some(Due::Keep(_)) => {}
+            Some(Due::StoreDeadLetter(_)) => {}
             Some(Due::Attempt(attempt)) => return attempt,
             other => panic!("an attempt is due, not {other:?}"),
         }
@@ -138,13 +138,13 @@ fn attempt_past_keeps(engine: &mut Engine, now: i64) -> Attempt {
 }
 
 /// What a ledger remembers that was told everything.
-fn remembered(engine: &mut Engine) -> Memory {
-    landed_at(engine, u64::MAX)
+fn remembered(engine: &mut Engine) -> RecoveredState {
+    flush_committed_at(engine, u64::MAX)
 }
 
 /// The same, where it landed at this version of the store.
-fn landed_at(engine: &mut Engine, version: u64) -> Memory {
-    let (home, shape) = (Uid::from_u128(99), Shape { ring: 16, shards: 4, limit: 1 << 20 });
+fn flush_committed_at(engine: &mut Engine, version: u64) -> RecoveredState {
+    let (home, shape) = (Uid::from_u128(99), LedgerLayout { ring: 16, shards: 4, limit: 1 << 20 });
     let segments = Journal::begin(home, 1, shape, 7).lay_out(engine.flush(&[0, 1, 2, 3], usize::MAX)).unwrap();
     let found: Vec<Found> =
         segments.into_iter().map(|segment| Found { segment, version: version.to_string() }).collect();

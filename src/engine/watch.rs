@@ -15,7 +15,7 @@ use crate::{
         EventType,
         lifecycle::{Gone, Lifecycle, Occurrence, usage::UsageRecord},
         object::{Labels, Object, Uid, WatchId},
-        observation::Question,
+        observation::ExistenceCheck,
         unknown::Unknown,
     },
     ledger::{contents::Group, record::Record},
@@ -41,7 +41,7 @@ pub(super) enum Missing {
 
 /// Where a watch stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stand {
+pub(super) enum WatchState {
     /// Nothing is known: what its first list shows is a baseline.
     Fresh,
     /// What is seen for the first time is new.
@@ -50,7 +50,7 @@ pub(super) enum Stand {
 
 /// How a watch knows its objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sight {
+pub(super) enum WatchScope {
     /// All that there are.
     Whole,
     /// Those that a label selector selects.
@@ -73,8 +73,8 @@ pub(super) enum Baseline {
 pub(super) struct Watch {
     /// The source's name, `resource.group`: part of every event id.
     pub(super) source: Arc<str>,
-    pub(super) sight: Sight,
-    stand: Stand,
+    pub(super) sight: WatchScope,
+    stand: WatchState,
     pub(super) baseline: Baseline,
     listing: u16,
     in_list: bool,
@@ -114,18 +114,18 @@ use news::{Known, News};
 pub(super) use checkpoint::is_known;
 
 /// What to ask about an object that a list lacked.
-pub(super) fn question(watch: WatchId, uid: Uid, record: &Record) -> Option<Question> {
+pub(super) fn question(watch: WatchId, uid: Uid, record: &Record) -> Option<ExistenceCheck> {
     let object = record.last.as_ref()?;
     let (namespace, name) = (object.namespace.clone(), object.name.clone());
-    Some(Question { watch, uid, namespace, name, version: record.version })
+    Some(ExistenceCheck { watch, uid, namespace, name, version: record.version })
 }
 
 impl Watch {
-    pub(super) fn new(source: &str, sight: Sight, shards: usize, name: &str, epoch: u64) -> Self {
+    pub(super) fn new(source: &str, sight: WatchScope, shards: usize, name: &str, epoch: u64) -> Self {
         Self {
             source: source.into(),
             sight,
-            stand: Stand::Fresh,
+            stand: WatchState::Fresh,
             baseline: Baseline::Unwritten,
             listing: 0,
             in_list: false,
@@ -174,7 +174,7 @@ impl Watch {
     }
 
     fn touch(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
-        if self.stand == Stand::Fresh {
+        if self.stand == WatchState::Fresh {
             return;
         }
         if let Some(tracked) = self.tracked(uid)
@@ -201,7 +201,7 @@ impl Watch {
 
     pub(super) fn begin_list(&mut self) {
         // What a first list showed that broke off is no baseline.
-        if self.stand == Stand::Fresh {
+        if self.stand == WatchState::Fresh {
             self.records.iter_mut().for_each(HashMap::clear);
         }
         self.listing = self.listing.wrapping_add(1);
@@ -211,9 +211,9 @@ impl Watch {
     /// The list was complete. Tells whether the ledger must know at once.
     pub(super) fn end_list(&mut self, version: u64, dirty: &mut Vec<Uid>) -> bool {
         self.in_list = false;
-        let began = self.stand == Stand::Fresh || self.absent || self.missing_since.is_some();
-        if self.stand == Stand::Fresh {
-            self.stand = Stand::Live;
+        let began = self.stand == WatchState::Fresh || self.absent || self.missing_since.is_some();
+        if self.stand == WatchState::Fresh {
+            self.stand = WatchState::Live;
             for (uid, tracked) in self.records.iter_mut().flatten() {
                 tracked.dirty = true;
                 dirty.push(*uid);
@@ -234,7 +234,7 @@ impl Watch {
 
     /// The resource is not served. Its records are kept for a while: it may be back, with the same objects.
     pub(super) fn missing(&mut self, at: Option<Timestamp>, now: Timestamp) -> Missing {
-        if self.stand == Stand::Fresh {
+        if self.stand == WatchState::Fresh {
             // What was there before it was asked for is not news when it comes.
             self.current = at;
             return Missing::Expired;
@@ -265,7 +265,7 @@ impl Watch {
     /// There are no records of it any more: what comes of it is under an epoch of its own.
     pub(super) fn absent(&mut self, epoch: u64) {
         self.records.iter_mut().for_each(HashMap::clear);
-        self.stand = Stand::Live;
+        self.stand = WatchState::Live;
         self.baseline = Baseline::Unwritten;
         self.absent = true;
         self.missing_since = None;
@@ -334,7 +334,7 @@ impl Watch {
             let old = self.current.filter(|at| news::is_old(&object, *at) && !self.found_gone.contains(&uid));
             let hidden = old.filter(|current| self.in_list && news::changed_since(&object, *current));
             news = hidden.map_or(News::All, News::Since);
-            let lifecycle = if self.stand == Stand::Fresh || (old.is_some() && hidden.is_none()) {
+            let lifecycle = if self.stand == WatchState::Fresh || (old.is_some() && hidden.is_none()) {
                 Lifecycle::baseline(&object.facts, object.generation)
             } else if self.absent && self.current.is_some_and(|at| news::existed(&object, at)) {
                 // A watch before this one may have sent events of it: one of a source that was deleted since, or of records that expired.
@@ -359,7 +359,7 @@ impl Watch {
         let (mut occurrences, lifecycle) = lifecycle.step(&object.facts, object.generation);
         news.retain(&mut occurrences, &object, known);
         record.lifecycle = lifecycle;
-        let keep = record.lifecycle.would_mind_going();
+        let keep = record.lifecycle.emits_on_delete();
         let mut changed = !occurrences.is_empty() || record.lifecycle != before;
         let mut occurred = Vec::new();
         if occurrences.is_empty() && !keep {
@@ -407,7 +407,7 @@ impl Watch {
     }
 
     /// The same of an object whose last state cannot be read.
-    pub(super) fn left_unread(&mut self, question: &Question, dirty: &mut Vec<Uid>) -> Option<&Record> {
+    pub(super) fn left_unread(&mut self, question: &ExistenceCheck, dirty: &mut Vec<Uid>) -> Option<&Record> {
         let record = self.record(question.uid)?;
         if question.version <= record.version {
             return self.asked_at(question.uid, question.version);
@@ -445,7 +445,7 @@ impl Watch {
     fn settle_missed(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
         let Some(record) = self.record(uid) else { return };
         (record.missed, record.left) = (false, false);
-        if !record.lifecycle.would_mind_going() {
+        if !record.lifecycle.emits_on_delete() {
             record.last = None;
         }
         self.touch(uid, dirty);
@@ -459,7 +459,7 @@ impl Watch {
     fn go(&mut self, uid: Uid, how: Gone, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
         let Some(Tracked { mut record, dirty: told, .. }) = self.remove(uid) else { return Vec::new() };
         // A dirty record is told of already; then the flush finds it gone.
-        if !told && self.stand == Stand::Live {
+        if !told && self.stand == WatchState::Live {
             dirty.push(uid);
         }
         let Some(object) = record.last.take().filter(|_| !record.excluded) else { return Vec::new() };
@@ -481,7 +481,7 @@ impl Watch {
 
     /// These objects are measured, and no others. Tells whether the ledger must know at once: they are the baseline.
     pub(super) fn only(&mut self, there: &[Uid], dirty: &mut Vec<Uid>) -> bool {
-        if self.stand == Stand::Live {
+        if self.stand == WatchState::Live {
             let there: HashSet<&Uid> = there.iter().collect();
             let mut gone: Vec<Uid> =
                 self.records.iter().flat_map(HashMap::keys).filter(|uid| !there.contains(uid)).copied().collect();
@@ -491,7 +491,7 @@ impl Watch {
             }
             return false;
         }
-        self.stand = Stand::Live;
+        self.stand = WatchState::Live;
         self.position = NO_VERSION;
         for uid in there {
             self.track(*uid, 0, Lifecycle::Usage(UsageRecord::baseline()));
@@ -502,7 +502,7 @@ impl Watch {
 
     /// An evaluation of the object: what occurred, and the thresholds that are reached. `None` before it is known what is there.
     pub(super) fn measure(&mut self, object: Object, dirty: &mut Vec<Uid>) -> Option<(Vec<Occurred>, Vec<String>)> {
-        if self.stand == Stand::Fresh {
+        if self.stand == WatchState::Fresh {
             return None;
         }
         let uid = object.uid;
@@ -547,8 +547,8 @@ impl Watch {
 
     /// On a watch with a selector, absence from a list may mean only that the label went: it is to be asked after, where
     /// going would be an event.
-    pub(super) fn doubt(&mut self, uid: Uid, dirty: &mut Vec<Uid>) -> Option<&Record> {
-        if self.sight != Sight::Selected || self.record(uid)?.last.is_none() {
+    pub(super) fn begin_existence_check(&mut self, uid: Uid, dirty: &mut Vec<Uid>) -> Option<&Record> {
+        if self.sight != WatchScope::Selected || self.record(uid)?.last.is_none() {
             return None;
         }
         let record = self.record(uid)?;
@@ -559,13 +559,18 @@ impl Watch {
     }
 
     /// Objects that are asked after.
-    pub(super) fn missed(&self) -> impl Iterator<Item = (Uid, &Record)> {
+    pub(super) fn existence_checks(&self) -> impl Iterator<Item = (Uid, &Record)> {
         let records = self.records.iter().flatten().map(|(uid, tracked)| (*uid, &tracked.record));
         records.filter(|(_, record)| record.missed)
     }
 
     /// Takes in an answer; it is void once the object has been seen anew.
-    pub(super) fn answer(&mut self, question: &Question, living: bool, dirty: &mut Vec<Uid>) -> Option<Vec<Occurred>> {
+    pub(super) fn answer(
+        &mut self,
+        question: &ExistenceCheck,
+        living: bool,
+        dirty: &mut Vec<Uid>,
+    ) -> Option<Vec<Occurred>> {
         let record = self.record(question.uid)?;
         if !record.missed || record.version > question.version {
             return None;

@@ -137,7 +137,7 @@ impl OpenBody {
 
     /// A body that was kept as text, as [`Self::as_str`] gave it.
     #[must_use]
-    pub fn kept(text: String) -> Self {
+    pub fn stored(text: String) -> Self {
         Self(text)
     }
 
@@ -174,7 +174,7 @@ mod tests {
         assert!(!body.is_truncated());
         let data: serde_json::Value = serde_json::from_str(body.data().unwrap()).unwrap();
         assert_eq!(data["note"], false_friend);
-        assert_eq!(OpenBody::kept(body.as_str().to_owned()).occurred_at(), Some(occurred_at));
-        assert_eq!(OpenBody::kept("{\"deliveredAt\":\"".into()).occurred_at(), None);
+        assert_eq!(OpenBody::stored(body.as_str().to_owned()).occurred_at(), Some(occurred_at));
+        assert_eq!(OpenBody::stored("{\"deliveredAt\":\"".into()).occurred_at(), None);
     }
 }

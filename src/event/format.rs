@@ -278,7 +278,7 @@ mod tests {
     fn an_event_that_was_kept_as_text_has_the_same_bytes_in_every_format() {
         let event = event(Some("east"), ",\"occurredAt\":\"x\",\"sequence\":9,\"deliveredAt\":\"");
         let kept = Event {
-            body: OpenBody::kept(event.body.as_str().to_owned()),
+            body: OpenBody::stored(event.body.as_str().to_owned()),
             object: Arc::new(event.event_type.outline(Uid::from_u128(9), "elsewhere".into(), "unknown".into())),
             forms: Forms::default(),
             ..event
@@ -287,7 +287,7 @@ mod tests {
         for format in ALL {
             assert_eq!(kept.form(format), original.form(format), "{format:?}");
         }
-        let unreadable = Event { body: OpenBody::kept("{}".into()), forms: Forms::default(), ..kept };
+        let unreadable = Event { body: OpenBody::stored("{}".into()), forms: Forms::default(), ..kept };
         assert!(ALL.into_iter().all(|format| unreadable.form(format).is_none()));
     }
 

@@ -107,7 +107,7 @@ pub struct Object {
     pub name: String,
     /// Its kind, where the lifecycle does not tell it: that of a `WebhookSource`.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "super::shared")]
-    pub kind: Option<Arc<Kind>>,
+    pub kind: Option<Arc<ObjectKind>>,
     /// `metadata.labels`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: Labels,
@@ -131,7 +131,7 @@ pub struct Object {
 /// A kind, as objects name it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Kind {
+pub struct ObjectKind {
     /// Group and version; of the core group the version alone.
     pub api_version: String,
     /// The kind's name in CamelCase.

@@ -13,12 +13,12 @@ pub struct Observation {
     /// The watch that saw it.
     pub watch: WatchId,
     /// What changed.
-    pub change: Change,
+    pub change: WatchEvent,
 }
 
 /// One thing that a source can see.
 #[derive(Debug)]
-pub enum Change {
+pub enum WatchEvent {
     /// The store has moved back behind the watch's position: stages are compared from here on, not versions.
     Restored,
     /// A complete list begins.
@@ -30,7 +30,7 @@ pub enum Change {
     /// On a watch with a selector: the object is deleted, or no longer selected. This was its last state.
     Left(Box<Object>),
     /// The same of an object whose last state cannot be read, with the question which of both it is.
-    LeftUnread(Question),
+    LeftUnread(ExistenceCheck),
     /// The object is gone, and its last state cannot be read.
     Vanished(Uid),
     /// The object is there, in a form that cannot be read.
@@ -41,8 +41,8 @@ pub enum Change {
     Bookmark(u64),
     /// Everything that existed at this time has been seen: by the apiserver's clock, less [`CLOCK_TOLERANCE`].
     Current(Timestamp),
-    /// The answer to a [`Question`].
-    Answer { question: Question, living: bool },
+    /// The answer to a [`ExistenceCheck`].
+    Answer { question: ExistenceCheck, living: bool },
     /// The resource is not served, and was not at this time, which is measured as that of [`Change::Current`]. Of one that was never
     /// seen, what is created from then on is new.
     NotInstalled(Option<Timestamp>),
@@ -56,7 +56,7 @@ pub enum Change {
 
 /// An object that left a watch with a selector, or that its list lacked: does it live?
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
+pub struct ExistenceCheck {
     pub watch: WatchId,
     pub uid: Uid,
     pub namespace: String,

@@ -329,7 +329,7 @@ impl EventBody<'_> {
             object: Arc::new(event_type.outline(self.uid, self.namespace.into_owned(), self.name.into_owned())),
             observed_at: self.observed_at,
             sequence: self.sequence,
-            body: OpenBody::kept(self.body.into_owned()),
+            body: OpenBody::stored(self.body.into_owned()),
             forms: Forms::default(),
         })
     }

@@ -11,7 +11,7 @@ use crate::{
     event::object::Uid,
 };
 
-pub use recovery::{Memory, NoLedger, Recovered, RememberedEvent, RememberedWatch, open};
+pub use recovery::{NoLedger, Recovered, RecoveredState, RememberedEvent, RememberedWatch, open};
 
 /// The most characters of data in a segment that can be split no further: the definition takes 1,500,000, and etcd no request of more than
 /// 1.5 MiB.
@@ -19,7 +19,7 @@ const MAX_DATA: usize = 1400 * 1024;
 
 /// How large a ledger is.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
+pub struct LedgerLayout {
     /// Journal segments.
     pub ring: u64,
     /// Snapshot segments.
@@ -28,14 +28,14 @@ pub struct Shape {
     pub limit: usize,
 }
 
-impl Shape {
+impl LedgerLayout {
     /// Whether a segment is to be split.
     const fn is_exceeded_by(&self, packed: &Packed) -> bool {
         packed.data.len() > self.limit || packed.text > MAX_TEXT
     }
 }
 
-impl Default for Shape {
+impl Default for LedgerLayout {
     fn default() -> Self {
         Self { ring: 256, shards: 64, limit: 1 << 20 }
     }
@@ -87,7 +87,7 @@ pub enum LayOutError {
 /// The writing end of a ledger.
 #[derive(Debug)]
 pub struct Journal {
-    shape: Shape,
+    shape: LedgerLayout,
     home: Uid,
     epoch: u64,
     term: u64,
@@ -107,7 +107,7 @@ pub struct Journal {
 impl Journal {
     /// A ledger that begins: `epoch` must be newer than that of any segment that there is.
     #[must_use]
-    pub fn begin(home: Uid, epoch: u64, shape: Shape, leader: u64) -> Self {
+    pub fn begin(home: Uid, epoch: u64, shape: LedgerLayout, leader: u64) -> Self {
         let covered = vec![1; shape.shards];
         let (versions, sizes) = (HashMap::new(), HashMap::new());
         let (begun, next, oldest) = ((1, 0), 1, 1);
@@ -268,7 +268,7 @@ impl Journal {
     }
 
     /// A write has landed, as this version.
-    pub fn landed(&mut self, segment: &Segment, version: String) {
+    pub fn committed(&mut self, segment: &Segment, version: String) {
         self.versions.insert(segment.name.clone(), version);
         self.sizes.insert(segment.name.clone(), segment.spec.data.len());
     }
@@ -277,7 +277,7 @@ impl Journal {
     pub fn resolve(&mut self, segment: &Segment, found: Option<Found>) -> Resolution {
         match (segment.spec.kind, found) {
             (_, Some(found)) if found.segment == *segment => {
-                self.landed(segment, found.version);
+                self.committed(segment, found.version);
                 Resolution::Landed
             }
             (SegmentKind::Snapshot, Some(found)) if found.segment.spec.term < self.term => {

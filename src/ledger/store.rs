@@ -15,13 +15,13 @@ use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
 use super::journal::{
-    self, Flush, Found, Journal, LayOutError, Memory, NoLedger, Recovered, Resolution, Segment, Shape,
+    self, Flush, Found, Journal, LayOutError, LedgerLayout, NoLedger, Recovered, RecoveredState, Resolution, Segment,
 };
 use crate::{
     api::ledger_segment::LedgerSegment,
     calls::{self, pause, within},
-    causes::Causes,
     claim::Claim,
+    error_chain::ErrorChain,
     event::object::Uid,
     owner::Owner,
 };
@@ -62,7 +62,7 @@ pub struct Store {
 /// A ledger that was opened and claimed.
 pub struct Ledger {
     pub journal: Journal,
-    pub memory: Memory,
+    pub memory: RecoveredState,
     /// Why a new epoch has begun; `None` where the ledger goes on.
     pub began: Option<NoLedger>,
 }
@@ -94,7 +94,7 @@ impl Store {
                     failures += 1;
                 }
                 Err(error) => {
-                    warn!(error = %Causes(&error), "the ledger cannot be used yet; trying again");
+                    warn!(error = %ErrorChain(&error), "the ledger cannot be used yet; trying again");
                     sleep(pause(failures)).await;
                     failures += 1;
                 }
@@ -116,11 +116,11 @@ impl Store {
         let found = self.read().await?;
         let read = begun.elapsed();
         // Here and not on another thread: nothing else is under way yet, and that thread's heap would keep what it took.
-        let opened = journal::open(&found, home, Shape::default(), leader);
+        let opened = journal::open(&found, home, LedgerLayout::default(), leader);
         drop(found);
         let begin_anew = |why: NoLedger, newest: u64| {
-            let journal = Journal::begin(home, epoch.max(newest + 1), Shape::default(), leader);
-            Ledger { journal, memory: Memory::default(), began: Some(why) }
+            let journal = Journal::begin(home, epoch.max(newest + 1), LedgerLayout::default(), leader);
+            Ledger { journal, memory: RecoveredState::default(), began: Some(why) }
         };
         let mut ledger = match opened {
             Recovered::Ledger(journal, memory) => Ledger { journal: *journal, memory: *memory, began: None },
@@ -201,7 +201,7 @@ impl Store {
                     Ok(Some(found)) if found.metadata.resource_version.as_deref() == Some(version) => {}
                     Ok(_) => return Err(LedgerError::Lost(before)),
                     Err(error) => {
-                        warn!(segment = segment.name, error = %Causes(&error), "the ledger was not written; trying again");
+                        warn!(segment = segment.name, error = %ErrorChain(&error), "the ledger was not written; trying again");
                         sleep(pause(failures)).await;
                         failures += 1;
                         continue;
@@ -210,7 +210,7 @@ impl Store {
             }
             let error = match self.put(segment, journal.version(segment)).await {
                 Ok(version) => {
-                    journal.landed(segment, version);
+                    journal.committed(segment, version);
                     return Ok(());
                 }
                 Err(kube::Error::Api(status))
@@ -230,7 +230,7 @@ impl Store {
                 }
                 Err(error) => error,
             };
-            warn!(segment = segment.name, error = %Causes(&error), "the ledger was not written; trying again");
+            warn!(segment = segment.name, error = %ErrorChain(&error), "the ledger was not written; trying again");
             sleep(pause(failures)).await;
             failures += 1;
         }

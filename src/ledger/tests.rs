@@ -12,7 +12,10 @@ use serde_json::{Value, json};
 
 use super::{
     contents::{Contents, DeliveryEntry, EventEntry, Group, MAX_TEXT, RecordEntry, Unreadable, WatchEntry, unpack},
-    journal::{Flush, Found, Journal, LayOutError, Memory, NoLedger, Recovered, Resolution, Segment, Shape, open},
+    journal::{
+        Flush, Found, Journal, LayOutError, LedgerLayout, NoLedger, Recovered, RecoveredState, Resolution, Segment,
+        open,
+    },
     record::Record,
 };
 use crate::{
@@ -29,16 +32,16 @@ use crate::{
 };
 
 const HOME: Uid = Uid::from_u128(99);
-const SHAPE: Shape = Shape { ring: 16, shards: 2, limit: 4096 };
+const SHAPE: LedgerLayout = LedgerLayout { ring: 16, shards: 2, limit: 4096 };
 
 /// The segments as an apiserver would keep them.
 #[derive(Default)]
-struct Kept(BTreeMap<String, Segment>);
+struct StoredSegments(BTreeMap<String, Segment>);
 
-impl Kept {
+impl StoredSegments {
     fn write(&mut self, journal: &mut Journal, segments: Vec<Segment>) {
         for segment in segments {
-            journal.landed(&segment, "1".into());
+            journal.committed(&segment, "1".into());
             self.0.insert(segment.name.clone(), segment);
         }
     }
@@ -52,7 +55,7 @@ impl Kept {
         self.0.values().map(|segment| Found { segment: segment.clone(), version: version.to_string() }).collect()
     }
 
-    fn open(&self) -> (Journal, Memory) {
+    fn open(&self) -> (Journal, RecoveredState) {
         match open(&self.found(), HOME, SHAPE, 8) {
             Recovered::Ledger(journal, memory) => (*journal, *memory),
             Recovered::NoLedger { why, .. } => panic!("{why}"),
@@ -149,7 +152,7 @@ fn event(number: u128, body: &str) -> EventEntry {
         object,
         observed_at: at(number as i64),
         sequence: 1,
-        body: OpenBody::kept(format!("{{\"id\":\"{id}\",\"text\":\"{body}\",\"deliveredAt\":\"")),
+        body: OpenBody::stored(format!("{{\"id\":\"{id}\",\"text\":\"{body}\",\"deliveredAt\":\"")),
         forms: Forms::default(),
     };
     let waiting =
@@ -171,9 +174,9 @@ fn watches() -> Vec<WatchEntry> {
     }]
 }
 
-fn begun(contents: Contents, snapshots: Vec<(usize, Contents)>) -> Kept {
+fn begun(contents: Contents, snapshots: Vec<(usize, Contents)>) -> StoredSegments {
     let mut journal = Journal::begin(HOME, 1, SHAPE, 7);
-    let mut kept = Kept::default();
+    let mut kept = StoredSegments::default();
     let claim = journal.claim().unwrap();
     kept.write(&mut journal, vec![claim]);
     let segments = journal.lay_out(Flush { contents, snapshots }).unwrap();
@@ -314,7 +317,7 @@ fn a_missing_or_unreadable_segment_and_anothers_ledger_begin_a_new_epoch() {
             Vec::new(),
         )
     };
-    let opened = |kept: &Kept| match open(&kept.found(), HOME, SHAPE, 8) {
+    let opened = |kept: &StoredSegments| match open(&kept.found(), HOME, SHAPE, 8) {
         Recovered::NoLedger { why, newest } => (why, newest),
         Recovered::Ledger(..) => panic!("it must not be gone on with"),
     };
@@ -330,7 +333,7 @@ fn a_missing_or_unreadable_segment_and_anothers_ledger_begin_a_new_epoch() {
     let mut foreign = kept();
     foreign.doctor(|text| text["home"] = json!(Uid::from_u128(1).to_string()));
     assert!(matches!(opened(&foreign), (NoLedger::Foreign, 1)));
-    assert!(matches!(opened(&Kept::default()), (NoLedger::Fresh, 0)));
+    assert!(matches!(opened(&StoredSegments::default()), (NoLedger::Fresh, 0)));
 }
 
 #[test]
@@ -437,7 +440,7 @@ fn what_the_release_before_wrote_is_gone_on_with() {
             Uid::from_u128(1)
         ),
     ];
-    let mut kept = Kept::default();
+    let mut kept = StoredSegments::default();
     for (sequence, text) in (1..).zip(texts) {
         let segment = &begun(nothing_changed().contents, Vec::new()).0["journal-1-001"];
         let after = if sequence == 1 { 0 } else { 7 };
@@ -463,7 +466,7 @@ fn any_number_of_leaders_that_die_early_keeps_what_is_pending() {
         watches: Some(watches()),
         ..Contents::default()
     };
-    let shards = |memory: &Memory, wanted: Vec<usize>| {
+    let shards = |memory: &RecoveredState, wanted: Vec<usize>| {
         let part = |shard: usize| Contents {
             events: vec![event(1, "a")].into_iter().filter(|event| event.id.shard(SHAPE.shards) == shard).collect(),
             records: vec![entry(training(1))]
@@ -626,7 +629,7 @@ fn what_says_nothing_is_not_written() {
 #[test]
 fn an_event_of_a_later_release_is_skipped_with_its_updates_and_an_update_of_no_event_is_not() {
     let mut journal = Journal::begin(HOME, 1, SHAPE, 7);
-    let mut kept = Kept::default();
+    let mut kept = StoredSegments::default();
     let update = EventEntry { event: None, ..event(1, "a") };
     for entry in [event(1, "a"), update.clone()] {
         let contents = Contents { events: vec![entry], watches: Some(watches()), ..Contents::default() };
@@ -675,7 +678,7 @@ fn a_part_of_a_snapshot_that_there_is_not_and_records_that_are_none_cannot_be_re
             text["shard"] = json!(SHAPE.shards);
         }
     });
-    let why = |kept: &Kept| match open(&kept.found(), HOME, SHAPE, 8) {
+    let why = |kept: &StoredSegments| match open(&kept.found(), HOME, SHAPE, 8) {
         Recovered::NoLedger { why, .. } => why.to_string(),
         Recovered::Ledger(..) => panic!("it must not be gone on with"),
     };
@@ -718,7 +721,7 @@ fn what_a_newer_leader_wrote_after_a_segment_that_a_restore_took_away_counts_for
 
 #[test]
 fn with_every_second_flush_the_oldest_snapshot_is_rewritten_and_all_once_they_are_too_old() {
-    let shape = Shape { ring: 64, shards: 3, limit: 4096 };
+    let shape = LedgerLayout { ring: 64, shards: 3, limit: 4096 };
     let mut journal = Journal::begin(HOME, 4, shape, 7);
     assert_eq!(journal.epoch(), 4);
     let mut order: Vec<usize> = Vec::new();
@@ -755,7 +758,7 @@ fn a_ring_takes_segments_up_to_its_last_place_and_not_one_more() {
     assert!(matches!(journal.claim(), Err(LayOutError::Full(1))));
     // A flush that is split needs a place for each part.
     let large = || Flush { contents: contents_of(0, 2, 0, true), snapshots: Vec::new() };
-    let shape = Shape { limit: 1, ..SHAPE };
+    let shape = LedgerLayout { limit: 1, ..SHAPE };
     for taken in [SHAPE.ring - 2, SHAPE.ring - 1] {
         let mut journal = Journal::begin(HOME, 1, shape, 7);
         for _ in 0..taken {
@@ -769,7 +772,7 @@ fn a_ring_takes_segments_up_to_its_last_place_and_not_one_more() {
 #[test]
 fn what_fits_is_written_whole_and_one_entry_is_although_it_does_not_fit() {
     let flush = || Flush { contents: contents_of(0, 3, 0, true), snapshots: vec![(0, contents_of(0, 3, 0, false))] };
-    let laid_out = |limit| Journal::begin(HOME, 1, Shape { limit, ..SHAPE }, 7).lay_out(flush()).unwrap();
+    let laid_out = |limit| Journal::begin(HOME, 1, LedgerLayout { limit, ..SHAPE }, 7).lay_out(flush()).unwrap();
     let sizes = |segments: &[Segment]| {
         segments.iter().map(|segment| (segment.spec.kind, segment.spec.records)).collect::<Vec<_>>()
     };
@@ -788,7 +791,7 @@ fn a_place_that_is_free_is_written_only_behind_what_this_leader_wrote_before() {
     let claim = journal.claim().unwrap();
     assert_eq!(journal.predecessor(&claim), None, "nothing is before the first");
     assert_eq!((journal.version(&claim), journal.bytes()), (None, 0));
-    journal.landed(&claim, "41".into());
+    journal.committed(&claim, "41".into());
     assert_eq!((journal.version(&claim), journal.bytes()), (Some("41"), claim.spec.data.len()));
     let flush = Flush { snapshots: vec![(0, Contents::default())], ..nothing_changed() };
     let segments = journal.lay_out(flush).unwrap();
@@ -796,8 +799,8 @@ fn a_place_that_is_free_is_written_only_behind_what_this_leader_wrote_before() {
     assert_eq!((&first.name, journal.version(first)), (&claim.name, Some("41")), "in the place of the claim");
     assert_eq!(journal.predecessor(first), None, "its version tells enough");
     assert_eq!(journal.predecessor(snapshot), None, "a snapshot has its own place");
-    journal.landed(first, "42".into());
-    journal.landed(snapshot, "43".into());
+    journal.committed(first, "42".into());
+    journal.committed(snapshot, "43".into());
     assert_eq!(journal.bytes(), first.spec.data.len() + snapshot.spec.data.len());
     let second = journal.lay_out(nothing_changed()).unwrap().remove(0);
     assert_eq!(journal.predecessor(&second), Some(("journal-3-001".into(), "42")));

@@ -19,8 +19,8 @@ use tower::{BoxError, Layer, Service};
 use tracing::{info, warn};
 
 use crate::{
-    causes::Causes,
     cluster::{Way, WayError},
+    error_chain::ErrorChain,
 };
 
 /// A connection that sends nothing for this long is dead; watches end sooner of their own accord.
@@ -107,7 +107,7 @@ pub enum ConnectError {
     #[error("{0}")]
     Config(String),
     /// An unusable one.
-    #[error("the cluster's configuration cannot be used: {}", Causes(.0))]
+    #[error("the cluster's configuration cannot be used: {}", ErrorChain(.0))]
     Client(#[from] kube::Error),
 }
 
@@ -115,7 +115,7 @@ pub enum ConnectError {
 fn no_cluster(error: &KubeconfigError) -> String {
     const TO_DO: &str = "set KUBECONFIG to a file that kubectl can use, or run in a pod with a service account";
     // That it does not run in a pod says nothing.
-    let problem = Causes(error);
+    let problem = ErrorChain(error);
     match std::env::var("KUBECONFIG").ok().filter(|path| !path.is_empty()) {
         Some(path) => format!("KUBECONFIG={path} cannot be used: {problem}; {TO_DO}"),
         None => format!("no cluster is configured: {problem}; {TO_DO}"),

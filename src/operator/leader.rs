@@ -42,7 +42,7 @@ use crate::{
     engine::{Engine, Unfiltered},
     event::{
         object::{Uid, WatchId},
-        observation::{Observation, Question},
+        observation::{ExistenceCheck, Observation},
     },
     ledger::store::{LedgerError, Store},
     owner::Owner,
@@ -53,11 +53,11 @@ use crate::{
     },
     source::{
         catalog,
-        usage::{Told, prometheus::Prometheus},
+        usage::{UsageUpdate, prometheus::Prometheus},
     },
     subscription::{
         resolve::{Resolved, WebhookRef},
-        watch::{Change, Lost, Update},
+        watch::{Lost, Update, WebhookChange},
     },
     transport::clients::Clients,
 };
@@ -67,7 +67,7 @@ use flushing::Flushing;
 use orphans::Orphans;
 use requests::Requests;
 use sources::Sources;
-use start::Beside;
+use start::BackgroundTasks;
 
 /// Observations that are taken in before the loop looks at anything else.
 const BATCH: usize = 64;
@@ -130,10 +130,10 @@ pub struct Leader {
     attempts: JoinSet<Ended>,
     requests: Requests,
     orders: mpsc::UnboundedSender<Order>,
-    questions: HashMap<WatchId, mpsc::UnboundedSender<Question>>,
+    questions: HashMap<WatchId, mpsc::UnboundedSender<ExistenceCheck>>,
     notes: mpsc::UnboundedSender<Note>,
     /// For the statuses of UsageThresholds.
-    told: mpsc::UnboundedSender<Told>,
+    told: mpsc::UnboundedSender<UsageUpdate>,
     lost_targets: mpsc::UnboundedSender<Lost>,
     sources: Sources,
     /// For the sources: a filter reads annotations.
@@ -197,7 +197,7 @@ impl Leader {
 
     async fn work(
         &mut self,
-        beside: &mut Beside,
+        beside: &mut BackgroundTasks,
         lease_lost: &mut oneshot::Receiver<String>,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> Stopped {
@@ -223,22 +223,22 @@ impl Leader {
                 }
                 Some(done) = beside.refreshes.recv() => self.refresh(done),
                 change = beside.changes.recv() => match change {
-                    Some(Change::Updated(update)) => self.updated(*update),
-                    Some(Change::Removed(uid)) => self.removed(uid),
+                    Some(WebhookChange::Updated(update)) => self.updated(*update),
+                    Some(WebhookChange::Removed(uid)) => self.removed(uid),
                     // No source is observed before all Webhooks are listed.
-                    Some(Change::Listed) => self.webhooks_listed(),
-                    Some(Change::Namespace(change)) => self.namespace(change),
+                    Some(WebhookChange::Listed) => self.webhooks_listed(),
+                    Some(WebhookChange::Namespace(change)) => self.namespace(change),
                     None => return Stopped::Broken("the task that looks after the Webhooks"),
                 },
                 change = beside.source_changes.recv(), if beside.catalog.is_some() => match change {
-                    Some(catalog::Change::Applied(applied)) => self.source_applied(*applied),
-                    Some(catalog::Change::Removed(uid)) => self.source_removed(uid),
-                    Some(catalog::Change::Listed) => self.sources_listed(),
+                    Some(catalog::SourceChange::Applied(applied)) => self.source_applied(*applied),
+                    Some(catalog::SourceChange::Removed(uid)) => self.source_removed(uid),
+                    Some(catalog::SourceChange::Listed) => self.sources_listed(),
                     None => return Stopped::Broken("the task that follows the WebhookSources"),
                 },
                 // Nobody is told that there is no such Webhook before all are listed.
                 Some(message) = beside.from_deliveries.recv(), if self.sources.are_begun() => match message {
-                    FromDeliveries::Kept(kept) => self.kept(kept),
+                    FromDeliveries::DeadLetterStored(kept) => self.dead_letter_stored(kept),
                     FromDeliveries::Asked(asked) => self.asked(asked),
                 },
                 Some(tested) = self.requests.tests.join_next() => self.tested(tested),
@@ -253,7 +253,7 @@ impl Leader {
                 },
                 Some(flushed) = self.flushing.ended() => match flushed {
                     Ok((journal, Ok(()))) => {
-                        self.flushing.landed(journal, &mut self.engine, &self.context.metrics);
+                        self.flushing.flush_committed(journal, &mut self.engine, &self.context.metrics);
                     }
                     Ok((_, Err(error))) => return Stopped::LostLedger(error),
                     Err(_) => return Stopped::Broken("the task that writes the ledger"),
@@ -308,18 +308,18 @@ impl Leader {
         }
         let now = self.clock.now();
         for settled in observed.given_up {
-            self.settled(settled, now);
+            self.report_outcome(settled, now);
         }
         for question in observed.questions {
             self.ask(question);
         }
         if let Some((uid, thresholds)) = observed.reached {
             // The writer of these statuses lives as long as this loop.
-            let _ = self.told.send(Told::Reached { uid, thresholds });
+            let _ = self.told.send(UsageUpdate::Reached { uid, thresholds });
         }
     }
 
-    fn ask(&self, question: Question) {
+    fn ask(&self, question: ExistenceCheck) {
         if let Some(ask) = self.questions.get(&question.watch) {
             // The other end lives as long as the sources do.
             let _ = ask.send(question);

@@ -27,7 +27,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use crate::{calls::within, causes::Causes, claim::Claim, owner::Owner};
+use crate::{calls::within, claim::Claim, error_chain::ErrorChain, owner::Owner};
 
 /// A watch that ends at once, as through a proxy, is not opened anew at once.
 const SHORTEST_WATCH: Duration = Duration::from_millis(250);
@@ -69,7 +69,7 @@ impl Leadership {
     pub async fn release(self) {
         let _ = self.release.send(());
         if let Err(error) = self.renewing.await {
-            warn!(error = %Causes(&error), "the lease was not released");
+            warn!(error = %ErrorChain(&error), "the lease was not released");
         }
     }
 }
@@ -109,7 +109,7 @@ impl Elector {
                 Ok(Some(leadership)) => return leadership,
                 Ok(None) => {}
                 Err(error) => {
-                    warn!(error = %Causes(&error), "cannot take part in the election; trying again");
+                    warn!(error = %ErrorChain(&error), "cannot take part in the election; trying again");
                     sleep(self.retry_period()).await;
                 }
             }
@@ -285,10 +285,10 @@ impl Elector {
                         let _ = lost.send(holder);
                         return;
                     }
-                    Err(error) => warn!(error = %Causes(&error), "the lease was not renewed; trying again"),
+                    Err(error) => warn!(error = %ErrorChain(&error), "the lease was not renewed; trying again"),
                 },
                 Err(error) => {
-                    warn!(error = %Causes(&error), leading = claim.holds(), "the lease was not renewed; trying again");
+                    warn!(error = %ErrorChain(&error), leading = claim.holds(), "the lease was not renewed; trying again");
                 }
             }
         }
@@ -320,7 +320,9 @@ impl Elector {
         match released {
             Ok(Written::Landed(_)) => info!("the lease is released"),
             Ok(Written::Conflict) => debug!("the lease had been taken before it was released"),
-            Err(error) => warn!(error = %Causes(&error), "the lease was not released; others take it when it expires"),
+            Err(error) => {
+                warn!(error = %ErrorChain(&error), "the lease was not released; others take it when it expires");
+            }
         }
     }
 

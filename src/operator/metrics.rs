@@ -12,7 +12,7 @@ use prometheus::{
 
 use crate::{
     delivery::attempt::{Class, Exchange},
-    engine::{Settled, Verdict},
+    engine::{RecordedOutcome, Verdict},
     event::EventType,
     report::writer::ConditionSink,
     subscription::resolve::WebhookRef,
@@ -157,7 +157,7 @@ impl Metrics {
     }
 
     /// Counts a settled attempt.
-    pub fn settled(&self, webhook: &WebhookRef, settled: &Settled, latency: f64) {
+    pub fn record_outcome(&self, webhook: &WebhookRef, settled: &RecordedOutcome, latency: f64) {
         let (namespace, name) = (webhook.namespace(), webhook.name.as_str());
         if let Some(exchange) = &settled.exchange {
             self.sent(webhook, exchange);

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::{
-    causes::Causes,
+    error_chain::ErrorChain,
     ledger::store::LedgerError,
     owner::Owner,
     source::usage::prometheus::Prometheus,
@@ -160,6 +160,6 @@ fn prometheus(args: &RunArgs) -> Result<Arc<Prometheus>, Error> {
     }
     let servers = args.allow_prometheus.clone();
     let prometheus = Prometheus::new(servers, roots, args.prometheus_token_file.clone());
-    let refuse = |error| Error::Config(format!("queries to Prometheus cannot be made: {}", Causes(&error)));
+    let refuse = |error| Error::Config(format!("queries to Prometheus cannot be made: {}", ErrorChain(&error)));
     prometheus.map(Arc::new).map_err(refuse)
 }

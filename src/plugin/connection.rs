@@ -18,8 +18,8 @@ use super::{
     nearest::{either, nearest},
 };
 use crate::{
-    causes::Causes,
     cluster::{Way, WayError},
+    error_chain::ErrorChain,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,7 +58,7 @@ impl Cluster {
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let client = way.client(&Identity::new()).map_err(|error| {
-            let what = format!("the configuration of the cluster at {server} cannot be used: {}", Causes(&error));
+            let what = format!("the configuration of the cluster at {server} cannot be used: {}", ErrorChain(&error));
             Failure::new(what).next("kubectl config view shows it")
         })?;
         Ok(Self { client, namespace, given: args.namespace.clone(), server })
@@ -143,7 +143,7 @@ fn no_cluster(error: &KubeconfigError, args: &ClusterArgs) -> Failure {
         (None, Some(path)) => format!("KUBECONFIG={path} cannot be used"),
         (None, None) => "no cluster is configured".into(),
     };
-    Failure::new(format!("{place}: {}", Causes(error)))
+    Failure::new(format!("{place}: {}", ErrorChain(error)))
         .next("name a kubeconfig that kubectl can use, with --kubeconfig or KUBECONFIG")
 }
 
@@ -166,7 +166,7 @@ fn unusable(error: &KubeconfigError, contexts: &[String]) -> Failure {
         }
         KubeconfigError::CurrentContextNotSet => Failure::new("the kubeconfig has no current context")
             .next(format!("choose one with --context or kubectl config use-context: {}", known())),
-        error => Failure::new(format!("the kubeconfig cannot be used: {}", Causes(error)))
+        error => Failure::new(format!("the kubeconfig cannot be used: {}", ErrorChain(error)))
             .next("kubectl config view shows it"),
     }
 }

@@ -16,12 +16,11 @@ use super::{
 pub async fn run(args: &ClusterArgs, asked: &DeliveriesArgs) -> Result<ExitCode, Failure> {
     let cluster = Cluster::connect(args).await?;
     let hook = webhooks::find(&cluster, &asked.target).await?;
-    let kept = hook.kept(&cluster).await?;
+    let kept = hook.dead_letters(&cluster).await?;
     let now = Timestamp::now();
     let selection = Selection { failed: asked.failed, since: asked.since };
     if let Some(format) = asked.output.filter(|format| *format != Format::Wide) {
-        let objects: Vec<_> =
-            kept.into_iter().filter(|object| selection.admits(&Delivery::kept(object), now)).collect();
+        let objects: Vec<_> = kept.into_iter().filter(|object| selection.admits(&Delivery::of(object), now)).collect();
         print(&output::list(&objects, format)?)?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -4,7 +4,7 @@ use std::{fmt, process::ExitCode};
 
 use kube::runtime::watcher;
 
-use crate::causes::{Causes, is_unknown_kind, lacks_right};
+use crate::error_chain::{ErrorChain, is_unknown_kind, lacks_right};
 
 /// The exit code of a program that a closed pipe ends, as a shell tells it: 128 and SIGPIPE.
 const PIPE_CLOSED: u8 = 141;
@@ -41,7 +41,7 @@ impl Failure {
     /// What came of a request to the apiserver. `server`: its address.
     pub fn of_request(error: &kube::Error, server: &str) -> Self {
         let kube::Error::Api(status) = error else {
-            let what = format!("cannot ask the cluster at {server}: {}", Causes(error));
+            let what = format!("cannot ask the cluster at {server}: {}", ErrorChain(error));
             return Self::new(what)
                 .next("kubectl cluster-info tells whether kubectl reaches it; --context names another cluster");
         };

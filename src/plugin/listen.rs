@@ -32,7 +32,7 @@ use super::{
         request::Request,
     },
 };
-use crate::causes::Causes;
+use crate::error_chain::ErrorChain;
 
 /// More than any delivery has.
 const MAX_BODY: usize = 1 << 20;
@@ -63,7 +63,7 @@ pub async fn run(asked: &ListenArgs) -> Result<ExitCode, Failure> {
     let secret = asked.secret_file.as_deref().map(verify::secret).transpose()?;
     let client = || {
         let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build();
-        client.map_err(|error| Failure::new(format!("cannot hand deliveries on: {}", Causes(&error))))
+        client.map_err(|error| Failure::new(format!("cannot hand deliveries on: {}", ErrorChain(&error))))
     };
     let forward = asked.forward.clone().map(|url| Ok((client()?, url))).transpose()?;
     let (listener, address) = on_loopback(asked.port).await?;
@@ -146,7 +146,7 @@ async fn hand_on(
     }
     match client.post(url.clone()).headers(headers).body(body).send().await {
         Ok(response) => (response.status(), response.status().to_string()),
-        Err(error) => (StatusCode::BAD_GATEWAY, format!("no answer: {}", Causes(&error.without_url()))),
+        Err(error) => (StatusCode::BAD_GATEWAY, format!("no answer: {}", ErrorChain(&error.without_url()))),
     }
 }
 

@@ -39,7 +39,7 @@ const AT_ONCE: usize = 16;
 pub async fn run(args: &ClusterArgs, asked: &RedeliverArgs) -> Result<ExitCode, Failure> {
     let cluster = Cluster::connect(args).await?;
     let hook = webhooks::find(&cluster, &asked.target).await?;
-    let all = selection::all(&hook.kept(&cluster).await?, &[]);
+    let all = selection::all(&hook.dead_letters(&cluster).await?, &[]);
     let now = Timestamp::now();
     let selection = Selection { failed: asked.failed, since: asked.since };
     let chosen: Vec<&Delivery> = all.iter().filter(|delivery| selection.redelivers(delivery, now)).collect();
@@ -124,7 +124,7 @@ async fn wait(
         let Ok(change) = timeout_at(until.into(), changes.next()).await else { break };
         match change {
             Some(Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object))) => {
-                let delivery = Delivery::kept(&object);
+                let delivery = Delivery::of(&object);
                 if let Some(open @ None) = outcome.get_mut(name(&object))
                     && delivery.handled.as_deref() == Some(request)
                 {

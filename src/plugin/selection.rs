@@ -54,7 +54,7 @@ pub struct Delivery {
 
 impl Delivery {
     /// One that is kept as an object. Where this release cannot read its status, it is one that is not answered.
-    pub fn kept(object: &DynamicObject) -> Self {
+    pub fn of(object: &DynamicObject) -> Self {
         let status: WebhookDeliveryStatus = part(object, "status").unwrap_or_default();
         let asked = object.metadata.annotations.as_ref().and_then(|all| all.get(REDELIVER_ANNOTATION));
         let delivered = conditions::get(&status.conditions, "Delivered");
@@ -159,7 +159,7 @@ impl Selection {
 
 /// A Webhook's deliveries, newest first: those that are kept as objects, and those that its status tells of beside.
 pub fn all<'a>(kept: impl IntoIterator<Item = &'a DynamicObject>, recent: &[DeliverySummary]) -> Vec<Delivery> {
-    let mut all: Vec<Delivery> = kept.into_iter().map(Delivery::kept).collect();
+    let mut all: Vec<Delivery> = kept.into_iter().map(Delivery::of).collect();
     let known: HashSet<String> = all.iter().map(|delivery| delivery.event_id.clone()).collect();
     all.extend(recent.iter().filter(|summary| !known.contains(&summary.event_id)).map(Delivery::recent));
     all.sort_by_key(|delivery| std::cmp::Reverse(delivery.at));
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn what_was_asked_for_again_is_pending_until_that_is_answered() {
-        let standing = |object: &DynamicObject| Delivery::kept(object).standing;
+        let standing = |object: &DynamicObject| Delivery::of(object).standing;
         let mut asked = given_up("a", 60);
         assert_eq!(standing(&asked), Standing::Failed);
         asked.metadata.annotations = Some([(REDELIVER_ANNOTATION.to_owned(), "1".to_owned())].into());
@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn deliveries_are_selected_by_how_and_when_they_ended() {
         let all = [given_up("new", 60), given_up("old", 7300), delivered(given_up("done", 60))]
-            .map(|object| Delivery::kept(&object));
+            .map(|object| Delivery::of(&object));
         let selected = |failed, since: Option<u64>| {
             let selection = Selection { failed, since: since.map(Duration::from_secs) };
             let chosen = all.iter().filter(|delivery| selection.redelivers(delivery, now()));
@@ -290,7 +290,7 @@ mod tests {
         let mut empty = given_up("empty", 60);
         empty.data["status"].as_object_mut().unwrap().remove("event");
         for object in [test, empty] {
-            let delivery = Delivery::kept(&object);
+            let delivery = Delivery::of(&object);
             assert!(!Selection::default().redelivers(&delivery, now()), "{delivery:?}");
             assert!(Selection::default().admits(&delivery, now()), "{delivery:?}");
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::causes::Causes;
+use crate::error_chain::ErrorChain;
 
 /// Watches that fail are begun anew more often than this (`default_backoff`), and say nothing where they succeed: what has not failed
 /// again is over.
@@ -15,7 +15,7 @@ pub struct Trouble(Option<(String, Instant)>);
 impl Trouble {
     /// A watch has failed; tells in words why.
     pub fn began(&mut self, error: &(dyn std::error::Error + 'static)) -> String {
-        let told = format!("the cluster does not answer, trying again: {}", Causes(error));
+        let told = format!("the cluster does not answer, trying again: {}", ErrorChain(error));
         self.0 = Some((told.clone(), Instant::now()));
         told
     }

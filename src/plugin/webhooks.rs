@@ -15,7 +15,7 @@ use crate::{
         webhook::{WebhookSpec, WebhookStatus},
         webhook_delivery::{KIND_LABEL, WEBHOOK_LABEL, WebhookKind},
     },
-    causes::is_unknown_kind,
+    error_chain::is_unknown_kind,
 };
 
 /// A Webhook that is there.
@@ -34,7 +34,7 @@ impl Hook {
     }
 
     /// Its deliveries that are kept as objects.
-    pub async fn kept(&self, cluster: &Cluster) -> Result<Vec<DynamicObject>, Failure> {
+    pub async fn dead_letters(&self, cluster: &Cluster) -> Result<Vec<DynamicObject>, Failure> {
         let api = cluster.api::<WebhookDelivery>(Some(&self.home));
         objects::list(&api, Some(&self.selector())).await.map_err(|error| cluster.failed(&error))
     }

@@ -13,9 +13,9 @@ use tracing::warn;
 
 use super::references;
 use crate::{
-    calls::{Hush, within},
-    causes::Causes,
+    calls::{LogThrottle, within},
     claim::Claim,
+    error_chain::ErrorChain,
     event::object::{Object, Uid},
     subscription::resolve::WebhookRef,
 };
@@ -26,7 +26,7 @@ const REFILL: Duration = Duration::from_secs(5);
 /// Buckets that have been full for long are forgotten beyond this many.
 const MAX_BUCKETS: usize = 4096;
 const REQUEST: Duration = Duration::from_secs(10);
-static NOT_PUBLISHED: Hush = Hush::new();
+static NOT_PUBLISHED: LogThrottle = LogThrottle::new();
 /// A note may have 1,024 characters (events.k8s.io/v1).
 const MAX_NOTE: usize = 1000;
 
@@ -119,7 +119,7 @@ pub async fn publish(client: Client, mut notices: mpsc::Receiver<Notice>, claim:
         if let Err(error) = within(REQUEST, recorder.publish(&event, &notice.regarding)).await
             && let Some(more) = NOT_PUBLISHED.admit()
         {
-            warn!(reason = event.reason, namespace, object, more, error = %Causes(&error), "an Event was not published");
+            warn!(reason = event.reason, namespace, object, more, error = %ErrorChain(&error), "an Event was not published");
         }
     }
 }

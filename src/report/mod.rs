@@ -7,8 +7,8 @@ pub mod events;
 mod references;
 pub mod sources;
 pub mod status;
-mod turns;
 pub mod usage;
+mod write_rate_limiter;
 pub mod writer;
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use jiff::Timestamp;
 
 use crate::{
     api::webhook::WebhookStatus,
-    engine::Settled,
+    engine::RecordedOutcome,
     event::{Event, object::Uid},
     subscription::{resolve::WebhookRef, watch::Standing},
 };
@@ -30,7 +30,7 @@ pub enum Note {
     /// A delivery was taken in.
     Enqueued { webhook: Uid, pending: usize },
     /// An attempt was settled, or a delivery was given up without one.
-    Settled { settled: Box<Settled>, at: Timestamp },
+    RecordedOutcome { settled: Box<RecordedOutcome>, at: Timestamp },
     /// The filter failed on an event, which is delivered; `error` in at most 256 characters.
     FilterFailed { webhook: Uid, event: Arc<Event>, error: String },
     /// An event is lost: it could neither wait nor be kept.

@@ -23,8 +23,8 @@ use crate::{
     event::object::Uid,
     source::{
         catalog::SourceRef,
+        custom_source::{Failure, Failures},
         health::{Trouble, WatchHealth},
-        mapped::{Failure, Failures},
     },
 };
 
@@ -66,7 +66,7 @@ pub struct Fault {
     pub message: String,
 }
 
-struct Entry {
+struct SourceStatusEntry {
     source: SourceRef,
     generation: i64,
     state: State,
@@ -79,7 +79,7 @@ struct Entry {
 
 /// Writes statuses until the sender of notes is gone. The claim is asked before each write.
 pub async fn write(client: Client, mut notes: mpsc::UnboundedReceiver<Note>, claim: Claim) {
-    let mut entries: HashMap<Uid, Entry> = HashMap::new();
+    let mut entries: HashMap<Uid, SourceStatusEntry> = HashMap::new();
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -89,7 +89,7 @@ pub async fn write(client: Client, mut notes: mpsc::UnboundedReceiver<Note>, cla
                     let status = entries.remove(&source.uid).map_or(*found, |known| known.status);
                     let in_force = in_force.or_else(|| status.in_force.clone().map(Box::new));
                     let since = Instant::now();
-                    let entry = Entry { source, generation, state, in_force, since, status, written: None };
+                    let entry = SourceStatusEntry { source, generation, state, in_force, since, status, written: None };
                     entries.insert(entry.source.uid, entry);
                 }
                 Some(Note::Removed(uid)) => {
@@ -110,7 +110,7 @@ pub async fn write(client: Client, mut notes: mpsc::UnboundedReceiver<Note>, cla
     }
 }
 
-impl Entry {
+impl SourceStatusEntry {
     /// Brings the status up to date; tells whether it is to be written now.
     fn changes(&mut self, now: Timestamp) -> bool {
         let Some(conditions) = self.conditions(now) else { return false };

@@ -12,15 +12,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
     events::Notice,
-    turns::{Changed, Limits, Turns},
+    write_rate_limiter::{Changed, Limits, WriteRateLimiter},
 };
 use crate::{
     api::webhook::WebhookStatus,
-    engine::Settled,
+    engine::RecordedOutcome,
     event::{Event, object::Uid},
     subscription::{resolve::WebhookRef, watch::Standing},
 };
-use entry::Entry;
+use entry::WebhookStatusEntry;
 
 /// Conditions are what users and pipelines wait for: at a start, and when a Secret that many share comes.
 pub const LIMITS: Limits = Limits {
@@ -42,13 +42,13 @@ pub struct StatusWrite {
 /// The statuses.
 #[derive(Debug)]
 pub struct Statuses {
-    entries: HashMap<Uid, Entry>,
-    turns: Turns,
+    entries: HashMap<Uid, WebhookStatusEntry>,
+    turns: WriteRateLimiter,
 }
 
 impl Default for Statuses {
     fn default() -> Self {
-        Self { entries: HashMap::new(), turns: Turns::new(LIMITS) }
+        Self { entries: HashMap::new(), turns: WriteRateLimiter::new(LIMITS) }
     }
 }
 
@@ -61,7 +61,7 @@ impl Statuses {
         found: Option<Box<WebhookStatus>>,
         at: Timestamp,
     ) -> Vec<Notice> {
-        let entry = self.entries.entry(webhook.uid).or_insert_with(|| Entry::new(webhook, found));
+        let entry = self.entries.entry(webhook.uid).or_insert_with(|| WebhookStatusEntry::new(webhook, found));
         match standing {
             Some(standing) if entry.standing.as_ref() != Some(&standing) => entry.stand(standing, at),
             _ => Vec::new(),
@@ -99,8 +99,8 @@ impl Statuses {
     }
 
     /// Takes in a settled attempt.
-    pub fn settled(&mut self, settled: &Settled, at: Timestamp) -> Vec<Notice> {
-        self.entries.get_mut(&settled.webhook).map(|entry| entry.settle(settled, at)).unwrap_or_default()
+    pub fn record_outcome(&mut self, settled: &RecordedOutcome, at: Timestamp) -> Vec<Notice> {
+        self.entries.get_mut(&settled.webhook).map(|entry| entry.record_outcome(settled, at)).unwrap_or_default()
     }
 
     /// Takes in that the endpoint acknowledged a test: like any other acknowledgment it ends the failures before it.
@@ -121,7 +121,10 @@ impl Statuses {
 
     /// The writes to begin now; each must be answered with [`Self::written`]. With `last`, all in which anything has changed.
     pub fn due(&mut self, now: Instant, last: bool) -> Vec<StatusWrite> {
-        let all = self.entries.values_mut().map(|Entry { turn, webhook, status, .. }| (turn, (&*webhook, &*status)));
+        let all = self
+            .entries
+            .values_mut()
+            .map(|WebhookStatusEntry { turn, webhook, status, .. }| (turn, (&*webhook, &*status)));
         let due = self.turns.due(all, now, last);
         due.map(|(webhook, status)| StatusWrite { webhook: webhook.clone(), status: status.clone() }).collect()
     }
@@ -242,7 +245,7 @@ mod tests {
             let error = (code != 200).then(|| format!("HTTP {code}"));
             let status = Some(http::StatusCode::from_u16(code).unwrap());
             let uid = webhook(1).uid;
-            let settled = Settled {
+            let settled = RecordedOutcome {
                 webhook: uid,
                 delivery: DeliveryId::new(event.id, uid),
                 event: Arc::clone(&event),
@@ -255,7 +258,7 @@ mod tests {
                 dropped: false,
                 pending: 0,
             };
-            let notices = statuses.settled(&settled, at(second));
+            let notices = statuses.record_outcome(&settled, at(second));
             let status = &statuses.entries[&uid].status;
             let healthy = conditions::get(&status.conditions, "Healthy").unwrap();
             (healthy.status.clone(), healthy.reason.clone(), gone_generation(status), notices.len())
@@ -277,7 +280,7 @@ mod tests {
         let uid = webhook(1).uid;
         let event = Arc::new(sample(EventType::TrainingFailed, Uid::from_u128(7), "research", None, at(0)));
         let fail = |statuses: &mut Statuses, second| {
-            let settled = Settled {
+            let settled = RecordedOutcome {
                 webhook: uid,
                 delivery: DeliveryId::new(event.id, uid),
                 event: Arc::clone(&event),
@@ -295,7 +298,7 @@ mod tests {
                 dropped: false,
                 pending: 1,
             };
-            statuses.settled(&settled, at(second));
+            statuses.record_outcome(&settled, at(second));
         };
         let healthy = |statuses: &mut Statuses| {
             let metric = statuses.changed_conditions(uid).map(|(_, conditions)| conditions.to_vec());

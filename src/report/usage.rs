@@ -13,16 +13,16 @@ use tracing::warn;
 
 use super::{
     conditions::{self, whole_seconds},
-    turns::{Changed, Limits, Turn, Turns},
+    write_rate_limiter::{Changed, Limits, Turn, WriteRateLimiter},
     writer::apply,
 };
 use crate::{
     api::{UsageThreshold, usage_threshold::UsageThresholdStatus},
-    causes::Causes,
     claim::Claim,
+    error_chain::ErrorChain,
     event::object::Uid,
     panics::caught,
-    source::usage::{Told, UsageRef},
+    source::usage::{UsageRef, UsageUpdate},
 };
 
 /// Conditions are what users and pipelines wait for, and so is what is reached.
@@ -37,13 +37,13 @@ const BATCH: Duration = Duration::from_millis(100);
 const MAX_BATCH: usize = 4096;
 
 #[derive(Debug)]
-struct Entry {
+struct ThresholdStatusEntry {
     threshold: UsageRef,
     status: UsageThresholdStatus,
     turn: Turn,
 }
 
-impl Entry {
+impl ThresholdStatusEntry {
     /// Takes in what an evaluation came to.
     fn judge(&mut self, generation: i64, at: Timestamp, failure: Option<(&str, &str, bool)>) {
         let (ready, reason, message, stalled) = match failure {
@@ -71,54 +71,59 @@ impl Entry {
 /// The statuses. Pure.
 #[derive(Debug)]
 struct Statuses {
-    entries: HashMap<Uid, Entry>,
-    turns: Turns,
+    entries: HashMap<Uid, ThresholdStatusEntry>,
+    turns: WriteRateLimiter,
 }
 
 impl Default for Statuses {
     fn default() -> Self {
-        Self { entries: HashMap::new(), turns: Turns::new(LIMITS) }
+        Self { entries: HashMap::new(), turns: WriteRateLimiter::new(LIMITS) }
     }
 }
 
 impl Statuses {
-    fn take(&mut self, told: Told) {
+    fn take(&mut self, told: UsageUpdate) {
         let (uid, told) = match told {
-            Told::Found { threshold, found } => {
+            UsageUpdate::Found { threshold, found } => {
                 let entry = self.entries.entry(threshold.uid);
-                entry.or_insert_with(|| Entry { threshold, status: *found, turn: Turn::default() });
+                entry.or_insert_with(|| ThresholdStatusEntry { threshold, status: *found, turn: Turn::default() });
                 return;
             }
-            Told::Gone(uid) => {
+            UsageUpdate::Gone(uid) => {
                 self.entries.remove(&uid);
                 return;
             }
-            Told::Measured { uid, .. } | Told::Failed { uid, .. } | Told::Reached { uid, .. } => (uid, told),
+            UsageUpdate::Measured { uid, .. } | UsageUpdate::Failed { uid, .. } | UsageUpdate::Reached { uid, .. } => {
+                (uid, told)
+            }
         };
         let Some(entry) = self.entries.get_mut(&uid) else { return };
         match told {
-            Told::Measured { generation, facts, .. } => {
+            UsageUpdate::Measured { generation, facts, .. } => {
                 entry.judge(generation, facts.observed_at, None);
                 entry.status.value = Some(facts.value.to_string());
                 entry.status.limit = facts.limit.as_ref().map(ToString::to_string);
                 entry.status.percent = facts.percent().map(|percent| format!("{percent}%"));
                 entry.status.last_evaluation = Some(whole_seconds(facts.observed_at));
             }
-            Told::Failed { generation, failure, at, .. } => {
+            UsageUpdate::Failed { generation, failure, at, .. } => {
                 let reason = failure.reason;
                 entry.judge(generation, at, Some((reason.name(), &failure.message, reason.stalls())));
             }
-            Told::Reached { thresholds, .. } if thresholds != entry.status.reached => {
+            UsageUpdate::Reached { thresholds, .. } if thresholds != entry.status.reached => {
                 entry.status.reached = thresholds;
                 entry.turn.touch(Changed::Conditions);
             }
-            Told::Reached { .. } | Told::Found { .. } | Told::Gone(_) => {}
+            UsageUpdate::Reached { .. } | UsageUpdate::Found { .. } | UsageUpdate::Gone(_) => {}
         }
     }
 
     /// The writes to begin now; each must be answered with [`Self::written`].
     fn due(&mut self, now: Instant) -> Vec<(UsageRef, UsageThresholdStatus)> {
-        let all = self.entries.values_mut().map(|Entry { turn, threshold, status }| (turn, (&*threshold, &*status)));
+        let all = self
+            .entries
+            .values_mut()
+            .map(|ThresholdStatusEntry { turn, threshold, status }| (turn, (&*threshold, &*status)));
         let due = self.turns.due(all, now, false);
         due.map(|(threshold, status)| (threshold.clone(), status.clone())).collect()
     }
@@ -138,7 +143,7 @@ impl Statuses {
 /// Writes statuses until nobody is left who tells anything.
 pub struct UsageWriter {
     pub client: Client,
-    pub told: mpsc::UnboundedReceiver<Told>,
+    pub told: mpsc::UnboundedReceiver<UsageUpdate>,
     /// Asked before each write.
     pub claim: Claim,
 }
@@ -154,7 +159,7 @@ impl UsageWriter {
                 count = self.told.recv_many(&mut batch, MAX_BATCH) => if count == 0 { return },
                 Some(written) = writes.join_next() => match written {
                     Ok((uid, landed)) => statuses.written(uid, landed),
-                    Err(error) => warn!(error = %Causes(&error), "a status write broke off"),
+                    Err(error) => warn!(error = %ErrorChain(&error), "a status write broke off"),
                 },
                 () = sleep(Duration::from_millis(250)), if statuses.is_dirty() => {}
             }
@@ -192,28 +197,31 @@ mod tests {
         Timestamp::from_second(1_700_000_000 + second).unwrap()
     }
 
-    fn found(number: u128, status: UsageThresholdStatus) -> Told {
+    fn found(number: u128, status: UsageThresholdStatus) -> UsageUpdate {
         let threshold = UsageRef { uid: uid(number), namespace: "ns".into(), name: format!("usage-{number}") };
-        Told::Found { threshold, found: Box::new(status) }
+        UsageUpdate::Found { threshold, found: Box::new(status) }
     }
 
-    fn measured(number: u128, value: &str, second: i64) -> Told {
+    fn measured(number: u128, value: &str, second: i64) -> UsageUpdate {
         let facts = UsageFacts {
             value: Amount::quantity(value).unwrap(),
             limit: Some(Amount::quantity("1k").unwrap()),
             observed_at: at(second),
             ..UsageFacts::default()
         };
-        Told::Measured { uid: uid(number), generation: 1, facts: Box::new(facts) }
+        UsageUpdate::Measured { uid: uid(number), generation: 1, facts: Box::new(facts) }
     }
 
-    fn failed(number: u128, reason: Reason, second: i64) -> Told {
+    fn failed(number: u128, reason: Reason, second: i64) -> UsageUpdate {
         let failure = Failure { reason, message: "as the test says".into() };
-        Told::Failed { uid: uid(number), generation: 1, failure, at: at(second) }
+        UsageUpdate::Failed { uid: uid(number), generation: 1, failure, at: at(second) }
     }
 
-    fn reached(number: u128, thresholds: &[&str]) -> Told {
-        Told::Reached { uid: uid(number), thresholds: thresholds.iter().map(|text| (*text).to_owned()).collect() }
+    fn reached(number: u128, thresholds: &[&str]) -> UsageUpdate {
+        UsageUpdate::Reached {
+            uid: uid(number),
+            thresholds: thresholds.iter().map(|text| (*text).to_owned()).collect(),
+        }
     }
 
     fn condition(status: &UsageThresholdStatus, kind: &str) -> (String, String) {
@@ -259,7 +267,7 @@ mod tests {
         assert_eq!(failed_once.reached, ["80%"]);
         statuses.take(failed(1, Reason::PrometheusNotAllowed, 71));
         assert_eq!(condition(&write(&mut statuses, after(1002))[0], "Stalled").1, "PrometheusNotAllowed");
-        statuses.take(Told::Gone(uid(1)));
+        statuses.take(UsageUpdate::Gone(uid(1)));
         statuses.take(measured(1, "1", 72));
         assert!(!statuses.is_dirty());
     }

@@ -26,9 +26,9 @@ use super::{
 };
 use crate::{
     api::{ClusterWebhook, Webhook, webhook_delivery::WebhookKind},
-    calls::{self, Hush, within},
-    causes::{Causes, is_unknown_kind},
+    calls::{self, LogThrottle, within},
     claim::Claim,
+    error_chain::{ErrorChain, is_unknown_kind},
     event::object::Uid,
     panics::caught,
     subscription::resolve::WebhookRef,
@@ -40,7 +40,7 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// Notes are taken in batches this far apart, so that a busy engine does not wake the writer for each.
 const BATCH: Duration = Duration::from_millis(100);
 const MAX_BATCH: usize = 4096;
-static NOT_WRITTEN: Hush = Hush::new();
+static NOT_WRITTEN: LogThrottle = LogThrottle::new();
 /// How long the last writes may take.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -67,7 +67,7 @@ impl Writer {
         loop {
             let more = tokio::select! {
                 count = self.notes.recv_many(&mut batch, MAX_BATCH) => count > 0,
-                Some(written) = writes.join_next() => { settle(&mut statuses, written); true }
+                Some(written) = writes.join_next() => { finish_write(&mut statuses, written); true }
                 () = sleep(Duration::from_millis(250)), if statuses.is_dirty() => true,
             };
             for note in batch.drain(..) {
@@ -84,7 +84,7 @@ impl Writer {
             for _ in 0..2 {
                 self.begin(&mut statuses, &mut writes, true);
                 while let Some(written) = writes.join_next().await {
-                    settle(&mut statuses, written);
+                    finish_write(&mut statuses, written);
                 }
             }
         })
@@ -98,7 +98,7 @@ impl Writer {
                 (uid, statuses.standing(webhook, standing, found, at))
             }
             Note::Enqueued { webhook, pending } => return statuses.pending(webhook, pending),
-            Note::Settled { settled, at } => (settled.webhook, statuses.settled(&settled, at)),
+            Note::RecordedOutcome { settled, at } => (settled.webhook, statuses.record_outcome(&settled, at)),
             Note::TestAcknowledged { webhook, at } => (webhook, statuses.test_acknowledged(webhook, at)),
             Note::Dropped { webhook, pending } => (webhook, statuses.dropped(webhook, pending)),
             Note::DroppedWithWebhook { webhook, dropped } => {
@@ -148,10 +148,10 @@ impl Writer {
     }
 }
 
-fn settle(statuses: &mut Statuses, written: Result<(Uid, bool), tokio::task::JoinError>) {
+fn finish_write(statuses: &mut Statuses, written: Result<(Uid, bool), tokio::task::JoinError>) {
     match written {
         Ok((webhook, landed)) => statuses.written(webhook, landed),
-        Err(error) => warn!(error = %Causes(&error), "a status write broke off"),
+        Err(error) => warn!(error = %ErrorChain(&error), "a status write broke off"),
     }
 }
 
@@ -178,7 +178,7 @@ pub(super) async fn apply<K: Resource<DynamicType = ()>>(
         Err(kube::Error::Api(status)) if status.is_conflict() || is_no_object(&status) => true,
         Err(error) => {
             if let Some(more) = NOT_WRITTEN.admit() {
-                warn!(kind = %K::kind(&()), namespace, name, more, error = %Causes(&error), "status not written; trying again");
+                warn!(kind = %K::kind(&()), namespace, name, more, error = %ErrorChain(&error), "status not written; trying again");
             }
             false
         }

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::mapped::{Mapping, MappingError};
+use super::custom_source::{Mapping, MappingError};
 use crate::{
     api::{WebhookSource, webhook_source::WebhookSourceStatus},
     event::object::Uid,
@@ -24,7 +24,7 @@ pub struct SourceRef {
 }
 
 /// What changed about the sources that users ask for.
-pub enum Change {
+pub enum SourceChange {
     /// One is new, or its spec has changed.
     Applied(Box<Applied>),
     /// One is deleted.
@@ -47,7 +47,7 @@ pub struct Applied {
 /// Hands on all sources that users ask for, until the receiver is gone or a watch has ended. An apiserver that refuses to list
 /// them, since it does not know the kind or grants no right to it, is believed after `patience`: one that has just begun may do
 /// both, and records of sources that are not there are forgotten.
-pub async fn follow(client: Client, changes: mpsc::Sender<Change>, patience: Duration) {
+pub async fn follow(client: Client, changes: mpsc::Sender<SourceChange>, patience: Duration) {
     let mut sources = Objects::<WebhookSource>::watch_all(&client, &Config::default().timeout(30));
     let mut generations: HashMap<Uid, i64> = HashMap::new();
     let mut listed = false;
@@ -55,7 +55,7 @@ pub async fn follow(client: Client, changes: mpsc::Sender<Change>, patience: Dur
     loop {
         let change = tokio::select! {
             change = sources.next() => match change {
-                Some(objects::Change::Seen { uid, object, .. }) => {
+                Some(objects::ObjectChange::Seen { uid, object, .. }) => {
                     let metadata = match &object {
                         Ok(source) => &source.metadata,
                         Err(invalid) => &invalid.metadata,
@@ -65,13 +65,13 @@ pub async fn follow(client: Client, changes: mpsc::Sender<Change>, patience: Dur
                     let news = generations.insert(uid, generation) != Some(generation);
                     news.then(|| applied(uid, object))
                 }
-                Some(objects::Change::Gone(uid)) => {
+                Some(objects::ObjectChange::Gone(uid)) => {
                     generations.remove(&uid);
-                    Some(Change::Removed(uid))
+                    Some(SourceChange::Removed(uid))
                 }
-                Some(objects::Change::Listed) if listed => None,
-                Some(objects::Change::Listed) => Some(Change::Listed),
-                Some(objects::Change::Refused) => {
+                Some(objects::ObjectChange::Listed) if listed => None,
+                Some(objects::ObjectChange::Listed) => Some(SourceChange::Listed),
+                Some(objects::ObjectChange::Refused) => {
                     refused.get_or_insert_with(Instant::now);
                     None
                 }
@@ -79,10 +79,10 @@ pub async fn follow(client: Client, changes: mpsc::Sender<Change>, patience: Dur
             },
             () = sleep_until(refused.unwrap_or_else(Instant::now) + patience), if refused.is_some() && !listed => {
                 info!("WebhookSources cannot be listed; going on as if there were none, until they can");
-                Some(Change::Listed)
+                Some(SourceChange::Listed)
             }
         };
-        listed |= matches!(change, Some(Change::Listed));
+        listed |= matches!(change, Some(SourceChange::Listed));
         if let Some(change) = change
             && changes.send(change).await.is_err()
         {
@@ -92,7 +92,7 @@ pub async fn follow(client: Client, changes: mpsc::Sender<Change>, patience: Dur
 }
 
 /// `Err`: one that this release cannot read, such as one of a newer release.
-fn applied(uid: Uid, object: Result<Box<WebhookSource>, Box<InvalidObject>>) -> Change {
+fn applied(uid: Uid, object: Result<Box<WebhookSource>, Box<InvalidObject>>) -> SourceChange {
     let (metadata, mapping, found): (_, _, Box<WebhookSourceStatus>) = match object {
         Ok(source) => {
             let mapping = Mapping::compile(&source.name_any(), &source.spec).map(Arc::new);
@@ -109,5 +109,5 @@ fn applied(uid: Uid, object: Result<Box<WebhookSource>, Box<InvalidObject>>) -> 
         mapping.ok().map(|mapping| (record.generation, Arc::new(mapping)))
     });
     let generation = metadata.generation.unwrap_or_default();
-    Change::Applied(Box::new(Applied { source: SourceRef { uid, name }, generation, mapping, recorded, found }))
+    SourceChange::Applied(Box::new(Applied { source: SourceRef { uid, name }, generation, mapping, recorded, found }))
 }

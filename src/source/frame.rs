@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::{Malformed, Source, slim};
 use crate::{
-    causes::Causes,
+    error_chain::ErrorChain,
     event::object::{Object, Uid},
 };
 
@@ -189,7 +189,7 @@ fn read<S: Source>(source: &S, json: &str, malformed: &IntCounter, keep_annotati
             malformed.inc();
             let metadata = serde_json::from_str(json).map(|partial: Partial| partial.metadata).unwrap_or_default();
             let slim::SlimMeta { namespace, name, .. } = &metadata;
-            warn!(kind = source.kind(), namespace, name, error = %Causes(&error), "skipping a malformed object");
+            warn!(kind = source.kind(), namespace, name, error = %ErrorChain(&error), "skipping a malformed object");
             Err(Unreadable::of(metadata))
         }
     }

@@ -2,10 +2,10 @@
 //! its facts; the lifecycle decides what that means. Objects are dropped once observed.
 
 pub mod catalog;
+pub mod custom_source;
 pub mod deployment;
 pub(crate) mod frame;
 pub mod health;
-pub mod mapped;
 mod metrics;
 pub mod namespaces;
 #[cfg(test)]

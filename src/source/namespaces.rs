@@ -11,19 +11,19 @@ use tokio::sync::{mpsc, oneshot};
 
 /// The Namespaces that the engine has been told of.
 #[derive(Clone, Debug)]
-pub struct ToldNamespaces {
-    told: Arc<RwLock<Told>>,
+pub struct NamespaceBarrier {
+    told: Arc<RwLock<BarrierState>>,
     ask: mpsc::UnboundedSender<(String, oneshot::Sender<()>)>,
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct BarrierState {
     /// Labels matter, and all Namespaces that existed when they began to have been told of.
     wanted: bool,
     names: HashSet<String>,
 }
 
-impl ToldNamespaces {
+impl NamespaceBarrier {
     /// Nobody asks for labels yet. Names go to `ask`, each with whom to tell once the engine knows what is known of it.
     #[must_use]
     pub fn new(ask: mpsc::UnboundedSender<(String, oneshot::Sender<()>)>) -> Self {
@@ -47,7 +47,7 @@ impl ToldNamespaces {
 
     /// They do not any more.
     pub fn end(&self) {
-        *self.write() = Told::default();
+        *self.write() = BarrierState::default();
     }
 
     /// Whether the engine has been told of this one, or need not be.
@@ -69,7 +69,7 @@ impl ToldNamespaces {
         }
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Told> {
+    fn write(&self) -> RwLockWriteGuard<'_, BarrierState> {
         self.told.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     Source,
-    mapped::{Failures, Mapped, Mapping},
+    custom_source::{CustomSource, Failures, Mapping},
     owners::WatchedKinds,
 };
 use crate::event::{
@@ -46,12 +46,12 @@ fn root(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-fn source(name: &str) -> Mapped {
+fn source(name: &str) -> CustomSource {
     let text = fs::read_to_string(root(&format!("examples/sources/{name}.yaml"))).unwrap();
     let manifest: Value = serde_saphyr::from_str(text.split("\n---\n").next().unwrap()).unwrap();
     let spec = serde_json::from_value(manifest["spec"].clone()).unwrap();
     let failures = Arc::new(Failures::new(IntCounter::new("errors", "of a source").unwrap()));
-    Mapped::new(Arc::new(Mapping::compile(name, &spec).unwrap()), WatchedKinds::default(), failures)
+    CustomSource::new(Arc::new(Mapping::compile(name, &spec).unwrap()), WatchedKinds::default(), failures)
 }
 
 fn observed(name: &str) -> Value {
@@ -134,7 +134,7 @@ fn what_real_controllers_wrote_sends_what_it_means() {
             }
             if step.delete
                 && let Some((record, object)) = story.record.take().zip(story.last.take())
-                && record.would_mind_going()
+                && record.emits_on_delete()
             {
                 let occurrences = record.gone(Gone::Deleted, story.generation);
                 lines.extend(story.tell(&object, occurrences, now));

@@ -34,15 +34,15 @@ use super::{
     Malformed, Source, Whereabouts,
     frame::{self, Line, Lines, LongLine, MAX_LINE, Page, Partial, Status, Unreadable},
     health::{Trouble, WatchHealth},
-    namespaces::ToldNamespaces,
+    namespaces::NamespaceBarrier,
     slim,
 };
 use crate::{
     calls::{pause, within},
-    causes::{Causes, explain, lacks_right},
+    error_chain::{ErrorChain, explain, lacks_right},
     event::{
         object::{Uid, WatchId},
-        observation::{CLOCK_TOLERANCE, Change, Observation, Question},
+        observation::{CLOCK_TOLERANCE, ExistenceCheck, Observation, WatchEvent},
     },
 };
 
@@ -139,7 +139,7 @@ pub struct Watcher<S> {
     /// Whether a filter reads annotations, so that objects are to keep them.
     pub keep_annotations: Arc<AtomicBool>,
     /// The Namespaces that the engine has been told of.
-    pub namespaces: ToldNamespaces,
+    pub namespaces: NamespaceBarrier,
     /// The newest version of the store that was seen; 0 where a restore has put an end to what it means.
     pub newest: AtomicU64,
     /// The source.
@@ -148,7 +148,7 @@ pub struct Watcher<S> {
 
 impl<S: Source> Watcher<S> {
     /// Watches and answers until the engine stops.
-    pub async fn follow(self: Arc<Self>, version: Option<u64>, questions: mpsc::UnboundedReceiver<Question>) {
+    pub async fn follow(self: Arc<Self>, version: Option<u64>, questions: mpsc::UnboundedReceiver<ExistenceCheck>) {
         tokio::select! {
             () = Arc::clone(&self).run(version) => {}
             () = self.answer(questions) => {}
@@ -195,7 +195,7 @@ impl<S: Source> Watcher<S> {
                         ?position,
                         "the store is older than what was seen of it: it was restored from a backup; comparing what is there"
                     );
-                    if self.send(Change::Restored).await.is_err() {
+                    if self.send(WatchEvent::Restored).await.is_err() {
                         return;
                     }
                     self.newest.store(0, Ordering::Relaxed);
@@ -219,7 +219,7 @@ impl<S: Source> Watcher<S> {
                     failures += 1;
                     missing = None;
                     self.interrupted(&error);
-                    warn!(kind = self.source.kind(), namespace = self.namespace.as_deref(), error = %Causes(&error), ?wait, "watch interrupted; trying again");
+                    warn!(kind = self.source.kind(), namespace = self.namespace.as_deref(), error = %ErrorChain(&error), ?wait, "watch interrupted; trying again");
                     sleep(wait).await;
                 }
             }
@@ -248,8 +248,8 @@ impl<S: Source> Watcher<S> {
 
     /// Answers the engine's questions until it stops: one GET at a time, the newest question after each object. What cannot be answered
     /// is asked again after a pause, behind the others; the watch goes on meanwhile.
-    pub async fn answer(self: Arc<Self>, mut questions: mpsc::UnboundedReceiver<Question>) {
-        let mut newest: HashMap<Uid, Question> = HashMap::new();
+    pub async fn answer(self: Arc<Self>, mut questions: mpsc::UnboundedReceiver<ExistenceCheck>) {
+        let mut newest: HashMap<Uid, ExistenceCheck> = HashMap::new();
         let mut turns: VecDeque<Uid> = VecDeque::new();
         let mut failures = 0;
         let mut next = Instant::now();
@@ -277,16 +277,16 @@ impl<S: Source> Watcher<S> {
                         Ok(living) => {
                             failures = 0;
                             self.health.answered();
-                            if self.send(Change::Answer { question, living }).await.is_err() {
+                            if self.send(WatchEvent::Answer { question, living }).await.is_err() {
                                 return;
                             }
                         }
                         Err(error) => {
                             next = Instant::now() + pause(failures);
                             failures += 1;
-                            let Question { namespace, name, .. } = &question;
+                            let ExistenceCheck { namespace, name, .. } = &question;
                             if self.unanswered(&error) {
-                                warn!(kind = self.source.kind(), namespace, name, error = %Causes(&error), "cannot tell whether the object lives; trying again");
+                                warn!(kind = self.source.kind(), namespace, name, error = %ErrorChain(&error), "cannot tell whether the object lives; trying again");
                             }
                             turns.push_back(question.uid);
                             newest.insert(question.uid, question);
@@ -320,7 +320,7 @@ impl<S: Source> Watcher<S> {
             Ok(_) | Err(WatchError::NotFound) => self.health.answered(),
             Err(error) if error.reason() == FORBIDDEN => {
                 if self.unanswered(&error) {
-                    warn!(kind = self.source.kind(), error = %Causes(&error), "objects that leave the selection cannot be asked after");
+                    warn!(kind = self.source.kind(), error = %ErrorChain(&error), "objects that leave the selection cannot be asked after");
                 }
             }
             // The next turn asks again.
@@ -338,7 +338,7 @@ impl<S: Source> Watcher<S> {
         let grant = self.source.grant().filter(|_| reason == FORBIDDEN);
         let message = match grant {
             Some(grant) => format!("the operator may not list and watch this kind; apply\n\n{grant}"),
-            None => Causes(error).to_string(),
+            None => ErrorChain(error).to_string(),
         };
         self.health.interrupted(Trouble { reason, message });
     }
@@ -351,7 +351,7 @@ impl<S: Source> Watcher<S> {
             warn!(kind = self.source.kind(), "{} is not installed; its events begin when it is", self.source.name());
         }
         let at = self.time().await;
-        self.send(Change::NotInstalled(at)).await
+        self.send(WatchEvent::NotInstalled(at)).await
     }
 
     /// The apiserver's time, less [`CLOCK_TOLERANCE`]; `None` where it does not tell.
@@ -360,8 +360,8 @@ impl<S: Source> Watcher<S> {
         within(REQUEST, self.open(request, REQUEST)).await.ok()?.at
     }
 
-    async fn send(&self, change: Change) -> Result<(), WatchError> {
-        if let Change::Seen(object) | Change::Deleted(object) | Change::Left(object) = &change
+    async fn send(&self, change: WatchEvent) -> Result<(), WatchError> {
+        if let WatchEvent::Seen(object) | WatchEvent::Deleted(object) | WatchEvent::Left(object) = &change
             && !self.namespaces.know(&object.namespace)
         {
             self.wait_for_namespace(&object.namespace).await;
@@ -405,14 +405,14 @@ impl<S: Source> Watcher<S> {
                         "the store is older than what was seen of it: it was restored from a backup"
                     );
                     self.newest.store(version, Ordering::Relaxed);
-                    self.send(Change::Restored).await?;
+                    self.send(WatchEvent::Restored).await?;
                 }
-                self.send(Change::ListBegun).await?;
+                self.send(WatchEvent::ListBegun).await?;
             }
             for item in items {
                 match item {
-                    Ok(object) => self.send(Change::Seen(Box::new(object))).await?,
-                    Err(Some(unreadable)) => self.send(Change::Unreadable(unreadable.uid)).await?,
+                    Ok(object) => self.send(WatchEvent::Seen(Box::new(object))).await?,
+                    Err(Some(unreadable)) => self.send(WatchEvent::Unreadable(unreadable.uid)).await?,
                     Err(None) => {}
                 }
             }
@@ -423,9 +423,9 @@ impl<S: Source> Watcher<S> {
             if self.health.set_installed(true) {
                 info!(kind = self.source.kind(), "{} is installed now", self.source.name());
             }
-            self.send(Change::ListEnded(version)).await?;
+            self.send(WatchEvent::ListEnded(version)).await?;
             if let Some(at) = first {
-                self.send(Change::Current(at)).await?;
+                self.send(WatchEvent::Current(at)).await?;
             }
             self.health.sync();
             return Ok(version);
@@ -469,7 +469,7 @@ impl<S: Source> Watcher<S> {
                 *failures = 0;
             }
             if let Some((_, at)) = there.take_if(|(reached, _)| *version >= *reached) {
-                self.send(Change::Current(at)).await?;
+                self.send(WatchEvent::Current(at)).await?;
             }
             match timeout(IDLE, body.frame()).await.map_err(|_| WatchError::Silent(IDLE))? {
                 None => return Ok(()),
@@ -487,30 +487,30 @@ impl<S: Source> Watcher<S> {
         let change = match frame::read_line(&self.source, line, &self.malformed, self.keeps_annotations())? {
             Line::Bookmark(passed) => {
                 *version = passed;
-                Change::Bookmark(passed)
+                WatchEvent::Bookmark(passed)
             }
             Line::Ended(Status { code: 410, .. }) => return Err(WatchError::Expired),
             Line::Ended(Status { code, message, .. }) => return Err(WatchError::Status(code, message)),
             Line::Seen(Ok(object)) => {
                 *version = object.version;
-                Change::Seen(Box::new(object))
+                WatchEvent::Seen(Box::new(object))
             }
             Line::Deleted(Ok(object)) => {
                 *version = object.version;
                 // With a selector, the label may only have gone.
                 if self.source.selector().is_some() {
-                    Change::Left(Box::new(object))
+                    WatchEvent::Left(Box::new(object))
                 } else {
-                    Change::Deleted(Box::new(object))
+                    WatchEvent::Deleted(Box::new(object))
                 }
             }
             Line::Deleted(Err(Some(gone))) => {
                 let Unreadable { uid, version: left, namespace, name } = gone;
                 *version = left;
                 if self.source.selector().is_some() {
-                    Change::LeftUnread(Question { watch: self.id, uid, namespace, name, version: left })
+                    WatchEvent::LeftUnread(ExistenceCheck { watch: self.id, uid, namespace, name, version: left })
                 } else {
-                    Change::Vanished(uid)
+                    WatchEvent::Vanished(uid)
                 }
             }
             Line::Seen(Err(_)) | Line::Deleted(Err(None)) => return Ok(()),
@@ -519,7 +519,7 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Whether the object is still there.
-    async fn lives(&self, question: &Question) -> Result<bool, WatchError> {
+    async fn lives(&self, question: &ExistenceCheck) -> Result<bool, WatchError> {
         match self.find(&question.namespace, &question.name).await {
             Ok(partial) => Ok(Uid::parse(&partial.metadata.uid) == Some(question.uid)),
             Err(WatchError::NotFound) => Ok(false),

@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{
     header::HeaderReference,
     reader::{Objects, Reader},
-    reference::{Kind, Named, Place, Problem, ReferenceError, Role},
+    reference::{Named, Place, Problem, ReferenceError, ReferenceKind, Role},
     resolve::SpecError,
 };
 use crate::api::header::Header;
@@ -30,7 +30,8 @@ impl Credentials {
             let name = header.name.clone();
             HeaderReference::read_as(header, namespace, Role::QueryHeader(name))
         });
-        let secret = |name: &str| Named { kind: Kind::Secret, namespace: namespace.to_owned(), name: name.to_owned() };
+        let secret =
+            |name: &str| Named { kind: ReferenceKind::Secret, namespace: namespace.to_owned(), name: name.to_owned() };
         Ok(Self { headers: headers.collect::<Result<_, _>>()?, basic: basic.map(secret) })
     }
 

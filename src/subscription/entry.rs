@@ -6,9 +6,9 @@ use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use super::{
+    cached_target::CachedTarget,
     filter::FilterInForce,
     index::{Scope, Subscription},
-    kept::Kept,
     owner::owner,
     reader::Reader,
     reference::ReferenceError,
@@ -28,7 +28,7 @@ const LOOK_AGAIN_LATER: Duration = Duration::from_secs(10);
 const LONG_MISSING: Duration = Duration::from_secs(600);
 
 /// A Webhook or `ClusterWebhook` that is looked after.
-pub(super) struct Entry {
+pub(super) struct SubscriptionEntry {
     pub(super) webhook: WebhookRef,
     pub(super) scope: Scope,
     pub(super) generation: i64,
@@ -36,7 +36,7 @@ pub(super) struct Entry {
     /// The filter that events are judged by; `None` where none was ever valid.
     pub(super) in_force: Option<FilterInForce>,
     /// Its target; `None` while it is not at hand.
-    pub(super) kept: Option<Arc<Kept>>,
+    pub(super) kept: Option<Arc<CachedTarget>>,
     pub(super) found: Option<Box<WebhookStatus>>,
     pub(super) missing: Option<Missing>,
     pub(super) reading: bool,
@@ -47,7 +47,7 @@ pub(super) struct Entry {
 /// A target as it was found.
 pub(super) struct Reading {
     references: References,
-    result: Result<Kept, ReferenceError>,
+    result: Result<CachedTarget, ReferenceError>,
 }
 
 /// What a Webhook lacks, and since when.
@@ -58,20 +58,20 @@ pub(super) struct Missing {
     stalled: bool,
 }
 
-impl Entry {
+impl SubscriptionEntry {
     /// What its spec says now. A copy of the same target is kept. `before`: the filter in force until now.
     pub(super) fn new(
         webhook: WebhookRef,
         scope: Scope,
         generation: i64,
         plan: Plan,
-        kept: Option<Arc<Kept>>,
+        kept: Option<Arc<CachedTarget>>,
         before: Option<FilterInForce>,
         reader: &Arc<Reader>,
     ) -> Self {
         let kept = plan.dispatch.as_ref().ok().and_then(|Dispatch { references, .. }| {
             kept.filter(|kept| kept.references() == references)
-                .or_else(|| Kept::given(reader, references).map(Arc::new))
+                .or_else(|| CachedTarget::given(reader, references).map(Arc::new))
         });
         let in_force = match &plan.filter {
             Ok(filter) => Some(FilterInForce { generation, filter: filter.clone() }),
@@ -217,7 +217,7 @@ impl Entry {
     }
 
     /// Something of it was found missing when it was needed. What the spec no longer names is not missed.
-    pub(super) fn lose(&mut self, lost: &Arc<Kept>, error: ReferenceError) {
+    pub(super) fn lose(&mut self, lost: &Arc<CachedTarget>, error: ReferenceError) {
         if self.kept.take_if(|kept| Arc::ptr_eq(kept, lost)).is_some() {
             self.missing.get_or_insert_with(|| Missing::new(error));
         }
@@ -259,7 +259,7 @@ impl Entry {
 impl Reading {
     /// Reads a target. A reading that panics counts as a failed one, so that it is made again.
     pub(super) async fn make(reader: &Arc<Reader>, references: References) -> Self {
-        let reading = caught(Kept::read(Arc::clone(reader), references.clone())).await;
+        let reading = caught(CachedTarget::read(Arc::clone(reader), references.clone())).await;
         let result = reading.unwrap_or_else(|| Err(references.broken()));
         Self { references, result }
     }

@@ -1,11 +1,11 @@
 //! Webhooks and `ClusterWebhooks` in, [`index::Subscription`]s for the engine and [`resolve::Resolved`] ones for their attempts out.
 
+pub mod cached_target;
 pub mod credentials;
 mod entry;
 pub mod filter;
 pub mod header;
 pub mod index;
-pub mod kept;
 pub mod namespaces;
 pub mod owner;
 pub mod reader;

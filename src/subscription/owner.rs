@@ -52,7 +52,7 @@ mod tests {
     use super::*;
     use crate::{
         event::object::Uid,
-        subscription::reference::{Kind, Named},
+        subscription::reference::{Named, ReferenceKind},
     };
 
     #[test]
@@ -65,7 +65,7 @@ mod tests {
         };
         let url = |text: &str| UrlReference::Given(text.parse().unwrap());
         let secret = |name: &str| {
-            let object = Named { kind: Kind::Secret, namespace: "research".into(), name: name.into() };
+            let object = Named { kind: ReferenceKind::Secret, namespace: "research".into(), name: name.into() };
             UrlReference::Secret(Place { object, key: "url".into() })
         };
         let first = owner(&webhook(1), &url("https://ci.example.com/a"));

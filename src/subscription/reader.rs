@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client};
 use secrecy::{ExposeSecret, SecretSlice};
 
-use super::reference::{Kind, Named, Place, Problem, ReferenceError, Role};
-use crate::{api::reference::SEND_IN_CLEAR, calls::within, causes::Causes, transport::tls::Materials};
+use super::reference::{Named, Place, Problem, ReferenceError, ReferenceKind, Role};
+use crate::{api::reference::SEND_IN_CLEAR, calls::within, error_chain::ErrorChain, transport::tls::Materials};
 
 /// The limit on one reading; an attempt waits for it, and as a rule has a copy to go on with.
 const REQUEST: Duration = Duration::from_secs(5);
@@ -47,11 +47,11 @@ impl Reader {
     async fn data(&self, Named { kind, namespace, name }: &Named) -> Result<Data, Problem> {
         let client = self.client.clone();
         let found = match kind {
-            Kind::Secret => {
+            ReferenceKind::Secret => {
                 let found = within(REQUEST, Api::<Secret>::namespaced(client, namespace).get_opt(name)).await;
                 found.map(|found| found.map(Data::from))
             }
-            Kind::ConfigMap => {
+            ReferenceKind::ConfigMap => {
                 let found = within(REQUEST, Api::<ConfigMap>::namespaced(client, namespace).get_opt(name)).await;
                 found.map(|found| found.map(Data::from))
             }
@@ -62,7 +62,7 @@ impl Reader {
             Err(kube::Error::Api(status)) if status.code == 403 => Err(Problem::Forbidden),
             // Its text quotes what it read.
             Err(kube::Error::SerdeError(_)) => Err(Problem::Unavailable("the apiserver's answer is none".into())),
-            Err(error) => Err(Problem::Unavailable(Causes(&error).to_string())),
+            Err(error) => Err(Problem::Unavailable(ErrorChain(&error).to_string())),
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::api::reference::{SEND_IN_CLEAR, ValueSource};
 
 /// The kinds of object that hold what is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub enum ReferenceKind {
     Secret,
     ConfigMap,
 }
@@ -15,7 +15,7 @@ pub enum Kind {
 /// An object that is named.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Named {
-    pub kind: Kind,
+    pub kind: ReferenceKind,
     pub namespace: String,
     pub name: String,
 }
@@ -30,7 +30,7 @@ pub struct Place {
 impl Place {
     /// The key that this names in a namespace.
     pub(super) fn of(ValueSource { secret_key_ref: of }: &ValueSource, namespace: &str) -> Self {
-        let object = Named { kind: Kind::Secret, namespace: namespace.to_owned(), name: of.name.clone() };
+        let object = Named { kind: ReferenceKind::Secret, namespace: namespace.to_owned(), name: of.name.clone() };
         Self { object, key: of.key.clone() }
     }
 }
@@ -79,7 +79,7 @@ pub struct ReferenceError {
     pub(super) problem: Problem,
 }
 
-impl Kind {
+impl ReferenceKind {
     const fn name(self) -> &'static str {
         match self {
             Self::Secret => "Secret",

@@ -6,11 +6,11 @@ use std::{fmt, sync::Arc, time::Duration};
 use kube::core::Selector;
 
 use super::{
+    cached_target::CachedTarget,
     filter::Filter,
     header::HeaderReference,
     index::{Scope, Subscription},
-    kept::Kept,
-    reference::{Kind, Named, Place},
+    reference::{Named, Place, ReferenceKind},
     secret::{Encoding, KeyReference},
     target::References,
     tls::TlsReference,
@@ -62,7 +62,7 @@ impl fmt::Display for WebhookRef {
 /// A Webhook with all that an attempt needs; it cannot be had without what it names.
 pub struct Resolved {
     /// Where to send, and with what.
-    pub target: Arc<Kept>,
+    pub target: Arc<CachedTarget>,
     /// The limit on one attempt.
     pub timeout: Duration,
     /// How events are written.
@@ -226,7 +226,7 @@ impl Plan {
 
 fn key(spec: &WebhookSpec, namespace: &str) -> Option<KeyReference> {
     let secret = spec.secret_ref.as_ref()?;
-    let object = Named { kind: Kind::Secret, namespace: namespace.to_owned(), name: secret.name.clone() };
+    let object = Named { kind: ReferenceKind::Secret, namespace: namespace.to_owned(), name: secret.name.clone() };
     let encoding = match spec.format {
         webhook::Format::StandardWebhooks => Encoding::Whsec,
         webhook::Format::LLMTune | webhook::Format::CloudEvents => Encoding::Raw,

@@ -100,7 +100,7 @@ fn note(group: &Group, member: &Member, place: &Place) -> Option<String> {
 mod tests {
     use super::*;
     use crate::subscription::{
-        reference::{Kind, Named},
+        reference::{Named, ReferenceKind},
         secret::Encoding,
     };
 
@@ -110,7 +110,7 @@ mod tests {
     }
 
     fn key_in(namespace: &str, secret: &str, key: &str) -> KeyReference {
-        let object = Named { kind: Kind::Secret, namespace: namespace.into(), name: secret.into() };
+        let object = Named { kind: ReferenceKind::Secret, namespace: namespace.into(), name: secret.into() };
         let place = Place { object, key: key.into() };
         KeyReference { place, previous: "previous".into(), encoding: Encoding::Raw }
     }

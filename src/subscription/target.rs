@@ -13,7 +13,7 @@ use super::{
     url::UrlReference,
 };
 use crate::{
-    delivery::{failure::Discretion, target::Target},
+    delivery::{failure::Redaction, target::Target},
     transport::tls::Materials,
 };
 
@@ -73,13 +73,13 @@ impl References {
         Ok(Target { tenant: Arc::clone(&self.namespace), url, headers, keys, tls, discretion: self.discretion() })
     }
 
-    fn discretion(&self) -> Discretion {
+    fn discretion(&self) -> Redaction {
         if self.url.place().is_some() {
-            Discretion::Url
+            Redaction::Url
         } else if self.headers.iter().any(|header| header.place().is_some()) {
-            Discretion::Headers
+            Redaction::Headers
         } else {
-            Discretion::None
+            Redaction::None
         }
     }
 }

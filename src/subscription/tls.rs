@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use super::{
     reader::Objects,
-    reference::{Kind, Named, Place, Problem, ReferenceError, Role},
+    reference::{Named, Place, Problem, ReferenceError, ReferenceKind, Role},
 };
 use crate::{
     api::reference::{BundleKind, Tls},
-    transport::tls::{Material, Materials, Unusable},
+    transport::tls::{Materials, TlsConfig, Unusable},
 };
 
 /// Why the user is warned of a bundle that is used but for a part of it.
@@ -28,13 +28,13 @@ impl TlsReference {
         let named = |kind, name: &str| Named { kind, namespace: namespace.to_owned(), name: name.to_owned() };
         let bundle = spec.ca_bundle_ref.as_ref().map(|bundle| {
             let kind = match bundle.kind {
-                BundleKind::ConfigMap => Kind::ConfigMap,
-                BundleKind::Secret => Kind::Secret,
+                BundleKind::ConfigMap => ReferenceKind::ConfigMap,
+                BundleKind::Secret => ReferenceKind::Secret,
             };
             Place { object: named(kind, &bundle.name), key: bundle.key.clone() }
         });
         let certificate = spec.client_certificate_ref.as_ref();
-        let certificate = certificate.map(|certificate| named(Kind::Secret, &certificate.name));
+        let certificate = certificate.map(|certificate| named(ReferenceKind::Secret, &certificate.name));
         (bundle.is_some() || certificate.is_some()).then_some(Self { bundle, certificate })
     }
 
@@ -55,7 +55,7 @@ impl TlsReference {
     }
 
     /// The configuration, which those who name the same share.
-    pub(super) fn find(&self, objects: &Objects, materials: &Materials) -> Result<Arc<Material>, ReferenceError> {
+    pub(super) fn find(&self, objects: &Objects, materials: &Materials) -> Result<Arc<TlsConfig>, ReferenceError> {
         let bundle = self.bundle.as_ref().map(|place| objects.bytes(&Role::CaBundle, place)).transpose()?;
         let mut identity = None;
         if let Some(object) = &self.certificate {

@@ -23,10 +23,10 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    entry::{Entry, Missing, Reading},
+    cached_target::CachedTarget,
+    entry::{Missing, Reading, SubscriptionEntry},
     filter,
     index::{Scope, Subscription},
-    kept::Kept,
     reader::Reader,
     reference::ReferenceError,
     resolve::{Plan, Resolved, WebhookRef},
@@ -49,7 +49,7 @@ use namespaces::{Asked, Namespaces};
 const CONCURRENT_READS: usize = 16;
 
 /// What changed about a Webhook.
-pub enum Change {
+pub enum WebhookChange {
     /// It is new, or its spec or its Secret has changed.
     Updated(Box<Update>),
     /// It is deleted.
@@ -57,7 +57,7 @@ pub enum Change {
     /// All Webhooks that existed at the start have been handed on.
     Listed,
     /// What is learned of Namespaces, while a `ClusterWebhook` selects by them.
-    Namespace(namespaces::Change),
+    Namespace(namespaces::NamespaceChange),
 }
 
 /// A Webhook as it stands.
@@ -111,7 +111,7 @@ pub enum Readiness {
 }
 
 /// A Webhook of whose target something was found missing when it was needed.
-pub type Lost = (Uid, Arc<Kept>, ReferenceError);
+pub type Lost = (Uid, Arc<CachedTarget>, ReferenceError);
 
 /// How to look after Webhooks.
 pub struct Settings {
@@ -127,8 +127,8 @@ pub struct Settings {
 /// Looks after the Webhooks of some namespaces, or of all with the `ClusterWebhooks`.
 pub struct Controller {
     client: Client,
-    changes: mpsc::Sender<Change>,
-    entries: HashMap<Uid, Entry>,
+    changes: mpsc::Sender<WebhookChange>,
+    entries: HashMap<Uid, SubscriptionEntry>,
     /// Those that this release cannot read, with what they were last seen to subscribe to.
     unreadable: HashMap<Uid, Option<Subscription>>,
     sharing: Sharing,
@@ -143,7 +143,7 @@ pub struct Controller {
 impl Controller {
     /// A controller that hands changes on over `changes`.
     #[must_use]
-    pub fn new(client: Client, changes: mpsc::Sender<Change>, settings: Settings) -> Self {
+    pub fn new(client: Client, changes: mpsc::Sender<WebhookChange>, settings: Settings) -> Self {
         Self {
             changes,
             entries: HashMap::new(),
@@ -179,7 +179,7 @@ impl Controller {
             let resigned = self.listing.resigned_at(self.settings.patience);
             let alive = tokio::select! {
                 change = webhooks.next() => match change {
-                    Some(objects::Change::Listed) => {
+                    Some(objects::ObjectChange::Listed) => {
                         self.listing.webhooks = Some(Instant::now());
                         true
                     }
@@ -187,11 +187,11 @@ impl Controller {
                     None => false,
                 },
                 change = next_of(&mut cluster_webhooks) => match change {
-                    Some(objects::Change::Listed) => {
+                    Some(objects::ObjectChange::Listed) => {
                         self.listing.cluster_webhooks = true;
                         true
                     }
-                    Some(objects::Change::Refused) => {
+                    Some(objects::ObjectChange::Refused) => {
                         self.listing.refused.get_or_insert_with(Instant::now);
                         true
                     }
@@ -231,32 +231,32 @@ impl Controller {
         if *told || webhooks.is_none() || !cluster_webhooks {
             return true;
         }
-        if !self.namespaces.are_listed() && self.entries.values().any(Entry::selects_namespaces) {
+        if !self.namespaces.are_listed() && self.entries.values().any(SubscriptionEntry::selects_namespaces) {
             return true;
         }
         self.listing.told = true;
         info!(webhooks = self.entries.len(), unreadable = self.unreadable.len(), "all Webhooks are listed");
-        self.changes.send(Change::Listed).await.is_ok()
+        self.changes.send(WebhookChange::Listed).await.is_ok()
     }
 
-    async fn changed<K: Subscribes>(&mut self, change: objects::Change<K>) -> bool {
+    async fn changed<K: Subscribes>(&mut self, change: objects::ObjectChange<K>) -> bool {
         match change {
-            objects::Change::Seen { uid, object: Ok(object), .. } => {
+            objects::ObjectChange::Seen { uid, object: Ok(object), .. } => {
                 let declared = object.declared();
                 match self.reference(K::KIND, uid, &declared.metadata) {
                     Some(webhook) => self.applied(webhook, declared).await,
                     None => true,
                 }
             }
-            objects::Change::Seen { uid, object: Err(invalid), .. } => {
+            objects::ObjectChange::Seen { uid, object: Err(invalid), .. } => {
                 match self.reference(K::KIND, uid, &invalid.metadata) {
                     Some(webhook) => self.skipped(webhook, *invalid).await,
                     None => true,
                 }
             }
-            objects::Change::Gone(uid) => self.deleted(K::KIND, uid).await,
+            objects::ObjectChange::Gone(uid) => self.deleted(K::KIND, uid).await,
             // The log says so, and it is asked again.
-            objects::Change::Listed | objects::Change::Refused => true,
+            objects::ObjectChange::Listed | objects::ObjectChange::Refused => true,
         }
     }
 
@@ -300,7 +300,7 @@ impl Controller {
             return true;
         }
         let entry = self.entries.remove(&uid);
-        let known = entry.as_ref().map(Entry::subscription);
+        let known = entry.as_ref().map(SubscriptionEntry::subscription);
         let known = known.or_else(|| self.unreadable.remove(&uid).flatten());
         let known = known.map(|known| Subscription { generation, held: true, ..known });
         let consequence = if known.is_some() { "new events wait too" } else { "new events pass it by" };
@@ -313,22 +313,28 @@ impl Controller {
         self.unreadable.insert(uid, known.clone());
         let subscription = known.unwrap_or_else(|| Subscription::inert(&webhook, generation));
         let update = Update { webhook, subscription, resolved: None, standing: None, found: None, owner: None };
-        self.changes.send(Change::Updated(Box::new(update))).await.is_ok()
+        self.changes.send(WebhookChange::Updated(Box::new(update))).await.is_ok()
             && self.unshare(entry).await
             && self.follow_namespaces(kind).await
     }
 
-    async fn enter(&mut self, webhook: WebhookRef, declared: Declared, generation: i64, known: Option<Entry>) -> bool {
+    async fn enter(
+        &mut self,
+        webhook: WebhookRef,
+        declared: Declared,
+        generation: i64,
+        known: Option<SubscriptionEntry>,
+    ) -> bool {
         let Declared { scope, spec, status, .. } = declared;
         let plan = Plan::read(&spec, &webhook.home, self.settings.require_https);
-        let (kept, found, in_force) = if let Some(Entry { kept, found, in_force, .. }) = known {
+        let (kept, found, in_force) = if let Some(SubscriptionEntry { kept, found, in_force, .. }) = known {
             (kept, found, in_force)
         } else {
             let in_force = status.in_force.as_ref().and_then(filter::FilterInForce::recorded);
             (None, Some(Box::new(status)), in_force)
         };
         let (kind, uid) = (webhook.kind, webhook.uid);
-        let mut entry = Entry::new(webhook, scope, generation, plan, kept, in_force, &self.reader);
+        let mut entry = SubscriptionEntry::new(webhook, scope, generation, plan, kept, in_force, &self.reader);
         let key = entry.references().and_then(|references| references.key.as_ref());
         let told = self.sharing.names(&entry.webhook, key);
         entry.found = found;
@@ -341,14 +347,14 @@ impl Controller {
         let entry = self.entries.remove(&uid);
         let known = entry.is_some() | self.unreadable.remove(&uid).is_some();
         !known
-            || (self.changes.send(Change::Removed(uid)).await.is_ok()
+            || (self.changes.send(WebhookChange::Removed(uid)).await.is_ok()
                 && self.unshare(entry).await
                 && self.follow_namespaces(kind).await)
     }
 
     /// A Webhook is looked after no more: those that shared its key are told.
-    async fn unshare(&mut self, entry: Option<Entry>) -> bool {
-        let Some(Entry { webhook, .. }) = entry else { return true };
+    async fn unshare(&mut self, entry: Option<SubscriptionEntry>) -> bool {
+        let Some(SubscriptionEntry { webhook, .. }) = entry else { return true };
         let told = self.sharing.goes(&webhook);
         self.publish_others(told, webhook.uid).await
     }
@@ -359,29 +365,29 @@ impl Controller {
             return true;
         }
         let mut unreadable = self.unreadable.values().flatten();
-        let wanted = self.entries.values().any(Entry::selects_namespaces)
+        let wanted = self.entries.values().any(SubscriptionEntry::selects_namespaces)
             || unreadable.any(|known| matches!(&known.scope, Scope::Cluster(selector) if !selector.selects_all()));
         let ceased = self.namespaces.follow(wanted);
-        !ceased || self.changes.send(Change::Namespace(namespaces::Change::Ended)).await.is_ok()
+        !ceased || self.changes.send(WebhookChange::Namespace(namespaces::NamespaceChange::Ended)).await.is_ok()
     }
 
     /// Hands on what is learned of Namespaces, and the subscriptions that waited for it.
-    async fn namespace(&mut self, change: namespaces::Change) -> bool {
+    async fn namespace(&mut self, change: namespaces::NamespaceChange) -> bool {
         let select: Vec<Uid> = match change {
-            namespaces::Change::Listed | namespaces::Change::Refused => {
+            namespaces::NamespaceChange::Listed | namespaces::NamespaceChange::Refused => {
                 let select = self.entries.iter().filter(|(_, entry)| entry.selects_namespaces());
                 select.map(|(uid, _)| *uid).collect()
             }
             _ => Vec::new(),
         };
-        let refused = matches!(change, namespaces::Change::Refused);
-        if self.changes.send(Change::Namespace(change)).await.is_err() {
+        let refused = matches!(change, namespaces::NamespaceChange::Refused);
+        if self.changes.send(WebhookChange::Namespace(change)).await.is_err() {
             return false;
         }
         for uid in select {
-            let update = self.entries.get_mut(&uid).filter(|_| refused).and_then(Entry::without_namespaces);
+            let update = self.entries.get_mut(&uid).filter(|_| refused).and_then(SubscriptionEntry::without_namespaces);
             let alive = match update {
-                Some(update) => self.changes.send(Change::Updated(Box::new(update))).await.is_ok(),
+                Some(update) => self.changes.send(WebhookChange::Updated(Box::new(update))).await.is_ok(),
                 None => self.publish(uid).await,
             };
             if !alive {
@@ -392,7 +398,7 @@ impl Controller {
     }
 
     /// Something was missing when it was needed. Handing the Webhook on anew releases what waits for it.
-    async fn lost(&mut self, uid: Uid, target: &Arc<Kept>, error: ReferenceError) -> bool {
+    async fn lost(&mut self, uid: Uid, target: &Arc<CachedTarget>, error: ReferenceError) -> bool {
         let Some(entry) = self.entries.get_mut(&uid) else { return true };
         entry.lose(target, error);
         self.publish(uid).await
@@ -468,7 +474,7 @@ impl Controller {
         let entry = self.entries.get_mut(&uid).filter(|entry| listed || !entry.selects_namespaces());
         let Some(entry) = entry else { return true };
         let update = entry.update(self.sharing.note(&entry.webhook));
-        self.changes.send(Change::Updated(Box::new(update))).await.is_ok()
+        self.changes.send(WebhookChange::Updated(Box::new(update))).await.is_ok()
     }
 
     /// Hands those of these Webhooks on that are others than this one.
@@ -483,7 +489,7 @@ impl Controller {
 }
 
 /// The next change; never, where they are not served.
-async fn next_of(objects: &mut Option<Objects<ClusterWebhook>>) -> Option<objects::Change<ClusterWebhook>> {
+async fn next_of(objects: &mut Option<Objects<ClusterWebhook>>) -> Option<objects::ObjectChange<ClusterWebhook>> {
     match objects {
         Some(objects) => objects.next().await,
         None => pending().await,

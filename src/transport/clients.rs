@@ -25,7 +25,7 @@ use super::{
     connector::Network,
     pool::Shares,
     resolver::Resolve,
-    tls::{Either, Material, Named},
+    tls::{Either, Named, TlsConfig},
 };
 
 /// The client of one TLS configuration, made when it is first needed.
@@ -84,7 +84,7 @@ impl Clients {
         &self,
         tenant: &Arc<str>,
         url: &Url,
-        tls: Option<&Material>,
+        tls: Option<&TlsConfig>,
         headers: HeaderMap,
         body: Bytes,
         limit: Duration,
@@ -94,7 +94,7 @@ impl Clients {
     }
 
     /// The client for a url, and the url as it takes it. An address in the url is checked here already, before anything is made for it.
-    pub fn client(&self, url: &Url, tls: Option<&Material>) -> Result<(Client, Uri), ClientError> {
+    pub fn client(&self, url: &Url, tls: Option<&TlsConfig>) -> Result<(Client, Uri), ClientError> {
         let uri: Uri = url.as_str().parse().map_err(|_| SendError::Url)?;
         self.network.check(&uri)?;
         let pool = tls.map_or(&self.pool, |tls| &tls.pool);
@@ -109,7 +109,7 @@ impl Clients {
 }
 
 impl Trust {
-    fn config(&self, own: Option<&Material>) -> Result<ClientConfig, rustls::Error> {
+    fn config(&self, own: Option<&TlsConfig>) -> Result<ClientConfig, rustls::Error> {
         let rest = Arc::clone(&self.verifier);
         let verifier = match own.and_then(|own| own.bundle.clone()) {
             Some(bundle) => Arc::new(Either { bundle, rest }),

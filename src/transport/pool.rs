@@ -37,11 +37,11 @@ pub(super) struct Pool(Arc<Inner>);
 
 struct Inner {
     shares: Arc<Shares>,
-    kept: Mutex<Kept>,
+    kept: Mutex<PooledConnections>,
 }
 
 #[derive(Default)]
-struct Kept {
+struct PooledConnections {
     origins: HashMap<Key, Origin>,
     sweeping: bool,
 }
@@ -109,7 +109,7 @@ impl Pool {
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, PooledConnections> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -139,14 +139,14 @@ pub enum Unusable {
 }
 
 /// A TLS configuration, and the clients that have it.
-pub struct Material {
+pub struct TlsConfig {
     pub(super) bundle: Option<Arc<Named>>,
     pub(super) identity: Option<Arc<CertifiedKey>>,
     pub(super) pool: Pool,
     warning: Option<String>,
 }
 
-impl Material {
+impl TlsConfig {
     /// What of the bundle is left out, and what to do about it.
     #[must_use]
     pub fn warning(&self) -> Option<&str> {
@@ -157,12 +157,12 @@ impl Material {
 /// All configurations that are in use, by a hash of what they are made from.
 #[derive(Default)]
 pub struct Materials {
-    known: Mutex<HashMap<[u8; 32], Weak<Material>>>,
+    known: Mutex<HashMap<[u8; 32], Weak<TlsConfig>>>,
 }
 
 impl Materials {
     /// The configuration of a PEM bundle, and of a PEM chain with its key.
-    pub fn get(&self, bundle: Option<&[u8]>, identity: Option<(&[u8], &[u8])>) -> Result<Arc<Material>, Unusable> {
+    pub fn get(&self, bundle: Option<&[u8]>, identity: Option<(&[u8], &[u8])>) -> Result<Arc<TlsConfig>, Unusable> {
         let digest = digest([bundle, identity.map(|(chain, _)| chain), identity.map(|(_, key)| key)]);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(material) = known.get(&digest).and_then(Weak::upgrade) {
@@ -171,7 +171,7 @@ impl Materials {
         let bundle = bundle.map(trust).transpose().map_err(Unusable::Bundle)?;
         let (bundle, warning) = bundle.unzip();
         let identity = identity.map(|(chain, key)| prove(chain, key)).transpose().map_err(Unusable::Certificate)?;
-        let material = Arc::new(Material { bundle, identity, pool: Pool::default(), warning: warning.flatten() });
+        let material = Arc::new(TlsConfig { bundle, identity, pool: Pool::default(), warning: warning.flatten() });
         known.retain(|_, material| material.strong_count() > 0);
         known.insert(digest, Arc::downgrade(&material));
         Ok(material)

@@ -20,7 +20,7 @@ mod filters;
 mod formats;
 mod gitops;
 mod guide;
-mod hostile;
+mod hostile_endpoints;
 mod installation;
 mod logs;
 mod operation;

@@ -14,7 +14,7 @@ use llmtune_webhooks::{
         lifecycle::{Lifecycle, usage::UsageRecord},
         object::{Facts, Object, Uid},
     },
-    ledger::{journal::Memory, record::Record},
+    ledger::{journal::RecoveredState, record::Record},
 };
 use serde_json::Value;
 
@@ -77,7 +77,7 @@ pub struct Crossings {
 
 impl Crossings {
     /// A leader takes up what the ledger remembers. Tells the deliveries that it must make.
-    pub fn leads(&mut self, leader: u64, memory: Option<&Memory>) -> Result<Vec<(Uid, EventId)>, Broken> {
+    pub fn leads(&mut self, leader: u64, memory: Option<&RecoveredState>) -> Result<Vec<(Uid, EventId)>, Broken> {
         self.leader = leader;
         let restored = std::mem::take(&mut self.restored);
         let watch =
@@ -231,7 +231,7 @@ impl Crossings {
     }
 
     /// It has landed. Tells the deliveries that must be made from now on.
-    pub fn landed(&mut self, leader: u64, marks: Vec<(Uid, usize)>) -> Vec<(Uid, EventId)> {
+    pub fn flush_committed(&mut self, leader: u64, marks: Vec<(Uid, usize)>) -> Vec<(Uid, EventId)> {
         let mut owed = Vec::new();
         for (uid, at) in marks.into_iter().filter(|_| leader == self.leader && !self.restored) {
             if let Some(steps) = self.trails.get_mut(&uid) {

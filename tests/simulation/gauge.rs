@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use llmtune_webhooks::event::{
     amount::{Amount, Level},
     object::{Facts, Object, Uid, UsageFacts, WatchId},
-    observation::Change,
+    observation::WatchEvent,
 };
 
 use crate::{
@@ -127,10 +127,10 @@ impl Meter {
         let change = if !self.begun {
             self.begun = true;
             self.known = env.store.gauges.keys().copied().collect();
-            Change::Only(self.known.iter().copied().collect())
+            WatchEvent::Only(self.known.iter().copied().collect())
         } else if let Some(gone) = self.known.iter().find(|uid| !env.store.gauges.contains_key(uid)).copied() {
             self.known.remove(&gone);
-            Change::Gone(gone)
+            WatchEvent::Gone(gone)
         } else if env.store.gauges.is_empty() {
             return;
         } else {
@@ -139,7 +139,7 @@ impl Meter {
             self.known.insert(gauge.uid);
             let since = self.measured.get(&gauge.uid).filter(|(known, ..)| known == gauge).map(|(_, since, _)| *since);
             self.measured.insert(gauge.uid, (gauge.clone(), since.unwrap_or(now), now));
-            Change::Measured(Box::new(gauge.object(now)))
+            WatchEvent::Measured(Box::new(gauge.object(now)))
         };
         queue.push_back(Item { watch: self.id, kind: USAGE, change, as_of: 0, outdated: false });
     }

@@ -15,7 +15,7 @@ use llmtune_webhooks::{
         lifecycle::{Gone, Lifecycle},
         object::{Facts, TrainingStage, Uid},
     },
-    ledger::journal::{Memory, Segment},
+    ledger::journal::{RecoveredState, Segment},
     subscription::index::Subscription,
 };
 
@@ -127,7 +127,7 @@ pub struct Oracle {
 }
 
 /// What somebody who sees an object's history tells of it.
-struct Told {
+struct ObjectEvents {
     event: EventType,
     id: EventId,
     /// The version at which it shows.
@@ -218,7 +218,7 @@ impl Oracle {
     }
 
     /// A new leader begins its work with what it remembers.
-    pub fn leads(&mut self, epoch: u64, term: u64, leader: u64, memory: Option<&Memory>) {
+    pub fn leads(&mut self, epoch: u64, term: u64, leader: u64, memory: Option<&RecoveredState>) {
         self.was_led = true;
         self.terms.insert(epoch, (term, leader));
         let owed = self.crossings.leads(leader, memory);
@@ -252,7 +252,7 @@ impl Oracle {
     }
 
     /// What a ledger remembers must not be older than what was flushed.
-    pub fn recovered(&mut self, epoch: u64, memory: &Memory) {
+    pub fn recovered(&mut self, epoch: u64, memory: &RecoveredState) {
         if epoch > self.ledger {
             self.begins(epoch);
         }
@@ -271,7 +271,7 @@ impl Oracle {
     }
 
     /// A flush of this leader has landed whole.
-    pub fn landed(&mut self, epoch: u64, leader: u64, held: Held) {
+    pub fn flush_committed(&mut self, epoch: u64, leader: u64, held: Held) {
         self.recorded.extend(held.told);
         // Who learns late that it landed, and leads no more, wrote nothing that the new leader had not read.
         let leads = self.terms.get(&epoch).is_none_or(|(_, newest)| *newest == leader);
@@ -288,7 +288,7 @@ impl Oracle {
         }
         if !self.outlived.contains(&leader) {
             self.owed.extend(held.owed);
-            self.owed.extend(self.crossings.landed(leader, held.marks));
+            self.owed.extend(self.crossings.flush_committed(leader, held.marks));
         }
         let mut landed: [Option<Flushed>; KINDS.len()] = Default::default();
         for watch in held.watches {
@@ -625,7 +625,7 @@ fn is_news(life: &Life, state: &State, event: EventType, seen: Seen) -> bool {
 
 /// How an object shows itself.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Sight {
+enum Appearance {
     /// In the log, as of this state.
     State(usize),
     Deleted,
@@ -639,17 +639,18 @@ fn tell(
     gaps: &[&Gap],
     seen_as_new: &HashSet<(Uid, u64)>,
     found_gone: &HashSet<(Uid, u64)>,
-) -> Vec<Told> {
+) -> Vec<ObjectEvents> {
     let deleted = life.deleted.map_or(u64::MAX, |(at, _)| at);
     let changes = || {
-        let states = life.states.iter().enumerate().map(|(at, state)| (state.version, Sight::State(at), state.tick));
-        states.chain(life.deleted.map(|(at, tick)| (at, Sight::Deleted, tick)))
+        let states =
+            life.states.iter().enumerate().map(|(at, state)| (state.version, Appearance::State(at), state.tick));
+        states.chain(life.deleted.map(|(at, tick)| (at, Appearance::Deleted, tick)))
     };
     let is_hidden = |version| gaps.iter().any(|gap| gap.from < version && version <= gap.to);
     let visible = changes().filter(|(version, ..)| *version > baseline && !is_hidden(*version));
-    let lists = gaps.iter().filter(|gap| gap.to > baseline).map(|gap| (gap.to, Sight::Listed(gap.silent)));
-    let mut sights: Vec<(u64, Sight)> = visible.map(|(version, sight, _)| (version, sight)).chain(lists).collect();
-    sights.sort_by_key(|(version, sight)| (*version, matches!(sight, Sight::Listed(_))));
+    let lists = gaps.iter().filter(|gap| gap.to > baseline).map(|gap| (gap.to, Appearance::Listed(gap.silent)));
+    let mut sights: Vec<(u64, Appearance)> = visible.map(|(version, sight, _)| (version, sight)).chain(lists).collect();
+    sights.sort_by_key(|(version, sight)| (*version, matches!(sight, Appearance::Listed(_))));
     sights.dedup();
 
     let source = KINDS[life.kind].source;
@@ -669,14 +670,14 @@ fn tell(
         let tick = changes().filter(|(at, ..)| *at > passed).map(|(_, _, tick)| tick).min().unwrap_or(u64::MAX);
         passed = version;
         let (state, gone) = match sight {
-            Sight::State(at) => (Some(&life.states[at]), None),
-            Sight::Deleted => (as_of(version), Some(Gone::Deleted)),
-            Sight::Listed(true) if version >= deleted => {
+            Appearance::State(at) => (Some(&life.states[at]), None),
+            Appearance::Deleted => (as_of(version), Some(Gone::Deleted)),
+            Appearance::Listed(true) if version >= deleted => {
                 record = None;
                 (None, None)
             }
-            Sight::Listed(false) if version >= deleted => (None, Some(Gone::Vanished)),
-            Sight::Listed(_) => (as_of(version), None),
+            Appearance::Listed(false) if version >= deleted => (None, Some(Gone::Vanished)),
+            Appearance::Listed(_) => (as_of(version), None),
         };
         let mut occurrences = Vec::new();
         match state {
@@ -712,13 +713,13 @@ fn tell(
             }
             // What a list lacks is forgotten where its going would be no event, or the kind was not served; label or not.
             Some(_)
-                if sight == Sight::Listed(true)
-                    || (sight == Sight::Listed(false)
-                        && record.as_ref().is_none_or(|record| !record.would_mind_going())) =>
+                if sight == Appearance::Listed(true)
+                    || (sight == Appearance::Listed(false)
+                        && record.as_ref().is_none_or(|record| !record.emits_on_delete())) =>
             {
                 record = None;
             }
-            Some(state) if matches!(sight, Sight::State(_)) && found_gone.contains(&(life.uid, state.version)) => {
+            Some(state) if matches!(sight, Appearance::State(_)) && found_gone.contains(&(life.uid, state.version)) => {
                 let before = record.take().filter(|_| !excluded && !may_be_idle);
                 let ends = before.map(|before| before.gone(Gone::Deleted, generation)).unwrap_or_default();
                 occurrences.extend(ends.into_iter().map(|occurrence| (occurrence, version)));
@@ -734,7 +735,7 @@ fn tell(
         }
         told.extend(occurrences.into_iter().map(|(occurrence, version)| {
             let id = EventId::new(source, life.uid, occurrence.event, &occurrence.name, 1, 0);
-            Told { event: occurrence.event, id, version, tick }
+            ObjectEvents { event: occurrence.event, id, version, tick }
         }));
         if version >= deleted {
             break;

@@ -11,18 +11,20 @@ use llmtune_webhooks::{
     api::ledger_segment::SegmentKind,
     delivery::attempt::{Attempt, AttemptResult, Outcome},
     engine::{
-        Due, Engine, Keep, Observed, Unflushed, Verdict,
-        pace::{Intervals, Pace},
+        Due, Engine, Observed, StoreDeadLetter, Unflushed, Verdict,
+        flush_scheduler::{FlushScheduler, Intervals},
     },
     event::{
         Event,
         id::EventId,
         object::{Uid, WatchId},
-        observation::{Change, Observation, Question},
+        observation::{ExistenceCheck, Observation, WatchEvent},
     },
     ledger::{
         contents::{Reason, WatchEntry},
-        journal::{self, Journal, Memory, NoLedger, Recovered, RememberedWatch, Resolution, Segment, Shape},
+        journal::{
+            self, Journal, LedgerLayout, NoLedger, Recovered, RecoveredState, RememberedWatch, Resolution, Segment,
+        },
     },
     subscription::index::Subscription,
 };
@@ -84,7 +86,7 @@ pub struct Env {
     pub network: Vec<Put>,
     pub oracle: Oracle,
     pub met: Met,
-    pub shape: Shape,
+    pub shape: LedgerLayout,
     pub millis: i64,
     /// When the Lease was acquired or renewed last.
     pub acquired: u64,
@@ -130,7 +132,7 @@ impl Env {
 pub struct Item {
     pub watch: WatchId,
     pub kind: usize,
-    pub change: Change,
+    pub change: WatchEvent,
     /// The version of the list, or of the change that unselected an object; a restore lowers it to where its timeline ended.
     pub as_of: u64,
     /// It was seen before the store was restored.
@@ -205,17 +207,17 @@ pub struct Process {
     pub lapsed: bool,
     pub stopping: bool,
     journal: Option<Journal>,
-    memory: Option<Box<Memory>>,
+    memory: Option<Box<RecoveredState>>,
     pub engine: Option<Engine>,
     pub watchers: Vec<Watcher>,
     pub queue: VecDeque<Item>,
-    questions: Vec<Question>,
+    questions: Vec<ExistenceCheck>,
     pub attempts: Vec<Attempt>,
-    keeps: Vec<Keep>,
+    keeps: Vec<StoreDeadLetter>,
     /// The PUT that it waits for.
     put: Option<Segment>,
     flushing: Option<Flushing>,
-    pace: Option<Pace>,
+    pace: Option<FlushScheduler>,
     /// The last flush did not hold everything.
     has_more: bool,
     /// Ended deliveries that no flush has told of.
@@ -379,12 +381,12 @@ impl Process {
     }
 }
 
-fn brief(change: &Change) -> String {
+fn brief(change: &WatchEvent) -> String {
     match change {
-        Change::Seen(object) => format!("seen {} {:.200}", object.version, format!("{:?}", object.facts)),
-        Change::Deleted(object) => format!("deleted {} {}", object.version, object.name),
-        Change::Left(object) => format!("left {} {}", object.version, object.name),
-        Change::Answer { question, living } => format!("answer {} living {living}", question.name),
+        WatchEvent::Seen(object) => format!("seen {} {:.200}", object.version, format!("{:?}", object.facts)),
+        WatchEvent::Deleted(object) => format!("deleted {} {}", object.version, object.name),
+        WatchEvent::Left(object) => format!("left {} {}", object.version, object.name),
+        WatchEvent::Answer { question, living } => format!("answer {} living {living}", question.name),
         other => format!("{other:?}"),
     }
 }

@@ -12,7 +12,7 @@ use llmtune_webhooks::{
 use crate::gauge::Gauge;
 
 /// What one watch is of.
-pub struct Kind {
+pub struct StoredKind {
     /// Part of its events' ids.
     pub source: &'static str,
     /// Its watch's name; of a mapped kind the rules follow.
@@ -23,13 +23,13 @@ pub struct Kind {
     pub mapped: bool,
 }
 
-pub const KINDS: [Kind; 6] = [
-    Kind::new("trainingjobs.llmtune.io", "jobs", [false; 3]),
-    Kind::new("trainings.example.com", "labelled jobs", [true, false, false]),
-    Kind::new("deployments.apps", "deployments", [false, true, false]),
-    Kind::new("rollouts", "rollouts", [false, true, true]),
-    Kind::new("trainjobs", "trainjobs", [true, false, true]),
-    Kind::new("usagethresholds.llmtune.io", "usage", [false; 3]),
+pub const KINDS: [StoredKind; 6] = [
+    StoredKind::new("trainingjobs.llmtune.io", "jobs", [false; 3]),
+    StoredKind::new("trainings.example.com", "labelled jobs", [true, false, false]),
+    StoredKind::new("deployments.apps", "deployments", [false, true, false]),
+    StoredKind::new("rollouts", "rollouts", [false, true, true]),
+    StoredKind::new("trainjobs", "trainjobs", [true, false, true]),
+    StoredKind::new("usagethresholds.llmtune.io", "usage", [false; 3]),
 ];
 pub const DEPLOYMENTS: usize = 2;
 /// The kinds of which a WebhookSource may ask for a watch.
@@ -37,7 +37,7 @@ pub const MAPPED: [usize; 2] = [3, 4];
 /// What is measured: it has no history in the store.
 pub const USAGE: usize = 5;
 
-impl Kind {
+impl StoredKind {
     const fn new(source: &'static str, name: &'static str, [selective, serving, mapped]: [bool; 3]) -> Self {
         Self { source, name, selective, serving, mapped }
     }
@@ -141,7 +141,7 @@ impl Life {
 
 /// What a watch is told.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct LogEntry {
     pub object: Object,
     pub deleted: bool,
 }
@@ -156,7 +156,7 @@ pub enum Answer {
 pub struct Store {
     pub version: u64,
     pub lives: BTreeMap<Uid, Life>,
-    pub logs: [Vec<Entry>; KINDS.len()],
+    pub logs: [Vec<LogEntry>; KINDS.len()],
     pub compacted: [u64; KINDS.len()],
     /// By kind.
     pub sources: [Option<Mapping>; KINDS.len()],
@@ -173,7 +173,7 @@ impl Store {
         let state = life.now();
         if state.selected {
             let object = life.object(state, state.version);
-            self.logs[life.kind].push(Entry { object, deleted: false });
+            self.logs[life.kind].push(LogEntry { object, deleted: false });
         }
         self.lives.insert(life.uid, life);
     }
@@ -184,9 +184,9 @@ impl Store {
         let Some(life) = self.lives.get_mut(&uid) else { return };
         let was_selected = life.now().selected;
         let entry = match (was_selected, state.selected) {
-            (_, true) => Some(Entry { object: life.object(&state, state.version), deleted: false }),
+            (_, true) => Some(LogEntry { object: life.object(&state, state.version), deleted: false }),
             // What is no longer selected is told as it was, under the version of the change.
-            (true, false) => Some(Entry { object: life.object(life.now(), state.version), deleted: true }),
+            (true, false) => Some(LogEntry { object: life.object(life.now(), state.version), deleted: true }),
             (false, false) => None,
         };
         life.states.push(state);
@@ -198,7 +198,7 @@ impl Store {
         let Some(life) = self.lives.get_mut(&uid) else { return };
         life.deleted = Some((self.version, tick));
         if life.now().selected {
-            let entry = Entry { object: life.object(life.now(), self.version), deleted: true };
+            let entry = LogEntry { object: life.object(life.now(), self.version), deleted: true };
             self.logs[life.kind].push(entry);
         }
     }
@@ -217,7 +217,7 @@ impl Store {
     }
 
     /// What the log tells next after this version.
-    pub fn after(&self, kind: usize, version: u64) -> Option<&Entry> {
+    pub fn after(&self, kind: usize, version: u64) -> Option<&LogEntry> {
         let log = &self.logs[kind];
         log.get(log.partition_point(|entry| entry.object.version <= version))
     }

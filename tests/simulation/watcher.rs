@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use jiff::Timestamp;
 use llmtune_webhooks::event::{
     object::{Object, Uid, WatchId},
-    observation::Change,
+    observation::WatchEvent,
 };
 
 use crate::{
@@ -42,7 +42,7 @@ impl Watcher {
         Self { id, kind, position: (position > 1).then_some(position), newest: position, stage: Stage::Checking }
     }
 
-    fn push(&self, queue: &mut VecDeque<Item>, change: Change, as_of: u64) {
+    fn push(&self, queue: &mut VecDeque<Item>, change: WatchEvent, as_of: u64) {
         queue.push_back(Item { watch: self.id, kind: self.kind, change, as_of, outdated: false });
     }
 
@@ -61,7 +61,7 @@ impl Watcher {
         if env.store.version < self.newest {
             self.newest = 0;
             self.position = None;
-            self.push(queue, Change::Restored, 0);
+            self.push(queue, WatchEvent::Restored, 0);
         }
     }
 
@@ -70,7 +70,7 @@ impl Watcher {
             Stage::Checking => {
                 if !env.installed[self.kind] {
                     self.position = None;
-                    self.push(queue, Change::NotInstalled(Some(env.time(0))), env.store.version);
+                    self.push(queue, WatchEvent::NotInstalled(Some(env.time(0))), env.store.version);
                     return;
                 }
                 self.check(env, queue);
@@ -82,7 +82,7 @@ impl Watcher {
                         let version = env.store.version;
                         self.newest = self.newest.max(version);
                         let objects = env.store.list(self.kind).into();
-                        self.push(queue, Change::ListBegun, version);
+                        self.push(queue, WatchEvent::ListBegun, version);
                         self.stage = Stage::Listing { objects, version, at: env.time(0) };
                     }
                 }
@@ -93,12 +93,12 @@ impl Watcher {
                 }
                 for _ in 0..3 {
                     if let Some(object) = objects.pop_front() {
-                        self.push(queue, Change::Seen(Box::new(object)), version);
+                        self.push(queue, WatchEvent::Seen(Box::new(object)), version);
                     }
                 }
                 if objects.is_empty() {
-                    self.push(queue, Change::ListEnded(version), version);
-                    self.push(queue, Change::Current(at), 0);
+                    self.push(queue, WatchEvent::ListEnded(version), version);
+                    self.push(queue, WatchEvent::Current(at), 0);
                     self.saw(version);
                 } else {
                     self.stage = Stage::Listing { objects, version, at };
@@ -115,17 +115,17 @@ impl Watcher {
                     let version = env.store.version;
                     if version > position && env.random.chance(30) {
                         self.saw(version);
-                        self.push(queue, Change::Bookmark(version), 0);
-                        self.push(queue, Change::Current(env.time(0)), 0);
+                        self.push(queue, WatchEvent::Bookmark(version), 0);
+                        self.push(queue, WatchEvent::Current(env.time(0)), 0);
                     }
                     return;
                 };
                 let (object, deleted) = (entry.object.clone(), entry.deleted);
                 self.saw(object.version);
                 match deleted {
-                    true if KINDS[self.kind].selective => self.push(queue, Change::Left(Box::new(object)), 0),
-                    true => self.push(queue, Change::Deleted(Box::new(object)), 0),
-                    false => self.push(queue, Change::Seen(Box::new(object)), 0),
+                    true if KINDS[self.kind].selective => self.push(queue, WatchEvent::Left(Box::new(object)), 0),
+                    true => self.push(queue, WatchEvent::Deleted(Box::new(object)), 0),
+                    false => self.push(queue, WatchEvent::Seen(Box::new(object)), 0),
                 }
             }
         }
@@ -139,9 +139,11 @@ impl Watcher {
 }
 
 /// The object that a change is about.
-pub fn subject(change: &Change) -> Option<(Uid, u64)> {
+pub fn subject(change: &WatchEvent) -> Option<(Uid, u64)> {
     match change {
-        Change::Seen(object) | Change::Deleted(object) | Change::Left(object) => Some((object.uid, object.version)),
+        WatchEvent::Seen(object) | WatchEvent::Deleted(object) | WatchEvent::Left(object) => {
+            Some((object.uid, object.version))
+        }
         _ => None,
     }
 }

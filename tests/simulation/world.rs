@@ -6,7 +6,7 @@ mod hooks;
 use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
-use llmtune_webhooks::{event::object::Uid, ledger::journal::Shape};
+use llmtune_webhooks::{event::object::Uid, ledger::journal::LedgerLayout};
 
 use crate::{
     Met,
@@ -58,7 +58,7 @@ enum Action {
     Network,
     Due,
     End,
-    Keep,
+    StoreDeadLetter,
 }
 
 pub struct World {
@@ -113,7 +113,7 @@ impl World {
     fn new(seed: u64, trace: bool) -> Self {
         let mut random = Random::new(seed);
         let large = seed % LARGE == LARGE - 1;
-        let shape = Shape {
+        let shape = LedgerLayout {
             ring: 28 + random.below(17) as u64,
             shards: 4,
             limit: if random.chance(75) && !large { 900 + random.below(1300) } else { 1 << 20 },
@@ -172,8 +172,8 @@ impl World {
     fn actions(random: &mut Random) -> Vec<Action> {
         use Action::{
             Answer, Backup, Catalog, Change, Compact, Consume, Create, Delete, Due, Edit, End, Endpoint, Flush, Gauge,
-            HarmLedger, HookCreate, HookDelete, HookHold, Install, Keep, Kill, Network, Pause, Reconfigure, Restore,
-            Resume, Select, Source, Start, Stop, Uninstall, Unserve, Watch,
+            HarmLedger, HookCreate, HookDelete, HookHold, Install, Kill, Network, Pause, Reconfigure, Restore, Resume,
+            Select, Source, Start, Stop, StoreDeadLetter, Uninstall, Unserve, Watch,
         };
         let mut rare = |action, percent, most: usize| {
             let often = if random.chance(percent) { 1 + random.below(most) } else { 0 };
@@ -216,7 +216,7 @@ impl World {
             (Answer, 8),
             (Due, 30),
             (End, 25),
-            (Keep, 6),
+            (StoreDeadLetter, 6),
         ];
         mixture.into_iter().flat_map(|(action, often)| std::iter::repeat_n(action, often)).collect()
     }
@@ -321,7 +321,7 @@ impl World {
             | Action::Flush
             | Action::Due
             | Action::End
-            | Action::Keep => {
+            | Action::StoreDeadLetter => {
                 if let Some(at) = self.some_process(|process| process.phase == Phase::Leading && !process.paused) {
                     self.work(at, action);
                 }
@@ -360,7 +360,7 @@ impl World {
             }
             Action::Answer => process.answer(env),
             Action::Due => process.due(env),
-            Action::Keep => process.keep(env),
+            Action::StoreDeadLetter => process.keep(env),
             _ => {}
         }
     }

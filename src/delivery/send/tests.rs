@@ -33,7 +33,7 @@ fn rotating(receiver: &Receiver) -> Target {
         headers: HeaderMap::new(),
         keys: Some(Arc::new(Keys::new(key("new"), Some(key("old"))))),
         tls: None,
-        discretion: Discretion::None,
+        discretion: Redaction::None,
     }
 }
 

@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::VecDeque, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Pending, Stored, queue::Delivery, shelf::Shelved};
+use super::{Pending, Stored, dead_letters::DeadLetter, queue::Delivery};
 use crate::{
     event::id::{DeliveryId, EventId},
     ledger::{
@@ -29,7 +29,7 @@ impl Pending {
                 queue.owner = entry.owner.as_deref().map(Arc::from);
             }
             if let Some(given_up) = entry.given_up {
-                queue.shelf.insert(id, Shelved { event: Arc::clone(&event), given_up });
+                queue.shelf.insert(id, DeadLetter { event: Arc::clone(&event), given_up });
                 continue;
             }
             let first = entry.failed == 0;

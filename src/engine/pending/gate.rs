@@ -47,7 +47,7 @@ impl Gate {
     }
 
     /// All flushes that were composed have landed: what may go.
-    pub fn landed(&mut self) -> Vec<(Uid, DeliveryId)> {
+    pub fn flush_committed(&mut self) -> Vec<(Uid, DeliveryId)> {
         self.landed = self.composed;
         let landed = self.landed;
         // An object's next event may come to wait for an older flush than what came before it here.

@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{MAX_BYTES, MAX_DELIVERIES, shelf::Shelf};
+use super::{MAX_BYTES, MAX_DELIVERIES, dead_letters::DeadLetters};
 use crate::event::{Event, id::DeliveryId, object::Uid, unknown::Unknown};
 
 /// An event on its way to one Webhook.
@@ -44,7 +44,7 @@ pub struct Queue {
     pub again: VecDeque<DeliveryId>,
     /// Objects with a first attempt ready or under way, and their later events.
     pub lanes: HashMap<Uid, VecDeque<DeliveryId>>,
-    pub shelf: Shelf,
+    pub shelf: DeadLetters,
     pub bytes: usize,
     pub in_flight: usize,
     pub runnable: bool,

@@ -9,7 +9,7 @@ fn a_late_410_of_the_endpoint_before_the_edit_says_nothing_of_the_new_one() {
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     let late = attempt(&mut engine, 0);
     engine.subscribe(Subscription { generation: 2, ..subscription(1, 1, 5) });
-    let settled = engine.settle(outcome(&late, AttemptResult::Gone), at(0), 0.5).unwrap();
+    let settled = engine.record_outcome(outcome(&late, AttemptResult::Gone), at(0), 0.5).unwrap();
     assert!(matches!(settled.verdict, Verdict::Retry(_)) && !settled.endpoint_gone);
     assert_eq!(attempt(&mut engine, 5000).number, 2);
 }
@@ -21,7 +21,7 @@ fn a_retry_waits_as_long_as_it_would_have_where_the_clock_is_set() {
         engine.subscribe(subscription(1, 1, 5));
         engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
         let first = attempt(&mut engine, 0);
-        let Verdict::Retry(due) = engine.settle(outcome(&first, FAILED), at(0), 0.5).unwrap().verdict else {
+        let Verdict::Retry(due) = engine.record_outcome(outcome(&first, FAILED), at(0), 0.5).unwrap().verdict else {
             panic!("it is tried again")
         };
         let wait = due.as_millisecond() - at(0).as_millisecond();
@@ -52,7 +52,7 @@ fn events_that_leaders_with_different_clocks_left_go_in_the_order_in_which_they_
     let first = attempt(&mut engine, 2_000);
     assert_eq!(first.event.event_type, EventType::TrainingStarted);
     assert!(engine.due(at(2_000)).is_none(), "the second waits for the first");
-    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(2_000), 0.5);
+    engine.record_outcome(outcome(&first, AttemptResult::Acknowledged), at(2_000), 0.5);
     assert_eq!(attempt(&mut engine, 2_000).event.event_type, EventType::TrainingCompleted);
 }
 
@@ -63,14 +63,14 @@ fn an_endpoint_that_is_gone_exhausts_what_waits_without_an_attempt_and_keeps_the
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     engine.observe(seen(job(1, 6, TrainingStage::Completed)), at(0));
     let first = attempt(&mut engine, 0);
-    engine.settle(outcome(&first, AttemptResult::Failed { retry_after: None }), at(0), 0.5);
+    engine.record_outcome(outcome(&first, AttemptResult::Failed { retry_after: None }), at(0), 0.5);
     let second = attempt(&mut engine, 0);
     let retry = attempt(&mut engine, 5000);
     assert_eq!((second.number, retry.number), (1, 2));
-    let settled = engine.settle(outcome(&retry, AttemptResult::Gone), at(5000), 0.5).unwrap();
+    let settled = engine.record_outcome(outcome(&retry, AttemptResult::Gone), at(5000), 0.5).unwrap();
     assert_eq!(settled.verdict, Verdict::GivenUp(Reason::EndpointGone));
-    engine.settle(outcome(&second, AttemptResult::Failed { retry_after: None }), at(5000), 0.5);
-    let Some(Due::Keep(keep)) = engine.due(at(5000)) else { panic!("the first becomes an object") };
+    engine.record_outcome(outcome(&second, AttemptResult::Failed { retry_after: None }), at(5000), 0.5);
+    let Some(Due::StoreDeadLetter(keep)) = engine.due(at(5000)) else { panic!("the first becomes an object") };
     assert_eq!((keep.delivery, keep.given_up.reason), (retry.delivery, Reason::EndpointGone));
     let Some(Due::GivenUp(settled)) = engine.due(at(9000)) else { panic!("the second is given up") };
     assert_eq!((settled.attempt, settled.endpoint_gone, settled.pending), (1, true, 0));
@@ -86,9 +86,9 @@ fn what_the_endpoint_before_the_edit_acknowledges_says_nothing_of_the_new_one_th
     let late = attempt(&mut engine, 0);
     engine.subscribe(Subscription { generation: 2, ..subscription(1, 2, 5) });
     let new = attempt(&mut engine, 0);
-    let settled = engine.settle(outcome(&new, AttemptResult::Gone), at(0), 0.5).unwrap();
+    let settled = engine.record_outcome(outcome(&new, AttemptResult::Gone), at(0), 0.5).unwrap();
     assert_eq!((settled.verdict, settled.endpoint_gone), (Verdict::GivenUp(Reason::EndpointGone), true));
-    let settled = engine.settle(outcome(&late, AttemptResult::Acknowledged), at(0), 0.5).unwrap();
+    let settled = engine.record_outcome(outcome(&late, AttemptResult::Acknowledged), at(0), 0.5).unwrap();
     assert_eq!((settled.verdict, settled.endpoint_gone), (Verdict::Delivered, true));
 }
 
@@ -101,9 +101,9 @@ fn what_is_asked_for_again_is_retried_anew_and_neither_kept_nor_counted_as_dropp
     let webhook = told.webhook;
     assert!(!engine.redeliver(webhook, &told.event), "it is pending");
     assert!(!engine.redeliver(Uid::from_u128(5), &told.event), "nobody knows the Webhook");
-    engine.settle(outcome(&told, FAILED), at(0), 0.5);
+    engine.record_outcome(outcome(&told, FAILED), at(0), 0.5);
     let retry = attempt(&mut engine, 5000);
-    let settled = engine.settle(outcome(&retry, FAILED), at(5000), 0.5).unwrap();
+    let settled = engine.record_outcome(outcome(&retry, FAILED), at(5000), 0.5).unwrap();
     assert_eq!((settled.verdict, settled.again, settled.dropped), (Verdict::GivenUp(Reason::Exhausted), false, false));
 
     // It is on the shelf still: the ledger is told of that, not of what was asked for.
@@ -112,7 +112,7 @@ fn what_is_asked_for_again_is_retried_anew_and_neither_kept_nor_counted_as_dropp
     for number in 1..=2 {
         let again = attempt_past_keeps(&mut engine, 10_000 * i64::from(number));
         assert_eq!(again.number, number);
-        let settled = engine.settle(outcome(&again, FAILED), at(10_000 * i64::from(number)), 0.5).unwrap();
+        let settled = engine.record_outcome(outcome(&again, FAILED), at(10_000 * i64::from(number)), 0.5).unwrap();
         assert_eq!(settled.verdict == Verdict::GivenUp(Reason::Exhausted), number == 2);
         assert!(settled.again && !settled.dropped);
     }
@@ -131,13 +131,13 @@ fn a_410_exhausts_what_comes_until_the_endpoint_acknowledges_something_or_the_sp
         engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
         loop {
             match engine.due(at(0)).expect("something is due") {
-                Due::Keep(_) => {}
+                Due::StoreDeadLetter(_) => {}
                 Due::GivenUp(settled) => {
                     assert!(settled.attempt == 0 && settled.endpoint_gone && !settled.dropped);
                     return true;
                 }
                 Due::Attempt(attempt) => {
-                    engine.settle(outcome(&attempt, FAILED), at(0), 0.5);
+                    engine.record_outcome(outcome(&attempt, FAILED), at(0), 0.5);
                     return false;
                 }
             }
@@ -165,8 +165,8 @@ fn the_earliest_retry_is_told_and_begins_at_its_time_and_not_before() {
     }
     let (first, second) = (attempt(&mut engine, 0), attempt(&mut engine, 0));
     let late = AttemptResult::Failed { retry_after: Some(Duration::from_millis(900)) };
-    engine.settle(outcome(&first, late), at(0), 0.5);
-    engine.settle(outcome(&second, FAILED), at(0), 0.5);
+    engine.record_outcome(outcome(&first, late), at(0), 0.5);
+    engine.record_outcome(outcome(&second, FAILED), at(0), 0.5);
     assert_eq!(engine.next_due(), Some(at(100)));
     assert!(engine.due(at(99)).is_none());
     let retry = attempt(&mut engine, 100);
@@ -187,13 +187,13 @@ fn a_retry_after_of_429_pauses_the_queue_and_spends_one_attempt() {
     let paused = subscription(1, 1, 5).uid;
     let (one, other) = (attempt(&mut engine, 0), attempt(&mut engine, 0));
     let (first, other) = if one.webhook == paused { (one, other) } else { (other, one) };
-    let settled = engine.settle(outcome(&first, throttled(800)), at(0), 0.5).unwrap();
+    let settled = engine.record_outcome(outcome(&first, throttled(800)), at(0), 0.5).unwrap();
     assert_eq!((settled.verdict, settled.throttled), (Verdict::Retry(at(800)), true));
     assert!(engine.due(at(0)).is_none(), "the other Webhook is busy, this one is paused");
-    engine.settle(outcome(&other, AttemptResult::Acknowledged), at(0), 0.5);
+    engine.record_outcome(outcome(&other, AttemptResult::Acknowledged), at(0), 0.5);
     let next = attempt(&mut engine, 1);
     assert_ne!(next.webhook, paused, "another Webhook is not paused");
-    engine.settle(outcome(&next, AttemptResult::Gone), at(1), 0.5);
+    engine.record_outcome(outcome(&next, AttemptResult::Gone), at(1), 0.5);
     while let Some(due) = engine.due(at(799)) {
         assert!(!matches!(due, Due::Attempt(_)), "{due:?}");
     }
@@ -203,7 +203,7 @@ fn a_retry_after_of_429_pauses_the_queue_and_spends_one_attempt() {
     for _ in 0..3 {
         let attempt = attempt(&mut engine, 800);
         numbers.push((attempt.event.object.name.clone(), attempt.number));
-        engine.settle(outcome(&attempt, AttemptResult::Acknowledged), at(800), 0.5);
+        engine.record_outcome(outcome(&attempt, AttemptResult::Acknowledged), at(800), 0.5);
     }
     numbers.sort();
     assert_eq!(numbers, [("job-1".into(), 2), ("job-2".into(), 1), ("job-3".into(), 1)]);
@@ -216,7 +216,7 @@ fn a_pause_lasts_no_longer_than_the_longest_backoff() {
     engine.subscribe(subscription(1, 1, 5));
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     let first = attempt(&mut engine, 0);
-    engine.settle(outcome(&first, throttled(86_400_000)), at(0), 0.5);
+    engine.record_outcome(outcome(&first, throttled(86_400_000)), at(0), 0.5);
     assert_eq!(engine.next_due(), Some(at(1000)));
     assert!(engine.due(at(999)).is_none());
     assert_eq!(attempt(&mut engine, 1000).number, 2);
@@ -230,9 +230,9 @@ fn the_last_attempt_also_pauses_the_queue() {
         engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
     }
     let first = attempt(&mut engine, 0);
-    let settled = engine.settle(outcome(&first, throttled(500)), at(0), 0.5).unwrap();
+    let settled = engine.record_outcome(outcome(&first, throttled(500)), at(0), 0.5).unwrap();
     assert_eq!((settled.verdict, settled.throttled), (Verdict::GivenUp(Reason::Exhausted), false));
-    assert!(matches!(engine.due(at(0)), Some(Due::Keep(_))));
+    assert!(matches!(engine.due(at(0)), Some(Due::StoreDeadLetter(_))));
     assert!(engine.due(at(499)).is_none());
     assert_eq!(attempt(&mut engine, 500).event.object.name, "job-2");
 }
@@ -245,11 +245,11 @@ fn an_edit_ends_the_pause_and_an_older_endpoint_starts_none() {
         engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
     }
     let (first, late) = (attempt(&mut engine, 0), attempt(&mut engine, 0));
-    engine.settle(outcome(&first, throttled(900)), at(0), 0.5);
+    engine.record_outcome(outcome(&first, throttled(900)), at(0), 0.5);
     assert!(engine.due(at(1)).is_none());
     engine.subscribe(Subscription { generation: 2, ..subscription(1, 2, 5) });
     assert_eq!(attempt(&mut engine, 1).event.object.name, "job-3");
-    let settled = engine.settle(outcome(&late, throttled(900)), at(1), 0.5).unwrap();
+    let settled = engine.record_outcome(outcome(&late, throttled(900)), at(1), 0.5).unwrap();
     assert!(!settled.throttled && engine.backlogs().all(|backlog| !backlog.paused));
 }
 
@@ -261,8 +261,8 @@ fn a_shorter_retry_after_does_not_shorten_a_pause() {
         engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
     }
     let (first, second) = (attempt(&mut engine, 0), attempt(&mut engine, 0));
-    engine.settle(outcome(&first, throttled(900)), at(0), 0.5);
-    engine.settle(outcome(&second, throttled(200)), at(0), 0.5);
+    engine.record_outcome(outcome(&first, throttled(900)), at(0), 0.5);
+    engine.record_outcome(outcome(&second, throttled(200)), at(0), 0.5);
     assert!(engine.due(at(899)).is_none());
     let webhook = first.webhook;
     assert_eq!(engine.unsubscribe(webhook), 3);
@@ -278,10 +278,10 @@ fn an_attempt_that_was_withheld_keeps_its_place() {
         engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
     }
     let first = attempt(&mut engine, 0);
-    engine.settle(outcome(&first, AttemptResult::Withheld { hold: false }), at(0), 0.5);
+    engine.record_outcome(outcome(&first, AttemptResult::Withheld { hold: false }), at(0), 0.5);
     let same = attempt(&mut engine, 0);
     assert_eq!((same.delivery, same.number), (first.delivery, 1));
-    engine.settle(outcome(&same, AttemptResult::Withheld { hold: true }), at(0), 0.5);
+    engine.record_outcome(outcome(&same, AttemptResult::Withheld { hold: true }), at(0), 0.5);
     assert!(engine.due(at(0)).is_none(), "nothing begins until the subscription is given anew");
     engine.subscribe(subscription(1, 1, 5));
     assert_eq!(attempt(&mut engine, 0).delivery, first.delivery);
@@ -297,6 +297,6 @@ fn a_webhook_whose_concurrency_is_lowered_begins_nothing_while_as_many_are_under
     let first = attempt(&mut engine, 0);
     engine.subscribe(subscription(1, 1, 5));
     assert!(engine.due(at(0)).is_none());
-    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
+    engine.record_outcome(outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
     assert_eq!(attempt(&mut engine, 0).event.object.name, "job-2");
 }

@@ -16,9 +16,9 @@ fn beyond_the_bound_events_become_objects_then_are_dropped_and_counted_and_other
     assert_eq!(engine.pending(Uid::from_u128(1001)), MAX_DELIVERIES);
     let mut kept = 0;
     while let Some(due) = engine.due(at(0)) {
-        let Due::Keep(keep) = due else { panic!("the Webhook is held") };
+        let Due::StoreDeadLetter(keep) = due else { panic!("the Webhook is held") };
         assert_eq!(keep.given_up.reason, Reason::BoundReached);
-        engine.kept(keep.webhook, keep.delivery);
+        engine.dead_letter_stored(keep.webhook, keep.delivery);
         kept += 1;
     }
     assert_eq!(kept, MAX_SHELVED);
@@ -37,12 +37,12 @@ fn an_event_that_is_observed_again_without_a_place_to_wait_is_on_the_shelf_once(
     let shelve = |pending: &mut Pending| {
         pending.shelve(webhook, &event, GivenUp::unattempted(Reason::NamespaceUnknown, at(0)), None)
     };
-    assert_eq!([shelve(&mut pending), shelve(&mut pending)], [Shelving::Shelved, Shelving::Known]);
+    assert_eq!([shelve(&mut pending), shelve(&mut pending)], [Shelving::DeadLetter, Shelving::Known]);
     assert_eq!(pending.queue(webhook).shelf.bytes(), event.body.len());
     let keep = pending.next_to_keep().unwrap();
     assert!(pending.next_to_keep().is_none());
-    pending.kept(webhook, keep.delivery);
-    assert_eq!(shelve(&mut pending), Shelving::Shelved, "nothing is left of it");
+    pending.dead_letter_stored(webhook, keep.delivery);
+    assert_eq!(shelve(&mut pending), Shelving::DeadLetter, "nothing is left of it");
 }
 
 const HEAVY: usize = 128 * KIB;
@@ -85,29 +85,29 @@ fn a_webhook_holds_its_bytes_to_the_last_then_as_many_on_its_shelf_and_every_end
 
     let mut keeps = Vec::new();
     while let Some(due) = engine.due(at(0)) {
-        let Due::Keep(keep) = due else { panic!("the Webhook is held") };
+        let Due::StoreDeadLetter(keep) = due else { panic!("the Webhook is held") };
         keeps.push(keep);
     }
     keeps.retain(|keep| keep.event.body.len() == HEAVY);
-    engine.kept(webhook, keeps[0].delivery);
+    engine.dead_letter_stored(webhook, keeps[0].delivery);
     assert_eq!(starts(&mut engine, "ns", HEAVY), "shelved", "in the place of what has become an object");
     assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
 
     engine.subscribe(Subscription { held: false, ..held });
     let first = attempt_past_keeps(&mut engine, 0);
-    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
+    engine.record_outcome(outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
     assert_eq!(starts(&mut engine, "ns", HEAVY), "pending", "in the place of what was acknowledged");
     assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
 
     let second = attempt_past_keeps(&mut engine, 0);
-    let settled = engine.settle(outcome(&second, FAILED), at(0), 0.5).unwrap();
+    let settled = engine.record_outcome(outcome(&second, FAILED), at(0), 0.5).unwrap();
     assert!(settled.dropped && !settled.again, "its shelf is full");
     assert_eq!(starts(&mut engine, "ns", HEAVY), "pending", "in the place of what was given up");
     assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
 
-    engine.kept(webhook, keeps[1].delivery);
+    engine.dead_letter_stored(webhook, keeps[1].delivery);
     let third = attempt_past_keeps(&mut engine, 0);
-    assert!(!engine.settle(outcome(&third, FAILED), at(0), 0.5).unwrap().dropped, "it fits onto the shelf");
+    assert!(!engine.record_outcome(outcome(&third, FAILED), at(0), 0.5).unwrap().dropped, "it fits onto the shelf");
     assert_eq!(starts(&mut engine, "ns", HEAVY), "pending");
     assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
 }
@@ -119,7 +119,7 @@ fn a_shelf_takes_a_thousand_deliveries_that_failed_and_the_next_is_dropped() {
     for number in 0..=MAX_SHELVED {
         engine.observe(seen(job(number as u128, 5, TrainingStage::Running)), at(0));
         let attempt = attempt_past_keeps(&mut engine, 0);
-        let settled = engine.settle(outcome(&attempt, FAILED), at(0), 0.5).unwrap();
+        let settled = engine.record_outcome(outcome(&attempt, FAILED), at(0), 0.5).unwrap();
         assert_eq!(settled.dropped, number == MAX_SHELVED, "number {number}");
     }
 }
@@ -181,7 +181,7 @@ fn what_is_asked_for_again_goes_past_the_bounds_and_counts_until_the_last_of_it_
     }
     assert_eq!(starts(&mut engine, "n5", HEAVY), "pending");
     let told = attempt(&mut engine, 0);
-    engine.settle(outcome(&told, AttemptResult::Acknowledged), at(0), 0.5);
+    engine.record_outcome(outcome(&told, AttemptResult::Acknowledged), at(0), 0.5);
     for namespace in ["n1", "n2", "n3", "n4"] {
         for _ in 0..MAX_BYTES / HEAVY {
             assert_eq!(starts(&mut engine, namespace, HEAVY), "pending");
@@ -196,7 +196,7 @@ fn what_is_asked_for_again_goes_past_the_bounds_and_counts_until_the_last_of_it_
     assert_eq!(starts(&mut engine, "n6", KIB), "shelved");
     let end = |engine: &mut Engine, webhook| {
         let attempt = Attempt { webhook, delivery: DeliveryId::new(told.event.id, webhook), ..told.clone() };
-        engine.settle(outcome(&attempt, AttemptResult::Acknowledged), at(0), 0.5).unwrap();
+        engine.record_outcome(outcome(&attempt, AttemptResult::Acknowledged), at(0), 0.5).unwrap();
     };
     end(&mut engine, both[0]);
     assert_eq!(starts(&mut engine, "n6", KIB), "shelved");

@@ -9,7 +9,7 @@ fn what_is_delivered_is_told_gone_although_it_was_asked_for_again_before_the_flu
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     assert_eq!(flushed(&mut engine).events.len(), 1);
     let first = attempt(&mut engine, 0);
-    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
+    engine.record_outcome(outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
     assert!(engine.redeliver(first.webhook, &first.event));
     let [gone] = &flushed(&mut engine).events[..] else { panic!("the ledger must know") };
     assert!(gone.id == first.event.id && gone.deliveries.is_empty());
@@ -17,20 +17,20 @@ fn what_is_delivered_is_told_gone_although_it_was_asked_for_again_before_the_flu
 
 #[test]
 fn an_event_that_a_crash_cuts_off_from_the_baseline_of_its_watch_is_void() {
-    let (home, shape) = (Uid::from_u128(99), Shape { ring: 16, shards: 4, limit: 1 << 20 });
+    let (home, shape) = (Uid::from_u128(99), LedgerLayout { ring: 16, shards: 4, limit: 1 << 20 });
     let mut journal = Journal::begin(home, 1, shape, 7);
     let mut engine = Engine::new(None, 1, 4);
     engine.subscribe(subscription(1, 1, 0));
     let mut segments = journal.lay_out(engine.flush(&[], usize::MAX)).unwrap();
-    engine.landed();
+    engine.flush_committed();
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "a", false);
-    engine.observe(change(Change::ListBegun), at(0));
-    engine.observe(change(Change::ListEnded(1)), at(0));
+    engine.observe(change(WatchEvent::ListBegun), at(0));
+    engine.observe(change(WatchEvent::ListEnded(1)), at(0));
     assert_eq!(names(&engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0))), ["training.started"]);
     let part = engine.flush(&[], 1);
     assert!(part.contents.events.len() == 1 && part.contents.watches.is_none());
     segments.extend(journal.lay_out(part).unwrap());
-    engine.landed();
+    engine.flush_committed();
     assert!(engine.due(at(0)).is_none(), "its baseline is not flushed");
     let found: Vec<Found> =
         segments.into_iter().map(|segment| Found { segment, version: u64::MAX.to_string() }).collect();
@@ -49,15 +49,15 @@ fn in_a_store_that_was_restored_stages_are_compared_and_not_versions() {
     engine.observe(seen(job(2, 60, TrainingStage::Running)), at(0));
     flushed(&mut engine);
     engine.observe(seen(job(2, 61, TrainingStage::Suspended)), at(0));
-    engine.observe(change(Change::Restored), at(0));
+    engine.observe(change(WatchEvent::Restored), at(0));
     let contents = flushed(&mut engine);
     assert_eq!(contents.records.len(), 2, "each once");
     assert_eq!(contents.watches.unwrap()[0].position, 1, "whoever goes on from here must list");
-    engine.observe(change(Change::ListBegun), at(0));
+    engine.observe(change(WatchEvent::ListBegun), at(0));
     let told = names(&engine.observe(seen(job(1, 10, TrainingStage::Completed)), at(0)));
     assert_eq!(told, ["training.completed"]);
     assert!(engine.observe(seen(job(2, 11, TrainingStage::Suspended)), at(0)).events.is_empty());
-    assert!(engine.observe(change(Change::ListEnded(20)), at(0)).events.is_empty());
+    assert!(engine.observe(change(WatchEvent::ListEnded(20)), at(0)).events.is_empty());
     assert_eq!(engine.position(WATCH), 20);
 }
 
@@ -65,13 +65,13 @@ fn in_a_store_that_was_restored_stages_are_compared_and_not_versions() {
 fn what_was_flushed_into_a_store_that_was_restored_meanwhile_is_compared_anew() {
     let mut engine = listed_engine(false);
     engine.observe(seen(job(1, 50, TrainingStage::Running)), at(0));
-    let mut next = Engine::recover(None, 2, 4, landed_at(&mut engine, 20), at(0));
+    let mut next = Engine::recover(None, 2, 4, flush_committed_at(&mut engine, 20), at(0));
     next.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
     assert_eq!(next.position(WATCH), 1, "it must list");
     let contents = flushed(&mut next);
     assert_eq!(contents.records.iter().map(|entry| entry.record.as_ref().unwrap().version).collect::<Vec<_>>(), [0]);
     assert_eq!(contents.watches.unwrap()[0].position, 1, "as must whoever goes on from here");
-    next.observe(change(Change::ListBegun), at(0));
+    next.observe(change(WatchEvent::ListBegun), at(0));
     assert_eq!(names(&next.observe(seen(job(1, 22, TrainingStage::Completed)), at(0))), ["training.completed"]);
 }
 
@@ -102,15 +102,15 @@ fn whatever_the_ledger_does_not_know_asks_for_a_flush_and_nothing_else_does() {
         contents
     };
     tells(&mut engine, "a watch", Unflushed::Changes);
-    engine.observe(change(Change::ListBegun), at(0));
-    engine.observe(change(Change::ListEnded(1)), at(0));
+    engine.observe(change(WatchEvent::ListBegun), at(0));
+    engine.observe(change(WatchEvent::ListEnded(1)), at(0));
     tells(&mut engine, "an empty baseline", Unflushed::Changes);
-    engine.observe(change(Change::Bookmark(5)), at(0));
+    engine.observe(change(WatchEvent::Bookmark(5)), at(0));
     tells(&mut engine, "a bookmark", Unflushed::Positions);
-    engine.observe(change(Change::Bookmark(5)), at(0));
+    engine.observe(change(WatchEvent::Bookmark(5)), at(0));
     tells(&mut engine, "the same bookmark", Unflushed::Nothing);
-    engine.observe(change(Change::ListBegun), at(0));
-    engine.observe(change(Change::ListEnded(6)), at(0));
+    engine.observe(change(WatchEvent::ListBegun), at(0));
+    engine.observe(change(WatchEvent::ListEnded(6)), at(0));
     tells(&mut engine, "another list", Unflushed::Positions);
     engine.observe(deleted(job(9, 7, Pending)), at(0));
     tells(&mut engine, "the deletion of what nobody knew", Unflushed::Positions);
@@ -131,9 +131,9 @@ fn whatever_the_ledger_does_not_know_asks_for_a_flush_and_nothing_else_does() {
     engine.observe(seen(labelled(14)), at(0));
     tells(&mut engine, "the same label", Unflushed::Positions);
 
-    let left = engine.observe(change(Change::Left(Box::new(labelled(15)))), at(0));
+    let left = engine.observe(change(WatchEvent::Left(Box::new(labelled(15)))), at(0));
     tells(&mut engine, "that it left the selection", Unflushed::Changes);
-    let answer = || change(Change::Answer { question: left.questions[0].clone(), living: true });
+    let answer = || change(WatchEvent::Answer { question: left.questions[0].clone(), living: true });
     engine.observe(answer(), at(0));
     tells(&mut engine, "that it is selected no more", Unflushed::Changes);
     engine.observe(answer(), at(0));
@@ -143,23 +143,23 @@ fn whatever_the_ledger_does_not_know_asks_for_a_flush_and_nothing_else_does() {
 
     let first = attempt(&mut engine, 0);
     tells(&mut engine, "an attempt", Unflushed::Nothing);
-    engine.settle(outcome(&first, FAILED), at(0), 0.5);
+    engine.record_outcome(outcome(&first, FAILED), at(0), 0.5);
     let contents = tells(&mut engine, "a failure", Unflushed::Changes);
     assert!(contents.events[0].event.is_none(), "the event itself is told once");
     assert_eq!(contents.events[0].deliveries[0].failed, 1);
     let retry = attempt(&mut engine, 5000);
-    engine.settle(outcome(&retry, AttemptResult::Acknowledged), at(0), 0.5);
+    engine.record_outcome(outcome(&retry, AttemptResult::Acknowledged), at(0), 0.5);
     tells(&mut engine, "an acknowledgement", Unflushed::Changes);
     assert!(engine.due(at(5000)).is_none());
     assert!(engine.redeliver(first.webhook, &first.event));
     tells(&mut engine, "what is asked for again, which the object that asks knows", Unflushed::Nothing);
     let again = attempt(&mut engine, 5000);
-    engine.settle(outcome(&again, FAILED), at(5000), 0.5);
+    engine.record_outcome(outcome(&again, FAILED), at(5000), 0.5);
     tells(&mut engine, "its failure", Unflushed::Nothing);
     let again = attempt(&mut engine, 9000);
-    engine.settle(outcome(&again, AttemptResult::Acknowledged), at(9000), 0.5);
+    engine.record_outcome(outcome(&again, AttemptResult::Acknowledged), at(9000), 0.5);
     tells(&mut engine, "its end", Unflushed::Nothing);
-    engine.observe(change(Change::Vanished(Uid::from_u128(1))), at(0));
+    engine.observe(change(WatchEvent::Vanished(Uid::from_u128(1))), at(0));
     assert_eq!(tells(&mut engine, "its going", Unflushed::Changes).gone.len(), 1);
 }
 
@@ -183,7 +183,7 @@ fn a_flush_stops_at_about_its_budget_and_only_the_last_part_tells_positions_and_
         assert!((5..=15).contains(&some) || told + some == 40, "{some} events to twenty Webhooks");
         assert!(told + some == 40 || (flush.contents.watches.is_none() && flush.snapshots.is_empty()));
         assert_eq!(engine.unflushed(), Unflushed::Changes);
-        engine.landed();
+        engine.flush_committed();
         told += some;
     }
     flushed(&mut engine);

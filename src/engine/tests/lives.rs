@@ -79,7 +79,7 @@ proptest! {
                             _ => AttemptResult::Withheld { hold: false },
                         };
                         let outcome = outcome(&attempt, result);
-                        let settled = engine.settle(outcome, at(now), 0.5);
+                        let settled = engine.record_outcome(outcome, at(now), 0.5);
                         let life = lives.get_mut(&(attempt.webhook, attempt.event.id)).unwrap();
                         life.under_way = false;
                         match settled.map(|settled| settled.verdict) {
@@ -105,8 +105,8 @@ proptest! {
             while let Some(due) = engine.due(at(now)) {
                 let attempt = match due {
                     Due::Attempt(attempt) => attempt,
-                    Due::Keep(keep) => {
-                        engine.kept(keep.webhook, keep.delivery);
+                    Due::StoreDeadLetter(keep) => {
+                        engine.dead_letter_stored(keep.webhook, keep.delivery);
                         continue;
                     }
                     Due::GivenUp(_) => panic!("no endpoint is gone"),

@@ -22,16 +22,16 @@ fn says(number: u128, version: u64, stage: TrainingStage, created: i64, times: [
 /// An engine whose watch has seen all that existed at 0.
 fn current_engine() -> Engine {
     let mut engine = listed_engine(true);
-    engine.observe(change(Change::Current(at(0))), at(0));
+    engine.observe(change(WatchEvent::Current(at(0))), at(0));
     flushed(&mut engine);
     engine
 }
 
 fn list(engine: &mut Engine, version: u64, now: i64, objects: &[Object]) -> Observed {
-    engine.observe(change(Change::ListBegun), at(now));
+    engine.observe(change(WatchEvent::ListBegun), at(now));
     let mut all = Observed::default();
-    let changes = objects.iter().map(|object| Change::Seen(Box::new(object.clone())));
-    for next in changes.chain([Change::ListEnded(version)]) {
+    let changes = objects.iter().map(|object| WatchEvent::Seen(Box::new(object.clone())));
+    for next in changes.chain([WatchEvent::ListEnded(version)]) {
         let observed = engine.observe(change(next), at(now));
         all.events.extend(observed.events);
         all.questions.extend(observed.questions);
@@ -114,8 +114,8 @@ fn what_happened_while_the_label_was_gone_is_not_told_when_it_is_back() {
     engine.observe(seen(says(2, 6, Running, 0, [Some(0), None])), at(0));
     for (number, version, stage) in [(1, 7, Pending), (2, 8, Running)] {
         let gone = says(number, version, stage, 0, [None; 2]);
-        for question in engine.observe(change(Change::Left(Box::new(gone))), at(0)).questions {
-            engine.observe(change(Change::Answer { question, living: true }), at(0));
+        for question in engine.observe(change(WatchEvent::Left(Box::new(gone))), at(0)).questions {
+            engine.observe(change(WatchEvent::Answer { question, living: true }), at(0));
         }
     }
     let past = says(1, 9, Completed, 0, [Some(1), Some(2)]);
@@ -169,8 +169,8 @@ fn a_kind_that_is_served_again_goes_on_with_its_records() {
     }
     engine.observe(seen(there(2, 6, Completed)), at(0));
     // Nobody knows whether it lives.
-    assert_eq!(engine.observe(change(Change::Left(Box::new(there(4, 7, Running)))), at(0)).questions.len(), 1);
-    let missing = |days: i64| Change::NotInstalled(Some(at(days * DAY)));
+    assert_eq!(engine.observe(change(WatchEvent::Left(Box::new(there(4, 7, Running)))), at(0)).questions.len(), 1);
+    let missing = |days: i64| WatchEvent::NotInstalled(Some(at(days * DAY)));
     engine.observe(change(missing(0)), at(0));
     assert_eq!((engine.open_questions().len(), engine.records()), (1, 4));
     let mut engine = restarted(&mut engine);
@@ -185,7 +185,7 @@ fn a_kind_that_is_served_again_goes_on_with_its_records() {
     let [question] = &observed.questions[..] else {
         panic!("what left before is asked after: {:?}", observed.questions)
     };
-    let answer = Change::Answer { question: question.clone(), living: false };
+    let answer = WatchEvent::Answer { question: question.clone(), living: false };
     assert_eq!(names(&engine.observe(change(answer), at(6 * DAY))), ["training.failed"]);
     // From then on absence is news again.
     assert_eq!(list(&mut engine, 12, 6 * DAY, &objects[..2]).questions.len(), 1);
@@ -197,10 +197,10 @@ fn records_of_a_kind_that_is_not_served_are_kept_for_seven_days() {
     let forgotten = |served_at: i64, looks: &[i64]| {
         let mut engine = current_engine();
         engine.observe(seen(says(1, 5, Running, 0, [Some(0), None])), at(0));
-        engine.observe(change(Change::NotInstalled(None)), at(0));
+        engine.observe(change(WatchEvent::NotInstalled(None)), at(0));
         let mut engine = restarted(&mut engine);
         for look in looks {
-            engine.observe(change(Change::NotInstalled(None)), at(*look));
+            engine.observe(change(WatchEvent::NotInstalled(None)), at(*look));
         }
         let objects = [
             says(1, 6, Completed, 0, [Some(0), Some(1)]),
@@ -222,7 +222,7 @@ fn a_kind_that_was_never_served_has_no_past_when_it_comes() {
     let mut engine = Engine::new(None, 1, 4);
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
     for minute in 0..3 {
-        engine.observe(change(Change::NotInstalled(Some(at(minute * MINUTE)))), at(0));
+        engine.observe(change(WatchEvent::NotInstalled(Some(at(minute * MINUTE)))), at(0));
     }
     let objects = [says(1, 5, Completed, -DAY, [Some(-DAY), Some(-DAY)]), says(2, 6, Running, 0, [None; 2])];
     let told = list(&mut engine, 9, DAY, &objects);
@@ -234,11 +234,11 @@ fn ids_are_not_used_again_once_records_are_gone() {
     let replaced = |engine: &mut Engine| {
         engine.remove_watch(WATCH);
         engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
-        engine.observe(change(Change::NotInstalled(Some(at(0)))), at(0));
+        engine.observe(change(WatchEvent::NotInstalled(Some(at(0)))), at(0));
     };
     let expired = |engine: &mut Engine| {
         for day in [0, 7] {
-            engine.observe(change(Change::NotInstalled(None)), at(day * DAY));
+            engine.observe(change(WatchEvent::NotInstalled(None)), at(day * DAY));
         }
     };
     let ways: [&dyn Fn(&mut Engine); 2] = [&replaced, &expired];

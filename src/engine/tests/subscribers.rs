@@ -47,8 +47,8 @@ fn a_deletion_that_a_list_tells_is_filtered_by_what_was_last_seen() {
     }
     engine.subscribe(filtered(1, "object.metadata.annotations.owner == 'ada'"));
     assert!(engine.reads_annotations());
-    engine.observe(change(Change::ListBegun), at(0));
-    let observed = engine.observe(change(Change::ListEnded(9)), at(0));
+    engine.observe(change(WatchEvent::ListBegun), at(0));
+    let observed = engine.observe(change(WatchEvent::ListEnded(9)), at(0));
     assert_eq!(names(&observed), ["training.failed"; 3]);
     assert_eq!(observed.enqueued.len(), 2, "ada's, and the one of which that is not known");
     assert_eq!(observed.unfiltered.len(), 1);
@@ -84,8 +84,8 @@ fn a_deletion_goes_by_what_its_namespace_was_also_where_that_went_while_nobody_l
     // Nobody knows the Namespace any more; one deletion is seen, the other told by a list.
     let observed = [
         engine.observe(deleted(job(1, 6, TrainingStage::Running)), at(0)),
-        engine.observe(change(Change::ListBegun), at(0)),
-        engine.observe(change(Change::ListEnded(9)), at(0)),
+        engine.observe(change(WatchEvent::ListBegun), at(0)),
+        engine.observe(change(WatchEvent::ListEnded(9)), at(0)),
     ];
     for observed in [&observed[0], &observed[2]] {
         assert_eq!(names(observed), ["training.failed"]);
@@ -103,12 +103,12 @@ fn what_cannot_be_told_of_its_namespace_is_kept_and_neither_sent_nor_lost() {
     engine.subscribe(Subscription { scope: Scope::Cluster(Selector::default()), ..subscription(2, 1, 0) });
     let observed = engine.observe(deleted(job(1, 6, TrainingStage::Running)), at(0));
     assert_eq!(observed.enqueued, [Uid::from_u128(1002)], "one that selects every namespace gets it");
-    let [Settled { webhook, attempt: 0, verdict, dropped: false, .. }] = &observed.given_up[..] else {
+    let [RecordedOutcome { webhook, attempt: 0, verdict, dropped: false, .. }] = &observed.given_up[..] else {
         panic!("one is given up: {observed:#?}")
     };
     assert_eq!((*webhook, *verdict), (Uid::from_u128(1001), Verdict::GivenUp(Reason::NamespaceUnknown)));
-    let Some(Due::Keep(keep)) = engine.due(at(0)) else { panic!("it becomes an object") };
+    let Some(Due::StoreDeadLetter(keep)) = engine.due(at(0)) else { panic!("it becomes an object") };
     assert_eq!((keep.webhook, keep.given_up.reason), (Uid::from_u128(1001), Reason::NamespaceUnknown));
-    engine.kept(keep.webhook, keep.delivery);
+    engine.dead_letter_stored(keep.webhook, keep.delivery);
     assert!(engine.redeliver(keep.webhook, &keep.event), "asked for again it is sent");
 }

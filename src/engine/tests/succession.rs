@@ -14,7 +14,7 @@ fn acknowledged(engine: &mut Engine, now: i64) -> Vec<(String, &'static str, u32
     while let Some(due) = engine.due(at(now)) {
         let Due::Attempt(attempt) = due else { continue };
         sent.push((attempt.event.object.name.clone(), attempt.event.event_type.name(), attempt.number));
-        engine.settle(outcome(&attempt, AttemptResult::Acknowledged), at(now), 0.5).unwrap();
+        engine.record_outcome(outcome(&attempt, AttemptResult::Acknowledged), at(now), 0.5).unwrap();
     }
     sent
 }
@@ -25,7 +25,7 @@ fn heir_gets_the_backlog_in_order_with_its_attempts() {
     engine.subscribe(subscription(1, 1, 5));
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     let retried = attempt(&mut engine, 0);
-    engine.settle(outcome(&retried, FAILED), at(0), 0.5);
+    engine.record_outcome(outcome(&retried, FAILED), at(0), 0.5);
     engine.observe(seen(job(2, 6, TrainingStage::Running)), at(0));
     engine.observe(seen(job(2, 7, TrainingStage::Completed)), at(0));
     engine.observe(seen(job(3, 8, TrainingStage::Running)), at(0));
@@ -63,7 +63,7 @@ fn attempt_under_way_at_the_deletion_counts_for_the_heir() {
         engine.subscribe(subscription(2, 2, 5));
         assert_eq!(engine.take_over(webhook(1).uid, webhook(2).uid), 2);
         assert!(engine.due(at(0)).is_none(), "the object's first attempt is under way");
-        let settled = engine.settle(outcome(&under_way, result), at(0), 0.5).unwrap();
+        let settled = engine.record_outcome(outcome(&under_way, result), at(0), 0.5).unwrap();
         assert_eq!((settled.webhook, settled.attempt), (webhook(2).uid, 1));
         let sent = acknowledged(&mut engine, 60_000);
         let numbers: Vec<u32> = sent.iter().map(|(.., number)| *number).collect();
@@ -84,8 +84,8 @@ fn attempt_that_ends_while_nobody_has_taken_over_is_not_repeated() {
     }
     let (first, second) = (attempt(&mut engine, 0), attempt(&mut engine, 0));
     assert_eq!(engine.orphan(&webhook(1)), 2);
-    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
-    engine.settle(outcome(&second, FAILED), at(0), 0.5);
+    engine.record_outcome(outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
+    engine.record_outcome(outcome(&second, FAILED), at(0), 0.5);
     engine.subscribe(subscription(2, 2, 5));
     assert_eq!(engine.take_over(webhook(1).uid, webhook(2).uid), 1, "the failed one was not its last");
     assert_eq!(acknowledged(&mut engine, 60_000), [("job-2".to_owned(), "training.started", 2)]);
@@ -97,14 +97,14 @@ fn given_up_deliveries_become_objects_of_the_heir() {
     engine.subscribe(subscription(1, 1, 0));
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     let last = attempt(&mut engine, 0);
-    engine.settle(outcome(&last, FAILED), at(0), 0.5);
+    engine.record_outcome(outcome(&last, FAILED), at(0), 0.5);
     assert_eq!(engine.orphan(&webhook(1)), 1);
     assert!(engine.due(at(0)).is_none(), "no object could belong to a deleted Webhook");
     engine.subscribe(subscription(2, 1, 0));
     engine.take_over(webhook(1).uid, webhook(2).uid);
-    let Some(Due::Keep(keep)) = engine.due(at(0)) else { panic!("it becomes an object") };
+    let Some(Due::StoreDeadLetter(keep)) = engine.due(at(0)) else { panic!("it becomes an object") };
     assert_eq!((keep.webhook, keep.given_up.reason), (webhook(2).uid, Reason::Exhausted));
-    engine.kept(keep.webhook, keep.delivery);
+    engine.dead_letter_stored(keep.webhook, keep.delivery);
     assert_eq!(engine.unsubscribe(webhook(2).uid), 0);
 }
 
@@ -115,7 +115,7 @@ fn backlog_is_found_by_its_owner_after_a_crash() {
     engine.own(webhook(1).uid, "Webhook/ci/0123456789abcdef".into());
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     let failed = attempt(&mut engine, 0);
-    engine.settle(outcome(&failed, FAILED), at(0), 0.5);
+    engine.record_outcome(outcome(&failed, FAILED), at(0), 0.5);
     engine.observe(seen(job(1, 6, TrainingStage::Completed)), at(0));
     let mut next = Engine::recover(None, 2, 4, remembered(&mut engine), at(0));
     next.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
@@ -140,8 +140,8 @@ fn backlog_that_waits_for_a_flush_waits_for_it_after_the_takeover() {
     let mut engine = Engine::new(None, 1, 4);
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
     engine.subscribe(subscription(1, 1, 5));
-    engine.observe(change(Change::ListBegun), at(0));
-    engine.observe(change(Change::ListEnded(1)), at(0));
+    engine.observe(change(WatchEvent::ListBegun), at(0));
+    engine.observe(change(WatchEvent::ListEnded(1)), at(0));
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     engine.orphan(&webhook(1));
     engine.subscribe(subscription(2, 1, 5));

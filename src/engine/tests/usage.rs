@@ -21,12 +21,12 @@ fn figure(number: u128, value: i64, millis: i64) -> Object {
     Object { facts: Facts::Usage(facts), name: format!("usage-{number}"), ..job(number, 0, TrainingStage::Pending) }
 }
 
-fn measured(change: Change) -> Observation {
+fn measured(change: WatchEvent) -> Observation {
     Observation { watch: USAGE, change }
 }
 
 fn evaluate(engine: &mut Engine, number: u128, value: i64, millis: i64) -> Observed {
-    engine.observe(measured(Change::Measured(Box::new(figure(number, value, millis)))), at(millis))
+    engine.observe(measured(WatchEvent::Measured(Box::new(figure(number, value, millis)))), at(millis))
 }
 
 /// An engine that knows that nothing is measured yet, beside a watch of jobs.
@@ -34,7 +34,7 @@ fn engine() -> Engine {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 8, 0));
     engine.add_measured_watch(USAGE, RESOURCE, RESOURCE);
-    engine.observe(measured(Change::Only(Vec::new())), at(0));
+    engine.observe(measured(WatchEvent::Only(Vec::new())), at(0));
     flushed(&mut engine);
     engine
 }
@@ -46,7 +46,7 @@ fn delivered(engine: &mut Engine, now: i64) -> Vec<String> {
         let body: serde_json::Value = serde_json::from_str(&attempt.event.body.close(at(now))).unwrap();
         let threshold = body["data"]["threshold"].as_str().unwrap_or("a job");
         delivered.push(format!("{} {threshold}", attempt.event.object.name));
-        engine.settle(outcome(&attempt, AttemptResult::Acknowledged), at(now), 0.5);
+        engine.record_outcome(outcome(&attempt, AttemptResult::Acknowledged), at(now), 0.5);
     }
     delivered
 }
@@ -61,7 +61,7 @@ fn an_event_of_what_is_measured_is_attempted_once_a_flush_has_landed_that_holds_
     let _ = engine.flush(&[], usize::MAX);
     assert!(delivered(&mut engine, 3).is_empty(), "it is composed and has not landed");
     evaluate(&mut engine, 2, 60, 4);
-    engine.landed();
+    engine.flush_committed();
     assert_eq!(delivered(&mut engine, 5), ["usage-1 50%", "usage-1 80%"], "the second was not in this flush");
     flushed(&mut engine);
     assert_eq!(delivered(&mut engine, 6), ["usage-2 50%"]);
@@ -72,7 +72,7 @@ fn an_event_waits_for_the_part_of_a_flush_that_holds_the_record_too() {
     let mut engine = engine();
     evaluate(&mut engine, 1, 90, 0);
     assert!(engine.flush(&[], 1).contents.watches.is_none());
-    engine.landed();
+    engine.flush_committed();
     assert!(delivered(&mut engine, 1).is_empty());
     flushed(&mut engine);
     assert_eq!(delivered(&mut engine, 2), ["usage-1 80%"]);
@@ -85,7 +85,7 @@ fn a_crossing_that_landed_with_its_record_outlives_a_crash_before_the_rest_of_th
         let flush = engine.flush(&[], budget);
         let complete = flush.contents.watches.is_some();
         let segments = journal.lay_out(flush).unwrap();
-        engine.landed();
+        engine.flush_committed();
         // A claim's place is written again.
         found.retain(|found: &Found| segments.iter().all(|segment| segment.name != found.segment.name));
         found.extend(segments.into_iter().map(|segment| Found { segment, version: u64::MAX.to_string() }));
@@ -100,7 +100,7 @@ fn a_crossing_that_landed_with_its_record_outlives_a_crash_before_the_rest_of_th
     let mut engine = Engine::new(None, 1, 4);
     engine.subscribe(subscription(1, 8, 0));
     engine.add_measured_watch(USAGE, RESOURCE, RESOURCE);
-    engine.observe(measured(Change::Only(Vec::new())), at(0));
+    engine.observe(measured(WatchEvent::Only(Vec::new())), at(0));
     let (mut engine, mut journal, _) = write(&mut engine, &mut Journal::begin(HOME, 1, shape(), 7), usize::MAX);
     evaluate(&mut engine, 2, 10, 0);
     let events = evaluate(&mut engine, 1, 60, 1).events;
@@ -108,7 +108,7 @@ fn a_crossing_that_landed_with_its_record_outlives_a_crash_before_the_rest_of_th
     let (mut engine, mut journal, complete) = write(&mut engine, &mut journal, room_for_one_record);
     assert!(!complete, "the record of the other figure is left");
     assert_eq!(engine.pending(Uid::from_u128(1001)), 1);
-    engine.observe(measured(Change::Gone(Uid::from_u128(1))), at(2));
+    engine.observe(measured(WatchEvent::Gone(Uid::from_u128(1))), at(2));
     let (mut engine, ..) = write(&mut engine, &mut journal, usize::MAX);
     assert_eq!(delivered(&mut engine, 3), ["usage-1 50%"]);
 }
@@ -122,7 +122,7 @@ fn the_next_event_of_an_object_waits_for_the_one_before_it_and_for_its_own_flush
     flushed(&mut engine);
     let first = attempt(&mut engine, 1);
     evaluate(&mut engine, 1, 90, 2);
-    engine.settle(outcome(&first, AttemptResult::Acknowledged), at(3), 0.5);
+    engine.record_outcome(outcome(&first, AttemptResult::Acknowledged), at(3), 0.5);
     assert!(engine.due(at(3)).is_none(), "the second is not flushed");
     evaluate(&mut engine, 1, 10, 4);
     flushed(&mut engine);
@@ -141,7 +141,7 @@ fn what_finds_no_room_becomes_an_object_only_once_it_is_flushed() {
     assert_eq!(observed.given_up.len(), 1);
     assert!(engine.due(at(1)).is_none());
     flushed(&mut engine);
-    assert!(matches!(engine.due(at(2)), Some(Due::Keep(keep)) if keep.event.object.name == "usage-1"));
+    assert!(matches!(engine.due(at(2)), Some(Due::StoreDeadLetter(keep)) if keep.event.object.name == "usage-1"));
     assert!(engine.due(at(2)).is_none());
 }
 
@@ -172,12 +172,12 @@ fn what_goes_says_nothing_also_where_it_went_while_nobody_looked() {
     for number in 1..=3 {
         evaluate(&mut engine, number, 90, 0);
     }
-    assert!(engine.observe(measured(Change::Gone(Uid::from_u128(1))), at(1)).events.is_empty());
+    assert!(engine.observe(measured(WatchEvent::Gone(Uid::from_u128(1))), at(1)).events.is_empty());
     assert_eq!(engine.records(), 2);
     let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(2));
     engine.add_measured_watch(USAGE, RESOURCE, RESOURCE);
     assert_eq!(engine.records(), 2);
-    assert!(engine.observe(measured(Change::Only(vec![Uid::from_u128(3)])), at(3)).events.is_empty());
+    assert!(engine.observe(measured(WatchEvent::Only(vec![Uid::from_u128(3)])), at(3)).events.is_empty());
     assert_eq!(engine.records(), 1);
     assert!(evaluate(&mut engine, 3, 90, 4).events.is_empty(), "it is remembered");
     assert_eq!(flushed(&mut engine).gone.len(), 1);
@@ -188,7 +188,7 @@ fn an_object_that_was_there_before_the_ledger_repeats_its_announcement_and_no_ot
     let ids = |epoch, before: Vec<Uid>| {
         let mut engine = Engine::new(None, epoch, 4);
         engine.add_measured_watch(USAGE, RESOURCE, RESOURCE);
-        engine.observe(measured(Change::Only(before)), at(0));
+        engine.observe(measured(WatchEvent::Only(before)), at(0));
         let mut ids = Vec::new();
         for value in [60, 90, 10, 90] {
             ids.extend(evaluate(&mut engine, 1, value, 1).events.iter().map(|event| event.id));
@@ -236,15 +236,15 @@ struct World {
 
 const HOME: Uid = Uid::from_u128(99);
 
-fn shape() -> Shape {
-    Shape { ring: 64, shards: 4, limit: 1 << 20 }
+fn shape() -> LedgerLayout {
+    LedgerLayout { ring: 64, shards: 4, limit: 1 << 20 }
 }
 
 impl World {
     fn begin(mut engine: Engine, journal: Journal) -> Self {
         engine.subscribe(subscription(1, 8, 0));
         engine.add_measured_watch(USAGE, RESOURCE, RESOURCE);
-        engine.observe(measured(Change::Only(vec![Uid::from_u128(1)])), at(0));
+        engine.observe(measured(WatchEvent::Only(vec![Uid::from_u128(1)])), at(0));
         Self { engine, journal, landing: Vec::new(), store: HashMap::new(), sent: HashMap::new(), now: 0 }
     }
 
@@ -259,7 +259,7 @@ impl World {
                     let body = attempt.event.body.as_str().to_owned();
                     let known = self.sent.entry(attempt.event.id).or_insert_with(|| body.clone());
                     assert_eq!(*known, body, "one id, two crossings");
-                    self.engine.settle(outcome(&attempt, AttemptResult::Acknowledged), at(self.now), 0.5);
+                    self.engine.record_outcome(outcome(&attempt, AttemptResult::Acknowledged), at(self.now), 0.5);
                 }
             }
             Step::Flush(budget) if self.landing.is_empty() => {
@@ -268,7 +268,7 @@ impl World {
                 self.landing = self.journal.lay_out(flush).unwrap();
                 self.landing.reverse();
                 if self.landing.is_empty() {
-                    self.engine.landed();
+                    self.engine.flush_committed();
                 }
             }
             Step::Flush(_) => {}
@@ -276,7 +276,7 @@ impl World {
                 if let Some(segment) = self.landing.pop() {
                     self.write(segment);
                     if self.landing.is_empty() {
-                        self.engine.landed();
+                        self.engine.flush_committed();
                     }
                 }
             }
@@ -295,7 +295,7 @@ impl World {
     }
 
     fn write(&mut self, segment: journal::Segment) {
-        self.journal.landed(&segment, "1".into());
+        self.journal.committed(&segment, "1".into());
         self.store.insert(segment.name.clone(), Found { segment, version: u64::MAX.to_string() });
     }
 }

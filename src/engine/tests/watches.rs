@@ -21,12 +21,12 @@ fn a_list_that_lacks_an_object_tells_its_deletion_only_once_it_is_complete() {
     engine.observe(seen(job(2, 6, TrainingStage::Running)), at(0));
     for _ in 0..2 {
         // The first list breaks off.
-        engine.observe(change(Change::ListBegun), at(0));
+        engine.observe(change(WatchEvent::ListBegun), at(0));
         assert!(engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0)).events.is_empty());
         engine.observe(seen(job(3, 8, TrainingStage::Pending)), at(0));
         assert_eq!(engine.position(WATCH), 6, "during a list the position stays");
     }
-    let observed = engine.observe(change(Change::ListEnded(9)), at(0));
+    let observed = engine.observe(change(WatchEvent::ListEnded(9)), at(0));
     assert_eq!(names(&observed), ["training.failed"]);
     assert_eq!(engine.position(WATCH), 9);
     assert_eq!(engine.records(), 2);
@@ -38,8 +38,8 @@ fn on_a_watch_with_a_selector_absence_is_asked_after() {
     for number in 1..=3 {
         engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
     }
-    engine.observe(change(Change::ListBegun), at(0));
-    let observed = engine.observe(change(Change::ListEnded(9)), at(0));
+    engine.observe(change(WatchEvent::ListBegun), at(0));
+    let observed = engine.observe(change(WatchEvent::ListEnded(9)), at(0));
     assert!(observed.events.is_empty());
     assert_eq!(observed.questions.len(), 3);
     // The third is selected again before the answer comes.
@@ -47,15 +47,15 @@ fn on_a_watch_with_a_selector_absence_is_asked_after() {
     let mut told = Vec::new();
     for question in observed.questions {
         let living = question.uid == Uid::from_u128(1);
-        told.extend(names(&engine.observe(change(Change::Answer { question, living }), at(0))));
+        told.extend(names(&engine.observe(change(WatchEvent::Answer { question, living }), at(0))));
     }
     assert_eq!(told, ["training.failed"], "of the second alone");
     // The first lives on unselected, and goes in silence.
-    engine.observe(change(Change::ListBegun), at(0));
+    engine.observe(change(WatchEvent::ListBegun), at(0));
     engine.observe(seen(job(3, 12, TrainingStage::Running)), at(0));
-    let observed = engine.observe(change(Change::ListEnded(20)), at(0));
+    let observed = engine.observe(change(WatchEvent::ListEnded(20)), at(0));
     let [question] = &observed.questions[..] else { panic!("{:?}", observed.questions) };
-    let answer = Change::Answer { question: question.clone(), living: false };
+    let answer = WatchEvent::Answer { question: question.clone(), living: false };
     assert!(engine.observe(change(answer), at(0)).events.is_empty());
     assert_eq!(engine.records(), 1);
 }
@@ -67,7 +67,7 @@ fn a_label_that_went_and_came_back_mutes_nothing_when_it_is_observed_again() {
         engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
         let questions = engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).questions;
         for question in questions.clone() {
-            engine.observe(change(Change::Answer { question, living: true }), at(0));
+            engine.observe(change(WatchEvent::Answer { question, living: true }), at(0));
         }
         engine.observe(seen(job(1, 9, TrainingStage::Running)), at(0));
         questions.len()
@@ -75,17 +75,17 @@ fn a_label_that_went_and_came_back_mutes_nothing_when_it_is_observed_again() {
     assert_eq!(history(&mut engine), 1);
     // The record was flushed, the position behind it was not: the log is read again.
     assert_eq!(history(&mut engine), 0);
-    engine.observe(change(Change::ListBegun), at(0));
-    let observed = engine.observe(change(Change::ListEnded(12)), at(0));
+    engine.observe(change(WatchEvent::ListBegun), at(0));
+    let observed = engine.observe(change(WatchEvent::ListEnded(12)), at(0));
     let [question] = &observed.questions[..] else { panic!("{:?}", observed.questions) };
-    let answer = Change::Answer { question: question.clone(), living: false };
+    let answer = WatchEvent::Answer { question: question.clone(), living: false };
     let observed = engine.observe(change(answer), at(0));
     assert_eq!(names(&observed), ["training.failed"]);
     assert!(observed.events[0].body.as_str().contains("\"unknown\""), "nobody saw it go");
 }
 
 fn left(object: Object) -> Observation {
-    change(Change::Left(Box::new(object)))
+    change(WatchEvent::Left(Box::new(object)))
 }
 
 #[test]
@@ -101,9 +101,14 @@ fn what_leaves_a_selection_is_told_once_it_is_known_to_be_gone() {
         asked.extend(observed.questions);
     }
     assert_eq!((asked.len(), engine.position(WATCH)), (2, 7));
-    let unread =
-        Question { watch: WATCH, uid: Uid::from_u128(3), namespace: "ns".into(), name: "job-3".into(), version: 8 };
-    asked.extend(engine.observe(change(Change::LeftUnread(unread.clone())), at(0)).questions);
+    let unread = ExistenceCheck {
+        watch: WATCH,
+        uid: Uid::from_u128(3),
+        namespace: "ns".into(),
+        name: "job-3".into(),
+        version: 8,
+    };
+    asked.extend(engine.observe(change(WatchEvent::LeftUnread(unread.clone())), at(0)).questions);
     assert_eq!((asked.len(), engine.position(WATCH)), (3, 8));
     assert!(engine.observe(left(job(9, 9, TrainingStage::Running)), at(0)).questions.is_empty(), "nobody knew it");
 
@@ -115,7 +120,7 @@ fn what_leaves_a_selection_is_told_once_it_is_known_to_be_gone() {
     assert_eq!(open, asked);
     let mut told = Vec::new();
     for question in open {
-        let observed = engine.observe(change(Change::Answer { question, living: false }), at(0));
+        let observed = engine.observe(change(WatchEvent::Answer { question, living: false }), at(0));
         let status = |event: &Arc<Event>| {
             ["cancelled", "unknown"].into_iter().find(|status| event.body.as_str().contains(&format!("\"{status}\"")))
         };
@@ -131,7 +136,7 @@ fn what_is_seen_again_before_the_answer_voids_the_question() {
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     let first = engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).questions.remove(0);
     engine.observe(seen(job(1, 9, TrainingStage::Running)), at(0));
-    let answer = |question: &Question, living| change(Change::Answer { question: question.clone(), living });
+    let answer = |question: &ExistenceCheck, living| change(WatchEvent::Answer { question: question.clone(), living });
     for living in [true, false] {
         assert!(engine.observe(answer(&first, living), at(0)).events.is_empty());
     }
@@ -144,8 +149,8 @@ fn what_is_seen_again_before_the_answer_voids_the_question() {
 fn a_kind_that_was_not_installed_has_no_baseline() {
     let mut engine = Engine::new(None, 1, 4);
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
-    engine.observe(change(Change::NotInstalled(None)), at(0));
-    engine.observe(change(Change::ListBegun), at(0));
+    engine.observe(change(WatchEvent::NotInstalled(None)), at(0));
+    engine.observe(change(WatchEvent::ListBegun), at(0));
     assert_eq!(names(&engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0))), ["training.started"]);
 }
 
@@ -153,9 +158,9 @@ fn a_kind_that_was_not_installed_has_no_baseline() {
 fn an_object_that_a_list_shows_in_unreadable_form_is_there() {
     let mut engine = listed_engine(false);
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
-    engine.observe(change(Change::ListBegun), at(0));
-    engine.observe(change(Change::Unreadable(Uid::from_u128(1))), at(0));
-    assert!(engine.observe(change(Change::ListEnded(9)), at(0)).events.is_empty());
+    engine.observe(change(WatchEvent::ListBegun), at(0));
+    engine.observe(change(WatchEvent::Unreadable(Uid::from_u128(1))), at(0));
+    assert!(engine.observe(change(WatchEvent::ListEnded(9)), at(0)).events.is_empty());
     assert_eq!(engine.records(), 1);
 }
 
@@ -164,15 +169,15 @@ fn a_watch_that_ends_is_forgotten_with_its_position_and_what_it_withheld_goes_wi
     let mut engine = Engine::new(None, 1, 4);
     engine.subscribe(subscription(1, 1, 0));
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "a", false);
-    engine.observe(change(Change::NotInstalled(None)), at(0));
+    engine.observe(change(WatchEvent::NotInstalled(None)), at(0));
     flushed(&mut engine);
     engine.add_watch(WatchId(1), "trainingjobs.llmtune.io", "b", false);
     flushed(&mut engine);
     assert_eq!(engine.unflushed(), Unflushed::Nothing);
     engine.remove_watch(WatchId(9));
     assert_eq!(engine.unflushed(), Unflushed::Nothing, "it was never there");
-    engine.observe(Observation { watch: WatchId(1), change: Change::NotInstalled(None) }, at(0));
-    let new = Observation { watch: WatchId(1), change: Change::Seen(Box::new(job(1, 5, TrainingStage::Running))) };
+    engine.observe(Observation { watch: WatchId(1), change: WatchEvent::NotInstalled(None) }, at(0));
+    let new = Observation { watch: WatchId(1), change: WatchEvent::Seen(Box::new(job(1, 5, TrainingStage::Running))) };
     assert_eq!(names(&engine.observe(new, at(0))), ["training.started"]);
     assert!(engine.due(at(0)).is_none(), "its baseline is not flushed");
     engine.remove_watch(WatchId(1));
@@ -190,23 +195,23 @@ fn every_watch_begins_an_epoch_of_its_own_and_one_whose_kind_is_missing_begins_a
     let mut engine = Engine::new(None, 7, 4);
     for (id, name) in [(WATCH, "a"), (WatchId(1), "b")] {
         engine.add_watch(id, "trainingjobs.llmtune.io", name, false);
-        engine.observe(Observation { watch: id, change: Change::ListBegun }, at(0));
-        engine.observe(Observation { watch: id, change: Change::ListEnded(5) }, at(0));
+        engine.observe(Observation { watch: id, change: WatchEvent::ListBegun }, at(0));
+        engine.observe(Observation { watch: id, change: WatchEvent::ListEnded(5) }, at(0));
     }
     let epochs =
         |engine: &mut Engine| flushed(engine).watches.unwrap().iter().map(|entry| entry.epoch).collect::<Vec<_>>();
     assert_eq!(epochs(&mut engine), [8, 9]);
     for days in [0, 6, 7, 8] {
-        engine.observe(change(Change::NotInstalled(None)), at(days * DAY));
+        engine.observe(change(WatchEvent::NotInstalled(None)), at(days * DAY));
         let expected = if days < 7 { [8, 9] } else { [10, 9] };
         assert_eq!(epochs(&mut engine), expected, "records are kept for 7 days, {days} have passed");
     }
-    engine.observe(change(Change::ListBegun), at(0));
-    engine.observe(change(Change::ListEnded(9)), at(0));
+    engine.observe(change(WatchEvent::ListBegun), at(0));
+    engine.observe(change(WatchEvent::ListEnded(9)), at(0));
     assert_eq!(engine.unflushed(), Unflushed::Changes, "it is installed now");
     let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
     engine.add_watch(WatchId(2), "trainingjobs.llmtune.io", "c", false);
-    engine.observe(Observation { watch: WatchId(2), change: Change::NotInstalled(None) }, at(0));
+    engine.observe(Observation { watch: WatchId(2), change: WatchEvent::NotInstalled(None) }, at(0));
     assert!(epochs(&mut engine)[0] > 10);
 }
 
@@ -215,7 +220,7 @@ fn a_watch_that_is_configured_no_more_is_named_and_forgotten_after_a_restart() {
     let mut engine = Engine::new(None, 1, 4);
     for (id, name) in [(WATCH, "a"), (WatchId(1), "b")] {
         engine.add_watch(id, "trainingjobs.llmtune.io", name, false);
-        engine.observe(Observation { watch: id, change: Change::ListEnded(5) }, at(0));
+        engine.observe(Observation { watch: id, change: WatchEvent::ListEnded(5) }, at(0));
     }
     let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "a", false);
@@ -242,8 +247,8 @@ fn an_object_that_came_and_went_is_not_told_again_when_the_watch_is_begun_anew_b
 fn a_watch_that_follows_the_log_again_passes_versions_although_a_list_broke_off() {
     let mut engine = listed_engine(false);
     let position = engine.position(WATCH);
-    engine.observe(change(Change::ListBegun), at(0));
-    engine.observe(change(Change::Bookmark(position + 7)), at(0));
+    engine.observe(change(WatchEvent::ListBegun), at(0));
+    engine.observe(change(WatchEvent::Bookmark(position + 7)), at(0));
     assert_eq!(engine.position(WATCH), position + 7);
 }
 
@@ -255,8 +260,8 @@ fn a_question_outlives_a_crash_and_only_the_answer_to_the_newest_counts_once() {
     }
     // Its going would be no event.
     engine.observe(seen(job(3, 5, TrainingStage::Pending)), at(0));
-    engine.observe(change(Change::ListBegun), at(0));
-    let asked = engine.observe(change(Change::ListEnded(9)), at(0)).questions;
+    engine.observe(change(WatchEvent::ListBegun), at(0));
+    let asked = engine.observe(change(WatchEvent::ListEnded(9)), at(0)).questions;
     assert_eq!((asked.len(), engine.records()), (2, 2));
     let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
@@ -264,7 +269,7 @@ fn a_question_outlives_a_crash_and_only_the_answer_to_the_newest_counts_once() {
     open.sort_by_key(|question| question.uid);
     assert_eq!(open, asked);
 
-    let answer = |question: &Question, living| change(Change::Answer { question: question.clone(), living });
+    let answer = |question: &ExistenceCheck, living| change(WatchEvent::Answer { question: question.clone(), living });
     // The first lives, unselected; the second answer to the same question is void.
     engine.observe(answer(&asked[0], true), at(0));
     engine.observe(answer(&asked[0], false), at(0));
@@ -274,8 +279,8 @@ fn a_question_outlives_a_crash_and_only_the_answer_to_the_newest_counts_once() {
     engine.observe(seen(job(2, 12, TrainingStage::Running)), at(0));
     assert!(engine.open_questions().is_empty());
     assert!(flushed(&mut engine).records.iter().all(|entry| !entry.record.as_ref().unwrap().missed));
-    engine.observe(change(Change::ListBegun), at(0));
-    let newer = engine.observe(change(Change::ListEnded(20)), at(0)).questions;
+    engine.observe(change(WatchEvent::ListBegun), at(0));
+    let newer = engine.observe(change(WatchEvent::ListEnded(20)), at(0)).questions;
     assert!(engine.observe(answer(&asked[1], false), at(0)).events.is_empty());
     assert_eq!(names(&engine.observe(answer(&newer[1], false), at(0))), ["training.failed"]);
 }
@@ -290,7 +295,7 @@ fn an_answer_that_comes_before_the_log_is_read_again_waits_for_it() {
     memory.watches[0].entry.position = 4;
     let mut engine = Engine::recover(None, 1, 4, memory, at(0));
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
-    let answer = || change(Change::Answer { question: asked.clone(), living: false });
+    let answer = || change(WatchEvent::Answer { question: asked.clone(), living: false });
     assert!(engine.observe(answer(), at(0)).events.is_empty());
     assert!(engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0)).events.is_empty());
     assert_eq!(engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).questions, std::slice::from_ref(&asked));

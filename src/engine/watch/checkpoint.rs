@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Baseline, NO_VERSION, Sight, Stand, Tracked, Watch};
+use super::{Baseline, NO_VERSION, Tracked, Watch, WatchScope, WatchState};
 use crate::{
     event::{Event, lifecycle::Lifecycle, object::Uid},
     ledger::{
@@ -19,14 +19,19 @@ pub(in crate::engine) fn is_known(watches: &[RememberedWatch], event: &Event) ->
 }
 
 impl Watch {
-    pub(in crate::engine) fn recover(source: &str, sight: Sight, shards: usize, remembered: RememberedWatch) -> Self {
+    pub(in crate::engine) fn recover(
+        source: &str,
+        sight: WatchScope,
+        shards: usize,
+        remembered: RememberedWatch,
+    ) -> Self {
         let RememberedWatch { entry, records, restored: _ } = remembered;
         let mut watch = Self::new(source, sight, shards, &entry.watch, entry.epoch);
         let track = |record| Tracked { record, listing: 0, dirty: false };
         let tracked =
             records.into_iter().map(|shard| shard.into_iter().map(|(uid, record)| (uid, track(record))).collect());
         watch.records = tracked.collect();
-        watch.stand = Stand::Live;
+        watch.stand = WatchState::Live;
         watch.baseline = Baseline::Landed;
         watch.absent = entry.absent;
         watch.position = entry.position;
@@ -54,7 +59,7 @@ impl Watch {
 
     /// All records of one shard.
     pub(in crate::engine) fn snapshot(&self, shard: usize) -> Vec<RecordEntry> {
-        if self.stand == Stand::Fresh {
+        if self.stand == WatchState::Fresh {
             return Vec::new();
         }
         let records = self.records[shard].iter();
@@ -69,7 +74,7 @@ impl Watch {
 
     /// The watch, for the flush that holds all changes; `None` while it has no baseline. `flush`: the newest that events waited for.
     pub(in crate::engine) fn entry(&mut self, flush: u64) -> Option<WatchEntry> {
-        if self.stand == Stand::Fresh {
+        if self.stand == WatchState::Fresh {
             return None;
         }
         if self.baseline == Baseline::Unwritten {
@@ -89,11 +94,11 @@ impl Watch {
 
     /// Whether the flush that holds all changes is to hold its baseline.
     pub(in crate::engine) fn begins(&self) -> bool {
-        self.stand == Stand::Live && self.baseline == Baseline::Unwritten
+        self.stand == WatchState::Live && self.baseline == Baseline::Unwritten
     }
 
     /// The flush has landed.
-    pub(in crate::engine) fn landed(&mut self) {
+    pub(in crate::engine) fn flush_committed(&mut self) {
         if matches!(self.baseline, Baseline::Written(_)) {
             self.baseline = Baseline::Landed;
         }

@@ -96,10 +96,10 @@ impl Lifecycle {
 
     /// Whether the object's going would be an event.
     #[must_use]
-    pub fn would_mind_going(&self) -> bool {
+    pub fn emits_on_delete(&self) -> bool {
         match self {
-            Self::Training(record) => record.would_mind_going(),
-            Self::Serving(record) => record.would_mind_going(),
+            Self::Training(record) => record.emits_on_delete(),
+            Self::Serving(record) => record.emits_on_delete(),
             Self::Usage(_) => false,
         }
     }

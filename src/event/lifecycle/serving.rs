@@ -98,7 +98,7 @@ impl ServingRecord {
 
     /// Whether the deployment's going would be an event, so that its facts must be kept.
     #[must_use]
-    pub const fn would_mind_going(&self) -> bool {
+    pub const fn emits_on_delete(&self) -> bool {
         self.active
     }
 

@@ -102,7 +102,7 @@ impl TrainingRecord {
 
     /// Whether the job's going would be an event, so that its facts must be kept: a run has begun and has not ended.
     #[must_use]
-    pub const fn would_mind_going(&self) -> bool {
+    pub const fn emits_on_delete(&self) -> bool {
         self.run > 0 && !self.stage.is_finished()
     }
 
@@ -222,7 +222,7 @@ pub fn step(mut record: TrainingRecord, facts: &TrainingFacts, generation: i64) 
         other => other,
     };
 
-    let continues = facts.continues && record.would_mind_going();
+    let continues = facts.continues && record.emits_on_delete();
     if let Some(start) = new_start.filter(|_| stage == Running || stage.is_finished()) {
         if continues {
             record.resume(start);
@@ -275,7 +275,7 @@ pub fn step(mut record: TrainingRecord, facts: &TrainingFacts, generation: i64) 
 /// What it means that the job is gone. Its final state, where known, has been stepped before.
 #[must_use]
 pub fn gone(mut record: TrainingRecord, how: Gone, generation: i64) -> Vec<Occurrence> {
-    if !record.would_mind_going() {
+    if !record.emits_on_delete() {
         return Vec::new();
     }
     let status = match how {
@@ -466,7 +466,7 @@ mod tests {
     fn a_job_that_goes_before_its_run_ended_has_failed_and_one_that_goes_otherwise_says_nothing() {
         for stage in [Running, Suspended, Pending] {
             let (_, record) = told(TrainingRecord::new(), &[at(Running, Some(5)), at(stage, Some(5))]);
-            assert!(record.would_mind_going());
+            assert!(record.emits_on_delete());
             let status = |how| gone(record.clone(), how, 1).iter().map(|o| o.status.unwrap()).collect::<Vec<_>>();
             assert_eq!(status(Gone::Deleted), ["cancelled"], "{stage:?}");
             assert_eq!(status(Gone::Vanished), ["unknown"], "{stage:?}");
@@ -526,7 +526,7 @@ mod tests {
                 let facts = TrainingFacts { continues: true, ..facts };
                 if index == 0 && baseline {
                     record = TrainingRecord::baseline(&facts, generation);
-                    open = record.would_mind_going().then_some(record.run);
+                    open = record.emits_on_delete().then_some(record.run);
                 }
                 let (occurrences, next) = step(record, &facts, generation);
                 for occurrence in occurrences {
@@ -538,7 +538,7 @@ mod tests {
                         prop_assert_eq!(open.take().unwrap_or_default(), occurrence.run);
                     }
                 }
-                prop_assert_eq!(open.is_some(), next.would_mind_going());
+                prop_assert_eq!(open.is_some(), next.emits_on_delete());
                 record = serde_json::from_value(serde_json::to_value(&next).unwrap()).unwrap();
                 prop_assert_eq!(&record, &next);
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Found, Journal, Segment, Shape};
+use super::{Found, Journal, LedgerLayout, Segment};
 use crate::{
     api::ledger_segment::SegmentKind,
     event::{Event, id::EventId, object::Uid, unknown::Unknown},
@@ -14,7 +14,7 @@ use crate::{
 
 /// What was remembered.
 #[derive(Debug, Default)]
-pub struct Memory {
+pub struct RecoveredState {
     pub watches: Vec<RememberedWatch>,
     /// The newest epoch that records anywhere in the ledger belong to, also those of watches that are withdrawn.
     pub newest_epoch: u64,
@@ -50,7 +50,7 @@ pub struct RememberedEvent {
 #[derive(Debug)]
 pub enum Recovered {
     /// It is ours; claim it before anything else.
-    Ledger(Box<Journal>, Box<Memory>),
+    Ledger(Box<Journal>, Box<RecoveredState>),
     /// There is none to go on with, and why. An epoch must be begun that is newer than `newest`.
     NoLedger { why: NoLedger, newest: u64 },
 }
@@ -72,7 +72,7 @@ pub enum NoLedger {
 
 /// Opens the newest ledger of this home among all segments that were found.
 #[must_use]
-pub fn open(found: &[Found], home: Uid, shape: Shape, leader: u64) -> Recovered {
+pub fn open(found: &[Found], home: Uid, shape: LedgerLayout, leader: u64) -> Recovered {
     let newest = found.iter().map(|found| found.segment.spec.epoch).max().unwrap_or_default();
     let mut epochs: Vec<u64> = found.iter().map(|found| found.segment.spec.epoch).collect();
     epochs.sort_unstable();
@@ -92,10 +92,10 @@ pub fn open(found: &[Found], home: Uid, shape: Shape, leader: u64) -> Recovered 
 fn open_epoch(
     found: &[Found],
     home: Uid,
-    shape: Shape,
+    shape: LedgerLayout,
     leader: u64,
     epoch: u64,
-) -> Result<Option<(Journal, Memory)>, NoLedger> {
+) -> Result<Option<(Journal, RecoveredState)>, NoLedger> {
     let of_epoch: Vec<&Found> = found.iter().filter(|found| found.segment.spec.epoch == epoch).collect();
     let of_kind = |kind| of_epoch.iter().map(|found| &found.segment).filter(move |segment| segment.spec.kind == kind);
     let writer = |segment: &Segment| (segment.spec.term, segment.spec.leader);
@@ -248,7 +248,7 @@ impl Rebuilt {
     }
 
     /// A watch without a position has no baseline, and its records count for nothing.
-    fn memory(mut self, shards: usize) -> Memory {
+    fn memory(mut self, shards: usize) -> RecoveredState {
         let epochs = self.watches.iter().map(|watch| watch.epoch).chain(self.groups.keys().map(|(_, epoch)| *epoch));
         let newest_epoch = epochs.max().unwrap_or_default();
         let watches = self.watches.into_iter().filter(|watch| watch.position > 0 || watch.absent).map(|entry| {
@@ -261,6 +261,6 @@ impl Rebuilt {
         let watches = watches.collect();
         let mut events: Vec<RememberedEvent> = self.events.into_values().collect();
         events.sort_by_key(|known| (known.order, known.event.id));
-        Memory { watches, newest_epoch, events, unknown_events: self.unknown.len() }
+        RecoveredState { watches, newest_epoch, events, unknown_events: self.unknown.len() }
     }
 }

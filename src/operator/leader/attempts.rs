@@ -13,13 +13,13 @@ use crate::{
         attempt::Attempt,
         send::{Attempted, Sender},
     },
-    engine::{Due, Settled, Verdict},
+    engine::{Due, RecordedOutcome, Verdict},
     event::{id::traceparent, object::Uid},
     operator::metrics::DropReason,
     panics::caught,
     report::{
         Note,
-        deliveries::{Kept, Order},
+        deliveries::{DeadLetterStored, Order},
     },
     subscription::{resolve::Resolved, watch::Lost},
 };
@@ -57,10 +57,10 @@ impl Leader {
         while let Some(due) = self.engine.due(now) {
             match due {
                 Due::Attempt(attempt) => self.begin(attempt),
-                Due::GivenUp(settled) => self.settled(settled, now),
-                Due::Keep(keep) => match self.webhooks.get(&keep.webhook) {
-                    Some(known) => self.order(Order::Keep(known.webhook.clone(), keep)),
-                    None => self.engine.kept(keep.webhook, keep.delivery),
+                Due::GivenUp(settled) => self.report_outcome(settled, now),
+                Due::StoreDeadLetter(keep) => match self.webhooks.get(&keep.webhook) {
+                    Some(known) => self.order(Order::StoreDeadLetter(known.webhook.clone(), keep)),
+                    None => self.engine.dead_letter_stored(keep.webhook, keep.delivery),
                 },
             }
         }
@@ -71,7 +71,7 @@ impl Leader {
         let Some(resolved) = resolved else {
             // Held Webhooks begin nothing, and no other lacks what it needs.
             warn!(delivery = %attempt.delivery, "an attempt was due for a Webhook that is not ready");
-            self.settle((Attempted::withheld(&attempt, true), None));
+            self.publish_outcome((Attempted::withheld(&attempt, true), None));
             return;
         };
         let sender = Arc::clone(&self.sender);
@@ -80,20 +80,20 @@ impl Leader {
 
     pub(super) fn ended(&mut self, ended: Result<Ended, JoinError>) {
         match ended {
-            Ok(ended) => self.settle(ended),
+            Ok(ended) => self.publish_outcome(ended),
             Err(error) => warn!(%error, "an attempt broke off"),
         }
     }
 
-    fn settle(&mut self, (Attempted { outcome, refused, .. }, lost): Ended) {
+    fn publish_outcome(&mut self, (Attempted { outcome, refused, .. }, lost): Ended) {
         if let Some((refused, known)) = refused.zip(self.webhooks.get(&outcome.webhook)) {
             self.context.metrics.sent(&known.webhook, &refused);
         }
         self.lost(lost);
         self.follow_clock();
         let now = self.clock.now();
-        if let Some(settled) = self.engine.settle(outcome, now, random()) {
-            self.settled(settled, now);
+        if let Some(settled) = self.engine.record_outcome(outcome, now, random()) {
+            self.report_outcome(settled, now);
         }
     }
 
@@ -105,7 +105,7 @@ impl Leader {
         }
     }
 
-    pub(super) fn settled(&mut self, settled: Settled, now: Timestamp) {
+    pub(super) fn report_outcome(&mut self, settled: RecordedOutcome, now: Timestamp) {
         self.answer_again(&settled, now);
         if settled.dropped {
             self.count_dropped(settled.webhook, DropReason::Bound, 1);
@@ -113,7 +113,7 @@ impl Leader {
         }
         let Some(Known { webhook, .. }) = self.webhooks.get(&settled.webhook) else { return };
         let latency = now.duration_since(settled.event.observed_at).as_secs_f64();
-        self.context.metrics.settled(webhook, &settled, latency);
+        self.context.metrics.record_outcome(webhook, &settled, latency);
         let error = settled.error();
         let (namespace, name) = (webhook.namespace(), &webhook.name);
         let (event, id, attempt) = (settled.event.event_type, settled.event.id, settled.attempt);
@@ -133,16 +133,16 @@ impl Leader {
                 "attempt"
             );
         }
-        self.note(Note::Settled { settled: Box::new(settled), at: now });
+        self.note(Note::RecordedOutcome { settled: Box::new(settled), at: now });
     }
 
     /// A given-up delivery is an object now, or is dropped.
-    pub(super) fn kept(&mut self, kept: Kept) {
+    pub(super) fn dead_letter_stored(&mut self, kept: DeadLetterStored) {
         // An object that belongs to a deleted Webhook goes with it. The delivery waits to be taken over.
         if !self.webhooks.contains_key(&kept.webhook) {
             return;
         }
-        self.engine.kept(kept.webhook, kept.delivery);
+        self.engine.dead_letter_stored(kept.webhook, kept.delivery);
         if !kept.landed {
             self.count_dropped(kept.webhook, DropReason::NotKept, 1);
             self.note(Note::Dropped { webhook: kept.webhook, pending: self.engine.pending(kept.webhook) });

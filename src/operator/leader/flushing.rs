@@ -12,7 +12,7 @@ use super::clock::Clock;
 use crate::{
     engine::{
         Engine,
-        pace::{Intervals, Pace},
+        flush_scheduler::{FlushScheduler, Intervals},
     },
     ledger::{
         journal::{Journal, NoLedger},
@@ -31,7 +31,7 @@ pub struct Flushing {
     /// `None` while a flush is under way.
     journal: Option<Journal>,
     under_way: JoinSet<(Journal, Result<(), LedgerError>)>,
-    pace: Pace,
+    pace: FlushScheduler,
     /// When the last flush began.
     begun: Instant,
 }
@@ -39,7 +39,7 @@ pub struct Flushing {
 impl Flushing {
     /// A ledger to which nothing has been written yet but the claim.
     pub fn new(store: Store, journal: Journal, now: Timestamp) -> Self {
-        let pace = Pace::new(Intervals::default(), now);
+        let pace = FlushScheduler::new(Intervals::default(), now);
         Self { store, journal: Some(journal), under_way: JoinSet::new(), pace, begun: Instant::now() }
     }
 
@@ -67,11 +67,11 @@ impl Flushing {
     }
 
     /// A flush has landed.
-    pub fn landed(&mut self, journal: Journal, engine: &mut Engine, metrics: &Metrics) {
+    pub fn flush_committed(&mut self, journal: Journal, engine: &mut Engine, metrics: &Metrics) {
         metrics.ledger_flush_duration.observe(self.begun.elapsed().as_secs_f64());
         metrics.ledger_bytes.set(journal.bytes() as i64);
         self.journal = Some(journal);
-        engine.landed();
+        engine.flush_committed();
     }
 
     /// Writes all that is left.
@@ -87,7 +87,7 @@ impl Flushing {
                 self.begin(engine, clock.now());
             }
             match self.ended().await {
-                Some(Ok((journal, Ok(())))) => self.landed(journal, engine, metrics),
+                Some(Ok((journal, Ok(())))) => self.flush_committed(journal, engine, metrics),
                 Some(Ok((_, Err(error)))) => return warn!(%error, "the last flush was not written"),
                 Some(Err(error)) => return warn!(%error, "the last flush was not written"),
                 None => return,

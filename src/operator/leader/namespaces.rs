@@ -3,28 +3,28 @@
 use super::Leader;
 use crate::subscription::{
     namespaces::Namespaces,
-    watch::namespaces::{Change, Seen},
+    watch::namespaces::{NamespaceChange, Seen},
 };
 
 impl Leader {
-    pub(super) fn namespace(&mut self, change: Change) {
+    pub(super) fn namespace(&mut self, change: NamespaceChange) {
         let told = &self.sources.namespaces;
         match change {
-            Change::Seen(seen) => {
+            NamespaceChange::Seen(seen) => {
                 let Seen { name, version, labels, listed } = seen;
                 told.seen(&name);
                 self.engine.namespaces().seen(name, version, labels, listed);
             }
-            Change::Gone(name) => {
+            NamespaceChange::Gone(name) => {
                 told.gone(&name);
                 self.engine.namespaces().gone(&name);
             }
-            Change::Listed => told.begin(),
-            Change::Ended => {
+            NamespaceChange::Listed => told.begin(),
+            NamespaceChange::Ended => {
                 told.end();
                 *self.engine.namespaces() = Namespaces::default();
             }
-            Change::Answered(seen, asker) => {
+            NamespaceChange::Answered(seen, asker) => {
                 // The sources learn of it from the watch, as of its going.
                 if let Some(Seen { name, version, labels, listed }) = seen {
                     self.engine.namespaces().seen(name, version, labels, listed);
@@ -33,7 +33,7 @@ impl Leader {
                 let _ = asker.send(());
             }
             // The log says so.
-            Change::Refused => {}
+            NamespaceChange::Refused => {}
         }
     }
 }

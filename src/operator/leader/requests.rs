@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::webhook_delivery::{WebhookKind, WebhookReference},
     delivery::attempt::{Attempt, AttemptResult, Exchange},
-    engine::{Settled, Verdict},
+    engine::{RecordedOutcome, Verdict},
     event::{Event, EventType, id::DeliveryId, object::Uid, sample::sample},
     report::{
         Note,
@@ -184,7 +184,7 @@ impl Leader {
     }
 
     /// Tells whoever asked for this delivery again how it ended.
-    pub(super) fn answer_again(&mut self, settled: &Settled, now: Timestamp) {
+    pub(super) fn answer_again(&mut self, settled: &RecordedOutcome, now: Timestamp) {
         let (reason, message) = match settled.verdict {
             Verdict::Retry(_) => return,
             Verdict::Delivered => ("Acknowledged", "the endpoint acknowledged the delivery"),

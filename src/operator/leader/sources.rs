@@ -28,10 +28,10 @@ use crate::{
     source::{
         Source,
         catalog::{Applied, SourceRef},
+        custom_source::{CustomSource, Failures, Mapping, MappingError, WatchName},
         deployment::Deployments,
         health::WatchHealth,
-        mapped::{Failures, Mapped, Mapping, MappingError, WatchName},
-        namespaces::ToldNamespaces,
+        namespaces::NamespaceBarrier,
         owners::WatchedKinds,
         training_job::TrainingJobs,
         watch::Watcher,
@@ -55,7 +55,7 @@ pub struct Sources {
     notes: mpsc::UnboundedSender<Note>,
     kinds: WatchedKinds,
     /// The Namespaces that the engine has been told of.
-    pub namespaces: ToldNamespaces,
+    pub namespaces: NamespaceBarrier,
     built_in: Vec<BuiltIn>,
     mapped: HashMap<Uid, MappedWatch>,
     /// Watches of sources that are deleted, or have no valid spec, by the names that the ledger calls them.
@@ -72,12 +72,12 @@ pub struct Sources {
 #[derive(Clone)]
 struct BuiltIn {
     id: WatchId,
-    kind: Kind,
+    kind: SourceKind,
     health: Arc<WatchHealth>,
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum SourceKind {
     TrainingJob,
     Deployment,
 }
@@ -111,8 +111,8 @@ impl MappedWatch {
         Box::new(MappingInForce { generation: self.generation, spec })
     }
 
-    fn mapped(&self, kinds: &WatchedKinds) -> Mapped {
-        Mapped::new(Arc::clone(&self.mapping), kinds.clone(), Arc::clone(&self.failures))
+    fn mapped(&self, kinds: &WatchedKinds) -> CustomSource {
+        CustomSource::new(Arc::clone(&self.mapping), kinds.clone(), Arc::clone(&self.failures))
     }
 }
 
@@ -121,7 +121,7 @@ impl Sources {
     pub fn new(
         observe: mpsc::Sender<Observation>,
         notes: mpsc::UnboundedSender<Note>,
-        namespaces: ToldNamespaces,
+        namespaces: NamespaceBarrier,
         mapped: bool,
     ) -> Self {
         Self {
@@ -184,13 +184,13 @@ impl Leader {
     pub(super) fn add_watches(&mut self) -> Duration {
         let kinds = self.sources.kinds.clone();
         for scope in self.scopes() {
-            self.add_built_in(scope.clone(), Kind::TrainingJob, &TrainingJobs::new(kinds.clone()));
-            self.add_built_in(scope, Kind::Deployment, &Deployments::new(kinds.clone()));
+            self.add_built_in(scope.clone(), SourceKind::TrainingJob, &TrainingJobs::new(kinds.clone()));
+            self.add_built_in(scope, SourceKind::Deployment, &Deployments::new(kinds.clone()));
         }
         if self.engine.awaits_watches() { LONG_PATIENCE } else { PATIENCE }
     }
 
-    fn add_built_in(&mut self, scope: Option<String>, kind: Kind, source: &impl Source) {
+    fn add_built_in(&mut self, scope: Option<String>, kind: SourceKind, source: &impl Source) {
         let id = self.sources.next_id();
         self.add_watch(id, scope.as_deref(), source);
         let health = Arc::new(WatchHealth::new(source.kind(), scope, None));
@@ -222,8 +222,8 @@ impl Leader {
         let kinds = self.sources.kinds.clone();
         for BuiltIn { id, kind, health } in self.sources.built_in.clone() {
             match kind {
-                Kind::TrainingJob => self.start_watch(id, health, TrainingJobs::new(kinds.clone())),
-                Kind::Deployment => self.start_watch(id, health, Deployments::new(kinds.clone())),
+                SourceKind::TrainingJob => self.start_watch(id, health, TrainingJobs::new(kinds.clone())),
+                SourceKind::Deployment => self.start_watch(id, health, Deployments::new(kinds.clone())),
             };
         }
         for uid in self.sources.mapped.keys().copied().collect::<Vec<_>>() {

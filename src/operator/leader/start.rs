@@ -23,7 +23,7 @@ use crate::{
     engine::Engine,
     event::observation::Observation,
     ledger::{
-        journal::{Memory, Shape},
+        journal::{LedgerLayout, RecoveredState},
         store::{Ledger, Store},
     },
     operator::{config::RunArgs, server::Refresh},
@@ -33,8 +33,8 @@ use crate::{
         usage::UsageWriter,
         writer::Writer,
     },
-    source::{catalog, namespaces::ToldNamespaces},
-    subscription::watch::{Change, Controller, Settings},
+    source::{catalog, namespaces::NamespaceBarrier},
+    subscription::watch::{Controller, Settings, WebhookChange},
 };
 
 /// Observations that may wait for the engine.
@@ -47,11 +47,11 @@ const NOT_SERVED: &str =
     "ClusterWebhook and WebhookSource are not served: they belong to no namespace, and --watch-namespace names some";
 
 /// The tasks beside the loop, and what comes in from them.
-pub(super) struct Beside {
-    pub(super) changes: mpsc::Receiver<Change>,
+pub(super) struct BackgroundTasks {
+    pub(super) changes: mpsc::Receiver<WebhookChange>,
     pub(super) observations: mpsc::Receiver<Observation>,
     pub(super) refreshes: mpsc::Receiver<Refresh>,
-    pub(super) source_changes: mpsc::Receiver<catalog::Change>,
+    pub(super) source_changes: mpsc::Receiver<catalog::SourceChange>,
     /// Follows the WebhookSources, where they are served.
     pub(super) catalog: Option<JoinHandle<()>>,
     pub(super) source_writer: JoinHandle<()>,
@@ -64,7 +64,7 @@ pub(super) struct Beside {
 }
 
 /// How Webhooks are looked after.
-fn settings(args: &RunArgs, memory: &Memory) -> Settings {
+fn settings(args: &RunArgs, memory: &RecoveredState) -> Settings {
     Settings {
         require_https: args.require_https,
         home: args.namespace.clone(),
@@ -73,7 +73,7 @@ fn settings(args: &RunArgs, memory: &Memory) -> Settings {
     }
 }
 
-impl Beside {
+impl BackgroundTasks {
     /// Ends the tasks whose work is for a leader alone.
     pub(super) fn stop(&self) {
         for task in [&self.controller, &self.usage_writer, &self.source_writer].into_iter().chain(&self.catalog) {
@@ -97,7 +97,7 @@ impl Beside {
 }
 
 impl Leader {
-    pub(super) fn start(context: Context, claim: Claim, store: Store, ledger: Ledger) -> (Self, Beside) {
+    pub(super) fn start(context: Context, claim: Claim, store: Store, ledger: Ledger) -> (Self, BackgroundTasks) {
         let Context { client, watching, args, metrics, .. } = &context;
         let sender = Arc::new(Sender::new(Arc::clone(&context.clients), claim.clone()));
         let clock = Clock::new();
@@ -144,7 +144,7 @@ impl Leader {
             context.health.set_not_served(NOT_SERVED);
         }
         let source_writer = source_statuses::write(client.clone(), incoming_source_notes, claim.clone());
-        let mut beside = Beside {
+        let mut beside = BackgroundTasks {
             changes,
             observations,
             refreshes,
@@ -165,7 +165,7 @@ impl Leader {
                 "the ledger holds events of a type that this release does not know; they are sent only if a release that knows it takes over before they are written over"
             );
         }
-        let shards = Shape::default().shards;
+        let shards = LedgerLayout::default().shards;
         let engine = Engine::recover(args.cluster_name.clone(), context.epoch, shards, memory, clock.now());
         let flushing = Flushing::new(store, journal, clock.now());
         let mut leader = Self {
@@ -184,7 +184,7 @@ impl Leader {
             notes,
             told,
             lost_targets: lost,
-            sources: Sources::new(observe, source_notes, ToldNamespaces::new(ask), serves_cluster),
+            sources: Sources::new(observe, source_notes, NamespaceBarrier::new(ask), serves_cluster),
             keep_annotations: Arc::default(),
         };
         leader.add_usage_watches();

@@ -131,7 +131,7 @@ impl Place {
 
 /// What a form was answered with, which leads here.
 #[derive(Default, Deserialize)]
-struct Told {
+struct FormResult {
     /// The delivery that it asked for.
     of: Option<String>,
     /// How many it asked for.
@@ -167,7 +167,7 @@ async fn overview(State(dashboard): State<Arc<Dashboard>>) -> Response {
 async fn detail(
     State(dashboard): State<Arc<Dashboard>>,
     Path(place): Path<Place>,
-    Query(told): Query<Told>,
+    Query(told): Query<FormResult>,
 ) -> Response {
     match place.hook(&dashboard.watched) {
         Some(hook) => dashboard.detail(&hook, &told, None).into_response(),
@@ -261,7 +261,7 @@ impl Dashboard {
         Frame { base, server, namespace, amiss: self.watched.amiss(), now }
     }
 
-    fn detail(&self, hook: &Hook, told: &Told, failure: Option<&Failure>) -> Html<String> {
+    fn detail(&self, hook: &Hook, told: &FormResult, failure: Option<&Failure>) -> Html<String> {
         let now = Timestamp::now();
         let deliveries = self.watched.deliveries(hook);
         let hour = self.watched.hour(hook, &deliveries, now);
@@ -291,7 +291,7 @@ impl Dashboard {
 
     /// The Webhook's page, with what the cluster refused or what was wrong with the form.
     fn failed(&self, hook: &Hook, failure: &Failure) -> Response {
-        (StatusCode::BAD_GATEWAY, self.detail(hook, &Told::default(), Some(failure))).into_response()
+        (StatusCode::BAD_GATEWAY, self.detail(hook, &FormResult::default(), Some(failure))).into_response()
     }
 
     fn gone(&self, place: &Place) -> Response {

@@ -42,14 +42,14 @@ type Key = (WebhookKind, String, String);
 
 /// What is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum WatchedKind {
     Webhooks,
     ClusterWebhooks,
     Deliveries,
 }
 
 /// What the watches tell.
-pub type News = Pin<Box<dyn Stream<Item = (Kind, watcher::Result<watcher::Event<DynamicObject>>)>>>;
+pub type News = Pin<Box<dyn Stream<Item = (WatchedKind, watcher::Result<watcher::Event<DynamicObject>>)>>>;
 
 /// The Webhooks of a namespace, or all with the `ClusterWebhooks`, and their deliveries.
 pub struct Watched {
@@ -71,7 +71,7 @@ struct State {
     listed: bool,
     trouble: Trouble,
     /// Why it does not tell of these.
-    refused: Vec<(Kind, String)>,
+    refused: Vec<(WatchedKind, String)>,
     history: History<Key>,
 }
 
@@ -80,12 +80,16 @@ impl Watched {
     pub async fn new(cluster: Cluster, namespace: Option<String>) -> Result<(Self, News), Failure> {
         let place = namespace.as_deref();
         let mut watches = Vec::new();
-        let webhooks = reflected::<Webhook>(Kind::Webhooks, cluster.api::<Webhook>(place), true, &mut watches);
-        let deliveries =
-            reflected::<WebhookDelivery>(Kind::Deliveries, cluster.api::<WebhookDelivery>(place), true, &mut watches);
+        let webhooks = reflected::<Webhook>(WatchedKind::Webhooks, cluster.api::<Webhook>(place), true, &mut watches);
+        let deliveries = reflected::<WebhookDelivery>(
+            WatchedKind::Deliveries,
+            cluster.api::<WebhookDelivery>(place),
+            true,
+            &mut watches,
+        );
         let all = place.is_none();
         let of_cluster = cluster.api::<ClusterWebhook>(None);
-        let of_cluster = reflected::<ClusterWebhook>(Kind::ClusterWebhooks, of_cluster, all, &mut watches);
+        let of_cluster = reflected::<ClusterWebhook>(WatchedKind::ClusterWebhooks, of_cluster, all, &mut watches);
         let operator = if all { cluster.operator_namespace().await? } else { String::new() };
         let state = watch::Sender::default();
         let news = Box::pin(stream::select_all(watches));
@@ -117,7 +121,7 @@ impl Watched {
         }
     }
 
-    fn hear(&self, kind: Kind, heard: watcher::Result<watcher::Event<DynamicObject>>) -> Result<(), Failure> {
+    fn hear(&self, kind: WatchedKind, heard: watcher::Result<watcher::Event<DynamicObject>>) -> Result<(), Failure> {
         match heard {
             Ok(watcher::Event::Init) => {}
             Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
@@ -130,13 +134,13 @@ impl Watched {
                 });
             }
             Ok(watcher::Event::InitDone) => self.state.send_modify(|state| {
-                state.listed |= kind == Kind::Webhooks;
+                state.listed |= kind == WatchedKind::Webhooks;
                 state.trouble.ended();
                 state.refused.retain(|(refused, _)| *refused != kind);
             }),
             Ok(watcher::Event::Delete(_)) => self.state.send_modify(|_| {}),
             Err(error) => match refusal(&error) {
-                Some(refused) if kind == Kind::Webhooks => return Err(self.cluster.failed(refused)),
+                Some(refused) if kind == WatchedKind::Webhooks => return Err(self.cluster.failed(refused)),
                 Some(refused) => {
                     let told = self.cluster.failed(refused).to_string();
                     self.state.send_modify(|state| {
@@ -176,13 +180,13 @@ impl Watched {
 
     /// Webhooks by namespace and name, then `ClusterWebhooks`.
     pub fn hooks(&self) -> Vec<Hook> {
-        let read = |kind: Kind, store: &Store<DynamicObject>| {
+        let read = |kind: WatchedKind, store: &Store<DynamicObject>| {
             let mut hooks: Vec<Hook> = store.state().iter().filter_map(|object| self.read(kind, object)).collect();
             hooks.sort_by(|one, other| (&one.home, &one.target.name).cmp(&(&other.home, &other.target.name)));
             hooks
         };
-        let mut hooks = read(Kind::Webhooks, &self.webhooks);
-        hooks.extend(read(Kind::ClusterWebhooks, &self.of_cluster));
+        let mut hooks = read(WatchedKind::Webhooks, &self.webhooks);
+        hooks.extend(read(WatchedKind::ClusterWebhooks, &self.of_cluster));
         hooks
     }
 
@@ -191,8 +195,8 @@ impl Watched {
         let of =
             |object: &DynamicObject| name(object) == target.name && object.metadata.namespace.as_deref() == namespace;
         let (kind, store) = match target.kind {
-            WebhookKind::Webhook => (Kind::Webhooks, &self.webhooks),
-            WebhookKind::ClusterWebhook => (Kind::ClusterWebhooks, &self.of_cluster),
+            WebhookKind::Webhook => (WatchedKind::Webhooks, &self.webhooks),
+            WebhookKind::ClusterWebhook => (WatchedKind::ClusterWebhooks, &self.of_cluster),
         };
         self.read(kind, &*store.find(of)?)
     }
@@ -229,11 +233,11 @@ impl Watched {
         let _ = timeout(limit, wait).await;
     }
 
-    fn read(&self, kind: Kind, object: &DynamicObject) -> Option<Hook> {
+    fn read(&self, kind: WatchedKind, object: &DynamicObject) -> Option<Hook> {
         let (kind, home) = match kind {
-            Kind::Webhooks => (WebhookKind::Webhook, object.metadata.namespace.clone()?),
-            Kind::ClusterWebhooks => (WebhookKind::ClusterWebhook, self.operator.clone()),
-            Kind::Deliveries => return None,
+            WatchedKind::Webhooks => (WebhookKind::Webhook, object.metadata.namespace.clone()?),
+            WatchedKind::ClusterWebhooks => (WebhookKind::ClusterWebhook, self.operator.clone()),
+            WatchedKind::Deliveries => return None,
         };
         Some(Hook::read(object, Target { kind, name: name(object).to_owned() }, home))
     }
@@ -255,7 +259,7 @@ fn key(hook: &Hook) -> Key {
 
 /// The objects that a watch shows; an empty store where it is not wanted.
 fn reflected<K: Resource<DynamicType = ()>>(
-    kind: Kind,
+    kind: WatchedKind,
     api: Api<DynamicObject>,
     wanted: bool,
     watches: &mut Vec<News>,

@@ -17,14 +17,14 @@ use tracing::{debug, warn};
 use super::{
     Answer, DeliveryRef, Subject,
     object::{belonging, given_up, giving_up, holds_event, uid, version},
-    state::Entry,
+    state::DeliveryEntry,
 };
 use crate::{
     api::WebhookDelivery,
-    calls::{Hush, pause, within},
-    causes::{Causes, is_unknown_kind, lacks_right},
+    calls::{LogThrottle, pause, within},
     claim::Claim,
-    engine::Keep,
+    engine::StoreDeadLetter,
+    error_chain::{ErrorChain, is_unknown_kind, lacks_right},
     event::object::Uid,
     report::writer::FIELD_MANAGER,
     subscription::resolve::WebhookRef,
@@ -41,7 +41,7 @@ const TRIES: u32 = 10;
 /// What the log says where a call is to be made again.
 struct Complaint {
     what: &'static str,
-    hush: Hush,
+    hush: LogThrottle,
 }
 
 static NOT_CREATED: Complaint = Complaint::new("a WebhookDelivery was not created");
@@ -51,7 +51,7 @@ static NOT_DELETED: Complaint = Complaint::new("a WebhookDelivery was not delete
 
 impl Complaint {
     const fn new(what: &'static str) -> Self {
-        Self { what, hush: Hush::new() }
+        Self { what, hush: LogThrottle::new() }
     }
 }
 
@@ -117,7 +117,7 @@ impl Call {
                 Err(error) => error,
             };
             if let Some(more) = complaint.hush.admit() {
-                warn!(namespace, name, more, error = %Causes(&error), "{}; trying again", complaint.what);
+                warn!(namespace, name, more, error = %ErrorChain(&error), "{}; trying again", complaint.what);
             }
             sleep(pause(failures)).await;
             failures += 1;
@@ -132,7 +132,7 @@ impl Call {
     }
 
     /// Creates the object of a given-up delivery, with its event; `None` where it cannot be had, for good.
-    pub(super) async fn keep(&self, webhook: &WebhookRef, keep: &Keep) -> Option<(Uid, Entry)> {
+    pub(super) async fn keep(&self, webhook: &WebhookRef, keep: &StoreDeadLetter) -> Option<(Uid, DeliveryEntry)> {
         let (mut number, mut tries) = (1, 0);
         let refused = loop {
             match self.try_to_keep(webhook, keep, &given_up(webhook, keep, number)).await {
@@ -166,13 +166,13 @@ impl Call {
     async fn try_to_keep(
         &self,
         webhook: &WebhookRef,
-        keep: &Keep,
+        keep: &StoreDeadLetter,
         object: &WebhookDelivery,
-    ) -> Result<(Uid, Entry), Obstacle> {
+    ) -> Result<(Uid, DeliveryEntry), Obstacle> {
         let namespace = &webhook.home;
         let created = self.create(namespace, object).await?;
         let uid = uid(&created).ok_or(Obstacle::Passing)?;
-        let mut entry = Entry {
+        let mut entry = DeliveryEntry {
             version: version(&created.metadata),
             namespace: namespace.clone(),
             name: object.name_any(),
@@ -332,7 +332,7 @@ mod tests {
         let delivery = crate::event::id::DeliveryId::new(event.id, webhook.uid);
         let at = Timestamp::now();
         let given_up = GivenUp { reason: Reason::Exhausted, at, attempts: 1, status_code: None, error: None };
-        let keep = Keep { webhook: webhook.uid, delivery, event, given_up };
+        let keep = StoreDeadLetter { webhook: webhook.uid, delivery, event, given_up };
         let kept = Call::new(client, Claim::unbounded()).keep(&webhook, &keep).await;
         (kept.is_some(), std::mem::take(&mut asked.lock().unwrap()))
     }

@@ -29,11 +29,11 @@ use crate::{
         WebhookDelivery,
         webhook_delivery::{DeliveredEvent, WebhookReference},
     },
-    causes::Causes,
     claim::Claim,
-    engine::{Keep, MAX_BYTES},
+    engine::{MAX_BYTES, StoreDeadLetter},
+    error_chain::ErrorChain,
     event::{Event, EventType, id::DeliveryId, object::Uid},
-    objects::{Change, Objects},
+    objects::{ObjectChange, Objects},
     report::events::Notice,
     subscription::resolve::WebhookRef,
 };
@@ -72,7 +72,7 @@ pub enum Asked {
 #[derive(Debug)]
 pub enum Order {
     /// To keep what the engine has given up.
-    Keep(WebhookRef, Keep),
+    StoreDeadLetter(WebhookRef, StoreDeadLetter),
     /// To tell how a delivery that was asked for ended.
     Answer(Box<Answer>),
 }
@@ -105,7 +105,7 @@ pub struct Answer {
 
 /// An order to keep is done with.
 #[derive(Clone, Copy, Debug)]
-pub struct Kept {
+pub struct DeadLetterStored {
     pub webhook: Uid,
     pub delivery: DeliveryId,
     /// Whether there is an object now; else the delivery is dropped.
@@ -116,7 +116,7 @@ pub struct Kept {
 #[derive(Debug)]
 pub enum FromDeliveries {
     Asked(Asked),
-    Kept(Kept),
+    DeadLetterStored(DeadLetterStored),
 }
 
 /// Looks after the `WebhookDelivery` objects of some namespaces.
@@ -145,36 +145,36 @@ impl Deliveries {
         loop {
             tokio::select! {
                 change = objects.next() => match change {
-                    Some(Change::Seen { uid, object: Ok(object), listed }) => {
+                    Some(ObjectChange::Seen { uid, object: Ok(object), listed }) => {
                         // A list has the last word: an etcd that was restored counts from lower on.
                         if listed && let Some(known) = state.entries.get_mut(&uid) {
                             known.version = 0;
                         }
                         state.seen(uid, *object);
                     }
-                    Some(Change::Seen { object: Err(invalid), .. }) => unreadable(&invalid),
-                    Some(Change::Gone(uid)) => state.forget(uid),
-                    Some(Change::Listed) => {
+                    Some(ObjectChange::Seen { object: Err(invalid), .. }) => unreadable(&invalid),
+                    Some(ObjectChange::Gone(uid)) => state.forget(uid),
+                    Some(ObjectChange::Listed) => {
                         listed = true;
                         for (webhook, keep) in std::mem::take(&mut early) {
                             state.keep(webhook, keep);
                         }
                     }
                     // The log says so, and it is asked again.
-                    Some(Change::Refused) => {}
+                    Some(ObjectChange::Refused) => {}
                     // A watch has ended: whoever runs this room is to know.
                     None => break,
                 },
                 order = self.orders.recv() => match order {
                     None => break,
                     // How many there are is known once all are listed.
-                    Some(Order::Keep(webhook, keep)) if !listed => early.push((webhook, keep)),
-                    Some(Order::Keep(webhook, keep)) => state.keep(webhook, keep),
+                    Some(Order::StoreDeadLetter(webhook, keep)) if !listed => early.push((webhook, keep)),
+                    Some(Order::StoreDeadLetter(webhook, keep)) => state.keep(webhook, keep),
                     Some(Order::Answer(answer)) => state.answer(*answer),
                 },
                 Some(done) = state.calls.join_next() => match done {
                     Ok(done) => state.done(done),
-                    Err(error) => warn!(error = %Causes(&error), "a call about a WebhookDelivery broke off"),
+                    Err(error) => warn!(error = %ErrorChain(&error), "a call about a WebhookDelivery broke off"),
                 },
                 _ = tick.tick() => {
                     for uid in state.expired(Timestamp::now()) {

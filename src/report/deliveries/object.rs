@@ -17,7 +17,7 @@ use crate::{
             WEBHOOK_LABEL, WebhookDeliverySpec, WebhookDeliveryStatus, WebhookReference,
         },
     },
-    engine::Keep,
+    engine::StoreDeadLetter,
     event::{Event, EventType, body::OpenBody, format::Forms, id::EventId, object::Uid},
     report::{
         conditions::{self, whole_seconds},
@@ -43,7 +43,7 @@ pub(super) fn holds_event(found: &WebhookDelivery, spec: &WebhookDeliverySpec) -
 }
 
 /// The object of a delivery that was given up, as it is created under its first, second, … name: its event comes with its status.
-pub(super) fn given_up(webhook: &WebhookRef, keep: &Keep, number: u32) -> WebhookDelivery {
+pub(super) fn given_up(webhook: &WebhookRef, keep: &StoreDeadLetter, number: u32) -> WebhookDelivery {
     let name = match (keep.delivery.object_name(), number) {
         (name, 0 | 1) => name,
         (name, number) => format!("{name}-{number}"),
@@ -68,7 +68,7 @@ pub(super) fn again(namespace: &str, name: &str) -> String {
 }
 
 /// How a delivery was given up.
-pub(super) fn giving_up(object: DeliveryRef, Keep { event, given_up, .. }: &Keep) -> Answer {
+pub(super) fn giving_up(object: DeliveryRef, StoreDeadLetter { event, given_up, .. }: &StoreDeadLetter) -> Answer {
     let again = again(&object.namespace, &object.name);
     Answer {
         object,
@@ -152,7 +152,7 @@ pub(super) fn event(namespace: &str, kept: &DeliveredEvent) -> Option<Event> {
         object: Arc::new(event_type.outline(uid, namespace, name.clone().unwrap_or_default())),
         observed_at: Timestamp::now(),
         sequence: u32::try_from(kept.sequence).unwrap_or_default(),
-        body: OpenBody::kept(kept.body.clone()),
+        body: OpenBody::stored(kept.body.clone()),
         forms: Forms::default(),
     })
 }
@@ -172,8 +172,12 @@ mod tests {
         let event = Arc::new(sample(EventType::ModelDeployed, Uid::from_u128(2), "research", None, at));
         let told = |given_up| {
             let webhook = Uid::from_u128(1);
-            let keep =
-                Keep { webhook, delivery: DeliveryId::new(event.id, webhook), event: Arc::clone(&event), given_up };
+            let keep = StoreDeadLetter {
+                webhook,
+                delivery: DeliveryId::new(event.id, webhook),
+                event: Arc::clone(&event),
+                given_up,
+            };
             let webhook = WebhookReference { kind: WebhookKind::Webhook, name: "ci".into() };
             let object = DeliveryRef {
                 uid: Uid::from_u128(3),

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use jiff::Timestamp;
 
-use super::{MAX_BYTES, MAX_OBJECTS, state::Entry};
+use super::{MAX_BYTES, MAX_OBJECTS, state::DeliveryEntry};
 use crate::{api::webhook_delivery::WebhookReference, event::object::Uid};
 
 /// Namespace and name of an object.
@@ -84,8 +84,8 @@ impl Places {
     }
 
     /// An object is there. While it is being created the place kept for it counts.
-    pub(super) fn seen(&mut self, uid: Uid, entry: &Entry) {
-        let Entry { namespace, name: object, webhook, bytes, spent, expires, .. } = entry;
+    pub(super) fn seen(&mut self, uid: Uid, entry: &DeliveryEntry) {
+        let DeliveryEntry { namespace, name: object, webhook, bytes, spent, expires, .. } = entry;
         let object = name(namespace, object);
         if self.places.get(&object).is_some_and(|place| place.uid.is_none()) {
             return;
@@ -96,7 +96,7 @@ impl Places {
     }
 
     /// An object goes.
-    pub(super) fn gone(&mut self, uid: Uid, entry: &Entry) {
+    pub(super) fn gone(&mut self, uid: Uid, entry: &DeliveryEntry) {
         self.take_away(&name(&entry.namespace, &entry.name), Some(uid));
     }
 
@@ -141,8 +141,8 @@ mod tests {
         WebhookReference { kind: WebhookKind::Webhook, name: name.into() }
     }
 
-    fn entry(number: usize, bytes: usize, delivered_until: Option<i64>) -> (Uid, Entry) {
-        let entry = Entry {
+    fn entry(number: usize, bytes: usize, delivered_until: Option<i64>) -> (Uid, DeliveryEntry) {
+        let entry = DeliveryEntry {
             version: 1,
             namespace: "research".into(),
             name: format!("dlv-{number}"),

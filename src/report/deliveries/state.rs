@@ -12,7 +12,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tracing::{debug, warn};
 
 use super::{
-    Answer, Asked, DeliveryRef, FromDeliveries, Kept, Subject,
+    Answer, Asked, DeadLetterStored, DeliveryRef, FromDeliveries, Subject,
     call::Call,
     object::{again, event, uid, version},
     room::{Places, Room},
@@ -24,7 +24,7 @@ use crate::{
         webhook_delivery::{DEFAULT_TTL, DeliveredEvent, REDELIVER_ANNOTATION, WebhookKind, WebhookReference},
     },
     delivery::sign::hexadecimal,
-    engine::Keep,
+    engine::StoreDeadLetter,
     event::{EventType, id::DeliveryId, object::Uid},
     panics::caught,
     report::{conditions::holds, events::Notice},
@@ -38,7 +38,7 @@ const UNKNOWN_AFTER: Duration = Duration::from_secs(30);
 
 /// What is remembered of an object.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct DeliveryEntry {
     /// The newest version known: what is older says nothing any more.
     pub(super) version: u64,
     pub(super) namespace: String,
@@ -63,10 +63,10 @@ struct UnderWay {
 
 /// What a call to the apiserver came to.
 pub(super) enum Done {
-    Kept {
+    DeadLetterStored {
         webhook: WebhookRef,
         delivery: DeliveryId,
-        object: Option<(Uid, Box<Entry>)>,
+        object: Option<(Uid, Box<DeliveryEntry>)>,
     },
     /// `version`: of the object with its answer.
     Answered {
@@ -88,7 +88,7 @@ pub(super) struct State {
     cluster_home: Option<String>,
     call: Call,
     pub(super) calls: JoinSet<Done>,
-    pub(super) entries: HashMap<Uid, Entry>,
+    pub(super) entries: HashMap<Uid, DeliveryEntry>,
     places: Places,
     /// When each object is to go: one element for each entry that expires.
     expiries: BTreeSet<(Timestamp, Uid)>,
@@ -155,7 +155,7 @@ impl State {
         let finished_at = status.finished_at.as_ref().map(|time| time.0);
         let ttl = duration("ttl", &spec.ttl).or_else(|_| duration("ttl", DEFAULT_TTL)).unwrap_or_default();
         let handled = request == status.last_handled_redeliver_at || request.is_none();
-        let entry = Entry {
+        let entry = DeliveryEntry {
             version,
             namespace: namespace.clone(),
             name: name.clone(),
@@ -256,7 +256,7 @@ impl State {
         }
     }
 
-    fn enter(&mut self, uid: Uid, entry: Entry) {
+    fn enter(&mut self, uid: Uid, entry: DeliveryEntry) {
         if !self.deleting.contains(&uid) {
             self.places.seen(uid, &entry);
         }
@@ -284,21 +284,25 @@ impl State {
         self.deleting.remove(&uid);
     }
 
-    pub(super) fn keep(&mut self, webhook: WebhookRef, keep: Keep) {
+    pub(super) fn keep(&mut self, webhook: WebhookRef, keep: StoreDeadLetter) {
         let (delivery, bytes) = (keep.delivery, keep.event.body.len());
         let reference = WebhookReference { kind: webhook.kind, name: webhook.name.clone() };
         match self.places.room(&webhook.home, &reference, bytes) {
             Room::Enough => {}
             Room::After(uids) => uids.into_iter().for_each(|uid| self.delete(uid)),
             Room::None => {
-                return self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed: false }));
+                return self.send(FromDeliveries::DeadLetterStored(DeadLetterStored {
+                    webhook: webhook.uid,
+                    delivery,
+                    landed: false,
+                }));
             }
         }
         self.places.reserve(&webhook.home, reference, &delivery.object_name(), bytes);
-        let broken = Done::Kept { webhook: webhook.clone(), delivery, object: None };
+        let broken = Done::DeadLetterStored { webhook: webhook.clone(), delivery, object: None };
         self.begin(broken, |call| async move {
             let object = call.keep(&webhook, &keep).await.map(|(uid, entry)| (uid, Box::new(entry)));
-            Done::Kept { webhook, delivery, object }
+            Done::DeadLetterStored { webhook, delivery, object }
         });
     }
 
@@ -324,7 +328,7 @@ impl State {
 
     pub(super) fn done(&mut self, done: Done) {
         match done {
-            Done::Kept { webhook, delivery, object } => {
+            Done::DeadLetterStored { webhook, delivery, object } => {
                 let landed = object.is_some();
                 self.places.release(&webhook.home, &delivery.object_name());
                 if let Some((uid, entry)) = object {
@@ -337,7 +341,11 @@ impl State {
                         self.places.seen(uid, known);
                     }
                 }
-                self.send(FromDeliveries::Kept(Kept { webhook: webhook.uid, delivery, landed }));
+                self.send(FromDeliveries::DeadLetterStored(DeadLetterStored {
+                    webhook: webhook.uid,
+                    delivery,
+                    landed,
+                }));
             }
             Done::Answered { object: uid, version } => {
                 let Some(entry) = self.entries.get_mut(&uid) else { return };

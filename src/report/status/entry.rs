@@ -12,14 +12,14 @@ use crate::{
         webhook_delivery::{KIND_LABEL, WEBHOOK_LABEL, WebhookKind},
     },
     delivery::attempt::Exchange,
-    engine::{Settled, Verdict},
+    engine::{RecordedOutcome, Verdict},
     event::object::Object,
     ledger::contents::Reason,
     report::{
         conditions::{self, whole_seconds},
         events::Notice,
         references,
-        turns::{Changed, Turn},
+        write_rate_limiter::{Changed, Turn},
     },
     subscription::{
         resolve::WebhookRef,
@@ -35,7 +35,7 @@ const RECENT: usize = 10;
 
 /// A Webhook.
 #[derive(Debug)]
-pub struct Entry {
+pub struct WebhookStatusEntry {
     pub webhook: WebhookRef,
     pub status: WebhookStatus,
     pub standing: Option<Standing>,
@@ -46,7 +46,7 @@ pub struct Entry {
     pub conditions_changed: bool,
 }
 
-impl Entry {
+impl WebhookStatusEntry {
     /// A Webhook that was not known, with the status that it has in the cluster.
     pub fn new(webhook: WebhookRef, found: Option<Box<WebhookStatus>>) -> Self {
         Self {
@@ -131,8 +131,8 @@ impl Entry {
     }
 
     /// Takes in a settled attempt.
-    pub fn settle(&mut self, settled: &Settled, at: Timestamp) -> Vec<Notice> {
-        let Settled { event, attempt, exchange, .. } = settled;
+    pub fn record_outcome(&mut self, settled: &RecordedOutcome, at: Timestamp) -> Vec<Notice> {
+        let RecordedOutcome { event, attempt, exchange, .. } = settled;
         let status_code = exchange.as_ref().and_then(Exchange::status_code).map(i32::from);
         self.counts().pending = settled.pending as i64;
         if settled.is_retry() {
@@ -207,7 +207,7 @@ impl Entry {
     }
 
     /// Whether a delivery that was not acknowledged makes the endpoint unhealthy.
-    fn judge_failure(&mut self, settled: &Settled, generation: i64, at: Timestamp) -> Option<Notice> {
+    fn judge_failure(&mut self, settled: &RecordedOutcome, generation: i64, at: Timestamp) -> Option<Notice> {
         let gone = settled.endpoint_gone;
         let given_up = matches!(settled.verdict, Verdict::GivenUp(_));
         let healthy = self.status_of("Healthy") == Some("True");
@@ -228,7 +228,7 @@ impl Entry {
     }
 
     /// What is to be said of a delivery that was given up.
-    fn tell_given_up(&self, settled: &Settled, reason: Reason) -> Vec<Notice> {
+    fn tell_given_up(&self, settled: &RecordedOutcome, reason: Reason) -> Vec<Notice> {
         let error = settled.error().unwrap_or(reason.message());
         let event = &settled.event;
         let subject = self.describe(&event.object);

@@ -41,11 +41,11 @@ use crate::{
     api::{UsageThreshold, usage_threshold::UsageThresholdStatus},
     event::{
         object::{Facts, Object, Uid, UsageFacts, WatchId},
-        observation::{Change, Observation},
+        observation::{Observation, WatchEvent},
     },
     objects::{self, Objects},
     panics::caught,
-    source::{namespaces::ToldNamespaces, slim},
+    source::{namespaces::NamespaceBarrier, slim},
     subscription::{credentials::Credentials, reader::Reader, reference::ReferenceError},
 };
 
@@ -76,7 +76,7 @@ pub struct UsageRef {
 
 /// What is told of a `UsageThreshold`, for its status.
 #[derive(Debug)]
-pub enum Told {
+pub enum UsageUpdate {
     /// It is there; `found` is the status in the cluster.
     Found { threshold: UsageRef, found: Box<UsageThresholdStatus> },
     /// It was measured, under the spec of this generation.
@@ -100,9 +100,9 @@ pub struct Usage {
     /// Where evaluations go.
     pub observations: mpsc::Sender<Observation>,
     /// The Namespaces that the engine has been told of.
-    pub told_namespaces: ToldNamespaces,
+    pub told_namespaces: NamespaceBarrier,
     /// Where results and failures go.
-    pub told: mpsc::UnboundedSender<Told>,
+    pub told: mpsc::UnboundedSender<UsageUpdate>,
     /// Evaluations by source and result.
     pub evaluations: IntCounterVec,
     /// How long queries take.
@@ -110,7 +110,7 @@ pub struct Usage {
 }
 
 /// A `UsageThreshold` as the task knows it.
-struct Entry {
+struct ThresholdEntry {
     watch: WatchId,
     threshold: UsageRef,
     generation: i64,
@@ -171,7 +171,7 @@ impl Usage {
 struct Measuring {
     usage: Usage,
     namespaces: Vec<String>,
-    entries: HashMap<Uid, Entry>,
+    entries: HashMap<Uid, ThresholdEntry>,
     /// Objects that this release cannot read.
     unreadable: HashMap<Uid, WatchId>,
     listed: bool,
@@ -187,8 +187,8 @@ impl Measuring {
             let next = self.schedule.next().filter(|_| self.listed).map(|at| self.begun + at);
             tokio::select! {
                 change = thresholds.next() => match change.ok_or(Stopped)? {
-                    objects::Change::Seen { uid, object: Ok(object), .. } => self.applied(uid, *object),
-                    objects::Change::Seen { uid, object: Err(invalid), .. } => {
+                    objects::ObjectChange::Seen { uid, object: Ok(object), .. } => self.applied(uid, *object),
+                    objects::ObjectChange::Seen { uid, object: Err(invalid), .. } => {
                         let say = "the UsageThreshold cannot be read and is not measured: correct it, or upgrade the operator to the release that it was written for";
                         warn!(namespace = invalid.metadata.namespace, name = invalid.metadata.name, error = invalid.error, "{say}");
                         if let Some(watch) = self.watch_of(&invalid.metadata) {
@@ -196,10 +196,10 @@ impl Measuring {
                         }
                         self.forget(uid);
                     }
-                    objects::Change::Gone(uid) => self.gone(uid).await?,
-                    objects::Change::Listed => self.all_listed().await?,
+                    objects::ObjectChange::Gone(uid) => self.gone(uid).await?,
+                    objects::ObjectChange::Listed => self.all_listed().await?,
                     // The log says why; once it is not refused any more, what is there is a baseline or known.
-                    objects::Change::Refused => {}
+                    objects::ObjectChange::Refused => {}
                 },
                 change = next_quota(&mut self.quotas) => self.quota(change.ok_or(Stopped)?).await?,
                 Some(ended) = self.queries.join_next() => {
@@ -249,10 +249,15 @@ impl Measuring {
             _ => Duration::ZERO,
         };
         let created_at = metadata.creation_timestamp.map(|time| time.0);
-        self.tell(Told::Found { threshold: threshold.clone(), found: Box::new(object.status.unwrap_or_default()) });
+        self.tell(UsageUpdate::Found {
+            threshold: threshold.clone(),
+            found: Box::new(object.status.unwrap_or_default()),
+        });
         let (query, headers) = (None, None);
-        self.entries
-            .insert(uid, Entry { watch, threshold, generation, labels, annotations, created_at, plan, query, headers });
+        self.entries.insert(
+            uid,
+            ThresholdEntry { watch, threshold, generation, labels, annotations, created_at, plan, query, headers },
+        );
         self.schedule.set(uid, self.begun.elapsed() + wait);
         self.follow_quotas();
     }
@@ -268,10 +273,10 @@ impl Measuring {
     async fn gone(&mut self, uid: Uid) -> Result<(), Stopped> {
         let watch = self.entries.get(&uid).map(|entry| entry.watch).or_else(|| self.unreadable.remove(&uid));
         self.forget(uid);
-        self.tell(Told::Gone(uid));
+        self.tell(UsageUpdate::Gone(uid));
         self.follow_quotas();
         match watch {
-            Some(watch) => self.observe(watch, Change::Gone(uid)).await,
+            Some(watch) => self.observe(watch, WatchEvent::Gone(uid)).await,
             None => Ok(()),
         }
     }
@@ -288,7 +293,7 @@ impl Measuring {
             (*scope, uids)
         });
         for (scope, uids) in of_scopes.collect::<Vec<_>>() {
-            self.observe(scope, Change::Only(uids)).await?;
+            self.observe(scope, WatchEvent::Only(uids)).await?;
         }
         self.listed = true;
         Ok(())
@@ -296,7 +301,7 @@ impl Measuring {
 
     /// Watches quotas exactly while a spec names one.
     fn follow_quotas(&mut self) {
-        let named = |entry: &Entry| matches!(&entry.plan, Ok(Plan { meter: Meter::Quota(_), .. }));
+        let named = |entry: &ThresholdEntry| matches!(&entry.plan, Ok(Plan { meter: Meter::Quota(_), .. }));
         if !self.entries.values().any(named) {
             self.quotas = None;
         } else if self.quotas.is_none() {
@@ -311,10 +316,10 @@ impl Measuring {
         }
     }
 
-    async fn quota(&mut self, change: objects::Change<SlimQuota>) -> Result<(), Stopped> {
+    async fn quota(&mut self, change: objects::ObjectChange<SlimQuota>) -> Result<(), Stopped> {
         let Some(quotas) = &mut self.quotas else { return Ok(()) };
         let changed = match change {
-            objects::Change::Seen { uid, object, .. } => {
+            objects::ObjectChange::Seen { uid, object, .. } => {
                 let (metadata, usage) = match object {
                     Ok(quota) => (quota.metadata, quota.status),
                     Err(invalid) => (invalid.metadata, quota::Usage::default()),
@@ -327,7 +332,7 @@ impl Measuring {
                 }
                 Some(key)
             }
-            objects::Change::Gone(uid) => {
+            objects::ObjectChange::Gone(uid) => {
                 let Some(key) = quotas.names.remove(&uid) else { return Ok(()) };
                 // It may be there again already, under another uid.
                 if !quotas.names.values().any(|named| *named == key) {
@@ -335,13 +340,13 @@ impl Measuring {
                 }
                 Some(key)
             }
-            objects::Change::Listed => {
+            objects::ObjectChange::Listed => {
                 quotas.listed = true;
                 quotas.refused = false;
                 None
             }
-            objects::Change::Refused if quotas.refused => return Ok(()),
-            objects::Change::Refused => {
+            objects::ObjectChange::Refused if quotas.refused => return Ok(()),
+            objects::ObjectChange::Refused => {
                 quotas.refused = true;
                 None
             }
@@ -453,7 +458,7 @@ impl Measuring {
             Ok(facts) => facts,
             Err(failure) => {
                 debug!(namespace, name, reason = label, message = failure.message, "not measured");
-                self.tell(Told::Failed { uid, generation, failure, at });
+                self.tell(UsageUpdate::Failed { uid, generation, failure, at });
                 return Ok(());
             }
         };
@@ -474,15 +479,15 @@ impl Measuring {
         };
         let watch = entry.watch;
         self.usage.told_namespaces.wait_for(namespace).await;
-        self.tell(Told::Measured { uid, generation, facts: Box::new(facts) });
-        self.observe(watch, Change::Measured(Box::new(object))).await
+        self.tell(UsageUpdate::Measured { uid, generation, facts: Box::new(facts) });
+        self.observe(watch, WatchEvent::Measured(Box::new(object))).await
     }
 
-    async fn observe(&self, watch: WatchId, change: Change) -> Result<(), Stopped> {
+    async fn observe(&self, watch: WatchId, change: WatchEvent) -> Result<(), Stopped> {
         self.usage.observations.send(Observation { watch, change }).await.map_err(|_| Stopped)
     }
 
-    fn tell(&self, told: Told) {
+    fn tell(&self, told: UsageUpdate) {
         // Whoever writes statuses lives as long as this task.
         let _ = self.usage.told.send(told);
     }
@@ -502,7 +507,7 @@ async fn headers(
 }
 
 /// The next change of a quota; never, while none is watched.
-async fn next_quota(quotas: &mut Option<Quotas>) -> Option<objects::Change<SlimQuota>> {
+async fn next_quota(quotas: &mut Option<Quotas>) -> Option<objects::ObjectChange<SlimQuota>> {
     match quotas {
         Some(quotas) => quotas.objects.next().await,
         None => pending().await,

@@ -24,8 +24,8 @@ use tokio::{
 
 use super::plan::{Failure, Reason};
 use crate::{
-    causes::innermost,
     delivery::send::retry_after,
+    error_chain::innermost,
     event::amount::{Amount, AmountError},
     transport::{address::Guard, client::Response, clients::Clients, resolver::Dns},
 };

@@ -18,7 +18,7 @@ fn watcher<S: Source + Default>(
     let source = S::default();
     let watcher = Watcher {
         keep_annotations: Arc::default(),
-        namespaces: ToldNamespaces::new(mpsc::unbounded_channel().0),
+        namespaces: NamespaceBarrier::new(mpsc::unbounded_channel().0),
         id: WatchId(0),
         namespace: None,
         client: apiserver(answer),
@@ -41,7 +41,7 @@ async fn observed(
     incoming: &mut mpsc::Receiver<Observation>,
     version: Option<u64>,
     time: Duration,
-) -> Vec<Change> {
+) -> Vec<WatchEvent> {
     let watching: JoinHandle<()> = tokio::spawn(Arc::clone(watcher).run(version));
     let end = Instant::now() + time;
     let mut changes = Vec::new();
@@ -75,7 +75,7 @@ async fn a_kind_that_was_never_seen_is_soon_believed_missing_and_a_known_one_in_
     for (version, seconds) in [(None, 10), (Some(90), 30)] {
         let (watcher, mut incoming) = watcher::<TrainingJobs>(|_| Answer::Error(404));
         let changes = observed(&watcher, &mut incoming, version, Duration::from_secs(seconds)).await;
-        assert!(matches!(changes[..], [Change::NotInstalled(_), ..]), "{changes:?}");
+        assert!(matches!(changes[..], [WatchEvent::NotInstalled(_), ..]), "{changes:?}");
         assert!(!watcher.health.is_installed());
     }
 }
@@ -111,7 +111,7 @@ async fn a_deletion_is_noticed_also_where_the_last_state_cannot_be_read() {
         _ => list(100, &[]),
     });
     let changes = observed(&watcher, &mut incoming, Some(100), Duration::from_secs(10)).await;
-    assert!(matches!(changes[..], [Change::Vanished(uid)] if Some(uid) == Uid::parse(UID)), "{changes:?}");
+    assert!(matches!(changes[..], [WatchEvent::Vanished(uid)] if Some(uid) == Uid::parse(UID)), "{changes:?}");
     assert_eq!(watcher.malformed.get(), 2);
 }
 
@@ -122,14 +122,14 @@ async fn an_unreadable_object_that_leaves_a_selection_is_asked_after() {
         _ => list(100, &[]),
     });
     let changes = observed(&watcher, &mut incoming, Some(100), Duration::from_secs(10)).await;
-    let [Change::LeftUnread(question)] = &changes[..] else { panic!("{changes:?}") };
-    assert_eq!(question, &Question { uid: Uid::parse(UID).unwrap(), ..asked("a", 7) });
+    let [WatchEvent::LeftUnread(question)] = &changes[..] else { panic!("{changes:?}") };
+    assert_eq!(question, &ExistenceCheck { uid: Uid::parse(UID).unwrap(), ..asked("a", 7) });
 }
 
 /// A question after the object of this name and number.
-fn asked(name: &str, number: u128) -> Question {
+fn asked(name: &str, number: u128) -> ExistenceCheck {
     let uid = Uid::from_u128(number);
-    Question { watch: WatchId(0), uid, namespace: "ns".into(), name: name.into(), version: 101 }
+    ExistenceCheck { watch: WatchId(0), uid, namespace: "ns".into(), name: name.into(), version: 101 }
 }
 
 fn there(name: &str, number: u128, version: u64) -> Value {
@@ -138,12 +138,12 @@ fn there(name: &str, number: u128, version: u64) -> Value {
 }
 
 /// A watcher that is at work, and what asks it.
-fn at_work<S: Source>(watcher: &Arc<Watcher<S>>) -> (JoinHandle<()>, mpsc::UnboundedSender<Question>) {
+fn at_work<S: Source>(watcher: &Arc<Watcher<S>>) -> (JoinHandle<()>, mpsc::UnboundedSender<ExistenceCheck>) {
     let (ask, questions) = mpsc::unbounded_channel();
     (tokio::spawn(Arc::clone(watcher).follow(Some(100), questions)), ask)
 }
 
-async fn next(incoming: &mut mpsc::Receiver<Observation>) -> Change {
+async fn next(incoming: &mut mpsc::Receiver<Observation>) -> WatchEvent {
     timeout(Duration::from_secs(600), incoming.recv()).await.expect("it is soon observed").unwrap().change
 }
 
@@ -158,21 +158,21 @@ async fn a_question_without_an_answer_holds_up_neither_the_watch_nor_the_others(
         _ => list(103, &[]),
     });
     let (working, ask) = at_work(&watcher);
-    assert!(matches!(next(&mut incoming).await, Change::Left(object) if object.name == "a"));
-    assert!(matches!(next(&mut incoming).await, Change::Seen(object) if object.name == "b"));
+    assert!(matches!(next(&mut incoming).await, WatchEvent::Left(object) if object.name == "a"));
+    assert!(matches!(next(&mut incoming).await, WatchEvent::Seen(object) if object.name == "b"));
     for question in [asked("a", 7), asked("a", 7), asked("c", 9)] {
         ask.send(question).unwrap();
     }
     assert!(
-        matches!(next(&mut incoming).await, Change::Answer { question, living: true } if question == asked("c", 9))
+        matches!(next(&mut incoming).await, WatchEvent::Answer { question, living: true } if question == asked("c", 9))
     );
     for _ in 0..5 {
         sleep(Duration::from_secs(60)).await;
         assert!(watcher.health.stands_still() < Duration::from_secs(60));
     }
     working.abort();
-    let more: Vec<Change> = std::iter::from_fn(|| incoming.try_recv().ok()).map(|seen| seen.change).collect();
-    let again = |change: &Change| matches!(change, Change::Left(_) | Change::Seen(_));
+    let more: Vec<WatchEvent> = std::iter::from_fn(|| incoming.try_recv().ok()).map(|seen| seen.change).collect();
+    let again = |change: &WatchEvent| matches!(change, WatchEvent::Left(_) | WatchEvent::Seen(_));
     assert!(more.iter().all(again), "nothing is told before it is known: {more:?}");
 }
 
@@ -187,7 +187,7 @@ async fn a_kind_that_a_new_apiserver_does_not_know_yet_makes_nothing_gone() {
     });
     let (_working, ask) = at_work(&watcher);
     ask.send(asked("a", 7)).unwrap();
-    assert!(matches!(next(&mut incoming).await, Change::Answer { living: true, .. }));
+    assert!(matches!(next(&mut incoming).await, WatchEvent::Answer { living: true, .. }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,7 +209,10 @@ async fn a_missing_right_to_get_is_shown_until_it_is_granted() {
     assert!(trouble.reason == "Forbidden" && trouble.message.contains("apply"), "{trouble:?}");
     assert!(watcher.health.is_synced(), "the watch goes on");
     ask.send(asked("a", 7)).unwrap();
-    assert!(matches!(next(&mut incoming).await, Change::Answer { living: false, .. }), "another object has its name");
+    assert!(
+        matches!(next(&mut incoming).await, WatchEvent::Answer { living: false, .. }),
+        "another object has its name"
+    );
     assert_eq!(watcher.health.trouble(), None);
 }
 
@@ -226,12 +229,14 @@ async fn a_watch_tells_as_of_when_it_has_seen_everything() {
     });
     let minute: Timestamp = "2026-12-01T10:00:00Z".parse().unwrap();
     let changes = observed(&watcher, &mut incoming, Some(100), Duration::from_secs(10)).await;
-    let [Change::Bookmark(101), Change::Bookmark(102), Change::Current(at), Change::Bookmark(103)] = changes[..] else {
+    let [WatchEvent::Bookmark(101), WatchEvent::Bookmark(102), WatchEvent::Current(at), WatchEvent::Bookmark(103)] =
+        changes[..]
+    else {
         panic!("once it has passed what the store held before the watch began: {changes:?}")
     };
     assert_eq!(at, minute, "by the apiserver's clock, less a minute");
     let changes = observed(&watcher, &mut incoming, None, Duration::from_millis(1)).await;
-    let [Change::ListBegun, Change::ListEnded(102), Change::Current(at), ..] = changes[..] else {
+    let [WatchEvent::ListBegun, WatchEvent::ListEnded(102), WatchEvent::Current(at), ..] = changes[..] else {
         panic!("{changes:?}")
     };
     assert_eq!(at, minute);
@@ -240,7 +245,7 @@ async fn a_watch_tells_as_of_when_it_has_seen_everything() {
 #[tokio::test(start_paused = true)]
 async fn nothing_of_a_namespace_that_the_engine_was_not_told_of_is_observed_before_it_has_been_asked_after() {
     let (ask, mut asked) = mpsc::unbounded_channel();
-    let namespaces = ToldNamespaces::new(ask);
+    let namespaces = NamespaceBarrier::new(ask);
     let (watcher, mut incoming) = watcher::<TrainingJobs>(|path| {
         let object = |namespace: &str, number: u64| {
             let uid = Uid::from_u128(u128::from(number)).to_string();
@@ -260,15 +265,16 @@ async fn nothing_of_a_namespace_that_the_engine_was_not_told_of_is_observed_befo
     namespaces.seen("known");
     namespaces.begin();
     let watching = tokio::spawn(Arc::clone(&watcher).run(Some(101)));
-    let versions = |changes: &[Change]| {
-        let version = |change: &Change| match change {
-            Change::Seen(object) | Change::Deleted(object) => Some(object.version),
+    let versions = |changes: &[WatchEvent]| {
+        let version = |change: &WatchEvent| match change {
+            WatchEvent::Seen(object) | WatchEvent::Deleted(object) => Some(object.version),
             _ => None,
         };
         changes.iter().filter_map(version).collect::<Vec<u64>>()
     };
     let drain = |incoming: &mut mpsc::Receiver<Observation>| {
-        let changes: Vec<Change> = std::iter::from_fn(|| incoming.try_recv().ok()).map(|seen| seen.change).collect();
+        let changes: Vec<WatchEvent> =
+            std::iter::from_fn(|| incoming.try_recv().ok()).map(|seen| seen.change).collect();
         versions(&changes)
     };
     let (name, told) = asked.recv().await.unwrap();

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::{
     calls::{pause, within},
-    causes::Causes,
+    error_chain::ErrorChain,
     event::object::{Labels, Uid},
     objects::{self, Objects},
 };
@@ -24,7 +24,7 @@ const REQUEST: Duration = Duration::from_secs(10);
 pub type Asked = (String, oneshot::Sender<()>);
 
 /// What is learned of Namespaces.
-pub enum Change {
+pub enum NamespaceChange {
     /// One as it is.
     Seen(Seen),
     /// One is gone.
@@ -86,11 +86,11 @@ impl Namespaces {
     }
 
     /// The next change; `None` where the watch has ended.
-    pub(super) async fn next(&mut self) -> Option<Change> {
+    pub(super) async fn next(&mut self) -> Option<NamespaceChange> {
         tokio::select! {
             change = next_of(&mut self.following) => change,
             // One that broke off has dropped whom to tell.
-            Some(Ok((seen, told))) = self.lookups.join_next() => Some(Change::Answered(seen, told)),
+            Some(Ok((seen, told))) = self.lookups.join_next() => Some(NamespaceChange::Answered(seen, told)),
         }
     }
 
@@ -104,7 +104,7 @@ impl Namespaces {
     }
 }
 
-async fn next_of(following: &mut Option<Following>) -> Option<Change> {
+async fn next_of(following: &mut Option<Following>) -> Option<NamespaceChange> {
     match following {
         Some(following) => following.next().await,
         None => pending().await,
@@ -112,30 +112,30 @@ async fn next_of(following: &mut Option<Following>) -> Option<Change> {
 }
 
 impl Following {
-    async fn next(&mut self) -> Option<Change> {
+    async fn next(&mut self) -> Option<NamespaceChange> {
         loop {
             match self.objects.next().await? {
-                objects::Change::Seen { uid, object, listed } => {
+                objects::ObjectChange::Seen { uid, object, listed } => {
                     let metadata = match object {
                         Ok(object) => object.metadata,
                         Err(invalid) => invalid.metadata,
                     };
                     let seen = seen(metadata, listed);
                     self.names.insert(uid, seen.name.clone());
-                    return Some(Change::Seen(seen));
+                    return Some(NamespaceChange::Seen(seen));
                 }
-                objects::Change::Gone(uid) => {
+                objects::ObjectChange::Gone(uid) => {
                     let Some(name) = self.names.remove(&uid) else { continue };
                     // It may be there again already, under another uid.
                     if self.names.values().all(|other| *other != name) {
-                        return Some(Change::Gone(name));
+                        return Some(NamespaceChange::Gone(name));
                     }
                 }
-                objects::Change::Listed => {
+                objects::ObjectChange::Listed => {
                     self.listed = true;
-                    return Some(Change::Listed);
+                    return Some(NamespaceChange::Listed);
                 }
-                objects::Change::Refused => return Some(Change::Refused),
+                objects::ObjectChange::Refused => return Some(NamespaceChange::Refused),
             }
         }
     }
@@ -159,7 +159,7 @@ async fn look_up(client: Client, name: &str) -> Option<Seen> {
         match within(REQUEST, api.list(&params)).await {
             Ok(list) => return list.items.into_iter().next().map(|found| seen(found.metadata, false)),
             Err(error) => {
-                warn!(namespace = name, error = %Causes(&error), "the Namespace's labels cannot be read; trying again");
+                warn!(namespace = name, error = %ErrorChain(&error), "the Namespace's labels cannot be read; trying again");
                 sleep(pause(failures)).await;
                 failures += 1;
             }

@@ -33,7 +33,7 @@ fn shows(webhook: &Value, lines: Vec<Value>) -> impl Fn(&str) -> Answer + Send +
 }
 
 struct Running {
-    changes: mpsc::Receiver<Change>,
+    changes: mpsc::Receiver<WebhookChange>,
     ask: mpsc::UnboundedSender<Asked>,
     _lost_keys: mpsc::UnboundedSender<Lost>,
 }
@@ -54,14 +54,16 @@ fn run_in(client: Client, namespaces: &[&str]) -> Running {
 }
 
 impl Running {
-    async fn next(&mut self) -> Change {
+    async fn next(&mut self) -> WebhookChange {
         self.changes.recv().await.unwrap()
     }
 
     async fn updated(&mut self) -> Update {
         match self.next().await {
-            Change::Updated(update) => *update,
-            Change::Removed(_) | Change::Listed | Change::Namespace(_) => panic!("an update was to come"),
+            WebhookChange::Updated(update) => *update,
+            WebhookChange::Removed(_) | WebhookChange::Listed | WebhookChange::Namespace(_) => {
+                panic!("an update was to come")
+            }
         }
     }
 }
@@ -75,7 +77,7 @@ async fn a_webhook_that_cannot_be_read_holds_what_waits_for_it_until_it_can() {
     assert_eq!(held.webhook.name, "ci");
     assert!(held.subscription.held && held.resolved.is_none());
     assert!(held.standing.is_none() && held.found.is_none(), "its status is not known");
-    assert!(matches!(running.next().await, Change::Listed));
+    assert!(matches!(running.next().await, WebhookChange::Listed));
     let live = running.updated().await;
     assert!(!live.subscription.held && live.resolved.is_some());
     assert_eq!(live.found.unwrap().consecutive_failures, 3, "its status is gone on from");
@@ -88,11 +90,11 @@ async fn a_webhook_that_cannot_be_read_any_more_is_held_where_its_spec_has_chang
     let lines = vec![line("MODIFIED", &unchanged), line("MODIFIED", &changed), line("DELETED", &changed)];
     let mut running = run(apiserver(shows(&webhook(1, &readable()), lines)));
     assert!(!running.updated().await.subscription.held);
-    assert!(matches!(running.next().await, Change::Listed));
+    assert!(matches!(running.next().await, WebhookChange::Listed));
     let held = running.updated().await;
     assert!(held.subscription.held);
     assert_eq!(held.subscription.generation, 2);
-    assert!(matches!(running.next().await, Change::Removed(uid) if Some(uid) == Uid::parse(UID)));
+    assert!(matches!(running.next().await, WebhookChange::Removed(uid) if Some(uid) == Uid::parse(UID)));
 }
 
 fn filtered(filter: &str) -> Value {
@@ -118,7 +120,7 @@ async fn invalid_filter_leaves_the_last_valid_one_in_force_until_corrected() {
     let mut running = run(apiserver(shows(&webhook(1, &filtered("event == 'a'")), edits)));
     let first = running.updated().await;
     assert_eq!((filter_of(&first), standing(&first).fault.as_ref()), (Some("event == 'a'"), None));
-    assert!(matches!(running.next().await, Change::Listed));
+    assert!(matches!(running.next().await, WebhookChange::Listed));
     for generation in [2, 3] {
         let update = running.updated().await;
         assert_eq!((filter_of(&update), update.subscription.held), (Some("event == 'a'"), false));
@@ -181,7 +183,7 @@ async fn invalid_url_header_or_duration_holds_deliveries_and_goes_on_taking_even
     ] {
         let mut running = run(apiserver(shows(&webhook(1, &readable()), vec![line("MODIFIED", &webhook(2, &broken))])));
         assert!(!running.updated().await.subscription.held);
-        assert!(matches!(running.next().await, Change::Listed));
+        assert!(matches!(running.next().await, WebhookChange::Listed));
         let update = running.updated().await;
         assert_eq!(filter_of(&update), Some("event == 'a'"), "{broken}");
         assert!(update.subscription.held && update.resolved.is_none(), "nothing is sent to the old URL: {broken}");
@@ -201,7 +203,7 @@ async fn edit_to_a_missing_key_holds_deliveries_and_goes_on_taking_events() {
         move |path: &str| if path.contains("/secrets/") { Answer::Object(secret.clone()) } else { shown(path) };
     let mut running = run(apiserver(answers));
     assert!(!running.updated().await.subscription.held);
-    assert!(matches!(running.next().await, Change::Listed));
+    assert!(matches!(running.next().await, WebhookChange::Listed));
     loop {
         let update = running.updated().await;
         assert_eq!(filter_of(&update), Some("event == 'a'"));
@@ -236,7 +238,7 @@ async fn webhook_that_becomes_unreadable_goes_on_taking_what_it_selected() {
     ];
     let mut running = run(apiserver(shows(&webhook(1, &filtered("event == 'a'")), lines)));
     assert!(!running.updated().await.subscription.held);
-    assert!(matches!(running.next().await, Change::Listed));
+    assert!(matches!(running.next().await, WebhookChange::Listed));
     for generation in [2, 3] {
         let held = running.updated().await;
         assert_eq!(filter_of(&held), Some("event == 'a'"));
@@ -264,12 +266,12 @@ async fn a_reading_of_a_secret_that_panics_is_made_again() {
     let mut said = Vec::new();
     loop {
         match running.next().await {
-            Change::Updated(update) => match update.standing.map(|standing| standing.readiness) {
+            WebhookChange::Updated(update) => match update.standing.map(|standing| standing.readiness) {
                 Some(Readiness::Live) => break,
                 Some(Readiness::Waiting { reason, .. }) => said.push(reason),
                 _ => {}
             },
-            Change::Listed | Change::Removed(_) | Change::Namespace(_) => {}
+            WebhookChange::Listed | WebhookChange::Removed(_) | WebhookChange::Namespace(_) => {}
         }
     }
     assert_eq!(said, ["SecretUnavailable"]);
@@ -324,9 +326,9 @@ fn lists(items: &[Value]) -> Answer {
 }
 
 /// A change in a few words.
-fn brief(change: Change) -> String {
+fn brief(change: WebhookChange) -> String {
     match change {
-        Change::Updated(update) => {
+        WebhookChange::Updated(update) => {
             let Update { subscription, standing, .. } = *update;
             let says = standing.map(|standing| match standing.readiness {
                 Readiness::Waiting { reason, .. } => reason,
@@ -336,15 +338,15 @@ fn brief(change: Change) -> String {
             let selects = matches!(&subscription.scope, Scope::Cluster(selector) if !selector.selects_all());
             format!("{} of {} selects {selects}, {}", update.webhook, update.webhook.home, says.unwrap_or("unknown"))
         }
-        Change::Removed(_) => "removed".into(),
-        Change::Listed => "all listed".into(),
-        Change::Namespace(change) => match change {
-            namespaces::Change::Seen(seen) => format!("{} seen, {} labels", seen.name, seen.labels.len()),
-            namespaces::Change::Gone(name) => format!("{name} gone"),
-            namespaces::Change::Listed => "namespaces listed".into(),
-            namespaces::Change::Ended => "namespaces ended".into(),
-            namespaces::Change::Answered(seen, _) => format!("answered {:?}", seen.map(|seen| seen.name)),
-            namespaces::Change::Refused => "namespaces refused".into(),
+        WebhookChange::Removed(_) => "removed".into(),
+        WebhookChange::Listed => "all listed".into(),
+        WebhookChange::Namespace(change) => match change {
+            namespaces::NamespaceChange::Seen(seen) => format!("{} seen, {} labels", seen.name, seen.labels.len()),
+            namespaces::NamespaceChange::Gone(name) => format!("{name} gone"),
+            namespaces::NamespaceChange::Listed => "namespaces listed".into(),
+            namespaces::NamespaceChange::Ended => "namespaces ended".into(),
+            namespaces::NamespaceChange::Answered(seen, _) => format!("answered {:?}", seen.map(|seen| seen.name)),
+            namespaces::NamespaceChange::Refused => "namespaces refused".into(),
         },
     }
 }

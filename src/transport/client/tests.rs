@@ -103,7 +103,7 @@ mod connections {
     use crate::{
         delivery::{
             attempt::Class,
-            failure::{Discretion, describe_error},
+            failure::{Redaction, describe_error},
         },
         transport::pool::MAX_AGE,
     };
@@ -152,7 +152,7 @@ mod connections {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 (Class::Success, response.status().to_string())
             }
-            Err(error) => describe_error(&error, limit, Discretion::None),
+            Err(error) => describe_error(&error, limit, Redaction::None),
         }
     }
 

@@ -14,7 +14,7 @@ use super::*;
 use crate::{
     delivery::{
         attempt::Class,
-        failure::{Discretion, describe_error},
+        failure::{Redaction, describe_error},
     },
     transport::{address::parse_range, resolver::Resolving},
 };
@@ -95,7 +95,7 @@ async fn send(clients: &Clients, url: &str) -> (Class, String) {
     let limit = Duration::from_secs(10);
     match clients.post(&"ns".into(), &url, None, HeaderMap::new(), "{}".into(), limit).await {
         Ok(_) => (Class::Success, String::new()),
-        Err(error) => describe_error(&error, limit, Discretion::None),
+        Err(error) => describe_error(&error, limit, Redaction::None),
     }
 }
 

@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     delivery::{
         attempt::Class,
-        failure::{Discretion, describe_error},
+        failure::{Redaction, describe_error},
     },
     transport::{clients::Clients, resolver::Resolving},
 };
@@ -64,7 +64,7 @@ fn clients(addresses: &[&str], proxy: Option<Proxy>) -> Clients {
     Clients::new(Vec::new(), Guard::open(), Arc::new(names), proxy).unwrap()
 }
 
-async fn send(clients: &Clients, url: &str, limit: Duration, discretion: Discretion) -> (Class, String) {
+async fn send(clients: &Clients, url: &str, limit: Duration, discretion: Redaction) -> (Class, String) {
     let url = Url::parse(url).unwrap();
     match clients.post(&"ns".into(), &url, None, HeaderMap::new(), "{}".into(), limit).await {
         Ok(response) => (Class::Success, response.status().to_string()),
@@ -89,7 +89,7 @@ async fn an_address_that_drops_packets_costs_a_quarter_of_a_second() {
     ] {
         let begun = Instant::now();
         let url = format!("http://two.example:{port}/");
-        let (class, error) = send(&clients(addresses, None), &url, Duration::from_secs(5), Discretion::None).await;
+        let (class, error) = send(&clients(addresses, None), &url, Duration::from_secs(5), Redaction::None).await;
         let took = begun.elapsed();
         assert_eq!(class, Class::Success, "{error}");
         assert!(took < Duration::from_millis(most + 400), "{addresses:?}: {took:?}");
@@ -102,7 +102,7 @@ async fn a_host_that_drops_all_packets_is_a_connect_timeout() {
     let _dropping = Dropping::at(free).await;
     let clients = clients(&["127.0.0.5"], None);
     let url = format!("http://dropping.example:{}/secret-path", free.port());
-    for (discretion, what) in [(Discretion::None, "spec.url"), (Discretion::Url, "the URL that spec.urlFrom names")] {
+    for (discretion, what) in [(Redaction::None, "spec.url"), (Redaction::Url, "the URL that spec.urlFrom names")] {
         let (class, error) = send(&clients, &url, Duration::from_millis(700), discretion).await;
         assert_eq!(class, Class::Connect);
         let begins =
@@ -111,7 +111,7 @@ async fn a_host_that_drops_all_packets_is_a_connect_timeout() {
         assert!(error.chars().count() <= 256, "{error}");
     }
     let begun = Instant::now();
-    let (class, error) = send(&clients, &url, Duration::from_secs(60), Discretion::None).await;
+    let (class, error) = send(&clients, &url, Duration::from_secs(60), Redaction::None).await;
     assert!(class == Class::Connect && error.contains("within 10 s"), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(12));
 }
@@ -137,7 +137,7 @@ async fn refusing_proxy_is_named_with_status_without_password() {
         let proxy = Proxy::new(&format!("http://user:hunter2@127.0.0.1:{port}"), "").unwrap();
         let clients = clients(&[], Some(proxy));
         let (class, error) =
-            send(&clients, "https://outside.example/hook", Duration::from_secs(5), Discretion::None).await;
+            send(&clients, "https://outside.example/hook", Duration::from_secs(5), Redaction::None).await;
         assert_eq!(class, Class::Connect, "{error}");
         assert!(error.starts_with(&format!("the proxy 127.0.0.1:{port} {says}")), "{error}");
         assert!(!error.contains("hunter2") && !error.contains("canary"), "{error}");
@@ -152,7 +152,7 @@ async fn a_proxy_that_cannot_be_reached_or_says_nothing_is_named() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let shut = clients(&[], Some(Proxy::new(&format!("http://user:hunter2@{free}"), "").unwrap()));
     for url in ["https://outside.example/", "http://outside.example/"] {
-        let (class, error) = send(&shut, url, Duration::from_secs(5), Discretion::None).await;
+        let (class, error) = send(&shut, url, Duration::from_secs(5), Redaction::None).await;
         assert_eq!(class, Class::Connect);
         assert!(error.starts_with(&format!("cannot connect to the proxy {free}: Connection refused")), "{error}");
     }
@@ -160,7 +160,7 @@ async fn a_proxy_that_cannot_be_reached_or_says_nothing_is_named() {
     let at = silent.local_addr().unwrap();
     let silent_proxy = clients(&[], Some(Proxy::new(&format!("http://{at}"), "").unwrap()));
     let (class, error) =
-        send(&silent_proxy, "https://outside.example/", Duration::from_millis(500), Discretion::Url).await;
+        send(&silent_proxy, "https://outside.example/", Duration::from_millis(500), Redaction::Url).await;
     assert_eq!(class, Class::Connect);
     assert!(error.starts_with(&format!("connect timeout: the proxy {at} opened no connection")), "{error}");
 }

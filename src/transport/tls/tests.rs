@@ -193,7 +193,7 @@ mod trust {
         let name = ServerName::try_from("a.example").unwrap();
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_900_000_000));
         let error = named.verify_server_cert(&leaf, &[], &name, &[], now).unwrap_err();
-        let text = crate::delivery::failure::describe_tls(&error, crate::delivery::failure::Discretion::None);
+        let text = crate::delivery::failure::describe_tls(&error, crate::delivery::failure::Redaction::None);
         assert!(
             text.starts_with("the endpoint's certificate is signed by a key of the curve P-521: use RSA"),
             "{text}"

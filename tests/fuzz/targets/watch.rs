@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| llmtune_webhooks::hostile::watch(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| llmtune_webhooks::fuzz::watch(input));

@@ -21,7 +21,7 @@ use llmtune_webhooks::{
         lifecycle::{Occurrence, Recalled},
         payload,
     },
-    ledger::journal::{self, Found, Recovered, Shape},
+    ledger::journal::{self, Found, LedgerLayout, Recovered},
     source::{Source, training_job::TrainingJobs},
 };
 use secrecy::SecretSlice;
@@ -220,14 +220,14 @@ fn flushes(criterion: &mut Criterion) {
 /// A ledger in the middle of its life: every part of the snapshot is written, and the journal goes on.
 fn ledger(world: &mut World, place: Place) -> Vec<Found> {
     let (mut journal, mut kept) = (journal(), BTreeMap::new());
-    let shape = Shape::default();
+    let shape = LedgerLayout::default();
     while kept.len() < 3 * shape.shards {
         let wanted = journal.wanted();
         for segment in flush(&mut world.engine, &mut journal, &wanted) {
-            journal.landed(&segment, "1".into());
+            journal.committed(&segment, "1".into());
             kept.insert(segment.name.clone(), Found { segment, version: u64::MAX.to_string() });
         }
-        world.engine.landed();
+        world.engine.flush_committed();
         world.deliver();
         for _ in 0..CHANGES {
             let observation = world.transition(place);
@@ -241,9 +241,9 @@ fn recovery(criterion: &mut Criterion) {
     let mut world = World::new(MANY);
     world.subscribe(0, MANY.namespace, 8);
     let found = ledger(&mut world, MANY);
-    let recover = || match journal::open(black_box(&found), HOME, Shape::default(), 2) {
+    let recover = || match journal::open(black_box(&found), HOME, LedgerLayout::default(), 2) {
         Recovered::Ledger(journal, memory) => {
-            (journal, Engine::recover(None, 2, Shape::default().shards, *memory, world.now))
+            (journal, Engine::recover(None, 2, LedgerLayout::default().shards, *memory, world.now))
         }
         Recovered::NoLedger { why, .. } => panic!("{why}"),
     };

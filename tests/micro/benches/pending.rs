@@ -39,7 +39,7 @@ fn main() {
 
     let bench = Bench { world: RefCell::new(world), acknowledged: RefCell::new(0) };
     bench.due(&mut criterion);
-    bench.settle(&mut criterion);
+    bench.record_outcome(&mut criterion);
     let mut under_way: Vec<Attempt> = iter::from_fn(|| bench.world.borrow_mut().begin()).collect();
     bench.observe(&mut criterion);
     bench.flush(&mut criterion, &mut under_way);
@@ -99,7 +99,7 @@ impl Bench {
         end();
     }
 
-    fn settle(&self, criterion: &mut Criterion) {
+    fn record_outcome(&self, criterion: &mut Criterion) {
         let begin = || {
             self.top_up();
             let attempt = self.world.borrow_mut().begin().unwrap();
@@ -107,7 +107,7 @@ impl Bench {
         };
         let end = |outcome| {
             let World { engine, now, .. } = &mut *self.world.borrow_mut();
-            engine.settle(outcome, *now, 0.5).unwrap()
+            engine.record_outcome(outcome, *now, 0.5).unwrap()
         };
         let mut group = criterion.benchmark_group("pending");
         group.bench_function("settle", |bencher| bencher.iter_batched(begin, end, BatchSize::PerIteration));

@@ -10,7 +10,7 @@ impl Process {
             let Some(engine) = &mut self.engine else { return };
             match engine.due(now) {
                 None => return,
-                Some(Due::Keep(keep)) => {
+                Some(Due::StoreDeadLetter(keep)) => {
                     self.outgoing(env, &keep.event);
                     self.keeps.push(keep);
                 }
@@ -131,7 +131,7 @@ impl Process {
         let outcome = Outcome { webhook, delivery, generation, result, exchange: None };
         let (now, random) = (env.time(self.off), env.random.unit());
         let Some(engine) = &mut self.engine else { return };
-        let Some(settled) = engine.settle(outcome, now, random) else { return };
+        let Some(settled) = engine.record_outcome(outcome, now, random) else { return };
         env.say(|| format!("#{} settles {} at {webhook:?}: {:?}", self.number, event.id, settled.verdict));
         if let Some(wait) = result.retry_after().filter(|_| settled.throttled)
             && let Some(hook) = env.hooks.get(&webhook).filter(|hook| hook.subscription.generation == generation)
@@ -163,7 +163,7 @@ impl Process {
         }
         let at = env.random.below(self.keeps.len());
         let luck = if env.calm { 50 } else { env.random.below(100) };
-        let Keep { webhook, delivery, ref event, .. } = self.keeps[at];
+        let StoreDeadLetter { webhook, delivery, ref event, .. } = self.keeps[at];
         let key = (webhook, event.id);
         if luck < 10 {
             return;
@@ -176,7 +176,7 @@ impl Process {
         self.keeps.swap_remove(at);
         self.ended.push(key);
         if let Some(engine) = &mut self.engine {
-            engine.kept(webhook, delivery);
+            engine.dead_letter_stored(webhook, delivery);
         }
     }
 }

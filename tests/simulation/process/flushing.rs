@@ -85,7 +85,7 @@ impl Process {
         }
         let Some(flushing) = self.flushing.take() else { return };
         if let Some(engine) = &mut self.engine {
-            engine.landed();
+            engine.flush_committed();
         }
         let Flushing { told, held, baselines, .. } = flushing;
         for known in self.watches.iter_mut().flatten() {
@@ -99,7 +99,7 @@ impl Process {
         }
         self.has_more = !held.complete;
         if let Some(journal) = &self.journal {
-            env.oracle.landed(journal.epoch(), self.number, held);
+            env.oracle.flush_committed(journal.epoch(), self.number, held);
         }
     }
 }

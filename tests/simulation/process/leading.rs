@@ -77,7 +77,7 @@ impl Process {
         let Some(journal) = &mut self.journal else { return };
         let resolution = match answer {
             Answer::Landed(version) => {
-                journal.landed(&segment, version);
+                journal.committed(&segment, version);
                 Resolution::Landed
             }
             Answer::Conflict => {
@@ -105,7 +105,7 @@ impl Process {
         let (now, epoch) = (env.time(self.off), self.epoch);
         let shards = env.shape.shards;
         self.phase = Phase::Leading;
-        self.pace = Some(Pace::new(intervals(), now));
+        self.pace = Some(FlushScheduler::new(intervals(), now));
         let Some(journal) = &self.journal else { return };
         env.oracle.leads(journal.epoch(), journal.term(), self.number, self.memory.as_deref());
         self.engine = Some(if let Some(memory) = self.memory.take() {

@@ -38,12 +38,12 @@ impl Process {
         };
         let subject = subject(&change);
         let begins = known.baseline.is_none();
-        if matches!(change, Change::ListEnded(_)) && KINDS[kind].selective {
+        if matches!(change, WatchEvent::ListEnded(_)) && KINDS[kind].selective {
             env.oracle.forgotten(&env.store, kind);
         }
         let mut bookmark = 0;
         match &change {
-            Change::ListBegun => {
+            WatchEvent::ListBegun => {
                 if !begins {
                     let missing_from =
                         known.missing_since.and_then(|since| env.oracle.missing_from.get(&(kind, since)));
@@ -53,18 +53,18 @@ impl Process {
                 }
                 known.in_list = true;
             }
-            Change::ListEnded(_) => {
+            WatchEvent::ListEnded(_) => {
                 known.baseline.get_or_insert(as_of);
                 known.restored_to = known.restored_to.filter(|_| outdated);
                 env.met.came |= std::mem::take(&mut known.absent);
                 env.met.back |= known.missing_since.take().is_some();
                 known.in_list = false;
             }
-            Change::Seen(object) if !begins => {
+            WatchEvent::Seen(object) if !begins => {
                 env.oracle.sees(&env.store, (object.uid, object.version), known.current);
             }
-            Change::Left(object) => env.oracle.unselected(object.uid, object.version),
-            Change::Answer { question, living: false } => {
+            WatchEvent::Left(object) => env.oracle.unselected(object.uid, object.version),
+            WatchEvent::Answer { question, living: false } => {
                 let selected_again =
                     |life: &Life| life.states.iter().any(|state| state.selected && state.version > question.version);
                 if env.store.lives.get(&question.uid).is_none_or(selected_again) {
@@ -72,7 +72,7 @@ impl Process {
                     env.oracle.found_gone.insert((question.uid, question.version));
                 }
             }
-            Change::NotInstalled(at) if begins => {
+            WatchEvent::NotInstalled(at) if begins => {
                 env.oracle.absent(&env.store, kind);
                 known.current = *at;
                 known.baseline = Some(as_of);
@@ -80,7 +80,7 @@ impl Process {
                 known.absent = true;
                 known.in_list = false;
             }
-            Change::NotInstalled(_) if !known.absent => {
+            WatchEvent::NotInstalled(_) if !known.absent => {
                 env.met.went = true;
                 if known.missing_since.is_none() {
                     let now = env.time(self.off);
@@ -89,8 +89,8 @@ impl Process {
                 }
                 known.in_list = false;
             }
-            Change::Current(at) => known.current = Some(*at),
-            Change::Bookmark(version) => bookmark = *version,
+            WatchEvent::Current(at) => known.current = Some(*at),
+            WatchEvent::Bookmark(version) => bookmark = *version,
             _ => {}
         }
         let baseline = known.baseline.filter(|_| !begins);
@@ -114,15 +114,15 @@ impl Process {
         let Some(engine) = &mut self.engine else { return };
         let Item { watch, change, .. } = item;
         let object = match &change {
-            Change::Only(there) => {
+            WatchEvent::Only(there) => {
                 env.oracle.crossings.only(there);
                 None
             }
-            Change::Gone(uid) => {
+            WatchEvent::Gone(uid) => {
                 env.oracle.crossings.gone(*uid);
                 None
             }
-            Change::Measured(object) => Some(object.clone()),
+            WatchEvent::Measured(object) => Some(object.clone()),
             _ => None,
         };
         let observed = engine.observe(Observation { watch, change }, env.time(self.off));
@@ -175,7 +175,7 @@ impl Process {
         }
         let living = env.store.lives(question.uid);
         let (watch, kind) = (question.watch, kind_of_uid(question.uid));
-        let change = Change::Answer { question, living };
+        let change = WatchEvent::Answer { question, living };
         self.queue.push_back(Item { watch, kind, change, as_of: 0, outdated: false });
     }
 }

@@ -31,7 +31,7 @@ fn said(text: &str) -> (Hook, Delivery) {
     });
     let target = "ci".parse().unwrap();
     let hook = Hook::read(&serde_json::from_value(hook).unwrap(), target, text.to_owned());
-    (hook, Delivery::kept(&serde_json::from_value(delivery).unwrap()))
+    (hook, Delivery::of(&serde_json::from_value(delivery).unwrap()))
 }
 
 fn pages(text: &str) -> String {

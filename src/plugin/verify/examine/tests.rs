@@ -7,7 +7,7 @@ use crate::{
     delivery::{
         attempt::Attempt,
         message,
-        sign::{Keys, Which},
+        sign::{KeySlot, Keys},
     },
     event::{
         EventType,
@@ -159,7 +159,7 @@ fn a_signature_that_is_missing_or_elsewhere_is_told() {
 #[test]
 fn while_a_secret_is_replaced_it_is_told_which_of_the_two_signed() {
     let keys = Keys::new(secret("new"), Some(secret(SECRET)));
-    assert_eq!(keys.first(), Which::Previous);
+    assert_eq!(keys.first(), KeySlot::Previous);
     let request = attempt(Format::LlmTune, &keys);
     assert!(examine(&request, &secret(SECRET), None, now()).verified);
     assert!(findings(&request, "new").contains("secret from before"));

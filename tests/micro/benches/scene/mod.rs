@@ -14,9 +14,9 @@ use llmtune_webhooks::{
     event::{
         EventSet,
         object::{Object, Uid, WatchId},
-        observation::{Change, Observation},
+        observation::{Observation, WatchEvent},
     },
-    ledger::journal::{Journal, Segment, Shape},
+    ledger::journal::{Journal, LedgerLayout, Segment},
     source::{Source, training_job::TrainingJobs},
     subscription::index::{Scope, Subscription},
 };
@@ -102,16 +102,16 @@ pub fn read(line: &str) -> Object {
 impl World {
     /// An engine that has listed these jobs, all of them completed, and flushed its baseline.
     pub fn new(place: Place) -> Self {
-        let mut engine = Engine::new(None, 1, Shape::default().shards);
+        let mut engine = Engine::new(None, 1, LedgerLayout::default().shards);
         engine.add_watch(WATCH, TrainingJobs::NAME, &TrainingJobs::default().watch_name(None), false);
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let mut world = Self { engine, now, version: 1, transitions: HashMap::new() };
-        world.observe(Change::ListBegun);
+        world.observe(WatchEvent::ListBegun);
         for job in 0..place.jobs {
             world.version += 1;
-            world.observe(Change::Seen(Box::new(read(&place.line(job, world.version, 0, true)))));
+            world.observe(WatchEvent::Seen(Box::new(read(&place.line(job, world.version, 0, true)))));
         }
-        world.observe(Change::ListEnded(world.version));
+        world.observe(WatchEvent::ListEnded(world.version));
         world
     }
 
@@ -132,7 +132,7 @@ impl World {
         });
     }
 
-    fn observe(&mut self, change: Change) {
+    fn observe(&mut self, change: WatchEvent) {
         self.take(Observation { watch: WATCH, change });
     }
 
@@ -147,7 +147,7 @@ impl World {
         *done += 1;
         self.version += 1;
         let line = place.line(run % place.jobs, self.version, run, completed);
-        Observation { watch: WATCH, change: Change::Seen(Box::new(read(&line))) }
+        Observation { watch: WATCH, change: WatchEvent::Seen(Box::new(read(&line))) }
     }
 
     /// The next attempt.
@@ -166,13 +166,13 @@ impl World {
     }
 
     pub fn end(&mut self, attempt: &Attempt, result: AttemptResult) {
-        self.engine.settle(outcome(attempt, result), self.now, 0.5).unwrap();
+        self.engine.record_outcome(outcome(attempt, result), self.now, 0.5).unwrap();
     }
 
     /// Has everything that changed flushed, and the flush land.
     pub fn write(&mut self) {
         drop(self.engine.flush(&[], usize::MAX));
-        self.engine.landed();
+        self.engine.flush_committed();
     }
 }
 
@@ -183,7 +183,7 @@ pub fn flush(engine: &mut Engine, journal: &mut Journal, wanted: &[usize]) -> Ve
 
 /// A journal with nothing in it.
 pub fn journal() -> Journal {
-    Journal::begin(HOME, 1, Shape::default(), 1)
+    Journal::begin(HOME, 1, LedgerLayout::default(), 1)
 }
 
 /// The uid of a Webhook.

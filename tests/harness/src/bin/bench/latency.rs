@@ -77,7 +77,7 @@ pub async fn measure(
 ) -> Result<Round, String> {
     let Synced { cpu, wall, memory: Memory { resident, .. } } = synced;
     say(&format!("in sync after {} ms, {} ms of CPU, {resident} KiB", wall.as_millis(), cpu.as_millis()));
-    tally.settle(&load.steady(args.rate, WARM_UP).await.transitions).await?;
+    tally.wait_for(&load.steady(args.rate, WARM_UP).await.transitions).await?;
 
     let quiet = Duration::from_secs(args.seconds.div_ceil(6));
     let before = subject.cpu();
@@ -101,7 +101,7 @@ async fn stretch(
     let writes_before = subject.writes();
     let cpu_before = subject.cpu();
     let Driven { transitions, elapsed } = load.await;
-    let latencies = tally.settle(&transitions).await?;
+    let latencies = tally.wait_for(&transitions).await?;
     let cpu = subject.cpu().saturating_sub(cpu_before);
     let mut writes = subject.writes();
     for (resource, count) in writes_before {

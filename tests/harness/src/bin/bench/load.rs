@@ -39,16 +39,17 @@ const ANNOTATION_BYTES: usize = 256;
 
 /// The kind of the jobs.
 #[derive(Clone, Copy)]
-pub struct Kind {
+pub struct JobKind {
     pub api_version: &'static str,
     pub name: &'static str,
     pub plural: &'static str,
 }
 
 /// The operator's own kind.
-pub const TRAINING_JOB: Kind = Kind { api_version: "llmtune.io/v1alpha1", name: "TrainingJob", plural: "trainingjobs" };
+pub const TRAINING_JOB: JobKind =
+    JobKind { api_version: "llmtune.io/v1alpha1", name: "TrainingJob", plural: "trainingjobs" };
 
-impl Kind {
+impl JobKind {
     /// The path of the objects of one namespace.
     pub fn path(self, namespace: &str) -> String {
         format!("/apis/{}/namespaces/{namespace}/{}", self.api_version, self.plural)
@@ -65,7 +66,7 @@ impl Kind {
 #[derive(Clone)]
 pub struct Load {
     client: Client,
-    kind: Kind,
+    kind: JobKind,
     path: String,
     jobs: u32,
     runs: Arc<AtomicU32>,
@@ -102,7 +103,7 @@ impl Load {
         namespace: &str,
         jobs: u32,
         phase: Phase,
-        kind: Kind,
+        kind: JobKind,
     ) -> Self {
         let load = Self { client, kind, path: kind.path(namespace), jobs, runs: Arc::default() };
         let change = |patch: &str| {
@@ -233,7 +234,7 @@ fn status(transition: Transition) -> Value {
     }
 }
 
-fn manifest(job: u32, kind: Kind) -> Value {
+fn manifest(job: u32, kind: JobKind) -> Value {
     let annotations = (0..ANNOTATIONS).map(|number| {
         let value: String =
             (0..ANNOTATION_BYTES).map(|index| char::from(b'a' + ((index * 7 + number) % 26) as u8)).collect();

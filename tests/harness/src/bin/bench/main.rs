@@ -38,7 +38,7 @@ use clap::{Parser, ValueEnum};
 use kube::Client;
 use llmtune_webhooks_harness::{control_plane::ControlPlane, root};
 
-use load::{Kind, Load, Phase, TRAINING_JOB};
+use load::{JobKind, Load, Phase, TRAINING_JOB};
 use page::Page;
 use subject::Scene;
 
@@ -166,7 +166,7 @@ impl Bench {
         self.fill(self.plane().await, jobs, phase, TRAINING_JOB).await
     }
 
-    async fn fill(&self, plane: Arc<ControlPlane>, jobs: u32, phase: Phase, kind: Kind) -> Stage {
+    async fn fill(&self, plane: Arc<ControlPlane>, jobs: u32, phase: Phase, kind: JobKind) -> Stage {
         let namespace = plane.namespace("bench").await;
         let client = plane.admin().await;
         self.say(&format!("creating {jobs} {}s", kind.name));

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Bench, latency,
-    load::{Kind, Phase, TRAINING_JOB},
+    load::{JobKind, Phase, TRAINING_JOB},
     page::Page,
     receiver,
     report::Round,
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What the source maps: the same as a TrainingJob, under another name.
-const MAPPED: Kind = Kind { api_version: "bench.example.com/v1alpha1", name: "BenchJob", plural: "benchjobs" };
+const MAPPED: JobKind = JobKind { api_version: "bench.example.com/v1alpha1", name: "BenchJob", plural: "benchjobs" };
 
 pub async fn run(bench: &Bench) -> Result<Page, String> {
     let built_in = round(bench, bench.plane().await, TRAINING_JOB).await?;
@@ -98,7 +98,7 @@ fn source() -> Value {
     })
 }
 
-async fn round(bench: &Bench, plane: Arc<ControlPlane>, kind: Kind) -> Result<Round, String> {
+async fn round(bench: &Bench, plane: Arc<ControlPlane>, kind: JobKind) -> Result<Round, String> {
     let stage = bench.fill(plane, bench.args.jobs, Phase::Pending, kind).await;
     let scene = bench.scene(&stage);
     let sightings = watch::start(stage.plane.clone(), kind.path(&stage.namespace), stage.jobs).await;
@@ -115,7 +115,7 @@ async fn round(bench: &Bench, plane: Arc<ControlPlane>, kind: Kind) -> Result<Ro
 }
 
 /// An operator of the whole cluster: others do not serve WebhookSources.
-async fn start(bench: &Bench, scene: &Scene<'_>, stage: &crate::Stage, kind: Kind) -> (Operator, Synced) {
+async fn start(bench: &Bench, scene: &Scene<'_>, stage: &crate::Stage, kind: JobKind) -> (Operator, Synced) {
     let mut options = scene.options().await;
     options.watch.clear();
     if kind.name == MAPPED.name {

@@ -19,7 +19,7 @@ const ROUTINES: [Routine; 4] = [
 
 /// What the process told of its memory.
 #[derive(Debug, PartialEq)]
-struct Told {
+struct MemoryReport {
     deliveries: u64,
     before: u64,
     after: u64,
@@ -29,7 +29,7 @@ pub fn run(bench: &Bench) -> Result<Page, String> {
     let deliveries = if bench.args.quick { 20_000 } else { 1_000_000 };
     let variables = [("PENDING_DELIVERIES", deliveries.to_string())];
     let estimates = tokio::task::block_in_place(|| Estimates::measure(bench, "pending", &variables))?;
-    let told = estimates.output.lines().find_map(Told::read).ok_or("the benchmark does not tell its memory")?;
+    let told = estimates.output.lines().find_map(MemoryReport::read).ok_or("the benchmark does not tell its memory")?;
     if told.deliveries != deliveries {
         return Err(format!("of {deliveries} deliveries {} are pending", told.deliveries));
     }
@@ -42,7 +42,7 @@ tells of 50 events for one Webhook more, and of 50 deliveries of shared events t
 shared event are all its deliveries.
 ",
     );
-    let Told { before, after, .. } = told;
+    let MemoryReport { before, after, .. } = told;
     let bytes = after.saturating_sub(before) as f64 * 1024.0 / deliveries as f64;
     page.values(&[
         Row::new("pending deliveries", 0, deliveries as f64),
@@ -54,7 +54,7 @@ shared event are all its deliveries.
     Ok(page)
 }
 
-impl Told {
+impl MemoryReport {
     fn read(line: &str) -> Option<Self> {
         let mut numbers = line.strip_prefix("pending: ")?.split(", ").map(|part| part.split(' ').next()?.parse().ok());
         Some(Self { deliveries: numbers.next()??, before: numbers.next()??, after: numbers.next()?? })
@@ -67,8 +67,8 @@ mod tests {
 
     #[test]
     fn what_the_process_tells_is_read() {
-        let told = Told::read("pending: 1000000 deliveries, 6000 KiB before, 300000 KiB after");
-        assert_eq!(told, Some(Told { deliveries: 1_000_000, before: 6000, after: 300_000 }));
-        assert_eq!(Told::read("pending/due  time: [1 µs 2 µs 3 µs]"), None);
+        let told = MemoryReport::read("pending: 1000000 deliveries, 6000 KiB before, 300000 KiB after");
+        assert_eq!(told, Some(MemoryReport { deliveries: 1_000_000, before: 6000, after: 300_000 }));
+        assert_eq!(MemoryReport::read("pending/due  time: [1 µs 2 µs 3 µs]"), None);
     }
 }

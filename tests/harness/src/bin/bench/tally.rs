@@ -57,7 +57,7 @@ impl<'a> Tally<'a> {
 
     /// Waits until all of these have been seen and posted, and half a second more for what must not come. The latency of
     /// each, in milliseconds: from its arrival on the bare watch to the arrival of its POST.
-    pub async fn settle(&mut self, transitions: &[Transition]) -> Result<Vec<f64>, String> {
+    pub async fn wait_for(&mut self, transitions: &[Transition]) -> Result<Vec<f64>, String> {
         self.expected.extend(transitions);
         let begun = Instant::now();
         loop {

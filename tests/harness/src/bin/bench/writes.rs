@@ -92,7 +92,7 @@ pub async fn with(
     let driven = stage.load.steady(rate, length).await;
     // Without a pause: what is written afterwards belongs to no second of the load.
     let counted = before.until(&Counters::read(&stage.plane, Some(operator.metrics())).await?);
-    tally.settle(&driven.transitions).await?;
+    tally.wait_for(&driven.transitions).await?;
     counted.check()?;
     Ok((counted, driven.transitions.len()))
 }
@@ -112,7 +112,7 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
     scene.subscribe(port);
     let (operator, _) = scene.start(&stage.client, &scene.options().await).await;
     let mut tally = Tally::new(&sightings, &posts, scene.secret, args.jobs);
-    tally.settle(&stage.load.steady(50, WARM_UP).await.transitions).await?;
+    tally.wait_for(&stage.load.steady(50, WARM_UP).await.transitions).await?;
     tokio::time::sleep(QUIET).await;
     let mut pairs = Vec::new();
     for ((rate, share), alone) in RATES.into_iter().zip(alones) {

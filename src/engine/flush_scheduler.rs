@@ -33,7 +33,7 @@ impl Default for Intervals {
 
 /// When the next flush begins.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct FlushScheduler {
     intervals: Intervals,
     /// When the last flush began.
     begun: Timestamp,
@@ -43,7 +43,7 @@ pub struct Pace {
     more: bool,
 }
 
-impl Pace {
+impl FlushScheduler {
     /// The pace of a ledger to which nothing has been written yet but the claim.
     #[must_use]
     pub const fn new(intervals: Intervals, now: Timestamp) -> Self {

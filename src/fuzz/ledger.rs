@@ -11,13 +11,13 @@ use crate::{
     event::{
         EventType,
         object::{Uid, WatchId},
-        observation::Change,
+        observation::WatchEvent,
     },
-    ledger::journal::{Found, Recovered, Segment, Shape, open},
+    ledger::journal::{Found, LedgerLayout, Recovered, Segment, open},
 };
 
 const HOME: Uid = Uid::from_u128(99);
-const SHAPE: Shape = Shape { ring: 16, shards: 2, limit: 1 << 16 };
+const SHAPE: LedgerLayout = LedgerLayout { ring: 16, shards: 2, limit: 1 << 16 };
 
 /// A ledger, in the way that its first byte tells: one segment's base64, or its zstd, or the JSON of several, a line each. It is refused, or
 /// a leader goes on with it and writes what the next one can read.
@@ -71,10 +71,10 @@ fn go_on(mut kept: BTreeMap<String, Segment>) {
     }
     operator.0.forget_other_watches();
     operator.subscribe();
-    operator.observe(Change::ListBegun);
+    operator.observe(WatchEvent::ListBegun);
     let job = EventType::TrainingStarted.outline(Uid::from_u128(7), "ns".into(), "a".into());
-    operator.observe(Change::Seen(Box::new(job)));
-    operator.observe(Change::ListEnded(1 << 60));
+    operator.observe(WatchEvent::Seen(Box::new(job)));
+    operator.observe(WatchEvent::ListEnded(1 << 60));
     for _ in 0..32 {
         if operator.attempt_all(|_| {}) == 0 {
             break;
@@ -83,7 +83,7 @@ fn go_on(mut kept: BTreeMap<String, Segment>) {
     let claim = journal.claim().unwrap();
     let flush = operator.0.flush(&[0, 1], usize::MAX);
     let Ok(written) = journal.lay_out(flush) else { return };
-    operator.0.landed();
+    operator.0.flush_committed();
     for segment in std::iter::once(claim).chain(written) {
         kept.insert(segment.name.clone(), segment);
     }
@@ -100,7 +100,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        hostile::{body::job, seeds},
+        fuzz::{body::job, seeds},
         ledger::journal::Journal,
     };
 
@@ -131,10 +131,10 @@ mod tests {
         let of_message = format!(r#"{{"phase":"Running","message":"{}"}}"#, noise(1_548_000));
         for (status, truncated) in [(of_metrics, true), (of_message, false)] {
             let mut operator = Operator::new();
-            operator.observe(Change::Seen(Box::new(job(2, r#"{"phase":"Pending"}"#).unwrap())));
-            operator.observe(Change::Seen(Box::new(job(3, &status).unwrap())));
+            operator.observe(WatchEvent::Seen(Box::new(job(2, r#"{"phase":"Pending"}"#).unwrap())));
+            operator.observe(WatchEvent::Seen(Box::new(job(3, &status).unwrap())));
             operator.attempt_all(|attempt| assert_eq!(attempt.event.body.is_truncated(), truncated));
-            let shape = Shape { shards: 2, ..Shape::default() };
+            let shape = LedgerLayout { shards: 2, ..LedgerLayout::default() };
             let mut journal = Journal::begin(HOME, 1, shape, 7);
             let segments = journal.lay_out(operator.0.flush(&[0, 1], usize::MAX)).unwrap();
             let largest = segments.iter().map(|segment| segment.spec.data.len()).max().unwrap();

@@ -26,7 +26,7 @@ pub const MAX_AGE: Duration = Duration::from_secs(30);
 pub const GRACE: Duration = Duration::from_secs(5);
 
 /// A target that was there when this was made.
-pub struct Kept {
+pub struct CachedTarget {
     reader: Arc<Reader>,
     references: References,
     copy: Mutex<Copy>,
@@ -41,7 +41,7 @@ struct Copy {
     serves_until: Instant,
 }
 
-impl Kept {
+impl CachedTarget {
     /// One that nothing has to be read for; `None` where the references name objects.
     pub fn given(reader: &Arc<Reader>, references: &References) -> Option<Self> {
         let named = references.named().next().is_some();
@@ -119,7 +119,7 @@ impl Kept {
     }
 }
 
-impl fmt::Debug for Kept {
+impl fmt::Debug for CachedTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Kept").field("references", &self.references).finish_non_exhaustive()
     }
@@ -134,10 +134,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        delivery::sign::Which,
+        delivery::sign::KeySlot,
         fake::{Answer, apiserver},
         subscription::{
-            reference::{Kind, Named, Place},
+            reference::{Named, Place, ReferenceKind},
             secret::{Encoding, KeyReference},
             url::UrlReference,
         },
@@ -145,7 +145,7 @@ mod tests {
 
     /// References to a key in a Secret.
     fn references() -> References {
-        let object = Named { kind: Kind::Secret, namespace: "ns".into(), name: "ci".into() };
+        let object = Named { kind: ReferenceKind::Secret, namespace: "ns".into(), name: "ci".into() };
         let place = Place { object, key: "secret".into() };
         let key = Some(KeyReference { place, previous: "previous".into(), encoding: Encoding::Raw });
         let url = UrlReference::Given("https://ci.example.com".parse().unwrap());
@@ -158,19 +158,19 @@ mod tests {
         let answered = Arc::clone(&data);
         let client =
             apiserver(move |_| Answer::Object(json!({"metadata": {"name": "ci"}, "data": *answered.lock().unwrap()})));
-        let kept = Kept::read(Arc::new(Reader::new(client)), references()).await.unwrap();
+        let kept = CachedTarget::read(Arc::new(Reader::new(client)), references()).await.unwrap();
         let first = async || {
             sleep(MAX_AGE).await;
             kept.current().await.unwrap().keys.as_ref().unwrap().first()
         };
-        assert_eq!(first().await, Which::Previous);
-        kept.copy_at_hand().keys.as_ref().unwrap().prefer(Which::Current);
-        assert_eq!(first().await, Which::Current, "read again, and the same");
+        assert_eq!(first().await, KeySlot::Previous);
+        kept.copy_at_hand().keys.as_ref().unwrap().prefer(KeySlot::Current);
+        assert_eq!(first().await, KeySlot::Current, "read again, and the same");
         *data.lock().unwrap() = json!({"secret": "bmV3", "previous": ""});
-        assert_eq!(first().await, Which::Current);
+        assert_eq!(first().await, KeySlot::Current);
         assert!(kept.copy_at_hand().keys.as_ref().unwrap().previous().is_none(), "an empty key is none");
         *data.lock().unwrap() = json!({"secret": "bmV3ZXN0", "previous": "bmV3"});
-        assert_eq!(first().await, Which::Previous, "a rotation begins");
+        assert_eq!(first().await, KeySlot::Previous, "a rotation begins");
     }
 
     #[tokio::test(start_paused = true)]
@@ -182,7 +182,7 @@ mod tests {
             Answer::Object(json!({"metadata": {"name": "ci"}, "data": {"secret": "czNjcmV0"}}))
         });
         let reads = || reads.load(Ordering::Relaxed);
-        let key = Kept::read(Arc::new(Reader::new(client)), references()).await.unwrap();
+        let key = CachedTarget::read(Arc::new(Reader::new(client)), references()).await.unwrap();
         key.expire();
         key.current().await.unwrap();
         assert_eq!(reads(), 2, "the first refusal has it read at once");

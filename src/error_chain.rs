@@ -6,9 +6,9 @@ use std::{error::Error, fmt, io};
 use kube::core::Status;
 
 /// Writes an error and its causes, outermost first, each once.
-pub struct Causes<'a>(pub &'a (dyn Error + 'static));
+pub struct ErrorChain<'a>(pub &'a (dyn Error + 'static));
 
-impl fmt::Display for Causes<'_> {
+impl fmt::Display for ErrorChain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut written = String::new();
         let mut next = Some(self.0);
@@ -110,8 +110,8 @@ mod tests {
             (refused(404, "NotFound", "namespaces \"x\" not found"), "namespaces \"x\" not found", ""),
         ] {
             for (text, begins) in [
-                (Causes(&error).to_string(), says.to_owned()),
-                (Causes(&Outer(error)).to_string(), format!("failed to list: {says}")),
+                (ErrorChain(&error).to_string(), says.to_owned()),
+                (ErrorChain(&Outer(error)).to_string(), format!("failed to list: {says}")),
             ] {
                 assert!(text.starts_with(&begins) && text.contains(to_do), "{text}");
                 assert!(!text.contains("Status {") && !text.contains("ApiError"), "{text}");
@@ -133,6 +133,6 @@ mod tests {
     fn each_cause_is_told_once() {
         let io = std::io::Error::other("Connection refused");
         let error = kube::Error::Service(Box::new(io));
-        assert_eq!(Causes(&error).to_string(), "Connection refused");
+        assert_eq!(ErrorChain(&error).to_string(), "Connection refused");
     }
 }

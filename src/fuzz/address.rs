@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     delivery::{
         attempt::Class,
-        failure::{Discretion, describe_error},
+        failure::{Redaction, describe_error},
     },
     subscription::{
         resolve::Plan,
@@ -57,12 +57,12 @@ impl Shut {
         if let ClientError::Http(SendError::Url) = error {
             return;
         }
-        let (class, text) = describe_error(&error, limit, Discretion::None);
+        let (class, text) = describe_error(&error, limit, Redaction::None);
         // TLS knows no such name, and so nobody is asked for it.
         let nameless = class == Class::Connect && text.ends_with("invalid dns name");
         assert!(class == Class::Address || nameless, "{url:?}: {text}");
         assert!(text.chars().count() <= 256, "{text}");
-        let (_, secret) = describe_error(&error, limit, Discretion::Url);
+        let (_, secret) = describe_error(&error, limit, Redaction::Url);
         assert!(TOLD_OF_A_SECRET.contains(&secret.as_str()), "{secret}");
     }
 }
@@ -110,7 +110,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::hostile::seeds;
+    use crate::fuzz::seeds;
 
     /// An IPv4 address in any of the forms that the URL standard reads.
     fn spelled_v4(address: Ipv4Addr) -> impl Strategy<Value = String> {

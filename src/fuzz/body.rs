@@ -7,7 +7,7 @@ use serde::{
 
 use super::operator::{Operator, is_well_told};
 use crate::{
-    event::{json, object::Object, observation::Change},
+    event::{json, object::Object, observation::WatchEvent},
     source::{Source, training_job::TrainingJobs},
 };
 
@@ -17,9 +17,9 @@ pub fn body(status: &[u8]) {
     let Some(object) = str::from_utf8(status).ok().and_then(|status| job(3, status)) else { return };
     let Some(running) = job(2, r#"{"phase":"Running"}"#) else { return };
     let mut operator = Operator::new();
-    operator.observe(Change::Seen(Box::new(running)));
-    operator.observe(Change::Seen(Box::new(object.clone())));
-    operator.observe(Change::Deleted(Box::new(Object { version: 4, ..object })));
+    operator.observe(WatchEvent::Seen(Box::new(running)));
+    operator.observe(WatchEvent::Seen(Box::new(object.clone())));
+    operator.observe(WatchEvent::Deleted(Box::new(Object { version: 4, ..object })));
     assert!(operator.attempt_all(is_well_told) >= 1, "it began to run");
 }
 
@@ -112,7 +112,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::hostile::seeds;
+    use crate::fuzz::seeds;
 
     fn status() -> impl Strategy<Value = String> {
         let number = prop_oneof![

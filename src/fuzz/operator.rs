@@ -17,7 +17,7 @@ use crate::{
         body::MAX_BYTES,
         format::{Derived, Format},
         object::{Uid, WatchId},
-        observation::{Change, Observation},
+        observation::{Observation, WatchEvent},
     },
     subscription::{
         index::Scope,
@@ -45,10 +45,10 @@ impl Operator {
         engine.add_watch(WatchId(0), "source", "watch", false);
         let mut operator = Self(engine);
         operator.subscribe();
-        operator.observe(Change::ListBegun);
-        operator.observe(Change::ListEnded(1));
+        operator.observe(WatchEvent::ListBegun);
+        operator.observe(WatchEvent::ListEnded(1));
         let _ = operator.0.flush(&[], usize::MAX);
-        operator.0.landed();
+        operator.0.flush_committed();
         operator
     }
 
@@ -62,7 +62,7 @@ impl Operator {
         self.0.subscribe(plan.subscription(&webhook, &scope, 1, filter, false));
     }
 
-    pub(super) fn observe(&mut self, change: Change) {
+    pub(super) fn observe(&mut self, change: WatchEvent) {
         self.0.observe(Observation { watch: WatchId(0), change }, now());
     }
 
@@ -75,7 +75,7 @@ impl Operator {
             let failed = AttemptResult::Failed { retry_after: None };
             let result = if count % 2 == 0 { AttemptResult::Acknowledged } else { failed };
             let (webhook, delivery, generation) = (attempt.webhook, attempt.delivery, attempt.generation);
-            self.0.settle(Outcome { webhook, delivery, generation, result, exchange: None }, now(), 0.5);
+            self.0.record_outcome(Outcome { webhook, delivery, generation, result, exchange: None }, now(), 0.5);
             count += 1;
         }
         count

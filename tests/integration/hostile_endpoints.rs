@@ -21,8 +21,8 @@ const ON_TIME: Duration = Duration::from_secs(2);
 const GROWTH: u64 = 48 * 1024;
 
 /// An endpoint; the outcomes that its attempts may have, and what its Webhook's status says of each.
-type Case = (&'static str, String, &'static [Told]);
-type Told = (&'static str, &'static str);
+type Case = (&'static str, String, &'static [ExpectedStatus]);
+type ExpectedStatus = (&'static str, &'static str);
 
 /// Runs an operator with a Webhook for each of these endpoints, and one for an endpoint that behaves.
 async fn harm_nobody(scene: Scene, arguments: &[&str], cases: Vec<Case>) {
@@ -59,7 +59,7 @@ async fn harm_nobody(scene: Scene, arguments: &[&str], cases: Vec<Case>) {
         .await;
         let status = &scene.get("webhook", name)["status"];
         let error = status["lastFailure"]["error"].as_str().unwrap();
-        let made = |(outcome, _): &Told| {
+        let made = |(outcome, _): &ExpectedStatus| {
             let labels = [("webhook", *name), ("outcome", *outcome)];
             operator.metric("llmtune_webhooks_attempts_total", &labels) as usize
         };
@@ -98,12 +98,12 @@ fn at_length(piece: &[u8]) -> Vec<u8> {
     if piece.is_empty() { Vec::new() } else { piece.repeat(8192 / piece.len() + 1) }
 }
 
-const PROTOCOL: &[Told] = &[("protocol", BROKE)];
-const ENDLESS: &[Told] = &[("protocol", UNASKED)];
-const LATE: &[Told] = &[("timeout", "no answer within 2 s")];
-const HTTP_500: &[Told] = &[("5xx", "HTTP 500")];
+const PROTOCOL: &[ExpectedStatus] = &[("protocol", BROKE)];
+const ENDLESS: &[ExpectedStatus] = &[("protocol", UNASKED)];
+const LATE: &[ExpectedStatus] = &[("timeout", "no answer within 2 s")];
+const HTTP_500: &[ExpectedStatus] = &[("5xx", "HTTP 500")];
 /// What is wrong with an answer may be seen before the answer is.
-const EITHER: &[Told] = &[("5xx", "HTTP 500"), ("protocol", BROKE)];
+const EITHER: &[ExpectedStatus] = &[("5xx", "HTTP 500"), ("protocol", BROKE)];
 
 const FAILS: &str = "HTTP/1.1 500 Internal Server Error\r\n";
 const BROKE: &str = "the connection broke: ";

@@ -78,13 +78,13 @@ impl Turn {
 
 /// Whose turn it is.
 #[derive(Debug)]
-pub struct Turns {
+pub struct WriteRateLimiter {
     limits: Limits,
     /// Writes that were begun within the last second.
     recent: Vec<Instant>,
 }
 
-impl Turns {
+impl WriteRateLimiter {
     #[must_use]
     pub const fn new(limits: Limits) -> Self {
         Self { limits, recent: Vec::new() }

@@ -17,25 +17,25 @@ pub const MAX_SHELVED: usize = 1_000;
 
 /// A given-up delivery that waits to become an object.
 #[derive(Debug)]
-pub struct Shelved {
+pub struct DeadLetter {
     pub event: Arc<Event>,
     pub given_up: GivenUp,
 }
 
 /// The given-up deliveries of one Webhook.
 #[derive(Debug, Default)]
-pub struct Shelf {
-    deliveries: HashMap<DeliveryId, Shelved>,
+pub struct DeadLetters {
+    deliveries: HashMap<DeliveryId, DeadLetter>,
     bytes: usize,
 }
 
-impl Shelf {
+impl DeadLetters {
     /// Whether an event of so many bytes has no place.
     pub fn is_full(&self, size: usize) -> bool {
         self.deliveries.len() >= MAX_SHELVED || self.bytes + size > MAX_BYTES
     }
 
-    pub fn get(&self, id: DeliveryId) -> Option<&Shelved> {
+    pub fn get(&self, id: DeliveryId) -> Option<&DeadLetter> {
         self.deliveries.get(&id)
     }
 
@@ -48,18 +48,18 @@ impl Shelf {
     }
 
     /// Puts a delivery there that is not there yet.
-    pub fn insert(&mut self, id: DeliveryId, shelved: Shelved) {
+    pub fn insert(&mut self, id: DeliveryId, shelved: DeadLetter) {
         self.bytes += shelved.event.body.len();
         self.deliveries.insert(id, shelved);
     }
 
-    pub fn remove(&mut self, id: DeliveryId) -> Option<Shelved> {
+    pub fn remove(&mut self, id: DeliveryId) -> Option<DeadLetter> {
         let shelved = self.deliveries.remove(&id)?;
         self.bytes -= shelved.event.body.len();
         Some(shelved)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Shelved> {
+    pub fn iter(&self) -> impl Iterator<Item = &DeadLetter> {
         self.deliveries.values()
     }
 
@@ -68,7 +68,7 @@ impl Shelf {
     }
 
     /// Empties it.
-    pub fn drain(&mut self) -> impl Iterator<Item = (DeliveryId, Shelved)> {
+    pub fn drain(&mut self) -> impl Iterator<Item = (DeliveryId, DeadLetter)> {
         self.bytes = 0;
         self.deliveries.drain()
     }
@@ -81,7 +81,7 @@ impl Shelf {
 
 /// A given-up delivery that is to become an object.
 #[derive(Clone, Debug)]
-pub struct Keep {
+pub struct StoreDeadLetter {
     pub webhook: Uid,
     pub delivery: DeliveryId,
     pub event: Arc<Event>,
@@ -91,7 +91,7 @@ pub struct Keep {
 /// What came of putting a delivery onto the shelf.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::engine) enum Shelving {
-    Shelved,
+    DeadLetter,
     /// It is pending or on the shelf already.
     Known,
     /// A bound is reached: it is thrown away.
@@ -100,13 +100,13 @@ pub(in crate::engine) enum Shelving {
 
 impl Pending {
     /// The next given-up delivery that is to become an object, told once.
-    pub(in crate::engine) fn next_to_keep(&mut self) -> Option<Keep> {
+    pub(in crate::engine) fn next_to_keep(&mut self) -> Option<StoreDeadLetter> {
         while let Some((webhook, delivery)) = self.to_keep.pop_front() {
             // What is left of a deleted Webhook has no owner that an object could have.
             let queue = self.queues.get(&webhook).filter(|queue| queue.subscribed);
             if let Some(shelved) = queue.and_then(|queue| queue.shelf.get(delivery)) {
                 let (event, given_up) = (Arc::clone(&shelved.event), shelved.given_up.clone());
-                return Some(Keep { webhook, delivery, event, given_up });
+                return Some(StoreDeadLetter { webhook, delivery, event, given_up });
             }
         }
         None
@@ -124,7 +124,7 @@ impl Pending {
             let event = delivery.event.id;
             kept = !delivery.again && !queue.shelf.is_full(size);
             if kept {
-                queue.shelf.insert(id, Shelved { event: delivery.event, given_up });
+                queue.shelf.insert(id, DeadLetter { event: delivery.event, given_up });
                 self.to_keep.push_back((webhook, id));
                 self.touch(event);
             } else {
@@ -154,7 +154,7 @@ impl Pending {
         if queue.shelf.is_full(size) || (!stored && total + size > MAX_TOTAL_BYTES + MAX_BYTES) {
             return Shelving::Full;
         }
-        queue.shelf.insert(id, Shelved { event: Arc::clone(event), given_up });
+        queue.shelf.insert(id, DeadLetter { event: Arc::clone(event), given_up });
         if !self.gate.hold_back(after, webhook, id) {
             self.to_keep.push_back((webhook, id));
         }
@@ -162,11 +162,11 @@ impl Pending {
         stored.to.push((webhook, id));
         stored.after = after.unwrap_or(stored.after);
         self.touch(event.id);
-        Shelving::Shelved
+        Shelving::DeadLetter
     }
 
     /// A given-up delivery has become an object, or never will.
-    pub(in crate::engine) fn kept(&mut self, webhook: Uid, id: DeliveryId) {
+    pub(in crate::engine) fn dead_letter_stored(&mut self, webhook: Uid, id: DeliveryId) {
         if let Some(queue) = self.queues.get_mut(&webhook)
             && let Some(shelved) = queue.shelf.remove(id)
         {

@@ -15,12 +15,12 @@ fn spec(lifecycle: &str, stages: &[(&str, &str)], data: &Value) -> WebhookSource
         .unwrap()
 }
 
-fn mapped(spec: &WebhookSourceSpec) -> Mapped {
+fn mapped(spec: &WebhookSourceSpec) -> CustomSource {
     let failures = Arc::new(Failures::new(IntCounter::new("errors", "of a source").unwrap()));
-    Mapped::new(Arc::new(Mapping::compile("jobs", spec).unwrap()), WatchedKinds::default(), failures)
+    CustomSource::new(Arc::new(Mapping::compile("jobs", spec).unwrap()), WatchedKinds::default(), failures)
 }
 
-fn read(mapped: &Mapped, mut object: Value) -> Object {
+fn read(mapped: &CustomSource, mut object: Value) -> Object {
     object["metadata"]["uid"] = json!("00000000-0000-0000-0000-000000000007");
     object["metadata"]["resourceVersion"] = json!("11");
     mapped.read(serde_json::value::to_raw_value(&object).unwrap()).unwrap()

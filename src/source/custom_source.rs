@@ -20,7 +20,7 @@ use super::{
     slim::SlimMeta,
 };
 use crate::{
-    causes::is_unknown_kind,
+    error_chain::is_unknown_kind,
     event::object::{Facts, Object, ServingFacts, ServingStage, TrainingFacts},
 };
 use cel::Document;
@@ -32,7 +32,7 @@ pub use mapping::{Mapping, MappingError};
 /// The most bytes of a text: what is kept of an object while it runs must fit into the ledger.
 const MAX_TEXT: usize = 32 * 1024;
 
-/// What the name of a watch says that [`Mapped`] gave it.
+/// What the name of a watch says that [`CustomSource`] gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatchName<'a> {
     /// The `WebhookSource`.
@@ -65,7 +65,7 @@ impl<'a> WatchName<'a> {
 
 /// The objects of one `WebhookSource`.
 #[derive(Debug)]
-pub struct Mapped {
+pub struct CustomSource {
     mapping: Arc<Mapping>,
     kinds: WatchedKinds,
     failures: Arc<Failures>,
@@ -79,7 +79,7 @@ struct Evaluation<'a> {
     failures: &'a Failures,
 }
 
-impl Mapped {
+impl CustomSource {
     /// The source, where these kinds are watched.
     #[must_use]
     pub const fn new(mapping: Arc<Mapping>, kinds: WatchedKinds, failures: Arc<Failures>) -> Self {
@@ -87,7 +87,7 @@ impl Mapped {
     }
 }
 
-impl Source for Mapped {
+impl Source for CustomSource {
     type Slim = Box<RawValue>;
 
     fn kind(&self) -> &str {

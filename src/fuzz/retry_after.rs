@@ -31,7 +31,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::hostile::seeds;
+    use crate::fuzz::seeds;
 
     proptest! {
         #![proptest_config(seeds::cases(5000))]

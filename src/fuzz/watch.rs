@@ -7,12 +7,12 @@ use serde_json::json;
 
 use super::operator::{Operator, is_well_told};
 use crate::{
-    event::observation::Change,
+    event::observation::WatchEvent,
     source::{
         Source,
+        custom_source::{CustomSource, Failures, Mapping},
         deployment::Deployments,
         frame::{Line, Lines, LongLine, read_line},
-        mapped::{Failures, Mapped, Mapping},
         owners::WatchedKinds,
         training_job::TrainingJobs,
     },
@@ -21,7 +21,7 @@ use crate::{
 /// The longest line here.
 const LONGEST: usize = 4096;
 
-static MAPPED: LazyLock<Mapped> = LazyLock::new(|| {
+static MAPPED: LazyLock<CustomSource> = LazyLock::new(|| {
     let spec = json!({
         "resource": {"apiVersion": "batch/v1", "kind": "Job"},
         "lifecycle": "Training",
@@ -36,7 +36,7 @@ static MAPPED: LazyLock<Mapped> = LazyLock::new(|| {
     });
     let mapping = Mapping::compile("jobs", &serde_json::from_value(spec).unwrap()).unwrap();
     let failures = Arc::new(Failures::new(IntCounter::new("errors", "of a source").unwrap()));
-    Mapped::new(Arc::new(mapping), WatchedKinds::default(), failures)
+    CustomSource::new(Arc::new(mapping), WatchedKinds::default(), failures)
 });
 
 /// What comes of a watch, in pieces whose length the first byte tells: the lines are the same however they were cut, no more is kept than
@@ -80,18 +80,18 @@ fn follow(source: &impl Source, line: &[u8]) {
     let mut operator = Operator::new();
     match read_line(source, line, &malformed, true) {
         Err(error) => assert!(!error.to_string().is_empty()),
-        Ok(Line::Bookmark(version)) => operator.observe(Change::Bookmark(version)),
+        Ok(Line::Bookmark(version)) => operator.observe(WatchEvent::Bookmark(version)),
         Ok(Line::Ended(_)) => {}
         Ok(Line::Seen(Err(unreadable)) | Line::Deleted(Err(unreadable))) => {
             assert_eq!(malformed.get(), 1);
             if let Some(unreadable) = unreadable {
-                operator.observe(Change::Vanished(unreadable.uid));
+                operator.observe(WatchEvent::Vanished(unreadable.uid));
             }
         }
         Ok(Line::Seen(Ok(object)) | Line::Deleted(Ok(object))) => {
-            operator.observe(Change::Seen(Box::new(object.clone())));
-            operator.observe(Change::Seen(Box::new(object.clone())));
-            operator.observe(Change::Deleted(Box::new(object)));
+            operator.observe(WatchEvent::Seen(Box::new(object.clone())));
+            operator.observe(WatchEvent::Seen(Box::new(object.clone())));
+            operator.observe(WatchEvent::Deleted(Box::new(object)));
         }
     }
     operator.attempt_all(is_well_told);
@@ -103,7 +103,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::hostile::seeds;
+    use crate::fuzz::seeds;
 
     proptest! {
         #![proptest_config(seeds::cases(3000))]

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     api::{selector::LabelSelector, webhook_source::WebhookSourceSpec},
-    event::object::{Facts, Kind, ServingFacts, ServingStage, TrainingFacts, TrainingStage},
+    event::object::{Facts, ObjectKind, ServingFacts, ServingStage, TrainingFacts, TrainingStage},
     source::owners::GroupKind,
 };
 use cel::{CompileError, Expression, Type};
@@ -48,7 +48,7 @@ pub struct Mapping {
     /// What names it in event ids: the WebhookSource and the kind.
     pub(super) name: String,
     pub(super) gvk: GroupVersionKind,
-    pub(super) kind: Arc<Kind>,
+    pub(super) kind: Arc<ObjectKind>,
     pub(super) selector: Option<String>,
     pub(super) include_owned: bool,
     pub(super) rules: Rules,
@@ -181,7 +181,7 @@ impl Mapping {
             spec: spec.clone(),
             name: format!("{name}:{}{dot}{group}", resource.kind),
             gvk: GroupVersionKind::gvk(group, version, &resource.kind),
-            kind: Arc::new(Kind { api_version: resource.api_version.clone(), kind: resource.kind.clone() }),
+            kind: Arc::new(ObjectKind { api_version: resource.api_version.clone(), kind: resource.kind.clone() }),
             selector: Some(selector.to_string()).filter(|selector| !selector.is_empty()),
             include_owned: spec.include_owned,
             rules,
