@@ -22,6 +22,7 @@ use crate::{
 };
 
 mod leaders;
+mod recorded;
 mod replaced;
 mod stores;
 
