@@ -196,3 +196,31 @@ fn a_flush_stops_at_about_its_budget_and_only_the_last_part_tells_positions_and_
     let last = engine.flush(&[0], 1).contents;
     assert_eq!((last.records.len(), last.gone.len(), last.watches.is_some()), (1, 1, true));
 }
+
+#[test]
+fn an_event_outlives_the_only_watch_that_the_ledger_knows() {
+    let (home, shape) = (Uid::from_u128(99), LedgerLayout { ring: 16, shards: 4, limit: 1 << 20 });
+    let open = |found: &[Found]| match journal::open(found, home, shape, 8) {
+        Recovered::Ledger(journal, memory) => (*journal, *memory),
+        Recovered::NoLedger { why, .. } => panic!("{why}"),
+    };
+    let found = |segment| Found { segment, version: "1".into() };
+    let mut engine = Engine::new(None, 1, 4);
+    engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
+    engine.subscribe(subscription(0, 1, 0));
+    engine.observe(change(WatchEvent::ListBegun), at(0));
+    engine.observe(change(WatchEvent::ListEnded(1)), at(0));
+    // It waits for the baseline, which the same flush holds.
+    assert_eq!(names(&engine.observe(seen(job(1, 2, TrainingStage::Running)), at(0))), ["training.started"]);
+    let flush = engine.flush(&[], usize::MAX);
+    let mut ledger: Vec<Found> =
+        Journal::begin(home, 1, shape, 7).lay_out(flush).unwrap().into_iter().map(found).collect();
+    // The next leader has no such watch any more, and dies after its first flush.
+    let (mut journal, memory) = open(&ledger);
+    let mut engine = Engine::recover(None, 2, 4, memory, at(0));
+    engine.forget_other_watches();
+    ledger.extend(journal.lay_out(engine.flush(&[], usize::MAX)).unwrap().into_iter().map(found));
+    let mut engine = Engine::recover(None, 3, 4, open(&ledger).1, at(0));
+    engine.subscribe(subscription(0, 1, 0));
+    assert_eq!(engine.pending(Uid::from_u128(1000)), 1);
+}

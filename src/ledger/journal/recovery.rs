@@ -242,6 +242,10 @@ impl Rebuilt {
             }
         }
         if let Some(watches) = text.watches {
+            // A flush of everything has dropped the events that do not count. Without a watch in it, nothing else holds its number.
+            if watches.is_empty() {
+                self.events.values_mut().for_each(|known| known.after = 0);
+            }
             self.watches = watches;
         }
         Ok(())
