@@ -72,7 +72,7 @@ pub struct Oracle {
     pub reached: HashSet<(Uid, EventId)>,
     pub was_led: bool,
     /// The epoch of the ledger.
-    ledger: u64,
+    pub ledger: u64,
     /// Events whose record has been flushed.
     pub recorded: HashSet<EventId>,
     gaps: Vec<Gap>,
@@ -251,9 +251,10 @@ impl Oracle {
         self.current = Default::default();
     }
 
-    /// What a ledger remembers must not be older than what was flushed.
-    pub fn recovered(&mut self, epoch: u64, memory: &RecoveredState) {
-        if epoch > self.ledger {
+    /// What a ledger remembers must not be older than what was flushed. `deleted`: all of the ledger before was deleted. A PUT that was under
+    /// way from a leader before that may have begun this one.
+    pub fn recovered(&mut self, epoch: u64, memory: &RecoveredState, deleted: bool) {
+        if epoch > self.ledger || (deleted && epoch < self.ledger) {
             self.begins(epoch);
         }
         let forgotten = self.current.iter().flatten().find(|flushed| {

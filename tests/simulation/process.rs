@@ -23,7 +23,8 @@ use llmtune_webhooks::{
     ledger::{
         contents::{Reason, WatchEntry},
         journal::{
-            self, Journal, LedgerLayout, NoLedger, Recovered, RecoveredState, RememberedWatch, Resolution, Segment,
+            self, Found, Journal, LedgerLayout, NoLedger, Recovered, RecoveredState, RememberedWatch, Resolution,
+            Segment,
         },
     },
     subscription::index::Subscription,

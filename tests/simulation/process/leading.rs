@@ -13,7 +13,9 @@ impl Process {
                 env.say(|| {
                     format!("#{} reads the ledger: epoch {} term {}", self.number, journal.epoch(), journal.term())
                 });
-                env.oracle.recovered(journal.epoch(), &memory);
+                let is_of_ledger = |found: &Found| found.segment.spec.epoch == env.oracle.ledger;
+                let deleted = env.store.ledger_harmed && !found.iter().any(is_of_ledger);
+                env.oracle.recovered(journal.epoch(), &memory, deleted);
                 env.store.ledger_harmed = false;
                 self.journal = Some(*journal);
                 self.memory = Some(memory);
