@@ -8,7 +8,7 @@ use super::{
     webhook::{WebhookSpec, WebhookStatus, short_name},
 };
 
-/// Where to send which events of which namespaces, and how.
+/// Which events of which namespaces to send, where, and how.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[kube(
     group = "llmtune.io",
@@ -19,15 +19,15 @@ use super::{
     category = "llmtune",
     status = "WebhookStatus",
     derive = "PartialEq",
-    doc = "A subscription of the cluster: every matching event of the selected namespaces is sent to the URL as a signed POST, and retried until the endpoint acknowledges it. What it names and its WebhookDeliveries are in the operator's namespace.",
+    doc = "A subscription of the cluster: every matching event of the selected namespaces is sent to the URL as a signed POST, and retried until the endpoint acknowledges it. Its Secrets, ConfigMaps and WebhookDeliveries are in the operator's namespace.",
     validation = short_name("ClusterWebhook")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterWebhookSpec {
-    /// All that a Webhook may say.
+    /// The fields of a Webhook.
     #[serde(flatten)]
     pub webhook: WebhookSpec,
-    /// Labels of the Namespace of the object that an event is about. Absent or empty, it selects every namespace.
+    /// Selects events by the labels of the object's Namespace. If absent or empty, it selects every namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub namespace_selector: Option<LabelSelector>,

@@ -1,9 +1,9 @@
-//! How a duration in a spec is read.
+//! Durations in specs.
 
 use std::time::Duration;
 
-/// A Gateway API duration (GEP-2257): whole numbers, each with its unit, in any order and as often as you like; their sum.
-/// `None` where the text is no such thing.
+/// Parses a Gateway API duration (GEP-2257): whole numbers with units, in any order and number; the result is their sum.
+/// `None` if the text is not a valid duration.
 #[must_use]
 pub fn read(text: &str) -> Option<Duration> {
     let mut rest = text;

@@ -1,10 +1,10 @@
-//! `LedgerSegment`: a piece of the ledger, the operator's own storage. Users neither write nor need it.
+//! `LedgerSegment`: a part of the ledger, the operator's storage. Internal.
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// One segment of the ledger's ring, written anew in place.
+/// One segment of the ledger's ring, overwritten in place.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[kube(
     group = "llmtune.io",
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
     shortname = "lseg",
     namespaced,
     derive = "PartialEq",
-    doc = "A piece of what llmtune-webhooks must remember over a crash. Internal: the operator writes it, in its own namespace only. Whoever writes or deletes one makes events be lost, repeated or forged.",
+    doc = "A part of the state that llmtune-webhooks restores after a crash. Internal: only the operator writes it, in its own namespace. If anyone else writes or deletes one, events are lost, repeated or forged.",
     printcolumn(name = "Kind", type_ = "string", json_path = ".spec.kind"),
     printcolumn(name = "Term", type_ = "integer", json_path = ".spec.term"),
     printcolumn(name = "Sequence", type_ = "integer", json_path = ".spec.sequence"),
@@ -25,29 +25,29 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct LedgerSegmentSpec {
-    /// `Journal`: what changed. `Snapshot`: a share of all records, as of one place in the journal.
+    /// `Journal`: changes. `Snapshot`: a share of all records, as of one position in the journal.
     pub kind: SegmentKind,
-    /// The life of the records that it belongs to; a new one begins when they had to be rebuilt.
+    /// Epoch of the records. A new epoch begins when the records had to be rebuilt.
     #[schemars(with = "i64", range(min = 0))]
     pub epoch: u64,
-    /// The term of the leader that wrote it.
+    /// Term of the leader that wrote this segment.
     #[schemars(with = "i64", range(min = 0))]
     pub term: u64,
-    /// Which leader wrote it: a number of its own, beside the term.
+    /// Number of the leader that wrote this segment, unique to that leader.
     #[serde(default)]
     #[schemars(with = "i64", range(min = 0))]
     pub leader: u64,
-    /// Of a journal segment: the leader that wrote the one before it.
+    /// Journal segments: number of the leader that wrote the previous segment.
     #[serde(default)]
     #[schemars(with = "i64", range(min = 0))]
     pub after: u64,
-    /// Of a journal segment its place in the journal; of a snapshot the first place of the journal to apply on top.
+    /// Journal segments: position in the journal. Snapshots: first position of the journal to apply on top.
     #[schemars(with = "i64", range(min = 0))]
     pub sequence: u64,
-    /// How many entries it holds.
+    /// Number of entries.
     #[schemars(with = "i32", range(min = 0))]
     pub records: u32,
-    /// The length of `data`.
+    /// Length of `data` in bytes.
     #[schemars(with = "i64", range(min = 0))]
     pub bytes: u64,
     /// The entries: JSON, compressed by zstd, in base64.

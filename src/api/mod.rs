@@ -1,5 +1,5 @@
-//! The custom resources of group `llmtune.io`, one file each, and what several of them hold: the contract with users. Validation
-//! and defaults live in the schemas (structural, with CEL rules); there is no behaviour here.
+//! The custom resources of group `llmtune.io`, one file each, and the types that they share. Validation
+//! and defaults are in the schemas (structural, with CEL rules). There is no behavior here.
 
 // Clippy takes the keys of several printcolumns for one attribute given twice.
 #![allow(clippy::duplicated_attributes)]
@@ -54,7 +54,7 @@ pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
 
 /// 1. Nothing is nullable: the apiserver then drops a null as if the field were absent, instead of storing it.
 /// 2. Bounds of integers are written as integers.
-/// 3. Descriptions have no line breaks of the source's.
+/// 3. Descriptions contain no line breaks from the source.
 fn tidy(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -76,7 +76,7 @@ fn tidy(value: &mut Value) {
     }
 }
 
-/// Puts a rule on each item of a list, so that a refusal shows which item is meant.
+/// Adds a rule to each item of a list, so that a refusal names the item.
 fn each_item(rule: impl Into<String>, message: &'static str) -> impl FnMut(&mut Schema) {
     let rule = rule.into();
     move |list| {
@@ -86,7 +86,7 @@ fn each_item(rule: impl Into<String>, message: &'static str) -> impl FnMut(&mut 
     }
 }
 
-/// Removes the CEL rules from a schema: what was admitted once is not judged again where a status repeats it, and costs nothing there.
+/// Removes the CEL rules from a schema. A status repeats values that were admitted before; checking them again would cost CEL budget.
 fn without_rules(schema: &mut Schema) {
     fn strip(value: &mut Value) {
         match value {
@@ -108,13 +108,13 @@ const CONDITION_TYPE: &str =
     r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$";
 const CONDITION_REASON: &str = "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$";
 
-/// The default of a parent whose children have defaults of their own: `{}`, so that the apiserver fills each child in.
+/// Default of a parent whose children have defaults: `{}`, so that the apiserver fills in each child.
 fn empty_object() -> serde_json::Map<String, serde_json::Value> {
     serde_json::Map::new()
 }
 
-/// The status that the apiserver gives a new object, so that whoever waits for it does not take it for done where no operator runs: kstatus
-/// takes an object without conditions for `Current`. Gateway API's definitions do the same.
+/// The initial status of an object. Without it, tools that wait for the object would consider it done where no operator runs: kstatus
+/// treats an object without conditions as `Current`. The Gateway API's definitions do the same.
 fn not_looked_at() -> Value {
     json!({"conditions": [{
         "type": "Ready", "status": "Unknown", "reason": "Pending",
@@ -132,12 +132,12 @@ fn conditions(_: &mut SchemaGenerator) -> Schema {
             "type": "object",
             "required": ["lastTransitionTime", "message", "reason", "status", "type"],
             "properties": {
-                "type": {"type": "string", "maxLength": 316, "pattern": CONDITION_TYPE, "description": "What the condition is about, in CamelCase."},
+                "type": {"type": "string", "maxLength": 316, "pattern": CONDITION_TYPE, "description": "Type of the condition, in CamelCase."},
                 "status": {"type": "string", "enum": ["True", "False", "Unknown"], "description": "True, False or Unknown."},
-                "reason": {"type": "string", "minLength": 1, "maxLength": 1024, "pattern": CONDITION_REASON, "description": "A CamelCase word that says why."},
-                "message": {"type": "string", "maxLength": 32768, "description": "The same for people."},
+                "reason": {"type": "string", "minLength": 1, "maxLength": 1024, "pattern": CONDITION_REASON, "description": "Reason for the status, in CamelCase."},
+                "message": {"type": "string", "maxLength": 32768, "description": "Human-readable details."},
                 "lastTransitionTime": {"type": "string", "format": "date-time", "description": "When the status last changed."},
-                "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0, "description": "The metadata.generation that the condition speaks of."}
+                "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0, "description": "The metadata.generation that the condition was set for."}
             }
         }
     })

@@ -18,12 +18,12 @@ const LABEL_VALUE_MESSAGE: &str =
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct LabelSelector {
-    /// Labels that must be there with exactly this value.
+    /// Labels that the object must have, with exactly these values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
     #[x_kube(validation = Rule::new("self.all(key, !format.qualifiedName().validate(key).hasValue())").message(LABEL_KEY_MESSAGE))]
     pub match_labels: BTreeMap<String, LabelValue>,
-    /// Further requirements; all of them must hold.
+    /// Further requirements. All of them must hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
@@ -31,7 +31,7 @@ pub struct LabelSelector {
 }
 
 impl LabelSelector {
-    /// The same as kube tells it.
+    /// The same selector in kube's type.
     #[must_use]
     pub fn selector(&self) -> Selector {
         let labels = self.match_labels.iter();

@@ -1,4 +1,4 @@
-//! `TrainingJob`: the contract that a training platform fills in. The operator only reads it.
+//! `TrainingJob`: written by a training platform, read by the operator.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -6,7 +6,7 @@ use schemars::{Schema, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// What is trained. Fields beyond those named here are kept as they are.
+/// What is trained. Unknown fields are preserved.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[kube(
     group = "llmtune.io",
@@ -30,57 +30,57 @@ use serde_json::{Map, Value};
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct TrainingJobSpec {
-    /// The model that training starts from, such as `meta-llama/Llama-3.1-8B`.
+    /// Model that training starts from, such as `meta-llama/Llama-3.1-8B`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub base_model: Option<String>,
-    /// How it is trained, such as `sft`, `dpo` or `lora`.
+    /// Training method, such as `sft`, `dpo` or `lora`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub training_method: Option<String>,
 }
 
-/// Where the training stands; written by the training platform.
+/// State of the training, written by the training platform.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct TrainingJobStatus {
-    /// Pending, Suspended, Running, Completed, Failed or Cancelled. Any other value moves nothing. Failed is final: a job
+    /// Pending, Suspended, Running, Completed, Failed or Cancelled. Other values are ignored. Failed is final: a job
     /// that will be retried stays Pending or Running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub phase: Option<String>,
-    /// The platform's own id of the job; the object's uid stands in where it is absent.
+    /// The platform's id of the job. Defaults to the object's uid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub job_id: Option<String>,
-    /// Where the result lies, such as `s3://models/llama-sft-7`.
+    /// Location of the result, such as `s3://models/llama-sft-7`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     pub artifact: Option<String>,
-    /// Figures of the training by name. Numbers and strings are passed on, at most 64 of them; the rest is dropped.
+    /// Metrics of the training by name. At most 64 numbers and strings are sent; others are dropped.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     #[schemars(schema_with = "open_object")]
     pub metrics: Map<String, Value>,
-    /// When the present run began. A new value on a job that ran before means a new run.
+    /// Start of the current run. A new value on a job that ran before means a new run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
-    /// When the present run ended.
+    /// End of the current run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Time>,
-    /// A CamelCase word that says why the job is in this phase.
+    /// Reason for the phase, in CamelCase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub reason: Option<String>,
-    /// The same for people.
+    /// Human-readable details.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32768))]
     pub message: Option<String>,
-    /// Conditions of the training platform's own making.
+    /// Conditions that the training platform maintains.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::conditions")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// The `metadata.generation` that this status speaks of.
+    /// The `metadata.generation` that this status was written for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 }

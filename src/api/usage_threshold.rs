@@ -1,4 +1,4 @@
-//! `UsageThreshold`: a usage figure and the thresholds to watch, and how the figure stands.
+//! `UsageThreshold`: a usage figure and the thresholds to watch.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema, core::Rule};
@@ -28,7 +28,7 @@ const ZERO: &str = r"self.matches('^0+([.]0+)?%?$')";
     namespaced,
     status = "UsageThresholdStatus",
     derive = "PartialEq",
-    doc = "A usage figure, a PromQL query's or a ResourceQuota's, and thresholds: usage.threshold_reached is sent when the figure rises to one of them.",
+    doc = "A usage figure, from a PromQL query or a ResourceQuota, and thresholds. usage.threshold_reached is sent when the figure rises to one of them.",
     printcolumn(name = "Value", type_ = "string", json_path = ".status.value"),
     printcolumn(name = "Limit", type_ = "string", json_path = ".status.limit"),
     printcolumn(name = "Percent", type_ = "string", json_path = ".status.percent"),
@@ -62,11 +62,11 @@ pub struct UsageThresholdSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub prometheus: Option<PrometheusQuery>,
-    /// Measures what is used of a resource against a `ResourceQuota`'s hard limit.
+    /// Measures the use of a resource against the hard limit of a `ResourceQuota`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub resource_quota: Option<QuotaResource>,
-    /// What percentages are of, a Quantity such as `1G`. With thresholds that are quantities it may be left out.
+    /// Limit that percentages refer to, a Quantity such as `1G`. Optional if all thresholds are quantities.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     #[x_kube(validation = Rule::new(QUANTITY).message("limit must be a Quantity above zero, such as 1G, 500k or 64Gi"))]
@@ -78,35 +78,35 @@ pub struct UsageThresholdSpec {
         validation = Rule::new("self.size() > 0").message("thresholds must name at least one, such as 80%")
     )]
     pub thresholds: Vec<String>,
-    /// How far the figure must fall below a threshold for that to be sent again: a percentage of the limit (of the threshold, where there
-    /// is no limit), or a Quantity. With `0%`, any fall below it will do.
+    /// How far the figure must fall below a threshold before that threshold is sent again: a percentage of the limit (of the threshold, if there
+    /// is no limit), or a Quantity. With `0%`, any value below the threshold is enough.
     #[serde(default = "default_hysteresis")]
     #[schemars(length(max = 64))]
     #[x_kube(validation = hysteresis_rule())]
     pub hysteresis: String,
-    /// How long the figure must be at or above a threshold before that is sent: 0s to 24h.
+    /// How long the figure must stay at or above a threshold before the event is sent: 0s to 24h.
     #[serde(rename = "for", default = "default_hold")]
     #[schemars(length(max = 32))]
     #[x_kube(validation = duration("for", "0s", "24h", "5m"))]
     pub hold: String,
-    /// How often the query is made: 1s to 24h. A quota is watched, and measured whenever it changes.
+    /// Interval of the query: 1s to 24h. A quota is watched, and measured whenever it changes.
     #[serde(default = "default_interval")]
     #[schemars(length(max = 32))]
     #[x_kube(validation = duration("interval", "1s", "24h", "60s"))]
     pub interval: String,
-    /// What the figure counts, told to receivers, such as `tokens`.
+    /// Unit of the figure, sent to receivers, such as `tokens`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub unit: Option<String>,
 }
 
-/// A PromQL query and where it is made.
+/// A PromQL query and its server.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.basicAuthRef) || !has(self.headers) || !self.headers.exists(header, header.name.lowerAscii() == 'authorization')")
     .message("basicAuthRef and a header Authorization say the same: remove one of them"))]
 pub struct PrometheusQuery {
-    /// A server that the operator's `--allow-prometheus` names; the first of them unless given.
+    /// One of the servers in the operator's `--allow-prometheus`. Defaults to the first of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     #[x_kube(
@@ -118,11 +118,11 @@ pub struct PrometheusQuery {
             .message("url must have neither a query (?...) nor a fragment (#...): remove it, the PromQL goes into query")
     )]
     pub url: Option<String>,
-    /// The PromQL: it must give one number, a scalar or a vector of one element.
+    /// PromQL expression. It must return one number: a scalar, or a vector with one element.
     #[schemars(length(max = 4096))]
     #[x_kube(validation = Rule::new("self.trim().size() > 0").message("query must be PromQL that gives one number, such as sum(increase(llm_tokens_total[30d]))"))]
     pub query: String,
-    /// Headers of the query, at most 16, such as `X-Scope-OrgID` for a server with tenants. One called Authorization takes the place of the operator's token.
+    /// Headers of the query, at most 16, such as `X-Scope-OrgID` for a server with tenants. A header Authorization replaces the operator's token.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(
@@ -130,7 +130,7 @@ pub struct PrometheusQuery {
         validation = header::unique_names()
     )]
     pub headers: Vec<Header>,
-    /// The user name and password of the query, in place of the operator's token.
+    /// User name and password for the query. They replace the operator's token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub basic_auth_ref: Option<BasicAuthReference>,
@@ -141,7 +141,7 @@ pub struct PrometheusQuery {
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct BasicAuthReference {
-    /// The Secret's name.
+    /// Name of the Secret.
     #[schemars(length(max = 253))]
     #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
         .message("name must be a Secret's name: lower-case letters, digits, '-' and '.', such as prometheus"))]
@@ -152,47 +152,47 @@ pub struct BasicAuthReference {
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct QuotaResource {
-    /// The quota's name.
+    /// Name of the quota.
     #[schemars(length(max = 253))]
     #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
         .message("name must be a ResourceQuota's name: lower-case letters, digits, '-' and '.', such as team-a"))]
     pub name: String,
-    /// The resource, as the quota's `hard` names it.
+    /// Name of the resource in the quota's `hard`.
     #[schemars(length(max = 317))]
     #[x_kube(validation = Rule::new("self.matches('^[-._/a-zA-Z0-9]+$')")
         .message("resource must be a resource as the quota's hard names it, such as requests.nvidia.com/gpu, limits.memory or pods"))]
     pub resource: String,
 }
 
-/// How the figure stands. Value and time of the last evaluation are written at most once a minute.
+/// State of the figure. Value and time of the last evaluation are written at most once a minute.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("default" = super::not_looked_at()))]
 pub struct UsageThresholdStatus {
-    /// The `metadata.generation` that this status speaks of.
+    /// The `metadata.generation` that this status was written for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The figure, a decimal number.
+    /// Current value, a decimal number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub value: Option<String>,
-    /// What percentages are of, a decimal number.
+    /// Limit that percentages refer to, a decimal number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub limit: Option<String>,
-    /// How many percent of the limit the figure is, rounded down, such as `83.4%`.
+    /// Current value as a percentage of the limit, rounded down, such as `83.4%`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub percent: Option<String>,
-    /// The thresholds that are reached, ascending.
+    /// Thresholds that are reached, ascending.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(max = 64)))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub reached: Vec<String>,
-    /// When the figure was last measured.
+    /// Time of the last measurement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_evaluation: Option<Time>,
-    /// `Ready`: the last evaluation gave a figure. `Stalled`: the spec cannot work as it stands.
+    /// `Ready`: the last evaluation succeeded. `Stalled`: the spec is invalid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::conditions")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -210,7 +210,7 @@ fn hysteresis_rule() -> Rule {
         .message("hysteresis must be a percentage such as 5%, or a Quantity such as 10M; with 0% any fall below a threshold will do")
 }
 
-/// What is as large as a threshold would never let that be armed again. Amounts beside percentages are compared by the operator.
+/// A hysteresis as large as a threshold would never arm that threshold again. The operator compares quantities with percentages.
 fn lower_than_percentages() -> Rule {
     let percent = r"'^[0-9]{1,3}([.][0-9]{1,3})?%$'";
     let number = |text: &str| format!("double({text}.replace('%', ''))");

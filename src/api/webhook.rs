@@ -18,7 +18,7 @@ pub(super) const EVENT_RULE: [&str; 2] = [KNOWN_EVENT, KNOWN_EVENT_MESSAGE];
 /// A Gateway API duration (GEP-2257), as a CEL literal.
 pub(super) const DURATION: &str = "'^([0-9]{1,5}(h|m|s|ms)){1,4}$'";
 
-/// Where to send which events, and how.
+/// Which events to send, where, and how.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[kube(
     group = "llmtune.io",
@@ -57,7 +57,7 @@ pub(super) const DURATION: &str = "'^([0-9]{1,5}(h|m|s|ms)){1,4}$'";
     validation = Rule::new("!has(self.cloudEvents) || self.format == 'CloudEvents'")
         .message("cloudEvents is for format CloudEvents only: write that format, or remove cloudEvents"))]
 pub struct WebhookSpec {
-    /// Where to send events: an absolute http or https URL without user name, password or fragment.
+    /// URL of the endpoint: an absolute http or https URL without user name, password or fragment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     #[x_kube(
@@ -73,14 +73,14 @@ pub struct WebhookSpec {
             .message("url must not have a fragment (#...), which is never sent: remove it")
     )]
     pub url: Option<String>,
-    /// Where the URL lies, in place of `url`, where it is a secret. Nothing of it is shown, the host included.
+    /// Reference to the URL, instead of `url`, for URLs that are secret. No part of it is shown, not even the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url_from: Option<ValueSource>,
-    /// The Secret that deliveries are signed with. Without it they carry no signature.
+    /// The Secret that signs deliveries. Without it, deliveries have no signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub secret_ref: Option<SecretReference>,
-    /// Which events to send: names such as `training.completed`, or `training.*`, `deployment.*`, `model.*`, `usage.*`, `*`.
+    /// Events to send: names such as `training.completed`, or `training.*`, `deployment.*`, `model.*`, `usage.*`, `*`.
     #[schemars(length(max = 16), inner(length(max = 64)), transform = super::each_item(KNOWN_EVENT, KNOWN_EVENT_MESSAGE))]
     #[x_kube(
         merge_strategy = ListMerge::Set,
@@ -88,29 +88,29 @@ pub struct WebhookSpec {
             .message("events must name at least one event, such as training.completed, or \"*\" for all")
     )]
     pub events: Vec<String>,
-    /// Labels of the object that an event is about. Absent or empty, it selects everything.
+    /// Selects events by the labels of their object. If absent or empty, it selects all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub selector: Option<LabelSelector>,
-    /// A CEL expression that is true of the events to send, over `event` (the event's name), `data` (the payload's `data`) and
-    /// `object.metadata` (name, namespace, labels, annotations). What is missing is not so. An event on which it fails is sent.
+    /// CEL expression that selects events, with the variables `event` (the event's name), `data` (the payload's `data`) and
+    /// `object.metadata` (name, namespace, labels, annotations). Missing fields evaluate to false. If evaluation fails, the event is sent anyway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub filter: Option<String>,
-    /// Holds deliveries, without dropping them: what happens meanwhile waits.
+    /// Holds deliveries. Events are queued, and sent when this is unset.
     #[serde(default)]
     pub suspend: bool,
-    /// How events are written: as the operator's documentation says (`LLMTune`), or as Standard Webhooks 1.0.0 or `CloudEvents` 1.0 do.
+    /// Format of deliveries: `LLMTune`, `StandardWebhooks` (1.0.0) or `CloudEvents` (1.0).
     #[serde(default)]
     pub format: Format,
-    /// Of the format `CloudEvents` only.
+    /// Settings of the format `CloudEvents`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_events: Option<CloudEventsOptions>,
-    /// How deliveries are made.
+    /// Timeout, retries and concurrency of deliveries.
     #[serde(default)]
     #[schemars(default = "super::empty_object")]
     pub delivery: DeliveryPolicy,
-    /// Headers that every delivery bears beside the operator's own, each name once, whatever its case.
+    /// Headers to add to every delivery. Names are unique, regardless of case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(
@@ -118,12 +118,12 @@ pub struct WebhookSpec {
         validation = header::unique_names()
     )]
     pub headers: Vec<Header>,
-    /// Whom to trust beside all others, and which certificate to show, over https.
+    /// Certificates for https: issuers to trust, and a client certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
 }
 
-/// How events are written.
+/// Format of deliveries.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub enum Format {
     #[default]
@@ -132,11 +132,11 @@ pub enum Format {
     CloudEvents,
 }
 
-/// How `CloudEvents` are sent.
+/// Settings of the format `CloudEvents`.
 #[derive(KubeSchema, Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct CloudEventsOptions {
-    /// `Structured`: all in the body, and so all signed. `Binary`: the body is `data`; the rest stands in headers, which are not
+    /// `Structured`: the whole event is the body, and is signed. `Binary`: the body is `data`; the other attributes are headers, which are not
     /// signed.
     #[serde(default)]
     pub mode: CloudEventsMode,
@@ -150,66 +150,66 @@ pub enum CloudEventsMode {
     Structured,
 }
 
-/// How each delivery is made: its time limit, its retries and how many run at once.
+/// Timeout, retries and concurrency of deliveries.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryPolicy {
-    /// The limit on one attempt, from connecting to the end of the answer: 1s to 60s.
+    /// Timeout of one attempt, from connecting to the end of the response: 1s to 60s.
     #[serde(default = "default_timeout")]
     #[schemars(length(max = 32))]
     #[x_kube(validation = duration("timeout", "1s", "60s", "30s"))]
     pub timeout: String,
-    /// How often a failed delivery is tried again: 0 to 20 times.
+    /// Maximum number of retries of a failed delivery: 0 to 20.
     #[serde(default = "default_max_retries")]
     #[schemars(range(min = 0, max = 20))]
     pub max_retries: i32,
-    /// How long to wait before each retry.
+    /// Wait before each retry.
     #[serde(default)]
     #[schemars(default = "super::empty_object")]
     pub backoff: Backoff,
-    /// How many attempts may be under way to this endpoint at once: 1 to 64.
+    /// Maximum number of concurrent attempts to this endpoint: 1 to 64.
     #[serde(default = "default_concurrency")]
     #[schemars(range(min = 1, max = 64))]
     pub concurrency: i32,
 }
 
-/// Exponential backoff: `initial`, then `factor` times the wait before, at most `max`; each varied by 20% either way.
+/// Exponential backoff: `initial`, then `factor` times the previous wait, at most `max`. Each wait varies by 20% in either direction.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = max_not_shorter_than_initial())]
 pub struct Backoff {
-    /// The wait before the first retry: at least 10ms.
+    /// Wait before the first retry: at least 10ms.
     #[serde(default = "default_initial")]
     #[schemars(length(max = 32))]
     #[x_kube(validation = duration("initial", "10ms", "24h", "5s"))]
     pub initial: String,
-    /// What each wait is multiplied by for the next: 1 to 10.
+    /// Factor between one wait and the next: 1 to 10.
     #[serde(default = "default_factor")]
     #[schemars(range(min = 1, max = 10))]
     pub factor: i32,
-    /// The longest wait, also for a `Retry-After` of the endpoint: at most 24h.
+    /// Maximum wait, also for a `Retry-After` of the endpoint: at most 24h.
     #[serde(default = "default_max")]
     #[schemars(length(max = 32))]
     #[x_kube(validation = duration("max", "10ms", "24h", "1h"))]
     pub max: String,
 }
 
-/// How the subscription stands and how its deliveries fare. Counters are approximate across a crash of the operator.
+/// State of the subscription and health of its deliveries. Counters are approximate across a crash of the operator.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("default" = super::not_looked_at()))]
 pub struct WebhookStatus {
-    /// The `metadata.generation` that this status speaks of.
+    /// The `metadata.generation` that this status was written for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Scheme, host and port of the endpoint; never the path. Where the URL is a secret: `(Secret NAME)`.
+    /// Scheme, host and port of the endpoint, never the path. `(Secret NAME)` if the URL is a secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     pub endpoint: Option<String>,
-    /// The filter in force. It is that of an older generation while `spec.filter` is invalid.
+    /// The filter in force. While `spec.filter` is invalid, it is the filter of an older generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_force: Option<FilterInForce>,
-    /// `Ready`: the subscription is live. `Healthy`: the endpoint acknowledges. `Stalled`: the spec cannot work as it stands.
+    /// `Ready`: the subscription is live. `Healthy`: the endpoint acknowledges deliveries. `Stalled`: the spec is invalid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::conditions")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -217,27 +217,27 @@ pub struct WebhookStatus {
     /// Counts of deliveries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deliveries: Option<DeliveryCounts>,
-    /// How many attempts have failed since the last success. Answers of 429 or 503 with `Retry-After` are not counted.
+    /// Number of failed attempts since the last success. Responses 429 and 503 with `Retry-After` are not counted.
     #[serde(default)]
     pub consecutive_failures: i64,
-    /// The newest acknowledged attempt.
+    /// Latest acknowledged attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_success: Option<AttemptSummary>,
-    /// The newest failed attempt.
+    /// Latest failed attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<AttemptSummary>,
-    /// The ten newest finished deliveries, newest first.
+    /// The last ten finished deliveries, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub recent: Vec<DeliverySummary>,
 }
 
-/// The newest valid filter of a Webhook.
+/// Latest valid filter of a Webhook.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct FilterInForce {
-    /// The `metadata.generation` of the spec that the filter is from.
+    /// The `metadata.generation` of the spec that contains the filter.
     pub generation: i64,
     /// The filter. Absent if that spec had none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -245,73 +245,73 @@ pub struct FilterInForce {
     pub filter: Option<String>,
 }
 
-/// Counts of deliveries; `pending` is a level, the others only grow.
+/// Counts of deliveries. `pending` is the current number, the others only grow.
 #[derive(KubeSchema, Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryCounts {
     /// Acknowledged by the endpoint.
     #[serde(default)]
     pub succeeded: i64,
-    /// Given up: after the last retry, because the endpoint was gone (410), because too many were pending, or because it could not be told
+    /// Given up: after the last retry, because the endpoint was gone (410), because too many were pending, or because it is unknown
     /// whether the event's namespace is selected.
     #[serde(default)]
     pub failed: i64,
-    /// Attempts beyond the first of a delivery.
+    /// Attempts after the first of a delivery.
     #[serde(default)]
     pub retries: i64,
     /// Waiting for their first attempt or for a retry.
     #[serde(default)]
     pub pending: i64,
-    /// Lost: it could not wait any more, and could not be kept as a `WebhookDelivery` (its bounds, a quota, a policy).
+    /// Lost: the delivery was given up and could not be stored as a `WebhookDelivery` (because of its limits, a quota or a policy).
     #[serde(default)]
     pub dropped: i64,
 }
 
-/// One attempt, in brief.
+/// Summary of one attempt.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct AttemptSummary {
-    /// When the attempt ended.
+    /// End of the attempt.
     pub time: Time,
-    /// The event's name.
+    /// Name of the event.
     #[schemars(length(max = 64))]
     pub event: String,
-    /// The event's id.
+    /// Id of the event.
     #[schemars(length(max = 64))]
     pub event_id: String,
-    /// Which attempt of its delivery it was, from 1.
+    /// Number of the attempt within its delivery, starting at 1.
     pub attempt: i32,
-    /// The answer's HTTP status, where there was an answer.
+    /// HTTP status of the response, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_code: Option<i32>,
-    /// What went wrong, in at most 256 characters; never anything of the answer's body.
+    /// Error, at most 256 characters. It never contains parts of the response body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub error: Option<String>,
 }
 
-/// One finished delivery, in brief.
+/// Summary of one finished delivery.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct DeliverySummary {
-    /// When the delivery finished.
+    /// End of the delivery.
     pub time: Time,
-    /// The event's name.
+    /// Name of the event.
     #[schemars(length(max = 64))]
     pub event: String,
-    /// The event's id.
+    /// Id of the event.
     #[schemars(length(max = 64))]
     pub event_id: String,
-    /// The object that the event is about, such as `trainingjob/llama-sft`; of a `ClusterWebhook` with its namespace, such as
+    /// Object of the event, such as `trainingjob/llama-sft`. For a `ClusterWebhook` it includes the namespace:
     /// `trainingjob/research/llama-sft`.
     #[schemars(length(max = 384))]
     pub object: String,
     /// `Delivered` or `Exhausted`.
     #[schemars(length(max = 32))]
     pub result: String,
-    /// How many attempts it took.
+    /// Number of attempts.
     pub attempts: i32,
-    /// The last answer's HTTP status, where there was an answer.
+    /// HTTP status of the last response, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_code: Option<i32>,
 }
@@ -333,7 +333,7 @@ impl Default for Backoff {
     }
 }
 
-/// The name of an object of this kind becomes a label value.
+/// The name of an object of this kind is used as a label value.
 pub(super) fn short_name(kind: &str) -> Rule {
     let message = format!(
         "a {kind}'s name may have at most 63 characters, since it becomes a label value: choose a shorter metadata.name"
@@ -341,7 +341,7 @@ pub(super) fn short_name(kind: &str) -> Rule {
     Rule::new("self.metadata.name.size() <= 63").message(message.as_str())
 }
 
-/// The field is a duration within these bounds.
+/// Rule: the field is a duration within these bounds.
 pub(super) fn duration(field: &str, least: &str, most: &str, example: &str) -> Rule {
     let bounds = format!("duration(self) >= duration('{least}') && duration(self) <= duration('{most}')");
     let message =
@@ -349,7 +349,7 @@ pub(super) fn duration(field: &str, least: &str, most: &str, example: &str) -> R
     Rule::new(format!("self.matches({DURATION}) ? {bounds} : false")).message(message.as_str())
 }
 
-/// The apiserver tries the rule on the default, `{}`, too, before it has filled that in.
+/// The apiserver also evaluates the rule on the default `{}`, before it fills in the defaults of the members.
 fn max_not_shorter_than_initial() -> Rule {
     let unreadable = format!("!self.initial.matches({DURATION}) || !self.max.matches({DURATION})");
     let ordered = "duration(self.initial) <= duration(self.max)";

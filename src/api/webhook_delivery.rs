@@ -1,4 +1,4 @@
-//! `WebhookDelivery`: one delivery as an object: a test that a user asks for, or an event that the operator gave up on.
+//! `WebhookDelivery`: a test that a user requests, or a dead letter: a delivery that the operator gave up.
 
 use std::fmt;
 
@@ -14,18 +14,18 @@ const CONCRETE_EVENT_MESSAGE: &str = "event must be one event and no pattern: tr
 #[cfg(test)]
 pub(super) const EVENT_RULE: [&str; 2] = [CONCRETE_EVENT, CONCRETE_EVENT_MESSAGE];
 
-/// The label with the name of the Webhook that a delivery belongs to.
+/// Label: name of the Webhook that the delivery belongs to.
 pub const WEBHOOK_LABEL: &str = "llmtune.io/webhook";
-/// The label with its kind: a Webhook of the operator's namespace may have the name of a `ClusterWebhook`.
+/// Label: kind of that Webhook. A Webhook in the operator's namespace may have the same name as a `ClusterWebhook`.
 pub const KIND_LABEL: &str = "llmtune.io/webhook-kind";
-/// The label with the name of the event.
+/// Label: name of the event.
 pub const EVENT_LABEL: &str = "llmtune.io/event";
-/// The annotation whose new value has a delivery sent again.
+/// Annotation: a new value sends the delivery again.
 pub const REDELIVER_ANNOTATION: &str = "llmtune.io/redeliver-requested-at";
-/// `spec.ttl` where it is not given.
+/// Default of `spec.ttl`.
 pub const DEFAULT_TTL: &str = "168h";
 
-/// What to deliver to which webhook. It names the event and never holds a body, since bodies are signed.
+/// What to deliver to which webhook. It names the event and never contains a body, because bodies are signed.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[kube(
     group = "llmtune.io",
@@ -37,7 +37,7 @@ pub const DEFAULT_TTL: &str = "168h";
     namespaced,
     status = "WebhookDeliveryStatus",
     derive = "PartialEq",
-    doc = "One delivery. Make one to send a test; the operator makes one for an event that a webhook's endpoint did not acknowledge within its retries. Annotate it with llmtune.io/redeliver-requested-at=<time> to have it sent again. Its status is the operator's alone: the body in it gets signed.",
+    doc = "One delivery. Create one to send a test. The operator creates one for an event that the endpoint did not acknowledge within its retries (a dead letter). Annotate it with llmtune.io/redeliver-requested-at=<time> to send it again. Only the operator may write the status, because the body in it gets signed.",
     printcolumn(name = "Webhook", type_ = "string", json_path = ".spec.webhookRef.name"),
     printcolumn(name = "Event", type_ = "string", json_path = ".status.event.type"),
     printcolumn(name = "Object", type_ = "string", json_path = ".status.event.object.name"),
@@ -61,41 +61,41 @@ pub const DEFAULT_TTL: &str = "168h";
     validation = Rule::new("!has(self.test) || !has(self.eventId)").message("spec may hold only one of test and eventId: remove eventId to send a test")
 )]
 pub struct WebhookDeliverySpec {
-    /// The webhook whose endpoint gets it, signed and retried as that webhook says.
+    /// The webhook whose endpoint gets the delivery. Its signing key and retries apply.
     #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub webhook_ref: WebhookReference,
-    /// Sends a made-up event, marked as a test. Exactly one of `test` and `eventId` must be given.
+    /// Sends a synthetic event, marked as a test. Exactly one of `test` and `eventId` must be set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub test: Option<TestRequest>,
-    /// The id of the event that this delivers. The operator gives it, where it keeps a delivery that it gave up on.
+    /// Id of the event to deliver. The operator sets it in dead letters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     #[x_kube(validation = Rule::new("self.matches('^evt_[0-9a-f]{32}$')")
         .message("eventId must be an event's id, evt_ and 32 digits from 0 to 9 and a to f, as the header X-LLMTune-Event-Id has it: to send a test, give test instead"))]
     pub event_id: Option<String>,
-    /// How long this object is kept after it finished: more than 0, at most 8760h (a year).
+    /// How long this object is kept after the delivery finished: more than 0, at most 8760h (a year).
     #[serde(default = "default_ttl")]
     #[schemars(length(max = 32))]
     #[x_kube(validation = ttl_rule())]
     pub ttl: String,
 }
 
-/// A webhook whose deliveries are kept in this namespace.
+/// A webhook whose deliveries are stored in this namespace.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookReference {
-    /// `Webhook`, in this namespace; or `ClusterWebhook`, in the operator's namespace only.
+    /// `Webhook` (in this namespace), or `ClusterWebhook` (in the operator's namespace only).
     #[serde(default)]
     pub kind: WebhookKind,
-    /// The webhook's name.
+    /// Name of the webhook.
     #[schemars(length(max = 63))]
     #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
         .message("name must be a webhook's name: 1 to 63 lower-case letters, digits, '-' and '.', such as ci"))]
     pub name: String,
 }
 
-/// The kinds of webhooks.
+/// Kinds of webhooks.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq, Hash)]
 pub enum WebhookKind {
     #[default]
@@ -116,87 +116,87 @@ impl fmt::Display for WebhookKind {
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct TestRequest {
-    /// Which event to make up, such as `training.completed`; no pattern. The webhook need not subscribe to it.
+    /// Event to send, such as `training.completed`; not a pattern. The webhook need not subscribe to it.
     #[schemars(length(max = 64))]
     #[x_kube(validation = Rule::new(CONCRETE_EVENT).message(CONCRETE_EVENT_MESSAGE))]
     pub event: String,
 }
 
-/// How the delivery fares. The operator's alone: whoever may write it can have any body signed.
+/// State of the delivery. Only the operator may write it: anyone who can write it can have any body signed.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookDeliveryStatus {
-    /// The `metadata.generation` that this status speaks of.
+    /// The `metadata.generation` that this status was written for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Delivered`: the endpoint acknowledged it. `Finished`: no further attempt follows, unless it is to be sent again.
+    /// `Delivered`: the endpoint acknowledged it. `Finished`: no further attempt follows unless a redelivery is requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::conditions")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// What is delivered.
+    /// The event that is delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event: Option<DeliveredEvent>,
-    /// How many attempts were made in the last round; each redelivery is a round of its own.
+    /// Number of attempts in the last round. Each redelivery starts a new round.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub attempts: Option<i32>,
-    /// The newest attempt.
+    /// Latest attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_attempt: Option<DeliveryAttempt>,
-    /// When it finished; `spec.ttl` later the object is deleted.
+    /// End of the delivery. The object is deleted `spec.ttl` later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Time>,
-    /// The value of the annotation llmtune.io/redeliver-requested-at that was last acted upon.
+    /// Value of the annotation llmtune.io/redeliver-requested-at that was handled last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub last_handled_redeliver_at: Option<String>,
 }
 
-/// An event, with what is needed to send it again.
+/// An event, with all that is needed to send it again.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveredEvent {
-    /// The event's id, the same for every subscriber, retry and redelivery.
+    /// Id of the event: the same for every subscriber, retry and redelivery.
     #[schemars(length(max = 64))]
     pub id: String,
-    /// The event's name, such as `training.completed`.
+    /// Name of the event, such as `training.completed`.
     #[serde(rename = "type")]
     #[schemars(length(max = 64))]
     pub event_type: String,
-    /// When it happened.
+    /// Time of the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub occurred_at: Option<Time>,
-    /// The how-manieth event of its object it is, from 1.
+    /// Sequence number of this event for its object, starting at 1.
     #[schemars(range(min = 0))]
     pub sequence: i64,
-    /// Whether it was made up as a test.
+    /// Whether the event is a test.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub test: bool,
-    /// The object that the event is about; empty for a test.
+    /// Object of the event. Empty for a test.
     pub object: EventObject,
-    /// The body as sent, up to the value of `deliveredAt`, which each attempt adds before it signs the whole.
+    /// The body as sent, up to the value of `deliveredAt`, which each attempt adds before it signs the body.
     #[schemars(length(max = 262_144))]
     pub body: String,
 }
 
-/// The object that an event is about.
+/// Object of an event.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct EventObject {
-    /// The object's kind, such as `TrainingJob`.
+    /// Kind of the object, such as `TrainingJob`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub kind: Option<String>,
-    /// The object's namespace; absent: the delivery's own.
+    /// Namespace of the object. Defaults to the namespace of the delivery.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub namespace: Option<String>,
-    /// The object's name.
+    /// Name of the object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub name: Option<String>,
-    /// The object's uid.
+    /// Uid of the object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub uid: Option<String>,
@@ -206,15 +206,15 @@ pub struct EventObject {
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryAttempt {
-    /// When the attempt ended.
+    /// End of the attempt.
     pub time: Time,
-    /// Which attempt of its round it was, from 1.
+    /// Number of the attempt within its round, starting at 1.
     #[schemars(range(min = 1))]
     pub attempt: i32,
-    /// The answer's HTTP status, where there was an answer.
+    /// HTTP status of the response, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_code: Option<i32>,
-    /// What went wrong, in at most 256 characters; never anything of the answer's body.
+    /// Error, at most 256 characters. It never contains parts of the response body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub error: Option<String>,

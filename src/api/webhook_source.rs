@@ -1,4 +1,4 @@
-//! `WebhookSource`: any kind of object, mapped onto the training or the serving lifecycle by CEL expressions.
+//! `WebhookSource`: any kind of object, mapped to the training or the serving lifecycle by CEL expressions.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use super::selector::LabelSelector;
 
-/// The most characters of one expression.
+/// Maximum length of an expression, in characters.
 pub const MAX_EXPRESSION: usize = 4096;
 
 const TRAINING_STAGES: &str = "['Pending', 'Suspended', 'Running', 'Completed', 'Failed', 'Cancelled']";
 const SERVING_STAGES: &str = "['Pending', 'Available', 'Deployed', 'Paused']";
 
-/// Which objects to watch, how to tell the stage that each is in, and what its events say of it.
+/// Which objects to watch, how to derive the stage of each, and the data of its events.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[kube(
     group = "llmtune.io",
@@ -23,7 +23,7 @@ const SERVING_STAGES: &str = "['Pending', 'Available', 'Deployed', 'Paused']";
     category = "llmtune",
     status = "WebhookSourceStatus",
     derive = "PartialEq",
-    doc = "A kind of object that is watched like a training job or a model deployment: CEL expressions tell the stage that each object is in, and its events reach the Webhooks of its namespace.",
+    doc = "A kind of object that is watched like a training job or a model deployment. CEL expressions derive the stage of each object, and its events reach the Webhooks of its namespace.",
     printcolumn(name = "Kind", type_ = "string", json_path = ".spec.resource.kind"),
     printcolumn(name = "Lifecycle", type_ = "string", json_path = ".spec.lifecycle"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
@@ -47,7 +47,7 @@ const SERVING_STAGES: &str = "['Pending', 'Available', 'Deployed', 'Paused']";
         .message("data of the Serving lifecycle may hold deploymentId, modelId, version, revision, environment and endpoint")
 )]
 pub struct WebhookSourceSpec {
-    /// The kind of the objects; it must be namespaced.
+    /// Kind of the objects. It must be namespaced.
     #[x_kube(
         merge_strategy = MapMerge::Atomic,
         validation = Rule::new("!(self.apiVersion == 'v1' && self.kind == 'Secret')")
@@ -60,15 +60,15 @@ pub struct WebhookSourceSpec {
     #[schemars(length(max = 16))]
     #[x_kube(validation = Rule::new("self in ['Training', 'Serving']").message("lifecycle must be Training or Serving"))]
     pub lifecycle: String,
-    /// Labels of the objects to watch. Absent or empty, it selects all.
+    /// Selects objects by their labels. If absent or empty, it selects all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub selector: Option<LabelSelector>,
-    /// Whether objects whose controller is itself of a watched kind send events of their own.
+    /// Whether objects whose controller is also of a watched kind send their own events.
     #[serde(default)]
     pub include_owned: bool,
-    /// The stages, in the order in which they are tried: an object is in the first whose expression holds. Where none holds, it
-    /// stays in the stage that it was in.
+    /// Stages, in order: an object is in the first stage whose expression is true. If none is true, the object
+    /// stays in its previous stage.
     #[schemars(length(max = 16))]
     #[x_kube(
         merge_strategy = ListMerge::Atomic,
@@ -76,22 +76,22 @@ pub struct WebhookSourceSpec {
             .message("stages must name at least one stage and when an object is in it, such as {stage: Completed, when: \"object.status.phase == 'Succeeded'\"}")
     )]
     pub stages: Vec<StageRule>,
-    /// What the events tell of the object: CEL expressions over `object`. What one does not find is left out.
+    /// Data of the events: CEL expressions over `object`. A member whose expression finds nothing is left out.
     #[serde(default)]
     #[schemars(default = "super::empty_object")]
     pub data: DataExpressions,
 }
 
-/// A kind, as objects name it.
+/// A kind of object.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceReference {
-    /// Group and version, such as `batch/v1`; of the core group the version alone.
+    /// Group and version, such as `batch/v1`; for the core group the version alone.
     #[schemars(length(max = 317))]
     #[x_kube(validation = Rule::new("self.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\\\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?v[0-9]+((alpha|beta)[0-9]+)?$')")
         .message("apiVersion must be GROUP/VERSION, such as trainer.kubeflow.org/v1alpha1, or v1"))]
     pub api_version: String,
-    /// The kind in CamelCase, such as `TrainJob`.
+    /// Kind in CamelCase, such as `TrainJob`.
     #[schemars(length(max = 63))]
     #[x_kube(validation = Rule::new("self.matches('^[A-Z][A-Za-z0-9]*$')")
         .message("kind must be the kind's name in CamelCase, such as TrainJob"))]
@@ -102,33 +102,33 @@ pub struct ResourceReference {
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct StageRule {
-    /// The stage of the lifecycle.
+    /// Stage of the lifecycle.
     #[schemars(length(max = 16))]
     pub stage: String,
-    /// A CEL expression over `object` that tells whether the object is in this stage. What it does not find in the object is not so.
+    /// CEL expression over `object`. The object is in this stage if it is true. Missing fields evaluate to false.
     #[schemars(length(max = MAX_EXPRESSION))]
     #[x_kube(validation = Rule::new("self.size() > 0")
         .message("when must be a CEL expression over object, such as object.status.phase == 'Running'"))]
     pub when: String,
 }
 
-/// CEL expressions over `object`, by the member of the payload's `data` that each gives.
+/// CEL expressions over `object`, one for each member of the payload's `data`.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct DataExpressions {
-    /// Training: the job's id; its uid where there is none.
+    /// Training: id of the job. Defaults to its uid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub job_id: Option<String>,
-    /// Training: the model that is trained.
+    /// Training: model that is trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub base_model: Option<String>,
-    /// Training: how it is trained.
+    /// Training: training method.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub training_method: Option<String>,
-    /// Training: where its result is.
+    /// Training: location of the result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub artifact: Option<String>,
@@ -136,79 +136,79 @@ pub struct DataExpressions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub metrics: Option<String>,
-    /// Training: how much of it is done, in percent, from 0 to 100. A change of it alone sends nothing.
+    /// Training: progress in percent, from 0 to 100. A change of progress alone sends no event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub progress: Option<String>,
-    /// Training: when the run began, as RFC 3339 writes times. A new time after the run's end is a new run; before it, the run
+    /// Training: start of the run, in RFC 3339. A new time after the end of the run is a new run; before the end, it means that the run
     /// was resumed or retried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub started_at: Option<String>,
-    /// Training: when the run ended.
+    /// Training: end of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub completed_at: Option<String>,
-    /// Training: why it failed, in a word.
+    /// Training: reason for the failure, in CamelCase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub reason: Option<String>,
-    /// Training: why it failed, for people.
+    /// Training: human-readable details of the failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub message: Option<String>,
-    /// Serving: the deployment's id; the object's uid where there is none.
+    /// Serving: id of the deployment. Defaults to the object's uid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub deployment_id: Option<String>,
-    /// Serving: the model that is served. Without it there is no `model.deployed`.
+    /// Serving: model that is served. Without it, `model.deployed` is not sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub model_id: Option<String>,
-    /// Serving: the version of the model, which a rollout changes.
+    /// Serving: version of the model. A rollout changes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub version: Option<String>,
-    /// Serving: what names the rollout that is complete. Where it is given, `model.deployed` is sent when it changes, and not when
-    /// `modelId` or `version` does. It is not sent.
+    /// Serving: name of the complete rollout. If set, `model.deployed` is sent when it changes, and not when
+    /// `modelId` or `version` changes. It is not part of the payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub revision: Option<String>,
-    /// Serving: the environment that it serves.
+    /// Serving: environment, such as production.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub environment: Option<String>,
-    /// Serving: where it is reached.
+    /// Serving: URL or address of the endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub endpoint: Option<String>,
 }
 
-/// How the source fares.
+/// State of the source.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("default" = super::not_looked_at()))]
 pub struct WebhookSourceStatus {
-    /// The `metadata.generation` that this status speaks of.
+    /// The `metadata.generation` that this status was written for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The mapping in force. It is that of an older generation while the spec is invalid.
+    /// The mapping in force. While the spec is invalid, it is the mapping of an older generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_force: Option<MappingInForce>,
-    /// `Ready`: the objects are watched. `Healthy`: the expressions can be evaluated. `Stalled`: the spec cannot work as it stands.
+    /// `Ready`: the objects are watched. `Healthy`: the expressions can be evaluated. `Stalled`: the spec is invalid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::conditions")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// How often an expression could not be evaluated since the operator began to watch.
+    /// Number of failed evaluations since the operator started to watch.
     #[serde(default)]
     pub evaluation_errors: i64,
-    /// The newest of these.
+    /// Latest failed evaluation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_evaluation_error: Option<EvaluationFailure>,
 }
 
-/// The newest valid spec of a WebhookSource.
+/// Latest valid spec of a WebhookSource.
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct MappingInForce {
@@ -223,18 +223,18 @@ pub struct MappingInForce {
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct EvaluationFailure {
-    /// When.
+    /// Time of the evaluation.
     pub time: Time,
-    /// The object's namespace.
+    /// Namespace of the object.
     #[schemars(length(max = 253))]
     pub namespace: String,
-    /// The object's name.
+    /// Name of the object.
     #[schemars(length(max = 253))]
     pub name: String,
-    /// Where the expression stands, such as `spec.stages[0].when`.
+    /// Path of the expression in the spec, such as `spec.stages[0].when`.
     #[schemars(length(max = 64))]
     pub expression: String,
-    /// What went wrong.
+    /// Error message.
     #[schemars(length(max = 256))]
     pub error: String,
 }
