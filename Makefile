@@ -32,7 +32,7 @@ advisories: ## Check dependencies against RustSec's advisories, which are read f
 fuzz: ## Fuzz what reads what others send, by a nightly compiler; FUZZ="600 ledger watch" says for how long and what
 	tests/fuzz/run $(FUZZ)
 
-generate: ## Write crds/ anew from the types, and what is made of them in docs/ and charts/
+generate: ## Generate crds/ from the types, and the files derived from them in docs/ and charts/
 	cargo run --quiet --bin llmtune-webhooks -- crds > crds/llmtune.io.yaml
 	cargo run --quiet --package llmtune-webhooks-harness --bin reference < crds/llmtune.io.yaml > docs/api.md
 	charts/generate
@@ -46,7 +46,7 @@ image-check: ## Build what the image holds and run it as containers do; EMULATOR
 	  $$target/debug/image $$target/x86_64-unknown-linux-musl/image/llmtune-webhooks && \
 	  $$target/debug/image $$target/aarch64-unknown-linux-musl/image/llmtune-webhooks $(EMULATOR)
 
-bench: ## Measure the figures and write docs/performance.md; BENCH=--help tells how
+bench: ## Measure the figures and write docs/performance.md; BENCH=--help lists the options
 	cargo build --release --workspace --bins --locked
 	cargo bench --package llmtune-webhooks-micro --no-run --locked
 	"$${CARGO_TARGET_DIR:-target}/release/bench" $(BENCH)
