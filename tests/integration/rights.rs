@@ -460,7 +460,7 @@ fn every_test_that_the_threat_model_names_is_there() {
     let named: BTreeSet<&str> = named.collect();
     assert!(named.len() >= 20, "{named:#?}");
     let mut code = String::new();
-    let mut folders = vec![root().join("src"), root().join("tests")];
+    let mut folders = ["crates", "src", "tests"].map(|folder| root().join(folder)).to_vec();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
             let path = entry.path();
