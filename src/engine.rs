@@ -1,24 +1,27 @@
-//! The heart: observations become events, events become deliveries, outcomes become retries. It owns the records and the
-//! pending deliveries. Pure: no client, no runtime; time and randomness are arguments.
+//! The engine turns observations into events, events into deliveries, and outcomes into retries. It owns the records
+//! and the pending deliveries. The leader's loop (`operator::leader`) and the simulation call it. The engine is pure:
+//! it uses no client and no runtime; time and randomness are arguments.
 //!
-//! 1. An observation that is not newer than its record is dropped.
-//! 2. On a first installation the objects that are already there are a baseline: nothing is sent for their past.
-//! 3. Who gets an event is decided when it is observed, by every Webhook that exists and matches then. Where that cannot be told, since
-//!    nothing is known of a Namespace, the event is kept as an object.
-//! 4. Absence is told by a complete list only; on a watch with a selector, by a GET in addition. A GET is never waited for: what is seen
-//!    of the object before the answer voids the question.
-//! 5. A position is what the engine has passed; during a list it stays.
-//! 6. Nothing from a watch is attempted, or kept as an object, before its baseline is flushed; what a crash cuts off from it is void.
-//! 7. What was measured has no log to be learned from again: nothing of it is attempted, or kept as an object, before a flush has
-//!    landed that holds the event and its record.
-//! 8. What a flush holds is complete: with its positions have landed all records and deliveries that they stand for, and it names all
-//!    watches that are not withdrawn.
-//! 9. A watch that is withdrawn says nothing more. One that begins later, also under its name, begins with a baseline, or empty where
-//!    its kind is absent, and under an epoch of its own.
-//! 10. Nothing is sent for what happened to a training before it came into view, except what an outage hid: a position tells the time at
-//!     which it was current, and what existed then and is new to the watch begins where it is.
-//! 11. Of a kind that is not served any more records are kept for 7 days. When it is served again, what the list lacks is forgotten in
-//!     silence.
+//! 1. The engine drops an observation that is not newer than its record.
+//! 2. On a first installation, existing objects are a baseline: no event is sent for their past.
+//! 3. The recipients of an event are decided when it is observed: every Webhook that exists and matches then. If the
+//!    labels of the Namespace are unknown and a selector needs them, the event becomes a dead letter.
+//! 4. Only a complete list proves that an object is absent. On a watch with a selector, a GET must confirm it. The
+//!    engine never waits for a GET: an observation of the object before the answer voids the check.
+//! 5. A position is the resource version up to which the engine has processed a watch. It does not move during a list.
+//! 6. No event of a watch is attempted or stored as an object before the watch's baseline is flushed. Recovery drops an
+//!    event that a crash separated from its baseline.
+//! 7. Measured figures cannot be read again from a watch log. No event of a measured watch is attempted or stored as an
+//!    object before a flush that holds both the event and its record is committed.
+//! 8. A complete flush is consistent: all records and deliveries that its positions cover are committed with it or
+//!    before it, and it names every watch that has not been removed.
+//! 9. A removed watch emits nothing more. A watch added later, even under the same name, starts from a baseline, or
+//!    empty if its kind is not installed, and gets its own epoch.
+//! 10. No event is sent for the history of a training from before it came into view, except for changes that an outage
+//!     hid. Each position records the time at which it was current; a training that existed then and is new to the
+//!     watch starts from its present stage.
+//! 11. Records of a kind that is no longer served are kept for 7 days. If the kind is served again, objects that the
+//!     list lacks are removed without an event.
 
 mod checkpoint;
 mod deliveries;
@@ -61,26 +64,27 @@ pub use checkpoint::Unflushed;
 pub use deliveries::{Due, RecordedOutcome, Verdict};
 pub use pending::{MAX_BYTES, MAX_DELIVERIES, MAX_SHELVED, MAX_TOTAL_BYTES, StoreDeadLetter};
 
-/// What an observation led to.
+/// The result of an observation.
 #[derive(Debug, Default)]
 pub struct Observed {
     /// Events that occurred, in order.
     pub events: Vec<Arc<Event>>,
     /// Webhooks that got a delivery.
     pub enqueued: Vec<Uid>,
-    /// Deliveries given up at once: their Webhook's bound is reached, or nothing is known of the Namespace.
+    /// Deliveries given up at once, because the Webhook's bound is reached or the Namespace is unknown.
     pub given_up: Vec<RecordedOutcome>,
-    /// Deliveries that were made because a filter failed.
+    /// Deliveries created because a filter failed.
     pub unfiltered: Vec<Unfiltered>,
-    /// Webhooks that have no room at all, one entry for each event that was dropped.
+    /// Webhooks whose dead-letter bound is reached as well, one entry for each event that was dropped.
     pub dropped: Vec<Uid>,
-    /// Questions to ask the apiserver.
+    /// Existence checks to send to the apiserver.
     pub questions: Vec<ExistenceCheck>,
-    /// After an evaluation: whose it was, and the thresholds that are reached now, as its spec writes them, ascending.
+    /// After an evaluation: the UID of the measured object and the thresholds that are reached, as its spec writes
+    /// them, ascending.
     pub reached: Option<(Uid, Vec<String>)>,
 }
 
-/// A Webhook's filter failed on an event, which it gets all the same.
+/// A Webhook's filter failed on an event. The event is sent anyway.
 #[derive(Debug)]
 pub struct Unfiltered {
     pub webhook: Uid,
@@ -88,38 +92,37 @@ pub struct Unfiltered {
     pub error: FilterError,
 }
 
-/// How many deliveries of a Webhook are pending, since when, and whether they are paused.
+/// The number of pending deliveries of a Webhook, the time of the oldest, and whether the Webhook is paused.
 #[derive(Clone, Copy, Debug)]
 pub struct Backlog {
     pub webhook: Uid,
     pub pending: usize,
     pub oldest: Option<Timestamp>,
-    /// Whether the endpoint asked for a pause that has not ended.
+    /// True while a pause that the endpoint asked for lasts.
     pub paused: bool,
 }
 
-/// The engine.
 #[derive(Debug)]
 pub struct Engine {
     cluster: Option<String>,
     shards: usize,
-    /// The newest epoch given out.
+    /// The newest epoch assigned so far.
     epoch: u64,
     watches: BTreeMap<WatchId, Watch>,
     remembered: Vec<RememberedWatch>,
     index: Index,
     pending: Pending,
-    /// Records that have changed.
+    /// Records that changed since they were last flushed.
     dirty: Vec<(WatchId, Uid)>,
-    /// Records that are gone, held back until a flush that holds all changes.
+    /// Removed records. Their removal is held back until a complete flush.
     gone: Vec<(WatchId, Uid)>,
     watches_changed: bool,
     moved: bool,
 }
 
 impl Engine {
-    /// An engine that knows nothing. `epoch` must be newer than any that was given out before; `shards`: the parts of the
-    /// ledger's snapshot.
+    /// Creates an engine without state. `epoch` must be newer than any epoch assigned before. `shards` is the number of
+    /// snapshot segments in the ledger.
     #[must_use]
     pub fn new(cluster: Option<String>, epoch: u64, shards: usize) -> Self {
         Self {
@@ -137,13 +140,14 @@ impl Engine {
         }
     }
 
-    /// Makes a watch known, before anything is observed on it. `name` tells its source, namespace and selector: what is
-    /// remembered under it is taken up.
+    /// Registers a watch before anything is observed on it. `name` identifies its source, namespace and selector; state
+    /// recovered under this name is restored.
     pub fn add_watch(&mut self, id: WatchId, source: &str, name: &str, selective: bool) {
         self.add(id, source, name, if selective { WatchScope::Selected } else { WatchScope::Whole });
     }
 
-    /// Makes a watch known of what is measured, not observed: its events are in the ledger before they are attempted.
+    /// Registers a watch whose objects are measured, not observed. Its events are in the ledger before they are
+    /// attempted.
     pub fn add_measured_watch(&mut self, id: WatchId, source: &str, name: &str) {
         self.add(id, source, name, WatchScope::Measured);
     }
@@ -171,25 +175,26 @@ impl Engine {
         self.watches.insert(id, watch);
     }
 
-    /// Whether watches are remembered that have neither been made known nor forgotten. Until then nothing is flushed: a flush
-    /// names all watches, and what it does not name is forgotten.
+    /// Reports whether any recovered watch is neither registered nor forgotten yet. No flush begins until then: a flush
+    /// names all watches, and recovery forgets a watch that is not named.
     #[must_use]
     pub fn awaits_watches(&self) -> bool {
         !self.remembered.is_empty()
     }
 
-    /// The names of watches that are remembered and have not been made known.
+    /// Returns the names of recovered watches that are not registered.
     pub fn remembered_watches(&self) -> impl Iterator<Item = &str> {
         self.remembered.iter().map(|remembered| remembered.entry.watch.as_str())
     }
 
-    /// Forgets, in silence, the records of all watches that are remembered and were not made known.
+    /// Forgets all recovered watches that were not registered, with their records and without events. Returns their
+    /// names.
     pub fn forget_other_watches(&mut self) -> Vec<String> {
         self.watches_changed |= !self.remembered.is_empty();
         std::mem::take(&mut self.remembered).into_iter().map(|remembered| remembered.entry.watch).collect()
     }
 
-    /// Ends a watch: its records are forgotten in silence, and what is still observed on it is dropped.
+    /// Removes a watch. Its records are forgotten without events, and later observations on it are dropped.
     pub fn remove_watch(&mut self, id: WatchId) {
         self.watches_changed |= self.watches.remove(&id).is_some();
     }
@@ -199,7 +204,7 @@ impl Engine {
         self.epoch
     }
 
-    /// What was asked before a crash and not answered.
+    /// Returns the existence checks that were open when a crash happened.
     #[must_use]
     pub fn open_questions(&self) -> Vec<ExistenceCheck> {
         let watches = self.watches.iter();
@@ -209,7 +214,7 @@ impl Engine {
             .collect()
     }
 
-    /// Adds or replaces a subscription. A new generation of its spec forgives a 410 and ends a pause.
+    /// Adds or replaces a subscription. A new generation of the spec clears a 410 and ends a pause.
     pub fn subscribe(&mut self, subscription: Subscription) {
         if self.index.get(subscription.uid).is_some_and(|before| before.generation != subscription.generation) {
             self.pending.resume(subscription.uid);
@@ -223,97 +228,98 @@ impl Engine {
         self.pending.wake(uid);
     }
 
-    /// The endpoint is known to have answered 410 Gone to the spec of this generation.
+    /// Marks the endpoint as gone: it answered 410 Gone to the spec of this generation.
     pub fn mark_gone(&mut self, webhook: Uid, generation: i64) {
         self.pending.queue(webhook).endpoint_gone = Some(generation);
         self.pending.wake(webhook);
     }
 
-    /// Webhooks with deliveries that were recovered and that nobody has subscribed.
+    /// Returns Webhooks that have recovered deliveries but no subscription.
     #[must_use]
     pub fn orphans(&self) -> Vec<Uid> {
         self.pending.orphans()
     }
 
-    /// Says who the deliveries of a Webhook belong to (`subscription::owner`).
+    /// Sets the owner of a Webhook's deliveries (see `subscription::owner`).
     pub fn own(&mut self, webhook: Uid, owner: Arc<str>) {
         self.pending.own(webhook, owner);
     }
 
-    /// Who the deliveries of a Webhook belong to, and a namespace that one of them is of, as far as they are known.
+    /// Returns the owner of a Webhook's deliveries and the namespace of one of them, as far as they are known.
     #[must_use]
     pub fn owner(&self, webhook: Uid) -> (Option<Arc<str>>, Option<String>) {
         (self.pending.owner(webhook).cloned(), self.pending.namespace(webhook).map(str::to_owned))
     }
 
-    /// A Webhook is deleted. It gets no further events, and what is pending to it waits to be taken over or to be forgotten with
-    /// [`Self::unsubscribe`]. Returns how many deliveries that are; where there are none it is forgotten at once.
+    /// Handles the deletion of a Webhook. The Webhook gets no further events. Its pending deliveries wait until another
+    /// Webhook takes them over or [`Self::unsubscribe`] drops them. Returns their number; if it is 0, the Webhook is
+    /// removed at once.
     pub fn orphan(&mut self, webhook: &WebhookRef) -> usize {
         let left = self.pending.orphan(webhook.uid);
         if left == 0 {
             self.unsubscribe(webhook.uid);
         } else {
             let generation = self.index.get(webhook.uid).map_or(0, |subscription| subscription.generation);
-            // What is under way may still end.
+            // Attempts in flight may still end.
             self.index.insert(Subscription::inert(webhook, generation));
         }
         left
     }
 
-    /// Hands to a Webhook what is pending to a deleted one, in order and with the attempts that were made. Returns how many
-    /// deliveries that are.
+    /// Moves the pending deliveries of a deleted Webhook to another one, in order and with their attempt counts.
+    /// Returns the number of deliveries moved.
     pub fn take_over(&mut self, orphan: Uid, heir: Uid) -> usize {
         self.index.remove(orphan);
         self.pending.take_over(orphan, heir)
     }
 
-    /// Removes a deleted Webhook with its deliveries, and tells how many those were.
+    /// Removes a deleted Webhook with its deliveries. Returns the number of deliveries removed.
     pub fn unsubscribe(&mut self, webhook: Uid) -> usize {
         self.index.remove(webhook);
         self.pending.forget(webhook)
     }
 
-    /// The subscription of this Webhook.
+    /// Returns the subscription of this Webhook.
     #[must_use]
     pub fn subscription(&self, webhook: Uid) -> Option<&Subscription> {
         self.index.get(webhook)
     }
 
-    /// What is known of Namespaces, by which `ClusterWebhooks` select.
+    /// The known labels of Namespaces, by which `ClusterWebhooks` select.
     pub const fn namespaces(&mut self) -> &mut Namespaces {
         &mut self.index.namespaces
     }
 
-    /// Whether any filter reads annotations, so that observed objects should have theirs.
+    /// Reports whether any filter reads annotations. If so, sources must keep the annotations of objects.
     #[must_use]
     pub fn reads_annotations(&self) -> bool {
         self.index.reads_annotations()
     }
 
-    /// How many deliveries of this Webhook are pending.
+    /// Returns the number of pending deliveries of this Webhook.
     #[must_use]
     pub fn pending(&self, webhook: Uid) -> usize {
         self.pending.count(webhook)
     }
 
-    /// Every Webhook's pending deliveries.
+    /// Returns the backlog of every Webhook.
     pub fn backlogs(&self) -> impl Iterator<Item = Backlog> {
         self.pending.backlogs()
     }
 
-    /// How many objects are remembered.
+    /// Returns the number of objects with a record.
     #[must_use]
     pub fn records(&self) -> usize {
         self.watches.values().map(Watch::len).sum()
     }
 
-    /// What the watch has passed; 0 before its first list is complete.
+    /// Returns the resource version up to which the watch is processed; 0 before its first list is complete.
     #[must_use]
     pub fn position(&self, watch: WatchId) -> u64 {
         self.watches.get(&watch).map_or(0, Watch::position)
     }
 
-    /// Takes in what a source saw. An observation of an unknown watch is dropped.
+    /// Processes an observation. An observation of an unknown watch is dropped.
     pub fn observe(&mut self, observation: Observation, now: Timestamp) -> Observed {
         let Observation { watch: id, mut change } = observation;
         let mut observed = Observed::default();
@@ -324,7 +330,8 @@ impl Engine {
         | WatchEvent::Measured(object) = &mut change
             && self.index.selects_namespaces()
         {
-            // Its Namespace may be gone before the object is: then what it was last seen under counts.
+            // The Namespace may be deleted before the object is. In that case the labels it had when the object was
+            // last seen apply.
             let labels = self.index.namespaces.labels(&object.namespace);
             object.namespace_labels = labels.or_else(|| watch.namespace_labels(object.uid)).cloned();
         }
@@ -348,7 +355,7 @@ impl Engine {
                 self.moved |= watch.pass(version);
                 self.occur(id, occurred, now, &mut observed);
             }
-            // Only the log reports what follows: a list that was under way has broken off.
+            // Only the watch log reports these events, so a list in progress has been abandoned.
             WatchEvent::Deleted(object) => {
                 self.moved |= watch.follow(object.version);
                 let occurred = watch.deleted(*object, now, &mut dirty);
@@ -379,7 +386,7 @@ impl Engine {
                 let is_back = watch.is_back();
                 for uid in absent {
                     let Some(watch) = self.watches.get_mut(&id) else { break };
-                    // What left before that is still to be asked after.
+                    // An object that left its watch before the kind went missing still needs its existence check.
                     if is_back && !watch.is_missed(uid) {
                         watch.forget(uid, &mut dirty);
                     } else {
@@ -416,7 +423,7 @@ impl Engine {
         observed
     }
 
-    /// A kind is not served, and no records of it are kept any more.
+    /// Drops the records of a kind that is not served and starts a new epoch.
     fn forget_missing(&mut self, id: WatchId) {
         let epoch = self.next_epoch();
         if let Some(watch) = self.watches.get_mut(&id) {
@@ -425,7 +432,7 @@ impl Engine {
         self.watches_changed = true;
     }
 
-    /// A complete list lacked this object.
+    /// Handles an object that a complete list lacked: starts an existence check, or emits the end of the object.
     fn lacked(&mut self, id: WatchId, uid: Uid, now: Timestamp, observed: &mut Observed, dirty: &mut Vec<Uid>) {
         let Some(watch) = self.watches.get_mut(&id) else { return };
         if let Some(record) = watch.begin_existence_check(uid, dirty) {
@@ -436,7 +443,7 @@ impl Engine {
         }
     }
 
-    /// Turns occurrences into events and hands each to every Webhook that matches now.
+    /// Creates an event for each occurrence and enqueues it for every Webhook that matches now.
     fn occur(&mut self, watch: WatchId, occurred: Vec<Occurred>, now: Timestamp, observed: &mut Observed) {
         let Some(known) = self.watches.get(&watch).filter(|_| !occurred.is_empty()) else { return };
         let (source, epoch) = (Arc::clone(&known.source), known.epoch());
@@ -460,7 +467,7 @@ impl Engine {
                 id,
                 event_type: event,
                 body: body::open(envelope, payload::data(&object, &occurrence)),
-                // The body has told the facts; what waits must weigh no more than the bound counts.
+                // The body already has the facts. A pending event must not hold more memory than its bound counts.
                 object: Arc::new(object.outline()),
                 observed_at: now,
                 sequence,

@@ -1,4 +1,4 @@
-//! What the ledger is told of the engine, and what a new engine takes up from it.
+//! Composes flushes for the ledger, and restores an engine from recovered state.
 
 use jiff::Timestamp;
 
@@ -11,17 +11,17 @@ use crate::ledger::{
     journal::{Flush, RecoveredState},
 };
 
-/// What the ledger does not know yet.
+/// The kind of changes that no flush holds yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Unflushed {
     Nothing,
-    /// Positions have moved, and nothing else.
+    /// Only positions have moved.
     Positions,
     Changes,
 }
 
 impl Engine {
-    /// An engine that knows what the ledger remembered.
+    /// Creates an engine from the state recovered from the ledger.
     #[must_use]
     pub fn recover(cluster: Option<String>, epoch: u64, shards: usize, memory: RecoveredState, now: Timestamp) -> Self {
         let mut engine = Self::new(cluster, epoch.max(memory.newest_epoch.saturating_add(1)), shards);
@@ -31,12 +31,13 @@ impl Engine {
             let landed = remembered.after <= flush;
             if landed || watch::is_known(&memory.watches, &remembered.event) {
                 if !landed {
-                    // The next flush of everything has the number that this one would have had.
+                    // The next complete flush has the number that the interrupted one would have had.
                     engine.pending.gate.await_next_flush();
                 }
                 engine.pending.recover(remembered, now);
             } else {
-                // The flush broke off before the record or the baseline: what is there now tells it anew, or is a baseline.
+                // The flush stopped before the record or the baseline was written. The current state produces the event
+                // again, or is a baseline.
                 engine.pending.disown(remembered.event.id);
             }
         }
@@ -44,7 +45,7 @@ impl Engine {
         engine
     }
 
-    /// What the ledger does not know yet.
+    /// Returns what kind of changes no flush holds yet.
     #[must_use]
     pub fn unflushed(&self) -> Unflushed {
         if self.watches_changed || !self.dirty.is_empty() || !self.gone.is_empty() || self.pending.is_dirty() {
@@ -56,9 +57,9 @@ impl Engine {
         }
     }
 
-    /// What is to be written next, and the parts of the snapshot that are wanted with it. Where there is more than about
-    /// `budget` bytes, it holds no positions and no snapshots, and the rest is to be asked for as soon as it has landed. No flush may be
-    /// asked for before the one before it has landed.
+    /// Composes the next flush. `wanted` lists the snapshot shards to include. If there are more than about `budget`
+    /// bytes of changes, the flush holds no positions and no snapshots; call this again as soon as it is committed.
+    /// Each flush must be committed before the next one is composed.
     #[must_use]
     pub fn flush(&mut self, wanted: &[usize], mut budget: usize) -> Flush {
         let mut contents = Contents { events: self.pending.changes(&mut budget), ..Contents::default() };
@@ -76,13 +77,13 @@ impl Engine {
             }
         }
         if self.dirty.is_empty() {
-            // After a first list it is as long as that.
+            // After a first list the vector is as long as that list.
             self.dirty.shrink_to(1024);
         }
         let mut snapshots = Vec::new();
         if !self.pending.is_dirty() && self.dirty.is_empty() {
             for (id, uid) in std::mem::take(&mut self.gone) {
-                // In a store that was restored it may be back.
+                // In a restored store the object may exist again.
                 let entry = self.watches.get_mut(&id).and_then(|watch| watch.change(uid));
                 contents.gone.extend(entry.filter(|entry| entry.record.is_none()));
             }
@@ -103,7 +104,7 @@ impl Engine {
         Flush { contents, snapshots }
     }
 
-    /// The flush that was asked for last has landed.
+    /// Handles the commit of the newest composed flush.
     pub fn flush_committed(&mut self) {
         self.watches.values_mut().for_each(Watch::flush_committed);
         self.pending.flush_committed();

@@ -1,4 +1,4 @@
-//! What becomes of deliveries: which attempt is due, and what its outcome means.
+//! Deliveries: which attempt is due, and the effect of its outcome.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,68 +14,68 @@ use crate::{
     ledger::contents::{GivenUp, Reason},
 };
 
-/// What the engine wants done now.
+/// The next action for the leader.
 #[derive(Debug)]
 pub enum Due {
-    /// An attempt is to be made; its [`Outcome`] must be settled.
+    /// Make an attempt, then pass its [`Outcome`] to [`Engine::record_outcome`].
     Attempt(Attempt),
-    /// A delivery is given up without an attempt: its endpoint is gone.
+    /// A delivery was given up without an attempt because its endpoint is gone.
     GivenUp(RecordedOutcome),
-    /// A given-up delivery is to become an object; then [`Engine::kept`] is to be told.
+    /// Store a dead letter as an object, then call [`Engine::dead_letter_stored`].
     StoreDeadLetter(StoreDeadLetter),
 }
 
-/// What an outcome meant for its delivery.
+/// The effect of an outcome on its delivery.
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools)]
 pub struct RecordedOutcome {
     pub webhook: Uid,
     pub delivery: DeliveryId,
     pub event: Arc<Event>,
-    /// The last attempt that was made, from 1; 0 where none was.
+    /// The last attempt made, starting at 1; 0 if there was none.
     pub attempt: u32,
-    /// What passed between the operator and the endpoint just now; `None` where no request was made.
+    /// The request and response of this attempt; `None` if no request was made.
     pub exchange: Option<Exchange>,
     pub verdict: Verdict,
-    /// The endpoint has answered 410 Gone to the spec as it stands, and has acknowledged nothing since.
+    /// The endpoint answered 410 Gone to the current spec and has acknowledged nothing since.
     pub endpoint_gone: bool,
-    /// It was asked for again.
+    /// A redelivery that a user requested.
     pub again: bool,
-    /// The endpoint asked for a pause, and the delivery is retried after it.
+    /// The endpoint asked for a pause. The delivery is retried after it.
     pub throttled: bool,
-    /// It was given up, and there is no room to keep it as an object.
+    /// The delivery was given up, and the bound on dead letters is reached.
     pub dropped: bool,
-    /// Deliveries of this Webhook that are still pending.
+    /// Deliveries still pending for this Webhook.
     pub pending: usize,
 }
 
 impl RecordedOutcome {
-    /// Whether it was sent once more after a failure.
+    /// Reports whether this was a request after a failed attempt.
     #[must_use]
     pub const fn is_retry(&self) -> bool {
         self.attempt > 1 && self.exchange.is_some()
     }
 
-    /// What went wrong just now, in at most 256 characters.
+    /// The error of this attempt, at most 256 characters.
     #[must_use]
     pub fn error(&self) -> Option<&str> {
         self.exchange.as_ref()?.error.as_deref()
     }
 }
 
-/// What becomes of a delivery.
+/// The decision on a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is done.
+    /// The endpoint acknowledged it.
     Delivered,
-    /// It is tried again at this time.
+    /// It is retried at this time.
     Retry(Timestamp),
     /// It is given up.
     GivenUp(Reason),
 }
 
 impl Engine {
-    /// The next thing to do now; call until `None`.
+    /// Returns the next action that is due. Call it until it returns `None`.
     pub fn due(&mut self, now: Timestamp) -> Option<Due> {
         if let Some(keep) = self.pending.next_to_keep() {
             return Some(Due::StoreDeadLetter(keep));
@@ -87,27 +87,27 @@ impl Engine {
             return Some(Due::Attempt(Attempt { webhook, delivery, event, number, generation, test: false }));
         }
         self.pending.ended(webhook, delivery);
-        // The attempt that would have been was not made.
+        // `attempt` is the one that would have been next.
         let given_up = GivenUp { attempts: attempt - 1, ..GivenUp::unattempted(Reason::EndpointGone, now) };
         Some(Due::GivenUp(self.give_up(webhook, event, given_up, None)))
     }
 
-    /// The clock that `now` is taken from was set forward by so much, or back: what waits for a time waits as long as it would have.
+    /// Adjusts all timers after the clock behind `now` was stepped by `step`, so that each wait keeps its length.
     pub fn shift(&mut self, step: SignedDuration) {
         self.pending.shift(step);
     }
 
-    /// A given-up delivery has become an object, or never will.
+    /// Removes a dead letter that is stored as an object or never will be.
     pub fn dead_letter_stored(&mut self, webhook: Uid, delivery: DeliveryId) {
         self.pending.dead_letter_stored(webhook, delivery);
     }
 
-    /// Sends an event again to a Webhook, with retries anew; false where it is pending there already.
+    /// Sends an event to a Webhook again, with a full set of retries. Returns false if the delivery is already pending.
     pub fn redeliver(&mut self, webhook: Uid, event: &Arc<Event>) -> bool {
         self.index.get(webhook).is_some() && self.pending.enqueue_again(webhook, event)
     }
 
-    /// The endpoint acknowledged something outside the engine's own deliveries: it is not gone.
+    /// Clears a 410: the endpoint acknowledged a request that is not one of the engine's deliveries.
     pub fn forgive(&mut self, webhook: Uid) {
         if self.index.get(webhook).is_some() {
             self.pending.queue(webhook).endpoint_gone = None;
@@ -115,14 +115,14 @@ impl Engine {
         }
     }
 
-    /// When [`Self::due`] will have something new to do of its own accord.
+    /// Returns the time of the next retry or end of a pause.
     #[must_use]
     pub fn next_due(&self) -> Option<Timestamp> {
         self.pending.next_due()
     }
 
-    /// Takes in how an attempt ended. `random` in [0, 1) varies the wait before a retry. `None` where no attempt was made, or the Webhook
-    /// was deleted meanwhile.
+    /// Records the outcome of an attempt. `random` in [0, 1) is the jitter of the backoff before a retry. Returns
+    /// `None` if no attempt was made or the Webhook was deleted during the attempt.
     pub fn record_outcome(&mut self, outcome: Outcome, now: Timestamp, random: f64) -> Option<RecordedOutcome> {
         let Outcome { webhook, delivery: id, generation, result, exchange } = outcome;
         let (webhook, id) = self.pending.successor(webhook, id);
@@ -132,7 +132,7 @@ impl Engine {
         let subscription = self.index.get(webhook)?;
         let current = generation == subscription.generation;
         let result = match result {
-            // The answer of an endpoint that the spec no longer names says nothing of the new one.
+            // An answer from an endpoint that is no longer in the spec does not apply to the new one.
             AttemptResult::Gone if !current => AttemptResult::Failed { retry_after: None },
             AttemptResult::Throttled { .. } if !current => AttemptResult::Failed { retry_after: result.retry_after() },
             result => result,
@@ -174,7 +174,6 @@ impl Engine {
         Some(self.give_up(webhook, event, given_up, exchange))
     }
 
-    /// Gives a delivery up.
     fn give_up(
         &mut self,
         webhook: Uid,
@@ -190,7 +189,7 @@ impl Engine {
         RecordedOutcome { again, dropped, ..self.recorded(webhook, event, attempts, exchange, verdict) }
     }
 
-    /// What has become of an event's delivery that nobody asked for again.
+    /// Describes the result of a delivery that is not a redelivery.
     pub(super) fn recorded(
         &self,
         webhook: Uid,

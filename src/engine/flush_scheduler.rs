@@ -1,4 +1,4 @@
-//! When what has changed is written to the ledger, and how much of it at once. Pure; the leader and the simulation share it.
+//! Decides when changes are flushed to the ledger, and how much at once. Pure; the leader and the simulation share it.
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use jiff::{SignedDuration, Timestamp};
 use super::{Engine, Unflushed};
 use crate::ledger::journal::{Flush, Journal};
 
-/// How often flushes begin.
+/// Intervals between flushes.
 #[derive(Clone, Copy, Debug)]
 pub struct Intervals {
-    /// From the first change to the flush, so that it takes what follows at once along.
+    /// The delay from the first change to its flush, which batches changes that follow at once.
     pub after: Duration,
-    /// Between the beginnings of two flushes, at least.
+    /// The minimum interval between the starts of two flushes.
     pub between: Duration,
-    /// The same, where positions have moved and nothing else has.
+    /// The same minimum if only positions have moved.
     pub positions: Duration,
-    /// About how many bytes one flush takes before the next goes on; compressed they fit into a segment as a rule.
+    /// The approximate size of one flush, in uncompressed bytes. As a rule it fits into one segment after compression.
     pub bytes: usize,
 }
 
@@ -31,27 +31,27 @@ impl Default for Intervals {
     }
 }
 
-/// When the next flush begins.
+/// The time of the next flush.
 #[derive(Clone, Copy, Debug)]
 pub struct FlushScheduler {
     intervals: Intervals,
-    /// When the last flush began.
+    /// The time at which the last flush began.
     begun: Timestamp,
-    /// Since when there has been something to write.
+    /// The time of the first change since the last flush.
     changed: Option<Timestamp>,
-    /// The last flush had no room for everything.
+    /// The last flush did not hold all changes.
     more: bool,
 }
 
 impl FlushScheduler {
-    /// The pace of a ledger to which nothing has been written yet but the claim.
+    /// Creates the scheduler for a ledger that holds only this leader's claim.
     #[must_use]
     pub const fn new(intervals: Intervals, now: Timestamp) -> Self {
         Self { intervals, begun: now, changed: None, more: false }
     }
 
-    /// When the next flush is to begin, where none is under way; `None`: there is nothing to write, or not all watches that
-    /// are remembered are made known.
+    /// Returns the time at which the next flush begins if none is in progress. Returns `None` if there is nothing to
+    /// write, or if recovered watches are not registered yet.
     pub fn next(&mut self, engine: &Engine, journal: &Journal, now: Timestamp) -> Option<Timestamp> {
         if engine.awaits_watches() {
             return None;
@@ -70,16 +70,15 @@ impl FlushScheduler {
         }
     }
 
-    /// The clock that `now` is taken from was set forward by so much, or back: flushes come when they would have.
+    /// Adjusts for a step of the clock behind `now`, so that flushes keep their intervals.
     pub fn shift(&mut self, step: SignedDuration) {
         for at in std::iter::once(&mut self.begun).chain(&mut self.changed) {
             *at = at.saturating_add(step).unwrap_or(*at);
         }
     }
 
-    /// Composes the next flush.
     pub fn compose(&mut self, engine: &mut Engine, journal: &Journal, now: Timestamp) -> Flush {
-        // Only a flush of everything lets snapshots go ahead of the ring.
+        // Only a complete flush includes snapshots, and only snapshots free space in the ring.
         let budget = if journal.is_pressed() { usize::MAX } else { self.intervals.bytes };
         let flush = engine.flush(&journal.wanted(), budget);
         self.more = flush.contents.watches.is_none();
@@ -88,7 +87,7 @@ impl FlushScheduler {
         flush
     }
 
-    /// Whether the ledger knows everything, where no flush is under way.
+    /// Reports whether the ledger holds all changes. Call it only if no flush is in progress.
     #[must_use]
     pub fn is_done(&self, engine: &Engine) -> bool {
         !self.more && engine.unflushed() == Unflushed::Nothing

@@ -1,12 +1,16 @@
-//! Pending deliveries: one queue per Webhook, so that a slow endpoint delays nobody else.
+//! Pending deliveries: one queue per Webhook, so that a slow endpoint delays no other. Only the engine uses this
+//! module.
 //!
-//! 1. At most `concurrency` attempts of a Webhook are under way.
+//! 1. At most `concurrency` attempts of a Webhook are in flight.
 //! 2. First attempts of one object's events to one Webhook never overlap and go in the order of the events.
-//! 3. The deliveries of a held or paused Webhook wait and spend no attempts.
-//! 4. A Webhook holds at most [`MAX_DELIVERIES`] and [`MAX_BYTES`], all together [`MAX_TOTAL_BYTES`].
-//! 5. What must wait for a flush is begun once that has landed; it delays nothing but its own object's next event.
-//! 6. What is given up waits on a shelf until it has become an object; a Webhook's shelf holds at most [`MAX_SHELVED`].
-//! 7. What is pending to a deleted Webhook waits until another takes it over or it is forgotten, and counts towards [`MAX_TOTAL_BYTES`].
+//! 3. The deliveries of a held or paused Webhook wait and use up no attempts.
+//! 4. A Webhook holds at most [`MAX_DELIVERIES`] and [`MAX_BYTES`], all Webhooks together [`MAX_TOTAL_BYTES`].
+//! 5. A delivery that must wait for a flush begins once the flush is committed. It delays only the next event of its
+//!    own object.
+//! 6. A delivery that is given up is a dead letter until it is stored as an object. A Webhook holds at most
+//!    [`MAX_SHELVED`] of them.
+//! 7. The deliveries of a deleted Webhook wait until another Webhook takes them over or they are dropped. They count
+//!    towards [`MAX_TOTAL_BYTES`].
 
 mod checkpoint;
 mod dead_letters;
@@ -35,25 +39,25 @@ pub use dead_letters::{MAX_SHELVED, StoreDeadLetter};
 use gate::Gate;
 use queue::{Delivery, Queue};
 
-/// Pending deliveries of one Webhook.
+/// The maximum number of pending deliveries of one Webhook.
 pub const MAX_DELIVERIES: usize = 10_000;
-/// Bytes of events that wait for one Webhook.
+/// The maximum size of the events that are pending for one Webhook, in bytes.
 pub const MAX_BYTES: usize = 16 << 20;
-/// Bytes of events that wait for any Webhook, each event counted once.
+/// The maximum size of all pending events, in bytes. Each event counts once.
 pub const MAX_TOTAL_BYTES: usize = 64 << 20;
 
-/// An event with those that it is on its way to.
+/// An event with its pending deliveries.
 #[derive(Debug)]
 struct Stored {
     event: Arc<Event>,
     size: usize,
-    /// Deliveries that the ledger must know.
+    /// Deliveries that the ledger records.
     to: Vec<(Uid, DeliveryId)>,
-    /// Deliveries that were asked for again.
+    /// The number of redeliveries that users requested.
     again: usize,
-    /// The flush that it waits for, or waited for; 0: none.
+    /// The number of the flush that the event waits for, or waited for; 0 for none.
     after: u64,
-    /// Its place among those that wait.
+    /// The position of the event in the order of all events.
     order: u64,
     /// A flush has held the event.
     written: bool,
@@ -61,7 +65,6 @@ struct Stored {
     unknown: Unknown,
 }
 
-/// All pending deliveries.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     queues: HashMap<Uid, Queue>,
@@ -72,28 +75,27 @@ pub(super) struct Pending {
     /// By shard of the ledger's snapshot.
     events: Vec<HashMap<EventId, Stored>>,
     total_bytes: usize,
-    /// The newest event's place among those that wait.
+    /// The order of the newest event.
     newest: u64,
-    /// What has changed, and whether a flush has held the event.
+    /// Changed events, and whether a flush has held each.
     dirty: VecDeque<(EventId, bool)>,
     pub(super) gate: Gate,
     to_keep: VecDeque<(Uid, DeliveryId)>,
-    /// Deliveries that were taken over while an attempt was under way: what each is now.
+    /// Deliveries that were taken over during an attempt: the old key, and the new one.
     successors: HashMap<(Uid, DeliveryId), (Uid, DeliveryId)>,
 }
 
-/// A delivery that may begin its next attempt now.
 pub(super) struct Begin {
     pub(super) webhook: Uid,
     pub(super) delivery: DeliveryId,
     pub(super) event: Arc<Event>,
     pub(super) attempt: u32,
-    /// Nothing is to be sent.
+    /// Give the delivery up instead of sending it.
     pub(super) endpoint_gone: bool,
 }
 
 impl Pending {
-    /// Nothing is pending; `shards`: the parts of the ledger's snapshot.
+    /// Creates an empty set. `shards` is the number of snapshot segments in the ledger.
     pub(super) fn new(shards: usize) -> Self {
         Self { events: (0..shards).map(|_| HashMap::new()).collect(), ..Self::default() }
     }
@@ -112,38 +114,37 @@ impl Pending {
         }
     }
 
-    /// The Webhook is known: what is on its shelf may become objects.
+    /// Marks the Webhook as subscribed: its dead letters may be stored as objects.
     pub(super) fn subscribed(&mut self, webhook: Uid) -> &mut Queue {
         let queue = self.queues.entry(webhook).or_default();
         if !std::mem::replace(&mut queue.subscribed, true) {
-            let mut shelved: Vec<DeliveryId> = queue.shelf.deliveries().collect();
-            shelved.sort_unstable();
-            self.to_keep.extend(shelved.into_iter().map(|id| (webhook, id)));
+            let mut dead_letters: Vec<DeliveryId> = queue.shelf.deliveries().collect();
+            dead_letters.sort_unstable();
+            self.to_keep.extend(dead_letters.into_iter().map(|id| (webhook, id)));
         }
         queue
     }
 
-    /// The queue of a Webhook.
     pub(super) fn queue(&mut self, webhook: Uid) -> &mut Queue {
         self.queues.entry(webhook).or_default()
     }
 
-    /// Webhooks with deliveries that nobody has subscribed.
+    /// Returns Webhooks that have deliveries but no subscription.
     pub(super) fn orphans(&self) -> Vec<Uid> {
         self.queues.iter().filter(|(_, queue)| !queue.subscribed).map(|(webhook, _)| *webhook).collect()
     }
 
-    /// Whether the endpoint has answered 410 Gone to the spec as it stands.
+    /// Reports whether the endpoint answered 410 Gone to the current spec.
     pub(super) fn is_endpoint_gone(&self, webhook: Uid) -> bool {
         self.queues.get(&webhook).is_some_and(|queue| queue.endpoint_gone.is_some())
     }
 
-    /// How many deliveries of this Webhook wait or are under way.
+    /// Returns the number of deliveries of this Webhook that wait or are in flight.
     pub(super) fn count(&self, webhook: Uid) -> usize {
         self.queues.get(&webhook).map_or(0, |queue| queue.deliveries.len())
     }
 
-    /// What waits for each Webhook.
+    /// Returns the backlog of every Webhook.
     pub(super) fn backlogs(&self) -> impl Iterator<Item = Backlog> {
         self.queues.iter().map(|(webhook, queue)| Backlog {
             webhook: *webhook,
@@ -153,7 +154,7 @@ impl Pending {
         })
     }
 
-    /// Takes a delivery in, or refuses it because a bound is reached. A delivery that is already there stays as it is.
+    /// Adds a delivery, or fails if a bound is reached. A delivery that is already there is left unchanged.
     pub(super) fn enqueue(&mut self, webhook: Uid, event: &Arc<Event>, after: Option<u64>) -> Result<(), BoundReached> {
         let size = event.body.len();
         let stored = self.stored(event.id).is_some();
@@ -185,7 +186,7 @@ impl Pending {
         Ok(())
     }
 
-    /// Takes a delivery in that is asked for again; false where it is pending already.
+    /// Adds a redelivery. Returns false if the delivery is already pending.
     pub(super) fn enqueue_again(&mut self, webhook: Uid, event: &Arc<Event>) -> bool {
         let id = DeliveryId::new(event.id, webhook);
         let queue = self.queues.entry(webhook).or_default();
@@ -222,7 +223,7 @@ impl Pending {
         })
     }
 
-    /// All flushes that were composed have landed: what waited for them may go.
+    /// Releases deliveries that waited for a flush. All composed flushes are committed.
     pub(super) fn flush_committed(&mut self) {
         for (webhook, id) in self.gate.flush_committed() {
             self.release_delivery(webhook, id);
@@ -240,7 +241,7 @@ impl Pending {
         self.wake(webhook);
     }
 
-    /// Lets the Webhook have its turn, if it can begin an attempt.
+    /// Adds the Webhook to the round robin if it can begin an attempt.
     pub(super) fn wake(&mut self, webhook: Uid) {
         if let Some(queue) = self.queues.get_mut(&webhook)
             && !queue.runnable
@@ -251,7 +252,7 @@ impl Pending {
         }
     }
 
-    /// The next delivery whose attempt may begin; Webhooks take turns.
+    /// Returns the next delivery whose attempt may begin. Webhooks take turns.
     pub(super) fn begin(&mut self, now: Timestamp) -> Option<Begin> {
         while let Some(Reverse((due, webhook, id))) = self.timers.peek().copied() {
             if due > now {
@@ -298,14 +299,14 @@ impl Pending {
         None
     }
 
-    /// When the next retry is due, or the next pause ends.
+    /// Returns the time of the next retry or end of a pause.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         let retry = self.timers.peek().map(|Reverse((due, _, _))| *due);
         let resumption = self.pauses.first().map(|(until, _)| *until);
         retry.into_iter().chain(resumption).min()
     }
 
-    /// Moves every retry by this much: the clock was set.
+    /// Moves all timers by `step` after the clock was set.
     pub(super) fn shift(&mut self, step: SignedDuration) {
         let moved = |at: Timestamp| at.saturating_add(step).unwrap_or(at);
         let due = self.queues.values_mut().flat_map(|queue| queue.deliveries.values_mut());
@@ -320,21 +321,21 @@ impl Pending {
         self.pauses = std::mem::take(&mut self.pauses).into_iter().map(|(until, uid)| (moved(until), uid)).collect();
     }
 
-    /// Whether a delivery was asked for again.
+    /// Reports whether the delivery is a redelivery.
     pub(super) fn is_again(&self, webhook: Uid, id: DeliveryId) -> bool {
         let delivery = self.queues.get(&webhook).and_then(|queue| queue.deliveries.get(&id));
         delivery.is_some_and(|delivery| delivery.again)
     }
 
-    /// The delivery whose attempt has ended; its place among those under way is free again. `None` where the Webhook was
-    /// deleted meanwhile.
+    /// Returns the delivery whose attempt has ended, and frees its place among those in flight. Returns `None` if the
+    /// Webhook was deleted during the attempt.
     pub(super) fn ended(&mut self, webhook: Uid, id: DeliveryId) -> Option<&mut Delivery> {
         let queue = self.queues.get_mut(&webhook)?;
         queue.in_flight = queue.in_flight.saturating_sub(1);
         queue.deliveries.get_mut(&id)
     }
 
-    /// Ends the delivery's first attempt: the object's next event may go.
+    /// Ends the delivery's first attempt, so that the object's next event may begin.
     fn leave_lane(&mut self, webhook: Uid, id: DeliveryId) {
         if let Some(queue) = self.queues.get_mut(&webhook)
             && let Some(delivery) = queue.deliveries.get_mut(&id)
@@ -352,7 +353,7 @@ impl Pending {
         }
     }
 
-    /// Puts a delivery back whose attempt was not made; it keeps its place.
+    /// Returns a delivery whose attempt was not made to its place in the queue.
     pub(super) fn put_back(&mut self, webhook: Uid, id: DeliveryId) {
         if let Some(queue) = self.queues.get_mut(&webhook)
             && let Some(delivery) = queue.deliveries.get(&id)
@@ -362,7 +363,7 @@ impl Pending {
         self.wake(webhook);
     }
 
-    /// Begins no attempt of this Webhook before `until`. A pause under way is never shortened.
+    /// Begins no attempt of this Webhook before `until`. Never shortens a pause.
     pub(super) fn pause(&mut self, webhook: Uid, until: Timestamp) {
         if let Some(queue) = self.queues.get_mut(&webhook)
             && queue.paused_until.is_none_or(|before| before < until)
@@ -382,7 +383,7 @@ impl Pending {
         }
     }
 
-    /// Lets a delivery wait for its retry, after this many failed attempts.
+    /// Schedules a retry after this many failed attempts.
     pub(super) fn wait(&mut self, webhook: Uid, id: DeliveryId, failed_attempts: u32, due: Timestamp, wait: Duration) {
         self.leave_lane(webhook, id);
         let mut touched = None;
@@ -398,7 +399,7 @@ impl Pending {
         self.wake(webhook);
     }
 
-    /// Removes a delivery that is delivered.
+    /// Removes an acknowledged delivery.
     pub(super) fn remove(&mut self, webhook: Uid, id: DeliveryId) {
         self.leave_lane(webhook, id);
         if let Some(queue) = self.queues.get_mut(&webhook)
@@ -410,13 +411,13 @@ impl Pending {
         self.wake(webhook);
     }
 
-    /// Removes a deleted Webhook's deliveries and tells how many there were.
+    /// Removes a deleted Webhook's deliveries and dead letters. Returns their number.
     pub(super) fn forget(&mut self, webhook: Uid) -> usize {
         self.resume(webhook);
         let Some(queue) = self.queues.remove(&webhook) else { return 0 };
         let deliveries = queue.deliveries.values().map(|delivery| (delivery.event.id, delivery.again));
-        let shelved = queue.shelf.events().map(|event| (event, false));
-        let mut forgotten: Vec<(EventId, bool)> = deliveries.chain(shelved).collect();
+        let dead_letters = queue.shelf.events().map(|event| (event, false));
+        let mut forgotten: Vec<(EventId, bool)> = deliveries.chain(dead_letters).collect();
         forgotten.sort_unstable();
         for (event, again) in &forgotten {
             self.release(*event, webhook, *again);
@@ -424,7 +425,7 @@ impl Pending {
         forgotten.len()
     }
 
-    /// One delivery of the event fewer.
+    /// Removes one delivery of the event, and the event itself if it was the last.
     fn release(&mut self, id: EventId, webhook: Uid, again: bool) {
         let shard = id.shard(self.events.len());
         let Some(stored) = self.events[shard].get_mut(&id) else { return };
@@ -435,7 +436,7 @@ impl Pending {
         }
         if stored.to.is_empty() && stored.again == 0 {
             self.total_bytes -= stored.size;
-            // An event that no flush has held need not be told gone.
+            // The ledger needs no removal of an event that no flush has held.
             if stored.written && !stored.dirty {
                 self.dirty.push_back((id, true));
             }

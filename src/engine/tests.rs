@@ -1,4 +1,4 @@
-//! The engine against arbitrary histories and endpoints: what must hold whatever happens.
+//! Property and unit tests of the engine against arbitrary histories and endpoints.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -126,7 +126,7 @@ fn throttled(millis: u64) -> AttemptResult {
     AttemptResult::Throttled { retry_after: Duration::from_millis(millis) }
 }
 
-/// The next attempt, past what is to become objects.
+/// Returns the next attempt and skips dead letters.
 fn attempt_past_keeps(engine: &mut Engine, now: i64) -> Attempt {
     loop {
         match engine.due(at(now)) {
@@ -137,12 +137,12 @@ fn attempt_past_keeps(engine: &mut Engine, now: i64) -> Attempt {
     }
 }
 
-/// What a ledger remembers that was told everything.
+/// Returns the recovered state after a complete flush.
 fn remembered(engine: &mut Engine) -> RecoveredState {
     flush_committed_at(engine, u64::MAX)
 }
 
-/// The same, where it landed at this version of the store.
+/// Like `memory`, with the store version at which the flush was committed.
 fn flush_committed_at(engine: &mut Engine, version: u64) -> RecoveredState {
     let (home, shape) = (Uid::from_u128(99), LedgerLayout { ring: 16, shards: 4, limit: 1 << 20 });
     let segments = Journal::begin(home, 1, shape, 7).lay_out(engine.flush(&[0, 1, 2, 3], usize::MAX)).unwrap();

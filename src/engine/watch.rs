@@ -1,4 +1,4 @@
-//! One watch: its records, its position, and how far the ledger knows of them.
+//! One watch: its records, its position, and how much of them the ledger holds. Only the engine uses it.
 
 mod checkpoint;
 mod news;
@@ -21,57 +21,57 @@ use crate::{
     ledger::{contents::Group, record::Record},
 };
 
-/// A position that says that there is a baseline, and nothing of where in the watch's log it was: whoever goes on from it must list, and
-/// what is measured has no log. No object has this version, since etcd begins with it.
+/// A position that stands for a baseline without a resource version: a source that resumes from it must list, and
+/// measured objects have no log. No object has this version, since etcd starts with it.
 const NO_VERSION: u64 = 1;
 
-/// For how long the records of a resource are kept that is not served any more.
+/// The time for which the records of a resource are kept after it stops being served.
 const KEPT_WHILE_MISSING: SignedDuration = SignedDuration::from_hours(7 * 24);
 
-/// What it means that a resource is not served.
+/// The effect of a resource that is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Missing {
-    /// Nothing that was not known.
+    /// None: this was already known.
     Known,
     /// Its records are kept from now on.
     Begun,
-    /// There are no records of it, or they have been kept for long enough.
+    /// It has no records, or they were kept for long enough.
     Expired,
 }
 
-/// Where a watch stands.
+/// The state of a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WatchState {
-    /// Nothing is known: what its first list shows is a baseline.
+    /// No list is complete yet. The objects of the first list are a baseline.
     Fresh,
-    /// What is seen for the first time is new.
+    /// An object seen for the first time is new.
     Live,
 }
 
-/// How a watch knows its objects.
+/// How a watch sees its objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WatchScope {
-    /// All that there are.
+    /// It sees all objects.
     Whole,
-    /// Those that a label selector selects.
+    /// It sees the objects that match a label selector.
     Selected,
-    /// By measuring them: they have no versions, and their going says nothing.
+    /// It measures its objects: they have no versions, and their deletion is not an event.
     Measured,
 }
 
-/// How far the ledger knows what the records began from.
+/// Whether the ledger holds the baseline of the records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Baseline {
     Unwritten,
-    /// In the complete flush of this number.
+    /// The complete flush with this number holds it, and is not committed yet.
     Written(u64),
     Landed,
 }
 
-/// What the engine keeps of one watch.
+/// The engine's state of one watch.
 #[derive(Debug)]
 pub(super) struct Watch {
-    /// The source's name, `resource.group`: part of every event id.
+    /// The source's name, `resource.group`. Part of every event ID.
     pub(super) source: Arc<str>,
     pub(super) sight: WatchScope,
     stand: WatchState,
@@ -79,11 +79,12 @@ pub(super) struct Watch {
     listing: u16,
     in_list: bool,
     absent: bool,
-    /// Everything that existed at this time has been passed.
+    /// The watch has processed everything that existed at this time.
     current: Option<Timestamp>,
-    /// Since when its resource has not been served, while its records are kept.
+    /// The time since which the resource has not been served while its records are kept.
     missing_since: Option<Timestamp>,
-    /// Found gone before the log that tells their end was passed. What it still tells of them is not old.
+    /// Objects that a GET found deleted before the log reached their deletion. What the log still shows of them is not
+    /// old.
     found_gone: HashSet<Uid>,
     position: u64,
     group: Arc<Group>,
@@ -92,17 +93,17 @@ pub(super) struct Watch {
     unknown: Unknown,
 }
 
-/// A record, with what no ledger need know of it.
+/// A record, with state that the ledger does not need.
 #[derive(Debug)]
 struct Tracked {
     record: Record,
-    /// The number of the last list of its watch that held it, or that it was seen after.
+    /// The number of the watch's last list that held the object, or of the list after which it was seen.
     listing: u16,
-    /// It waits for the next flush.
+    /// The record waits for the next flush.
     dirty: bool,
 }
 
-/// An occurrence with the object it happened to.
+/// An occurrence with its object and its sequence number.
 pub(super) struct Occurred {
     pub(super) object: Arc<Object>,
     pub(super) occurrence: Occurrence,
@@ -113,7 +114,7 @@ use news::{Known, News};
 
 pub(super) use checkpoint::is_known;
 
-/// What to ask about an object that a list lacked.
+/// Creates the existence check for an object that a list lacked.
 pub(super) fn question(watch: WatchId, uid: Uid, record: &Record) -> Option<ExistenceCheck> {
     let object = record.last.as_ref()?;
     let (namespace, name) = (object.namespace.clone(), object.name.clone());
@@ -161,7 +162,6 @@ impl Watch {
         self.tracked(uid).map(|tracked| &mut tracked.record)
     }
 
-    /// Begins a record.
     fn track(&mut self, uid: Uid, version: u64, lifecycle: Lifecycle) {
         let (shards, listing) = (self.records.len(), self.listing);
         let tracked = Tracked { record: Record::new(version, lifecycle), listing, dirty: false };
@@ -184,7 +184,7 @@ impl Watch {
         }
     }
 
-    /// Everything up to this version has been passed; during a list nothing is. Tells whether that is news.
+    /// Advances the position to this version, except during a list. Returns whether it moved.
     pub(super) fn pass(&mut self, version: u64) -> bool {
         let news = !self.in_list && version > self.position;
         if news {
@@ -193,14 +193,14 @@ impl Watch {
         news
     }
 
-    /// The watch follows the log, and has passed this version: a list that was under way has broken off.
+    /// Advances the position on an event of the watch log. A list in progress has been abandoned.
     pub(super) fn follow(&mut self, version: u64) -> bool {
         self.in_list = false;
         self.pass(version)
     }
 
     pub(super) fn begin_list(&mut self) {
-        // What a first list showed that broke off is no baseline.
+        // An incomplete first list is not a baseline.
         if self.stand == WatchState::Fresh {
             self.records.iter_mut().for_each(HashMap::clear);
         }
@@ -208,7 +208,7 @@ impl Watch {
         self.in_list = true;
     }
 
-    /// The list was complete. Tells whether the ledger must know at once.
+    /// Completes the list. Returns whether the ledger must record it at once.
     pub(super) fn end_list(&mut self, version: u64, dirty: &mut Vec<Uid>) -> bool {
         self.in_list = false;
         let began = self.stand == WatchState::Fresh || self.absent || self.missing_since.is_some();
@@ -225,17 +225,18 @@ impl Watch {
         began
     }
 
-    /// Everything that existed at this time has been passed. It may be earlier than what was said before: the apiserver's clock has been
-    /// set, or another one answered.
+    /// Records that everything that existed at this time has been processed. The time may be earlier than the one
+    /// before, if the apiserver's clock was set back or another apiserver answered.
     pub(super) fn current(&mut self, at: Timestamp) {
         self.current = Some(at);
         self.found_gone.clear();
     }
 
-    /// The resource is not served. Its records are kept for a while: it may be back, with the same objects.
+    /// Handles a resource that is not served. Its records are kept for a while, because it may return with the same
+    /// objects.
     pub(super) fn missing(&mut self, at: Option<Timestamp>, now: Timestamp) -> Missing {
         if self.stand == WatchState::Fresh {
-            // What was there before it was asked for is not news when it comes.
+            // Objects created before the resource was first requested are not news when it appears.
             self.current = at;
             return Missing::Expired;
         }
@@ -247,22 +248,23 @@ impl Watch {
         }
         self.missing_since = Some(now);
         self.in_list = false;
-        // Whoever goes on from here must list.
+        // The source must list when the resource is served again.
         self.position = self.position.min(NO_VERSION);
         Missing::Begun
     }
 
-    /// Whether its resource has been missing for longer than its records are kept.
+    /// Reports whether the resource has been missing for longer than its records are kept.
     pub(super) fn has_expired(&self, now: Timestamp) -> bool {
         self.missing_since.is_some_and(|since| now.duration_since(since) >= KEPT_WHILE_MISSING)
     }
 
-    /// The resource is served again, and a list of it is complete. Tells whether it was missing: what that list lacks went unseen.
+    /// Ends the time in which the resource was missing, after a complete list. Returns whether it was missing: if so,
+    /// the deletion of an object that the list lacks went unseen.
     pub(super) fn is_back(&mut self) -> bool {
         self.missing_since.take().is_some()
     }
 
-    /// There are no records of it any more: what comes of it is under an epoch of its own.
+    /// Drops all records. New ones belong to a new epoch.
     pub(super) fn absent(&mut self, epoch: u64) {
         self.records.iter_mut().for_each(HashMap::clear);
         self.stand = WatchState::Live;
@@ -274,8 +276,8 @@ impl Watch {
         self.group = Arc::new(Group { watch: self.group.watch.clone(), epoch });
     }
 
-    /// Versions begin anew: the next list's objects are looked at whatever their versions. Whoever goes on from here must list: where the
-    /// position was, something else may be by then.
+    /// Handles a restored store, whose versions start again: the objects of the next list are compared whatever their
+    /// versions. The source must list, because the old position may now stand for another state.
     pub(super) fn distrust_versions(&mut self, dirty: &mut Vec<Uid>) {
         self.position = self.position.min(NO_VERSION);
         for (uid, tracked) in self.records.iter_mut().flatten() {
@@ -287,13 +289,13 @@ impl Watch {
         dirty.sort_unstable();
     }
 
-    /// The labels that the object's Namespace had when the object was last seen.
+    /// Returns the labels that the object's Namespace had when the object was last seen.
     pub(super) fn namespace_labels(&self, uid: Uid) -> Option<&Arc<Labels>> {
         let tracked = self.records[uid.shard(self.records.len())].get(&uid)?;
         tracked.record.last.as_ref()?.namespace_labels.as_ref()
     }
 
-    /// The object as it is.
+    /// Processes the current state of an object.
     pub(super) fn seen(&mut self, object: Object, now: Timestamp, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
         let (listing, uid) = (self.listing, object.uid);
         let (mut news, is_young) = (News::All, news::is_young(&object, now));
@@ -301,8 +303,8 @@ impl Watch {
         if let Some(Tracked { record, listing: seen_in, .. }) = self.tracked(uid) {
             *seen_in = listing;
             if object.version <= record.version {
-                // A flush may tell of a change that its position has not passed: what unselected the object before is then
-                // observed again, and must not outlast this.
+                // A flush may hold a change without the position after it. If an earlier change excluded the object, the
+                // engine observes that change again after a crash. This state must then end the exclusion again.
                 if object.version == record.version && !object.owned && std::mem::take(&mut record.excluded) {
                     self.touch(uid, dirty);
                 }
@@ -310,7 +312,7 @@ impl Watch {
             }
             record.version = object.version;
             if record.excluded || record.missed {
-                // It was out of sight until now.
+                // The object was out of view until now.
                 news = News::KnownRun;
             }
             let changed = record.excluded != object.owned || record.missed;
@@ -327,17 +329,20 @@ impl Watch {
                 return Vec::new();
             }
         } else if object.owned || (!self.in_list && object.version < self.position) {
-            // What has been passed has gone since; it comes again where a watch is begun anew while its observations are under way.
+            // The position is past this version, so the object is already deleted. This happens if a watch restarts
+            // while its observations are in transit.
             return Vec::new();
         } else {
-            // A list after a gap may show what happened in the gap; a line shows an object that has just come into view.
+            // A list after a gap may show changes from the gap. An event of the log shows an object that has just come
+            // into view.
             let old = self.current.filter(|at| news::is_old(&object, *at) && !self.found_gone.contains(&uid));
             let hidden = old.filter(|current| self.in_list && news::changed_since(&object, *current));
             news = hidden.map_or(News::All, News::Since);
             let lifecycle = if self.stand == WatchState::Fresh || (old.is_some() && hidden.is_none()) {
                 Lifecycle::baseline(&object.facts, object.generation)
             } else if self.absent && self.current.is_some_and(|at| news::existed(&object, at)) {
-                // A watch before this one may have sent events of it: one of a source that was deleted since, or of records that expired.
+                // An earlier watch may have sent events of the object: the watch of a deleted source, or one whose
+                // records expired.
                 Lifecycle::unremembered(&object.facts, object.generation)
             } else {
                 Lifecycle::new(&object.facts)
@@ -349,7 +354,7 @@ impl Watch {
         self.step(object, news, Known { is_first, is_young, announced }, dirty)
     }
 
-    /// Lets the record's lifecycle judge the object's state, of which this is news.
+    /// Steps the object's lifecycle with this state. `news` selects the occurrences that are sent.
     fn step(&mut self, object: Object, news: News, known: Known, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
         let uid = object.uid;
         let Some(record) = self.record(uid) else { return Vec::new() };
@@ -376,10 +381,10 @@ impl Watch {
         occurred
     }
 
-    /// The object is deleted: its final state is stepped first.
+    /// Handles a deletion. The object's final state is processed first.
     pub(super) fn deleted(&mut self, object: Object, now: Timestamp, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
         let uid = object.uid;
-        // Its going was told, and the position had not passed it when that was flushed.
+        // A flush before the crash held this deletion, but not the position after it.
         if self.record(uid).is_none_or(|record| object.version <= record.version) {
             return Vec::new();
         }
@@ -388,7 +393,8 @@ impl Watch {
         occurred
     }
 
-    /// The object is deleted, or no longer selected: its final state is stepped first, then it is to be asked after.
+    /// Handles an object that is deleted or no longer selected. Its final state is processed first; then an existence
+    /// check begins.
     pub(super) fn left(
         &mut self,
         object: Object,
@@ -398,7 +404,7 @@ impl Watch {
         let uid = object.uid;
         let Some(record) = self.record(uid) else { return (Vec::new(), None) };
         if object.version <= record.version {
-            // It was told, and the position had not passed it when that was flushed.
+            // A flush before the crash held this change, but not the position after it.
             return (Vec::new(), self.asked_at(uid, object.version));
         }
         let outline = object.outline();
@@ -406,7 +412,7 @@ impl Watch {
         (occurred, self.miss(outline, true, dirty))
     }
 
-    /// The same of an object whose last state cannot be read.
+    /// Like [`Self::left`], for an object whose last state cannot be read.
     pub(super) fn left_unread(&mut self, question: &ExistenceCheck, dirty: &mut Vec<Uid>) -> Option<&Record> {
         let record = self.record(question.uid)?;
         if question.version <= record.version {
@@ -421,17 +427,18 @@ impl Watch {
         self.miss(outline, false, dirty)
     }
 
-    /// The record, if the object has been asked after since this version: no answer counted before the log had told it again.
+    /// Returns the record if an existence check is open since this version. No answer counted before the log reached
+    /// that version again.
     fn asked_at(&mut self, uid: Uid, version: u64) -> Option<&Record> {
         self.record(uid).filter(|record| record.missed && record.version == version).map(|record| &*record)
     }
 
-    /// Whether the object is asked after.
+    /// Reports whether an existence check of the object is open.
     pub(super) fn is_missed(&mut self, uid: Uid) -> bool {
         self.record(uid).is_some_and(|record| record.missed)
     }
 
-    /// Whether the object lives is to be asked. The outline says where to ask, over a crash too.
+    /// Opens an existence check. The outline has the namespace and name that the check needs, also after a crash.
     fn miss(&mut self, outline: Object, left: bool, dirty: &mut Vec<Uid>) -> Option<&Record> {
         let uid = outline.uid;
         let record = self.record(uid)?;
@@ -441,8 +448,8 @@ impl Watch {
         self.record(uid).map(|record| &*record)
     }
 
-    /// Whether the object lives is not asked any more.
-    fn settle_missed(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
+    /// Closes an existence check.
+    fn close_existence_check(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
         let Some(record) = self.record(uid) else { return };
         (record.missed, record.left) = (false, false);
         if !record.lifecycle.emits_on_delete() {
@@ -451,15 +458,15 @@ impl Watch {
         self.touch(uid, dirty);
     }
 
-    /// The object was no longer there after a gap.
+    /// Handles an object that no longer exists after a gap.
     pub(super) fn vanished(&mut self, uid: Uid, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
         self.go(uid, Gone::Vanished, dirty)
     }
 
     fn go(&mut self, uid: Uid, how: Gone, dirty: &mut Vec<Uid>) -> Vec<Occurred> {
-        let Some(Tracked { mut record, dirty: told, .. }) = self.remove(uid) else { return Vec::new() };
-        // A dirty record is told of already; then the flush finds it gone.
-        if !told && self.stand == WatchState::Live {
+        let Some(Tracked { mut record, dirty: queued, .. }) = self.remove(uid) else { return Vec::new() };
+        // A dirty record is already queued for the flush, which then finds it removed.
+        if !queued && self.stand == WatchState::Live {
             dirty.push(uid);
         }
         let Some(object) = record.last.take().filter(|_| !record.excluded) else { return Vec::new() };
@@ -468,18 +475,19 @@ impl Watch {
         number(&mut record, &object, occurrences)
     }
 
-    /// The object lives, but sends nothing until it is selected again.
+    /// Excludes an object that still exists. It sends no events until it is selected again.
     pub(super) fn exclude(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
         self.listed(uid);
         if let Some(record) = self.record(uid)
             && (!record.excluded || record.missed)
         {
             record.excluded = true;
-            self.settle_missed(uid, dirty);
+            self.close_existence_check(uid, dirty);
         }
     }
 
-    /// These objects are measured, and no others. Tells whether the ledger must know at once: they are the baseline.
+    /// Sets the complete set of measured objects. Returns whether they are the baseline, which the ledger must record
+    /// at once.
     pub(super) fn only(&mut self, there: &[Uid], dirty: &mut Vec<Uid>) -> bool {
         if self.stand == WatchState::Live {
             let there: HashSet<&Uid> = there.iter().collect();
@@ -500,7 +508,8 @@ impl Watch {
         true
     }
 
-    /// An evaluation of the object: what occurred, and the thresholds that are reached. `None` before it is known what is there.
+    /// Processes an evaluation of the object. Returns the occurrences and the thresholds that are reached, or `None` if
+    /// the set of measured objects is not known yet.
     pub(super) fn measure(&mut self, object: Object, dirty: &mut Vec<Uid>) -> Option<(Vec<Occurred>, Vec<String>)> {
         if self.stand == WatchState::Fresh {
             return None;
@@ -523,12 +532,12 @@ impl Watch {
         Some((occurred, reached))
     }
 
-    /// The object is gone, in silence.
+    /// Drops the object's record without an event.
     pub(super) fn forget(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
         self.go(uid, Gone::Deleted, dirty);
     }
 
-    /// The list that is under way, or the log after the last one, holds the object.
+    /// Marks the object as present in the current list, or in the log after the last one.
     pub(super) fn listed(&mut self, uid: Uid) {
         let listing = self.listing;
         if let Some(tracked) = self.tracked(uid) {
@@ -536,7 +545,7 @@ impl Watch {
         }
     }
 
-    /// The objects that the list which has just ended lacked.
+    /// Returns the objects that the list which just ended lacked.
     pub(super) fn lacking(&self) -> Vec<Uid> {
         let records = self.records.iter().flatten();
         let mut lacking: Vec<Uid> =
@@ -545,8 +554,8 @@ impl Watch {
         lacking
     }
 
-    /// On a watch with a selector, absence from a list may mean only that the label went: it is to be asked after, where
-    /// going would be an event.
+    /// Opens an existence check if deletion would be an event. On a watch with a selector, absence from a list may mean
+    /// that only the label was removed.
     pub(super) fn begin_existence_check(&mut self, uid: Uid, dirty: &mut Vec<Uid>) -> Option<&Record> {
         if self.sight != WatchScope::Selected || self.record(uid)?.last.is_none() {
             return None;
@@ -558,13 +567,13 @@ impl Watch {
         self.record(uid).map(|record| &*record)
     }
 
-    /// Objects that are asked after.
+    /// Returns the objects with an open existence check.
     pub(super) fn existence_checks(&self) -> impl Iterator<Item = (Uid, &Record)> {
         let records = self.records.iter().flatten().map(|(uid, tracked)| (*uid, &tracked.record));
         records.filter(|(_, record)| record.missed)
     }
 
-    /// Takes in an answer; it is void once the object has been seen anew.
+    /// Processes the answer to an existence check. The answer is void if the object has been seen since.
     pub(super) fn answer(
         &mut self,
         question: &ExistenceCheck,
@@ -581,7 +590,7 @@ impl Watch {
         }
         let (how, left_at) = (if record.left { Gone::Deleted } else { Gone::Vanished }, record.version);
         if self.position < left_at {
-            // After a crash: the log will tell it again, and then it is asked again.
+            // After a crash the log reports the departure again, and that opens a new check.
             return None;
         }
         self.found_gone.insert(question.uid);
@@ -589,7 +598,7 @@ impl Watch {
     }
 }
 
-/// Gives occurrences their places among the events of their object.
+/// Assigns the object's next sequence numbers to the occurrences.
 fn number(record: &mut Record, object: &Arc<Object>, occurrences: Vec<Occurrence>) -> Vec<Occurred> {
     let numbered = occurrences.into_iter().map(|occurrence| {
         record.sequence = record.sequence.saturating_add(1);

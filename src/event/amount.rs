@@ -1,6 +1,7 @@
-//! Exact amounts: usage figures, limits and thresholds are compared as the decimals that they are written as, never as floats.
+//! Exact amounts: usage figures, limits and thresholds are compared as the decimals in which they are written, never as
+//! floats.
 //!
-//! Bounded: a text has at most [`MAX_TEXT`] characters and denotes no more than a double can hold, so that no input makes
+//! Input is bounded: a text has at most [`MAX_TEXT`] characters, and its value fits into a double. So no input makes
 //! the arithmetic slow.
 
 use std::{fmt, str::FromStr};
@@ -11,33 +12,33 @@ use bigdecimal::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-/// The longest text that is read: a double written out in full, with room to spare.
+/// The maximum length of a text: enough for a double written out in full.
 pub const MAX_TEXT: usize = 400;
-/// Exponents of ten beyond which nothing is read: a double ends at 308 and -324.
+/// The maximum absolute exponent of ten. The exponents of doubles end at 308 and -324.
 const MAX_EXPONENT: i64 = 400;
-/// Decimals of a percentage, in a threshold and in what is told.
+/// The number of decimals of a percentage, in thresholds and in payloads.
 pub const PERCENT_DECIMALS: i64 = 3;
 
-/// An exact decimal number. Two that are equal are the same, however they were written.
+/// An exact decimal number. Equal numbers are equal however they were written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Amount(BigDecimal);
 
-/// Why a text denotes no amount.
+/// The error for a text that is not an amount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AmountError {
-    /// It is not of the form that is read.
+    /// Not in a supported form.
     #[error("it is no number")]
     Form,
-    /// It is `NaN`, `+Inf` or `-Inf`.
+    /// `NaN`, `+Inf` or `-Inf`.
     #[error("it is not finite")]
     NotFinite,
-    /// It is longer or larger than any double.
+    /// Longer than [`MAX_TEXT`], or too large for a double.
     #[error("it is larger than a double can hold")]
     TooLarge,
 }
 
 impl Amount {
-    /// A Kubernetes Quantity, such as `950M`, `64Gi`, `500m` or `1.5e9`.
+    /// Parses a Kubernetes Quantity, such as `950M`, `64Gi`, `500m` or `1.5e9`.
     pub fn quantity(text: &str) -> Result<Self, AmountError> {
         let number = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
         let (number, suffix) = text.split_at(number);
@@ -67,7 +68,7 @@ impl Amount {
         }
     }
 
-    /// A sample's value as Prometheus writes it: the text is taken as the exact decimal that it denotes.
+    /// Parses a sample's value in Prometheus format, as the exact decimal that is written.
     pub fn sample(text: &str) -> Result<Self, AmountError> {
         if matches!(text, "NaN" | "Inf" | "+Inf" | "-Inf") {
             return Err(AmountError::NotFinite);
@@ -77,7 +78,7 @@ impl Amount {
         Self::decimal(number, if suffix.is_empty() { 0 } else { exponent(suffix)? })
     }
 
-    /// A number such as `1.50`, times a power of ten.
+    /// Parses a number such as `1.50` and multiplies it by a power of ten.
     fn decimal(number: &str, exponent: i64) -> Result<Self, AmountError> {
         if number.len() > MAX_TEXT {
             return Err(AmountError::TooLarge);
@@ -101,7 +102,7 @@ impl Amount {
         if amount.to_f64().is_finite() { Ok(amount) } else { Err(AmountError::TooLarge) }
     }
 
-    /// The double nearest to it.
+    /// Returns the nearest double.
     #[must_use]
     pub fn to_f64(&self) -> f64 {
         let (digits, scale) = self.0.as_bigint_and_exponent();
@@ -109,8 +110,9 @@ impl Amount {
         format!("{digits}e{}", -scale).parse().unwrap_or(f64::NAN)
     }
 
-    /// The double that ECMAScript reads it as: the nearest one, infinite where it is larger than all. `None` for what is beyond 2^53 and printed from there with other digits, so that
-    /// another amount would arrive.
+    /// Returns the double that ECMAScript reads: the nearest one, or infinity if the amount is larger than all doubles.
+    /// Returns `None` beyond 2^53 if ECMAScript would print other digits, so that the receiver would get another
+    /// amount.
     #[must_use]
     pub fn printed_double(&self) -> Option<f64> {
         const INTEGERS: f64 = 9_007_199_254_740_992.0;
@@ -119,21 +121,22 @@ impl Amount {
         (double.abs() < INTEGERS || !double.is_finite() || printed().as_ref() == Ok(self)).then_some(double)
     }
 
-    /// Whether it is above zero.
+    /// Reports whether the amount is greater than zero.
     #[must_use]
     pub fn is_positive(&self) -> bool {
         self.0.sign() == Sign::Plus
     }
 
-    /// So many percent of it.
+    /// Returns `percent` percent of the amount.
     #[must_use]
     pub fn percent(&self, percent: &Self) -> Self {
         let (digits, scale) = (&self.0 * &percent.0).into_bigint_and_exponent();
         Self(BigDecimal::new(digits, scale + 2).normalized())
     }
 
-    /// How many percent of the limit it is, rounded down to [`PERCENT_DECIMALS`]: with as many decimals, a threshold is at most
-    /// this exactly where it is reached. `None` for a limit that is not above zero.
+    /// Returns the amount in percent of the limit, rounded down to [`PERCENT_DECIMALS`]. Thresholds have as many
+    /// decimals, so the result is at least a threshold exactly if the threshold is reached. Returns `None` if the limit
+    /// is not greater than zero.
     #[must_use]
     pub fn percent_of(&self, limit: &Self) -> Option<Self> {
         if !limit.is_positive() {
@@ -141,7 +144,8 @@ impl Amount {
         }
         let (value, value_scale) = self.0.as_bigint_and_exponent();
         let (limit, limit_scale) = limit.0.as_bigint_and_exponent();
-        // value / limit = (value × 10^limit_scale) / (limit × 10^value_scale), times 100, with the decimals that are kept.
+        // value / limit = (value × 10^limit_scale) / (limit × 10^value_scale), times 100, with the decimals that are
+        // kept.
         let power = limit_scale - value_scale + 2 + PERCENT_DECIMALS;
         let ten = |power: i64| BigInt::from(10).pow(power.unsigned_abs() as u32);
         let (dividend, divisor) = if power < 0 { (value, limit * ten(power)) } else { (value * ten(power), limit) };
@@ -151,14 +155,14 @@ impl Amount {
         Some(Self(BigDecimal::new(floor, PERCENT_DECIMALS).normalized()))
     }
 
-    /// It less the other.
+    /// Subtracts the other amount.
     #[must_use]
     pub fn minus(&self, other: &Self) -> Self {
         Self((&self.0 - &other.0).normalized())
     }
 }
 
-/// `e9`, `E-3`: the power of ten.
+/// Parses a power of ten, such as `e9` or `E-3`.
 fn exponent(suffix: &str) -> Result<i64, AmountError> {
     let power = suffix.strip_prefix(['e', 'E']).ok_or(AmountError::Form)?;
     let power: i64 = power.parse().map_err(|_| AmountError::Form)?;
@@ -171,7 +175,8 @@ impl Default for Amount {
     }
 }
 
-/// In full, such as `950000000` or `0.5`; with an exponent where that would be longer than 40 characters.
+/// Writes the amount in full, such as `950000000` or `0.5`, or with an exponent if that would be longer than 40
+/// characters.
 impl fmt::Display for Amount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (digits, scale) = self.0.as_bigint_and_exponent();
@@ -195,7 +200,7 @@ impl<'de> Deserialize<'de> for Amount {
     }
 }
 
-/// A threshold or a hysteresis, as a spec writes it: so many percent of the limit, or an amount.
+/// A threshold or a hysteresis, as a spec writes it: a percentage of the limit, or an amount.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Level {
@@ -205,33 +210,32 @@ pub struct Level {
 }
 
 impl Level {
-    /// Reads `80%`, or a Quantity such as `950M`.
+    /// Parses a percentage such as `80%`, or a Quantity such as `950M`.
     pub fn parse(text: &str) -> Result<Self, AmountError> {
         let percent = text.strip_suffix('%');
         let amount = percent.map_or_else(|| Amount::quantity(text), |number| Amount::decimal(number, 0))?;
         Ok(Self { text: text.to_owned(), amount, is_percent: percent.is_some() })
     }
 
-    /// As the spec writes it.
+    /// Returns the text of the spec.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The same for all spellings: `50%` for `50.0%`, `1000000000` for `1G` and `1000M`. An amount and a percentage are never
-    /// the same, even where the limit has them meet.
+    /// Returns a name that is the same for all spellings: `50%` for `50.0%`, `1000000000` for `1G` and `1000M`. An
+    /// amount and a percentage have different names even if the limit makes them equal.
     #[must_use]
     pub fn name(&self) -> String {
         format!("{}{}", self.amount, if self.is_percent { "%" } else { "" })
     }
 
-    /// Whether it is a percentage.
     #[must_use]
     pub const fn is_percent(&self) -> bool {
         self.is_percent
     }
 
-    /// The amount that it stands for, where a percentage is one of `whole`; `None` for a percentage of nothing.
+    /// Returns the amount. A percentage refers to `whole`; returns `None` for a percentage if `whole` is `None`.
     #[must_use]
     pub fn of(&self, whole: Option<&Amount>) -> Option<Amount> {
         if self.is_percent { whole.map(|whole| whole.percent(&self.amount)) } else { Some(self.amount.clone()) }
@@ -395,8 +399,8 @@ mod tests {
             let threshold = Level::parse(&format!("{}.{:03}%", thousandths / 1000, thousandths % 1000)).unwrap();
             let reached = value_of >= threshold.of(Some(&limit_of)).unwrap();
             prop_assert_eq!(reached, i128::from(value) * 100_000 >= i128::from(thousandths) * i128::from(limit));
-            let told = value_of.percent_of(&limit_of).unwrap();
-            prop_assert_eq!(reached, told >= Amount::sample(&format!("{thousandths}e-3")).unwrap());
+            let percent = value_of.percent_of(&limit_of).unwrap();
+            prop_assert_eq!(reached, percent >= Amount::sample(&format!("{thousandths}e-3")).unwrap());
         }
 
         #[test]

@@ -1,15 +1,15 @@
-//! The body's bytes. All but the time of the attempt is written once and shared by every attempt to every subscriber;
-//! `deliveredAt` comes last, so that an attempt appends twenty-odd bytes.
+//! The bytes of the body. Everything but the time of the attempt is written once and shared by all attempts to all
+//! subscribers. `deliveredAt` comes last, so that an attempt appends only this value.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{EventType, id::EventId, json, payload::Data};
 
-/// A body has at most this many bytes.
+/// The maximum size of a body in bytes.
 pub const MAX_BYTES: usize = 256 * 1024;
 
-/// `2025-11-08T14:22:31Z"}`: what an attempt appends.
+/// The size of `2025-11-08T14:22:31Z"}`, which an attempt appends.
 const CLOSING_BYTES: usize = 22;
 
 const DATA: &str = ",\"data\":";
@@ -22,22 +22,22 @@ const OCCURRED_AT: &str = ",\"occurredAt\":";
 #[serde(transparent)]
 pub struct OpenBody(String);
 
-/// What the body says beside its data.
+/// The members of a body other than its data.
 #[derive(Clone, Copy, Debug)]
 pub struct Envelope<'a> {
     pub id: EventId,
     pub event: EventType,
     pub occurred_at: Timestamp,
-    /// The how-manieth event of its object it is, from 1.
+    /// Sequence number of this event for its object, starting at 1.
     pub sequence: u32,
-    /// `--cluster-name`, where it is set.
+    /// `--cluster-name`, if set.
     pub cluster: Option<&'a str>,
-    /// It is a test's sample.
+    /// This is a test event.
     pub test: bool,
 }
 
-/// Writes all but the time of the attempt. Beyond [`MAX_BYTES`] `metrics` goes, then the largest members of `data`, one
-/// by one, and `"truncated":true` says so.
+/// Writes everything but the time of the attempt. If the body exceeds [`MAX_BYTES`], `metrics` is dropped first, then
+/// the largest members of `data`, one by one, and `"truncated":true` is added.
 #[must_use]
 pub fn open(envelope: Envelope<'_>, mut data: Data) -> OpenBody {
     let mut truncated = data.truncated;
@@ -85,7 +85,7 @@ fn write(envelope: Envelope<'_>, data: &Data, truncated: bool) -> String {
 }
 
 impl OpenBody {
-    /// The whole body of an attempt made at this time, told in whole seconds, UTC.
+    /// Returns the whole body of an attempt at this time. The time is written in whole seconds, UTC.
     #[must_use]
     pub fn close(&self, delivered_at: Timestamp) -> String {
         let whole = Timestamp::from_second(delivered_at.as_second()).unwrap_or(delivered_at);
@@ -96,58 +96,59 @@ impl OpenBody {
         body
     }
 
-    /// The body up to the value of `deliveredAt`.
+    /// Returns the body up to the value of `deliveredAt`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The value of `occurredAt`; `None` in a text that [`open`] did not write.
+    /// Returns the value of `occurredAt`, or `None` if [`open`] did not write the text.
     #[must_use]
     pub fn occurred_at(&self) -> Option<Timestamp> {
-        // The last is the envelope's: what comes after it is no object, and a quote within a string is escaped.
+        // The last match belongs to the envelope: no object follows it, and quotes within strings are escaped.
         let (_, value) = self.0.rsplit_once(OCCURRED_AT)?;
         let (value, _) = value.strip_prefix('"')?.split_once('"')?;
         value.parse().ok()
     }
 
-    /// The JSON of `data`; `None` in a text that [`open`] did not write.
+    /// Returns the JSON of `data`, or `None` if [`open`] did not write the text.
     #[must_use]
     pub fn data(&self) -> Option<&str> {
-        // The first is the envelope's: what comes before it are an id and a name.
+        // The first match belongs to the envelope: only an ID and a name precede it.
         let (_, rest) = self.0.split_once(DATA)?;
-        // The last is the envelope's, as in `occurred_at`.
+        // The last match belongs to the envelope, as in `occurred_at`.
         rest.rsplit_once(OCCURRED_AT).map(|(data, _)| data)
     }
 
-    /// The members between `occurredAt` and `deliveredAt`, from `"sequence":` on; `None` in a text that [`open`] did not write.
+    /// Returns the members between `occurredAt` and `deliveredAt`, from `"sequence":` on, or `None` if [`open`] did not
+    /// write the text.
     #[must_use]
     pub fn rest(&self) -> Option<&str> {
-        // The last is the envelope's, as in `occurred_at`.
+        // The last match belongs to the envelope, as in `occurred_at`.
         let (_, rest) = self.0.rsplit_once(OCCURRED_AT)?;
         let (_, rest) = rest.strip_prefix('"')?.split_once("\",")?;
         rest.strip_suffix(DELIVERED_AT)
     }
 
-    /// Whether something of `data` had to go.
+    /// Reports whether members of `data` were dropped.
     #[must_use]
     pub fn is_truncated(&self) -> bool {
         self.0.strip_suffix(DELIVERED_AT).is_some_and(|rest| rest.ends_with(TRUNCATED))
     }
 
-    /// A body that was kept as text, as [`Self::as_str`] gave it.
+    /// Restores a body from the text that [`Self::as_str`] returned.
     #[must_use]
     pub fn stored(text: String) -> Self {
         Self(text)
     }
 
-    /// How many bytes are kept.
+    /// Returns the stored size in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether nothing is kept, which never is.
+    /// Reports whether the stored text is empty, which never happens.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -1,7 +1,8 @@
-//! The body in formats that others have specified.
+//! The body in formats that other specifications define.
 //!
-//! Each is derived from the native body, which alone is kept: so a retry, a replay after a crash and a redelivery say the same. None holds
-//! the time of the attempt, so that one copy serves every attempt that is under way.
+//! Each form is derived from the native body, which is the only one stored, so a retry, a replay after a crash and a
+//! redelivery send the same content. No form contains the time of the attempt, so one copy serves all attempts in
+//! flight.
 
 use std::{
     borrow::Cow,
@@ -14,48 +15,48 @@ use serde::Deserialize;
 
 use super::{Event, EventType, json};
 
-/// What stands before an event's name in a `CloudEvents` type.
+/// The prefix of an event's name in a `CloudEvents` type.
 const TYPE_PREFIX: &str = "io.llmtune.";
-/// All but what RFC 3986 calls unreserved.
+/// All characters except the unreserved ones of RFC 3986.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// How a Webhook's deliveries are written.
+/// The format of a Webhook's deliveries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// As the operator's own documentation says ([`super::body`]).
+    /// The operator's own format ([`super::body`]).
     #[default]
     LlmTune,
-    /// As a specification of others says.
+    /// A format that another specification defines.
     Derived(Derived),
 }
 
-/// A format that others have specified.
+/// The formats that other specifications define.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Derived {
     /// Standard Webhooks 1.0.0.
     StandardWebhooks,
     /// `CloudEvents` 1.0, HTTP protocol binding 3.1: attributes in headers, the body is `data`.
     CloudEventsBinary,
-    /// `CloudEvents` 1.0, HTTP protocol binding 3.2 and JSON event format: all in the body.
+    /// `CloudEvents` 1.0, HTTP protocol binding 3.2 and JSON event format: everything in the body.
     CloudEventsStructured,
 }
 
-/// An event in a derived format: what every attempt of it says to every subscriber.
+/// An event in a derived format. All attempts to all subscribers share it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Form {
-    /// The names and values of attributes that stand beside the body; only of [`Derived::CloudEventsBinary`].
+    /// The names and values of attributes outside the body; only for [`Derived::CloudEventsBinary`].
     pub attributes: Vec<(&'static str, String)>,
-    /// The body; at most the native one's size and 2 KiB.
+    /// The body; at most 2 KiB larger than the native one.
     pub body: Bytes,
 }
 
-/// The forms of one event that attempts are using just now. What only waits is not kept twice.
+/// The forms of one event that attempts in flight use. An event that only waits has none.
 #[derive(Debug, Default)]
 pub struct Forms([Mutex<Weak<Form>>; 3]);
 
 impl Event {
-    /// The event in this format, made once for all attempts that are under way; `None` where the kept body is not one that
-    /// [`super::body::open`] wrote.
+    /// Returns the event in this format, created once for all attempts in flight, or `None` if [`super::body::open`]
+    /// did not write the stored body.
     #[must_use]
     pub fn form(&self, format: Derived) -> Option<Arc<Form>> {
         let mut held = self.forms.0[format as usize].lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,7 +90,7 @@ fn derive(event: &Event, format: Derived) -> Option<Form> {
     }
 }
 
-/// The event's id stands in a header and is signed with it, so that the body does not repeat it.
+/// The event's ID is in a signed header, so the body does not repeat it.
 fn standard_webhooks(event: &Event, data: &str) -> Option<String> {
     let rest = event.body.rest()?;
     let mut out = String::with_capacity(event.body.len());
@@ -125,13 +126,14 @@ fn structured(attributes: Attributes, data: &str) -> String {
     out
 }
 
-/// The attributes of a `CloudEvent` beside `specversion` and `datacontenttype`: texts, and those that are only ever true.
+/// The attributes of a `CloudEvent` except `specversion` and `datacontenttype`: texts, and flags that are present only
+/// if true.
 struct Attributes {
     texts: Vec<(&'static str, String)>,
     flags: Vec<&'static str>,
 }
 
-/// What of `data` names the object.
+/// The members of `data` that identify the object.
 #[derive(Deserialize)]
 struct Named<'a> {
     #[serde(borrow)]
@@ -140,7 +142,7 @@ struct Named<'a> {
     namespace: Cow<'a, str>,
 }
 
-/// What the native body says after `occurredAt`.
+/// The members of the native body after `occurredAt`.
 #[derive(Deserialize)]
 struct Rest<'a> {
     sequence: u32,
@@ -180,7 +182,7 @@ impl Attributes {
             ("type", format!("{TYPE_PREFIX}{}", event.event_type.name())),
             ("subject", name.into_owned()),
             ("time", event.body.occurred_at()?.to_string()),
-            // The extension of this name wants texts that sort as what they count.
+            // The `sequence` extension requires strings whose lexicographic order is the numeric order.
             ("sequence", format!("{sequence:010}")),
         ];
         texts.extend(cluster.map(|cluster| ("cluster", cluster.into_owned())));

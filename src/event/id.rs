@@ -1,5 +1,5 @@
-//! Ids of events and deliveries: hashes of what names the occurrence in the object itself. Nothing random and no clock, so
-//! that a replay after a crash, or the loss of the ledger, makes the same id again.
+//! IDs of events and deliveries: hashes of what identifies the occurrence in the object itself. They use no randomness
+//! and no clock, so a replay after a crash, or after loss of the ledger, produces the same ID.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ pub struct EventId(u128);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveryId(u128);
 
-/// What names an occurrence in the object itself.
+/// The part of the object that identifies an occurrence.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum OccurrenceName {
     /// The `startedAt` of the run.
@@ -28,13 +28,13 @@ pub enum OccurrenceName {
     Threshold { threshold: String, generation: i64 },
 }
 
-/// Stands for a text that is too long to be remembered.
+/// The hash of a text that is too long to store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint(u128);
 
 impl EventId {
-    /// The id of the `count`th event (from 1) that bears this name. The epoch of the record enters only from the second
-    /// on: counts are known to the ledger alone, and a new ledger must not make an old id again.
+    /// Creates the ID of the `count`th event with this name, starting at 1. The record's epoch is included only from
+    /// the second on: only the ledger knows counts, and a new ledger must not repeat an old ID.
     #[must_use]
     pub fn new(source: &str, uid: Uid, event: EventType, name: &OccurrenceName, count: u32, epoch: u64) -> Self {
         let mut hash = Sha256::new();
@@ -64,7 +64,7 @@ impl EventId {
         Self(truncate(hash))
     }
 
-    /// The id of a test that the object of this uid asks for.
+    /// Returns the ID of a test event that the object with this UID requests.
     #[must_use]
     pub fn of_test(uid: Uid) -> Self {
         let mut hash = Sha256::new();
@@ -73,7 +73,7 @@ impl EventId {
         Self(truncate(hash))
     }
 
-    /// Parses what [`fmt::Display`] writes.
+    /// Parses the output of [`fmt::Display`].
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let digits = text.strip_prefix("evt_").filter(|digits| digits.len() == 32)?;
@@ -81,7 +81,7 @@ impl EventId {
         lower.then(|| u128::from_str_radix(digits, 16).ok().map(Self))?
     }
 
-    /// Which of `shards` parts of the ledger's snapshot the event belongs to.
+    /// Returns the shard of the ledger's snapshot that holds the event.
     #[must_use]
     pub const fn shard(self, shards: usize) -> usize {
         (self.0 % shards as u128) as usize
@@ -102,7 +102,7 @@ impl<'de> Deserialize<'de> for EventId {
 }
 
 impl Fingerprint {
-    /// The fingerprint of a text.
+    /// Hashes a text.
     #[must_use]
     pub fn of(text: &str) -> Self {
         let mut hash = Sha256::new();
@@ -125,7 +125,7 @@ impl<'de> Deserialize<'de> for Fingerprint {
 }
 
 impl DeliveryId {
-    /// The id of an event's delivery to the Webhook of that uid.
+    /// Creates the ID of an event's delivery to the Webhook with this UID.
     #[must_use]
     pub fn new(event: EventId, webhook: Uid) -> Self {
         let mut hash = Sha256::new();
@@ -134,23 +134,23 @@ impl DeliveryId {
         Self(truncate(hash))
     }
 
-    /// The name of the delivery's `WebhookDelivery`: names of objects hold no underscore.
+    /// Returns the name of the delivery's `WebhookDelivery`. Object names cannot contain underscores.
     #[must_use]
     pub fn object_name(self) -> String {
         format!("dlv-{:032x}", self.0)
     }
 }
 
-/// What names an attempt in traces (W3C Trace Context, 3.2): the event is the trace, each attempt a span of its own. The sampled flag is
-/// set, so that receivers which leave the decision to the caller record it.
+/// Returns the `traceparent` of an attempt (W3C Trace Context, 3.2). The event is the trace, and each attempt is a
+/// span. The sampled flag is set, so that receivers that follow the caller's decision record the span.
 #[must_use]
 pub fn traceparent(event: EventId, delivery: DeliveryId, attempt: u32) -> String {
-    // No id is all zeros.
+    // An ID of all zeros is invalid.
     let (trace, span) = (event.0.max(1), (delivery.0 as u64 ^ u64::from(attempt)).max(1));
     format!("00-{trace:032x}-{span:016x}-01")
 }
 
-/// Feeds one field behind its length, so that no two lists of fields feed the same bytes.
+/// Hashes one field after its length, so that two different lists of fields never hash the same bytes.
 fn field(hash: &mut Sha256, bytes: &[u8]) {
     hash.update((bytes.len() as u64).to_be_bytes());
     hash.update(bytes);

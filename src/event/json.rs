@@ -1,4 +1,4 @@
-//! JSON exactly as ECMAScript's `JSON.stringify` writes it, so that a receiver which verifies the signature over
+//! JSON exactly as ECMAScript's `JSON.stringify` writes it. A receiver that verifies the signature over
 //! `JSON.stringify(JSON.parse(body))` gets the bytes that were signed.
 //!
 //! Source of the rules: ECMA-262, `Number::toString`, `QuoteJSONString`, `OrdinaryOwnPropertyKeys`.
@@ -34,7 +34,7 @@ pub fn write_string(out: &mut String, text: &str) {
     out.push('"');
 }
 
-/// Appends a number as the double that it is; `null` for what JSON cannot say (NaN, infinities).
+/// Appends a number as a double; `null` for values that JSON does not have (NaN, infinities).
 pub fn write_number(out: &mut String, number: f64) {
     if number.is_finite() {
         out.push_str(ryu_js::Buffer::new().format_finite(number));
@@ -43,8 +43,8 @@ pub fn write_number(out: &mut String, number: f64) {
     }
 }
 
-/// The double that ECMAScript reads an integer as, where it prints all its digits; `None` where another number would arrive, which begins
-/// beyond 2^53.
+/// Returns the double that ECMAScript reads for an integer, if it prints all digits of the integer. Returns `None` if
+/// the receiver would get another number, which happens only beyond 2^53.
 #[must_use]
 pub fn exact_double(integer: i128) -> Option<f64> {
     let double = integer as f64;
@@ -52,8 +52,8 @@ pub fn exact_double(integer: i128) -> Option<f64> {
     (printed == Ok(integer)).then_some(double)
 }
 
-/// Appends an object whose keys are distinct: integer-like keys first, ascending, the others in the order given; no
-/// `__proto__`, which an assignment in JavaScript would swallow.
+/// Appends an object with distinct keys: integer-like keys first, ascending, then the others in the given order. Skips
+/// `__proto__`, which an assignment in JavaScript would drop.
 pub fn write_object<'a, V>(
     out: &mut String,
     members: impl IntoIterator<Item = (&'a str, V)>,
@@ -82,7 +82,7 @@ pub fn write_object<'a, V>(
     out.push('}');
 }
 
-/// ECMA-262 6.1.7: a canonical numeric string from 0 to 2^32 - 2 is an array index, and such keys are ordered first.
+/// ECMA-262 6.1.7: a canonical numeric string from 0 to 2^32 - 2 is an array index. Such keys come first.
 fn array_index(key: &str) -> Option<u32> {
     let canonical = key == "0" || (!key.starts_with('0') && !key.is_empty() && key.len() <= 10);
     if !canonical || !key.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,5 +1,5 @@
-//! Events: what happened to an object. The names, the lifecycles that decide when one occurs, its id, its payload and the
-//! bytes of its body. Pure: no client, no clock, no randomness.
+//! Events: their names, the lifecycles that decide when one occurs, their IDs, payloads and body bytes. Pure: no
+//! client, no clock, no randomness.
 
 pub mod amount;
 pub mod body;
@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use id::EventId;
 use object::{Facts, Object, ServingFacts, TrainingFacts, Uid, UsageFacts};
 
-/// What can happen, by the name that subscribers use.
+/// The event types, with the names that subscribers use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum EventType {
@@ -38,7 +38,7 @@ pub enum EventType {
 }
 
 impl EventType {
-    /// Every event, in the order of the documentation.
+    /// Every event type, in the order of the documentation.
     pub const ALL: [Self; 9] = [
         Self::TrainingStarted,
         Self::TrainingCompleted,
@@ -51,13 +51,13 @@ impl EventType {
         Self::UsageThresholdReached,
     ];
 
-    /// The event of this name.
+    /// Returns the event type of this name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|event| event.name() == name)
     }
 
-    /// An object of the kind that such events are about, of which nothing but its name is known.
+    /// Creates an object of the kind that this event is about, with nothing but its identity.
     #[must_use]
     pub fn outline(self, uid: Uid, namespace: String, name: String) -> Object {
         let facts = match self {
@@ -83,7 +83,7 @@ impl EventType {
         }
     }
 
-    /// The event's name, such as `training.started`.
+    /// Returns the event type's name, such as `training.started`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -106,12 +106,12 @@ impl fmt::Display for EventType {
     }
 }
 
-/// A set of events, as `spec.events` names it.
+/// A set of event types, as in `spec.events`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EventSet(u16);
 
 impl EventSet {
-    /// The events that the patterns select: names, `family.*`, `*`. A pattern that selects nothing is returned as the error.
+    /// Parses patterns: names, `family.*` or `*`. Fails with the first pattern that selects nothing.
     pub fn parse<S: AsRef<str>>(patterns: &[S]) -> Result<Self, String> {
         let mut set = Self::default();
         for pattern in patterns.iter().map(AsRef::as_ref) {
@@ -134,29 +134,28 @@ impl EventSet {
         Ok(set)
     }
 
-    /// Whether the set holds the event.
+    /// Reports whether the set contains the event type.
     #[must_use]
     pub const fn contains(self, event: EventType) -> bool {
         self.0 & (1 << event as u8) != 0
     }
 }
 
-/// One event, shared by all deliveries of it.
+/// One event, shared by all its deliveries.
 #[derive(Debug)]
 pub struct Event {
     /// The same for every subscriber, retry and replay.
     pub id: EventId,
-    /// What happened.
     pub event_type: EventType,
-    /// The object that it happened to, for ordering, matching and reporting.
+    /// The object of the event, for ordering, matching and reporting.
     pub object: Arc<Object>,
-    /// When the operator learned of it.
+    /// The time at which the operator observed it.
     pub observed_at: Timestamp,
-    /// The how-manieth event of its object it is, from 1.
+    /// Sequence number of this event for its object, starting at 1.
     pub sequence: u32,
     /// The body up to the value of `deliveredAt` (see [`body`]).
     pub body: body::OpenBody,
-    /// The same in other formats, as attempts need it.
+    /// The event in other formats, created for attempts.
     pub forms: format::Forms,
 }
 
@@ -251,13 +250,13 @@ mod tests {
         };
         let ordinary = Recalled::default;
         assert_eq!(occurred(facts(Some(at(1)), Some(at(2))), 1, ordinary()), (at(2), true));
-        // The start was told when it was observed, later than the end.
+        // The start was observed later than the end.
         let observed = Recalled { start_was_observed: true, ..Recalled::default() };
         assert_eq!(occurred(facts(None, Some(at(2))), 1, observed), (at(9), true));
-        // The object's clock is ahead, or it tells times that cannot be.
+        // The object's clock is ahead, or it reports impossible times.
         assert_eq!(occurred(facts(Some(at(30)), None), 1, ordinary()), (at(30), false));
         assert_eq!(occurred(facts(Some(at(3)), Some(at(2))), 1, ordinary()), (at(3), true));
-        // Of a later run, it is left over from the one before.
+        // In a later run, the completion time is left over from the run before.
         assert_eq!(occurred(facts(Some(at(3)), Some(at(2))), 2, ordinary()), (at(9), false));
         // A resumed run began at its first start.
         let resumed = Recalled { started_at: Some(at(1)), ..Recalled::default() };
@@ -273,7 +272,7 @@ mod tests {
             ..TrainingFacts::default()
         };
         let object = job(facts);
-        let told = |recalled| {
+        let text = |recalled| {
             let (event, name) = (EventType::TrainingFailed, OccurrenceName::Generation(1));
             let occurrence = Occurrence { event, name, count: 1, status: Some("cancelled"), run: 1, recalled };
             let data = payload::data(&object, &occurrence).members;
@@ -281,11 +280,11 @@ mod tests {
             data.into_iter().find(|(name, _)| *name == "error").map(|(_, text)| text)
         };
         let all = "{\"reason\":\"Stopped\",\"message\":\"step 3\"}";
-        assert_eq!(told(Recalled::default()).as_deref(), Some(all));
+        assert_eq!(text(Recalled::default()).as_deref(), Some(all));
         let message = Recalled { stale: Stale { reason: false, message: true }, ..Recalled::default() };
-        assert_eq!(told(message.clone()).as_deref(), Some("{\"reason\":\"Stopped\"}"));
-        assert_eq!(told(Recalled { stale: Stale { reason: true, message: true }, ..message }), None);
-        assert_eq!(told(Recalled { gone: true, ..Recalled::default() }), None);
+        assert_eq!(text(message.clone()).as_deref(), Some("{\"reason\":\"Stopped\"}"));
+        assert_eq!(text(Recalled { stale: Stale { reason: true, message: true }, ..message }), None);
+        assert_eq!(text(Recalled { gone: true, ..Recalled::default() }), None);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! An observed object: its identity, its labels, and the facts that its lifecycle and its events need. Sources make it
-//! from what the apiserver sends; nothing else of the object is kept.
+//! An observed object: its identity, its labels, and the facts that its lifecycle and its events need. Sources create
+//! it from the apiserver's data and keep nothing else of the object.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -11,16 +11,17 @@ use super::{
     json,
 };
 
-/// A watch: one source's kind in one scope. Numbered by the operator, in the order of its configuration.
+/// A watch: one source's kind in one scope. The operator assigns the numbers in the order of its configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WatchId(pub u16);
 
-/// An object's uid, 16 bytes instead of 36 characters.
+/// An object's UID, in 16 bytes instead of 36 characters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Uid(u128);
 
 impl Uid {
-    /// Parses the canonical form, `8-4-4-4-12` lower-case hexadecimal digits, in which the apiserver writes every uid.
+    /// Parses the canonical form of a UUID, `8-4-4-4-12` lower-case hexadecimal digits, which the apiserver uses for
+    /// every UID.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = text.as_bytes();
@@ -41,13 +42,13 @@ impl Uid {
         Some(Self(value))
     }
 
-    /// Which of `shards` parts of the ledger's snapshot the object's record belongs to.
+    /// Returns the shard of the ledger's snapshot that holds the object's record.
     #[must_use]
     pub const fn shard(self, shards: usize) -> usize {
         (self.0 % shards as u128) as usize
     }
 
-    /// A uid of the given value, for what has none and for tests.
+    /// Creates a UID from a number, for tests and for objects without one.
     #[must_use]
     pub const fn from_u128(value: u128) -> Self {
         Self(value)
@@ -88,7 +89,6 @@ impl<'de> Deserialize<'de> for Uid {
     }
 }
 
-/// Labels by key.
 pub type Labels = BTreeMap<String, String>;
 
 /// An object as its source read it.
@@ -97,34 +97,35 @@ pub type Labels = BTreeMap<String, String>;
 pub struct Object {
     /// `metadata.uid`.
     pub uid: Uid,
-    /// `metadata.resourceVersion`; versions of one resource compare from Kubernetes 1.35 on.
+    /// `metadata.resourceVersion`. Versions of one resource are comparable since Kubernetes 1.35.
     pub version: u64,
-    /// `metadata.generation`, 0 where there is none.
+    /// `metadata.generation`, or 0 if there is none.
     pub generation: i64,
     /// `metadata.namespace`.
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
-    /// Its kind, where the lifecycle does not tell it: that of a `WebhookSource`.
+    /// The kind, for an object of a `WebhookSource`. Otherwise the lifecycle implies it.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "super::shared")]
     pub kind: Option<Arc<ObjectKind>>,
     /// `metadata.labels`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: Labels,
-    /// The labels of its Namespace when it was observed; `None` where they were not known, or no `ClusterWebhook` asked for them.
+    /// The labels of the Namespace when the object was observed; `None` if they were unknown or no `ClusterWebhook`
+    /// needed them.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "super::shared")]
     pub namespace_labels: Option<Arc<Labels>>,
-    /// `metadata.annotations` without kubectl's copy of the object; `None` where they were not kept: no filter asked for them
-    /// when it was seen, or there are more than 16 KiB of them.
+    /// `metadata.annotations` without kubectl's copy of the object; `None` if they were not kept, because no filter
+    /// needed them when the object was observed or because they exceed 16 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotations: Option<BTreeMap<String, String>>,
     /// `metadata.creationTimestamp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<Timestamp>,
-    /// Its controller is itself of a watched kind, which speaks for it.
+    /// Its controller is itself of a watched kind, and sends the events instead.
     #[serde(skip)]
     pub owned: bool,
-    /// What its lifecycle looks at and its events tell.
+    /// The facts that the lifecycle and the events use.
     pub facts: Facts,
 }
 
@@ -132,14 +133,14 @@ pub struct Object {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectKind {
-    /// Group and version; of the core group the version alone.
+    /// Group and version, or the version alone for the core group.
     pub api_version: String,
     /// The kind's name in CamelCase.
     pub kind: String,
 }
 
 impl Object {
-    /// Whether the other tells the same in a newer version.
+    /// Reports whether the objects are equal except for their version.
     #[must_use]
     pub fn differs_in_version_alone(&self, other: &Self) -> bool {
         let Self {
@@ -172,7 +173,7 @@ impl Object {
             )
     }
 
-    /// The object without its facts, its annotations and its Namespace's labels: what reporting looks at.
+    /// Returns the object without its facts, annotations and Namespace labels. This is what reporting needs.
     #[must_use]
     pub fn outline(&self) -> Self {
         let facts = match self.facts {
@@ -197,11 +198,8 @@ impl Object {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Facts {
-    /// A training job's.
     Training(TrainingFacts),
-    /// A model deployment's.
     Serving(ServingFacts),
-    /// A usage figure's.
     Usage(UsageFacts),
 }
 
@@ -217,7 +215,7 @@ pub enum TrainingStage {
 }
 
 impl TrainingStage {
-    /// The stage named by `status.phase`; `None` for a word that is not one, which moves nothing.
+    /// Parses `status.phase`. Returns `None` for an unknown phase, which changes no stage.
     #[must_use]
     pub fn parse(phase: &str) -> Option<Self> {
         Some(match phase {
@@ -231,18 +229,18 @@ impl TrainingStage {
         })
     }
 
-    /// Whether a run has ended in this stage.
+    /// Reports whether a run has ended in this stage.
     #[must_use]
     pub const fn is_finished(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 }
 
-/// What a training job says of itself.
+/// The facts of a training job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TrainingFacts {
-    /// `None`: no stage that we know; moves nothing.
+    /// `None` for an unknown stage, which changes nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<TrainingStage>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -256,10 +254,10 @@ pub struct TrainingFacts {
     /// At most 64 numbers and strings, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, Metric>,
-    /// They are longer than a body may be, so that none would have them: they are not kept.
+    /// The metrics were dropped because they are larger than the maximum body.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub metrics_too_long: bool,
-    /// How much of the training is done, in percent: from 0 to 100. A `TrainingJob` tells that among its metrics, where it does.
+    /// Progress in percent, from 0 to 100. A `TrainingJob` reports it among its metrics, if at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -270,12 +268,12 @@ pub struct TrainingFacts {
     pub reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// A new `startedAt` before the run's end is a resumption or a retry, and no new run.
+    /// A new `startedAt` before the end of the run is a resumption or a retry, not a new run.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub continues: bool,
 }
 
-/// One figure of a training.
+/// A metric of a training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Metric {
@@ -284,7 +282,7 @@ pub enum Metric {
 }
 
 impl Metric {
-    /// An integer of an object: a number where receivers read all its digits, else text.
+    /// Converts an integer: to a number if receivers read all its digits, otherwise to text.
     #[must_use]
     pub fn integer(integer: i128) -> Self {
         json::exact_double(integer).map_or_else(|| Self::Text(integer.to_string()), Self::Number)
@@ -294,9 +292,9 @@ impl Metric {
 /// The stages of the serving lifecycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ServingStage {
-    /// Nothing to announce: not observed available.
+    /// Not observed available yet.
     Pending,
-    /// At least one replica serves; a rollout may be under way.
+    /// At least one replica serves; a rollout may be in progress.
     Available,
     /// A rollout is complete, with at least one replica.
     Deployed,
@@ -305,7 +303,7 @@ pub enum ServingStage {
 }
 
 impl ServingStage {
-    /// The stage of this name; `None` for a word that is none.
+    /// Parses a stage's name. Returns `None` for an unknown name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Some(match name {
@@ -318,11 +316,11 @@ impl ServingStage {
     }
 }
 
-/// What a model deployment says of itself.
+/// The facts of a model deployment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServingFacts {
-    /// `None`: its status speaks of an older generation; moves nothing.
+    /// `None` if the status describes an older generation, which changes nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<ServingStage>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -331,17 +329,18 @@ pub struct ServingFacts {
     pub model_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// What names the rollout that is complete, where something does: a model may be named before its rollout begins.
+    /// The revision of the completed rollout, if the object names one: the model may be named before its rollout
+    /// begins.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// The newest rollout has been complete once, whatever the availability is now.
+    /// The newest rollout was complete once, whatever the availability is now.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub rolled_out: bool,
-    /// An autoscaler idles it: being at zero is no pause.
+    /// An autoscaler scales it to zero while idle, so zero replicas are not a pause.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub autoscaled: bool,
 }
@@ -350,28 +349,28 @@ pub struct ServingFacts {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct UsageFacts {
-    /// What is measured: the query, or a quota's `NAME/RESOURCE`.
+    /// The measured metric: the query, or a quota's `NAME/RESOURCE`.
     pub metric: String,
     pub value: Amount,
-    /// What percentages are of; above zero.
+    /// The limit that percentages refer to; greater than zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<Amount>,
     /// In the order of the spec; at most 32.
     pub thresholds: Vec<Level>,
-    /// How far below a threshold the figure must be for that to be armed again. A percentage is of the limit, and of the threshold where
-    /// there is none.
+    /// The distance below a threshold at which the threshold is armed again. A percentage refers to the limit, or to
+    /// the threshold if there is no limit.
     pub hysteresis: Level,
-    /// How long the figure must be at or above a threshold.
+    /// The time for which the figure must stay at or above a threshold.
     pub hold: Duration,
-    /// What the figure counts, such as `tokens`.
+    /// The unit of the figure, such as `tokens`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
-    /// When it was measured.
+    /// The time of the measurement.
     pub observed_at: Timestamp,
 }
 
 impl UsageFacts {
-    /// How many percent of the limit the value is, rounded down to three decimals; `None` without a limit.
+    /// Returns the value in percent of the limit, rounded down to three decimals; `None` without a limit.
     #[must_use]
     pub fn percent(&self) -> Option<Amount> {
         self.limit.as_ref().and_then(|limit| self.value.percent_of(limit))

@@ -1,4 +1,4 @@
-//! The payload (`data`) of each event: which facts a receiver is told, under which names. What is not known is left out.
+//! The payload (`data`) of each event: the facts that a receiver gets, and their names. Unknown facts are left out.
 
 use jiff::Timestamp;
 
@@ -11,12 +11,12 @@ use super::{
     object::{Facts, Metric, Object, ServingFacts, TrainingFacts, UsageFacts},
 };
 
-/// What `data` is made of.
+/// The content of `data`.
 #[derive(Debug, Default)]
 pub struct Data {
-    /// Its members: name and JSON text, in the order in which they are written.
+    /// The members, name and JSON, in the order in which they are written.
     pub members: Vec<(&'static str, String)>,
-    /// Something was too large for it.
+    /// Facts were dropped because they are too large.
     pub truncated: bool,
 }
 
@@ -39,7 +39,7 @@ impl Data {
         }
     }
 
-    /// A number, as the double that is nearest to it; text where that would be another amount.
+    /// Adds a number as the nearest double, or as text if the double would be another amount.
     fn amount(&mut self, name: &'static str, value: Option<&Amount>) {
         let Some(value) = value else { return };
         let Some(double) = value.printed_double() else { return self.text(name, &value.to_string()) };
@@ -49,7 +49,7 @@ impl Data {
     }
 }
 
-/// What a receiver is told of this occurrence.
+/// Returns the payload of an occurrence.
 #[must_use]
 pub fn data(object: &Object, occurrence: &Occurrence) -> Data {
     match &object.facts {
@@ -59,8 +59,8 @@ pub fn data(object: &Object, occurrence: &Occurrence) -> Data {
     }
 }
 
-/// When the event occurred: the object's own word for it, where it has one, else when it was observed, in milliseconds. A run never ends
-/// before it started.
+/// Returns the time of the event: the object's own time if it has one, otherwise the time of observation, in
+/// milliseconds. A run never ends before it started.
 #[must_use]
 pub fn occurred_at(object: &Object, occurrence: &Occurrence, observed_at: Timestamp) -> Timestamp {
     let observed_at = Timestamp::from_millisecond(observed_at.as_millisecond()).unwrap_or(observed_at);
@@ -76,12 +76,12 @@ pub fn occurred_at(object: &Object, occurrence: &Occurrence, observed_at: Timest
     }
 }
 
-/// When the run began, as its start told it.
+/// Returns the start of the run, as its start event reported it.
 fn began_at(facts: &TrainingFacts, occurrence: &Occurrence) -> Option<Timestamp> {
     occurrence.recalled.started_at.or(facts.started_at)
 }
 
-/// When the run ended. Of a later run, a time before its start is left over from an earlier one.
+/// Returns the end of the run. In a later run, a time before its start is left over from an earlier run.
 fn completed_at(facts: &TrainingFacts, occurrence: &Occurrence) -> Option<Timestamp> {
     let began = began_at(facts, occurrence).filter(|_| occurrence.run > 1);
     facts.completed_at.filter(|ended| !occurrence.recalled.gone && began.is_none_or(|began| began <= *ended))
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn an_amount_beyond_doubles_is_told_as_text() {
-        for (amount, told) in [
+        for (amount, text) in [
             ("0.1", "0.1"),
             ("9007199254740992", "9007199254740992"),
             ("9007199254740993", "\"9007199254740993\""),
@@ -203,7 +203,7 @@ mod tests {
         ] {
             let mut data = Data::default();
             data.amount("value", Some(&Amount::quantity(amount).unwrap()));
-            assert_eq!(data.members, [("value", told.to_owned())]);
+            assert_eq!(data.members, [("value", text.to_owned())]);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The sample payload of any event, for the test of a Webhook.
+//! Sample events, for tests of a Webhook.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,12 +15,13 @@ use super::{
     payload,
 };
 
-/// What every sample is named.
+/// The name of the sample object.
 const NAME: &str = "sample";
-/// The threshold that a sample is about.
+/// The threshold that the sample reaches.
 const THRESHOLD: &str = "80%";
 
-/// A sample of this event, marked as a test. `uid`: of the object that asks for it, which names the event.
+/// Creates a sample of this event, marked as a test. `uid` belongs to the object that requests the test and determines
+/// the event's ID.
 #[must_use]
 pub fn sample(event: EventType, uid: Uid, namespace: &str, cluster: Option<&str>, now: Timestamp) -> Event {
     let started_at = now.checked_sub(SignedDuration::from_mins(42)).unwrap_or(now);

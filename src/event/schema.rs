@@ -1,11 +1,12 @@
-//! The JSON Schema (2020-12) of the bodies in the native format, for receivers. It describes what is sent and leaves room for members to
-//! come: a test holds it, closed, against the bodies of every event.
+//! The JSON Schema (2020-12) of bodies in the native format, for receivers. It allows members that later releases add.
+//! A test validates the bodies of all events against a version without additional members.
 
 use serde_json::{Map, Value, json};
 
 use super::EventType;
 
-/// The schema of a body; that of an event's `data` alone is `#/$defs/EVENT`, such as `#/$defs/training.completed`.
+/// Returns the schema of a body. The schema of an event's `data` is `#/$defs/EVENT`, such as
+/// `#/$defs/training.completed`.
 #[must_use]
 pub fn schema() -> Value {
     let data = EventType::ALL.map(|event| (event.name().to_owned(), data(event)));
@@ -127,7 +128,7 @@ fn number(description: &str) -> Value {
     json!({"type": ["number", "string"], "description": description})
 }
 
-/// A time of RFC 3339, UTC.
+/// The schema of an RFC 3339 time in UTC.
 fn time(description: &str) -> Value {
     json!({"type": "string", "format": "date-time", "description": description})
 }

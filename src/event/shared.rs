@@ -1,10 +1,10 @@
-//! What several hold together, stored in the place of each.
+//! Serde functions for a value that several owners share. It is stored once per owner.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-// The signature that serde asks for.
+// Serde requires this signature.
 #[allow(clippy::ref_option)]
 pub fn serialize<T: Serialize, S: Serializer>(shared: &Option<Arc<T>>, serializer: S) -> Result<S::Ok, S::Error> {
     shared.as_deref().serialize(serializer)

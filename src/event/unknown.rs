@@ -1,15 +1,14 @@
-//! Members of a stored text that this release does not know: kept as they are, so that a rollback by one release loses
-//! nothing of what its successor wrote.
+//! Members of stored JSON that this release does not know. They are kept unchanged, so that a rollback by one release
+//! loses nothing that the newer release wrote.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-/// Unknown members; eight bytes where there are none.
+/// Unknown members. Takes eight bytes if there are none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Unknown(Option<Box<Map<String, Value>>>);
 
 impl Unknown {
-    /// No unknown members.
     pub const NONE: Self = Self(None);
 }
 

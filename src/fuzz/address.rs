@@ -1,4 +1,4 @@
-//! A URL and the addresses that its host resolves to: none is reached that the guard refuses.
+//! A URL and the addresses of its host: the client connects to no address that the guard refuses.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// A resolver that has one answer.
+/// A resolver with a fixed answer.
 struct Always(IpAddr);
 
 impl Resolve for Always {
@@ -34,7 +34,7 @@ impl Resolve for Always {
     }
 }
 
-/// Clients behind a guard that refuses every address, by name or as such: whatever is connected to has slipped through.
+/// Clients behind a guard that refuses every address, whether resolved or literal. Any connection is a failure.
 struct Shut {
     clients: Clients,
     runtime: Runtime,
@@ -58,22 +58,22 @@ impl Shut {
             return;
         }
         let (class, text) = describe_error(&error, limit, Redaction::None);
-        // TLS knows no such name, and so nobody is asked for it.
+        // TLS rejects such a name, so it is never resolved.
         let nameless = class == Class::Connect && text.ends_with("invalid dns name");
         assert!(class == Class::Address || nameless, "{url:?}: {text}");
         assert!(text.chars().count() <= 256, "{text}");
         let (_, secret) = describe_error(&error, limit, Redaction::Url);
-        assert!(TOLD_OF_A_SECRET.contains(&secret.as_str()), "{secret}");
+        assert!(URL_SECRET_ERRORS.contains(&secret.as_str()), "{secret}");
     }
 }
 
-/// All that is told of a URL that is a secret, so that it is the same whatever the URL.
-const TOLD_OF_A_SECRET: [&str; 2] = [
+/// All error texts about a URL in a Secret. They do not depend on the URL.
+const URL_SECRET_ERRORS: [&str; 2] = [
     "address refused: the host of the URL that spec.urlFrom names is where the operator sends nothing: write another, or have the platform team open its range with --allow-cidr",
     "cannot connect to the host and port of the URL that spec.urlFrom names: invalid dns name",
 ];
 
-/// The url as a spec's is read; `None` where it is refused.
+/// Reads the URL as in a spec. Returns `None` if it is rejected.
 fn read(url: &str) -> Option<Url> {
     let spec = json!({"url": url, "events": ["*"]});
     let plan = Plan::read(&serde_json::from_value(spec).unwrap(), "ns", false).dispatch.ok()?;
@@ -85,7 +85,7 @@ thread_local! {
     static SHUT: Shut = Shut::new();
 }
 
-/// What lies in a Secret is taken as a spec's would be, or not at all.
+/// Asserts that a URL in a Secret is either rejected or read like one in a spec.
 fn admit(url: &str) {
     let Ok(admitted) = url::admit(url, false) else { return };
     assert_eq!(read(url).as_ref(), Some(&admitted), "{url:?}");
@@ -93,7 +93,7 @@ fn admit(url: &str) {
     assert!(bare && admitted.host_str().is_some_and(|host| host.len() <= 253), "{url:?}");
 }
 
-/// A url, or a url's host: however it is written, a guard that refuses everything lets nothing be connected to.
+/// A URL or its host: however it is written, a guard that refuses everything prevents every connection.
 pub fn address(url: &[u8]) {
     let Ok(url) = str::from_utf8(url) else { return };
     admit(url);
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::fuzz::seeds;
 
-    /// An IPv4 address in any of the forms that the URL standard reads.
+    /// An IPv4 address in any form that the URL standard accepts.
     fn spelled_v4(address: Ipv4Addr) -> impl Strategy<Value = String> {
         let [a, b, c, d] = address.octets().map(u64::from);
         let parts = prop::sample::select(vec![
@@ -138,7 +138,7 @@ mod tests {
         })
     }
 
-    /// Other characters that become this one.
+    /// Replaces the character by another one that is normalized to it.
     fn dress_up(sign: char, dress: usize) -> String {
         let wide = |from: char, to: u32| char::from_u32(to + (sign as u32 - from as u32)).unwrap().to_string();
         match (sign, dress) {

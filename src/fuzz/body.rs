@@ -1,4 +1,4 @@
-//! A TrainingJob or a Deployment, up to the body of its event: that is a fixed point of JSON, within its bound.
+//! A TrainingJob's status, up to the body of its event: the body is a fixed point of JSON and within its bound.
 
 use serde::{
     Deserialize, Deserializer,
@@ -11,8 +11,7 @@ use crate::{
     source::{Source, training_job::TrainingJobs},
 };
 
-/// The status of a job that was running, as JSON: whatever it says, and if the job then goes, what is sent of it is bounded and
-/// what JavaScript makes of it again.
+/// Runs a job, sets its status to this JSON and deletes it. Every body sent is bounded and unchanged by JavaScript.
 pub fn body(status: &[u8]) {
     let Some(object) = str::from_utf8(status).ok().and_then(|status| job(3, status)) else { return };
     let Some(running) = job(2, r#"{"phase":"Running"}"#) else { return };
@@ -31,13 +30,13 @@ pub(super) fn job(version: u64, status: &str) -> Option<Object> {
     TrainingJobs::default().read(serde_json::from_str(&text).ok()?).ok()
 }
 
-/// Holds that a body is `JSON.stringify(JSON.parse(body))`.
+/// Asserts that a body equals `JSON.stringify(JSON.parse(body))`.
 pub(super) fn is_fixed(body: &str) {
     let Stringified(again) = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body}"));
     assert_eq!(again, body);
 }
 
-/// JSON as JavaScript writes what it has read.
+/// JSON as JavaScript writes it after reading it.
 struct Stringified(String);
 
 impl<'de> Deserialize<'de> for Stringified {
@@ -91,7 +90,7 @@ impl<'de> Visitor<'de> for Values {
         Ok(Stringified(format!("[{}]", texts.join(","))))
     }
 
-    /// Of members of one name the last value counts, at the place of the first.
+    /// If a name is repeated, the last value counts, at the place of the first.
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Stringified, A::Error> {
         let mut members: Vec<(String, String)> = Vec::new();
         while let Some((name, Stringified(value))) = map.next_entry::<String, Stringified>()? {
@@ -119,7 +118,7 @@ mod tests {
             any::<u64>().prop_map(|bits| f64::from_bits(bits).to_string()),
             "-?(0|[1-9][0-9]{0,40})(\\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?",
         ];
-        // Escapes of every kind, halves of surrogates among them.
+        // All kinds of escapes, including unpaired surrogates.
         let string = prop_oneof![
             "\"(\\\\u[0-9a-fA-F]{4}|\\\\u[dD][89abAB][0-9a-f]{2}|\\\\u[dD][c-fC-F][0-9a-f]{2}|\\\\[\"/bfnrt]|[ !#-\\[\\]-~]|\\PC){0,12}\"",
             Just("\"NaN\"".to_owned()),

@@ -1,16 +1,16 @@
-//! An expression and a document: an end within the bounds, whatever they are.
+//! An expression and a document: evaluation ends within its bounds, whatever they contain.
 
 use std::time::{Duration, Instant};
 
 use cel::{CompileError, Document, Expression};
 
-/// What documents are called here.
+/// The variables that expressions may use.
 const VARIABLES: [&str; 3] = ["object", "data", "event"];
-/// Nothing takes as long, even on a machine that is busy with other things.
+/// The maximum time, generous enough for a busy machine.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// An expression, a zero byte and a document as JSON: it is refused at a place in its text, or ends soon, with a value or with a sentence
-/// that tells nothing of the document.
+/// An expression, a zero byte and a document as JSON. The expression is rejected at a position in its text, or
+/// evaluation ends soon, with a value or with an error that contains nothing of the document.
 pub fn expression(input: &[u8]) {
     let mut parts = input.splitn(2, |byte| *byte == 0);
     let Some(text) = parts.next().and_then(|text| str::from_utf8(text).ok()) else { return };
@@ -29,8 +29,8 @@ pub fn expression(input: &[u8]) {
             let scope = VARIABLES.map(|name| (name, &document));
             let errors = [expression.holds(&scope).err(), expression.value(&scope).err()];
             for error in errors.into_iter().flatten() {
-                let told = error.to_string();
-                assert!(!told.is_empty() && told.chars().count() <= 256 && !told.contains('\n'), "{told}");
+                let text = error.to_string();
+                assert!(!text.is_empty() && text.chars().count() <= 256 && !text.contains('\n'), "{text}");
             }
             let _ = expression.reads("object", &["metadata", "annotations"]);
         }

@@ -1,4 +1,4 @@
-//! A segment of the ledger: read within bounds, or refused.
+//! A segment of the ledger: it is read within bounds or rejected.
 
 use std::collections::BTreeMap;
 
@@ -19,8 +19,8 @@ use crate::{
 const HOME: Uid = Uid::from_u128(99);
 const SHAPE: LedgerLayout = LedgerLayout { ring: 16, shards: 2, limit: 1 << 16 };
 
-/// A ledger, in the way that its first byte tells: one segment's base64, or its zstd, or the JSON of several, a line each. It is refused, or
-/// a leader goes on with it and writes what the next one can read.
+/// Opens a ledger. The first byte selects the form: one segment in base64, one as zstd, or several as JSON, one per
+/// line. The ledger is rejected, or a leader continues it and writes segments that the next leader can read.
 pub fn ledger(input: &[u8]) {
     let Some((how, rest)) = input.split_first() else { return };
     let segments = match how % 3 {
@@ -38,7 +38,7 @@ fn journal(sequence: u64, data: String) -> Segment {
     Segment { name, spec }
 }
 
-/// Those of which the text speaks of a shard are snapshots, as of the segment before them.
+/// A line with a `shard` member is a snapshot as of the segment before it.
 fn texts(lines: &[u8]) -> Vec<Segment> {
     let mut last = 0;
     let lines = lines.split(|byte| *byte == b'\n').take(SHAPE.ring as usize - 4);
@@ -113,7 +113,7 @@ mod tests {
         }
     }
 
-    /// Printable characters in which no compression finds anything, as a part of a JSON string.
+    /// Returns printable, incompressible characters for a JSON string.
     fn noise(length: usize) -> String {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let next = || {
@@ -138,7 +138,7 @@ mod tests {
             let mut journal = Journal::begin(HOME, 1, shape, 7);
             let segments = journal.lay_out(operator.0.flush(&[0, 1], usize::MAX)).unwrap();
             let largest = segments.iter().map(|segment| segment.spec.data.len()).max().unwrap();
-            // What the definition takes; etcd's bound is 1.5 MiB.
+            // The maximum of the custom resource definition; etcd's is 1.5 MiB.
             assert!(largest <= 1_500_000, "{largest}");
             let found: Vec<Found> =
                 segments.into_iter().map(|segment| Found { segment, version: "1".into() }).collect();

@@ -1,8 +1,9 @@
-//! What anybody may send: for each room that reads it one function from bytes, which panics where the room breaks its word.
+//! Fuzz targets: one function per module that reads untrusted bytes. Each panics if the module violates its contract.
 //!
-//! The fuzzer's targets (`tests/fuzz/`) call them with what it invents, the suite with the seeds that lie there and with what is made of them.
+//! The fuzzer (`tests/fuzz/`) calls the targets with generated input. The test suite calls them with the seeds in that
+//! directory and with mutations of them.
 
-// It is a test, also where the fuzzer runs it.
+// This is test code, although the fuzzer builds it as part of the library.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod address;

@@ -1,4 +1,4 @@
-//! The way from an observation to what attempts say, without anything that is slow.
+//! The path from an observation to the message of an attempt, without I/O.
 
 use http::HeaderMap;
 use jiff::Timestamp;
@@ -25,21 +25,21 @@ use crate::{
     },
 };
 
-/// Each format, and how many headers it comes with beside those of content.
+/// Each format, with its number of headers other than content headers.
 const FORMATS: [(Format, usize); 4] = [
     (Format::LlmTune, 8),
     (Format::Derived(Derived::StandardWebhooks), 8),
     (Format::Derived(Derived::CloudEventsStructured), 8),
     (Format::Derived(Derived::CloudEventsBinary), 16),
 ];
-/// What the attributes of a `CloudEvent` may add to a body.
+/// The maximum size that the attributes of a `CloudEvent` add to a body.
 const ATTRIBUTES: usize = 2048;
 
-/// An engine behind one watch, with one Webhook that gets everything of the namespace `ns`.
+/// An engine with one watch and one Webhook, which gets all events of the namespace `ns`.
 pub(super) struct Operator(pub(super) Engine);
 
 impl Operator {
-    /// One that has seen an empty list.
+    /// Creates an engine that has seen an empty list.
     pub(super) fn new() -> Self {
         let mut engine = Engine::new(Some("cluster".into()), 1, 2);
         engine.add_watch(WatchId(0), "source", "watch", false);
@@ -66,7 +66,8 @@ impl Operator {
         self.0.observe(Observation { watch: WatchId(0), change }, now());
     }
 
-    /// Makes the attempts that are due, every second of which fails; each is looked at. Tells how many there were.
+    /// Makes the attempts that are due and calls `look` for each. Every second attempt fails. Returns the number of
+    /// attempts.
     pub(super) fn attempt_all(&mut self, look: impl Fn(&Attempt)) -> usize {
         let mut count = 0;
         while let Some(due) = self.0.due(now()) {
@@ -82,8 +83,8 @@ impl Operator {
     }
 }
 
-/// Holds what an attempt says, in every format, against what is promised: all headers, and a body that is bounded and survives
-/// JavaScript.
+/// Asserts that an attempt's message meets its contract in every format: all headers are there, and the body is bounded
+/// and unchanged by JavaScript.
 pub(super) fn is_well_told(attempt: &Attempt) {
     let keys = Keys::new(b"key".to_vec().into(), None);
     for (format, headers) in FORMATS {
@@ -96,7 +97,7 @@ pub(super) fn is_well_told(attempt: &Attempt) {
     }
 }
 
-/// The time that everything happens at.
+/// The time of all operations.
 pub(super) fn now() -> Timestamp {
     Timestamp::from_second(1_763_000_000).unwrap()
 }

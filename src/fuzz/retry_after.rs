@@ -1,4 +1,4 @@
-//! The header Retry-After of an answer.
+//! The `Retry-After` header of an answer.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use jiff::Timestamp;
 
 use crate::delivery::{schedule::Backoff, send};
 
-/// The value of a `Retry-After`: whatever it says, and whatever the clock, no wait is longer than `backoff.max` or shorter than without it.
+/// The value of a `Retry-After` header. Whatever the value and the clock, the wait is at most `backoff.max` and at
+/// least the wait without the header.
 pub fn retry_after(value: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(value) else { return };
     let digits = value.to_str().ok().map(str::trim).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));

@@ -1,17 +1,16 @@
-//! The seeds of a target, which lie where the fuzzer looks for them, and what is made of them.
+//! The seeds of the fuzz targets, from the fuzzer's directory, and mutations of them.
 
 use std::{fs, path::Path};
 
 use bytes::Bytes;
 use proptest::{prelude::*, sample::Index};
 
-/// So many cases, or as many as `PROPTEST_CASES` says.
+/// Runs `count` cases, or the number in `PROPTEST_CASES`.
 pub(super) fn cases(count: u32) -> ProptestConfig {
-    let told = std::env::var("PROPTEST_CASES").ok().and_then(|told| told.parse().ok());
-    ProptestConfig::with_cases(told.unwrap_or(count))
+    let given = std::env::var("PROPTEST_CASES").ok().and_then(|given| given.parse().ok());
+    ProptestConfig::with_cases(given.unwrap_or(count))
 }
 
-/// The seeds of this target.
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds").join(target);
     let mut files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -19,7 +18,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
     files.iter().map(|file| fs::read(file).unwrap()).collect()
 }
 
-/// A seed in which something was cut, doubled, moved, put in or overwritten, some times over.
+/// Returns a seed with random cuts, repetitions, moves, insertions and overwrites.
 pub(super) fn mutated(target: &str) -> impl Strategy<Value = Bytes> + use<> {
     let seeds = seeds(target);
     let edit = (0..6_u8, any::<Index>(), any::<Index>(), prop::collection::vec(any::<u8>(), 1..8));

@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// The longest line here.
+/// The maximum length of a line in this target.
 const LONGEST: usize = 4096;
 
 static MAPPED: LazyLock<CustomSource> = LazyLock::new(|| {
@@ -39,8 +39,8 @@ static MAPPED: LazyLock<CustomSource> = LazyLock::new(|| {
     CustomSource::new(Arc::new(mapping), WatchedKinds::default(), failures)
 });
 
-/// What comes of a watch, in pieces whose length the first byte tells: the lines are the same however they were cut, no more is kept than
-/// the longest may have, and what the objects in them lead to is well told.
+/// The bytes of a watch, in pieces whose size the first byte determines. The lines do not depend on the pieces, the
+/// buffer never exceeds the longest line, and the messages of the objects' events meet their contract.
 pub fn watch(input: &[u8]) {
     let Some((length, rest)) = input.split_first() else { return };
     let pieces = rest.chunks(usize::from(*length) * 4 + 1);
@@ -54,7 +54,7 @@ pub fn watch(input: &[u8]) {
     }
 }
 
-/// The lines up to the first that is too long.
+/// Returns the lines up to the first one that is too long.
 fn lines<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Result<Vec<u8>, LongLine>> {
     let mut lines = Lines::of(LONGEST);
     let mut found = Vec::new();
@@ -74,7 +74,7 @@ fn lines<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Result<Vec<u8>, Long
     found
 }
 
-/// Has the engine observe what a line says, twice, and then that the object is gone.
+/// Observes the object of a line twice, and then its deletion.
 fn follow(source: &impl Source, line: &[u8]) {
     let malformed = IntCounter::new("malformed", "objects").unwrap();
     let mut operator = Operator::new();

@@ -1,4 +1,4 @@
-//! What a segment holds, and how it is written: JSON, compressed with zstd, in base64.
+//! The contents of a segment and their encoding: JSON, compressed with zstd, in base64.
 
 use std::{borrow::Cow, fmt, io, sync::Arc};
 
@@ -12,46 +12,48 @@ use serde::{
 use super::record::Record;
 use crate::event::{Event, EventType, body::OpenBody, format::Forms, id::EventId, object::Uid, unknown::Unknown};
 
-/// No segment's text is longer, so that reading one takes no more memory however well it was compressed.
+/// The maximum size of a segment's JSON in bytes. It bounds the memory that reading a segment takes, however well it
+/// was compressed.
 pub(super) const MAX_TEXT: usize = 1 << 24;
-/// zstd's window reaches no further back than a whole text.
+/// The zstd window never needs to be larger than the whole JSON.
 const MAX_WINDOW_LOG: u32 = MAX_TEXT.ilog2();
 const LEVEL: i32 = 3;
 
-/// A watch, and what its records belong to.
+/// A watch, to which records belong.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WatchEntry {
-    /// Source, namespace and selector.
+    /// The source, namespace and selector.
     pub watch: String,
-    /// When its records were last built anew: they belong to this name and this number.
+    /// The epoch in which its records were last rebuilt from scratch. Records belong to this name and this epoch.
     pub epoch: u64,
-    /// Everything up to this `resourceVersion` has been passed; 0: no list was ever complete.
+    /// Everything up to this `resourceVersion` has been processed; 0 if no list was ever complete.
     pub position: u64,
-    /// Its resource was not installed: when it comes, everything of it is new.
+    /// The resource was not installed. When it is, every object of it is new.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub absent: bool,
-    /// Everything that existed at this time has been passed: by the apiserver's clock, less what clocks may differ by.
+    /// Everything that existed at this time has been processed. The time is by the apiserver's clock, less the clock
+    /// tolerance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current: Option<Timestamp>,
-    /// Since when its resource has not been served, where records of it are kept.
+    /// The time since which the resource has not been served while its records are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing_since: Option<Timestamp>,
-    /// The newest complete flush that events waited for; the same in all watches, 0 where none ever did.
+    /// The newest complete flush that events waited for. It is the same in all watches; 0 if no event ever waited.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub flush: u64,
     #[serde(flatten)]
     pub unknown: Unknown,
 }
 
-/// What records belong to.
+/// The watch name and epoch that a record belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Group {
     pub watch: String,
     pub epoch: u64,
 }
 
-/// A record as it is now; `None`: it is gone.
+/// The current state of a record; `None` if it is removed.
 #[derive(Clone, Debug)]
 pub struct RecordEntry {
     pub group: Arc<Group>,
@@ -59,22 +61,23 @@ pub struct RecordEntry {
     pub record: Option<Record>,
 }
 
-/// An event's deliveries as they are now; none: it is done with.
+/// The current state of an event's deliveries. Without deliveries, the event is removed.
 #[derive(Clone, Debug)]
 pub struct EventEntry {
     pub id: EventId,
-    /// The event; `None` where a segment before this one holds it.
+    /// The event; `None` if an earlier segment holds it.
     pub event: Option<Arc<Event>>,
-    /// It counts once this complete flush has landed, or a record that knows of it: until then nobody was told of it. 0: at once.
+    /// The event counts once this complete flush, or a record that counts it, is committed. It is not attempted before.
+    /// 0: it counts at once.
     pub after: u64,
-    /// Events that wait were told in the order of these numbers, whatever the clocks of those who told them.
+    /// The position of the event in the order of all events, independent of the clocks of different leaders.
     pub order: u64,
     pub deliveries: Vec<DeliveryEntry>,
     pub unknown: Unknown,
 }
 
 impl EventEntry {
-    /// An event that is done with.
+    /// Creates the entry of a removed event.
     #[must_use]
     pub const fn gone(id: EventId) -> Self {
         Self { id, event: None, after: 0, order: 0, deliveries: Vec::new(), unknown: Unknown::NONE }
@@ -85,21 +88,22 @@ impl EventEntry {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryEntry {
-    /// The Webhook's uid.
+    /// The Webhook's UID.
     pub webhook: Uid,
-    /// Attempts that failed.
+    /// The number of failed attempts.
     #[serde(default)]
     pub failed: u32,
-    /// When the next attempt is due.
+    /// The time of the next attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<Timestamp>,
-    /// The wait that the due time came from, in milliseconds.
+    /// The wait from which the time of the next attempt was computed, in milliseconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub wait_millis: u64,
-    /// It is given up, and waits to become an object.
+    /// Set for a dead letter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given_up: Option<GivenUp>,
-    /// Who it belongs to (`subscription::owner`): a Webhook that is deleted and created again takes it over.
+    /// The owner of the delivery (see `subscription::owner`). If the Webhook is deleted and created again, the new one
+    /// takes it over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Box<str>>,
     #[serde(flatten)]
@@ -107,7 +111,7 @@ pub struct DeliveryEntry {
 }
 
 impl DeliveryEntry {
-    /// A delivery that nothing has happened to.
+    /// Creates the entry of a delivery without attempts.
     #[must_use]
     pub const fn new(webhook: Uid) -> Self {
         Self { webhook, failed: 0, due: None, wait_millis: 0, given_up: None, owner: None, unknown: Unknown::NONE }
@@ -125,25 +129,24 @@ const fn is_zero(number: &u64) -> bool {
 pub struct GivenUp {
     pub reason: Reason,
     pub at: Timestamp,
-    /// Attempts that were made.
+    /// The number of attempts.
     pub attempts: u32,
-    /// Of the last of them: the answer's status.
+    /// The status code of the last answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_code: Option<u16>,
-    /// Of the last of them: what went wrong, in at most 256 characters.
+    /// The error of the last attempt, at most 256 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
 impl GivenUp {
-    /// Given up without an attempt.
+    /// Describes a delivery that was given up without an attempt.
     #[must_use]
     pub const fn unattempted(reason: Reason, at: Timestamp) -> Self {
         Self { reason, at, attempts: 0, status_code: None, error: None }
     }
 }
 
-/// Why a delivery was given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reason {
     /// All retries failed.
@@ -152,12 +155,12 @@ pub enum Reason {
     EndpointGone,
     /// The bound on pending deliveries was reached.
     BoundReached,
-    /// Nothing is known of the Namespace of the event's object, so that it cannot be told whether the Webhook selects it.
+    /// The Namespace of the event's object is unknown, so the selector of the Webhook cannot be evaluated.
     NamespaceUnknown,
 }
 
 impl Reason {
-    /// The reason of the conditions of what is kept.
+    /// Returns the reason of the condition of the dead letter's object.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -168,7 +171,7 @@ impl Reason {
         }
     }
 
-    /// The same in words.
+    /// Returns the message of that condition.
     #[must_use]
     pub const fn message(self) -> &'static str {
         match self {
@@ -182,36 +185,36 @@ impl Reason {
     }
 }
 
-/// What a segment holds, in the order in which it may be split.
+/// The contents of a segment, in the order in which they may be split.
 #[derive(Clone, Debug, Default)]
 pub struct Contents {
     pub events: Vec<EventEntry>,
     pub records: Vec<RecordEntry>,
-    /// Records that are gone. They land with the positions: an object whose deletion is seen again without its record would be
-    /// told from its beginning.
+    /// Removed records. They are committed together with the positions: if the log reports a deleted object again and
+    /// its record is missing, the object would count as new.
     pub gone: Vec<RecordEntry>,
-    /// All watches; only where everything that they have passed is here or has landed.
+    /// All watches. Present only if everything that their positions cover is in these contents or already committed.
     pub watches: Option<Vec<WatchEntry>>,
 }
 
 impl Contents {
-    /// How many entries there are.
+    /// Returns the number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.events.len() + self.records.len() + self.gone.len()
     }
 
-    /// Whether there is nothing to write.
+    /// Reports whether there is nothing to write.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0 && self.watches.is_none()
     }
 
-    /// Takes the second half of the entries away, with the positions.
+    /// Splits off the second half of the entries and the positions.
     #[must_use]
     pub fn split_off_half(&mut self) -> Self {
         let mut rest = Self { watches: self.watches.take(), ..Self::default() };
-        // At least one, so that each part is smaller than the whole.
+        // At least one entry, so that each part is smaller than the whole.
         let half = ((self.len() - self.gone.len()) / 2).max(1);
         if self.events.is_empty() && self.records.is_empty() {
             rest.gone = self.gone.split_off(self.gone.len() / 2);
@@ -227,8 +230,8 @@ impl Contents {
         rest
     }
 
-    /// Takes from the one record that is left what it can do without: what its object's going would tell, and then its labels, by which
-    /// that is selected. False where there is nothing to take.
+    /// Reduces the only record to what it needs: first it drops the facts for a deletion event, then the labels that
+    /// selectors use. Returns false if there is nothing to drop.
     #[must_use]
     pub fn lighten(&mut self) -> bool {
         let [RecordEntry { record: Some(record), .. }] = &mut self.records[..] else { return false };
@@ -242,7 +245,7 @@ impl Contents {
         lighter
     }
 
-    /// Puts what a snapshot had no room for before what a flush holds.
+    /// Adds entries that did not fit into a snapshot before those of a flush.
     pub fn prepend(&mut self, mut other: Self) {
         other.events.append(&mut self.events);
         other.records.append(&mut self.records);
@@ -251,7 +254,7 @@ impl Contents {
     }
 }
 
-/// Why a segment cannot be read.
+/// The error for a segment that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
     #[error("its data is no base64: {0}")]
@@ -264,16 +267,17 @@ pub enum Unreadable {
     Json(#[from] serde_json::Error),
 }
 
-/// A segment's text.
+/// The JSON of a segment.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Text<'a> {
-    /// The uid of the namespace that the ledger lives in.
+    /// The UID of the namespace that contains the ledger.
     pub(super) home: Uid,
-    /// Of a snapshot: which part of all.
+    /// The shard number, for a snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) shard: Option<usize>,
-    /// It is a claim: its leader writes its first changes in its place, and the next leader may claim there until then.
+    /// This segment is a claim. Its leader replaces it with its first changes; until then the next leader may claim the
+    /// same place.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) claim: bool,
     #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
@@ -285,7 +289,7 @@ pub(super) struct Text<'a> {
 }
 
 impl Text<'_> {
-    /// Whether it is a claim after which its leader has written nothing.
+    /// Reports whether this is a claim after which its leader wrote nothing.
     pub(super) const fn is_empty_claim(&self) -> bool {
         self.claim && self.events.is_empty() && self.records.is_empty() && self.watches.is_none()
     }
@@ -320,7 +324,7 @@ pub(super) struct EventBody<'a> {
 }
 
 impl EventBody<'_> {
-    /// The event; `None` where this release does not know its type.
+    /// Returns the event, or `None` if this release does not know its type.
     pub(super) fn read(self, id: EventId) -> Option<Event> {
         let event_type = EventType::parse(&self.event_type)?;
         Some(Event {
@@ -346,7 +350,7 @@ pub(super) struct GroupText<'a> {
     pub(super) gone: Vec<Uid>,
 }
 
-/// Records by uid: a map in the text, a list here.
+/// Records by UID. A map in JSON, a list in memory.
 #[derive(Default)]
 pub(super) struct Objects<'a>(pub(super) Vec<(Uid, Cow<'a, Record>)>);
 
@@ -386,14 +390,14 @@ impl<'de> Deserialize<'de> for Objects<'_> {
     }
 }
 
-/// A segment's data.
+/// The encoded data of a segment.
 pub(super) struct Packed {
     pub(super) data: String,
-    /// Its text's length.
+    /// The size of its JSON in bytes.
     pub(super) text: usize,
 }
 
-/// Writes the contents of one segment.
+/// Encodes the contents of one segment.
 pub(super) fn pack(home: Uid, shard: Option<usize>, contents: &Contents) -> Result<Packed, Unreadable> {
     let events = contents.events.iter().map(|entry| EventText {
         id: entry.id,
@@ -429,7 +433,7 @@ pub(super) fn pack(home: Uid, shard: Option<usize>, contents: &Contents) -> Resu
     pack_text(&Text { home, shard, claim: false, events: events.collect(), records, watches })
 }
 
-/// Writes a claim.
+/// Encodes a claim.
 pub(super) fn pack_claim(home: Uid) -> Result<Packed, Unreadable> {
     pack_text(&Text { home, shard: None, claim: true, events: Vec::new(), records: Vec::new(), watches: None })
 }
@@ -439,7 +443,7 @@ fn pack_text(text: &Text<'_>) -> Result<Packed, Unreadable> {
     Ok(Packed { data: STANDARD.encode(zstd::bulk::compress(&json, LEVEL)?), text: json.len() })
 }
 
-/// The JSON of a segment's data.
+/// Decodes the data of a segment to JSON.
 pub(super) fn unpack(data: &str) -> Result<Vec<u8>, Unreadable> {
     let packed = STANDARD.decode(data)?;
     let mut json = Vec::new();

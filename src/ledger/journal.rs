@@ -1,5 +1,5 @@
-//! Where each segment goes, and whose it is: the ring, the snapshots, the claim of a new leader. Pure: whoever holds a
-//! [`Journal`] writes its segments in order, and tells it what the apiserver answered.
+//! Lays out segments: the ring, the snapshots, and the claim of a new leader. Pure: the caller of a [`Journal`]
+//! (`store`, or the simulation) writes its segments in order and reports the apiserver's answers.
 
 mod recovery;
 
@@ -13,23 +13,23 @@ use crate::{
 
 pub use recovery::{NoLedger, Recovered, RecoveredState, RememberedEvent, RememberedWatch, open};
 
-/// The most characters of data in a segment that can be split no further: the definition takes 1,500,000, and etcd no request of more than
-/// 1.5 MiB.
+/// The maximum size in characters of the data of a segment that cannot be split further. The custom resource definition
+/// allows 1,500,000, and etcd a request of 1.5 MiB.
 const MAX_DATA: usize = 1400 * 1024;
 
-/// How large a ledger is.
+/// The size of a ledger.
 #[derive(Clone, Copy, Debug)]
 pub struct LedgerLayout {
-    /// Journal segments.
+    /// The number of journal segments.
     pub ring: u64,
-    /// Snapshot segments.
+    /// The number of snapshot segments.
     pub shards: usize,
-    /// Characters of data in one segment, above which it is split.
+    /// The size of a segment's data in characters above which it is split.
     pub limit: usize,
 }
 
 impl LedgerLayout {
-    /// Whether a segment is to be split.
+    /// Reports whether a segment must be split.
     const fn is_exceeded_by(&self, packed: &Packed) -> bool {
         packed.data.len() > self.limit || packed.text > MAX_TEXT
     }
@@ -41,39 +41,39 @@ impl Default for LedgerLayout {
     }
 }
 
-/// A segment.
+/// A segment with its object name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Segment {
     pub name: String,
     pub spec: LedgerSegmentSpec,
 }
 
-/// A segment as it was found, with its version.
+/// A stored segment with its resource version.
 #[derive(Clone, Debug)]
 pub struct Found {
     pub segment: Segment,
     pub version: String,
 }
 
-/// What to write at once: a part of what changed, and the snapshots that come due with it.
+/// One flush: changes, and the snapshots to rewrite with them.
 #[derive(Debug, Default)]
 pub struct Flush {
     pub contents: Contents,
     pub snapshots: Vec<(usize, Contents)>,
 }
 
-/// What a conflict comes to.
+/// The resolution of a write conflict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolution {
-    /// Our write had landed.
+    /// This process's own write was committed.
     Landed,
-    /// An older term's late write is in the place: write again over it.
+    /// An older term's late write is there. Write again over it.
     Overwrite,
-    /// Another leads, or the store was restored: stop.
+    /// Another leader wrote there, or the store was restored. Stop.
     Lost,
 }
 
-/// There is no room in the ring.
+/// The error for a flush that cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum LayOutError {
     #[error(
@@ -84,7 +84,7 @@ pub enum LayOutError {
     Pack(#[from] Unreadable),
 }
 
-/// The writing end of a ledger.
+/// The state of the process that writes a ledger.
 #[derive(Debug)]
 pub struct Journal {
     shape: LedgerLayout,
@@ -92,11 +92,11 @@ pub struct Journal {
     epoch: u64,
     term: u64,
     leader: u64,
-    /// The place of this leader's claim and then of its first changes, and the leader before it.
+    /// The place of this leader's claim, which its first changes replace, and the ID of the leader before it.
     begun: (u64, u64),
-    /// The next place.
+    /// The place of the next segment.
     next: u64,
-    /// Per shard, the first place that its snapshot does not cover, and the oldest of them.
+    /// Per shard, the first place that its snapshot does not cover; and the oldest of these places.
     covered: Vec<u64>,
     oldest: u64,
     flushes: u64,
@@ -105,7 +105,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// A ledger that begins: `epoch` must be newer than that of any segment that there is.
+    /// Starts a new ledger. `epoch` must be newer than that of any existing segment.
     #[must_use]
     pub fn begin(home: Uid, epoch: u64, shape: LedgerLayout, leader: u64) -> Self {
         let covered = vec![1; shape.shards];
@@ -114,28 +114,28 @@ impl Journal {
         Self { shape, home, epoch, term: 1, leader, begun, next, covered, oldest, flushes: 0, versions, sizes }
     }
 
-    /// Which epoch it is.
     #[must_use]
     pub const fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// The term that this leader writes in.
+    /// Returns the term of this leader.
     #[must_use]
     pub const fn term(&self) -> u64 {
         self.term
     }
 
-    /// Bytes of data in all segments.
+    /// Returns the size of the data in all segments, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.sizes.values().sum()
     }
 
-    /// The claim: once it has landed, an older leader's next write conflicts. It uses up no place of the ring: the first changes
-    /// replace it, or the claim of the next leader if this one dies before. Either way the write of the other conflicts.
+    /// Returns the claim. Once it is committed, an older leader's next write conflicts. The claim uses up no place of
+    /// the ring: this leader's first changes replace it, or the next leader's claim if this leader fails before. In
+    /// both cases the other leader's write conflicts.
     pub fn claim(&self) -> Result<Segment, LayOutError> {
-        if self.room() == 0 {
+        if self.free_places() == 0 {
             return Err(LayOutError::Full(1));
         }
         let (sequence, after) = self.begun;
@@ -143,8 +143,9 @@ impl Journal {
         Ok(self.segment(self.place(sequence), SegmentKind::Journal, sequence, after, 0, claim.data))
     }
 
-    /// The shards whose snapshots should be rewritten with the next flush that holds all changes: with a leader's first flush and
-    /// every second one after it the oldest, and whichever is so old that the ring could fill up.
+    /// Returns the shards whose snapshots should be rewritten with the next complete flush. In the regular turn, that
+    /// is the oldest snapshot with a leader's first flush and every second one after it. Snapshots so old that the ring
+    /// could fill up are included too.
     #[must_use]
     pub fn wanted(&self) -> Vec<usize> {
         let mut shards: Vec<usize> = (0..self.shape.shards).collect();
@@ -155,27 +156,28 @@ impl Journal {
         shards
     }
 
-    /// Whether a flush is needed although nothing has changed.
+    /// Reports whether a flush is needed although nothing has changed.
     #[must_use]
     pub fn is_pressed(&self) -> bool {
         self.is_pressing(self.oldest)
     }
 
-    /// A snapshot is this old only after claims or split flushes: in the regular turn its age is twice the number of shards.
+    /// A snapshot becomes this old only after claims or split flushes. In the regular turn its age stays within twice
+    /// the number of shards.
     fn is_pressing(&self, covered: u64) -> bool {
         let tolerated = 2 * self.shape.shards as u64 + self.shape.ring / 16;
         self.next - covered > tolerated
     }
 
-    /// Free places of the ring.
-    fn room(&self) -> u64 {
+    /// Returns the number of free places in the ring.
+    fn free_places(&self) -> u64 {
         (self.oldest + self.shape.ring).saturating_sub(self.next)
     }
 
-    /// Turns a flush into segments; each must have landed before the next is written.
+    /// Lays out a flush as segments. Each must be committed before the next is written.
     pub fn lay_out(&mut self, flush: Flush) -> Result<Vec<Segment>, LayOutError> {
         let Flush { mut contents, snapshots } = flush;
-        let (first, room) = (self.next, self.room());
+        let (first, free) = (self.next, self.free_places());
         let shards: Vec<usize> = snapshots.iter().map(|(shard, _)| *shard).collect();
         let mut rewritten = Vec::with_capacity(snapshots.len());
         for (shard, mut snapshot) in snapshots {
@@ -187,7 +189,7 @@ impl Journal {
                 if !self.shape.is_exceeded_by(&packed) || snapshot.len() <= 1 {
                     break packed.data;
                 }
-                // What does not fit stays in the journal for another turn of the ring.
+                // Entries that do not fit stay in the journal for another turn of the ring.
                 contents.prepend(snapshot.split_off_half());
             };
             let name = format!("snapshot-{}-{shard:02}", self.epoch);
@@ -209,7 +211,7 @@ impl Journal {
             }
             segments.push(self.journal_segment(packed, part.len()));
         }
-        if self.next - first > room {
+        if self.next - first > free {
             return Err(LayOutError::Full(segments.len()));
         }
         for shard in shards {
@@ -229,12 +231,11 @@ impl Journal {
         self.segment(name, SegmentKind::Journal, sequence, after, records, packed.data)
     }
 
-    /// The name of the segment at this place of the ring.
+    /// Returns the name of the segment at this place of the ring.
     fn place(&self, sequence: u64) -> String {
         format!("journal-{}-{:03}", self.epoch, sequence % self.shape.ring)
     }
 
-    /// A segment that this leader writes.
     fn segment(
         &self,
         name: String,
@@ -249,14 +250,14 @@ impl Journal {
         Segment { name, spec: LedgerSegmentSpec { kind, epoch, term, leader, after, sequence, records, bytes, data } }
     }
 
-    /// The version that a write of this segment must carry; `None`: it must not exist yet.
+    /// Returns the version that a write of this segment must carry, or `None` if the segment must not exist yet.
     #[must_use]
     pub fn version(&self, segment: &Segment) -> Option<&str> {
         self.versions.get(&segment.name).map(String::as_str)
     }
 
-    /// The name and the version of what this leader wrote before a journal segment that must not exist yet: where that is
-    /// not there any more, the store was restored under it, and the segment must not be written.
+    /// Returns the name and version of this leader's previous segment, if `segment` is a journal segment that must not
+    /// exist yet. If that version is no longer stored, the store was restored, and the segment must not be written.
     #[must_use]
     pub fn predecessor(&self, segment: &Segment) -> Option<(String, &str)> {
         if segment.spec.kind == SegmentKind::Snapshot || self.versions.contains_key(&segment.name) {
@@ -267,13 +268,13 @@ impl Journal {
         Some((before, version))
     }
 
-    /// A write has landed, as this version.
+    /// Records a committed write with its version.
     pub fn committed(&mut self, segment: &Segment, version: String) {
         self.versions.insert(segment.name.clone(), version);
         self.sizes.insert(segment.name.clone(), segment.spec.data.len());
     }
 
-    /// A write met a conflict; `found` is in its place.
+    /// Resolves a conflict. `found` is the segment that is stored.
     pub fn resolve(&mut self, segment: &Segment, found: Option<Found>) -> Resolution {
         match (segment.spec.kind, found) {
             (_, Some(found)) if found.segment == *segment => {

@@ -1,5 +1,5 @@
-//! The record of one object: what its lifecycle remembers, which version was seen last, and the facts that its going would
-//! tell. A finished object's record is a few dozen bytes.
+//! The record of one object: the state of its lifecycle, its newest version, and the facts that its deletion event
+//! would contain. The record of a finished object has a few dozen bytes.
 
 use std::sync::Arc;
 
@@ -7,33 +7,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{lifecycle::Lifecycle, object::Object, shared, unknown::Unknown};
 
-/// What is remembered of one object.
+/// The stored state of one object.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// The newest `resourceVersion` that was seen of it; in the ledger, the one of its last change that mattered.
+    /// The newest `resourceVersion` observed; in the ledger, the version of the last change that mattered.
     pub version: u64,
-    /// `metadata.generation` as of then.
+    /// `metadata.generation` at that version.
     #[serde(default)]
     pub generation: i64,
-    /// How many events of it there were.
+    /// The number of events of this object so far.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub sequence: u32,
-    /// It lives but is no longer selected, or is owned: it sends nothing until it is seen again.
+    /// The object exists but is owned or no longer selected. It sends no events until it is selected again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub excluded: bool,
-    /// A list lacked it, or it left a watch with a selector, and whether it lives is not known yet.
+    /// An existence check is open: a list lacked the object, or it left a watch with a selector.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub missed: bool,
-    /// It left its watch: if it does not live, its deletion was observed. Meaningful while `missed`.
+    /// The object left its watch: if it no longer exists, its deletion was observed. Used only while `missed` is set.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub left: bool,
-    /// What its lifecycle remembers.
     #[serde(flatten)]
     pub lifecycle: Lifecycle,
-    /// The object, while its going would be an event or it is missed.
+    /// The object, while its deletion would be an event or an existence check is open.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "shared")]
     pub last: Option<Arc<Object>>,
-    /// What a later release wrote.
+    /// Members that a later release wrote.
     #[serde(flatten)]
     pub unknown: Unknown,
 }
@@ -44,7 +43,7 @@ const fn is_zero(number: &u32) -> bool {
 }
 
 impl Record {
-    /// The record of an object that no event of was told.
+    /// Creates the record of an object without events.
     #[must_use]
     pub const fn new(version: u64, lifecycle: Lifecycle) -> Self {
         Self {

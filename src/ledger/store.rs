@@ -1,4 +1,5 @@
-//! The ledger's segments in the apiserver: read once by a new leader, then written one by one.
+//! Reads and writes the ledger's segments through the apiserver. A new leader reads them once, then writes them one by
+//! one.
 
 use std::{
     collections::HashMap,
@@ -26,49 +27,49 @@ use crate::{
     owner::Owner,
 };
 
-/// Velero leaves out what bears it: a ledger that is restored beside newer objects would tell old news.
+/// Velero skips objects with this label. A ledger restored beside newer objects would cause repeated events.
 const EXCLUDE_FROM_BACKUP: (&str, &str) = ("velero.io/exclude-from-backup", "true");
 const REQUEST: Duration = Duration::from_secs(10);
-/// Segments to a page: each holds up to a megabyte.
+/// The number of segments per page; each has up to a megabyte.
 const PAGE: u32 = 16;
-/// So many entries are packed within about a millisecond; another thread would cost a wake-up and keep a heap of its own.
+/// The number of entries that are laid out on this thread. They take about a millisecond; another thread would cost a
+/// wake-up and a heap of its own.
 const AT_ONCE: usize = 512;
 const CLAIM_POLL: Duration = Duration::from_millis(50);
 
-/// Why the ledger cannot be gone on with.
+/// Why the ledger cannot be continued.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// Another leader has claimed it, or the store was restored under it.
+    /// Another leader has claimed it, or the store was restored.
     #[error(
         "segment {0} was changed by another leader or another process of the same --identity, deleted, or restored from a backup"
     )]
     Lost(String),
-    /// A flush cannot be written.
     #[error(transparent)]
     LayOut(#[from] LayOutError),
 }
 
-/// Where the segments lie.
+/// The ledger's segments in the apiserver.
 #[derive(Clone)]
 pub struct Store {
     client: Client,
     namespace: String,
     owner: Option<Owner>,
-    /// What its segments belong to: known once the ledger is open.
+    /// The owner reference of the segments; set when the ledger is opened.
     belongs_to: Option<OwnerReference>,
     claim: Claim,
 }
 
-/// A ledger that was opened and claimed.
+/// A ledger that is open and claimed.
 pub struct Ledger {
     pub journal: Journal,
     pub memory: RecoveredState,
-    /// Why a new epoch has begun; `None` where the ledger goes on.
+    /// Why a new epoch was started; `None` if the ledger continues.
     pub began: Option<NoLedger>,
 }
 
 impl Store {
-    /// The segments in `namespace`; what is written belongs to `owner`.
+    /// Creates a store for the segments in `namespace`. Segments get an owner reference to `owner`.
     #[must_use]
     pub fn new(client: Client, namespace: &str, owner: Option<Owner>, claim: Claim) -> Self {
         Self { client, namespace: namespace.to_owned(), owner, belongs_to: None, claim }
@@ -78,14 +79,14 @@ impl Store {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// Reads the whole ledger and claims it; tries until it has it. `leader`: a number below 2^63 that no other leader has; `epoch`: newer
-    /// than any that an earlier leader may have begun.
+    /// Reads the whole ledger and claims it. Retries until it succeeds. `leader` must be below 2^63 and unique among
+    /// leaders. `epoch` must be newer than any that an earlier leader may have started.
     pub async fn open(&mut self, leader: u64, epoch: u64) -> Ledger {
         let mut failures = 0;
         loop {
             match self.try_open(leader, epoch).await {
                 Ok(Some(ledger)) => return ledger,
-                Ok(None) => info!("another leader's last write to the ledger has just landed; reading it again"),
+                Ok(None) => info!("another leader wrote to the ledger during the claim; reading it again"),
                 Err(kube::Error::Api(status)) if status.code == 404 => {
                     warn!(
                         "LedgerSegment is not installed: apply the custom resource definitions of this release (crds/); trying again"
@@ -102,7 +103,7 @@ impl Store {
         }
     }
 
-    /// `None`: somebody wrote between the reading and the claim.
+    /// Returns `None` if another process wrote between the read and the claim.
     async fn try_open(&mut self, leader: u64, epoch: u64) -> Result<Option<Ledger>, kube::Error> {
         let begun = Instant::now();
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
@@ -115,27 +116,27 @@ impl Store {
         }
         let found = self.read().await?;
         let read = begun.elapsed();
-        // Here and not on another thread: nothing else is under way yet, and that thread's heap would keep what it took.
+        // Not on another thread: nothing else runs yet, and the heap of that thread would keep the memory.
         let opened = journal::open(&found, home, LedgerLayout::default(), leader);
         drop(found);
-        let begin_anew = |why: NoLedger, newest: u64| {
+        let new_epoch = |why: NoLedger, newest: u64| {
             let journal = Journal::begin(home, epoch.max(newest + 1), LedgerLayout::default(), leader);
             Ledger { journal, memory: RecoveredState::default(), began: Some(why) }
         };
         let mut ledger = match opened {
             Recovered::Ledger(journal, memory) => Ledger { journal: *journal, memory: *memory, began: None },
-            Recovered::NoLedger { why, newest } => begin_anew(why, newest),
+            Recovered::NoLedger { why, newest } => new_epoch(why, newest),
         };
         let claim = match ledger.journal.claim() {
             Ok(claim) => claim,
             Err(refused) => {
-                error!(error = %refused, "the ledger has no room for a claim");
+                error!(error = %refused, "the ledger's ring is full; starting a new epoch");
                 let newest = ledger.journal.epoch();
-                ledger = begin_anew(NoLedger::Full, newest);
+                ledger = new_epoch(NoLedger::Full, newest);
                 ledger.journal.claim().map_err(|error| kube::Error::Service(error.into()))?
             }
         };
-        self.is_kept_whole(&claim).await?;
+        self.check_definition(&claim).await?;
         if self.write(&mut ledger.journal, &claim).await.is_err() {
             return Ok(None);
         }
@@ -162,7 +163,7 @@ impl Store {
         }
     }
 
-    /// Writes a flush, one segment after the other; returns once all have landed.
+    /// Writes a flush, one segment after the other. Returns once all are committed.
     pub async fn flush(self, mut journal: Journal, flush: Flush) -> (Journal, Result<(), LedgerError>) {
         let entries = flush.contents.len() + flush.snapshots.iter().map(|(_, contents)| contents.len()).sum::<usize>();
         let lay_out = move || {
@@ -189,7 +190,7 @@ impl Store {
         (journal, Ok(()))
     }
 
-    /// Writes one segment until it has landed or another is found in its place.
+    /// Writes one segment. Retries until it is committed, or fails if another process's segment is in its place.
     async fn write(&self, journal: &mut Journal, segment: &Segment) -> Result<(), LedgerError> {
         let mut failures = 0;
         loop {
@@ -220,7 +221,7 @@ impl Store {
                         Ok(found) => match journal.resolve(segment, found.map(read)) {
                             Resolution::Landed => return Ok(()),
                             Resolution::Overwrite => {
-                                debug!(segment = segment.name, "an older leader's late write is replaced");
+                                debug!(segment = segment.name, "replacing an older leader's late write");
                                 continue;
                             }
                             Resolution::Lost => return Err(LedgerError::Lost(segment.name.clone())),
@@ -236,14 +237,15 @@ impl Store {
         }
     }
 
-    /// An older definition of the kind drops what it does not know, and the ledger could not be read again.
-    async fn is_kept_whole(&self, segment: &Segment) -> Result<(), kube::Error> {
+    /// Checks with a dry run that the apiserver stores the whole segment. An older custom resource definition drops
+    /// unknown fields, and the ledger would become unreadable.
+    async fn check_definition(&self, segment: &Segment) -> Result<(), kube::Error> {
         let mut probe = self.object(segment, None);
         probe.metadata.name = Some(format!("{}-probe", segment.name));
         let params = PostParams { dry_run: true, ..PostParams::default() };
         match within(REQUEST, self.api().create(&params, &probe)).await {
             Ok(kept) if kept.spec != probe.spec => {}
-            // A quota may refuse the probe, and yet let a segment be written anew; what is missing is told then.
+            // A quota may refuse the probe but allow the update of a segment. The real write reports such problems.
             Ok(_) | Err(kube::Error::Api(_)) => return Ok(()),
             Err(error) => return Err(error),
         }

@@ -1,4 +1,4 @@
-//! The ledger's text and its ring: what is written comes back, also through the hands of a later release.
+//! Tests of the encoding and the ring: what is written is read back, also after a later release has rewritten it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -34,7 +34,7 @@ use crate::{
 const HOME: Uid = Uid::from_u128(99);
 const SHAPE: LedgerLayout = LedgerLayout { ring: 16, shards: 2, limit: 4096 };
 
-/// The segments as an apiserver would keep them.
+/// The segments that an apiserver would store.
 #[derive(Default)]
 struct StoredSegments(BTreeMap<String, Segment>);
 
@@ -50,7 +50,7 @@ impl StoredSegments {
         self.found_at(u64::MAX)
     }
 
-    /// As it is where each segment landed at this version.
+    /// Returns the segments as if each was committed at this version.
     fn found_at(&self, version: u64) -> Vec<Found> {
         self.0.values().map(|segment| Found { segment: segment.clone(), version: version.to_string() }).collect()
     }
@@ -72,7 +72,7 @@ impl StoredSegments {
     }
 }
 
-/// The segment with another spec.
+/// Returns a copy of the segment with an altered spec.
 fn altered(segment: &Segment, alter: impl FnOnce(&mut LedgerSegmentSpec)) -> Segment {
     let mut altered = segment.clone();
     alter(&mut altered.spec);
@@ -378,7 +378,7 @@ fn what_a_leader_that_outlived_a_restore_wrote_behind_a_newer_claim_is_overwritt
     assert_eq!(next.claim().unwrap().spec.sequence, claim.spec.sequence);
 }
 
-/// A watch and a record as the release before this one has them.
+/// The previous release's form of a watch and a record.
 mod before {
     use super::*;
 
@@ -411,7 +411,7 @@ mod before {
         pub unknown: Unknown,
     }
 
-    /// What that release makes of a value, and writes again.
+    /// Returns the value after the previous release has read it and written it back.
     pub fn kept<T: serde::Serialize + serde::de::DeserializeOwned>(value: &Value) -> Value {
         serde_json::to_value(serde_json::from_value::<T>(value.clone()).unwrap()).unwrap()
     }
@@ -432,7 +432,7 @@ fn the_release_before_reads_and_keeps_what_this_one_adds() {
 
 #[test]
 fn what_the_release_before_wrote_is_gone_on_with() {
-    // As it lies in its ledger, of a claim and a flush.
+    // The stored texts of a claim and a flush.
     let texts = [
         format!(r#"{{"home":"{HOME}"}}"#),
         format!(
@@ -479,7 +479,7 @@ fn any_number_of_leaders_that_die_early_keeps_what_is_pending() {
         wanted.into_iter().map(|shard| (shard, part(shard))).collect::<Vec<_>>()
     };
     let mut kept = begun(contents(), Vec::new());
-    // After the claim; after a flush without its snapshot now and then; after a whole one.
+    // The crash comes after the claim, after a flush that lacks its snapshot, or after a whole flush.
     for start in 0..10 * SHAPE.ring {
         let (mut journal, memory) = kept.open();
         assert_eq!((memory.events.len(), memory.watches[0].records.iter().flatten().count()), (1, 1), "start {start}");
@@ -508,13 +508,13 @@ fn of_two_leaders_at_one_claim_s_place_only_one_goes_on() {
     let newer = second.claim().unwrap();
     assert!(newer.name == claim.name && second.version(&newer).is_some(), "it replaces the claim");
     assert!(newer.spec.term > claim.spec.term && newer.spec.after == claim.spec.after);
-    // Whichever of both writes lands first makes the other's conflict.
+    // Of the two writes, the one that is committed first makes the other conflict.
     let changes = first.lay_out(nothing_changed()).unwrap().remove(0);
     assert_eq!((changes.name.as_str(), first.version(&changes)), (claim.name.as_str(), Some("1")));
     let found = |segment: &Segment| Some(Found { segment: segment.clone(), version: "2".into() });
     assert_eq!(first.resolve(&changes, found(&newer)), Resolution::Lost);
     assert_eq!(second.resolve(&newer, found(&changes)), Resolution::Lost);
-    // What the first has written is not replaced.
+    // The changes of the first leader are not replaced.
     kept.write(&mut first, vec![changes.clone()]);
     assert_eq!(kept.open().0.claim().unwrap().spec.sequence, changes.spec.sequence + 1);
 }
@@ -525,7 +525,7 @@ fn a_claim_of_the_release_before_keeps_its_place() {
     let (mut journal, _) = kept.open();
     let claim = journal.claim().unwrap();
     kept.write(&mut journal, vec![claim.clone()]);
-    // Its leader goes on behind it, so that nothing but a claim there stops it.
+    // Its leader continues after the claim, so only a claim in that place stops it.
     kept.doctor(|text| {
         text.as_object_mut().unwrap().remove("claim");
     });
@@ -550,7 +550,7 @@ fn nothing_changed() -> Flush {
     Flush { contents: Contents { watches: Some(watches()), ..Contents::default() }, snapshots: Vec::new() }
 }
 
-/// The text of a segment.
+/// Returns the JSON of a segment.
 fn text(segment: &Segment) -> Value {
     serde_json::from_slice(&unpack(&segment.spec.data).unwrap()).unwrap()
 }
@@ -713,7 +713,7 @@ fn what_a_newer_leader_wrote_after_a_segment_that_a_restore_took_away_counts_for
     let mut kept = written();
     kept.0.insert("next".into(), stray(2, 7));
     assert_eq!(kept.open().0.claim().unwrap().spec.sequence, 3, "it follows what is there");
-    // With a gap before it, what is missing is.
+    // If there is a gap before it, the missing segment is reported.
     let mut kept = written();
     kept.0.insert("far".into(), stray(3, 8));
     assert!(matches!(open(&kept.found(), HOME, SHAPE, 8), Recovered::NoLedger { why: NoLedger::Missing(2), .. }));
@@ -736,7 +736,7 @@ fn with_every_second_flush_the_oldest_snapshot_is_rewritten_and_all_once_they_ar
     assert!(order.chunks(3).all(|turn| turn == &order[..3]), "each in its turn");
 
     let mut journal = Journal::begin(HOME, 1, shape, 7);
-    // Twice the shards, and a sixteenth of the ring.
+    // Twice the number of shards plus a sixteenth of the ring.
     for _ in 0..10 {
         journal.lay_out(nothing_changed()).unwrap();
         assert!(!journal.is_pressed() && journal.wanted().len() <= 1);
@@ -756,7 +756,7 @@ fn a_ring_takes_segments_up_to_its_last_place_and_not_one_more() {
     }
     assert!(matches!(journal.lay_out(nothing_changed()), Err(LayOutError::Full(1))));
     assert!(matches!(journal.claim(), Err(LayOutError::Full(1))));
-    // A flush that is split needs a place for each part.
+    // A split flush needs a place for each part.
     let large = || Flush { contents: contents_of(0, 2, 0, true), snapshots: Vec::new() };
     let shape = LedgerLayout { limit: 1, ..SHAPE };
     for taken in [SHAPE.ring - 2, SHAPE.ring - 1] {
@@ -819,7 +819,7 @@ fn what_unpacks_to_more_than_any_segment_of_ours_is_refused() {
     let bomb = packed(8 * MAX_TEXT);
     assert!(bomb.len() < 1 << 17, "{} characters", bomb.len());
     assert!(matches!(unpack(&bomb), Err(Unreadable::TooLong)));
-    // A frame that asks for a window of 128 MiB before it has said anything: RFC 8878, 3.1.1.1.2.
+    // A frame header that requests a window of 128 MiB: RFC 8878, 3.1.1.1.2.
     let greedy = STANDARD.encode([0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3, 1, 0, 0]);
     assert!(matches!(unpack(&greedy), Err(Unreadable::Zstd(_))));
 }

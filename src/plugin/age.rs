@@ -1,4 +1,4 @@
-//! Times as kubectl tells them.
+//! Formats ages and durations as kubectl does.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 const YEAR: u64 = 365 * DAY;
 
-/// How long ago this was, as kubectl's columns tell it (apimachinery, `duration.HumanDuration`); what is yet to come was just now.
+/// The age of `then`, in the format of kubectl's columns (apimachinery, `duration.HumanDuration`). A time in the future
+/// counts as now.
 pub fn age(then: Timestamp, now: Timestamp) -> String {
     let seconds = now.duration_since(then).as_secs();
     if seconds < -1 {
@@ -36,7 +37,7 @@ fn human(seconds: u64) -> String {
     }
 }
 
-/// How long something took, to three digits or so.
+/// A duration, with about three significant digits.
 pub fn took(duration: Duration) -> String {
     match duration.as_secs_f64() {
         seconds if seconds < 10.0 => format!("{seconds:.2}s"),
@@ -45,7 +46,7 @@ pub fn took(duration: Duration) -> String {
     }
 }
 
-/// The duration that a flag is given, more than 0.
+/// Parses the duration of a flag. It must be greater than 0.
 pub fn read(text: &str) -> Result<Duration, String> {
     let read = crate::api::duration::read(text).filter(|duration| !duration.is_zero());
     read.ok_or_else(|| "write whole numbers of h, m and s, such as 2h, 90s or 1h30m".into())
@@ -80,7 +81,7 @@ mod tests {
         let now = Timestamp::from_second(1_700_000_000).unwrap();
         let at = |seconds: i64| Timestamp::from_second(1_700_000_000 + seconds).unwrap();
         assert_eq!(age(at(-5), now), "5s");
-        // Clocks differ a little.
+        // Clocks may differ slightly.
         assert_eq!(age(at(1), now), "0s");
         assert_eq!(age(at(60), now), "<invalid>");
     }

@@ -1,7 +1,8 @@
-//! Completion: `kubectl llmtune completion SHELL`, and what kubectl itself asks a plugin's helper for.
+//! Shell completion: `kubectl llmtune completion SHELL`, and the helper that kubectl calls for a plugin.
 //!
-//! kubectl runs `kubectl_complete-llmtune` with the words so far, the last of which is to be completed, and reads what cobra's `__complete`
-//! prints: a candidate a line, with its description after a tab, and at last a directive. This binary is that helper, under that name.
+//! kubectl runs `kubectl_complete-llmtune` with the words so far, the last of which is to be completed, and reads
+//! output in the format of cobra's `__complete`: one candidate per line, with its description after a tab, and a
+//! directive as the last line. This binary acts as that helper if it runs under that name.
 
 use std::{ffi::OsString, process::ExitCode, time::Duration};
 
@@ -20,21 +21,21 @@ use super::{
 };
 use crate::api::{ClusterWebhook, Webhook};
 
-/// The name under which kubectl looks for the helper.
+/// The name of the helper that kubectl looks for.
 pub const HELPER: &str = "kubectl_complete-llmtune";
-/// This program's own.
+/// The name of this program.
 const NAME: &str = "kubectl-llmtune";
-/// The command that completes.
+/// The hidden command that completes.
 pub const COMMAND: &str = "__complete";
-/// Cobra's directives: let the shell complete files; no files.
+/// Cobra's directives: let the shell complete files; do not complete files.
 const FILES: &str = ":0";
 const NO_FILES: &str = ":4";
-/// Whoever presses a key does not wait longer.
+/// Time limit for the cluster's answer: the user waits at the prompt.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Prints the script for this shell.
+/// Prints the completion script of this shell.
 pub fn script(shell: Shell) -> Result<ExitCode, Failure> {
-    // clap_complete's script for bash does not find its own functions where the name has a hyphen or a space.
+    // The bash script of clap_complete does not find its own functions if the name contains a hyphen or a space.
     let name = if shell == Shell::Bash { "kubectl_llmtune" } else { NAME };
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command().bin_name(name), name, &mut script);
@@ -43,7 +44,7 @@ pub fn script(shell: Shell) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints what the last of these words may become.
+/// Prints the candidates for the last of these words.
 pub async fn complete(words: &[OsString]) -> Result<ExitCode, Failure> {
     let words: Vec<String> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     let Some((partial, before)) = words.split_last() else { return Ok(ExitCode::SUCCESS) };
@@ -67,7 +68,7 @@ fn plain(words: Vec<String>) -> Vec<(String, String)> {
     words.into_iter().map(|word| (word, String::new())).collect()
 }
 
-/// Where the cluster does not answer in time, or refuses, there is nothing to offer.
+/// No candidates if the cluster does not answer in time or refuses the request.
 async fn in_time(names: impl Future<Output = Option<Vec<String>>>) -> Vec<String> {
     timeout(PATIENCE, names).await.ok().flatten().unwrap_or_default()
 }
@@ -86,10 +87,10 @@ async fn namespaces(args: &ClusterArgs) -> Option<Vec<String>> {
     Some(all.items.into_iter().filter_map(|namespace| namespace.metadata.name).collect())
 }
 
-/// What can stand at a place.
+/// The kind of value that is expected at a position.
 #[derive(Debug, PartialEq, Eq)]
 enum Expected {
-    /// One of these words, each with what it means.
+    /// One of these words, each with its description.
     Words(Vec<(String, String)>),
     Files,
     Contexts,
@@ -97,7 +98,7 @@ enum Expected {
     Namespaces,
 }
 
-/// What the words so far say.
+/// The command line so far.
 struct Line {
     cluster: ClusterArgs,
     expected: Expected,
@@ -166,7 +167,7 @@ fn note_cluster(cluster: &mut ClusterArgs, arg: &Arg, value: &str) {
     }
 }
 
-/// What can be an argument's value.
+/// The possible values of an argument.
 fn values(arg: &Arg) -> Expected {
     match arg.get_id().as_str() {
         "target" => Expected::Webhooks,

@@ -1,4 +1,4 @@
-//! The cluster that a command speaks to, found as kubectl finds it.
+//! Connects to the cluster of a command. The cluster is found as kubectl finds it.
 
 use std::{path::Path, time::Duration};
 
@@ -23,17 +23,17 @@ use crate::{
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// An answer that takes longer than this will not come; watches end sooner.
+/// Read timeout of a connection. Watches end sooner.
 const READ_TIMEOUT: Duration = Duration::from_mins(5);
-/// The Lease that every operator holds or waits for.
+/// The Lease of the operator, which all its replicas share.
 const LEASE: &str = "llmtune-webhooks";
-/// The operator's namespace, unless somebody chose another.
+/// The default namespace of the operator.
 const OPERATOR_NAMESPACE: &str = "llmtune-system";
 
-/// A cluster, and what the command line says of namespaces.
+/// A cluster, and the namespace of the command line.
 pub struct Cluster {
     pub client: Client,
-    /// `-n`, else the context's.
+    /// `-n`, or else the namespace of the context.
     pub namespace: String,
     /// `-n`.
     given: Option<String>,
@@ -42,14 +42,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The cluster that these flags name.
+    /// Connects to the cluster that these flags name.
     pub async fn connect(args: &ClusterArgs) -> Result<Self, Failure> {
         let mut way = way(args).await?;
         let config = &mut way.config;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         config.read_timeout = Some(READ_TIMEOUT);
         config.reset_reader_on_write = true;
-        // Whoever waits at a terminal wants to know.
+        // Without retries an error is shown immediately: the user waits at a terminal.
         config.default_retry = false;
         if args.impersonate.is_some() {
             config.auth_info.impersonate.clone_from(&args.impersonate);
@@ -64,12 +64,12 @@ impl Cluster {
         Ok(Self { client, namespace, given: args.namespace.clone(), server })
     }
 
-    /// What came of a request.
+    /// Converts the error of a request.
     pub fn failed(&self, error: &kube::Error) -> Failure {
         Failure::of_request(error, &self.server)
     }
 
-    /// The objects of a kind; `None`: of all namespaces, or of the cluster.
+    /// The API of one kind. `None` selects all namespaces, or the cluster for a cluster-scoped kind.
     pub fn api<K>(&self, namespace: Option<&str>) -> Api<DynamicObject>
     where
         K: Resource<DynamicType = ()>,
@@ -82,7 +82,8 @@ impl Cluster {
         }
     }
 
-    /// The operator's namespace, where deliveries of `ClusterWebhooks` are: `-n`, else where its Lease is, else as installed by default.
+    /// The operator's namespace, which holds the deliveries of `ClusterWebhooks`: `-n`, or else the namespace of its
+    /// Lease, or else the default.
     pub async fn operator_namespace(&self) -> Result<String, Failure> {
         if let Some(given) = &self.given {
             return Ok(given.clone());
@@ -91,7 +92,7 @@ impl Cluster {
         let leases = Api::<Lease>::all(self.client.clone()).list(&named).await;
         let mut namespaces: Vec<String> = match leases {
             Ok(leases) => leases.items.into_iter().filter_map(|lease| lease.metadata.namespace).collect(),
-            // Few may look into every namespace.
+            // Most users may not list Leases in all namespaces.
             Err(kube::Error::Api(status)) if status.code == 403 => Vec::new(),
             Err(error) => return Err(self.failed(&error)),
         };
@@ -114,7 +115,7 @@ async fn way(args: &ClusterArgs) -> Result<Way, Failure> {
     let kubeconfig = match read(args.kubeconfig.as_deref()) {
         Ok(kubeconfig) => kubeconfig,
         Err(error) => {
-            // In a pod there need be none.
+            // A kubeconfig is optional inside a pod.
             let inside =
                 args.kubeconfig.is_none() && args.context.is_none() && std::env::var_os("KUBECONFIG").is_none();
             return Way::in_cluster().ok().filter(|_| inside).ok_or_else(|| no_cluster(&error, args));
@@ -131,7 +132,7 @@ fn read(path: Option<&Path>) -> Result<Kubeconfig, KubeconfigError> {
     path.map_or_else(Kubeconfig::read, Kubeconfig::read_from)
 }
 
-/// The names of the contexts of the kubeconfig, for completion.
+/// The names of the kubeconfig's contexts, for completion.
 pub fn contexts(args: &ClusterArgs) -> Vec<String> {
     let kubeconfig = read(args.kubeconfig.as_deref()).unwrap_or_default();
     kubeconfig.contexts.into_iter().map(|context| context.name).collect()
@@ -183,8 +184,8 @@ mod tests {
             (KubeconfigError::LoadContext("kind".into()), "the kubeconfig has production, staging"),
             (KubeconfigError::CurrentContextNotSet, "choose one with --context"),
         ] {
-            let told = unusable(&error, &contexts).to_string();
-            assert!(told.contains(says), "{told}");
+            let message = unusable(&error, &contexts).to_string();
+            assert!(message.contains(says), "{message}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! `kubectl llmtune create`: the manifest of a Webhook and of a strong Secret, for whatever applies manifests.
+//! `kubectl llmtune create`: writes the manifests of a Webhook and of a Secret with a strong key, for `kubectl apply`
+//! and similar tools.
 
 use std::process::ExitCode;
 
@@ -15,7 +16,7 @@ use crate::{
     delivery::sign::hexadecimal,
 };
 
-/// As many as HMAC-SHA256 makes use of.
+/// The output length of HMAC-SHA256, in bytes: a longer key adds hardly any strength (RFC 2104, 3).
 const KEY_BYTES: usize = 32;
 
 const ABOUT_SECRETS: &str = "\
@@ -29,7 +30,7 @@ pub fn run(args: &ClusterArgs, asked: &CreateArgs) -> Result<ExitCode, Failure> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Bytes that nobody can guess.
+/// Cryptographically secure random bytes.
 pub fn random<const LENGTH: usize>() -> Result<[u8; LENGTH], Failure> {
     let mut bytes = [0; LENGTH];
     let random = rustls::crypto::ring::default_provider().secure_random;
@@ -72,7 +73,7 @@ fn manifests(namespace: Option<&str>, asked: &CreateArgs, key: &[u8]) -> Result<
     Ok(text)
 }
 
-/// The key as its Secret holds it.
+/// The key as the Secret stores it.
 fn written(format: Format, key: &[u8]) -> String {
     match format {
         Format::StandardWebhooks => format!("whsec_{}", STANDARD.encode(key)),
@@ -80,12 +81,12 @@ fn written(format: Format, key: &[u8]) -> String {
     }
 }
 
-/// The order in which people write manifests.
+/// Orders the fields of a manifest as people write them.
 fn ordered(manifest: &Value) -> Ordered<'_> {
     Ordered(manifest)
 }
 
-/// An object of which some members come first.
+/// An object that serializes some fields first.
 struct Ordered<'a>(&'a Value);
 
 const FIRST: [&str; 9] =

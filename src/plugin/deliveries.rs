@@ -1,4 +1,4 @@
-//! `kubectl llmtune deliveries`: what became of a Webhook's deliveries.
+//! `kubectl llmtune deliveries`: lists the deliveries of a Webhook and their results.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! What went wrong, and what to do next.
+//! The error of a command: what went wrong, and what to do next.
 
 use std::{fmt, process::ExitCode};
 
@@ -6,19 +6,19 @@ use kube::runtime::watcher;
 
 use crate::error_chain::{ErrorChain, is_unknown_kind, lacks_right};
 
-/// The exit code of a program that a closed pipe ends, as a shell tells it: 128 and SIGPIPE.
+/// The exit code that shells report for a program ended by a closed pipe: 128 + SIGPIPE.
 const PIPE_CLOSED: u8 = 141;
 
-/// Where to look when the operator does not answer.
+/// The advice for an operator that does not answer.
 pub const OPERATOR_AWAY: &str = "does an operator run, and does it serve this namespace? kubectl get leases -A \
     --field-selector metadata.name=llmtune-webhooks names the one that leads; its log says more";
 
-/// Why a command could not do what was asked.
+/// The reason why a command failed.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Failure {
     what: String,
     next: Option<String>,
-    /// Nobody reads any more.
+    /// Standard output is a closed pipe.
     unheard: bool,
 }
 
@@ -27,18 +27,18 @@ impl Failure {
         Self { what: what.into(), next: None, unheard: false }
     }
 
-    /// With what to do about it.
+    /// Adds advice on what to do next.
     pub fn next(self, next: impl Into<String>) -> Self {
         Self { next: Some(next.into()), ..self }
     }
 
-    /// Nothing could be printed.
+    /// The error of a failed write to standard output.
     pub fn unprinted(error: &std::io::Error) -> Self {
         let unheard = error.kind() == std::io::ErrorKind::BrokenPipe;
         Self { unheard, ..Self::new(format!("cannot print: {error}")) }
     }
 
-    /// What came of a request to the apiserver. `server`: its address.
+    /// Converts the error of a request. `server` is the apiserver's address.
     pub fn of_request(error: &kube::Error, server: &str) -> Self {
         let kube::Error::Api(status) = error else {
             let what = format!("cannot ask the cluster at {server}: {}", ErrorChain(error));
@@ -62,7 +62,7 @@ impl Failure {
         Self::new(message)
     }
 
-    /// Tells it on standard error, as kubectl does.
+    /// Prints the error to standard error, as kubectl does.
     pub fn report(&self) -> ExitCode {
         if self.unheard {
             return ExitCode::from(PIPE_CLOSED);
@@ -81,7 +81,7 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// What asking again would not help against.
+/// The error if a retry would not help.
 pub fn refusal(error: &watcher::Error) -> Option<&kube::Error> {
     let (watcher::Error::InitialListFailed(error)
     | watcher::Error::WatchStartFailed(error)
@@ -93,7 +93,7 @@ pub fn refusal(error: &watcher::Error) -> Option<&kube::Error> {
     refused.then_some(error)
 }
 
-/// Who can give the right that the apiserver's message says is missing, and how.
+/// Advice on how to get the permission that the apiserver's message says is missing, and from whom.
 fn missing_right(message: &str) -> String {
     let after = |word: &str| message.split_once(word).map(|(_, rest)| rest);
     let quoted = |word: &str| after(word).and_then(|rest| rest.split('"').next());
@@ -140,13 +140,13 @@ mod tests {
 
     use super::*;
 
-    fn told(code: u16, message: &str) -> String {
+    fn report(code: u16, message: &str) -> String {
         let error = kube::Error::Api(Status::failure(message, "").with_code(code).boxed());
         Failure::of_request(&error, "https://cluster.example").to_string()
     }
 
     fn forbidden(user: &str, verb: &str, resource: &str, place: &str) -> String {
-        told(
+        report(
             403,
             &format!(
                 "{resource}.llmtune.io is forbidden: User \"{user}\" cannot {verb} resource \"{resource}\" in API group \"llmtune.io\" {place}"
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn who_lacks_a_right_is_told_who_can_give_it_and_how() {
         let research = "in the namespace \"research\"";
-        for (told, to_do) in [
+        for (report, to_do) in [
             (
                 forbidden("ada", "list", "webhooks", research),
                 "kubectl -n research create rolebinding llmtune-view --clusterrole=view --user=ada",
@@ -169,30 +169,30 @@ mod tests {
             (forbidden("ada", "list", "webhooks", "at the cluster scope"), "with -n in place of -A"),
             (forbidden("ada", "get", "clusterwebhooks", "at the cluster scope"), "ask a cluster admin"),
         ] {
-            assert!(told.contains(" is forbidden: User ") && told.contains(to_do), "{told}");
+            assert!(report.contains(" is forbidden: User ") && report.contains(to_do), "{report}");
         }
     }
 
     #[test]
     fn every_refusal_says_what_to_do() {
-        for (told, to_do) in [
-            (told(404, "404 page not found"), "kubectl apply -f crds/"),
-            (told(404, "the server could not find the requested resource"), "kubectl apply -f crds/"),
-            (told(401, "Unauthorized"), "log in again"),
+        for (report, to_do) in [
+            (report(404, "404 page not found"), "kubectl apply -f crds/"),
+            (report(404, "the server could not find the requested resource"), "kubectl apply -f crds/"),
+            (report(401, "Unauthorized"), "log in again"),
         ] {
-            assert!(told.contains(to_do), "{told}");
+            assert!(report.contains(to_do), "{report}");
         }
         let cut_off = kube::Error::Service(Box::new(std::io::Error::other("Connection refused")));
-        let told = Failure::of_request(&cut_off, "https://cluster.example").to_string();
+        let report = Failure::of_request(&cut_off, "https://cluster.example").to_string();
         assert!(
-            told.contains("https://cluster.example: Connection refused") && told.contains("kubectl cluster-info"),
-            "{told}"
+            report.contains("https://cluster.example: Connection refused") && report.contains("kubectl cluster-info"),
+            "{report}"
         );
     }
 
     #[test]
     fn what_a_policy_or_a_quota_says_stands_as_it_is() {
         let message = "webhookdeliveries \"a\" is forbidden: exceeded quota: q, requested: 1, used: 0";
-        assert_eq!(told(403, message), message);
+        assert_eq!(report(403, message), message);
     }
 }

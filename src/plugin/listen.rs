@@ -1,4 +1,4 @@
-//! `kubectl llmtune listen`: a receiver on loopback, which shows what comes.
+//! `kubectl llmtune listen`: a receiver on loopback that prints the deliveries it receives.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -34,9 +34,9 @@ use super::{
 };
 use crate::error_chain::ErrorChain;
 
-/// More than any delivery has.
+/// Upper bound for a request body, in bytes. No delivery is larger.
 const MAX_BODY: usize = 1 << 20;
-/// Headers of one connection (RFC 9110, 7.6.1), and what the client that hands a request on writes itself.
+/// Hop-by-hop headers (RFC 9110, 7.6.1), and headers that the forwarding client writes itself.
 const OF_A_CONNECTION: [HeaderName; 9] = [
     header::CONNECTION,
     header::CONTENT_LENGTH,
@@ -49,13 +49,13 @@ const OF_A_CONNECTION: [HeaderName; 9] = [
     header::UPGRADE,
 ];
 
-/// What each request is dealt with by.
+/// The state that request handlers share.
 struct Receiver {
     secret: Option<SecretSlice<u8>>,
     forward: Option<(reqwest::Client, reqwest::Url)>,
     answer: StatusCode,
     paint: Paint,
-    /// Told when nothing can be shown any more.
+    /// Receives the error if standard output can no longer be written.
     ended: Sender<Failure>,
 }
 
@@ -86,7 +86,7 @@ pub async fn run(asked: &ListenArgs) -> Result<ExitCode, Failure> {
     }
 }
 
-/// Listens at this port of 127.0.0.1, where nobody reaches it but this machine; 0: any that is free.
+/// Listens on this port of 127.0.0.1, which other machines cannot reach. Port 0 selects a free port.
 pub async fn on_loopback(port: u16) -> Result<(TcpListener, SocketAddr), Failure> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(|error| {
         Failure::new(format!("cannot listen at 127.0.0.1:{port}: {error}"))
@@ -97,7 +97,7 @@ pub async fn on_loopback(port: u16) -> Result<(TcpListener, SocketAddr), Failure
 }
 
 async fn receive(State(receiver): State<Arc<Receiver>>, method: Method, headers: HeaderMap, body: Bytes) -> Response {
-    // The operator sends none; a page in a browser always does where it reaches across sites.
+    // The operator never sends this header. Browsers send it with each cross-origin POST.
     if headers.contains_key(header::ORIGIN) {
         return (StatusCode::FORBIDDEN, "deliveries come from no page\n").into_response();
     }
@@ -121,7 +121,7 @@ async fn receive(State(receiver): State<Arc<Receiver>>, method: Method, headers:
         text.extend([format!("answered {answer}\n")]);
     }
     if let Err(failure) = print(&text) {
-        // Another may have said so already.
+        // A full channel already holds such an error.
         let _ = receiver.ended.try_send(failure);
     }
     answer.into_response()
@@ -134,7 +134,7 @@ fn recorded(headers: &HeaderMap, body: &Bytes) -> Request {
     Request { headers: headers.collect(), body: body.to_vec() }
 }
 
-/// Gives the answer from there, and what is to be said of it.
+/// Forwards a delivery. Returns the answer of the target and a line that describes it.
 async fn hand_on(
     client: &reqwest::Client,
     url: &reqwest::Url,
@@ -150,7 +150,7 @@ async fn hand_on(
     }
 }
 
-/// A delivery as it is shown: a line, what is wrong with it, and its body.
+/// Formats a delivery: a summary line, the findings, and the body.
 fn shown(request: &Request, verdict: Option<&Verdict>, now: Timestamp, paint: Paint) -> String {
     let header = |name: &str| request.header(name).map(printable).unwrap_or_default();
     let json = Json::read(&request.body);

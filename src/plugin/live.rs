@@ -1,5 +1,5 @@
-//! `kubectl llmtune status --watch`: the table as it changes. On a terminal it stays in its place; into a pipe goes a line for each
-//! change, as `kubectl get --watch` has it.
+//! `kubectl llmtune status --watch`: shows the table as it changes. A terminal shows one table, redrawn in place; a
+//! pipe gets a line for each change, as with `kubectl get --watch`.
 
 use std::{collections::BTreeMap, pin::Pin, process::ExitCode, time::Duration};
 
@@ -25,16 +25,16 @@ use crate::api::{ClusterWebhook, Webhook};
 
 /// Ages grow by the second.
 const TICK: Duration = Duration::from_secs(1);
-/// What changes together is shown together.
+/// Changes within this time are shown together.
 const SETTLE: Duration = Duration::from_millis(50);
 
-/// What is watched, in the order of the table: Webhooks by namespace and name, then `ClusterWebhooks`.
+/// Sort key of the table: the watch, the namespace and the name. Webhooks come first, then `ClusterWebhooks`.
 type Key = (usize, Option<String>, String);
 
-/// What was heard of the watch with this number.
+/// An event of the watch with this number.
 type Heard = (usize, watcher::Result<watcher::Event<DynamicObject>>);
 
-/// Shows the Webhooks of this namespace, or all with the `ClusterWebhooks`, until somebody ends it.
+/// Shows the Webhooks of this namespace, or all with the `ClusterWebhooks`, until the user stops it.
 pub async fn watch(cluster: &Cluster, namespace: Option<&str>) -> Result<ExitCode, Failure> {
     let mut watches = vec![follow(0, cluster.api::<Webhook>(namespace))];
     if namespace.is_none() {
@@ -65,16 +65,16 @@ fn follow(number: usize, api: Api<DynamicObject>) -> Pin<Box<dyn Stream<Item = H
     Box::pin(watcher(api, watcher::Config::default()).default_backoff().map(move |heard| (number, heard)))
 }
 
-/// What is known, and what of it is shown.
+/// The known objects and the state of the display.
 struct View {
     screen: Screen,
     namespace: Option<String>,
     webhooks: BTreeMap<Key, DynamicObject>,
-    /// Those that a list is telling of: the others are gone once it has ended.
+    /// Objects of a list that is in progress. When it ends, all others are gone.
     listed: Vec<BTreeMap<Key, DynamicObject>>,
-    /// Which watches have not listed all yet.
+    /// Watches whose first list is not complete.
     missing: Vec<bool>,
-    /// Of those that changed, or went, since the last time.
+    /// Objects that changed since the last output; `None` if deleted.
     changed: BTreeMap<Key, Option<DynamicObject>>,
     header_shown: bool,
     trouble: Trouble,
@@ -123,14 +123,14 @@ impl View {
                 self.trouble.ended();
             }
             Err(error) => match refusal(&error) {
-                // ClusterWebhooks are the platform team's.
+                // Only the platform team may list ClusterWebhooks.
                 Some(_) if number > 0 => self.missing[number] = false,
                 Some(refused) => return Err(cluster.failed(refused)),
                 None => {
                     let before = self.trouble.told().map(str::to_owned);
-                    let told = self.trouble.began(&error);
-                    if self.screen.size.is_none() && before.as_ref() != Some(&told) {
-                        note(&told);
+                    let message = self.trouble.began(&error);
+                    if self.screen.size.is_none() && before.as_ref() != Some(&message) {
+                        note(&message);
                     }
                 }
             },
@@ -161,7 +161,7 @@ impl View {
         }
     }
 
-    /// The whole screen, drawn over what was there (ECMA-48: CUP, EL, ED).
+    /// Redraws the whole screen in place (ECMA-48: CUP, EL, ED).
     fn frame(&self, columns: usize, lines: usize, now: Timestamp) -> String {
         let webhooks: Vec<DynamicObject> = self.webhooks.values().cloned().collect();
         let time = now.strftime("%H:%M:%SZ");
@@ -186,7 +186,7 @@ impl View {
         format!("\x1b[H{}\x1b[K\n\x1b[J", shown.join("\x1b[K\n"))
     }
 
-    /// A line for each that changed since the last time.
+    /// One line for each object that changed since the last call.
     fn news(&mut self, now: Timestamp) -> String {
         let changed = std::mem::take(&mut self.changed);
         let still_there: Vec<DynamicObject> = changed.into_values().flatten().collect();

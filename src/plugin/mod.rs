@@ -1,7 +1,8 @@
-//! `kubectl llmtune`: what a user asks of Webhooks at a command line. It uses the API alone, with the user's own rights: whatever it does,
-//! kubectl can do with YAML.
+//! The kubectl plugin, `kubectl llmtune`. It uses only the Kubernetes API, with the user's own rights: kubectl and YAML
+//! can do all that it does.
 //!
-//! What is told apart, chosen, laid out and verified is pure, with time as an argument; [`run`] and the rooms of the single commands do the rest.
+//! Selection, layout and verification are pure, with time as an argument. [`run`] and the modules of the commands do
+//! the I/O.
 
 mod age;
 pub mod cli;
@@ -33,7 +34,8 @@ use clap::Parser;
 use cli::{Cli, Command};
 use failure::Failure;
 
-/// Does what the command line says: by the name of kubectl's helper for completion it completes one, by any other it is the plugin.
+/// Entry point. Under the name of kubectl's completion helper the program completes a command line; under any other
+/// name it is the plugin.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     if arguments.first().and_then(|name| Path::new(name).file_stem()).is_some_and(|name| name == complete::HELPER) {
@@ -43,9 +45,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return Failure::new(format!("cannot begin: {error}")).report(),
     };
-    // Without it the first TLS connection would panic.
+    // Without a default provider the first TLS connection panics.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    // clap would take what is yet to be completed for flags of its own.
+    // clap would parse the words to complete as its own flags.
     let result = if arguments.get(1).is_some_and(|name| name == complete::COMMAND) {
         runtime.block_on(complete::complete(&arguments[2..]))
     } else {
@@ -54,7 +56,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     result.unwrap_or_else(|failure| failure.report())
 }
 
-/// Does what a command line asks. The exit code is 0 where all went as asked, 1 where not.
+/// Runs a command. The exit code is 0 on success, otherwise 1.
 pub async fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let Cli { cluster, command } = cli;
     match command {

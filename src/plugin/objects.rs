@@ -1,4 +1,4 @@
-//! Objects of the API, kept as they came: what a release does not know of them is printed all the same.
+//! Untyped API objects. Fields that this release does not know are printed too.
 
 use kube::{
     Api,
@@ -6,10 +6,10 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-/// A page of a list; the objects may be large.
+/// Page size of a list. Objects may be large.
 const PAGE: u32 = 250;
 
-/// All objects that these labels select; no selector: all.
+/// All objects that match the label selector; all objects without one.
 pub async fn list(api: &Api<DynamicObject>, selector: Option<&str>) -> kube::Result<Vec<DynamicObject>> {
     let mut params = ListParams::default().limit(PAGE);
     params.label_selector = selector.map(str::to_owned);
@@ -24,12 +24,11 @@ pub async fn list(api: &Api<DynamicObject>, selector: Option<&str>) -> kube::Res
     }
 }
 
-/// A part of an object, such as its status; `None` where it is absent or this release cannot read it.
+/// A part of an object, such as its status. `None` if it is absent or if this release cannot parse it.
 pub fn part<T: DeserializeOwned>(object: &DynamicObject, name: &str) -> Option<T> {
     serde_json::from_value(object.data.get(name)?.clone()).ok()
 }
 
-/// The object's name.
 pub fn name(object: &DynamicObject) -> &str {
     object.metadata.name.as_deref().unwrap_or_default()
 }

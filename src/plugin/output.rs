@@ -1,4 +1,4 @@
-//! What is printed, where to, and as what.
+//! Prints objects and messages.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -10,8 +10,8 @@ use serde_json::{Value, json, ser::PrettyFormatter};
 
 use super::{failure::Failure, table::Paint};
 
-/// How objects are printed, as kubectl's `-o` names it: `Wide` is a table with more columns, `Name` kind and name alone, as other commands of
-/// kubectl take them.
+/// Output format, named as in kubectl's `-o`. `Wide` is a table with more columns; `Name` prints only kind and name,
+/// for use in other kubectl commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     Wide,
@@ -20,16 +20,16 @@ pub enum Format {
     Name,
 }
 
-/// Where standard output goes.
+/// Properties of standard output.
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
     pub paint: Paint,
-    /// How many columns and lines the terminal has; `None`: it is none.
+    /// Columns and lines of the terminal. `None` if standard output is not a terminal.
     pub size: Option<(usize, usize)>,
 }
 
 impl Screen {
-    /// Colours are for terminals, where `NO_COLOR` (no-color.org) does not say otherwise.
+    /// Colors are for terminals only, and only if `NO_COLOR` (no-color.org) is not set.
     pub fn of_stdout() -> Self {
         let terminal = io::stdout().is_terminal();
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
@@ -43,18 +43,18 @@ impl Screen {
     }
 }
 
-/// Prints a text as it is.
+/// Prints a text without changes.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| Failure::unprinted(&error))
 }
 
-/// Tells something beside what was asked for, on standard error.
+/// Prints a note to standard error.
 pub fn note(text: &str) {
     eprintln!("{text}");
 }
 
-/// These objects, as kubectl prints a list of them; `format` is not [`Format::Wide`].
+/// Formats a list of objects as kubectl does. `format` is not [`Format::Wide`].
 pub fn list(objects: &[DynamicObject], format: Format) -> Result<String, Failure> {
     if format == Format::Name {
         return Ok(objects.iter().map(|object| name(object) + "\n").collect());
@@ -63,7 +63,7 @@ pub fn list(objects: &[DynamicObject], format: Format) -> Result<String, Failure
     text(&json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": items}), format)
 }
 
-/// This object alone.
+/// Formats one object.
 pub fn object(object: &DynamicObject, format: Format) -> Result<String, Failure> {
     if format == Format::Name { Ok(name(object) + "\n") } else { text(&tidied(object)?, format) }
 }
@@ -73,7 +73,7 @@ fn name(object: &DynamicObject) -> String {
     format!("{kind}.llmtune.io/{}", object.metadata.name.as_deref().unwrap_or_default())
 }
 
-/// Who manages which field is not shown, as kubectl does not.
+/// Removes `managedFields`, as kubectl does.
 fn tidied(object: &DynamicObject) -> Result<Value, Failure> {
     let mut value = serde_json::to_value(object).map_err(unwritable)?;
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
@@ -86,13 +86,13 @@ fn text(value: &Value, format: Format) -> Result<String, Failure> {
     if format == Format::Yaml { yaml(value) } else { json_text(value, b"    ") }
 }
 
-/// YAML, as `kubectl apply` reads it.
+/// YAML that `kubectl apply` accepts.
 pub fn yaml(value: &impl Serialize) -> Result<String, Failure> {
     let text = serde_saphyr::to_string(value).map_err(unwritable)?;
     Ok(format!("{}\n", text.trim_end()))
 }
 
-/// JSON over several lines.
+/// Indented JSON.
 pub fn json_text(value: &impl Serialize, indent: &[u8]) -> Result<String, Failure> {
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, PrettyFormatter::with_indent(indent));

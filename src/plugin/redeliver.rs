@@ -1,4 +1,4 @@
-//! `kubectl llmtune redeliver`: deliveries that were given up, sent again.
+//! `kubectl llmtune redeliver`: sends dead letters again.
 
 use std::{
     collections::HashMap,
@@ -31,9 +31,9 @@ use super::{
 };
 use crate::api::{WebhookDelivery, webhook_delivery::REDELIVER_ANNOTATION};
 
-/// How often the bar is drawn anew.
+/// Interval at which the progress bar is redrawn.
 const TICK: Duration = Duration::from_millis(200);
-/// So many are asked for at once.
+/// Maximum number of concurrent requests.
 const AT_ONCE: usize = 16;
 
 pub async fn run(args: &ClusterArgs, asked: &RedeliverArgs) -> Result<ExitCode, Failure> {
@@ -83,7 +83,7 @@ async fn send_again(
     summarize(hook, &outcome?, chosen.len(), begun.elapsed())
 }
 
-/// Asks for each, by this value of the annotation; gives the names of those that are still there.
+/// Requests each redelivery by this value of the annotation. Returns the names of the objects that still exist.
 pub async fn ask(
     cluster: &Cluster,
     api: &Api<DynamicObject>,
@@ -104,10 +104,10 @@ pub async fn ask(
     asking.buffer_unordered(AT_ONCE).try_filter_map(|name| async move { Ok(name) }).try_collect().await
 }
 
-/// How the deliveries ended, by name; `None`: not yet.
+/// Results by name; `None` if the delivery is still pending.
 type Outcome = HashMap<String, Option<Delivery>>;
 
-/// Waits until each is answered, or gone, or the time is up.
+/// Waits until each delivery has a result or is deleted, or until the timeout.
 async fn wait(
     cluster: &Cluster,
     api: &Api<DynamicObject>,
@@ -183,12 +183,12 @@ fn summarize(hook: &Hook, outcome: &Outcome, chosen: usize, elapsed: Duration) -
     Ok(if failed.is_empty() && open == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// So many deliveries, in words.
+/// The number of deliveries, in words.
 pub fn count(number: usize) -> String {
     if number == 1 { "1 delivery".into() } else { format!("{number} deliveries") }
 }
 
-/// A bar on standard error, where that is a terminal.
+/// A progress bar on standard error, if that is a terminal.
 fn bar(length: usize) -> ProgressBar {
     let terminal = std::io::stderr().is_terminal();
     let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };

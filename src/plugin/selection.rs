@@ -1,4 +1,4 @@
-//! Which deliveries a command is about, and what is said of them. Pure.
+//! Selects the deliveries of a command and formats them. Pure.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -18,42 +18,41 @@ use crate::{
     report::conditions,
 };
 
-/// How a delivery stands.
+/// The state of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     Delivered,
     Failed,
-    /// It is asked for, and not answered yet.
+    /// It is requested and has no result yet.
     Pending,
 }
 
-/// A delivery.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// Its object's; `None`: it is told of in the Webhook's status alone.
+    /// Name of its object. `None` if only the Webhook's status lists the delivery.
     pub name: Option<String>,
     pub standing: Standing,
-    /// `Delivered`, or why not, in a word.
+    /// `Delivered`, or the reason of the failure in one word.
     pub result: String,
     pub event: String,
     pub event_id: String,
-    /// What the event is about.
+    /// The object of the event.
     pub object: String,
-    /// It was made up.
+    /// A test event.
     pub test: bool,
-    /// There is something that can be sent again.
+    /// The object holds an event that can be sent again.
     pub holds_event: bool,
     pub attempts: Option<i32>,
     pub status_code: Option<i32>,
     pub error: String,
-    /// When it finished, or else began.
+    /// When it finished, or else when it began.
     pub at: Option<Timestamp>,
-    /// The request that was last answered.
+    /// The last request that the operator has handled.
     pub handled: Option<String>,
 }
 
 impl Delivery {
-    /// One that is kept as an object. Where this release cannot read its status, it is one that is not answered.
+    /// A delivery that has an object. It counts as pending if this release cannot parse its status.
     pub fn of(object: &DynamicObject) -> Self {
         let status: WebhookDeliveryStatus = part(object, "status").unwrap_or_default();
         let asked = object.metadata.annotations.as_ref().and_then(|all| all.get(REDELIVER_ANNOTATION));
@@ -100,7 +99,7 @@ impl Delivery {
         }
     }
 
-    /// One of the ten newest, which a Webhook's status tells of.
+    /// One of the ten newest deliveries, from the Webhook's status.
     fn recent(summary: &DeliverySummary) -> Self {
         let delivered = summary.result == "Delivered";
         Self {
@@ -121,7 +120,7 @@ impl Delivery {
     }
 }
 
-/// `trainingjob/llama-sft`, with its namespace where that is not the delivery's own.
+/// `trainingjob/llama-sft`, with the namespace if it differs from the delivery's.
 fn about(event: &DeliveredEvent, home: Option<&str>) -> String {
     if event.test {
         return "(test)".into();
@@ -133,12 +132,12 @@ fn about(event: &DeliveredEvent, home: Option<&str>) -> String {
     parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")
 }
 
-/// What is asked for.
+/// Criteria of a command.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Selection {
-    /// Only what is not acknowledged.
+    /// Only deliveries that were not acknowledged.
     pub failed: bool,
-    /// Only what finished within this time.
+    /// Only deliveries that finished within this time.
     pub since: Option<Duration>,
 }
 
@@ -151,13 +150,13 @@ impl Selection {
         (!self.failed || delivery.standing == Standing::Failed) && self.since.is_none_or(recent_enough)
     }
 
-    /// Whether it is to be sent again: a test is made anew instead, and what holds no event has nothing to send.
+    /// Whether to send it again. A test is repeated as a new test instead; without an event there is nothing to send.
     pub fn redelivers(self, delivery: &Delivery, now: Timestamp) -> bool {
         delivery.holds_event && !delivery.test && self.admits(delivery, now)
     }
 }
 
-/// A Webhook's deliveries, newest first: those that are kept as objects, and those that its status tells of beside.
+/// A Webhook's deliveries, newest first: those with objects, and those that only its status lists.
 pub fn all<'a>(kept: impl IntoIterator<Item = &'a DynamicObject>, recent: &[DeliverySummary]) -> Vec<Delivery> {
     let mut all: Vec<Delivery> = kept.into_iter().map(Delivery::of).collect();
     let known: HashSet<String> = all.iter().map(|delivery| delivery.event_id.clone()).collect();
@@ -263,7 +262,7 @@ mod tests {
         assert_eq!(standing(&asked), Standing::Failed);
         assert_eq!(standing(&delivered(asked)), Standing::Delivered);
         assert_eq!(standing(&object("b", None, &json!({}))), Standing::Pending);
-        // Of a later release.
+        // A status written by a later release.
         assert_eq!(standing(&object("c", None, &json!({"conditions": "none"}))), Standing::Pending);
     }
 

@@ -1,4 +1,4 @@
-//! `kubectl llmtune status`: how Webhooks fare, each in a line.
+//! `kubectl llmtune status`: shows the health of Webhooks, one per line.
 
 use std::process::ExitCode;
 
@@ -35,7 +35,7 @@ pub async fn run(args: &ClusterArgs, asked: &StatusArgs) -> Result<ExitCode, Fai
     if asked.all_namespaces {
         match objects::list(&cluster.api::<ClusterWebhook>(None), None).await {
             Ok(of_cluster) => all.extend(of_cluster),
-            // They are the platform team's.
+            // Only the platform team may list ClusterWebhooks.
             Err(kube::Error::Api(status)) if status.code == 403 => {}
             Err(error) => return Err(failed(error)),
         }
@@ -47,20 +47,20 @@ pub async fn run(args: &ClusterArgs, asked: &StatusArgs) -> Result<ExitCode, Fai
     } else {
         let screen = Screen::of_stdout();
         let wide = asked.output == Some(Format::Wide);
-        // Whoever wants all of it, wherever it goes, has `wide`.
+        // `wide` output is never cut.
         let width = screen.width().filter(|_| !wide);
         print(&table(&all, asked.all_namespaces, wide, Timestamp::now()).text(screen.paint, width))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is said where there are no Webhooks.
+/// The message if there are no Webhooks.
 pub fn none(namespace: Option<&str>) -> String {
     namespace
         .map_or_else(|| "No Webhooks found.".into(), |namespace| format!("No Webhooks found in namespace {namespace}."))
 }
 
-/// Webhooks and `ClusterWebhooks` as a table; `all`: of all namespaces.
+/// Webhooks and `ClusterWebhooks` as a table. `all` adds the namespace column.
 pub fn table(webhooks: &[DynamicObject], all: bool, wide: bool, now: Timestamp) -> Table {
     let mut header = vec!["NAME", "ENDPOINT", "READY", "HEALTHY", "PENDING", "FAILED", "LAST"];
     if all {
@@ -118,21 +118,21 @@ fn row(webhook: &DynamicObject, wide: bool, now: Timestamp) -> Vec<Cell> {
     row
 }
 
-/// What keeps a Webhook from delivering, in the operator's own words; the worst first.
+/// Why a Webhook does not deliver, in the operator's words; the most severe reason first.
 pub fn why(status: &WebhookStatus, spec: Option<&WebhookSpec>) -> Option<String> {
     if status.conditions.is_empty() {
         return Some("no operator has looked at it yet".into());
     }
-    let told = |kind: &str, bad: &str| {
+    let problem = |kind: &str, bad: &str| {
         let condition = conditions::get(&status.conditions, kind)?;
         (condition.status == bad).then(|| format!("{}: {}", condition.reason, condition.message))
     };
     let suspended = || spec.filter(|spec| spec.suspend).map(|_| "Suspended: deliveries wait".to_owned());
-    let not_ready = || told("Ready", "False").or_else(|| told("Ready", "Unknown"));
-    told("Stalled", "True").or_else(not_ready).or_else(suspended).or_else(|| told("Healthy", "False"))
+    let not_ready = || problem("Ready", "False").or_else(|| problem("Ready", "Unknown"));
+    problem("Stalled", "True").or_else(not_ready).or_else(suspended).or_else(|| problem("Healthy", "False"))
 }
 
-/// How many there are, and how many of them need somebody: healthy, failing, not ready.
+/// Counts Webhooks, and those that need attention: healthy, failing, not ready.
 pub fn summary(statuses: impl IntoIterator<Item = WebhookStatus>) -> String {
     let (mut all, mut not_ready, mut failing) = (0, 0, 0);
     for status in statuses {

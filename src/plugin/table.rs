@@ -1,6 +1,6 @@
-//! Tables as kubectl prints them: columns three spaces apart, `<none>` for what is not there. Pure.
+//! Tables as kubectl prints them: columns three spaces apart, `<none>` for empty values. Pure.
 
-/// How a text is to be taken.
+/// The meaning of a text, which determines its color.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tone {
     #[default]
@@ -10,12 +10,12 @@ pub enum Tone {
     Faint,
 }
 
-/// Whether texts may be coloured.
+/// Whether texts may be colored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Paint(pub bool);
 
 impl Paint {
-    /// The text, in the colour of its tone where colours are wanted (ECMA-48, SGR).
+    /// The text in the color of its tone, if colors are enabled (ECMA-48, SGR).
     pub fn paint(self, tone: Tone, text: &str) -> String {
         let code = match tone {
             Tone::Plain => return text.to_owned(),
@@ -27,7 +27,6 @@ impl Paint {
     }
 }
 
-/// What stands in a column of a row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cell {
     text: String,
@@ -35,7 +34,7 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// Nothing in it can move a terminal's cursor; where it is empty, it says so.
+    /// The text cannot move a terminal's cursor. An empty text is shown as `<none>`.
     pub fn new(text: impl Into<String>) -> Self {
         let text = printable(&text.into());
         Self { text: if text.is_empty() { "<none>".into() } else { text }, tone: Tone::Plain }
@@ -52,8 +51,8 @@ impl From<Option<String>> for Cell {
     }
 }
 
-/// A text of somebody else's, without what would move a terminal's cursor or have the text around it read in another order (Unicode
-/// UAX #9, explicit formatting characters): these become the one that stands for what cannot be shown.
+/// Makes untrusted text safe to print. Characters that move a terminal's cursor or reorder the surrounding text
+/// (Unicode UAX #9, explicit formatting characters) become the replacement character.
 pub fn printable(text: &str) -> String {
     let reorders = |letter| matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let shown =
@@ -73,7 +72,7 @@ impl Table {
         Self { header: header.to_vec(), rows: Vec::new() }
     }
 
-    /// Adds a row, of as many cells as there are columns.
+    /// Adds a row. It must have as many cells as the table has columns.
     pub fn row(&mut self, cells: Vec<Cell>) {
         debug_assert_eq!(cells.len(), self.header.len());
         self.rows.push(cells);
@@ -83,7 +82,7 @@ impl Table {
         self.rows.is_empty()
     }
 
-    /// The lines, the header first; `width`: of the terminal, at which lines are cut.
+    /// The lines of the table, header first. Lines are cut at `width`, the width of the terminal.
     pub fn lines(&self, paint: Paint, width: Option<usize>) -> Vec<String> {
         let wide = |column: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(column)).map(|cell| length(&cell.text));
@@ -95,7 +94,6 @@ impl Table {
         rows.map(|row: &Vec<Cell>| line(row, &widths, paint, width.unwrap_or(usize::MAX))).collect()
     }
 
-    /// The lines as one text.
     pub fn text(&self, paint: Paint, width: Option<usize>) -> String {
         self.lines(paint, width).into_iter().map(|line| line + "\n").collect()
     }
@@ -115,7 +113,7 @@ fn line(row: &[Cell], widths: &[usize], paint: Paint, mut room: usize) -> String
     line.trim_end().to_owned()
 }
 
-/// The text in so many characters; an ellipsis says where something is missing.
+/// Cuts the text to this many characters, and marks the cut with an ellipsis.
 pub fn cut(text: &str, room: usize) -> String {
     if length(text) <= room {
         return text.to_owned();

@@ -1,4 +1,4 @@
-//! Which Webhook a command is about.
+//! Parses the Webhook argument of a command.
 
 use std::{fmt, str::FromStr};
 
@@ -12,7 +12,7 @@ pub struct Target {
     pub name: String,
 }
 
-/// The names of kinds, as kubectl takes them.
+/// The names of the kinds that kubectl accepts.
 const KINDS: [(&str, WebhookKind); 6] = [
     ("webhook", WebhookKind::Webhook),
     ("webhooks", WebhookKind::Webhook),

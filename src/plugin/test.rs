@@ -1,4 +1,4 @@
-//! `kubectl llmtune test`: a made-up event, sent to a Webhook's endpoint.
+//! `kubectl llmtune test`: sends a test event to a Webhook's endpoint.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -29,9 +29,9 @@ use crate::{
     report::conditions,
 };
 
-/// How long the object is kept.
+/// Time to live of the object.
 const TTL: &str = "1h";
-/// How long to wait before an apiserver that broke off is asked again.
+/// Pause before the watch is started again after an error.
 const PAUSE: Duration = Duration::from_millis(500);
 
 pub async fn run(args: &ClusterArgs, asked: &TestArgs) -> Result<ExitCode, Failure> {
@@ -67,19 +67,19 @@ pub async fn run(args: &ClusterArgs, asked: &TestArgs) -> Result<ExitCode, Failu
     Err(unacknowledged(&hook, &tested, &status))
 }
 
-/// The events that the Webhook subscribes to: its receiver knows those.
+/// The events that the Webhook subscribes to: its receiver can handle those.
 pub fn subscribed(hook: &Hook) -> impl Iterator<Item = EventType> {
     let subscribed = hook.spec.as_ref().and_then(|spec| EventSet::parse(&spec.events).ok()).unwrap_or_default();
     EventType::ALL.into_iter().filter(move |event| subscribed.contains(*event))
 }
 
-/// Asks for a test of this event; gives the object that does.
+/// Creates an object that requests a test of this event, and returns it.
 pub async fn ask(cluster: &Cluster, hook: &Hook, event: EventType) -> Result<DynamicObject, Failure> {
     let api = cluster.api::<WebhookDelivery>(Some(&hook.home));
     api.create(&PostParams::default(), &manifest(hook, event)?).await.map_err(|error| cluster.failed(&error))
 }
 
-/// The object that asks for a test, as `docs/operations.md` has it.
+/// The object that requests a test, as `docs/operations.md` describes it.
 fn manifest(hook: &Hook, event: EventType) -> Result<DynamicObject, Failure> {
     let spec = WebhookDeliverySpec {
         webhook_ref: WebhookReference { kind: hook.target.kind, name: hook.target.name.clone() },
@@ -95,7 +95,7 @@ fn manifest(hook: &Hook, event: EventType) -> Result<DynamicObject, Failure> {
     Ok(object)
 }
 
-/// The object, once it is finished.
+/// Waits until the object is finished, and returns it.
 async fn answered(
     cluster: &Cluster,
     api: &Api<DynamicObject>,

@@ -1,32 +1,32 @@
-//! That the cluster does not answer those who watch it, for as long as that is so.
+//! Remembers that the watches of a cluster fail, for as long as they do.
 
 use std::time::{Duration, Instant};
 
 use crate::error_chain::ErrorChain;
 
-/// Watches that fail are begun anew more often than this (`default_backoff`), and say nothing where they succeed: what has not failed
-/// again is over.
+/// A failing watch retries more often than this (`default_backoff`), and a successful retry may report nothing. If no
+/// failure follows within this time, the problem is over.
 const OVER: Duration = Duration::from_secs(60);
 
-/// What was heard last of a cluster that is watched.
+/// The last failure, and when it occurred.
 #[derive(Default)]
 pub struct Trouble(Option<(String, Instant)>);
 
 impl Trouble {
-    /// A watch has failed; tells in words why.
+    /// Records that a watch failed. Returns the message.
     pub fn began(&mut self, error: &(dyn std::error::Error + 'static)) -> String {
-        let told = format!("the cluster does not answer, trying again: {}", ErrorChain(error));
-        self.0 = Some((told.clone(), Instant::now()));
-        told
+        let message = format!("the cluster does not answer, trying again: {}", ErrorChain(error));
+        self.0 = Some((message.clone(), Instant::now()));
+        message
     }
 
-    /// A watch has told something.
+    /// Records that a watch works.
     pub fn ended(&mut self) {
         self.0 = None;
     }
 
-    /// Why the cluster does not answer, where that is so.
+    /// The message, if the cluster does not answer.
     pub fn told(&self) -> Option<&str> {
-        self.0.as_ref().filter(|(_, at)| at.elapsed() < OVER).map(|(told, _)| told.as_str())
+        self.0.as_ref().filter(|(_, at)| at.elapsed() < OVER).map(|(message, _)| message.as_str())
     }
 }

@@ -1,4 +1,4 @@
-//! Webhooks and `ClusterWebhooks`, as commands see them.
+//! Reads Webhooks and `ClusterWebhooks` for commands.
 
 use kube::api::DynamicObject;
 
@@ -18,28 +18,28 @@ use crate::{
     error_chain::is_unknown_kind,
 };
 
-/// A Webhook that is there.
+/// A Webhook that exists in the cluster.
 pub struct Hook {
     pub target: Target,
-    /// Where its deliveries are: its own namespace; of a `ClusterWebhook` the operator's.
+    /// The namespace of its deliveries: its own, or the operator's for a `ClusterWebhook`.
     pub home: String,
     pub spec: Option<WebhookSpec>,
     pub status: WebhookStatus,
 }
 
 impl Hook {
-    /// What the object says that is this Webhook.
+    /// Reads a Webhook from its object.
     pub fn read(object: &DynamicObject, target: Target, home: String) -> Self {
         Self { target, home, spec: part(object, "spec"), status: part(object, "status").unwrap_or_default() }
     }
 
-    /// Its deliveries that are kept as objects.
+    /// Its deliveries that have objects.
     pub async fn dead_letters(&self, cluster: &Cluster) -> Result<Vec<DynamicObject>, Failure> {
         let api = cluster.api::<WebhookDelivery>(Some(&self.home));
         objects::list(&api, Some(&self.selector())).await.map_err(|error| cluster.failed(&error))
     }
 
-    /// The labels of these.
+    /// The label selector of these objects.
     pub fn selector(&self) -> String {
         format!("{WEBHOOK_LABEL}={},{KIND_LABEL}={}", self.target.name, self.target.kind)
     }
@@ -49,7 +49,7 @@ impl Hook {
     }
 }
 
-/// The Webhook of this name; where there is none, what may have been meant.
+/// Finds the Webhook of this name. The error suggests similar ones.
 pub async fn find(cluster: &Cluster, target: &Target) -> Result<Hook, Failure> {
     let api = match target.kind {
         WebhookKind::Webhook => cluster.api::<Webhook>(Some(&cluster.namespace)),
@@ -69,7 +69,7 @@ pub async fn find(cluster: &Cluster, target: &Target) -> Result<Hook, Failure> {
     Ok(Hook::read(&found, target.clone(), home))
 }
 
-/// What there is in place of a Webhook that there is not, as far as the user may see it.
+/// The error for a Webhook that does not exist, with suggestions from what the user may list.
 async fn missing(cluster: &Cluster, target: &Target) -> Failure {
     let of_cluster = objects::list(&cluster.api::<ClusterWebhook>(None), None).await.unwrap_or_default();
     let of_cluster: Vec<&str> = of_cluster.iter().map(name).collect();
@@ -83,8 +83,8 @@ async fn missing(cluster: &Cluster, target: &Target) -> Failure {
     absent(target, Some(&cluster.namespace), &here.iter().map(name).collect::<Vec<_>>(), &elsewhere, &of_cluster)
 }
 
-/// `names`: of those that could have been meant; `elsewhere`: the namespaces that have one of this very name; `of_cluster`: the names of
-/// `ClusterWebhooks`.
+/// `names` holds the candidates, `elsewhere` the namespaces that have a Webhook of this exact name, `of_cluster` the
+/// names of `ClusterWebhooks`.
 fn absent(
     target: &Target,
     namespace: Option<&str>,
@@ -125,14 +125,14 @@ mod tests {
     #[test]
     fn who_names_a_webhook_that_is_not_there_is_told_what_is() {
         let ci: Target = "cii".parse().unwrap();
-        let told = |names: &[&str], elsewhere: &[&str], of_cluster: &[&str]| {
+        let text = |names: &[&str], elsewhere: &[&str], of_cluster: &[&str]| {
             absent(&ci, Some("research"), names, elsewhere, of_cluster).to_string()
         };
-        for (told, says) in [
-            (told(&["ci", "cd", "grafana"], &[], &[]), "did you mean ci?"),
-            (told(&["grafana", "slack"], &[], &[]), "there are grafana, slack"),
+        for (text, says) in [
+            (text(&["ci", "cd", "grafana"], &[], &[]), "did you mean ci?"),
+            (text(&["grafana", "slack"], &[], &[]), "there are grafana, slack"),
             (
-                told(
+                text(
                     &["a", "b", "c", "d", "e", "f"]
                         .map(|name| ["grafana-", name].concat())
                         .each_ref()
@@ -142,17 +142,17 @@ mod tests {
                 ),
                 ", …",
             ),
-            (told(&["ci"], &["prod", "staging"], &[]), "write -n prod or staging"),
-            (told(&["ci"], &[], &["cii"]), "write clusterwebhook/cii"),
-            (told(&[], &[], &[]), "kubectl llmtune create cii"),
+            (text(&["ci"], &["prod", "staging"], &[]), "write -n prod or staging"),
+            (text(&["ci"], &[], &["cii"]), "write clusterwebhook/cii"),
+            (text(&[], &[], &[]), "kubectl llmtune create cii"),
         ] {
             assert!(
-                told.starts_with("there is no Webhook cii in namespace research\n") && told.contains(says),
-                "{told}"
+                text.starts_with("there is no Webhook cii in namespace research\n") && text.contains(says),
+                "{text}"
             );
         }
         let platform: Target = "cwh/platfrm".parse().unwrap();
-        let told = absent(&platform, None, &["platform"], &[], &[]).to_string();
-        assert_eq!(told, "there is no ClusterWebhook platfrm\ndid you mean clusterwebhook/platform?");
+        let text = absent(&platform, None, &["platform"], &[], &[]).to_string();
+        assert_eq!(text, "there is no ClusterWebhook platfrm\ndid you mean clusterwebhook/platform?");
     }
 }

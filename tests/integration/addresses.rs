@@ -1,4 +1,4 @@
-//! Where deliveries may go to: what the address guard refuses is told, and reaches nothing.
+//! The address guard: refused addresses are reported in the status, and nothing is sent to them.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use serde_json::json;
 
 use crate::support::{Jobs, SOON, Scene, run};
 
-/// Has one job start, and waits until the attempt to each of these Webhooks is refused; tells what their statuses say.
+/// Starts one job, and waits until the attempt to each of these Webhooks is refused. Returns the errors in their
+/// statuses.
 async fn refusals(scene: &Scene, operator: &Operator, webhooks: &[&str]) -> Vec<String> {
     for webhook in webhooks {
         scene.wait(&format!("webhook/{webhook}"), "condition=Ready");
@@ -15,7 +16,7 @@ async fn refusals(scene: &Scene, operator: &Operator, webhooks: &[&str]) -> Vec<
     let jobs = Jobs::new(scene).await;
     jobs.create("llama").await;
     jobs.start("llama").await;
-    let mut told = Vec::new();
+    let mut errors = Vec::new();
     for webhook in webhooks {
         let error = eventually(&format!("the refusal is in the status of {webhook}"), SOON, || async {
             scene.get("webhook", webhook)["status"]["lastFailure"]["error"].as_str().map(str::to_owned)
@@ -26,9 +27,9 @@ async fn refusals(scene: &Scene, operator: &Operator, webhooks: &[&str]) -> Vec<
         let note = scene.wait_event("Webhook", webhook, "DeliveriesFailing").await;
         assert!(note.contains(&error), "{note}");
         assert!(error.starts_with("address refused: "), "{error}");
-        told.push(error);
+        errors.push(error);
     }
-    told
+    errors
 }
 
 #[test]
@@ -51,8 +52,8 @@ fn what_the_guard_refuses_is_told_in_metric_status_and_event_and_reaches_nothing
         let options = scene.options().guarded();
         let operator = Operator::start_ready(&scene.plane, &options).await;
         let names = webhooks.each_ref().map(|(name, ..)| *name);
-        let told = refusals(&scene, &operator, &names).await;
-        for (error, (name, _, says)) in told.iter().zip(&webhooks) {
+        let errors = refusals(&scene, &operator, &names).await;
+        for (error, (name, _, says)) in errors.iter().zip(&webhooks) {
             assert!(error.contains(says), "{name}: {error}");
         }
         assert_eq!(receiver.count(), 0);

@@ -1,4 +1,4 @@
-//! The chart as Helm renders it, and what is generated beside it.
+//! The chart as Helm renders it, and the manifests generated from it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -46,7 +46,7 @@ pub fn documents(text: &str) -> Vec<Value> {
     documents.map(Result::unwrap).filter(|document| !document.is_null()).collect()
 }
 
-/// What the chart makes of some values.
+/// The manifests that the chart renders from some values.
 pub struct Rendered(Vec<Value>);
 
 impl Rendered {
@@ -100,7 +100,7 @@ fn values() -> Value {
     serde_saphyr::from_str(&fs::read_to_string(chart().join("values.yaml")).unwrap()).unwrap()
 }
 
-/// A value for each flag that the operator takes.
+/// A value for each flag of the operator.
 fn all_flags() -> Value {
     json!({
         "watchNamespace": ["a", "b"], "listen": "[::1]:9090", "clusterName": "prod: eu", "requireHttps": true,
@@ -115,7 +115,7 @@ fn all_flags() -> Value {
 fn every_flag_of_the_operator_is_a_value_and_reaches_the_container() {
     let values = values();
     let named = values["operator"].as_object().unwrap().keys().map(|name| kebab_case(name));
-    // The release says where the operator is, and the chart what its ledger belongs to.
+    // The release determines the operator's namespace, and the chart the owner of its ledger.
     let named: BTreeSet<String> = named.chain(["namespace".into(), "owner".into()]).collect();
     assert_eq!(named, flags(), "values under `operator`, and flags");
 
@@ -135,14 +135,14 @@ fn every_flag_of_the_operator_is_a_value_and_reaches_the_container() {
     ] {
         assert!(arguments.contains(&argument), "{argument}: {arguments:?}");
     }
-    // The operator takes them as they are: what it misses are files that are not here.
+    // The operator accepts the flags as they are, and fails only because files are missing here.
     let output = Command::new(BINARY).args(&arguments).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("--ca-file /etc/llmtune/ca.crt"), "{error}");
 }
 
-/// The paths of a document's members, as deep as the schema closes them.
+/// The paths of a document's members, to the depth at which the schema is closed.
 fn paths(values: &Value, schema: &Value, prefix: &str, found: &mut BTreeMap<String, bool>) {
     let Some(properties) = schema["properties"].as_object().filter(|_| schema["additionalProperties"] == false) else {
         return;
@@ -161,7 +161,7 @@ fn the_schema_knows_every_value_and_refuses_what_cannot_work() {
     let schema: Value = serde_json::from_str(&fs::read_to_string(chart().join("values.schema.json")).unwrap()).unwrap();
     let mut found = BTreeMap::new();
     paths(&values(), &schema, "", &mut found);
-    // Helm itself puts `global` there; probes may say more than they do.
+    // Helm itself adds `global`; probes may have more fields than the schema names.
     let unlike = found.iter().filter(|(path, known)| !**known && *path != "global" && !path.contains("Probe."));
     assert_eq!(unlike.collect::<Vec<_>>(), vec![]);
 
@@ -170,7 +170,7 @@ fn the_schema_knows_every_value_and_refuses_what_cannot_work() {
         (json!({"operator": {"watchNamespaces": ["a"]}}), "watchNamespaces"),
         (json!({"operator": {"allowCidr": ["127.0.0.1"]}}), "/operator/allowCidr/0"),
         (json!({"operator": {"listen": "8080"}}), "/operator/listen"),
-        // Two replicas of one identity take the Lease from each other.
+        // Two replicas with one identity would take the Lease from each other.
         (json!({"operator": {"identity": "operator"}}), "/operator/identity"),
         (json!({"image": {"tag": 1.0}}), "/image/tag"),
         (json!({"image": {"pullPolicy": "Sometimes"}}), "/image/pullPolicy"),
@@ -182,10 +182,10 @@ fn the_schema_knows_every_value_and_refuses_what_cannot_work() {
     assert!(old.contains("1.35"), "{old}");
 }
 
-/// A value set: what it is for, the values, and what must come of them.
+/// A value set: its purpose, the values, and the check of the result.
 pub type ValueSet = (&'static str, Value, fn(&Rendered));
 
-/// Ten of them.
+/// The ten value sets.
 pub fn value_sets() -> Vec<ValueSet> {
     vec![
         ("defaults", json!({}), defaults),
@@ -361,7 +361,7 @@ fn defaults(rendered: &Rendered) {
     assert_eq!(deployment["spec"]["selector"], rendered.only("PodDisruptionBudget")["spec"]["selector"]);
     let (pod, container) = (rendered.pod(), rendered.container());
     assert_eq!(container["image"], format!("llmtune-webhooks:{}", env!("CARGO_PKG_VERSION")));
-    // A uid is the image's or the cluster's affair: OpenShift gives each namespace its own.
+    // The uid comes from the image or the cluster: OpenShift gives each namespace its own.
     assert_eq!(pod["securityContext"], json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}}));
     assert_eq!(
         container["securityContext"],
@@ -404,7 +404,7 @@ fn the_chart_is_of_the_version_that_it_installs() {
     );
 }
 
-/// The text of each file below a folder, by its path there.
+/// The text of each file below a folder, by its relative path.
 fn files(folder: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -436,7 +436,7 @@ fn what_is_generated_beside_the_chart_is_what_is_there() {
     assert_eq!(stale.collect::<Vec<_>>(), Vec::<&PathBuf>::new());
 }
 
-/// An object without what says that Helm manages it.
+/// An object without the metadata of Helm.
 fn without_helm(mut object: Value) -> Value {
     let metadata = object["metadata"].as_object_mut().unwrap();
     for (map, keys) in [
@@ -469,7 +469,7 @@ fn the_kustomize_base_gives_the_same_objects() {
     assert_eq!(base.keys().collect::<Vec<_>>(), rendered.keys().collect::<Vec<_>>());
     for (name, mut object) in rendered {
         if object["kind"] == "CustomResourceDefinition" {
-            // The base takes the definitions as they are.
+            // The base includes the definitions unchanged.
             object["metadata"].as_object_mut().unwrap().retain(|key, _| key == "name");
         }
         assert_eq!(base[&name], object, "{name}");

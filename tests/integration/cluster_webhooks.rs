@@ -1,4 +1,5 @@
-//! `ClusterWebhooks`: the events of many namespaces, what they name and what is kept of them in the operator's.
+//! `ClusterWebhooks` deliver the events of many namespaces. Their references and their dead letters are in the
+//! operator's namespace.
 
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ fn of_team(team: &str) -> Value {
     json!({"namespaceSelector": {"matchLabels": {"team": team}}})
 }
 
-/// A namespace with this label, and what is done there.
+/// A namespace with this label, and a scene in it.
 fn namespace(plane: &Arc<ControlPlane>, name: &str, team: &str) -> Scene {
     let scene = Scene { plane: Arc::clone(plane), namespace: name.to_owned() };
     scene
@@ -37,7 +38,7 @@ fn namespace(plane: &Arc<ControlPlane>, name: &str, team: &str) -> Scene {
     scene
 }
 
-/// Deletes a namespace in which nothing is left; what the namespace controller would do otherwise.
+/// Deletes an empty namespace. This control plane has no namespace controller.
 fn delete_namespace(scene: &Scene) {
     scene.kubectl(&["delete", "namespace", &scene.namespace, "--wait=false"]);
     let finalized = json!({
@@ -65,7 +66,7 @@ async fn finished(scene: &Scene, name: &str) -> Value {
     .await
 }
 
-/// A test of a webhook of this kind, as a user asks for it here; its object once it is finished.
+/// Requests a test of a webhook of this kind here, as a user does. Returns its object once it is finished.
 async fn test(scene: &Scene, name: &str, kind: &str) -> Value {
     scene.apply(&json!({
         "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery", "metadata": {"name": name},
@@ -77,8 +78,8 @@ async fn test(scene: &Scene, name: &str, kind: &str) -> Value {
 /// Namespace and object of each request.
 fn objects(receiver: &Receiver) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let told = receiver.received().into_iter().map(|post| post.json()["data"].clone());
-    told.map(|data| (text(&data["namespace"]), text(&data["name"]))).collect()
+    let posts = receiver.received().into_iter().map(|post| post.json()["data"].clone());
+    posts.map(|data| (text(&data["namespace"]), text(&data["name"]))).collect()
 }
 
 #[test]
@@ -113,7 +114,7 @@ fn events_of_the_selected_namespaces_arrive_and_a_webhook_gets_those_of_its_own_
         assert_eq!(objects(&of_all), [pair("a", "one"), pair("b", "two")]);
         assert_eq!(objects(&in_a), [pair("a", "one")]);
 
-        // In namespaces that were created just now, of which the operator may hear after their objects.
+        // The namespaces are new: the operator may see their objects first.
         for number in 0..10 {
             let scene = namespace(&home.plane, &format!("new-{number}"), "a");
             let jobs = Jobs::new(&scene).await;
@@ -125,7 +126,7 @@ fn events_of_the_selected_namespaces_arrive_and_a_webhook_gets_those_of_its_own_
         }
         assert_eq!(objects(&of_a).len(), 11, "each once");
 
-        // Later events go by the new labels, of which word comes in this order.
+        // Later events follow the new labels. The operator sees the changes in this order.
         a.kubectl(&["label", "namespace", "a", "team=none", "--overwrite"]);
         b.kubectl(&["label", "namespace", "b", "team=a", "--overwrite"]);
         let starts = |scene: &Scene, name: &str| {
@@ -154,7 +155,7 @@ fn events_of_the_selected_namespaces_arrive_and_a_webhook_gets_those_of_its_own_
             assert!(operator.metric(metric, &labels) >= 1.0, "{metric} {labels:?}\n{}", operator.metrics());
         }
 
-        // While nobody leads, a namespace goes with its running job.
+        // While no operator leads, a namespace is deleted with its running job.
         let gone = namespace(&home.plane, "gone", "a");
         gone.job("goes");
         gone.phase("goes", "Running");
@@ -206,7 +207,7 @@ fn what_is_given_up_is_kept_in_the_operator_s_namespace_apart_from_a_webhook_s_o
                 .await
             }
         };
-        // Its own namespace is one of all.
+        // The operator's own namespace counts among all namespaces.
         let objects = kept("ClusterWebhook", 2).await;
         kept("Webhook", 1).await;
         let uid = home.get("clusterwebhook", "ci")["metadata"]["uid"].clone();
@@ -230,10 +231,10 @@ fn what_is_given_up_is_kept_in_the_operator_s_namespace_apart_from_a_webhook_s_o
         })
         .await;
         home.wait_event("TrainingJob", "b", "WebhookDeliveryExhausted").await;
-        let told = team.events("TrainingJob", "a");
-        assert!(told.is_empty(), "a tenant learns nothing of the platform's endpoint: {told:?}");
+        let notes = team.events("TrainingJob", "a");
+        assert!(notes.is_empty(), "a tenant learns nothing of the platform's endpoint: {notes:?}");
 
-        // Asked for again with one command, what each of them kept goes to each.
+        // One command requests the dead letters of both kinds; each is sent to its own webhook.
         broken.answer(|_| Answer::status(200));
         namesake.answer(|_| Answer::status(200));
         let request = format!("{REDELIVER_ANNOTATION}=2026-01-01T00:00:00Z");
@@ -251,7 +252,7 @@ fn what_is_given_up_is_kept_in_the_operator_s_namespace_apart_from_a_webhook_s_o
         let cells: Vec<&str> = row.split_whitespace().collect();
         assert_eq!(cells[2..6], ["True", "True", "0", "2"], "ready, healthy, pending, failed: {row}");
 
-        // A test, here and where nobody may send one.
+        // A test, here and in a namespace where tests are not allowed.
         let tried = test(&home, "try", "ClusterWebhook").await;
         assert_eq!(condition(&tried, "Delivered").unwrap().0, "True");
         eventually("the test is the ClusterWebhook's", SOON, || async {
@@ -267,7 +268,7 @@ fn what_is_given_up_is_kept_in_the_operator_s_namespace_apart_from_a_webhook_s_o
         assert!(message.contains(&format!("make this one in {}", home.namespace)), "{message}");
         assert_eq!(broken.count(), 5, "nothing was sent");
 
-        // 410, a deletion, and what was kept.
+        // 410, a deletion, and the dead letters.
         broken.answer(|_| Answer::status(410));
         team.phase("a", "Completed");
         eventually("the endpoint is gone", SOON, || async {
@@ -316,7 +317,7 @@ fn a_definition_and_a_right_that_come_later_are_taken_up_and_nothing_is_lost_mea
         team.phase("a", "Running");
         receiver.wait_for("training.started", "a", SOON).await;
 
-        // The definition comes, and a ClusterWebhook; the role is of an older release.
+        // The definition and a ClusterWebhook are created; the role is that of an older release.
         home.plane.install_crds();
         let role = ["clusterrole", "llmtune-webhooks"];
         let before = home.kubectl(&["get", role[0], role[1], "-o", "json"]);
@@ -332,7 +333,7 @@ fn a_definition_and_a_right_that_come_later_are_taken_up_and_nothing_is_lost_mea
         })
         .await;
         assert!(message.contains("grant") && message.contains("rbac.yaml"), "{message}");
-        // At a start nothing is observed before it is known who gets it.
+        // After a start nothing is observed before the subscriptions are known.
         operator.stop();
         team.phase("a", "Completed");
         operator.restart();

@@ -1,4 +1,4 @@
-//! Connections to endpoints: kept alive over HTTP/1.1, one for all over HTTP/2, refused where TLS does not hold.
+//! Connections to endpoints: kept alive over HTTP/1.1, a single one over HTTP/2, refused if TLS fails.
 
 use std::{
     sync::{Arc, Mutex},
@@ -33,7 +33,8 @@ struct TlsReceiver {
     connections: Arc<Mutex<usize>>,
 }
 
-/// TLS with a certificate for localhost, which is returned as PEM, and HTTP/2 where the client speaks it.
+/// A TLS acceptor with a certificate for localhost, which is returned as PEM. It negotiates HTTP/2 if the client
+/// supports it.
 pub fn acceptor() -> (TlsAcceptor, String) {
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()));
@@ -101,7 +102,7 @@ fn over_tls_an_endpoint_that_speaks_http2_gets_all_its_deliveries_on_one_connect
                 (delivered as u64 == count).then_some(())
             })
         };
-        // What happens before the baseline is flushed is sent at once when it is, over as many connections as it takes.
+        // Events from before the flush of the baseline are all sent right after it, over as many connections as needed.
         jobs.create("first").await;
         jobs.phase("first", "Running").await;
         acknowledged(1).await;
@@ -109,7 +110,7 @@ fn over_tls_an_endpoint_that_speaks_http2_gets_all_its_deliveries_on_one_connect
         acknowledged(51).await;
         let versions = receiver.versions.lock().unwrap().clone();
         assert!(versions.iter().all(|version| *version == Version::HTTP_2), "{versions:?}");
-        // Deliveries that begin before the first connection stands may open one each.
+        // Deliveries that begin before the first connection is established may open one each.
         let connections = *receiver.connections.lock().unwrap();
         println!("51 deliveries over {connections} HTTP/2 connection(s)");
         assert!(connections <= 2, "{connections}");
@@ -149,7 +150,7 @@ fn over_http1_connections_are_kept_alive() {
         jobs.drive(50, 100).await;
         receiver.wait(100, Duration::from_secs(30)).await;
         println!("100 deliveries over {} connection(s)", proxy.accepted());
-        // A delivery that begins just before a connection is free again opens one more.
+        // A delivery that begins just before a connection is free again opens another one.
         assert!(proxy.accepted() <= 8, "{}", proxy.accepted());
     });
 }
@@ -170,8 +171,8 @@ fn after_a_connection_has_gone_silent_the_next_attempt_takes_another() {
         proxy.silence();
         jobs.create("last").await;
         jobs.start("last").await;
-        let told = receiver.wait_for("training.started", "last", SOON).await;
-        assert_eq!(told.attempt(), 2, "one attempt is lost with the connections, however many there were");
+        let post = receiver.wait_for("training.started", "last", SOON).await;
+        assert_eq!(post.attempt(), 2, "one attempt is lost with the connections, however many there were");
         assert_eq!(operator.metric("llmtune_webhooks_attempts_total", &[("outcome", "timeout")]) as u64, 1);
     });
 }
@@ -180,7 +181,7 @@ fn after_a_connection_has_gone_silent_the_next_attempt_takes_another() {
 fn a_host_that_drops_packets_is_reported_as_a_connect_timeout() {
     run(async {
         let scene = Scene::new("dropping").await;
-        // Its queue of connections is full: the kernel drops whatever else wants to connect.
+        // Its accept queue is full: the kernel drops all further connection requests.
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
         let listener = socket.listen(1).unwrap();

@@ -1,4 +1,4 @@
-//! The custom resources as the real apiserver takes, fills in, merges and refuses them.
+//! The custom resources on a real apiserver: accepted, defaulted, merged and refused.
 
 // Tables of json! literals read best whole and without borrows.
 #![allow(clippy::needless_pass_by_value, clippy::too_many_lines)]
@@ -78,7 +78,7 @@ impl Apiserver {
         })
     }
 
-    /// What would be stored, or why it would be refused.
+    /// A dry run: the object that would be stored, or the reason for a refusal.
     pub async fn try_out(&self, object: &Value) -> Result<Value, String> {
         self.send("POST", &format!("{}?dryRun=All", self.path(object)), "application/json", object).await
     }
@@ -94,7 +94,7 @@ impl Apiserver {
         self.send("PATCH", &path, "application/merge-patch+json", fields).await
     }
 
-    /// Writes an object's status whole.
+    /// Replaces an object's status.
     async fn replace_status(&self, mut object: Value, status: &Value) -> Result<Value, String> {
         object["status"] = status.clone();
         let path = format!("{}/{}/status", self.path(&object), object["metadata"]["name"].as_str().unwrap());
@@ -109,7 +109,7 @@ impl Apiserver {
     }
 }
 
-/// A Webhook's manifest with these fields over a valid url and events; a null takes a field away.
+/// A Webhook's manifest with these fields over a valid url and events; null removes a field.
 fn with(spec: Value) -> Value {
     let mut manifest = webhook("ci", URL, &spec);
     manifest["spec"].as_object_mut().unwrap().retain(|_, value| !value.is_null());
@@ -141,7 +141,7 @@ fn named(name: &str) -> Value {
     webhook(name, URL, &json!({}))
 }
 
-/// A `WebhookDelivery`'s manifest as the operator makes it.
+/// The manifest of a dead letter, as the operator creates it.
 fn given_up(name: &str) -> Value {
     let mut manifest = whd(json!({}));
     manifest["spec"] = json!({"webhookRef": {"name": "ci"}, "eventId": EVENT_ID});
@@ -174,7 +174,7 @@ fn segment(spec: Value) -> Value {
     json!({"apiVersion": "llmtune.io/v1alpha1", "kind": "LedgerSegment", "metadata": metadata, "spec": over(valid, spec)})
 }
 
-/// What is to be said of an answer that is not a refusal which names this field and says this.
+/// A description of the problem, unless the result is a refusal that names this field and contains this text.
 pub fn complaint(manifest: &Value, field: &str, says: &str, result: Result<Value, String>) -> Option<String> {
     match result {
         Ok(_) => Some(format!("taken, though {field} is wrong\n{manifest:#}")),
@@ -183,7 +183,7 @@ pub fn complaint(manifest: &Value, field: &str, says: &str, result: Result<Value
     }
 }
 
-/// Fails with all that went wrong, so that one run shows every case.
+/// Panics with all failures, so that one run shows every case.
 pub fn no_failures(failures: &[String]) {
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }

@@ -1,4 +1,4 @@
-//! `kubectl llmtune dashboard`, in a real browser: against a real apiserver, a real operator and real receivers.
+//! `kubectl llmtune dashboard` in a real browser, against a real apiserver, a real operator and real receivers.
 
 mod browser;
 mod content;
@@ -20,13 +20,13 @@ use crate::{
 };
 use browser::Browser;
 
-/// What three Webhooks' page weighs at most, with its style and its script.
+/// Upper bound for the size of the page with three Webhooks, with its style and its script.
 const KILOBYTES: usize = 16;
 
-/// A page that is served.
+/// A running dashboard.
 struct Dashboard {
     process: Process,
-    /// Where it is, with its key.
+    /// Its URL, with the key.
     url: String,
     /// The same without its path.
     origin: String,
@@ -38,8 +38,8 @@ impl Dashboard {
         let mut command = command_as(scene, kubeconfig, &[&["dashboard"], arguments].concat());
         let mut process = Process::start("dashboard", &mut command, &log);
         let url = eventually("the page is served", SOON, || async {
-            let told = std::fs::read_to_string(&log).unwrap();
-            Some(told.strip_prefix("Open ")?.split_once(' ')?.0.to_owned())
+            let output = std::fs::read_to_string(&log).unwrap();
+            Some(output.strip_prefix("Open ")?.split_once(' ')?.0.to_owned())
         })
         .await;
         assert!(process.try_wait().is_none());
@@ -47,12 +47,12 @@ impl Dashboard {
         Self { process, url, origin }
     }
 
-    /// A Webhook's page.
+    /// The URL of a Webhook's page.
     fn of(&self, scene: &Scene, name: &str) -> String {
         format!("{}webhook/{}/{name}", self.url, scene.namespace)
     }
 
-    /// The status and the text of an answer to a request with these headers.
+    /// The status and the text of the response to a request with these headers.
     async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
         let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
         let url = if path.starts_with("http") { path.to_owned() } else { format!("{}{path}", self.origin) };
@@ -71,7 +71,7 @@ impl Dashboard {
         (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
-    /// What the page did while it was open: it asked nobody else, and nothing went wrong.
+    /// Checks that the page sent no requests elsewhere and that the browser reported no errors.
     fn was_well(&self, browser: &mut Browser) {
         let (requests, complaints) = browser.heard();
         let own = |request: &String| {
@@ -83,7 +83,7 @@ impl Dashboard {
     }
 }
 
-/// Waits until the page says this, reading it anew.
+/// Reloads the page until it contains this text.
 async fn says(browser: &mut Browser, what: &str) {
     let begun = std::time::Instant::now();
     while !browser.text().contains(what) {
@@ -93,7 +93,7 @@ async fn says(browser: &mut Browser, what: &str) {
     }
 }
 
-/// Waits until this is so, without touching the page.
+/// Waits until this script is true, without touching the page.
 async fn becomes(browser: &mut Browser, script: &str) {
     let begun = std::time::Instant::now();
     while browser.evaluate(script) != true {
@@ -206,7 +206,7 @@ fn with_javascript_the_page_changes_by_itself_and_the_keyboard_stays_where_it_is
         assert_eq!(browser.evaluate("document.activeElement.textContent"), "Skip to content");
         browser.tab_to(&link);
         browser.evaluate("window.stays = document.getElementById('now')");
-        // What the page was told while it loaded may still come.
+        // An update from the time of the page load may still arrive.
         becomes(&mut browser, "!window.stays.isConnected").await;
         assert_eq!(browser.focused(), link);
 
@@ -220,7 +220,7 @@ fn with_javascript_the_page_changes_by_itself_and_the_keyboard_stays_where_it_is
         assert_eq!(browser.evaluate("typeof window.stays"), "object", "it was not loaded anew");
         assert_eq!(browser.focused(), link);
 
-        // All of it by the keyboard.
+        // Keyboard only.
         assert_eq!(browser.ask("press", json!({"key": "Enter", "leads": true})), 200);
         let kept = scene.kubectl(&["get", "whd", "-o", "json"]);
         let kept: Value = serde_json::from_str(&kept).unwrap();
@@ -238,7 +238,7 @@ fn with_javascript_the_page_changes_by_itself_and_the_keyboard_stays_where_it_is
         browser.ask("press", json!({"key": "ArrowDown"}));
         let chosen = browser.evaluate("document.getElementById('event').value");
         browser.tab_to("test");
-        // What is chosen is not lost to what changes meanwhile.
+        // An update of the page keeps the selected option.
         browser.evaluate("window.stays = document.getElementById('now')");
         scene.kubectl(&["annotate", "webhook", "ci", "changed=now"]);
         becomes(&mut browser, "!window.stays.isConnected").await;
@@ -266,8 +266,8 @@ fn the_page_can_be_read_and_used_by_everybody_in_light_and_in_dark() {
         let dashboard = Dashboard::start(&scene, "admin", &[]).await;
         let mut browser = Browser::start();
         let test = plugin(&scene, &["test", "good", "-o", "name"]).succeeded();
-        let told = format!("{}?of={}", dashboard.of(&scene, "good"), test.trim().split('/').next_back().unwrap());
-        let pages = [dashboard.url.clone(), dashboard.of(&scene, "ci"), told, dashboard.of(&scene, "none")];
+        let result = format!("{}?of={}", dashboard.of(&scene, "good"), test.trim().split('/').next_back().unwrap());
+        let pages = [dashboard.url.clone(), dashboard.of(&scene, "ci"), result, dashboard.of(&scene, "none")];
         for scheme in ["light", "dark"] {
             for width in [1200, 360] {
                 for url in &pages {
@@ -276,7 +276,7 @@ fn the_page_can_be_read_and_used_by_everybody_in_light_and_in_dark() {
                     assert_eq!(found, json!([]), "{scheme} {width} {url}");
                     let wide = browser.evaluate("document.documentElement.scrollWidth");
                     assert_eq!(wide, width, "{url} does not fit");
-                    // By their ids: what changes meanwhile is another element.
+                    // By their ids, because an update replaces the elements.
                     let usable = "[...document.querySelectorAll('a[href], button, select, [tabindex=\"0\"]')].map(one => one.id)";
                     let usable = browser.evaluate(usable);
                     let usable: Vec<&str> = usable.as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
@@ -305,7 +305,7 @@ fn a_page_of_what_is_not_there_says_so_until_it_is() {
         let mut browser = Browser::start();
         assert_eq!(browser.open(&dashboard.of(&scene, "later"), json!({})), 404);
         let title = "document.querySelector('h1').textContent";
-        // The first event comes at once.
+        // The first event arrives immediately.
         let asked = "performance.getEntriesByType('resource').some(entry => entry.initiatorType === 'fetch')";
         becomes(&mut browser, asked).await;
         assert_eq!(browser.evaluate(title), "There is no such webhook");

@@ -1,5 +1,5 @@
-//! The dashboard and the alerts that ship: every expression gives series on a real Prometheus that scrapes a real operator, and each alert
-//! fires when it should.
+//! The shipped dashboard and alerts: every expression returns series on a real Prometheus that scrapes a real operator,
+//! and each alert fires when it should.
 
 use std::{collections::BTreeSet, fs, process::Command, time::Duration};
 
@@ -45,13 +45,14 @@ fn rules() -> Vec<Value> {
     file["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
 }
 
-/// The alert's expression where it holds whatever the figure is, so that it tells whether there is one.
+/// The alert's expression with a condition that every value fulfills, so that it shows whether there is a value.
 fn unconditional(expression: &str) -> String {
     Regex::new(r"[<>] [0-9.]+").unwrap().replace_all(expression, "> -1").into_owned()
 }
 
-/// An operator that has everything to tell of: a Webhook that is fine, one whose endpoint fails, one that lacks its Secret, one whose
-/// filter fails, one that was deleted with deliveries pending, one whose deliveries cannot be kept, an object and expressions that cannot be read, and usage.
+/// An operator with data for every metric: a healthy Webhook, one with a failing endpoint, one without its Secret, one
+/// whose filter fails, one deleted with pending deliveries, one whose dead letters cannot be stored, an unreadable
+/// object, invalid expressions, and usage.
 async fn eventful(scene: &Scene, figures: &Prometheus) -> (Operator, [Receiver; 2]) {
     let receivers = [Receiver::start().await, Receiver::answering(|_| Answer::status(500)).await];
     let [fine, broken] = &receivers;
@@ -83,7 +84,7 @@ async fn eventful(scene: &Scene, figures: &Prometheus) -> (Operator, [Receiver; 
         "spec": {"prometheus": {"query": "vector(700)"}, "limit": "1k", "thresholds": ["50%"], "interval": "1s"}
     }));
     malformed_job(scene, "bad").await;
-    // Nothing is kept in this namespace.
+    // A quota forbids dead letters in this namespace.
     let full = Scene::on(scene.plane.clone(), "full").await;
     keep_nothing(&full);
     full.webhook("full", &broken.url(), &json!({"delivery": {"maxRetries": 0}}));
@@ -111,7 +112,7 @@ fn every_expression_of_the_dashboard_and_the_alerts_gives_series() {
         let figures = Prometheus::start(&[]).await;
         let (operator, _receivers) = eventful(&scene, &figures).await;
         let jobs = Jobs::new(&scene).await;
-        // Something to flush while it is scraped.
+        // Keeps flushes going while Prometheus scrapes.
         let driving = tokio::spawn(async move {
             loop {
                 jobs.start("a").await;

@@ -1,5 +1,5 @@
-//! Deliveries as objects: what was given up is kept and sent again on request, endpoints are tested, and nobody can have
-//! anything of their own signed. And what does not fit any more is counted, while nobody else notices.
+//! `WebhookDelivery` objects: dead letters are stored and sent again on request, endpoints are tested, and users cannot
+//! have their own content signed. Deliveries beyond a bound are counted, without effect on other Webhooks.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -36,12 +36,12 @@ const OF_CI: &str = "llmtune.io/webhook=ci";
 /// Hundreds of objects on a loaded machine.
 const LATER: Duration = Duration::from_secs(120);
 
-/// So many retries, all at once.
+/// This many retries in quick succession.
 fn retries(count: u32) -> Value {
     json!({"maxRetries": count, "backoff": {"initial": "10ms", "factor": 1, "max": "10ms"}})
 }
 
-/// A receiver that refuses everything, and its Webhook `ci`, which has a secret and gives up after so many retries.
+/// A receiver that refuses everything, and its Webhook `ci`, which has a secret and gives up after this many retries.
 async fn refused(scene: &Scene, count: u32) -> Receiver {
     let receiver = Receiver::answering(|_| Answer::status(500)).await;
     scene.secret("ci", SECRET);
@@ -49,7 +49,7 @@ async fn refused(scene: &Scene, count: u32) -> Receiver {
     receiver
 }
 
-/// Waits until there are so many objects of `ci`, all finished.
+/// Waits until there are this many dead letters of `ci`, all finished.
 async fn kept(scene: &Scene, count: usize) -> Vec<Value> {
     eventually(&format!("{count} deliveries are kept"), LATER, || async {
         let objects = scene.list("whd", OF_CI);
@@ -60,7 +60,7 @@ async fn kept(scene: &Scene, count: usize) -> Vec<Value> {
     .await
 }
 
-/// Status and reason of a condition; empty where there is none.
+/// Status and reason of a condition; empty if there is none.
 fn condition(object: &Value, kind: &str) -> (String, String) {
     let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
     let condition = conditions.find(|condition| condition["type"] == kind).unwrap_or(&Value::Null);
@@ -85,7 +85,7 @@ async fn deliveries(scene: &Scene) -> Api<WebhookDelivery> {
     Api::namespaced(scene.plane.admin().await, &scene.namespace)
 }
 
-/// Creates a test of this Webhook and waits for its answer; tells how long that took.
+/// Creates a test of this Webhook and waits for the result. Returns the object and the duration.
 async fn test(scene: &Scene, name: &str, webhook: &str, event: &str) -> (Value, Duration) {
     let api = deliveries(scene).await;
     let output = scene.plane.kubectl_with_input(
@@ -106,7 +106,7 @@ fn uid(object: &Value) -> Uid {
     Uid::parse(object["metadata"]["uid"].as_str().unwrap()).unwrap()
 }
 
-/// Creates so many jobs, and starts them.
+/// Creates this many jobs, and starts them.
 async fn start_jobs(jobs: &Jobs, names: impl Iterator<Item = String>) {
     futures::stream::iter(names)
         .for_each_concurrent(16, |name| async move {
@@ -116,7 +116,7 @@ async fn start_jobs(jobs: &Jobs, names: impl Iterator<Item = String>) {
         .await;
 }
 
-/// Asks for all deliveries of `ci` again, with one command.
+/// Requests all dead letters of `ci` again, with one command.
 fn redeliver_all(scene: &Scene, time: &str) {
     scene.kubectl(&["annotate", "whd", "-l", OF_CI, &format!("{REDELIVER_ANNOTATION}={time}"), "--overwrite"]);
 }
@@ -193,7 +193,7 @@ fn two_hundred_deliveries_past_all_retries_are_kept_and_one_command_sends_them_a
                 assert!(post.is_signed_with(SECRET));
             }
         }
-        // kubectl itself takes a tenth of a second for each.
+        // kubectl takes a tenth of a second for each object.
         scene.kubectl(&["wait", "--for=condition=Delivered", "whd", "-l", OF_CI, "--timeout=60s"]);
         for object in scene.list("whd", OF_CI) {
             assert_eq!(condition(&object, "Delivered"), ("True".into(), "Acknowledged".into()));
@@ -236,7 +236,7 @@ fn a_request_that_comes_while_the_one_before_is_under_way_is_met_too() {
 fn an_operator_killed_while_deliveries_are_given_up_and_sent_again_keeps_each_once_and_loses_none() {
     run(async {
         let scene = Scene::new("kept-kills").await;
-        // What is about every second job is refused.
+        // The endpoint refuses the events of every second job.
         let odd = |post: &Received| post.name().ends_with(['1', '3', '5', '7', '9']);
         let receiver = refused(&scene, 1).await;
         receiver.answer(move |post| Answer::status(if odd(post) { 500 } else { 200 }));
@@ -308,7 +308,7 @@ fn a_kept_event_that_this_release_cannot_read_is_said_and_stays() {
             "id": id, "type": "training.paused", "sequence": 1, "body": "{\"deliveredAt\":\"",
             "object": {"kind": "TrainingJob", "name": "old", "uid": Uid::from_u128(7).to_string()}
         });
-        // As a newer release keeps it.
+        // A newer release may store an event in this form.
         let status = json!({"event": event, "attempts": 1, "finishedAt": jiff::Timestamp::now().to_string()});
         let apply = json!({
             "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery", "metadata": {"name": "newer"}, "status": status
@@ -350,13 +350,13 @@ fn a_delivery_given_up_while_its_kind_is_not_installed_is_kept_once_it_is() {
     });
 }
 
-/// A quota that lets the scene's namespace keep no delivery.
+/// A quota that prevents `WebhookDelivery` objects in the scene's namespace.
 pub fn keep_nothing(scene: &Scene) {
     let hard = json!({"count/webhookdeliveries.llmtune.io": "0"});
     scene.apply(&json!({
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": hard}
     }));
-    // As the controller does it.
+    // This control plane has no quota controller.
     let status = json!({"status": {"hard": hard, "used": hard}}).to_string();
     scene.kubectl(&["patch", "resourcequota", "none", "--subresource=status", "--type=merge", "-p", &status]);
 }
@@ -388,7 +388,7 @@ fn what_a_gone_endpoint_would_have_got_is_kept_until_a_test_or_a_redelivery_find
         assert_eq!(receiver.count(), 1, "nothing is sent to it: {:?}", receiver.events());
         gone().await;
 
-        // Nothing is told again after this one.
+        // No further events follow this one.
         operator.stop();
         operator.restart();
         operator.wait_ready().await;

@@ -1,4 +1,4 @@
-//! From a transition on the apiserver to an acknowledged POST, over endpoints that fail in every way.
+//! From a transition on the apiserver to an acknowledged POST, with endpoints that fail in many ways.
 
 use std::{
     collections::HashSet,
@@ -19,7 +19,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::support::{Jobs, SOON, Scene, in_order, misbehaving, read_request, run};
 
-/// Retries so quick that a test can wait for them all.
+/// Retries that are fast enough for a test to wait for all of them.
 fn quick(max_retries: u32) -> Value {
     json!({"delivery": {"maxRetries": max_retries, "backoff": {"initial": "50ms", "factor": 1, "max": "100ms"}}})
 }
@@ -358,7 +358,7 @@ fn two_thousand_transitions_arrive_once_each_in_order_and_with_valid_signatures(
 fn with_three_answers_in_ten_an_error_every_event_still_arrives() {
     run(async {
         let scene = Scene::new("lossy").await;
-        // Which attempts fail is decided by the ids, so that a run can be repeated.
+        // The ids decide which attempts fail, so that a run can be repeated.
         let receiver = Receiver::answering(|post| {
             let seed = post.header("x-llmtune-delivery-id").bytes().chain([post.attempt() as u8]);
             let hash = seed.fold(17_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(byte)));

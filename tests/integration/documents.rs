@@ -1,5 +1,5 @@
-//! The repository's documents: every command that can run is run as it stands, every manifest of the concepts is applied, every link leads
-//! somewhere.
+//! The repository's documents: every command that can run is run as written, every manifest of the concepts is applied,
+//! and every link has a target.
 
 mod examples;
 mod handbook;
@@ -19,7 +19,7 @@ use self::{
 };
 use crate::{guide, source_examples, support::run};
 
-/// Tests that each run all commands of some documents, but for those that say why they are not run.
+/// Tests that each run all commands of some documents, except for those marked as not run.
 macro_rules! played {
     ($($test:ident: $scene:path, of $($document:literal),+;)*) => {
         const PLAYED: &[&str] = &[$($($document),+),*];
@@ -104,7 +104,7 @@ fn every_link_in_a_document_leads_to_a_file_and_to_a_heading_in_it() {
     assert!(followed > 100, "{followed} links were found");
 }
 
-/// A path without `..`, which a link that climbs out of the repository keeps.
+/// A path without `..`. A link out of the repository keeps it.
 fn plain(path: &Path) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.to_str().unwrap().split('/') {

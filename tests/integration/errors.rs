@@ -1,4 +1,5 @@
-//! What users are told where something is missing: what it is, what to do about it, once, and without a dump.
+//! Error messages for missing objects, rights and fields: each names the problem and the remedy, appears once, and
+//! contains no dump.
 
 use std::{process::Command, time::Duration};
 
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::support::{BINARY, Jobs, SOON, Scene, run};
 
-/// Takes the right to do `verb` on `resource` away from everybody who has the roles that ship.
+/// Removes the right to do `verb` on `resource` from the shipped roles.
 fn without(scene: &Scene, verb: &str, resource: &str) {
     let role = scene.get("clusterrole", "llmtune-webhooks");
     let mut rules = role["rules"].clone();
@@ -23,7 +24,7 @@ fn without(scene: &Scene, verb: &str, resource: &str) {
             rule["verbs"].as_array_mut().unwrap().retain(|known| known != verb);
         }
     }
-    // A rule without verbs is none.
+    // A rule without verbs is invalid.
     rules.as_array_mut().unwrap().retain(|rule| !rule["verbs"].as_array().unwrap().is_empty());
     let patch = json!({"rules": rules}).to_string();
     scene.kubectl(&["patch", "clusterrole", "llmtune-webhooks", "--type=merge", "-p", &patch]);
@@ -138,8 +139,8 @@ fn a_kind_that_is_not_installed_is_named_with_what_to_apply() {
         for kind in ["Webhook", "WebhookDelivery"] {
             eventually(&format!("the log tells what to do about {kind}"), SOON, || async {
                 let log = operator.log();
-                let told = |line: &str| line.contains(&format!("kind={kind} ")) && line.contains("(crds/)");
-                log.lines().any(told).then_some(())
+                let is_reported = |line: &str| line.contains(&format!("kind={kind} ")) && line.contains("(crds/)");
+                log.lines().any(is_reported).then_some(())
             })
             .await;
         }
@@ -173,7 +174,8 @@ fn without_a_place_for_its_ledger_the_operator_sends_nothing_says_what_to_apply_
     });
 }
 
-/// An operator that has told of a job, and stopped: its ledger's segments, without what names their place.
+/// Runs an operator until it has delivered an event of a job. Returns its ledger's segments without the metadata that
+/// depends on the namespace.
 async fn left_behind(scene: &Scene, receiver: &Receiver) -> Vec<Value> {
     scene.webhook("ci", &receiver.url(), &json!({}));
     let mut operator = scene.operator().await;
@@ -234,7 +236,7 @@ fn a_ledger_of_a_newer_release_is_never_written_over_and_said_with_what_that_mea
         for segment in segments {
             let packed = STANDARD.decode(segment["spec"]["data"].as_str().unwrap()).unwrap();
             let text = String::from_utf8(zstd::decode_all(&packed[..]).unwrap()).unwrap();
-            // A lifecycle that a later release knows.
+            // A lifecycle of a later release.
             let later = text.replace("\"training\":{", "\"evaluation\":{");
             if later != text {
                 let mut segment = segment;
@@ -276,7 +278,7 @@ fn what_is_given_up_in_a_namespace_that_is_being_deleted_is_dropped_counted_and_
         leaving.webhook("ci", &receiver.url(), &json!({"delivery": {"maxRetries": 0}}));
         leaving.job("llama");
         let operator = Operator::start_ready(&home.plane, &home.options().cluster_wide()).await;
-        // Nobody empties it: this control plane has no controllers.
+        // The namespace stays in deletion: this control plane has no controllers.
         home.kubectl(&["delete", "namespace", "leaving", "--wait=false"]);
         leaving.phase("llama", "Running");
         receiver.wait(1, SOON).await;
@@ -286,8 +288,9 @@ fn what_is_given_up_in_a_namespace_that_is_being_deleted_is_dropped_counted_and_
         })
         .await;
         let log = operator.log();
-        let told = |line: &&str| line.contains("a WebhookDelivery was refused") && line.contains("is being terminated");
-        assert_eq!(log.lines().filter(told).count(), 1, "{log}");
+        let is_reported =
+            |line: &&str| line.contains("a WebhookDelivery was refused") && line.contains("is being terminated");
+        assert_eq!(log.lines().filter(is_reported).count(), 1, "{log}");
         without_dumps(&log);
         eventually("the status counts it", SOON, || async {
             (leaving.get("webhook", "ci")["status"]["deliveries"]["dropped"] == 1).then_some(())

@@ -1,4 +1,4 @@
-//! Filters decide who gets an event when it is observed; one that cannot decide costs nobody an event.
+//! Filters select the events of a Webhook when they are observed. If a filter fails, the event is sent.
 
 use llmtune_webhooks_harness::{eventually, receiver::Receiver};
 use serde_json::json;
@@ -82,9 +82,9 @@ fn a_malformed_filter_is_stalled_at_its_position_and_disturbs_no_other_webhook()
         for (name, _, message) in malformed {
             scene.wait_condition(name, "Stalled", "True", "InvalidFilter", SOON).await;
             for kind in ["Ready", "Stalled"] {
-                let (_, _, told) = scene.condition(name, kind).unwrap();
-                assert!(told.starts_with("spec.filter cannot be used: ") && told.contains(message), "{told}");
-                assert!(told.ends_with("never had a valid filter, so it gets no events until this one is corrected"));
+                let (_, _, reason) = scene.condition(name, kind).unwrap();
+                assert!(reason.starts_with("spec.filter cannot be used: ") && reason.contains(message), "{reason}");
+                assert!(reason.ends_with("never had a valid filter, so it gets no events until this one is corrected"));
             }
             assert!(scene.wait_event("Webhook", name, "InvalidFilter").await.contains(message));
         }
@@ -210,8 +210,8 @@ fn an_event_on_which_a_filter_fails_is_delivered_counted_and_told_once() {
             assert!(note.contains(part), "{note}");
         }
         assert!(!note.contains("NaN"), "{note}");
-        let told = scene.events("Webhook", "ci").into_iter().filter(|(reason, _)| reason == "FilterFailed").count();
-        assert_eq!(told, 1);
+        let reported = scene.events("Webhook", "ci").into_iter().filter(|(reason, _)| reason == "FilterFailed").count();
+        assert_eq!(reported, 1);
 
         scene.kubectl(&["delete", "webhook", "ci"]);
         let gone = || async { (!operator.metrics().contains("llmtune_webhooks_filter_errors_total{")).then_some(()) };
@@ -279,7 +279,7 @@ fn an_object_last_seen_before_a_filter_read_annotations_is_not_taken_for_one_wit
         owned.wait_for("training.started", "of-ada", SOON).await;
         assert_eq!(owned.count(), 1, "{:?}", owned.events());
         assert_eq!(operator.metric("llmtune_webhooks_filter_errors_total", &[("webhook", "owned")]) as u64, 0);
-        // Its last state comes with the DELETED of the watch, annotations and all.
+        // The DELETED event of the watch contains the last state, with annotations.
         jobs.delete("before").await;
         all.wait_for("training.failed", "before", SOON).await;
         assert_eq!(owned.count(), 1, "{:?}", owned.events());

@@ -1,4 +1,4 @@
-//! Deliveries in the formats of others, read by their official libraries.
+//! Deliveries in external formats, read by their official libraries.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ fn asked(library: &str, secret: &str, request: &Received) -> Value {
     json!({"library": library, "secret": secret, "headers": headers(request), "body": request.body})
 }
 
-/// What the libraries for JavaScript and for Python make of these requests.
+/// The results of the libraries for JavaScript and for Python.
 fn read(requests: &[Value]) -> [(&'static str, Vec<Value>); 2] {
     let input = json!(requests).to_string();
     let folder = libraries("javascript");
@@ -125,7 +125,7 @@ fn a_secret_in_any_form_of_the_libraries_signs_with_the_same_key() {
         let lines = |text: &str| {
             text.as_bytes().chunks(32).map(|line| str::from_utf8(line).unwrap()).collect::<Vec<_>>().join("\n")
         };
-        // Which of the libraries for JavaScript and for Python takes the text itself.
+        // Whether the libraries for JavaScript and for Python accept the text as a secret.
         let forms = [
             ("prefixed", format!("whsec_{base64}"), [true, true]),
             ("bare", base64.clone(), [true, true]),
@@ -207,7 +207,7 @@ fn a_standard_webhook_without_a_secret_is_refused_and_so_are_options_of_another_
     });
 }
 
-/// What a `CloudEvent` of this native body is, as the JavaScript library tells it.
+/// The `CloudEvent` of this native body, as the JavaScript library reads it.
 fn expected(namespace: &str, lifecycle: &str, native: &Value) -> Value {
     let name = native["data"]["name"].as_str().unwrap();
     let mut event = json!({
@@ -230,7 +230,7 @@ fn expected(namespace: &str, lifecycle: &str, native: &Value) -> Value {
     event
 }
 
-/// The same event with times as instants, and what headers can only tell as text as what it means.
+/// The same event with times as instants, and with attributes parsed that headers can only carry as text.
 fn normalized(event: &Value) -> Value {
     let mut event = event.clone();
     let time: jiff::Timestamp = event["time"].as_str().unwrap().parse().unwrap();
@@ -266,9 +266,9 @@ fn the_official_sdks_read_every_cloud_event_in_both_modes_also_tests_and_what_ha
         scene.job_status("llama", &json!({"phase": "Completed", "metrics": metrics}));
         scene.job("large");
         let metrics = json!({"log": "x".repeat(300_000)});
-        // Too much for a command line.
+        // Too long for a command line.
         Jobs::new(&scene).await.status("large", &json!({"phase": "Completed", "metrics": metrics})).await;
-        let told = native.wait(3, SOON).await;
+        let received = native.wait(3, SOON).await;
         let mut requests = structured.wait(3, SOON).await;
         requests.extend(binary.wait(3, SOON).await);
         for webhook in ["structured", "binary"] {
@@ -283,7 +283,7 @@ fn the_official_sdks_read_every_cloud_event_in_both_modes_also_tests_and_what_ha
         let all: Vec<Value> = requests.iter().chain(&tests).map(|request| asked("cloudevents", "", request)).collect();
         for (language, answers) in read(&all) {
             for (answer, request) in answers.iter().zip(&requests) {
-                let native = told.iter().find(|other| other.event_id() == request.event_id()).unwrap();
+                let native = received.iter().find(|other| other.event_id() == request.event_id()).unwrap();
                 let expected = expected(&scene.namespace, "training", &native.json());
                 assert_eq!(normalized(&answer["read"]), expected, "{language}: {answer}");
             }
@@ -295,7 +295,7 @@ fn the_official_sdks_read_every_cloud_event_in_both_modes_also_tests_and_what_ha
                 assert_eq!(event["source"], format!("/clusters/eu-1/namespaces/{}/serving/sample", scene.namespace));
             }
         }
-        let truncated = told.iter().find(|request| request.name() == "large").unwrap();
+        let truncated = received.iter().find(|request| request.name() == "large").unwrap();
         assert_eq!(truncated.json()["truncated"], true);
         for request in requests.iter().chain(&tests) {
             assert!(request.is_signed_with("s3cret"), "{}", request.body);

@@ -1,5 +1,5 @@
-//! Argo CD and Flux, by their own rule engines: what they make of a Webhook in each of its states, and that the operator and they leave each
-//! other's fields and objects alone.
+//! Argo CD and Flux, with their own rule engines: the health that they derive from a Webhook in each of its states.
+//! They and the operator leave each other's fields and objects alone.
 
 use std::{
     fs,
@@ -22,14 +22,14 @@ use crate::{
     support::{SOON, Scene, run, webhook},
 };
 
-/// What is missing counts as stalled after a minute.
+/// A missing object counts as stalled after a minute.
 const STALLED: Duration = Duration::from_secs(120);
 
 fn example(path: &str) -> String {
     fs::read_to_string(root().join("examples/gitops").join(path)).unwrap()
 }
 
-/// What Argo CD and Flux make of an object: status and message each.
+/// The health of an object according to Argo CD and Flux: status and message each.
 fn judge(object: &Value) -> [(String, String); 2] {
     let mut judging = Command::new(tool("gitops-health"))
         .arg(root().join("examples/gitops/argocd/health.lua"))
@@ -47,7 +47,7 @@ fn judge(object: &Value) -> [(String, String); 2] {
     })
 }
 
-/// Waits until both judge the object so; their messages.
+/// Waits until both report this health. Returns their messages.
 async fn judged(scene: &Scene, object: [&str; 2], argocd: &str, kstatus: &str, limit: Duration) -> [String; 2] {
     let [kind, name] = object;
     eventually(&format!("{kind} {name} is {argocd} in Argo CD and {kstatus} in Flux"), limit, || async {
@@ -81,7 +81,7 @@ fn a_webhook_whose_secret_stays_missing_is_degraded_and_fails_a_wait_with_the_re
 
         scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci"}, "suspend": true}));
         judged(&scene, ci, "Suspended", "Current", SOON).await;
-        // A spec that nobody has looked at.
+        // A spec that the operator has not observed.
         operator.stop();
         scene.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci"}}));
         judged(&scene, ci, "Progressing", "InProgress", Duration::ZERO).await;
@@ -155,7 +155,7 @@ fn two_managers_of_one_webhook_keep_what_is_theirs_and_the_status_beside_it() {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         };
         let pipeline = webhook("ci", &receiver.url(), &json!({}));
-        // What the platform adds: how many requests at once.
+        // A field that the platform team adds: the number of concurrent requests.
         let platform = json!({
             "apiVersion": "llmtune.io/v1alpha1", "kind": "Webhook",
             "metadata": {"name": "ci", "labels": {"cost-center": "7"}}, "spec": {"delivery": {"concurrency": 3}}

@@ -1,4 +1,5 @@
-//! The snippets of `docs/receivers.md` and the manifests in `examples/receivers`, each tried with deliveries of a real operator.
+//! The snippets of `docs/receivers.md` and the manifests in `examples/receivers`, each tested with deliveries of a real
+//! operator.
 
 mod native;
 mod standard;
@@ -33,7 +34,7 @@ fn snippet(section: &str, language: &str) -> String {
     after.split_once("```").unwrap().0.to_owned()
 }
 
-/// What a receiver is given, and whether it is to accept it.
+/// The input of a receiver, and whether it must accept it.
 struct Case {
     secret: String,
     /// The header that holds the signature.
@@ -49,7 +50,8 @@ impl Case {
         Self { secret: secret.to_owned(), header, headers, body: request.body.clone(), sound: true }
     }
 
-    /// The case itself, and forgeries of it: another body, another secret, another signature, a signature cut short, none.
+    /// The case itself, and forgeries of it: another body, another secret, another signature, a truncated signature, no
+    /// signature.
     fn with_forgeries(self, other_secret: &str) -> Vec<Self> {
         let forged = |change: &dyn Fn(&mut Self)| {
             let mut case =
@@ -89,7 +91,7 @@ fn assert_judged(language: &str, cases: &[Case], verdicts: &[bool]) {
     }
 }
 
-/// What a program in Node prints.
+/// The output of a program in Node.
 fn node(program: &str, input: &str) -> Value {
     let folder = temporary_folder("node");
     std::os::unix::fs::symlink(libraries("javascript").join("node_modules"), folder.join("node_modules")).unwrap();
@@ -98,7 +100,7 @@ fn node(program: &str, input: &str) -> Value {
     serde_json::from_str(&printed(Command::new("node").arg(file), input)).unwrap()
 }
 
-/// What a program in Python prints.
+/// The output of a program in Python.
 fn python(program: &str, input: &str) -> Value {
     let file = temporary_folder("python").join("program.py");
     fs::write(&file, program).unwrap();
@@ -106,7 +108,7 @@ fn python(program: &str, input: &str) -> Value {
     serde_json::from_str(&printed(command.arg(file).env("PYTHONPATH", libraries("python")), input)).unwrap()
 }
 
-/// What a program in Go prints, of these files.
+/// The output of a program in Go that consists of these files.
 fn go(files: &[(&str, String)], input: &str) -> Value {
     let folder = temporary_folder("go");
     for pins in ["go.mod", "go.sum"] {
@@ -259,7 +261,7 @@ fn the_guide_verifies_and_reads_cloud_events_in_both_modes() {
     });
 }
 
-/// The commands of the guide make Secrets, and replace one without a delivery that is lost.
+/// The commands of the guide create Secrets, and replace one without losing a delivery.
 pub async fn play(scripts: &mut [Script]) {
     let [guide] = scripts else { unreachable!("one document") };
     let scene = Scene::new("replacing").await;

@@ -1,5 +1,5 @@
-//! Endpoints that mean harm: their Webhook's status says what they did, what they send is bounded in time and memory, and one that
-//! behaves is served on time beside them.
+//! Malicious endpoints: their Webhook's status names the problem, their responses are bounded in time and memory, and a
+//! well-behaved endpoint still gets its deliveries on time.
 
 use std::time::{Duration, Instant};
 
@@ -13,18 +13,18 @@ use crate::{
     support::{Jobs, SOON, Scene, misbehaving, read_request, run},
 };
 
-/// Events that each endpoint is sent, each with one retry.
+/// Number of events for each endpoint, each with one retry.
 const EVENTS: usize = 6;
-/// How late the endpoint that behaves may be told, on a machine that also runs the others.
+/// Maximum delay for the well-behaved endpoint, on a machine that also runs the others.
 const ON_TIME: Duration = Duration::from_secs(2);
-/// What the operator's memory may grow by, in KiB.
+/// Maximum growth of the operator's memory, in KiB.
 const GROWTH: u64 = 48 * 1024;
 
-/// An endpoint; the outcomes that its attempts may have, and what its Webhook's status says of each.
+/// An endpoint, the possible outcomes of its attempts, and for each outcome the text in the status.
 type Case = (&'static str, String, &'static [ExpectedStatus]);
 type ExpectedStatus = (&'static str, &'static str);
 
-/// Runs an operator with a Webhook for each of these endpoints, and one for an endpoint that behaves.
+/// Runs an operator with a Webhook for each of these endpoints, and one for a well-behaved endpoint.
 async fn harm_nobody(scene: Scene, arguments: &[&str], cases: Vec<Case>) {
     let good = Receiver::start().await;
     let policy = json!({"delivery": {"timeout": "2s", "maxRetries": 1, "concurrency": 1,
@@ -46,9 +46,9 @@ async fn harm_nobody(scene: Scene, arguments: &[&str], cases: Vec<Case>) {
         jobs.create(&name).await;
         let begun = Instant::now();
         jobs.start(&name).await;
-        let told = good.wait_for("training.started", &name, SOON).await;
-        latest = latest.max(told.at - begun);
-        // The others are at it meanwhile.
+        let post = good.wait_for("training.started", &name, SOON).await;
+        latest = latest.max(post.at - begun);
+        // The other endpoints are active during this time.
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     let mut wrong = Vec::new();
@@ -78,7 +78,7 @@ async fn harm_nobody(scene: Scene, arguments: &[&str], cases: Vec<Case>) {
     assert!(!operator.log().contains("panicked"), "{}", operator.process.log_tail());
 }
 
-/// An endpoint that answers each request with this, and then with that over and over, and never reads on.
+/// An endpoint that answers each request with `once`, then with `forever` repeatedly, and reads no further.
 async fn answers(once: impl Into<Vec<u8>>, forever: impl Into<Vec<u8>>) -> String {
     let (once, forever) = (once.into(), forever.into());
     misbehaving(move |mut stream| {
@@ -93,7 +93,7 @@ async fn answers(once: impl Into<Vec<u8>>, forever: impl Into<Vec<u8>>) -> Strin
     .await
 }
 
-/// It over and over, so that it fills what is written at once.
+/// Repeats a piece, so that each write is large.
 fn at_length(piece: &[u8]) -> Vec<u8> {
     if piece.is_empty() { Vec::new() } else { piece.repeat(8192 / piece.len() + 1) }
 }
@@ -102,14 +102,14 @@ const PROTOCOL: &[ExpectedStatus] = &[("protocol", BROKE)];
 const ENDLESS: &[ExpectedStatus] = &[("protocol", UNASKED)];
 const LATE: &[ExpectedStatus] = &[("timeout", "no answer within 2 s")];
 const HTTP_500: &[ExpectedStatus] = &[("5xx", "HTTP 500")];
-/// What is wrong with an answer may be seen before the answer is.
+/// The client may detect the error before it has read the status.
 const EITHER: &[ExpectedStatus] = &[("5xx", "HTTP 500"), ("protocol", BROKE)];
 
 const FAILS: &str = "HTTP/1.1 500 Internal Server Error\r\n";
 const BROKE: &str = "the connection broke: ";
 const UNASKED: &str = "the endpoint sent more than 256 KiB without an answer";
 
-/// An answer of HTTP/1.1 that is none.
+/// An endpoint with an invalid HTTP/1.1 response.
 async fn answers_once(text: &str) -> String {
     answers(text, "").await
 }
@@ -150,7 +150,7 @@ fn endpoints_that_break_http_harm_nobody_and_are_told_of() {
             ("negative", answers_once(&ok("content-length: -1")).await, PROTOCOL),
             ("many", answers_once(&ok(&"a: b\r\n".repeat(1001))).await, PROTOCOL),
             ("chunk", answers_once(&chunked).await, HTTP_500),
-            // What follows an answer acknowledges nothing.
+            // Data after a response acknowledges nothing.
             ("two-answers", answers_once(&two).await, HTTP_500),
             ("switches", answers(switches, "x").await, &[("protocol", "HTTP 101")]),
         ];
@@ -172,7 +172,7 @@ fn endpoints_that_never_end_what_they_say_harm_nobody_and_are_told_of() {
         })
         .await;
         let chunked = |rest: &str| format!("{FAILS}transfer-encoding: chunked\r\n\r\n{rest}");
-        // Members of 20 bytes that each unpack to nothing, and one that never ends (RFC 1952).
+        // Members of 20 bytes that each decompress to nothing, and one that never ends (RFC 1952).
         let packed = [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255][..], &[3, 0, 0, 0, 0, 0, 0, 0, 0, 0]].concat();
         let bomb = [format!("{FAILS}content-encoding: gzip\r\n\r\n").as_bytes(), &packed[..10]].concat();
         let hint = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
@@ -193,7 +193,7 @@ fn endpoints_that_never_end_what_they_say_harm_nobody_and_are_told_of() {
     });
 }
 
-/// A frame of HTTP/2 (RFC 9113, 4.1).
+/// An HTTP/2 frame (RFC 9113, 4.1).
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = &(payload.len() as u32).to_be_bytes()[1..];
     [length, &[kind, flags], &stream.to_be_bytes(), payload].concat()
@@ -208,7 +208,7 @@ const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
-/// One that no specification knows.
+/// A frame type that no specification defines.
 const UNKNOWN: u8 = 0xfa;
 const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
@@ -216,7 +216,7 @@ const PADDED: u8 = 8;
 const STATUS_500: &[u8] = &[0x8e];
 const STATUS_103: &[u8] = &[0x08, 3, b'1', b'0', b'3'];
 
-/// An endpoint of HTTP/2 that says this once a request has come, and then that over and over.
+/// An HTTP/2 endpoint that sends `once` after a request has arrived, and then `forever` repeatedly.
 async fn speaks(acceptor: &TlsAcceptor, once: Vec<u8>, forever: Vec<u8>) -> String {
     let acceptor = acceptor.clone();
     let url = misbehaving(move |stream| {
@@ -224,7 +224,7 @@ async fn speaks(acceptor: &TlsAcceptor, once: Vec<u8>, forever: Vec<u8>) -> Stri
         async move {
             let Ok(mut stream) = acceptor.accept(stream).await else { return };
             let _ = stream.write_all(&frame(SETTINGS, 0, 0, &[])).await;
-            // The client says less of itself before its first request.
+            // Before its first request the client sends fewer bytes than this.
             let mut asked = vec![0; 300];
             let _ = stream.read_exact(&mut asked).await;
             let (mut reading, mut writing) = tokio::io::split(stream);
@@ -253,14 +253,14 @@ fn endpoints_that_break_http2_or_tls_harm_nobody_and_are_told_of() {
             let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
         })
         .await;
-        // Handshake records (RFC 8446, 5.1) of a message that goes on and on.
+        // Handshake records (RFC 8446, 5.1) of a message without an end.
         let record = [&[22, 3, 3, 0x10, 0][..], &[2; 0x1000]].concat();
         let once = async |frames: Vec<u8>| speaks(&acceptor, frames, Vec::new()).await;
         let flood = async |frames: Vec<u8>| speaks(&acceptor, Vec::new(), frames).await;
         let setting = |id: u16, value: u32| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat();
         let settings = |id, value| frame(SETTINGS, 0, 0, &setting(id, value));
         let hint = frame(HEADERS, END_HEADERS, 1, STATUS_103);
-        // A field of 4,000 bytes that the client is to keep; one byte names it from then on.
+        // A field of 4,000 bytes for the client's dynamic table; from then on one byte refers to it.
         let field = [STATUS_103, &[0x40, 1, b'a', 0x7f, 0xa1, 0x1e], &[b'v'; 4000]].concat();
         let field = frame(HEADERS, END_HEADERS, 1, &field);
         let named = |status: &[u8], times| frame(HEADERS, END_HEADERS, 1, &[status, &vec![0xbe; times]].concat());

@@ -1,4 +1,5 @@
-//! The chart, installed by the real Helm: what it brings runs the operator, and what it is told to keep is all that stays.
+//! The chart, installed by the real Helm: the installed objects run the operator, and after removal only the objects
+//! that were to be kept remain.
 
 use std::{collections::BTreeSet, path::Path, process::Command, sync::Arc, time::Duration};
 
@@ -18,7 +19,7 @@ use crate::{
 
 const NAMESPACE: &str = "llmtune-system";
 const RELEASE: &str = "llmtune-webhooks";
-/// The garbage collector learns of a new kind within 30 s.
+/// The garbage collector discovers a new kind within 30 s.
 const COLLECTED: Duration = Duration::from_secs(240);
 
 /// A control plane with everything that a rollout needs, and namespaces for the operator and for a team.
@@ -30,16 +31,16 @@ async fn cluster() -> Scene {
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
     }));
-    // One after the other: of two that are both missing, kubectl does not wait.
+    // One after the other: kubectl does not wait if both are missing.
     for what in ["configmap/kube-root-ca.crt", "serviceaccount/default"] {
         scene.kubectl(&["wait", "--for=create", what, "--timeout=120s"]);
     }
     scene
 }
 
-/// Everything that belongs to the cluster or to the operator's namespace, but for what comes and goes by itself.
+/// All objects of the cluster and of the operator's namespace, except for those that come and go by themselves.
 fn everything(scene: &Scene) -> Option<BTreeSet<String>> {
-    // A group whose last kind goes may fail to be discovered, and a kind may go between the two questions.
+    // Discovery may fail for a group whose last kind is removed, and a kind may disappear between the two requests.
     let asked = |arguments: &[&str]| {
         let output = scene.plane.kubectl(arguments);
         output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
@@ -55,7 +56,7 @@ fn everything(scene: &Scene) -> Option<BTreeSet<String>> {
     Some(lines.lines().filter(here).map(str::to_owned).collect())
 }
 
-/// The release's chart, with these values for what differs from the defaults.
+/// Runs Helm with the release's chart and these values.
 fn with_chart(scene: &Scene, verb: &[&str], values: &[&str]) -> String {
     let chart = chart();
     let mut all = verb.to_vec();
@@ -78,7 +79,7 @@ fn pod(scene: &Scene) -> Value {
     pods.max_by_key(|pod| pod["metadata"]["creationTimestamp"].as_str().map(str::to_owned)).unwrap().clone()
 }
 
-/// The operator as that pod would run it: its arguments, its environment and nothing else, as its service account.
+/// Runs the operator as that pod would: with its service account, its arguments and only its environment.
 pub async fn operator(scene: &Scene) -> Process {
     let pod = pod(scene);
     let container = &pod["spec"]["containers"][0];
@@ -124,12 +125,12 @@ fn helm_installs_upgrades_and_rolls_back_and_what_it_is_told_to_keep_is_all_that
 
         with_chart(&scene, &["install", "--dry-run=server"], &values);
         eventually("a dry run leaves nothing", SOON, || async { left().await?.is_empty().then_some(()) }).await;
-        // Its pods are what the Pod Security Standard `restricted` lets in, and become ready.
+        // The Pod Security Standard `restricted` admits its pods, and they become ready.
         with_chart(&scene, &["install", "--wait"], &values);
         let replicas = scene.kubectl(&["get", "deployment", RELEASE, "--output=jsonpath={.status.readyReplicas}"]);
         assert_eq!(replicas, "2");
 
-        // The operator, as the chart says, delivers.
+        // An operator with the chart's configuration delivers.
         let receiver = Receiver::start().await;
         team.secret("ci", "s3cret");
         team.webhook("ci", &receiver.url(), &json!({"secretRef": {"name": "ci"}}));
@@ -142,7 +143,7 @@ fn helm_installs_upgrades_and_rolls_back_and_what_it_is_told_to_keep_is_all_that
         assert_eq!(post.json()["cluster"], Value::Null);
         stop(running);
 
-        // An upgrade that changes a value replaces the pods; a rollback brings the old ones back.
+        // An upgrade that changes a value replaces the pods; a rollback restores the old configuration.
         with_chart(&scene, &["upgrade", "--reuse-values", "--wait"], &["operator.clusterName=prod"]);
         let running = operator(&scene).await;
         team.phase("a", "Completed");
@@ -156,7 +157,7 @@ fn helm_installs_upgrades_and_rolls_back_and_what_it_is_told_to_keep_is_all_that
         let revision = "--output=jsonpath={.metadata.annotations.deployment\\.kubernetes\\.io/revision}";
         assert_eq!(scene.kubectl(&["get", "deployment", RELEASE, revision]), "3");
 
-        // The ledger, where it is to be kept, and the next operator goes on from it.
+        // With `ledger.keep` the ledger remains, and the next operator continues from it.
         with_chart(&scene, &["upgrade", "--reuse-values"], &["ledger.keep=true"]);
         uninstall(&scene);
         let stayed = eventually("all but the ledger and the definitions goes", COLLECTED, || async {
@@ -187,7 +188,7 @@ fn helm_installs_upgrades_and_rolls_back_and_what_it_is_told_to_keep_is_all_that
         uninstall(&scene);
         eventually("nothing stays", COLLECTED, || async { left().await?.is_empty().then_some(()) }).await;
 
-        // The same without Helm, which can take it over.
+        // The same without Helm. Helm can take over the installation.
         let base = root().join("charts/kustomize");
         scene.kubectl(&["apply", "--server-side", "--validate=strict", "-k", base.to_str().unwrap()]);
         scene.kubectl(&["rollout", "status", "deployment", RELEASE, "--timeout=90s"]);
@@ -195,7 +196,7 @@ fn helm_installs_upgrades_and_rolls_back_and_what_it_is_told_to_keep_is_all_that
     });
 }
 
-/// A definition, or the API that stands for its group.
+/// Whether it is a definition, or the `APIService` of its group.
 fn is_definition(object: &str) -> bool {
     object.starts_with("CustomResourceDefinition ") || object == "APIService /v1alpha1.llmtune.io"
 }

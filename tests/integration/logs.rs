@@ -1,4 +1,5 @@
-//! What the log tells: how deliveries fail and an endpoint fares, under stable names, and nothing of what goes well.
+//! The log: failed deliveries and the health of endpoints under stable field names, and nothing about successful
+//! deliveries.
 
 use llmtune_webhooks_harness::{
     eventually,
@@ -11,13 +12,13 @@ use crate::support::{Jobs, SOON, Scene, run};
 
 /// The lines of the log with this text.
 fn lines(operator: &Operator, text: &str) -> Vec<Value> {
-    // The last may be under way.
+    // The last line may be incomplete.
     let log = operator.log();
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     lines.filter(|line| line["message"] == text).collect()
 }
 
-/// What a line says under these names.
+/// The values of these fields.
 fn fields<'a>(line: &'a Value, names: &[&str]) -> Vec<&'a str> {
     names.iter().map(|name| line[name].as_str().unwrap_or_else(|| panic!("no {name} in {line}"))).collect()
 }
@@ -50,11 +51,11 @@ fn one_line_tells_of_each_exhausted_delivery_and_each_change_of_health_and_none_
         jobs.phase("c", "Completed").await;
         scene.wait("webhook/ci", "condition=Healthy");
         let health = lines(&operator, "health changed");
-        let told: Vec<_> =
+        let entries: Vec<_> =
             health.iter().map(|line| fields(line, &["namespace", "webhook", "status", "reason"])).collect();
         let namespace = scene.namespace.as_str();
         assert_eq!(
-            told,
+            entries,
             [
                 [namespace, "ci", "True", "Acknowledged"],
                 [namespace, "ci", "False", "DeliveriesFailing"],

@@ -1,4 +1,4 @@
-//! Tests of the operator as a whole: real processes against a real control plane, each in a namespace of its own.
+//! Tests of the operator as a whole: real processes against a real control plane. Each test has its own namespace.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 

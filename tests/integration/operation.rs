@@ -1,4 +1,4 @@
-//! The operator as a process: leadership, metrics and health, the way it stops, what its status writes cost.
+//! The operator as a process: leader election, metrics and health, shutdown, and the number of its status writes.
 
 use std::time::{Duration, Instant};
 
@@ -53,7 +53,7 @@ fn when_the_leader_is_killed_the_other_replica_takes_over_once_the_lease_expires
         second.wait_readyz("leader", SOON).await;
         let took = killed.elapsed();
         println!("the other replica leads {took:?} after kill -9, with a lease of 6 s");
-        // The last renewal may be as old as the renewal's period at the kill.
+        // At the kill the last renewal may be one renewal period old.
         assert!(took > Duration::from_secs(4), "it waits for the expiry: {took:?}");
         assert_eq!(holder(&scene), "two");
     });
@@ -214,7 +214,7 @@ fn metrics_and_health_tell_what_happens() {
         })
         .await;
         scene.kubectl(&["delete", "webhook", "held"]);
-        // A Webhook of the same name and URL may take over what it held, for a minute.
+        // A Webhook of the same name and URL may take over the pending deliveries for a minute.
         eventually("what it held is counted, and its series go too", Duration::from_secs(120), || async {
             let dropped = count("dropped_total", &[("webhook", ""), ("reason", "webhook_deleted")]);
             (dropped == 2 && !operator.metrics().contains("webhook=\"held\"")).then_some(())
@@ -264,7 +264,7 @@ fn status_writes_do_not_grow_with_deliveries() {
         receiver.wait(1000, SOON).await;
         let made = writes() - before;
         println!("{made} status writes for 1,000 deliveries over {took:?}");
-        // At once after quiet, then every five seconds, one for the conditions, and one that may be under way.
+        // One write immediately, then one every five seconds, one for the conditions, and one that may be in flight.
         assert!(made <= took.as_secs() / 5 + 4, "{made} writes in {took:?}");
         eventually("the last count is written", SOON, || async {
             (scene.get("webhook", "ci")["status"]["deliveries"]["succeeded"] == 1000).then_some(())

@@ -1,4 +1,4 @@
-//! `kubectl llmtune`, as users run it: against a real apiserver, a real operator and real receivers.
+//! `kubectl llmtune`, as users run it, against a real apiserver, a real operator and real receivers.
 
 mod cluster;
 mod wire;
@@ -24,7 +24,7 @@ use crate::support::{Jobs, SOON, Scene, run};
 pub const PLUGIN: &str = env!("CARGO_BIN_EXE_kubectl-llmtune");
 pub const SECRET: &str = "s3cret-of-ci";
 
-/// What a command did.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Ran {
     pub code: i32,
@@ -33,7 +33,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    /// Runs it to its end, with this on its standard input, and shows what a user sees.
+    /// Runs it to its end with this standard input, and prints the output that a user sees.
     pub fn run(command: &mut Command, input: &str) -> Self {
         let file = temporary_folder("input").join("text");
         fs::write(&file, input).unwrap();
@@ -83,7 +83,7 @@ pub fn plugin(scene: &Scene, arguments: &[&str]) -> Ran {
     Ran::run(&mut command(scene, arguments), "")
 }
 
-/// The same on a terminal of 100 columns and 20 lines; gives all that the terminal is sent.
+/// The same on a terminal of 100 columns and 20 lines. The output contains everything sent to the terminal.
 fn on_a_terminal(command: &Command) -> Command {
     let mut terminal = Command::new("python3");
     terminal.args(["-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)", "sh", "-c"]);
@@ -98,7 +98,7 @@ fn on_a_terminal(command: &Command) -> Command {
     terminal
 }
 
-/// A receiver that refuses everything, and its Webhook `ci`, which is signed and gives up at once.
+/// A receiver that refuses everything, and its Webhook `ci`, which signs and gives up at once.
 pub async fn refused(scene: &Scene) -> Receiver {
     let receiver = Receiver::answering(|_| Answer::status(500)).await;
     scene.secret("ci", SECRET);
@@ -107,7 +107,7 @@ pub async fn refused(scene: &Scene) -> Receiver {
     receiver
 }
 
-/// Starts jobs of these names, and waits until what is told of them is given up and kept.
+/// Starts jobs of these names, and waits until their deliveries are dead letters.
 pub async fn given_up(scene: &Scene, names: &[&str]) {
     let jobs = Jobs::new(scene).await;
     for name in names {
@@ -122,8 +122,8 @@ pub async fn given_up(scene: &Scene, names: &[&str]) {
     .await;
 }
 
-/// Webhooks as they may stand: `ci` has given an event up, `good` acknowledges, `held` is suspended, `lost` lacks its Secret. The receivers
-/// are those of `ci` and of the others.
+/// Webhooks in different states: `ci` has a dead letter, `good` acknowledges, `held` is suspended, `lost` lacks its
+/// Secret. Returns the receiver of `ci` and that of the others.
 pub async fn of_all_sorts(scene: &Scene) -> (Receiver, Receiver, Operator) {
     let receiver = refused(scene).await;
     let good = Receiver::start().await;
@@ -154,17 +154,17 @@ fn a_test_tells_what_the_endpoint_answers() {
         let operator = scene.operator().await;
         scene.wait("webhook/ci", "condition=Ready");
 
-        let told = plugin(&scene, &["test", "ci"]).succeeded();
+        let message = plugin(&scene, &["test", "ci"]).succeeded();
         assert!(
-            told.contains("created: model.deployed to webhook/ci\nattempt 1: HTTP 200 from http://127.0.0.1"),
-            "{told}"
+            message.contains("created: model.deployed to webhook/ci\nattempt 1: HTTP 200 from http://127.0.0.1"),
+            "{message}"
         );
-        assert!(told.contains("webhook/ci acknowledged the test"), "{told}");
+        assert!(message.contains("webhook/ci acknowledged the test"), "{message}");
         let post = receiver.received().remove(0);
         assert!(post.is_signed_with(SECRET) && post.header("x-llmtune-test") == "true");
         assert_eq!(post.event(), "model.deployed", "the first that it subscribes to");
 
-        // As kubectl users do: the plugin is found in PATH.
+        // As for users, kubectl finds the plugin in PATH.
         let folder = plugins();
         let mut kubectl = Command::new(tool("kubectl"));
         kubectl
@@ -184,25 +184,28 @@ fn a_test_tells_what_the_endpoint_answers() {
         receiver.answer(|_| Answer::status(403));
         let ran = plugin(&scene, &["test", "ci"]);
         assert!(ran.out.contains("attempt 1: HTTP 403"), "{ran:?}");
-        let told = ran.failed();
-        assert!(told.contains("error: webhook/ci did not acknowledge the test: HTTP 403"), "{told}");
-        assert!(told.contains("give the receiver the key that spec.secretRef names"), "{told}");
-        assert!(told.contains(&format!("kubectl -n {} get whd test-", scene.namespace)), "{told}");
+        let message = ran.failed();
+        assert!(message.contains("error: webhook/ci did not acknowledge the test: HTTP 403"), "{message}");
+        assert!(message.contains("give the receiver the key that spec.secretRef names"), "{message}");
+        assert!(message.contains(&format!("kubectl -n {} get whd test-", scene.namespace)), "{message}");
 
         scene.webhook("lost", &receiver.url(), &json!({"secretRef": {"name": "nowhere"}}));
-        let told = plugin(&scene, &["test", "lost"]).failed();
-        assert!(told.contains("is not ready") && told.contains("describe webhook/lost"), "{told}");
+        let message = plugin(&scene, &["test", "lost"]).failed();
+        assert!(message.contains("is not ready") && message.contains("describe webhook/lost"), "{message}");
 
         let ran = plugin(&scene, &["test", "ci", "--event", "training.complete"]);
         assert!(ran.code == 2 && ran.err.contains("training.completed"), "{ran:?}");
 
         drop(operator);
-        let told = plugin(&scene, &["test", "ci", "--timeout", "1s"]).failed();
-        assert!(told.contains("has not answered the test of webhook/ci within 1.00s\ndoes an operator run"), "{told}");
+        let message = plugin(&scene, &["test", "ci", "--timeout", "1s"]).failed();
+        assert!(
+            message.contains("has not answered the test of webhook/ci within 1.00s\ndoes an operator run"),
+            "{message}"
+        );
     });
 }
 
-/// A folder of plugins, as PATH has them.
+/// A folder of plugins for PATH.
 fn plugins() -> PathBuf {
     let folder = temporary_folder("plugins");
     for name in ["kubectl-llmtune", "kubectl_complete-llmtune"] {
@@ -228,12 +231,12 @@ fn deliveries_are_listed_selected_and_sent_again() {
         let jobs = Jobs::new(&scene).await;
         jobs.create("c").await;
         jobs.start("c").await;
-        let told = eventually("the status tells of what was delivered", SOON, || async {
-            let told = plugin(&scene, &["deliveries", "ci"]).succeeded();
-            (told.lines().count() == 4).then_some(told)
+        let message = eventually("the status tells of what was delivered", SOON, || async {
+            let message = plugin(&scene, &["deliveries", "ci"]).succeeded();
+            (message.lines().count() == 4).then_some(message)
         })
         .await;
-        let table = words(&told);
+        let table = words(&message);
         assert_eq!(table[0], ["NAME", "EVENT", "OBJECT", "RESULT", "ATTEMPTS", "ANSWER", "AGE"]);
         let of = |object: &str| table.iter().find(|row| row[2] == object).unwrap();
         assert_eq!(of("trainingjob/c")[..6], ["<none>", "training.started", "trainingjob/c", "Delivered", "1", "200"]);
@@ -241,7 +244,7 @@ fn deliveries_are_listed_selected_and_sent_again() {
         let failed = plugin(&scene, &["deliveries", "ci", "--failed", "-o", "wide"]).succeeded();
         assert!(failed.lines().count() == 3 && failed.contains("evt_") && failed.contains("HTTP 500"), "{failed}");
 
-        // What other programs read is what kubectl prints.
+        // The output for other programs is the same as kubectl's.
         let list: Value =
             serde_json::from_str(&plugin(&scene, &["deliveries", "ci", "--failed", "-o", "json"]).succeeded()).unwrap();
         let mut expected: Value = serde_json::from_str(&scene.kubectl(&["get", "whd", "-o", "json"])).unwrap();
@@ -254,8 +257,8 @@ fn deliveries_are_listed_selected_and_sent_again() {
         let names = plugin(&scene, &["deliveries", "ci", "-o", "name"]).succeeded();
         assert_eq!(names, scene.kubectl(&["get", "whd", "-o", "name"]));
 
-        let told = plugin(&scene, &["redeliver", "ci", "--dry-run", "--since", "1h"]).succeeded();
-        assert!(told.ends_with("2 deliveries of webhook/ci would be sent again\n"), "{told}");
+        let message = plugin(&scene, &["redeliver", "ci", "--dry-run", "--since", "1h"]).succeeded();
+        assert!(message.ends_with("2 deliveries of webhook/ci would be sent again\n"), "{message}");
         let before = receiver.count();
         receiver.answer(|post| Answer::status(if post.name() == "a" { 200 } else { 503 }));
         let ran = plugin(&scene, &["redeliver", "ci", "--failed", "--since", "2h"]);
@@ -270,7 +273,7 @@ fn deliveries_are_listed_selected_and_sent_again() {
         assert_eq!(receiver.count(), before + 2);
         assert!(receiver.received()[before..].iter().all(|post| post.is_signed_with(SECRET)));
 
-        // What is delivered is left alone where only failures are meant; a bar is there on a terminal alone.
+        // With `--failed`, delivered events are not sent again. The progress bar appears on terminals only.
         receiver.answer(|_| Answer::status(200).after(Duration::from_millis(300)));
         let terminal = on_a_terminal(&command(&scene, &["redeliver", "ci", "--failed"])).output().unwrap();
         let screen = String::from_utf8(terminal.stdout).unwrap();
@@ -282,16 +285,16 @@ fn deliveries_are_listed_selected_and_sent_again() {
         println!("{screen:?}");
         let ran = plugin(&scene, &["redeliver", "ci", "--failed"]);
         assert!(ran.code == 0 && ran.err.contains("of 2 that are kept none is meant"), "{ran:?}");
-        let told = plugin(&scene, &["redeliver", "ci"]).succeeded();
+        let message = plugin(&scene, &["redeliver", "ci"]).succeeded();
         assert!(
-            told.contains("2 deliveries of webhook/ci sent again") && told.contains(": 2 acknowledged\n"),
-            "{told}"
+            message.contains("2 deliveries of webhook/ci sent again") && message.contains(": 2 acknowledged\n"),
+            "{message}"
         );
 
-        // A Webhook that holds does so here too.
+        // A suspended Webhook holds redeliveries too.
         scene.kubectl(&["patch", "webhook", "ci", "--type=merge", "-p", r#"{"spec":{"suspend":true}}"#]);
-        let told = plugin(&scene, &["redeliver", "ci"]).succeeded();
-        assert_eq!(told, "2 deliveries of webhook/ci asked for: they wait until spec.suspend is false again\n");
+        let message = plugin(&scene, &["redeliver", "ci"]).succeeded();
+        assert_eq!(message, "2 deliveries of webhook/ci asked for: they wait until spec.suspend is false again\n");
     });
 }
 
@@ -306,8 +309,8 @@ fn what_is_slow_to_be_acknowledged_is_told_to_be_under_way() {
         let ran = plugin(&scene, &["redeliver", "ci", "--timeout", "1s"]);
         assert!(ran.out.contains("0 acknowledged, 1 under way\n"), "{ran:?}");
         assert!(ran.failed().contains("error: none was answered\ndoes an operator run"));
-        let told = plugin(&scene, &["deliveries", "ci"]).succeeded();
-        assert_eq!(words(&told)[1][3], "Pending");
+        let message = plugin(&scene, &["deliveries", "ci"]).succeeded();
+        assert_eq!(words(&message)[1][3], "Pending");
         operator.process.kill();
     });
 }
@@ -319,12 +322,12 @@ fn a_status_is_a_line_for_each_webhook_and_a_live_table_on_a_terminal() {
         let ran = plugin(&scene, &["status"]);
         assert_eq!(ran.err, format!("No Webhooks found in namespace {}.\n", scene.namespace));
         let (receiver, _good, _operator) = of_all_sorts(&scene).await;
-        let told = eventually("the counters are told", SOON, || async {
-            let told = plugin(&scene, &["status"]).succeeded();
-            (words(&told)[1][5] == "1").then_some(told)
+        let message = eventually("the counters are told", SOON, || async {
+            let message = plugin(&scene, &["status"]).succeeded();
+            (words(&message)[1][5] == "1").then_some(message)
         })
         .await;
-        let table = words(&told);
+        let table = words(&message);
         assert_eq!(table[0], ["NAME", "ENDPOINT", "READY", "HEALTHY", "PENDING", "FAILED", "LAST", "WHY"]);
         assert_eq!(table[1][..6], ["ci", &format!("http://127.0.0.1:{}", receiver.port), "True", "False", "0", "1"]);
         assert!(table[1][7].contains("HTTP 500"), "{table:?}");
@@ -336,7 +339,7 @@ fn a_status_is_a_line_for_each_webhook_and_a_live_table_on_a_terminal() {
         let list: Value = serde_json::from_str(&plugin(&scene, &["status", "-o", "json"]).succeeded()).unwrap();
         assert_eq!(list["items"].as_array().unwrap().len(), 4);
 
-        // Into a pipe a line for each change; on a terminal one table.
+        // A pipe gets a line for each change, a terminal one table.
         let log = temporary_folder("watch").join("log");
         let _piped = Process::start("watch", &mut command(&scene, &["status", "--watch"]), &log);
         let read = || async { fs::read_to_string(&log).unwrap() };
@@ -427,8 +430,8 @@ fn commands_are_completed_in_every_shell_and_by_kubectl() {
             let mut kubectl = Command::new(tool("kubectl"));
             kubectl.args(["__complete", "llmtune"]).args(words).env("PATH", &folder).env("HOME", &folder);
             kubectl.env("KUBECONFIG", scene.plane.kubeconfig("admin"));
-            let told = Ran::run(&mut kubectl, "").succeeded();
-            told.lines().map(str::to_owned).collect::<Vec<_>>()
+            let message = Ran::run(&mut kubectl, "").succeeded();
+            message.lines().map(str::to_owned).collect::<Vec<_>>()
         };
         let ns = scene.namespace.as_str();
         assert_eq!(
@@ -444,7 +447,7 @@ fn commands_are_completed_in_every_shell_and_by_kubectl() {
     });
 }
 
-/// The rights of people, and of one who has none.
+/// The rights of the shipped roles, and of a user without any.
 #[test]
 fn people_may_do_what_their_role_says_and_are_told_what_is_missing() {
     run(async {
@@ -469,7 +472,7 @@ fn people_may_do_what_their_role_says_and_are_told_what_is_missing() {
         let ran = |role: &str, arguments: &[&str]| {
             Ran::run(&mut command_as(&scene, &format!("plugin-{role}"), arguments), "")
         };
-        // kube-controller-manager fills the roles in.
+        // kube-controller-manager aggregates the roles.
         for (role, verb) in [("view", "list"), ("edit", "patch")] {
             let account = format!("system:serviceaccount:{}:{role}", scene.namespace);
             eventually("the roles are filled in", SOON, || async {
@@ -483,19 +486,22 @@ fn people_may_do_what_their_role_says_and_are_told_what_is_missing() {
         assert!(ran("view", &["deliveries", "ci"]).succeeded().contains("trainingjob/a"));
         let account = format!("--serviceaccount={}:view", scene.namespace);
         for arguments in [&["test", "ci"][..], &["redeliver", "ci"]] {
-            let told = ran("view", arguments).failed();
-            assert!(told.contains("webhookdeliveries") && told.contains("cannot"), "{told}");
-            assert!(told.contains(&format!("create rolebinding llmtune-edit --clusterrole=edit {account}")), "{told}");
+            let message = ran("view", arguments).failed();
+            assert!(message.contains("webhookdeliveries") && message.contains("cannot"), "{message}");
+            assert!(
+                message.contains(&format!("create rolebinding llmtune-edit --clusterrole=edit {account}")),
+                "{message}"
+            );
         }
-        let told = ran("view", &["status", "-A"]).failed();
-        assert!(told.contains("at the cluster scope") && told.contains("with -n in place of -A"), "{told}");
-        let told = ran("view", &["test", "clusterwebhook/platform"]).failed();
-        assert!(told.contains("ask a cluster admin"), "{told}");
+        let message = ran("view", &["status", "-A"]).failed();
+        assert!(message.contains("at the cluster scope") && message.contains("with -n in place of -A"), "{message}");
+        let message = ran("view", &["test", "clusterwebhook/platform"]).failed();
+        assert!(message.contains("ask a cluster admin"), "{message}");
         assert!(ran("edit", &["test", "ci"]).succeeded().contains("acknowledged"));
         assert!(ran("edit", &["redeliver", "ci"]).succeeded().contains("1 acknowledged"));
-        // And whoever may impersonate sees what others see.
-        let told = plugin(&scene, &["status", "--as", "nobody"]).failed();
-        assert!(told.contains("--clusterrole=view --user=nobody"), "{told}");
+        // A user who may impersonate sees what the other user sees.
+        let message = plugin(&scene, &["status", "--as", "nobody"]).failed();
+        assert!(message.contains("--clusterrole=view --user=nobody"), "{message}");
     });
 }
 
@@ -518,7 +524,7 @@ fn the_manifest_for_krew_is_one_once_its_placeholders_are_filled_in() {
     let version = concat!("v", env!("CARGO_PKG_VERSION"));
     let manifest: Value = serde_saphyr::from_str(&filled.replace("{{ .TagName }}", version)).unwrap();
     assert_eq!((&manifest["metadata"]["name"], &manifest["spec"]["version"]), (&json!("llmtune"), &json!(version)));
-    // krew's own guidelines bound it.
+    // The limits of krew's own guidelines.
     assert!(manifest["spec"]["shortDescription"].as_str().unwrap().len() <= 50);
     let platforms = manifest["spec"]["platforms"].as_array().unwrap();
     assert_eq!((platforms.len(), archives), (4, 4));

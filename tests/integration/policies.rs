@@ -1,4 +1,5 @@
-//! The admission policies in `examples/policies/`, as a platform team applies them: each refusal says what to write instead.
+//! The admission policies in `examples/policies/`, as a platform team applies them: each refusal says what to write
+//! instead.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::{
     support::{SOON, Scene, run, webhook},
 };
 
-/// The control plane that these tests share, one at a time: a policy holds for all of it.
+/// The control plane that these tests share, one at a time: a policy applies to all of it.
 async fn plane() -> (Arc<ControlPlane>, MutexGuard<'static, ()>) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
     static PLANE: OnceCell<Arc<ControlPlane>> = OnceCell::const_new();
@@ -20,36 +21,38 @@ async fn plane() -> (Arc<ControlPlane>, MutexGuard<'static, ()>) {
     let plane = PLANE.get_or_init(|| async {
         let plane = ControlPlane::start().await;
         plane.install_crds();
-        // Where the operator lives, as the examples have it.
+        // The operator's namespace in the examples.
         assert!(plane.kubectl(&["create", "namespace", "llmtune-system"]).status.success());
         Arc::new(plane)
     });
     (Arc::clone(plane.await), turn)
 }
 
-/// Applies an example, and waits until this Webhook is refused or warned of.
+/// Applies an example, and waits until this Webhook is refused or warned about.
 async fn apply(scene: &Scene, example: &str, unwanted: &Value) {
     let output = scene.plane.kubectl(&["apply", "--server-side", "--validate=strict", "-f", &file(example)]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     eventually(&format!("{example} is in force"), SOON, || async {
-        told(scene, unwanted).contains("ValidatingAdmissionPolicy").then_some(())
+        messages(scene, unwanted).contains("ValidatingAdmissionPolicy").then_some(())
     })
     .await;
 }
 
-/// Withdraws an example, and waits until nothing is said of this Webhook any more.
+/// Deletes an example, and waits until this Webhook is accepted without a warning.
 async fn withdraw(scene: &Scene, example: &str, unwanted: &Value) {
     scene.plane.kubectl(&["delete", "--ignore-not-found", "-f", &file(example)]);
-    eventually(&format!("{example} is withdrawn"), SOON, || async { told(scene, unwanted).is_empty().then_some(()) })
-        .await;
+    eventually(&format!("{example} is withdrawn"), SOON, || async {
+        messages(scene, unwanted).is_empty().then_some(())
+    })
+    .await;
 }
 
 fn file(example: &str) -> String {
     root().join("examples/policies").join(example).to_str().unwrap().to_owned()
 }
 
-/// What the apiserver would say of this object to whoever applies it.
-fn told(scene: &Scene, object: &Value) -> String {
+/// The apiserver's messages when a user applies this object.
+fn messages(scene: &Scene, object: &Value) -> String {
     let arguments = ["-n", &scene.namespace, "apply", "--server-side", "--dry-run=server", "-f", "-"];
     let output = scene.plane.kubectl_with_input(&arguments, &object.to_string());
     String::from_utf8(output.stderr).unwrap()
@@ -61,14 +64,14 @@ fn to(url: &str) -> Value {
 
 #[track_caller]
 fn refused(scene: &Scene, object: &Value, says: &str) {
-    let told = told(scene, object);
-    assert!(told.contains("denied request") && told.contains(says), "{object}: {told}");
+    let messages = messages(scene, object);
+    assert!(messages.contains("denied request") && messages.contains(says), "{object}: {messages}");
     assert!(scene.try_apply(object).is_err());
 }
 
 #[track_caller]
 fn taken(scene: &Scene, object: &Value) {
-    assert_eq!(told(scene, object), "", "{object}");
+    assert_eq!(messages(scene, object), "", "{object}");
 }
 
 #[test]
@@ -108,7 +111,8 @@ fn a_namespace_s_webhooks_may_send_to_the_hosts_that_its_annotation_names_howeve
         refused(&scene, &ci, "names the host ci.example.com, and this namespace may send to none: ");
         let annotation = "llmtune.io/webhook-hosts=CI.example.com, *.hooks.example.com,10.1.2.3 , fd00::1";
         scene.kubectl(&["annotate", "namespace", &scene.namespace, annotation]);
-        eventually("the annotation is in force", SOON, || async { told(&scene, &ci).is_empty().then_some(()) }).await;
+        eventually("the annotation is in force", SOON, || async { messages(&scene, &ci).is_empty().then_some(()) })
+            .await;
         for url in [
             "https://ci.example.com/",
             "https://CI.EXAMPLE.com:8443/a?b=c",
@@ -136,7 +140,7 @@ fn a_namespace_s_webhooks_may_send_to_the_hosts_that_its_annotation_names_howeve
         ] {
             refused(&scene, &to(url), "write one of these, or ask the platform team to add yours to the annotation");
         }
-        // What the URL standard reads otherwise than the policy is no url for the apiserver.
+        // The apiserver refuses URLs that the URL standard parses differently from the policy.
         for url in [
             "https://ci.example.com@evil.example/",
             "https://evil.example\\.hooks.example.com/",
@@ -147,7 +151,7 @@ fn a_namespace_s_webhooks_may_send_to_the_hosts_that_its_annotation_names_howeve
             "https:evil.example/.hooks.example.com/",
             "https://%63i.example.com/",
         ] {
-            assert!(told(&scene, &to(url)).contains("spec.url"), "{url}");
+            assert!(messages(&scene, &to(url)).contains("spec.url"), "{url}");
         }
         let elsewhere = Scene::on(Arc::clone(&scene.plane), "elsewhere").await;
         refused(&elsewhere, &ci, "this namespace may send to none");
@@ -163,7 +167,7 @@ fn the_hosts_of_the_whole_cluster_are_those_of_a_configmap_and_without_it_none()
         let other = to("https://other.example.com/");
         apply(&scene, "hosts-by-configmap.yaml", &other).await;
         eventually("the list is read", SOON, || async {
-            told(&scene, &to("https://ci.example.com/")).is_empty().then_some(())
+            messages(&scene, &to("https://ci.example.com/")).is_empty().then_some(())
         })
         .await;
         taken(&scene, &to("https://a.hooks.example.com/"));
@@ -172,7 +176,7 @@ fn the_hosts_of_the_whole_cluster_are_those_of_a_configmap_and_without_it_none()
         let more = json!({"data": {"hosts": "ci.example.com\nother.example.com"}}).to_string();
         let list = ["-n", "llmtune-system", "patch", "configmap", "llmtune-webhook-hosts", "--type=merge", "-p", &more];
         assert!(scene.plane.kubectl(&list).status.success());
-        eventually("the new list is read", SOON, || async { told(&scene, &other).is_empty().then_some(()) }).await;
+        eventually("the new list is read", SOON, || async { messages(&scene, &other).is_empty().then_some(()) }).await;
         assert!(
             scene
                 .plane
@@ -181,7 +185,7 @@ fn the_hosts_of_the_whole_cluster_are_those_of_a_configmap_and_without_it_none()
                 .success()
         );
         eventually("without a list nothing is let in", SOON, || async {
-            told(&scene, &other).contains("llmtune-webhooks-hosts-by-configmap").then_some(())
+            messages(&scene, &other).contains("llmtune-webhooks-hosts-by-configmap").then_some(())
         })
         .await;
         withdraw(&scene, "hosts-by-configmap.yaml", &other).await;
@@ -203,15 +207,17 @@ fn a_url_from_a_secret_gets_past_no_policy_on_urls() {
         ] {
             apply(&scene, example, &unwanted).await;
             refused(&scene, &hidden, says);
-            eventually("the allowed host is known", SOON, || async { told(&scene, &allowed).is_empty().then_some(()) })
-                .await;
+            eventually("the allowed host is known", SOON, || async {
+                messages(&scene, &allowed).is_empty().then_some(())
+            })
+            .await;
             scene.apply(&allowed);
             refused(&scene, &hidden, says);
             scene.kubectl(&["delete", "webhook", "new"]);
             let [allowed, unwanted, hidden] = [&allowed, &unwanted, &hidden].map(of_cluster);
             taken(&scene, &allowed);
             if example == "hosts-by-namespace.yaml" {
-                // It is in no namespace.
+                // It is cluster-scoped.
                 taken(&scene, &unwanted);
             } else {
                 refused(&scene, &unwanted, "write");
@@ -220,8 +226,8 @@ fn a_url_from_a_secret_gets_past_no_policy_on_urls() {
             withdraw(&scene, example, &to("http://other.example.com/")).await;
         }
         apply(&scene, "warnings.yaml", &unwanted).await;
-        assert!(told(&scene, &of_cluster(&unwanted)).contains("write https:// where the endpoint speaks TLS"));
-        let hidden = told(&scene, &hidden);
+        assert!(messages(&scene, &of_cluster(&unwanted)).contains("write https:// where the endpoint speaks TLS"));
+        let hidden = messages(&scene, &hidden);
         assert!(hidden.contains("name a Secret in spec.secretRef") && !hidden.contains("https"), "{hidden}");
         withdraw(&scene, "warnings.yaml", &unwanted).await;
     });
@@ -234,14 +240,14 @@ fn a_webhook_over_http_or_without_a_secret_is_let_in_with_a_warning() {
         let scene = Scene::on(plane, "warnings").await;
         let plain = to("http://ci.example.com/");
         apply(&scene, "warnings.yaml", &plain).await;
-        let both = told(&scene, &plain);
+        let both = messages(&scene, &plain);
         assert!(both.contains("Warning: ") && both.contains("write https:// where the endpoint speaks TLS"), "{both}");
         assert!(both.contains("name a Secret in spec.secretRef"), "{both}");
         scene.apply(&plain);
         let signed = json!({"secretRef": {"name": "ci"}});
-        let over_http = told(&scene, &webhook("new", "http://ci.example.com/", &signed));
+        let over_http = messages(&scene, &webhook("new", "http://ci.example.com/", &signed));
         assert!(over_http.contains("write https://") && !over_http.contains("secretRef"), "{over_http}");
-        let unsigned = told(&scene, &to("https://ci.example.com/"));
+        let unsigned = messages(&scene, &to("https://ci.example.com/"));
         assert!(!unsigned.contains("write https://") && unsigned.contains("secretRef"), "{unsigned}");
         taken(&scene, &webhook("new", "https://ci.example.com/", &signed));
         withdraw(&scene, "warnings.yaml", &plain).await;
@@ -253,14 +259,14 @@ fn a_namespace_whose_webhooks_are_as_many_as_its_quota_allows_gets_no_more() {
     run(async {
         let scene = Scene::new("webhook-quota").await;
         scene.kubectl(&["apply", "--server-side", "--validate=strict", "-f", &file("quota.yaml")]);
-        // The part of kube-controller-manager.
+        // In place of kube-controller-manager.
         let hard = scene.get("resourcequota", "llmtune-webhooks")["spec"]["hard"].clone();
         let status = json!({"status": {"hard": hard, "used": hard}}).to_string();
         let patch =
             ["patch", "resourcequota", "llmtune-webhooks", "--subresource=status", "--type=merge", "-p", &status];
         scene.kubectl(&patch);
         eventually("one more is refused", SOON, || async {
-            told(&scene, &to("https://ci.example.com/")).contains("exceeded quota: llmtune-webhooks").then_some(())
+            messages(&scene, &to("https://ci.example.com/")).contains("exceeded quota: llmtune-webhooks").then_some(())
         })
         .await;
     });

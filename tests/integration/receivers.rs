@@ -15,7 +15,7 @@ use crate::support::{SOON, Scene, run};
 
 const SECRET: &str = "s3cret";
 
-/// An example that runs.
+/// A running example.
 struct Example {
     process: Process,
     url: String,
@@ -49,7 +49,7 @@ impl Example {
         .await
     }
 
-    /// Posts a body under this signature; returns the answer's status.
+    /// Posts a body with this signature. Returns the status of the response.
     async fn post(&self, body: &str, signature: &str) -> u16 {
         let request = client().post(&self.url).body(body.to_owned());
         let request = request.header("X-LLMTune-Signature", signature).header("X-LLMTune-Attempt", "1");
@@ -58,7 +58,7 @@ impl Example {
 }
 
 fn client() -> reqwest::Client {
-    // reqwest asks for a crypto provider even where it speaks plain HTTP.
+    // reqwest needs a crypto provider even for plain HTTP.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::new()
 }

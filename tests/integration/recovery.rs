@@ -1,5 +1,5 @@
-//! Nothing is lost: operators killed, halted and replaced, apiservers and stores that break under them, a ledger that is
-//! deleted, endpoints that are down meanwhile.
+//! No event is lost: operators are killed, frozen and replaced, apiservers and stores break, the ledger is deleted, and
+//! endpoints are unreachable.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,9 +27,9 @@ mod replaced;
 mod stores;
 
 const SECRET: &str = "s3cret";
-/// The log, where a watch cannot be resumed.
+/// The log line of a watch that cannot be resumed.
 const EXPIRED: &str = "resourceVersion has expired";
-/// The log, where records are built anew.
+/// The log line of records that are rebuilt.
 const NEW_EPOCH: &str = "new epoch";
 
 /// A receiver whose Webhook `ci` has a secret.
@@ -40,7 +40,7 @@ async fn signed_receiver(scene: &Scene) -> Receiver {
     receiver
 }
 
-/// Waits until the operator leads and watches; starts it again where it ends by itself, as kubelet would.
+/// Waits until the operator leads and watches. Restarts it if it ends by itself, as the kubelet would.
 async fn leads(operator: &mut Operator, limit: Duration) {
     let begun = Instant::now();
     while !operator.get("/readyz").is_some_and(|(status, text)| status == 200 && text.starts_with("leader")) {
@@ -60,7 +60,7 @@ pub async fn served(scene: &Scene) {
     .await;
 }
 
-/// Waits for so many requests beyond those that have come already.
+/// Waits for this many further requests.
 async fn flows(receiver: &Receiver, more: usize) {
     receiver.wait(receiver.count() + more, Duration::from_secs(90)).await;
 }
@@ -76,8 +76,8 @@ async fn quiet(receiver: &Receiver) {
     }
 }
 
-/// Waits for so many different events, as long as anything comes at all; returns the first request of each, and how many
-/// requests were repeats. A repeat is the same delivery of the same event in the same words.
+/// Waits for this many different events, as long as requests still arrive. Returns the first request of each, and the
+/// number of repeats. A repeat must have the same delivery id, event id and content.
 async fn distinct(receiver: &Receiver, expected: usize) -> (Vec<Received>, usize) {
     let (mut count, mut since) = (0, Instant::now());
     loop {
@@ -111,8 +111,8 @@ async fn distinct(receiver: &Receiver, expected: usize) -> (Vec<Received>, usize
     (first, repeats)
 }
 
-/// Waits until every transition of so many driven jobs has come, signed and in order, each under one id; tells how many
-/// requests were repeats.
+/// Waits until every transition of this many driven jobs has arrived, signed and in order, each under one id. Returns
+/// the number of repeats.
 async fn all_arrive(receiver: &Receiver, jobs: usize) -> usize {
     let (first, repeats) = distinct(receiver, 2 * jobs).await;
     assert!(first.iter().all(|post| post.is_signed_with(SECRET)));
@@ -121,7 +121,7 @@ async fn all_arrive(receiver: &Receiver, jobs: usize) -> usize {
     repeats
 }
 
-/// Random numbers (splitmix64) that `LLMTUNE_TEST_SEED` brings back.
+/// Random numbers (splitmix64); `LLMTUNE_TEST_SEED` reproduces them.
 struct Random(u64);
 
 impl Random {
@@ -132,7 +132,7 @@ impl Random {
         Self(seed)
     }
 
-    /// A time below this.
+    /// A random duration below the limit.
     fn within(&mut self, limit: Duration) -> Duration {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -176,7 +176,7 @@ fn an_operator_and_an_apiserver_killed_together_under_load_lose_nothing() {
         for round in 0..3 {
             flows(&receiver, 5).await;
             operator.process.kill();
-            // The ledger's position is now older than all that the next apiserver's watch cache holds.
+            // The ledger's position is now older than the whole watch cache of the next apiserver.
             jobs.create(&format!("between-{round}")).await;
             scene.plane.stop_apiserver();
             operator.restart();
@@ -195,8 +195,8 @@ fn an_operator_and_an_apiserver_killed_together_under_load_lose_nothing() {
     });
 }
 
-/// What happened while the operator was down is told once each when it is back. With `forgotten` the apiserver's memory of
-/// it is gone too, and a list must be compared.
+/// The transitions during a downtime of the operator are delivered once each after its restart. With `forgotten` the
+/// apiserver's watch cache is lost too, so the operator must compare a list.
 async fn while_it_was_down(scene: &Scene, forgotten: bool) {
     let receiver = signed_receiver(scene).await;
     let mut operator = scene.operator().await;
@@ -238,7 +238,7 @@ async fn while_it_was_down(scene: &Scene, forgotten: bool) {
         ("training.started", "new"),
     ];
     if !forgotten {
-        // What came and went within the outage has left its trace in the watch alone.
+        // Only the watch shows an object that was created and deleted during the outage.
         expected.extend([("training.completed", "brief"), ("training.started", "brief")]);
     }
     let begun = Instant::now();
@@ -275,7 +275,7 @@ fn what_happened_beyond_the_reach_of_the_watch_while_the_operator_was_down_is_fo
     });
 }
 
-/// Failures are repeated every two seconds, for longer than a test runs.
+/// Retries every two seconds, for longer than a test runs.
 fn patient() -> Value {
     json!({"delivery": {"maxRetries": 20, "backoff": {"initial": "2s", "factor": 1, "max": "2s"}}})
 }
@@ -327,7 +327,7 @@ fn events_that_wait_for_a_dead_endpoint_survive_a_kill_and_their_attempts_go_on_
             }
         };
         five("tried").await;
-        // The second attempts come five seconds after the first, the third half a minute.
+        // The second attempts come five seconds after the first, the third half a minute later.
         eventually("each event was tried twice", SOON, || async {
             let labels = [("webhook", "ci"), ("outcome", "connect")];
             (operator.metric("llmtune_webhooks_attempts_total", &labels) as u64 >= 20).then_some(())
@@ -395,7 +395,8 @@ fn a_running_job_as_large_as_etcd_takes_keeps_nothing_from_the_ledger_and_its_en
         let mut operator = scene.operator().await;
         let jobs = Jobs::new(&scene).await;
         jobs.create("large").await;
-        // Nothing compresses it. Beside the metrics etcd's 1.5 MiB have some room for what the apiserver adds.
+        // Random data cannot be compressed. With the metrics it stays a little below etcd's limit of 1.5 MiB, since the
+        // apiserver adds fields.
         let mut state = 1_u64;
         let noise = std::iter::repeat_with(|| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -445,7 +446,7 @@ fn a_segment_is_shown_as_json_and_bears_what_backups_and_people_look_for() {
         let shown = eventually("the job is in the ledger", SOON, || async {
             let names = scene.kubectl(&["get", "lseg", "-l", "velero.io/exclude-from-backup=true", "-o", "name"]);
             let mut shown = names.lines().map(|name| {
-                // The command of docs/operations.md, but for the two filters.
+                // The command of docs/operations.md, except for the two filters.
                 let data = scene.kubectl(&["get", name, "-o", "jsonpath={.spec.data}"]);
                 let packed = base64::engine::general_purpose::STANDARD.decode(data).unwrap();
                 let json: Value = serde_json::from_slice(&zstd::decode_all(&packed[..]).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! The rights that ship, held against the apiserver's audit log: none is missing, none is there for nothing.
+//! The shipped roles, compared with the apiserver's audit log: no right is missing, and no right is unused.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,24 +23,24 @@ use crate::{
     support::{Jobs, SOON, Scene, run, webhook},
 };
 
-/// The ledger takes some seventy seconds to come to its first slot again.
+/// The ledger's ring takes about seventy seconds to reach its first slot again.
 const LONG: Duration = Duration::from_secs(300);
 
 /// Verb, API group, resource with its subresource.
 type Right = (String, String, String);
 
-/// A request of the operator's.
+/// A request of the operator.
 struct Request {
     right: Right,
     uri: String,
     code: u64,
 }
 
-/// What the operator asked for so far, in its order.
+/// The operator's requests so far, in order.
 fn requests(plane: &ControlPlane, namespace: &str) -> Vec<Request> {
     let log = std::fs::read_to_string(plane.audit_log()).unwrap();
     let user = format!("system:serviceaccount:{namespace}:llmtune-webhooks");
-    // The last line may be under way.
+    // The last line may be incomplete.
     let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let own = events.filter(|event| event["user"]["username"] == user && !event["objectRef"].is_null());
     own.map(|event| {
@@ -57,17 +57,17 @@ fn requests(plane: &ControlPlane, namespace: &str) -> Vec<Request> {
     .collect()
 }
 
-/// The rights that the operator made use of, and what was refused for want of one.
+/// The rights that the operator used, and its requests that were refused for lack of a right.
 fn asked(plane: &ControlPlane, namespace: &str) -> (BTreeSet<Right>, Vec<String>) {
     let requests = requests(plane, namespace);
     let refused = requests.iter().filter(|request| request.code == 403).map(|request| request.uri.clone()).collect();
     (requests.into_iter().map(|request| request.right).collect(), refused)
 }
 
-/// A rule of a role, word by word: role, API group, resource, verb.
+/// A single rule of a role: role, API group, resource, verb.
 type Rule = (String, String, String, String);
 
-/// The rules of the roles in a file that ships.
+/// The rules of the roles in a shipped file.
 fn shipped(file: &str) -> BTreeSet<Rule> {
     rules(&std::fs::read_to_string(root().join("charts/kustomize").join(file)).unwrap())
 }
@@ -115,7 +115,8 @@ fn at_rest_the_operator_renews_its_lease_and_its_watches_and_asks_for_nothing_el
             scene.get("webhook", "ci")["status"]["lastSuccess"].is_object().then_some(())
         })
         .await;
-        // What was told last is flushed within a second; a watch's bookmark within a minute moves a position, which is flushed.
+        // The last changes are flushed within a second. A bookmark comes within a minute and moves a position, which is
+        // flushed too.
         tokio::time::sleep(Duration::from_secs(2)).await;
         let before = requests(&scene.plane, &scene.namespace).len();
         tokio::time::sleep(REST).await;
@@ -128,9 +129,11 @@ fn at_rest_the_operator_renews_its_lease_and_its_watches_and_asks_for_nothing_el
         for ((verb, group, resource), count) in counts {
             let most = match (verb.as_str(), resource.as_str()) {
                 ("update", "leases") => REST.as_secs() as usize,
-                // Silence is told from a broken connection by watches that end; each logs its beginning and its end.
+                // Watches end regularly, so that silence differs from a broken connection. The audit log has two
+                // entries for each: its beginning and its end.
                 ("watch", _) => 4,
-                // Before a watch goes on: whether the store was restored. A bookmark moves a position.
+                // Before a watch resumes, the operator checks whether the store was restored. A bookmark moves a
+                // position.
                 ("list", "trainingjobs" | "deployments") | ("create" | "update", "ledgersegments") => 2,
                 _ => 0,
             };
@@ -139,7 +142,7 @@ fn at_rest_the_operator_renews_its_lease_and_its_watches_and_asks_for_nothing_el
     });
 }
 
-/// What these rules grant.
+/// The rights that these rules grant.
 fn granted(rules: BTreeSet<Rule>) -> BTreeSet<Right> {
     rules.into_iter().map(|(_, group, resource, verb)| (verb, group, resource)).collect()
 }
@@ -184,7 +187,7 @@ fn every_right_that_ships_is_used_and_none_is_missing() {
         rolled_out(&scene, "d");
         receiver.wait_for("model.deployed", "d", SOON).await;
         scene.kubectl(&["label", "deployment", "d", "llmtune.io/model-endpoint-"]);
-        // A test that goes by itself, and one that is asked for again.
+        // A test that finishes by itself, and a redelivery.
         scene.apply(&json!({
             "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery", "metadata": {"name": "test"},
             "spec": {"webhookRef": {"name": "ci"}, "test": {"event": "model.deployed"}, "ttl": "1s"}
@@ -208,13 +211,13 @@ fn every_right_that_ships_is_used_and_none_is_missing() {
         ]);
         operator.restart();
         operator.wait_ready().await;
-        // It waits for the Lease.
+        // The standby waits for the Lease.
         let options = scene.options().cluster_wide().identity("operator-1");
         let _standby = Operator::start(&scene.plane, &options).await;
         scene.phase("a", "Completed");
         receiver.wait_for("training.completed", "a", SOON).await;
 
-        // Slots of the ledger are written anew once all of a snapshot's have been written.
+        // Slots of the ledger are rewritten once the whole snapshot has been written.
         let jobs = Jobs::new(&scene).await;
         let _driving = tokio::spawn(async move {
             for number in 0.. {
@@ -224,7 +227,7 @@ fn every_right_that_ships_is_used_and_none_is_missing() {
             }
         });
         let mut granted = granted(shipped("rbac.yaml"));
-        // It is read only where it is there already, as after a crash between its creation and its event.
+        // It is read only if it already exists, as after a crash between its creation and the flush.
         assert!(granted.remove(&("get".into(), "llmtune.io".into(), "webhookdeliveries".into())));
         let unused = eventually("every right is used", LONG, || async {
             let (asked, _) = asked(&scene.plane, &scene.namespace);
@@ -314,7 +317,7 @@ const KINDS: [&str; 7] = [
 ];
 const VERBS: [&str; 8] = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
 
-/// All that this user may do in the namespace with the kinds of the group: verb and resource.
+/// Everything that this user may do in the namespace with the kinds of the group: verb and resource.
 async fn allowed(plane: &ControlPlane, user: &str, namespace: &str) -> BTreeSet<(String, String)> {
     let client = plane.admin().await;
     let resources = KINDS.into_iter().flat_map(|kind| [(kind, ""), (kind, "status")]);
@@ -322,7 +325,7 @@ async fn allowed(plane: &ControlPlane, user: &str, namespace: &str) -> BTreeSet<
     let answers = futures::stream::iter(asked).map(|(verb, (resource, subresource))| {
         let client = client.clone();
         async move {
-            // What `kubectl auth can-i --as` asks.
+            // The request of `kubectl auth can-i --as`.
             let review = json!({
                 "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
                 "spec": {"resourceAttributes": {
@@ -373,7 +376,7 @@ fn people_may_do_what_their_role_says_and_nothing_else() {
             ("llmtune-training-reporter", reporter.into_iter().flatten().collect()),
             ("nobody", BTreeSet::new()),
         ] {
-            // The roles of the cluster are filled in by a controller.
+            // A controller aggregates the cluster roles.
             let what = format!("{role} may do {} things", expected.len());
             eventually(&what, SOON, || async {
                 (allowed(&scene.plane, role, &scene.namespace).await == expected).then_some(())
@@ -383,7 +386,7 @@ fn people_may_do_what_their_role_says_and_nothing_else() {
             println!("{what}, of {}", 2 * KINDS.len() * VERBS.len());
         }
 
-        // As people meet it.
+        // The messages that users see.
         let as_user = |user: &str, arguments: &[&str], input: &str| {
             let arguments = [&["-n", &scene.namespace, "--as", user], arguments].concat();
             let output = scene.plane.kubectl_with_input(&arguments, input);
@@ -425,7 +428,7 @@ fn documented() -> BTreeSet<Rule> {
         assert!(!why.is_empty(), "no reason: {row}");
         for resource in resources.split(", ") {
             let resource = resource.trim_matches('`');
-            // As kubectl names them: resource.group/subresource.
+            // In kubectl's notation: resource.group/subresource.
             let (resource, subresource) =
                 resource.split_once('/').map_or((resource, None), |(of, sub)| (of, Some(sub)));
             let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));

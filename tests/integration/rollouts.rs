@@ -50,7 +50,7 @@ fn every_event_of_a_deployments_life_is_sent_once_and_flapping_readiness_sends_n
         scene.kubectl(&["rollout", "undo", "deployment/llama"]);
         assert_eq!(expect(&["model.deployed"]).await["version"], "1");
 
-        // Readiness that flaps: the kubelet's part is played by a patch of one pod's status.
+        // Flapping readiness: a patch of one pod's status takes the place of the kubelet.
         let ready = |status: &str| {
             let pods = scene.kubectl(&["get", "pods", "-l", "app=llama", "-o", "name"]);
             let pod = pods.lines().next().unwrap().to_owned();
@@ -83,7 +83,7 @@ fn every_event_of_a_deployments_life_is_sent_once_and_flapping_readiness_sends_n
         scene.kubectl(&["scale", "deployment/llama", "--replicas=3"]);
         available(3).await;
 
-        // A rollout that never completes is not announced; what is deleted is what served.
+        // A rollout that never completes is not announced. The deletion reports the version that served.
         scene.kubectl(&["rollout", "pause", "deployment/llama"]);
         version("3");
         scene.kubectl(&["delete", "deployment", "llama"]);
@@ -119,7 +119,7 @@ fn paused_waits_for_the_last_pod_and_tells_the_model_that_served() {
         scene.kubectl(&["scale", "deployment/llama", "--replicas=0"]);
         status("llama", 0, 2);
         status("llama", 0, 1);
-        // Had it been paused, that would have come before.
+        // An event about a pause would have come before this one.
         scene.apply(&deployment("fence", 1, "1"));
         rolled_out(&scene, "fence");
         receiver.wait_for("model.deployed", "fence", SOON).await;

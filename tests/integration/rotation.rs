@@ -1,4 +1,4 @@
-//! A Secret that is rotated while deliveries go on, and receivers that know one key, both, or the other.
+//! Rotation of a Secret during deliveries, with receivers that know the old key, the new key, or both.
 
 use std::{
     collections::HashSet,
@@ -24,7 +24,7 @@ use crate::{
     support::{Jobs, SOON, Scene, run},
 };
 
-/// A copy of a Secret is used for half a minute.
+/// A cached Secret is used for half a minute.
 const READ_AGAIN: Duration = Duration::from_secs(60);
 
 /// A request as the receiver saw it.
@@ -34,7 +34,7 @@ struct Seen {
     attempt: String,
     acknowledged: bool,
     connection: u16,
-    /// It bore a signature by the previous key.
+    /// It had a signature by the previous key.
     rotating: bool,
 }
 
@@ -68,7 +68,7 @@ impl Node {
         serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap()
     }
 
-    /// Waits for so many requests more that look like this.
+    /// Waits for this many further requests that match.
     async fn more(&self, what: &str, count: usize, limit: Duration, like: impl Fn(&Seen) -> bool) {
         let before = self.seen().await.len();
         eventually(what, limit, || async {
@@ -79,7 +79,7 @@ impl Node {
     }
 }
 
-/// Jobs that begin run after run, until they are told to stop.
+/// Jobs that start run after run until the load is ended.
 struct Load {
     stop: Arc<AtomicBool>,
     started: Arc<AtomicUsize>,
@@ -106,7 +106,7 @@ impl Load {
         Self { tasks: tasks.collect(), stop, started }
     }
 
-    /// How many runs were begun.
+    /// The number of started runs.
     async fn end(self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
@@ -117,7 +117,7 @@ impl Load {
 }
 
 fn keys(scene: &Scene, data: &Value) {
-    // Replaced whole: a key that is not given goes.
+    // Replaces the whole Secret: absent keys are removed.
     let text =
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ci"}, "stringData": data}).to_string();
     let verb = if scene.plane.kubectl(&["-n", &scene.namespace, "get", "secret", "ci"]).status.success() {
@@ -136,7 +136,7 @@ fn a_secret_is_rotated_under_load_and_every_event_is_acknowledged() {
         let node = Node::start().await;
         node.knows(&["old"]).await;
         keys(&scene, &json!({"secret": "old"}));
-        // A retry would hide what a repeat has to do.
+        // Without retries, an event arrives only if the repeat within the same attempt works.
         let spec = json!({"secretRef": {"name": "ci"}, "delivery": {"maxRetries": 0}});
         scene.webhook("ci", &format!("{}/hook", node.url), &spec);
         let operator = scene.operator().await;
@@ -153,7 +153,7 @@ fn a_secret_is_rotated_under_load_and_every_event_is_acknowledged() {
         assert!(node.seen().await.iter().all(|seen| seen.acknowledged), "nothing had to be repeated so far");
 
         let mut extra = 0;
-        // To the new key, back as in a rollback, and on again.
+        // To the new key, back as in a rollback, and to the new key again.
         for key in ["new", "old", "new"] {
             let before = node.seen().await.len();
             node.knows(&[key]).await;

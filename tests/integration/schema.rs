@@ -1,4 +1,4 @@
-//! The JSON Schema that `llmtune-webhooks schema` prints, held against bodies by a validator (ajv).
+//! The JSON Schema that `llmtune-webhooks schema` prints: a validator (ajv) checks bodies against it.
 
 use std::{collections::BTreeSet, process::Command};
 
@@ -13,7 +13,7 @@ use crate::{
     wire::generated,
 };
 
-/// The schema without room for members to come.
+/// The schema without additional members.
 fn closed() -> Value {
     fn close(value: &mut Value) {
         match value {
@@ -32,7 +32,7 @@ fn closed() -> Value {
     schema
 }
 
-/// Each value against the part of the closed schema at its pointer: what is wrong with it.
+/// Validates each value against the part of the closed schema at its pointer. Returns the errors.
 fn validate(checks: &[(String, Value)]) -> Vec<Option<String>> {
     let checks: Vec<Value> = checks.iter().map(|(at, value)| json!({"at": at, "value": value})).collect();
     let input = json!({"schema": closed(), "checks": checks}).to_string();
@@ -59,7 +59,7 @@ fn the_command_prints_the_schema() {
 #[test]
 fn the_schema_knows_every_member_that_a_body_can_have_and_no_other() {
     let mut checks = Vec::new();
-    let mut told = BTreeSet::new();
+    let mut present = BTreeSet::new();
     for mut payload in generated::sample(&generated::payload(), 3_000, 7) {
         let event = payload.occurrence.event;
         let status: &[&str] = match event {
@@ -72,10 +72,10 @@ fn the_schema_knows_every_member_that_a_body_can_have_and_no_other() {
             payload.occurrence.name = OccurrenceName::Threshold { threshold: "80%".into(), generation: 1 };
         }
         let body: Value = serde_json::from_str(&payload.body()).unwrap();
-        // Names of the generator are texts of any length; real ones fit.
+        // The generator produces names of arbitrary length; real names are bounded.
         if body["data"].get("name").is_some() && body["data"].get("namespace").is_some() {
             let members = body["data"].as_object().unwrap().keys();
-            told.extend(members.map(|member| (event.name().to_owned(), member.clone())));
+            present.extend(members.map(|member| (event.name().to_owned(), member.clone())));
             checks.push((String::new(), body));
         }
     }
@@ -85,7 +85,7 @@ fn the_schema_knows_every_member_that_a_body_can_have_and_no_other() {
         let members = schema["$defs"][event.name()]["properties"].as_object().unwrap().keys();
         members.map(|member| (event.name().to_owned(), member.clone())).collect::<Vec<_>>()
     });
-    assert_eq!(known.collect::<BTreeSet<_>>(), told);
+    assert_eq!(known.collect::<BTreeSet<_>>(), present);
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! Nothing from a Secret is seen anywhere: not in the log, at its most talkative, not in an object, an Event, a metric or the ledger, whatever
-//! goes wrong. Each Secret of a whole scenario holds a word that nothing else does, and all that the operator puts out is searched for it.
+//! No content of a Secret appears anywhere: not in the log at its highest level, not in an object, an Event, a metric
+//! or the ledger, whatever fails. Each Secret of a complete scenario contains a unique word, and the test searches all
+//! output of the operator for it.
 
 use std::{cell::RefCell, fmt::Write, io::Read, time::Duration};
 
@@ -27,21 +28,21 @@ use crate::{
     tls::{self, Ca, Endpoint},
 };
 
-/// What every Secret holds.
+/// A word in every Secret.
 const WORD: &str = "quokkasecret";
-/// Hosts of URLs that are secret.
+/// Hosts of secret URLs.
 const HOST: &str = "127.77.66.55";
 const REFUSED_HOST: &str = "169.254.77.66";
 const TOKEN: &str = "Bearer quokkasecret-token";
-/// Both in the form of Standard Webhooks; their bytes hold the word.
+/// Both in the form of Standard Webhooks; their bytes contain the word.
 const KEY: &str = "whsec_cXVva2thc2VjcmV0LW5ldy1zaWduaW5nLWtleS0wMQ==";
 const OLD_KEY: &str = "whsec_cXVva2thc2VjcmV0LW9sZC1zaWduaW5nLWtleS0wMQ==";
 
-/// Texts to search for, each with what it is a form of.
+/// Texts to search for, each with the secret from which it is derived.
 struct Needles(Vec<(String, String)>);
 
 impl Needles {
-    /// These texts as they are, and as somebody may have encoded them.
+    /// These texts in plain form and in common encodings.
     fn of(texts: &[String]) -> Self {
         let mut needles = Vec::new();
         for text in texts {
@@ -54,7 +55,8 @@ impl Needles {
             for alphabet in [ALPHABET, URL_SAFE] {
                 let engine = GeneralPurpose::new(&alphabet, NO_PAD);
                 for before in 0..3_usize {
-                    // Wherever it begins in a longer text: without the letters that what stands around it has a part in.
+                    // For each alignment in a longer text, without the characters that also depend on the adjacent
+                    // bytes.
                     let encoded = engine.encode([vec![0; before], text.clone().into_bytes()].concat());
                     let (first, last) = ((before * 8).div_ceil(6), (before + text.len()) * 8 / 6);
                     needles.push((text.clone(), encoded[first..last].to_owned()));
@@ -64,7 +66,7 @@ impl Needles {
         Self(needles)
     }
 
-    /// The texts that are seen in this one, in whatever form.
+    /// The secrets that this text contains, in whatever form.
     fn seen_in(&self, text: &str) -> Vec<&str> {
         let lower = text.to_lowercase();
         let seen = self.0.iter().filter(|(_, form)| text.contains(form) || lower.contains(form));
@@ -72,7 +74,7 @@ impl Needles {
     }
 }
 
-/// A server that answers whatever it is sent with these bytes, or with the same, and hangs up.
+/// A server that answers each request with these bytes, or with the request itself, and closes the connection.
 async fn raw(answer: Option<&'static str>) -> u16 {
     let listener = TcpListener::bind((HOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -86,7 +88,7 @@ async fn raw(answer: Option<&'static str>) -> u16 {
     port
 }
 
-/// A server of HTTP/2 that ends each connection with these words.
+/// An HTTP/2 server that ends each connection with this debug data.
 async fn going_away(ca: &Ca, words: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -107,12 +109,12 @@ async fn going_away(ca: &Ca, words: &'static str) -> u16 {
     port
 }
 
-/// The endpoints of a scenario, and what stands in its Secrets.
+/// The endpoints of a scenario, and the contents of its Secrets.
 struct Scenario {
     scene: Scene,
     receiver: Receiver,
     _plain: Receiver,
-    /// Webhooks that send, and acknowledge or do not.
+    /// Webhooks that send: acknowledged, and failing.
     acknowledged: Vec<&'static str>,
     failing: Vec<(&'static str, &'static str)>,
     /// Webhooks that cannot send, and why.
@@ -137,7 +139,7 @@ impl Scenario {
     async fn prepare(scene: Scene) -> Self {
         let objects = RefCell::new(Vec::new());
         let apply = |object: Value| objects.borrow_mut().push(object);
-        // What it is sent is said again wherever an answer has room.
+        // The receiver repeats the request in all parts of the response that can hold it.
         let receiver = Receiver::at(HOST, |post: &Received| {
             let answer = match post.path.rsplit('-').next().unwrap().parse() {
                 Ok(status) => Answer::status(status),
@@ -247,7 +249,7 @@ impl Scenario {
 
         scene.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects.take()}));
 
-        // Whole lines, as short ones may stand anywhere; the certificate's issuer is no secret.
+        // Whole lines only, because short ones may occur anywhere. The certificate's issuer is not secret.
         let (pem, public) = (client.key.serialize_pem() + &client.certificate.pem(), ca.0.pem());
         let lines = pem.lines().filter(|line| line.len() == 64 && !public.contains(line)).map(str::to_owned);
         let mut texts: Vec<String> = [WORD, HOST, REFUSED_HOST].map(str::to_owned).into();
@@ -342,7 +344,7 @@ impl Scenario {
             let error = status["lastFailure"]["error"].as_str().unwrap();
             assert!(error.contains(says), "{name}: {error}");
         }
-        // One is lost while it is used; it may serve for a few seconds after a refusal.
+        // A Secret is deleted while it is used. The cached copy may be used for a few seconds after a refusal.
         scene.kubectl(&["delete", "secret", "not-found"]);
         scene.job("mistral");
         eventually("the Secret is missed", SOON * 2, || async {
@@ -353,7 +355,7 @@ impl Scenario {
         .await;
     }
 
-    /// All that the operator has put out, Secrets excepted.
+    /// All output of the operator, except for Secrets.
     fn output(&self, operator: &mut Operator) -> Vec<(String, String)> {
         let mut output = vec![("the metrics".to_owned(), operator.metrics())];
         for path in ["/readyz", "/healthz"] {
@@ -373,7 +375,7 @@ impl Scenario {
     }
 }
 
-/// What segments hold.
+/// The contents of segments.
 fn segments(list: &str) -> Vec<String> {
     let list: Value = serde_json::from_str(list).unwrap();
     let segments = list["items"].as_array().unwrap().iter();

@@ -1,4 +1,5 @@
-//! A URL and headers that lie in Secrets: sent where their owners allow it, followed as they change, and never shown.
+//! URLs and headers from Secrets: sent if the label of the Secret allows it, updated as the Secret changes, and never
+//! shown.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::{SOON, Scene, run, webhook};
 
-/// A Secret; with `sendable` it bears the label that lets it be sent in clear.
+/// A Secret. `sendable` adds the label that allows sending it in clear.
 pub fn secret(name: &str, sendable: bool, data: &Value) -> Value {
     let mut secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data});
     if sendable {
@@ -20,12 +21,12 @@ pub fn secret(name: &str, sendable: bool, data: &Value) -> Value {
     secret
 }
 
-/// Where a value lies.
+/// A reference to a value.
 pub fn from(name: &str, key: &str) -> Value {
     json!({"secretKeyRef": {"name": name, "key": key}})
 }
 
-/// A Webhook's manifest with the URL from this Secret, and with these fields besides.
+/// A Webhook's manifest with the URL from this Secret and these additional fields.
 pub fn url_from(name: &str, secret: &str, fields: &Value) -> Value {
     let mut manifest = webhook(name, "", fields);
     let spec = manifest["spec"].as_object_mut().unwrap();
@@ -44,7 +45,7 @@ fn a_url_and_headers_come_from_secrets_and_the_status_names_the_secret_alone() {
         let scene = Scene::new("from-secrets").await;
         let receiver = Receiver::start().await;
         let url = format!("http://127.0.0.1:{}/hooks/t0ken?to=a%20b", receiver.port);
-        // As `echo` writes them.
+        // With the line breaks that `echo` adds.
         scene.apply(&secret("chat", true, &json!({"url": format!("{url}\n"), "token": "Bearer a.b-c\r\n"})));
         scene.apply(&url_from("chat", "chat", &bearer("chat", "token")));
         let operator = scene.operator().await;
@@ -90,7 +91,7 @@ fn a_secret_is_sent_in_clear_only_with_its_owners_label_which_the_command_in_the
             scene.wait_condition(name, "Ready", "False", "SendInClearNotAllowed", SOON).await;
             assert_eq!(scene.condition(name, "Stalled").unwrap().0, "False", "the label may be on its way");
         }
-        // Of a Secret that may not be sent not even its keys are told.
+        // The message does not even name the keys of a Secret that may not be sent.
         let mut missing = url_from("keys", "url", &json!({}));
         missing["spec"]["urlFrom"] = from("url", "missing");
         scene.apply(&missing);
@@ -111,7 +112,7 @@ fn a_secret_is_sent_in_clear_only_with_its_owners_label_which_the_command_in_the
             scene.wait_condition(name, "Ready", "True", "Subscribed", SOON).await;
         }
 
-        // Taken back, it holds deliveries as soon as the Secret is read again.
+        // After the label is removed, deliveries are held as soon as the Secret is read again.
         for name in ["url", "header"] {
             scene.kubectl(&["label", "secret", name, "llmtune.io/send-in-clear-"]);
         }
@@ -177,7 +178,7 @@ fn what_is_no_url_or_no_header_is_said_at_once_without_being_shown_and_heals() {
         scene.webhook("header", "https://ci.example.com", &bearer("token", "token"));
         let options = scene.options().argument("--require-https");
         let operator = Operator::start_ready(&scene.plane, &options).await;
-        let told = async |webhook: &str, reason: &str, says: &str| {
+        let reports = async |webhook: &str, reason: &str, says: &str| {
             scene.wait_condition(webhook, "Stalled", "True", reason, SOON).await;
             let text = eventually("the message is that of the Secret as it is", SOON, || async {
                 let (status, _, message) = scene.condition(webhook, "Ready").unwrap();
@@ -186,7 +187,7 @@ fn what_is_no_url_or_no_header_is_said_at_once_without_being_shown_and_heals() {
             .await;
             assert!(!text.contains("hidden"), "{text}");
         };
-        told("url", "HTTPSRequired", "key \"url\" of Secret \"url\", which spec.urlFrom.secretKeyRef names").await;
+        reports("url", "HTTPSRequired", "key \"url\" of Secret \"url\", which spec.urlFrom.secretKeyRef names").await;
         for (value, says) in [
             ("hidden.example.com", "no absolute, percent-encoded http:// or https:// URL"),
             ("https://hidden.example.com /", "no absolute, percent-encoded http:// or https:// URL"),
@@ -195,9 +196,9 @@ fn what_is_no_url_or_no_header_is_said_at_once_without_being_shown_and_heals() {
             ("https://hidden.example.com:0/", "a port from 1 to 65535"),
         ] {
             url(value);
-            told("url", "InvalidURL", says).await;
+            reports("url", "InvalidURL", says).await;
         }
-        told("header", "InvalidHeader", "which spec.headers[Authorization].valueFrom.secretKeyRef names").await;
+        reports("header", "InvalidHeader", "which spec.headers[Authorization].valueFrom.secretKeyRef names").await;
 
         let (_, _, message) = scene.condition("header", "Ready").unwrap();
         assert!(message.contains("write one line of at most 8192 printable ASCII characters"), "{message}");

@@ -1,4 +1,5 @@
-//! What comes into view is not news: a version that is served again, a label that is gained, an object restored from a backup.
+//! Objects that come into view are not news: a version that is served again, a label that is added, an object restored
+//! from a backup.
 
 use std::time::Duration;
 
@@ -7,9 +8,9 @@ use serde_json::{Value, json};
 
 use crate::support::{SOON, Scene, run};
 
-/// Until a version that is not served any more is believed missing, and what follows.
+/// Time until a version that is no longer served is believed missing, and until the effects.
 const LATER: Duration = Duration::from_secs(90);
-/// By how much an object must be older than what a watch has seen: clocks may differ by a minute.
+/// An object must be this much older than the watch's last event: clocks may differ by a minute.
 const OLD: Duration = Duration::from_secs(62);
 
 /// A definition of `Training` in group `example.com`, of which `v1beta1` is served or not.
@@ -105,7 +106,7 @@ fn a_version_that_is_served_again_goes_on_where_it_was() {
         receiver.wait_for("training.completed", "goes-on", SOON).await;
         receiver.wait_for("training.started", "new", SOON).await;
 
-        // The source moves to another version, before or after the old one goes.
+        // The source moves to another version, before or after the old version is removed.
         scene.apply(&definition(false));
         ready(&scene, "False", "NotInstalled").await;
         scene.apply(&source("v1"));
@@ -135,7 +136,7 @@ fn a_job_that_gains_the_label_or_is_restored_sends_nothing_of_its_past() {
         ready(&scene, "True", "Watching").await;
         scene.kubectl(&["label", "training", "finished", "running", "notify=yes"]);
 
-        // A TrainingJob comes back with the status that it had.
+        // A TrainingJob is restored with its status.
         let past = json!({
             "phase": "Completed", "startedAt": "2025-11-08T12:00:05Z", "completedAt": "2025-11-08T14:22:30Z"
         });
@@ -148,7 +149,7 @@ fn a_job_that_gains_the_label_or_is_restored_sends_nothing_of_its_past() {
         receiver.wait_for("training.started", "last", SOON).await;
         assert_eq!(receiver.count(), 2, "{:?}", receiver.events());
 
-        // A label that goes and comes is no news either, also over a restart; what is new is.
+        // A label that is removed and added again is no news either, even over a restart. A new transition is.
         scene.kubectl(&["label", "training", "finished", "notify-"]);
         operator.process.kill();
         operator.restart();

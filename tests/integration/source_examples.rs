@@ -1,7 +1,8 @@
-//! The sources in `examples/sources/`, as a user applies them: objects of each system's real shape walk through their
-//! states, as their controllers write them, and send what their lives mean and nothing else.
+//! The sources in `examples/sources/`, as a user applies them. Objects with each system's real structure go through
+//! their states, written as their controllers write them, and send exactly the expected events.
 //!
-//! A walk is a table, in `source_examples/`: what happens, the status that the system writes then, and what is sent.
+//! A walk is a table in `source_examples/`: the steps, the status that the system writes at each step, and the expected
+//! events.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -32,19 +33,19 @@ use crate::{
     support::{BINARY, SOON, Scene, run},
 };
 
-/// One object's life.
+/// The life of one object.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Walk {
-    /// What it is about, for a test that fails.
+    /// A description for failure messages.
     #[serde(rename = "walk")]
     about: String,
-    /// The object as it is created.
+    /// The object at its creation.
     object: Value,
     steps: Vec<Step>,
 }
 
-/// Something that happens to the object: its metadata, then its spec, are patched, its status is written, it is deleted.
+/// A step: patches of the object's metadata and then of its spec, its new status, or its deletion.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Step {
@@ -57,11 +58,11 @@ struct Step {
     delete: bool,
     /// The events that this sends, in order.
     sends: Vec<String>,
-    /// Members that the last one's `data` has.
+    /// Members in the `data` of the last event.
     data: Option<Value>,
 }
 
-/// Objects as a real controller wrote them, one after the other, and what they send.
+/// A sequence of objects as a real controller wrote them, and the expected events.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Replay {
@@ -71,7 +72,7 @@ struct Replay {
     steps: Vec<ReplayStep>,
 }
 
-/// The object becomes what was observed, or is deleted.
+/// The object takes on an observed state, or is deleted.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ReplayStep {
@@ -79,15 +80,15 @@ struct ReplayStep {
     observed: Option<String>,
     #[serde(default)]
     delete: bool,
-    /// The events that this sends, in order: the name and, where `data` has them, status, modelId, version and run.
+    /// The events that this sends, in order: the name and, if present in `data`, status, modelId, version and run.
     sends: Vec<String>,
-    /// Members of the last one's `data`; null: it has none of that name.
+    /// Members in the `data` of the last event. Null means that the member is absent.
     data: Option<Value>,
 }
 
 fn walks(source: &str) -> Vec<Walk> {
     let path = root().join(format!("tests/integration/source_examples/{source}.yaml"));
-    // What happened before an object was created would not be news.
+    // Transitions from before an object's creation would not be news.
     let day = (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24)).strftime("%Y-%m-%dT").to_string();
     let text = fs::read_to_string(&path).unwrap().replace("2026-11-24T", &day);
     let read = |walk| serde_saphyr::from_str(walk).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -97,7 +98,7 @@ fn walks(source: &str) -> Vec<Walk> {
 /// A kind: its group, version, name and plural.
 type Kind = (&'static str, &'static str, &'static str, &'static str);
 
-/// The kinds that the sources watch and Kubernetes does not bring.
+/// The kinds of the sources that are not part of Kubernetes.
 const KINDS: [Kind; 6] = [
     ("trainer.kubeflow.org", "v1alpha1", "TrainJob", "trainjobs"),
     ("kubeflow.org", "v1", "PyTorchJob", "pytorchjobs"),
@@ -144,7 +145,7 @@ fn examples() -> Vec<PathBuf> {
     manifests
 }
 
-/// A control plane on which all examples are applied, and the operator that serves them in all namespaces.
+/// A control plane with all examples applied, and an operator for all namespaces.
 struct Stage {
     plane: Arc<ControlPlane>,
     operator: Operator,
@@ -169,14 +170,14 @@ impl Stage {
         Self { plane, operator }
     }
 
-    /// The stage that the walks share: each has a namespace of its own.
+    /// The stage that the walks share. Each walk has its own namespace.
     async fn shared() -> &'static Self {
         static STAGE: OnceCell<Stage> = OnceCell::const_new();
         STAGE.get_or_init(Self::start).await
     }
 }
 
-/// A namespace in which objects live, and what its one Webhook got.
+/// A namespace for objects, and the requests of its one Webhook.
 struct Theatre {
     scene: Scene,
     client: Client,
@@ -189,7 +190,7 @@ impl Theatre {
     async fn new(stage: &Stage, name: &str) -> Self {
         let scene = Scene::on(Arc::clone(&stage.plane), name).await;
         let receiver = Receiver::start().await;
-        // One at a time: what comes last shows that nothing else came before it.
+        // One at a time, so that the last event proves that no other came before it.
         scene.webhook("ci", &receiver.url(), &json!({"delivery": {"concurrency": 1}}));
         scene.wait("webhook/ci", "condition=Ready");
         Self { client: scene.plane.admin().await, scene, receiver, expected: Vec::new() }
@@ -205,7 +206,7 @@ impl Theatre {
         )
     }
 
-    /// Creates an object; gives its uid.
+    /// Creates an object. Returns its uid.
     async fn create(&self, object: &Value) -> String {
         let object: DynamicObject = serde_json::from_value(object.clone()).unwrap();
         let api = self.api(&serde_json::to_value(&object).unwrap());
@@ -230,7 +231,7 @@ impl Theatre {
         self.api(object).delete(name, &DeleteParams::background()).await.unwrap();
     }
 
-    /// Waits for these events of an object, and sees that they and those before are all that came.
+    /// Waits for these events of an object, and checks that no others have arrived in addition to the earlier ones.
     async fn expect(&mut self, name: &str, events: &[String], why: &str) -> Option<Received> {
         self.expected.extend(events.iter().map(|event| (event.clone(), name.to_owned())));
         eventually(&format!("{why}: {events:?}; came: {:?}", self.receiver.events()), SOON, || async {
@@ -241,8 +242,8 @@ impl Theatre {
         self.receiver.received().pop()
     }
 
-    /// Walks an object through its life. After each step that sends nothing, another object of its kind lives the life of
-    /// `fence`: had the step sent something, it would have come before.
+    /// Walks an object through its life. After each step that sends nothing, another object of its kind goes through
+    /// the walk `fence`: an unexpected event of the step would come before its events.
     async fn walk(&mut self, walk: &Walk, fence: &Walk) {
         self.create(&walk.object).await;
         for step in &walk.steps {
@@ -281,20 +282,20 @@ impl Theatre {
         }
         let last = self.expect(walk.object["metadata"]["name"].as_str().unwrap(), sends, &why).await;
         for (key, value) in data.iter().flat_map(|data| data.as_object().unwrap()) {
-            let told = &last.as_ref().unwrap().json()["data"];
-            assert_eq!(&told[key], value, "{why}: data.{key} of {told:#}");
+            let fields = &last.as_ref().unwrap().json()["data"];
+            assert_eq!(&fields[key], value, "{why}: data.{key} of {fields:#}");
         }
     }
 }
 
-/// What a replay's object has in common with the one that was observed.
+/// An object in a replay.
 struct Actor {
     object: Value,
-    /// How much later it was created than the one that was observed.
+    /// How much later it was created than the observed object.
     later: SignedDuration,
 }
 
-/// All times in it, as much later.
+/// Moves all times in it by this much.
 fn postpone(value: &mut Value, later: SignedDuration) {
     match value {
         Value::String(text) => {
@@ -318,7 +319,8 @@ fn line(received: &Received) -> String {
 }
 
 impl Theatre {
-    /// The object becomes what was observed: its spec, then its status, whose times are moved to its own.
+    /// The object takes on the observed state: its spec, then its status, with times moved by the difference in
+    /// creation.
     async fn become_observed(&self, actor: &mut Option<Actor>, name: &str, file: &str) {
         let text = fs::read_to_string(root().join(format!("tests/sources/observed/{file}.json"))).unwrap();
         let observed: Value = serde_json::from_str(&text).unwrap();
@@ -330,7 +332,7 @@ impl Theatre {
         });
         let is_job = object["kind"] == "Job";
         if is_job {
-            // The apiserver makes them, and lets nobody change the template.
+            // The apiserver creates them, and forbids changes of the template.
             object["spec"]["selector"] = Value::Null;
             object["spec"]["template"]["metadata"] = json!({});
         }
@@ -350,7 +352,7 @@ impl Theatre {
         let actor = actor.as_ref().unwrap();
         let mut status = observed["status"].clone();
         postpone(&mut status, actor.later);
-        // How far it is behind the spec.
+        // Keeps the distance between the observed generation and the spec's.
         let generation = self.api(&actor.object).get(name).await.unwrap().metadata.generation.unwrap();
         let behind = |seen: i64| generation - (observed["metadata"]["generation"].as_i64().unwrap() - seen);
         status["observedGeneration"] = match &status["observedGeneration"] {
@@ -361,9 +363,9 @@ impl Theatre {
         self.status(&actor.object, &status).await;
     }
 
-    /// Waits for these events beside all that came before, of whatever object.
-    async fn hears(&self, told: &mut Vec<String>, name: &str, sends: &[String], why: &str) -> Option<Received> {
-        told.extend(sends.iter().map(|line| format!("{name}: {line}")));
+    /// Waits for these events, of any object, in addition to all that came before.
+    async fn hears(&self, expected: &mut Vec<String>, name: &str, sends: &[String], why: &str) -> Option<Received> {
+        expected.extend(sends.iter().map(|line| format!("{name}: {line}")));
         let lines = || -> Vec<String> {
             let received = self.receiver.received();
             received
@@ -372,23 +374,23 @@ impl Theatre {
                 .collect()
         };
         eventually(&format!("{why} sends {sends:?}; came: {:?}", lines()), SOON, || async {
-            (lines().len() >= told.len()).then_some(())
+            (lines().len() >= expected.len()).then_some(())
         })
         .await;
-        assert_eq!(&lines(), told, "{why}");
+        assert_eq!(&lines(), expected, "{why}");
         self.receiver.received().pop()
     }
 }
 
-/// Replays what a real controller wrote, stage by stage. The last walk of the source ends it: had a stage before sent anything
-/// that it must not send, it would have come before.
+/// Replays the states that a real controller wrote. The last walk of the source comes at the end: an unexpected event
+/// of an earlier state would come before its events.
 fn is_replayed(source: &str) {
     run(async {
         let stage = Stage::shared().await;
         let theatre = Theatre::new(stage, &format!("replay-{source}")).await;
         let text = fs::read_to_string(root().join("tests/sources/observed/replays.yaml")).unwrap();
         let replays: Vec<Replay> = serde_saphyr::from_str(&text).unwrap();
-        let mut told = Vec::new();
+        let mut expected = Vec::new();
         for (number, Replay { about: replay, steps, .. }) in
             replays.iter().filter(|replay| replay.source == source).enumerate()
         {
@@ -405,7 +407,7 @@ fn is_replayed(source: &str) {
                 if sends.is_empty() {
                     continue;
                 }
-                let last = theatre.hears(&mut told, &name, sends, &why).await.unwrap().json()["data"].clone();
+                let last = theatre.hears(&mut expected, &name, sends, &why).await.unwrap().json()["data"].clone();
                 for (key, value) in data.iter().flat_map(|data| data.as_object().unwrap()) {
                     assert!(key == "error" || last[key] == *value, "{why}: data.{key} of {last:#}");
                     assert_eq!(last[key].is_null(), value.is_null(), "{why}: data.{key} of {last:#}");
@@ -468,7 +470,8 @@ fn what_kserve_wrote_announces_each_rollout_once_when_it_serves() {
     is_replayed("kserve-inferenceservice");
 }
 
-/// Walks all objects of a source, one after the other. The last walk of each ends with an event, and is the others' fence.
+/// Walks all objects of a source, one after the other. The last walk of each source ends with an event, and is the
+/// fence of the others.
 fn is_walked(source: &str) {
     run(async {
         let stage = Stage::shared().await;
@@ -539,7 +542,7 @@ fn every_source_has_its_walks_and_the_role_that_its_watch_needs() {
     }
 }
 
-/// A controller's reference to what it owns.
+/// A controller's reference to an object that it owns.
 fn owner(object: &Value, uid: &str) -> Value {
     json!([{
         "apiVersion": object["apiVersion"], "kind": object["kind"], "name": object["metadata"]["name"], "uid": uid,
@@ -569,7 +572,7 @@ fn a_trainjob_that_owns_a_jobset_that_owns_jobs_sends_one_start_and_one_completi
                 "apiVersion": "batch/v1", "kind": "Job",
                 "metadata": {
                     "name": format!("llama-node-{index}"), "ownerReferences": owner(&jobset, &uid),
-                    // Handed down from the TrainJob: it is not the label that keeps them silent.
+                    // Inherited from the TrainJob. This label is not the reason that they send nothing.
                     "labels": {"llmtune.io/training-job": "true"}
                 },
                 "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "node", "image": "example.com/trainer"}]}}}
@@ -603,7 +606,7 @@ fn a_trainjob_that_owns_a_jobset_that_owns_jobs_sends_one_start_and_one_completi
         let last = theatre.expect("llama", &["training.completed".into()], "all of them have completed").await.unwrap();
         assert_eq!(last.json()["data"]["completedAt"], "2026-11-24T12:00:00Z");
 
-        // The operator's watches begin where they were; after an apiserver's restart they list anew.
+        // The operator's watches resume at their positions; after a restart of the apiserver they list again.
         stage.operator.stop();
         stage.operator.restart();
         stage.operator.wait_ready().await;
@@ -615,7 +618,7 @@ fn a_trainjob_that_owns_a_jobset_that_owns_jobs_sends_one_start_and_one_completi
             "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "train", "image": "example.com/trainer"}]}}}
         });
         theatre.create(&alone).await;
-        // A list may show it running at once: then a start before its creation is no news.
+        // A list may show it as running immediately. A start before its creation would then be no news.
         let mut running = running;
         running["startTime"] = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
         theatre.status(&alone, &running).await;
@@ -649,7 +652,7 @@ fn an_orphan_speaks_for_itself_once_its_owner_is_gone() {
         theatre.status(&trainjob, &json!({"jobsStatus": [ready]})).await;
         theatre.expect("owner", &["training.started".into()], "it runs").await;
 
-        // What the garbage collector does for --cascade=orphan: the references go first, then the owner.
+        // As the garbage collector does for --cascade=orphan: the references are removed first, then the owner.
         theatre.patch(&jobset, &json!({"metadata": {"ownerReferences": null}})).await;
         theatre.expect("orphan", &["training.started".into()], "it runs, and nobody speaks for it").await;
         theatre.delete(&trainjob).await;
@@ -665,14 +668,14 @@ fn an_orphan_speaks_for_itself_once_its_owner_is_gone() {
     });
 }
 
-/// The blocks of the guide in this language, in their order.
+/// The blocks of the guide in this language, in order.
 fn blocks(language: &str) -> Vec<String> {
     let guide = fs::read_to_string(root().join("docs/sources.md")).unwrap();
     let fence = format!("```{language}\n");
     guide.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
 }
 
-/// The guide leads from a `TrainJob` to the event that it shows.
+/// Follows the guide from a `TrainJob` to the event that it shows.
 pub async fn play(scripts: &mut [Script]) {
     let [guide] = scripts else { unreachable!("one document") };
     let stage = Stage::shared().await;
@@ -710,8 +713,8 @@ pub async fn play(scripts: &mut [Script]) {
     write(json!({"conditions": [resumed, complete]}));
     let received = receiver.wait_for("training.completed", "llama-lora", SOON).await;
     assert!(received.is_signed_with("s3cret"));
-    let (mut told, mut shown) = (received.json(), serde_json::from_str::<Value>(&blocks("json")[0]).unwrap());
-    for event in [&mut told, &mut shown] {
+    let (mut actual, mut shown) = (received.json(), serde_json::from_str::<Value>(&blocks("json")[0]).unwrap());
+    for event in [&mut actual, &mut shown] {
         for key in ["id", "deliveredAt"] {
             assert!(event[key].take().is_string());
         }
@@ -719,7 +722,7 @@ pub async fn play(scripts: &mut [Script]) {
             assert!(event["data"][key].take().is_string());
         }
     }
-    assert_eq!(told, shown);
+    assert_eq!(actual, shown);
     let described = shell.run(&guide.take("Where it shows"));
     assert!(described.contains("kubeflow-trainjob") && described.contains("Watching"), "{described}");
 }

@@ -1,4 +1,4 @@
-//! Watches that survive what happens to apiservers, connections and objects.
+//! Watches survive failures of apiservers and connections, and malformed objects.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Jobs, SOON, Scene, run};
 
-/// A Deployment that serves a model; nobody runs it but the test.
+/// A Deployment that serves a model. No controller manages it; the test writes its status.
 pub fn deployment(name: &str, replicas: i32, version: &str) -> Value {
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
@@ -127,7 +127,7 @@ fn what_changed_beyond_the_reach_of_the_watch_is_found_by_comparing_a_list() {
         scene.phase("new", "Running");
         scene.kubectl(&["delete", "deployment", "deleted"]);
         scene.kubectl(&["label", "deployment", "unlabelled", "llmtune.io/model-endpoint-"]);
-        // A new apiserver's watch cache reaches no further back than its start.
+        // A new apiserver's watch cache starts empty: watches cannot resume from before its start.
         scene.plane.stop_apiserver();
         scene.plane.start_apiserver();
         scene.plane.wait_ready().await;
@@ -140,7 +140,8 @@ fn what_changed_beyond_the_reach_of_the_watch_is_found_by_comparing_a_list() {
         receiver.wait_for("training.started", "new", SOON).await;
         receiver.wait_for("deployment.deleted", "deleted", SOON).await;
 
-        // It sends nothing while it is not selected, also when it goes; selected again it goes on where it was.
+        // Without the label an object sends nothing, even when it is deleted. With the label again, it continues from
+        // its record.
         scene.kubectl(&["label", "deployment", "unlabelled", "llmtune.io/model-endpoint=true"]);
         scene.kubectl(&["delete", "deployment", "unlabelled"]);
         receiver.wait_for("deployment.deleted", "unlabelled", SOON).await;
@@ -190,7 +191,8 @@ fn connections_that_go_silent_are_noticed_and_replaced() {
     });
 }
 
-/// A job whose status cannot be read; another release's definition may let such a thing through. The scene has a control plane of its own.
+/// A job with an unreadable status, as the definition of another release may allow. The scene needs its own control
+/// plane.
 pub async fn malformed_job(scene: &Scene, name: &str) {
     let open = json!([{
         "op": "replace",

@@ -1,4 +1,4 @@
-//! Webhooks take effect as they come, change and go, and say what they lack.
+//! Webhooks take effect when they are created, changed and deleted, and report missing references.
 
 use std::time::{Duration, Instant};
 
@@ -89,7 +89,7 @@ fn an_edited_webhook_is_in_force_before_its_user_has_looked() {
         before.wait_for("training.started", "probe", SOON).await;
         scene.webhook("ci", &after.url(), &json!({}));
         let edited = Instant::now();
-        // Each start is a run of its own; the first that reaches the new endpoint tells that the edit is in force.
+        // Each start is a separate run. The first one at the new endpoint shows that the edit is in force.
         while after.count() == 0 {
             jobs.start("probe").await;
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -186,7 +186,7 @@ fn a_copy_of_a_secret_older_than_thirty_seconds_is_read_again_before_a_send() {
                 return;
             }
             assert!(post.is_signed_with("old"));
-            // One event a second: the copy's age is what the test is about.
+            // One event per second: the test is about the age of the cached Secret.
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         panic!("the new Secret was never read");
@@ -210,7 +210,7 @@ fn a_secret_that_goes_holds_deliveries_and_without_one_they_are_unsigned_with_a_
         let jobs = Jobs::new(&scene).await;
         jobs.create("llama").await;
         jobs.phase("llama", "Running").await;
-        // The refusal has the Secret read again, and it is gone.
+        // After the refusal the Secret is read again, and is missing.
         scene.wait_condition("ci", "Ready", "False", "SecretNotFound", SOON).await;
         let attempts = receiver.count();
         receiver.answer(|_| Answer::status(200));
@@ -239,7 +239,7 @@ fn what_waits_for_a_webhook_that_this_release_cannot_read_is_held_over_a_restart
         .await;
         operator.stop();
 
-        // Another release's definition may let through what this one cannot read.
+        // The definition of another release may allow a value that this one cannot read.
         let open = json!([{
             "op": "replace",
             "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec",
@@ -282,14 +282,14 @@ fn webhooks_that_sign_with_one_key_are_told_of_each_other_once_and_again_when_th
         signed_with("c", "own");
         let _operator = scene.operator().await;
         scene.wait("webhook/a", "condition=Ready");
-        let told = |name: &str| {
+        let reports = |name: &str| {
             let selector = format!("regarding.name={name},reason=SecretShared");
             let text = scene.kubectl(&["get", "events.events.k8s.io", "--field-selector", &selector, "-o", "json"]);
             let list: Value = serde_json::from_str(&text).unwrap();
             let events = list["items"].as_array().unwrap().iter();
             events.map(|event| event["series"]["count"].as_u64().unwrap_or(1)).sum::<u64>()
         };
-        assert_eq!(told("a"), 0);
+        assert_eq!(reports("a"), 0);
 
         signed_with("b", "common");
         for (name, other) in [("a", "b"), ("b", "a")] {
@@ -310,7 +310,7 @@ fn webhooks_that_sign_with_one_key_are_told_of_each_other_once_and_again_when_th
             (succeeded("a") && succeeded("b")).then_some(())
         })
         .await;
-        assert_eq!([told("a"), told("b"), told("c")], [1, 1, 0], "once for a change");
+        assert_eq!([reports("a"), reports("b"), reports("c")], [1, 1, 0], "once for a change");
 
         let observed = async |name: &str| {
             let generation = scene.get("webhook", name)["metadata"]["generation"].clone();
@@ -324,9 +324,9 @@ fn webhooks_that_sign_with_one_key_are_told_of_each_other_once_and_again_when_th
         observed("b").await;
         signed_with("b", "common");
         observed("b").await;
-        eventually("both are told again", SOON, || async { (told("a") == 2).then_some(()) }).await;
+        eventually("both are told again", SOON, || async { (reports("a") == 2).then_some(()) }).await;
         scene.kubectl(&["delete", "webhook", "b"]);
         signed_with("c", "common");
-        eventually("the third time", SOON, || async { (told("a") == 3 && told("c") == 2).then_some(()) }).await;
+        eventually("the third time", SOON, || async { (reports("a") == 3 && reports("c") == 2).then_some(()) }).await;
     });
 }

@@ -1,4 +1,4 @@
-//! What the tests share: one control plane, and short words for what users do.
+//! Shared by the tests: a control plane, and helpers for the actions of users.
 
 use std::{
     collections::HashMap,
@@ -33,7 +33,7 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_llmtune-webhooks");
 /// Long enough for a loaded machine; tests wait for conditions, not for time.
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// A runtime that outlives the single test, for what tests share.
+/// A runtime that outlives the individual test, for shared resources.
 fn shared_runtime() -> &'static tokio::runtime::Runtime {
     static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap())
@@ -61,7 +61,7 @@ pub async fn plane() -> Arc<ControlPlane> {
         .clone()
 }
 
-/// The folder of the libraries of receivers in this language; installed first where they are missing.
+/// The folder of the receiver libraries in this language. Installs them first if they are missing.
 pub fn libraries(language: &str) -> PathBuf {
     static INSTALLING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,19 +71,19 @@ pub fn libraries(language: &str) -> PathBuf {
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 
-/// What a script prints that Node runs with these arguments and this input.
+/// The output of a script in Node with these arguments and this input.
 pub fn node(script: &str, arguments: &[&str], input: &str) -> String {
     printed(Command::new("node").arg(root().join(script)).args(arguments), input)
 }
 
-/// What a script prints that Python runs with these libraries and this input.
+/// The output of a script in Python with these libraries and this input.
 pub fn python(script: &str, libraries: &Path, input: &str) -> String {
     printed(Command::new("python3").arg(root().join(script)).env("PYTHONPATH", libraries), input)
 }
 
-/// What a command prints, given this input; that it fails is the test's.
+/// The output of a command with this input. Panics if it fails.
 pub fn printed(command: &mut Command, input: &str) -> String {
-    // From a file: a pipe could fill before the command reads it.
+    // From a file: a pipe could fill up before the command reads it.
     let file = temporary_folder("input").join("text");
     std::fs::write(&file, input).unwrap();
     let output = command.stdin(File::open(file).unwrap()).output().unwrap();
@@ -91,7 +91,7 @@ pub fn printed(command: &mut Command, input: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A namespace of a test, and what is done there.
+/// A test's namespace, and the actions in it.
 pub struct Scene {
     pub plane: Arc<ControlPlane>,
     pub namespace: String,
@@ -103,7 +103,7 @@ impl Scene {
         Self::on(plane().await, name).await
     }
 
-    /// A scene on a control plane of its own, which the test may break.
+    /// A scene on its own control plane, which the test may break.
     pub async fn alone(name: &str) -> Self {
         let plane = ControlPlane::start().await;
         plane.install_crds();
@@ -120,12 +120,12 @@ impl Scene {
         OperatorOptions::new(BINARY, &self.namespace)
     }
 
-    /// An operator of this namespace, ready.
+    /// Starts an operator of this namespace, and waits until it is ready.
     pub async fn operator(&self) -> Operator {
         Operator::start_ready(&self.plane, &self.options()).await
     }
 
-    /// Runs kubectl here; an error is the test's.
+    /// Runs kubectl here. Panics on errors.
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         let mut all = vec!["-n", &self.namespace];
         all.extend(arguments);
@@ -134,17 +134,17 @@ impl Scene {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Applies an object here; an error is the test's.
+    /// Applies an object here. Panics on errors.
     pub fn apply(&self, object: &Value) {
         self.try_apply(object).unwrap_or_else(|error| panic!("{error}\n{object:#}"));
     }
 
-    /// Applies an object here; the error is kubectl's message.
+    /// Applies an object here. The error is kubectl's message.
     pub fn try_apply(&self, object: &Value) -> Result<(), String> {
         self.try_apply_text(&object.to_string())
     }
 
-    /// Applies manifests as a document shows them; an error is the test's.
+    /// Applies manifests as a document shows them. Panics on errors.
     pub fn apply_text(&self, manifests: &str) {
         self.try_apply_text(manifests).unwrap_or_else(|error| panic!("{error}\n{manifests}"));
     }
@@ -196,7 +196,7 @@ impl Scene {
         Ok(object)
     }
 
-    /// The objects of a kind here with these labels, as `kubectl get -l` has them; empty: all.
+    /// The objects of a kind here with these labels, as in `kubectl get -l`. Empty selects all.
     pub fn list(&self, kind: &str, labels: &str) -> Vec<Value> {
         self.selected(kind, &format!("labelSelector={}", escaped(labels)))
     }
@@ -207,7 +207,7 @@ impl Scene {
         serde_json::from_value(list["items"].take()).unwrap()
     }
 
-    /// Where the apiserver has the objects of a kind, by its name or its short name.
+    /// The path of a kind's collection, by the kind's name or short name.
     fn collection(&self, kind: &str) -> String {
         let here = |group: &str, resource: &str| format!("/{group}/namespaces/{}/{resource}", self.namespace);
         let ours = "apis/llmtune.io/v1alpha1";
@@ -228,12 +228,12 @@ impl Scene {
         }
     }
 
-    /// Waits until `kubectl wait --for` holds.
+    /// Waits with `kubectl wait --for`.
     pub fn wait(&self, what: &str, condition: &str) {
         self.kubectl(&["wait", "--timeout=90s", what, &format!("--for={condition}")]);
     }
 
-    /// The status and reason of a Webhook's condition.
+    /// Status, reason and message of a Webhook's condition.
     pub fn condition(&self, webhook: &str, kind: &str) -> Option<(String, String, String)> {
         let object = self.get("webhook", webhook);
         let conditions = object["status"]["conditions"].as_array()?.clone();
@@ -269,12 +269,12 @@ impl Scene {
     }
 }
 
-/// A selector as a query has it.
+/// Escapes a selector for a query.
 fn escaped(selector: &str) -> String {
     selector.replace('=', "%3D")
 }
 
-/// An endpoint that misbehaves below HTTP: what it does with each connection. Returns its url.
+/// An endpoint that misbehaves below HTTP. `behaviour` handles each connection. Returns its URL.
 pub async fn misbehaving<F>(behaviour: impl Fn(TcpStream) -> F + Send + 'static) -> String
 where
     F: Future<Output = ()> + Send + 'static,
@@ -289,7 +289,7 @@ where
     url
 }
 
-/// Reads a request, as far as it comes at once.
+/// Reads a request, or the part of it that arrives at once.
 pub async fn read_request(stream: &mut (impl AsyncRead + Unpin)) {
     let mut buffer = vec![0; 16 * 1024];
     let _ = stream.read(&mut buffer).await;
@@ -304,7 +304,7 @@ pub fn webhook(name: &str, url: &str, spec: &Value) -> Value {
     json!({"apiVersion": "llmtune.io/v1alpha1", "kind": "Webhook", "metadata": {"name": name}, "spec": merged})
 }
 
-/// TrainingJobs driven through the API itself, where kubectl would be too slow.
+/// TrainingJobs driven through the API directly, because kubectl would be too slow.
 #[derive(Clone)]
 pub struct Jobs {
     api: Api<TrainingJob>,
@@ -320,7 +320,7 @@ impl Jobs {
         let job = TrainingJob::new(name, spec);
         persist(|| async {
             match self.api.create(&PostParams::default(), &job).await {
-                // An earlier call's answer was lost.
+                // The response to an earlier call was lost.
                 Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
                 result => result.map(|_| ()),
             }
@@ -332,13 +332,13 @@ impl Jobs {
         self.status(name, &json!({"phase": phase})).await;
     }
 
-    /// Begins a run, and says when, as training platforms do.
+    /// Starts a run and sets its time, as training platforms do.
     pub async fn start(&self, name: &str) {
         let now = jiff::Timestamp::now().to_string();
         self.status(name, &json!({"phase": "Running", "startedAt": now})).await;
     }
 
-    /// Ends a run, and says when.
+    /// Completes a run and sets its time.
     pub async fn complete(&self, name: &str) {
         let now = jiff::Timestamp::now().to_string();
         self.status(name, &json!({"phase": "Completed", "completedAt": now})).await;
@@ -354,7 +354,8 @@ impl Jobs {
         persist(|| async { self.api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await }).await;
     }
 
-    /// Drives `count` jobs from Pending over Running to Completed, at `rate` transitions a second; tells how long it took.
+    /// Drives `count` jobs from Pending over Running to Completed, at `rate` transitions a second. Returns the
+    /// duration.
     pub async fn drive(&self, count: usize, rate: u32) -> Duration {
         let creating = futures::stream::iter(0..count).for_each_concurrent(16, |number| async move {
             let name = format!("job-{number:04}");
@@ -364,7 +365,7 @@ impl Jobs {
         creating.await;
         let begun = Instant::now();
         let mut tick = tokio::time::interval(Duration::from_secs(1) / rate);
-        // Each job runs for fifty transitions before it completes, so that many are under way at once.
+        // Each job runs for fifty transitions before it completes, so that many runs are active at once.
         let runs = (0..count).map(|number| (2 * number, number, false));
         let completions = (0..count).map(|number| (2 * number + 101, number, true));
         let mut steps: Vec<(usize, usize, bool)> = runs.chain(completions).collect();
@@ -375,7 +376,8 @@ impl Jobs {
             tick.tick().await;
             let (jobs, name) = (self.clone(), format!("job-{number:04}"));
             if completes {
-                // A job completes after it has run, also where the apiserver was away between.
+                // A job completes only after its Running status is written, even if the apiserver was unavailable in
+                // between.
                 let run: tokio::task::JoinHandle<()> = running.remove(&number).unwrap();
                 completing.spawn(async move {
                     run.await.unwrap();
@@ -392,7 +394,7 @@ impl Jobs {
     }
 }
 
-/// Repeats a call until the apiserver takes it: tests stop and start the apiserver.
+/// Repeats a call until the apiserver accepts it: tests stop and start the apiserver.
 async fn persist<T, F: Future<Output = kube::Result<T>>>(mut call: impl FnMut() -> F) -> T {
     let begun = Instant::now();
     loop {
@@ -405,7 +407,7 @@ async fn persist<T, F: Future<Output = kube::Result<T>>>(mut call: impl FnMut() 
     }
 }
 
-/// Two replicas of which the first leads, with this `--lease-duration`.
+/// Two replicas with this `--lease-duration`; the first one leads.
 pub async fn replicas(scene: &Scene, lease: &str) -> (Operator, Operator) {
     let options = scene.options().argument(lease);
     let mut first = Operator::start(&scene.plane, &options.clone().identity("one")).await;
@@ -415,7 +417,7 @@ pub async fn replicas(scene: &Scene, lease: &str) -> (Operator, Operator) {
     (first, second)
 }
 
-/// Each of so many jobs has started, and then completed; each is told once.
+/// Checks that each of this many jobs has started and then completed, once each.
 pub fn in_order(first: &[Received], jobs: usize) {
     let mut by_job: HashMap<String, Vec<(String, u64)>> = HashMap::new();
     for post in first {

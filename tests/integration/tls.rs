@@ -1,4 +1,4 @@
-//! TLS to endpoints with a CA of their own: whom a Webhook trusts, whom it shows itself to, and what is told where that fails.
+//! TLS to endpoints with a private CA: trust, client certificates, and error messages.
 
 use std::{
     convert::Infallible,
@@ -30,7 +30,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::{Jobs, SOON, Scene, run};
 
-/// A CA; all of them bear one name, as a CA that has renewed its key does.
+/// A CA. All of them have the same name, like a CA that has renewed its key.
 pub struct Ca(pub CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key.
@@ -76,7 +76,7 @@ pub fn bundle(name: &str, ca: &Ca) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"ca.crt": ca.pem()}})
 }
 
-/// A certificate of its own issue for this host, which says that it is a CA's: what `openssl req -x509` makes.
+/// A self-signed certificate for this host that is marked as a CA's, as `openssl req -x509` creates it.
 fn self_signed(name: &str) -> Issued {
     let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -88,11 +88,12 @@ fn trusts(name: &str) -> Value {
     json!({"caBundleRef": {"kind": "ConfigMap", "name": name}})
 }
 
-/// A TLS server for one request a connection, which can be given another certificate, or demand some of its clients.
+/// A TLS server for one request per connection. Its certificate can be replaced, and it can require client
+/// certificates.
 pub struct Endpoint {
     pub port: u16,
     config: Arc<Mutex<Arc<ServerConfig>>>,
-    /// The names of the jobs that it was told of.
+    /// The names of the jobs in received events.
     received: Arc<Mutex<Vec<String>>>,
 }
 
@@ -126,7 +127,7 @@ impl Endpoint {
                 tokio::spawn(async move {
                     let stream = match acceptor.accept(stream).into_fallible().await {
                         Ok(stream) => stream,
-                        // Reads on, so that what it said is not lost to a reset.
+                        // Continues to read, so that a reset does not discard the alert that it sent.
                         Err((_, mut stream)) => {
                             let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
                             return;
@@ -165,7 +166,7 @@ impl Endpoint {
     }
 }
 
-/// Makes a Webhook that tries once, unless told otherwise.
+/// Creates a Webhook.
 fn webhook(scene: &Scene, name: &str, url: &str, tls: Option<Value>, retries: u32) {
     let backoff = json!({"initial": "200ms", "factor": 1, "max": "200ms"});
     let mut spec = json!({"delivery": {"maxRetries": retries, "backoff": backoff}});
@@ -181,7 +182,7 @@ async fn start_job(scene: &Scene, name: &str) {
     jobs.start(name).await;
 }
 
-/// Waits for what the status says of a failed attempt.
+/// Waits for the error of a failed attempt in the status.
 async fn failure(scene: &Scene, webhook: &str) -> String {
     eventually(&format!("the failure is in the status of {webhook}"), SOON, || async {
         scene.get("webhook", webhook)["status"]["lastFailure"]["error"].as_str().map(str::to_owned)
@@ -322,7 +323,7 @@ fn a_bundle_and_a_client_certificate_that_are_replaced_take_effect_live() {
         scene.apply(&old_clients.issue("ci").secret("client"));
         let mut tls = trusts("internal-ca");
         tls["clientCertificateRef"] = json!({"name": "client"});
-        // Enough retries for as long as a copy may be used: it is read again at most once in five seconds.
+        // Enough retries for the lifetime of a cached copy: it is read again at most once in five seconds.
         let backoff = json!({"initial": "1s", "factor": 1, "max": "1s"});
         scene.webhook("ci", &endpoint.url(), &json!({"tls": tls, "delivery": {"maxRetries": 20, "backoff": backoff}}));
         let operator = scene.operator().await;
@@ -424,7 +425,7 @@ fn self_signed_certificate_is_trusted_beside_a_broken_one() {
         assert!(error.contains("is that of a CA") && error.contains("put this very one into the bundle"), "{error}");
         assert!(!operator.log().contains("quokka"));
 
-        // Put right, it is read again before the next delivery.
+        // After the correction it is read again before the next delivery.
         map(shown.certificate.pem());
         eventually("the condition says nothing of it any more", Duration::from_secs(90), || async {
             start_job(&scene, &format!("llama-{}", jiff::Timestamp::now().as_millisecond())).await;
@@ -439,7 +440,7 @@ fn certificate_names_are_hidden_where_a_header_is_secret() {
     run(async {
         let scene = Scene::new("reflected").await;
         let ca = Ca::new();
-        // The endpoint has been sent the header, and shows it where a status has room for it.
+        // The endpoint has received the header, and shows it in a place that the status may quote.
         let endpoint = Endpoint::start(&ca.issue("quokkasecret-token.example.com"), None).await;
         scene.apply(&bundle("internal-ca", &ca));
         scene.apply(&json!({

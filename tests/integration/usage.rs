@@ -1,4 +1,4 @@
-//! Usage figures, end to end: a real Prometheus that scrapes an exporter of the test, and a real quota that pods use.
+//! Usage figures, end to end: a real Prometheus that scrapes the test's exporter, and a real quota that pods use.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -32,7 +32,7 @@ use crate::{
 const LATE: Duration = Duration::from_secs(60);
 const EVALUATIONS: &str = "llmtune_webhooks_usage_evaluations_total";
 
-/// A figure of a test, as an exporter shows it and a Prometheus scrapes it.
+/// A figure of a test, exposed by an exporter and scraped by a Prometheus.
 struct Figure {
     exporter: Exporter,
     prometheus: Prometheus,
@@ -78,11 +78,11 @@ async fn operator_with(scene: &Scene, server: &str) -> Operator {
     Operator::start_ready(&scene.plane, &options).await
 }
 
-/// Waits until what Prometheus shows now has been evaluated.
+/// Waits until the current value in Prometheus has been evaluated.
 async fn evaluated(operator: &Operator) {
     let count = || operator.metric(EVALUATIONS, &[("source", "prometheus"), ("result", "Measured")]);
     let before = count();
-    // One may have been under way.
+    // One may have been in progress.
     eventually("two more evaluations", SOON, || async { (count() >= before + 2.0).then_some(()) }).await;
 }
 
@@ -95,7 +95,7 @@ fn condition(scene: &Scene, name: &str, kind: &str) -> Option<(String, String, S
     Some((text("status"), text("reason"), text("message")))
 }
 
-/// Waits until a threshold is ready, or is not for this reason; returns the message.
+/// Waits until a threshold is ready, or not ready for this reason. Returns the message.
 async fn wait_ready(scene: &Scene, name: &str, reason: &str) -> String {
     let status = if reason == "Measured" { "True" } else { "False" };
     eventually(&format!("{name} is {reason}"), LATE, || async {
@@ -105,8 +105,8 @@ async fn wait_ready(scene: &Scene, name: &str, reason: &str) -> String {
     .await
 }
 
-/// The thresholds that the events tell, in the order in which they came, each event once.
-fn told(receiver: &Receiver) -> Vec<String> {
+/// The thresholds in the events, in the order of arrival, each event once.
+fn announced(receiver: &Receiver) -> Vec<String> {
     let mut seen = HashSet::new();
     let received = receiver.received();
     let usage = received.iter().filter(|post| post.event() == "usage.threshold_reached");
@@ -143,8 +143,8 @@ fn a_figure_that_rises_falls_and_jumps_sends_each_crossing_once() {
             evaluated(&operator).await;
             expected.extend(tells);
             let what = format!("{value} tells {expected:?}");
-            eventually(&what, SOON, || async { (told(&receiver).len() == expected.len()).then_some(()) }).await;
-            assert_eq!(told(&receiver), expected, "{value}");
+            eventually(&what, SOON, || async { (announced(&receiver).len() == expected.len()).then_some(()) }).await;
+            assert_eq!(announced(&receiver), expected, "{value}");
         }
         evaluated(&operator).await;
         assert_eq!(receiver.count(), expected.len(), "nothing is sent twice, and nothing for the other labels");
@@ -209,9 +209,9 @@ fn what_cannot_be_measured_is_told_in_conditions_and_is_neither_an_event_nor_a_r
             scene.apply(&tokens(name, &query(scalar)));
             receiver.wait_for("usage.threshold_reached", name, SOON).await;
         }
-        assert_eq!(told(&receiver), ["50%", "50%"]);
+        assert_eq!(announced(&receiver), ["50%", "50%"]);
 
-        // Absence resets nothing; nor does a mistake that is corrected.
+        // A missing sample resets nothing; nor does an error that is corrected.
         figure.remove().await;
         wait_ready(&scene, "steady", "NoSample").await;
         figure.set(610.0).await;
@@ -224,9 +224,9 @@ fn what_cannot_be_measured_is_told_in_conditions_and_is_neither_an_event_nor_a_r
         ));
         wait_ready(&scene, "steady", "Measured").await;
         evaluated(&operator).await;
-        assert_eq!(told(&receiver), ["50%", "50%"]);
+        assert_eq!(announced(&receiver), ["50%", "50%"]);
 
-        // What was wrong and is put right is looked at for the first time.
+        // After the correction the figure counts as seen for the first time.
         scene.apply(&tokens("several", &query("max(several)")));
         let post = receiver.wait_for("usage.threshold_reached", "several", SOON).await;
         assert_eq!(post.json()["data"]["threshold"], "950", "only the highest");
@@ -258,7 +258,7 @@ fn a_prometheus_that_goes_away_and_comes_back_costs_no_crossing_and_repeats_none
         figure.exporter.set("llm_tokens", &[], 900.0);
         figure.prometheus.restart().await;
         wait_ready(&scene, "tokens", "Measured").await;
-        eventually("80% is told", SOON, || async { (told(&receiver) == ["50%", "80%"]).then_some(()) }).await;
+        eventually("80% is told", SOON, || async { (announced(&receiver) == ["50%", "80%"]).then_some(()) }).await;
         evaluated(&operator).await;
         assert_eq!(receiver.count(), 3);
     });
@@ -270,7 +270,7 @@ fn a_prometheus_that_hangs_delays_nothing_else() {
         let scene = Scene::new("hangs").await;
         let (figure, receiver) = (Figure::start().await, Receiver::start().await);
         scene.webhook("ci", &receiver.url(), &json!({"events": ["*"]}));
-        // It takes connections, and never answers.
+        // It accepts connections, and never answers.
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let hanging = format!("http://{}", socket.local_addr().unwrap());
         let held = tokio::spawn(async move {
@@ -293,7 +293,7 @@ fn a_prometheus_that_hangs_delays_nothing_else() {
             figure.set(value).await;
             let set = Instant::now();
             eventually("the crossing is told", Duration::from_secs(5), || async {
-                (told(&receiver).len() == expected).then_some(())
+                (announced(&receiver).len() == expected).then_some(())
             })
             .await;
             println!("{value} told {:?} after it was scraped", set.elapsed());
@@ -304,7 +304,7 @@ fn a_prometheus_that_hangs_delays_nothing_else() {
         let message = wait_ready(&scene, "hangs-0", "PrometheusUnavailable").await;
         assert!(message.contains("no answer within 10 s"), "{message}");
         assert_eq!(operator.get("/healthz").unwrap().0, 200);
-        // One that is pointed elsewhere does not wait for its turn at the one that hangs.
+        // A threshold with a new address does not wait behind the query that hangs.
         scene.apply(&tokens(
             "hangs-19",
             &json!({"prometheus": {"url": figure.prometheus.url(), "query": "llm_tokens"}}),
@@ -314,7 +314,7 @@ fn a_prometheus_that_hangs_delays_nothing_else() {
     });
 }
 
-/// Whether each event id stands for one body, however often it came; how many ids there are.
+/// Checks that each event id stands for one body, however often it came. Returns the number of ids.
 fn ids(receiver: &Receiver) -> usize {
     let mut bodies: HashMap<String, String> = HashMap::new();
     for post in receiver.received() {
@@ -336,7 +336,7 @@ fn an_operator_killed_between_evaluation_and_delivery_sends_each_crossing_under_
         scene.apply(&tokens("tokens", &json!({"thresholds": ["50%"]})));
         wait_ready(&scene, "tokens", "Measured").await;
 
-        // The flush cannot land: the crossing is known and nothing may be attempted.
+        // The flush cannot be committed: the crossing is known, and nothing may be attempted.
         scene.plane.freeze_etcd();
         figure.set(600.0).await;
         operator.wait_log("event=usage.threshold_reached", SOON).await;
@@ -347,7 +347,7 @@ fn an_operator_killed_between_evaluation_and_delivery_sends_each_crossing_under_
         operator.restart();
         receiver.wait(1, LATE).await;
 
-        // At whatever moment it is killed.
+        // Kills at different moments.
         let mut crossings = 1;
         for moment in [0, 150, 300, 450, 600, 750, 900, 1050, 1200, 1350] {
             figure.set(100.0).await;
@@ -396,7 +396,7 @@ fn a_quota_that_pods_use_up_tells_its_thresholds_and_a_new_hard_arms_them() {
         };
         quota("4");
         wait_ready(&scene, "pods", "Measured").await;
-        // Until the controller has written the quota's status, the condition says that.
+        // The message until the controller has written the quota's status.
         let message = eventually("lacks tells what the quota limits", LATE, || async {
             condition(&scene, "lacks", "Ready").map(|ready| ready.2).filter(|text| text.contains("limits no services"))
         })
@@ -420,32 +420,32 @@ fn a_quota_that_pods_use_up_tells_its_thresholds_and_a_new_hard_arms_them() {
         let of = |name: &str| -> Vec<Received> {
             receiver.received().into_iter().filter(|post| post.name() == name).collect()
         };
-        let told_of = async |name: &str, expected: &[&str]| {
+        let reports = async |name: &str, expected: &[&str]| {
             eventually(&format!("{name} tells {expected:?}"), LATE, || async {
-                let told: Vec<String> =
+                let reached: Vec<String> =
                     of(name).iter().map(|post| post.json()["data"]["threshold"].as_str().unwrap().to_owned()).collect();
-                (told == expected).then_some(())
+                (reached == expected).then_some(())
             })
             .await;
         };
         pod("a");
         pod("b");
-        told_of("pods", &["50%"]).await;
+        reports("pods", &["50%"]).await;
         let first = of("pods").remove(0).json();
         assert_eq!(first["data"]["metric"], "team/pods");
         assert_eq!(
             (&first["data"]["value"], &first["data"]["limit"], &first["data"]["percent"]),
             (&json!(2), &json!(4), &json!(50))
         );
-        told_of("held", &["50%"]).await;
+        reports("held", &["50%"]).await;
         let (at, held_at) = (of("pods")[0].at, of("held")[0].at);
         println!("held for 3 s: told {:?} later", held_at - at);
         assert!(held_at - at >= Duration::from_secs(2));
         pod("c");
         pod("d");
-        told_of("pods", &["50%", "100%"]).await;
+        reports("pods", &["50%", "100%"]).await;
         scene.wait("pod/d", "condition=Ready");
-        // Below both by more than the hysteresis, and up again at a jump.
+        // Below both by more than the hysteresis, and above both again in one step.
         scene.kubectl(&["delete", "pod", "b", "c", "d"]);
         eventually("one pod is counted", LATE, || async {
             (scene.get("resourcequota", "team")["status"]["used"]["pods"] == "1").then_some(())
@@ -454,10 +454,10 @@ fn a_quota_that_pods_use_up_tells_its_thresholds_and_a_new_hard_arms_them() {
         for name in ["b", "c", "d"] {
             pod(name);
         }
-        told_of("pods", &["50%", "100%", "50%", "100%"]).await;
+        reports("pods", &["50%", "100%", "50%", "100%"]).await;
 
         quota("8");
-        told_of("pods", &["50%", "100%", "50%", "100%", "50%"]).await;
+        reports("pods", &["50%", "100%", "50%", "100%", "50%"]).await;
         assert_eq!(of("pods").pop().unwrap().json()["data"]["limit"], 8);
         let distinct: HashSet<String> = of("pods").iter().map(|post| post.event_id().to_owned()).collect();
         assert_eq!(distinct.len(), 5);
@@ -467,13 +467,13 @@ fn a_quota_that_pods_use_up_tells_its_thresholds_and_a_new_hard_arms_them() {
     });
 }
 
-/// From where, at which path, with which headers, and the form.
+/// The client's address, the path, the headers and the form.
 type Asked = (SocketAddr, String, HeaderMap, String);
 
-/// The status, headers and the body of an answer.
+/// Status, headers and body of a response.
 type Answer = (u16, Vec<(&'static str, &'static str)>, String);
 
-/// A server that answers queries like Prometheus, and remembers who asked.
+/// A server that answers queries like Prometheus, and records the requests.
 #[derive(Clone)]
 struct Fake {
     asked: Arc<Mutex<Vec<Asked>>>,
@@ -488,7 +488,7 @@ impl Default for Fake {
     }
 }
 
-/// An answer of one sample, with more members.
+/// A response with one sample and additional members.
 fn vector(value: &str, more: &str) -> String {
     format!(
         r#"{{"status":"success","data":{{"resultType":"vector","result":[{{"metric":{{}},"value":[1,"{value}"]}}]}}{more}}}"#
@@ -528,7 +528,7 @@ impl Fake {
     /// The headers of the next query.
     async fn next(&self) -> HeaderMap {
         let before = self.asked().len();
-        // One may have been under way.
+        // One may have been in flight.
         eventually("two queries", SOON, || async {
             self.asked().get(before + 1).map(|(.., headers, _)| headers.clone())
         })
@@ -547,7 +547,7 @@ fn a_partial_answer_neither_measures_nor_arms_a_threshold() {
         scene.apply(&tokens("tokens", &json!({"thresholds": ["50%"]})));
         receiver.wait(1, SOON).await;
         for partial in [r#","warnings":["store 10.0.0.1:10901: deadline exceeded"]"#, r#","isPartial":true"#] {
-            // A store is away: less than there is.
+            // One store is unavailable: the response is partial.
             fake.answer(200, &[], &vector("100", partial));
             let message = wait_ready(&scene, "tokens", "PartialAnswer").await;
             println!("{message}");
@@ -558,7 +558,7 @@ fn a_partial_answer_neither_measures_nor_arms_a_threshold() {
             wait_ready(&scene, "tokens", "Measured").await;
             fake.next().await;
         }
-        assert_eq!(told(&receiver), ["50%"], "one crossing");
+        assert_eq!(announced(&receiver), ["50%"], "one crossing");
         fake.answer(200, &[], &vector("100", ""));
         fake.next().await;
         fake.answer(200, &[], &vector("600", ""));
@@ -626,7 +626,7 @@ fn queries_bear_the_headers_and_the_basic_auth_of_their_spec() {
         assert_eq!(headers["x-scope-orgid"], "team-a|team-b");
         assert_eq!(headers["authorization"], "Bearer operators-s3cret");
 
-        // From Secrets, which must say that they may be sent.
+        // From Secrets, which need the label that allows sending them.
         let from = json!([{"name": "X-Key", "valueFrom": {"secretKeyRef": {"name": "key", "key": "token"}}}]);
         scene.apply(&with(json!({"headers": from})));
         wait_ready(&scene, "tokens", "HeaderSecretNotFound").await;
@@ -647,7 +647,7 @@ fn queries_bear_the_headers_and_the_basic_auth_of_their_spec() {
         let headers = fake.next().await;
         assert_eq!(headers["authorization"], basic("p4ss-s3cret").as_str(), "in place of the operator's token");
         assert!(!headers.contains_key("x-key"));
-        // Refused, it is read again at once; what the server repeats of it stays out of the status.
+        // After a refusal the Secret is read again immediately. The server's echo of it does not appear in the status.
         fake.answer(401, &[], "p4ss-s3cret is wrong");
         let message = wait_ready(&scene, "tokens", "PrometheusRefused").await;
         assert!(

@@ -1,4 +1,4 @@
-//! `UsageThreshold` as the real apiserver takes, fills in and refuses it.
+//! `UsageThreshold` on a real apiserver: accepted, defaulted and refused.
 
 // Tables of json! literals read best whole and without borrows.
 #![allow(clippy::needless_pass_by_value)]
@@ -16,7 +16,7 @@ pub fn manifest(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "llmtune.io/v1alpha1", "kind": "UsageThreshold", "metadata": {"name": name}, "spec": spec})
 }
 
-/// These fields over those of a query with a limit; a null takes one away.
+/// These fields over those of a query with a limit; null removes a field.
 fn query(fields: Value) -> Value {
     let mut spec = json!({"prometheus": {"query": "sum(up)"}, "limit": "1G", "thresholds": ["80%"]});
     for (key, value) in fields.as_object().unwrap() {

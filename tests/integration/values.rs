@@ -1,4 +1,5 @@
-//! Values as clusters and hosts really have them: large integers, clocks that are set, hosts without IPv6, proxies towards the apiserver.
+//! Values and environments as they occur in practice: large integers, clock changes, hosts without IPv6, proxies to the
+//! apiserver.
 
 mod proxies;
 
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::support::{BINARY, SOON, Scene, run};
 
-/// A library that shows a process another clock, and a kernel without IPv6; compiled of `values/host.c`.
+/// A library that simulates another clock and a kernel without IPv6; compiled from `values/host.c`.
 fn host() -> PathBuf {
     let library = temporary_folder("host").join("host.so");
     let source = root().join("tests/integration/values/host.c");
@@ -46,7 +47,7 @@ fn an_event_after_a_clock_step_bears_the_new_time() {
             let (scene, receiver) = (&scene, &receiver);
             async move {
                 scene.job(&name);
-                // Without a time of the job's own it is the operator's.
+                // If the job has no time of its own, the operator's time is used.
                 scene.phase(&name, "Running");
                 let post = receiver.wait_for("training.started", &name, SOON).await;
                 let at: jiff::Timestamp = post.json()["occurredAt"].as_str().unwrap().parse().unwrap();
@@ -110,7 +111,7 @@ fn large_integers_arrive_with_all_their_digits() {
         scene.wait("webhook/native", "condition=Ready");
         scene.wait("webhook/events", "condition=Ready");
         scene.job("llama");
-        // The text itself, so that no JSON library of this test rounds it.
+        // Raw text, so that no JSON library of this test rounds it.
         let metrics = r#"{"status":{"phase":"Completed","metrics":{"flops":9007199254740993,"even":9007199254740992,"tokens":9000000000000000000,"least":-9223372036854775808,"power":1152921504606846976,"loss":0.25}}}"#;
         scene.kubectl(&["patch", "trainingjob", "llama", "--subresource=status", "--type=merge", "-p", metrics]);
         let expected = r#""metrics":{"even":9007199254740992,"flops":"9007199254740993","least":"-9223372036854775808","loss":0.25,"power":"1152921504606846976","tokens":9000000000000000000}"#;

@@ -1,4 +1,4 @@
-//! Kinds that users have watched by `WebhookSource` objects.
+//! Custom kinds that users configure with `WebhookSource` objects.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{SOON, Scene, run};
 
-/// A definition of `Training` in group `example.com` that takes everything.
+/// A definition of `Training` in group `example.com` that accepts everything.
 fn definition() -> Value {
     let schema = json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
     json!({
@@ -43,7 +43,7 @@ fn install(scene: &Scene) {
     scene.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "trainings.example.com"]);
 }
 
-/// What the aggregated role grants once kube-controller-manager has filled it in.
+/// The rights of the aggregated role, as kube-controller-manager aggregates them.
 fn grant(scene: &Scene) {
     scene.apply(&json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "trainings"},
@@ -68,7 +68,7 @@ fn phase(scene: &Scene, name: &str, phase: &Value) {
     scene.kubectl(&["patch", "training", name, "--subresource=status", "--type=merge", "-p", &patch]);
 }
 
-/// Waits until a condition of a source has this status and reason; its message.
+/// Waits until a condition of a source has this status and reason. Returns its message.
 async fn condition(scene: &Scene, source: &str, kind: &str, status: &str, reason: &str) -> String {
     eventually(&format!("{kind}={status} ({reason}) of {source}"), SOON, || async {
         let object = scene.get("webhooksource", source);
@@ -104,7 +104,7 @@ fn a_source_takes_effect_changes_and_is_withdrawn_live() {
         receiver.wait_for("training.completed", "before", SOON).await;
         assert_eq!(receiver.count(), 2, "what was there before is a baseline: {:?}", receiver.events());
 
-        // What events tell may change without the records beginning anew.
+        // A change of `data` does not reset the records.
         scene.apply(&source("trainings", &json!({"data": {"baseModel": "'other'"}})));
         eventually("the new data is in force", SOON, || async {
             (scene.get("webhooksource", "trainings")["status"]["observedGeneration"] == 2).then_some(())
@@ -134,7 +134,7 @@ fn a_source_takes_effect_changes_and_is_withdrawn_live() {
         operator.wait_log("the source is withdrawn", SOON).await;
         create(&scene, "c", &json!({}));
         phase(&scene, "c", &json!("Busy"));
-        // Something that comes after it on the way.
+        // A later event: the earlier ones have been processed when it arrives.
         scene.job("last");
         scene.phase("last", "Running");
         receiver.wait_for("training.started", "last", SOON).await;
@@ -170,7 +170,7 @@ fn what_happened_while_the_operator_was_killed_is_told_and_a_kind_that_comes_lat
             (operator.metric("llmtune_webhooks_ledger_records", &[]) >= 3.0 && text.contains("Journal")).then_some(())
         })
         .await;
-        // The flush of what was just recorded.
+        // Waits for the flush of the last record.
         eventually("the deliveries are settled", SOON, || async {
             (operator.metric("llmtune_webhooks_deliveries_total", &[("result", "delivered")]) >= 3.0).then_some(())
         })
@@ -233,7 +233,7 @@ fn invalid_mapping_loses_no_event_over_kills_with_and_without_a_record() {
         receiver.wait_for("training.completed", "down", SOON).await;
         condition(&scene, "trainings", "Stalled", "True", "InvalidExpression").await;
 
-        // A release before this one recorded nothing. What the ledger remembers waits.
+        // An earlier release recorded no `inForce`. The watch in the ledger is kept until then.
         operator.stop();
         let remove = json!([{"op": "remove", "path": "/status/inForce"}]).to_string();
         scene.kubectl(&["patch", "webhooksource", "trainings", "--subresource=status", "--type=json", "-p", &remove]);
@@ -277,7 +277,7 @@ fn a_kind_that_the_operator_may_not_watch_says_what_to_apply_and_that_works() {
         let message = condition(&scene, "trainings", "Ready", "False", "Forbidden").await;
         println!("{message}");
         operator.wait_readyz("interrupted; its conditions say why", SOON).await;
-        // No other source is disturbed.
+        // Other sources are not affected.
         scene.job("other");
         scene.phase("other", "Running");
         receiver.wait_for("training.started", "other", SOON).await;
@@ -319,7 +319,7 @@ fn an_expression_that_cannot_be_evaluated_is_counted_and_shown_and_a_kind_of_the
         let errors = || operator.metric("llmtune_webhooks_source_evaluation_errors_total", &[("source", "trainings")]);
         assert!(errors() >= 1.0 && status["evaluationErrors"].as_i64().unwrap() >= 1);
         assert_eq!(receiver.count(), 0, "{:?}", receiver.events());
-        // A state that can be told moves it on.
+        // The next stage that can be evaluated moves the object on.
         phase(&scene, "a", &json!(4));
         receiver.wait_for("training.completed", "a", SOON).await;
 

@@ -1,4 +1,4 @@
-//! What goes over the wire: the body's bytes, held to JavaScript's own, and the request's headers.
+//! The wire format: the body's bytes, compared with JavaScript's output, and the request's headers.
 
 pub mod generated;
 
@@ -44,7 +44,7 @@ fn generated() -> &'static [(Payload, String)] {
     })
 }
 
-/// Has Node hold each body against its own `JSON.stringify(JSON.parse(body))`, and the signature against both.
+/// Node compares each body with its own `JSON.stringify(JSON.parse(body))`, and checks the signature of both.
 fn assert_node_agrees<'a>(signed: impl IntoIterator<Item = (String, &'a str)>) {
     let (signatures, bodies): (Vec<String>, Vec<&str>) = signed.into_iter().unzip();
     assert!(bodies.iter().all(|body| !body.contains('\n')), "a body has a line break");
@@ -97,7 +97,7 @@ fn no_body_is_longer_than_256_kib_and_one_that_would_be_loses_metrics_first_and_
         truncated += 1;
         assert_eq!(value["truncated"], true);
         assert!(value["data"].get("metrics").is_none(), "{body}");
-        // Metrics went first, then the largest: what went last would not have fitted.
+        // Metrics are dropped first, then the largest member: the last dropped one would not have fitted.
         lost.sort_by_key(|(name, value)| (*name != "metrics", usize::MAX - value.len()));
         let (name, smallest) = lost.last().unwrap();
         assert!(body.len() + name.len() + smallest.len() + 4 > MAX_BYTES, "{name} went for nothing");
@@ -117,13 +117,13 @@ fn every_text_and_figure_arrives_as_it_was_except_a_metric_called_proto() {
         assert_eq!(value["data"]["name"], payload.object.name);
         assert_eq!(value["data"]["namespace"], payload.object.namespace);
         let Facts::Training(facts) = &payload.object.facts else { continue };
-        let Some(told) = value["data"].get("metrics") else { continue };
+        let Some(values) = value["data"].get("metrics") else { continue };
         for (name, metric) in &facts.metrics {
-            match (told.get(name), metric) {
-                (told, _) if name == "__proto__" => assert_eq!(told, None),
-                (told, Metric::Number(number)) if !number.is_finite() => assert_eq!(told, Some(&Value::Null)),
-                (told, Metric::Number(number)) => assert_eq!(told.and_then(Value::as_f64), Some(*number)),
-                (told, Metric::Text(text)) => assert_eq!(told.and_then(Value::as_str), Some(text.as_str())),
+            match (values.get(name), metric) {
+                (actual, _) if name == "__proto__" => assert_eq!(actual, None),
+                (actual, Metric::Number(number)) if !number.is_finite() => assert_eq!(actual, Some(&Value::Null)),
+                (actual, Metric::Number(number)) => assert_eq!(actual.and_then(Value::as_f64), Some(*number)),
+                (actual, Metric::Text(text)) => assert_eq!(actual.and_then(Value::as_str), Some(text.as_str())),
             }
         }
     }
@@ -133,7 +133,7 @@ fn every_text_and_figure_arrives_as_it_was_except_a_metric_called_proto() {
 fn a_body_of_256_kib_is_sent_whole_and_one_byte_more_is_not() {
     let body = |artifact: usize| {
         let status = json!({"artifact": "x".repeat(artifact)});
-        told(job(&status), EventType::TrainingCompleted, Some("completed"), None)
+        second_body(job(&status), EventType::TrainingCompleted, Some("completed"), None)
     };
     let room = MAX_BYTES - body(0).len();
     assert_eq!(body(room).len(), MAX_BYTES);
@@ -153,7 +153,7 @@ fn an_oversized_body_keeps_what_fits_without_its_metrics() {
         let status = json!({
             "metrics": {"log": kilobytes(metrics)}, "artifact": kilobytes(artifact), "message": kilobytes(message)
         });
-        let body = told(job(&status), EventType::TrainingFailed, Some("failed"), None);
+        let body = second_body(job(&status), EventType::TrainingFailed, Some("failed"), None);
         let body: Value = serde_json::from_str(&body).unwrap();
         for name in ["metrics", "artifact", "error"] {
             assert_eq!(body["data"].get(name).is_some(), kept.contains(&name), "{name} of {kept:?}");
@@ -209,7 +209,7 @@ fn deployment() -> Object {
 }
 
 /// The body of the object's second event, observed and delivered within one second.
-fn told(object: Object, event: EventType, status: Option<&'static str>, cluster: Option<&str>) -> String {
+fn second_body(object: Object, event: EventType, status: Option<&'static str>, cluster: Option<&str>) -> String {
     let at = |text: &str| text.parse::<Timestamp>().unwrap();
     let (name, run) = match object.facts {
         Facts::Training(_) => (OccurrenceName::StartedAt(at("2025-11-08T12:00:05Z")), 1),
@@ -234,7 +234,7 @@ fn a_completed_job_is_told_in_the_documented_order() {
         "startedAt": "2025-11-08T12:00:05Z", "completedAt": "2025-11-08T14:22:30Z"
     });
     assert_eq!(
-        told(job(&status), EventType::TrainingCompleted, Some("completed"), None),
+        second_body(job(&status), EventType::TrainingCompleted, Some("completed"), None),
         concat!(
             r#"{"id":"evt_9d36481bebe19a78dc9aa3fde14f87ed","event":"training.completed","#,
             r#""data":{"jobId":"ft-7","name":"llama-sft","namespace":"research","#,
@@ -251,7 +251,7 @@ fn a_completed_job_is_told_in_the_documented_order() {
 fn a_failed_job_is_told_with_its_error_and_without_what_is_not_known() {
     let status = json!({"reason": "OutOfMemory", "message": "rank 3: \"CUDA out of memory\"\n"});
     assert_eq!(
-        told(job(&status), EventType::TrainingFailed, Some("failed"), Some("eu-1")),
+        second_body(job(&status), EventType::TrainingFailed, Some("failed"), Some("eu-1")),
         concat!(
             r#"{"id":"evt_d289fba843d9e1d6c9a2edb0e3fa8207","event":"training.failed","#,
             r#""data":{"jobId":"6f1c1a52-93e5-4a0e-9d5a-0c5f5d7c2b11","name":"llama-sft","namespace":"research","#,
@@ -280,7 +280,7 @@ fn each_event_of_a_deployment_is_told_with_its_model_and_where_it_serves() {
             "{{\"id\":\"{id}\",\"event\":\"{name}\",\"data\":{data},\"occurredAt\":\"2025-11-08T14:22:31.123Z\",\
              \"sequence\":2,\"deliveredAt\":\"2025-11-08T14:22:31Z\"}}"
         );
-        assert_eq!(told(deployment(), event, None, None), expected);
+        assert_eq!(second_body(deployment(), event, None, None), expected);
     }
 }
 
@@ -299,7 +299,7 @@ fn a_threshold_is_told_with_the_figure_as_numbers_and_as_the_spec_spells_it() {
     let object = EventType::UsageThresholdReached.outline(Uid::from_u128(7), "research".into(), "tokens".into());
     let object = Object { facts: Facts::Usage(usage), generation: 3, ..object };
     assert_eq!(
-        told(object, EventType::UsageThresholdReached, None, None),
+        second_body(object, EventType::UsageThresholdReached, None, None),
         concat!(
             r#"{"id":"evt_194774887f9eb3310f641f9c5cf57c08","event":"usage.threshold_reached","#,
             r#""data":{"name":"tokens","namespace":"research","#,
@@ -310,7 +310,7 @@ fn a_threshold_is_told_with_the_figure_as_numbers_and_as_the_spec_spells_it() {
     );
 }
 
-/// A header that is there once.
+/// The value of a header that occurs exactly once.
 fn once<'a>(request: &'a Received, name: &str) -> &'a str {
     let mut values = request.headers.get_all(name).iter();
     let value = values.next().unwrap_or_else(|| panic!("{name} is absent: {:?}", request.headers));

@@ -1,5 +1,6 @@
-//! What must hold of measured figures. The store has no history of them: each evaluation that an engine takes in is judged here
-//! once more, and what a later engine remembers must be what one of these judgements left, none older than what was flushed.
+//! Invariants of measured figures. The store has no history of them. This module therefore repeats each evaluation that
+//! an engine processes. The state that a later engine recovers must be the result of one of these evaluations, and not
+//! older than the last flush.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -23,16 +24,16 @@ use crate::{
     store::{KINDS, USAGE},
 };
 
-/// The number of a statement that is broken, and how.
+/// The rule that is broken, and how.
 pub type Broken = (&'static str, String);
 
-/// What is known of a figure.
+/// The state of a figure.
 #[derive(Clone)]
 struct Figure {
     lifecycle: Lifecycle,
-    /// How many events it had.
+    /// The number of its events so far.
     sequence: u32,
-    /// Thresholds that it was over when a new ledger first looked at it, and ever since.
+    /// Thresholds that it exceeded when a new ledger first looked at it, and ever since.
     found: BTreeSet<String>,
 }
 
@@ -46,10 +47,10 @@ impl Figure {
     }
 }
 
-/// What an evaluation left, and what it told.
+/// The result of an evaluation: the new state and its events.
 #[derive(Default)]
 struct Step {
-    /// `None`: nothing is known of it.
+    /// `None` if the ledger has no record of the figure.
     figure: Option<Figure>,
     events: Vec<EventId>,
     deliveries: Vec<(Uid, EventId)>,
@@ -57,26 +58,26 @@ struct Step {
 
 #[derive(Default)]
 pub struct Crossings {
-    /// Who leads.
+    /// The number of the current leader.
     leader: u64,
-    /// It has been told what is there.
+    /// The engine has received the list of figures.
     known: bool,
-    /// From what was flushed last to what is known now.
+    /// For each figure, the states from the last flush until now.
     trails: BTreeMap<Uid, Vec<Step>>,
-    /// The store was restored: what a ledger remembers may be older than what was flushed.
+    /// The store was restored: a recovered state may be older than the last flush.
     restored: bool,
-    /// Events that were told and did not outlive their engine.
+    /// Events that were lost with their engine.
     void: HashSet<EventId>,
-    /// Events that tell again what was found.
+    /// Events that report a threshold of `found` again.
     repeats: HashSet<EventId>,
-    /// What was attempted, and what it stood for.
+    /// Attempted events, each with its figure and threshold.
     sent: HashMap<EventId, (Uid, String)>,
-    /// Figures that no evaluation has looked at since the leader took them up.
+    /// Recovered figures without an evaluation since the leader started.
     taken_up: HashSet<Uid>,
 }
 
 impl Crossings {
-    /// A leader takes up what the ledger remembers. Tells the deliveries that it must make.
+    /// A leader recovers its state. Returns the deliveries that it must make.
     pub fn leads(&mut self, leader: u64, memory: Option<&RecoveredState>) -> Result<Vec<(Uid, EventId)>, Broken> {
         self.leader = leader;
         let restored = std::mem::take(&mut self.restored);
@@ -97,7 +98,7 @@ impl Crossings {
             trails.clear();
         }
         if restored {
-            // Of a leader that outlived it.
+            // These may come from a leader that outlived the restore.
             self.sent.clear();
         }
         let uids: BTreeSet<Uid> = trails.keys().chain(records.keys()).copied().collect();
@@ -123,7 +124,8 @@ impl Crossings {
                 ));
             };
             self.void.extend(steps.drain(at + 1..).flat_map(|step| step.events));
-            // That nothing is known of it may be so since before it was told of, or because it is gone.
+            // A missing record is ambiguous: either the figure was not listed yet, or it is gone. Only deliveries up to
+            // the earliest match are certain.
             let surely = steps.iter().position(is).unwrap_or(at);
             owed.extend(pass(&mut steps, surely));
             pass(&mut steps, at - surely);
@@ -132,7 +134,7 @@ impl Crossings {
         Ok(owed)
     }
 
-    /// It is told what is there.
+    /// The engine receives the list of figures.
     pub fn only(&mut self, there: &[Uid]) {
         if std::mem::replace(&mut self.known, true) {
             let gone: Vec<Uid> = self.trails.keys().filter(|uid| !there.contains(uid)).copied().collect();
@@ -155,7 +157,7 @@ impl Crossings {
         }
     }
 
-    /// An engine took in an evaluation, told these events of it, and these thresholds as reached.
+    /// An engine processed an evaluation, emitted these events, and reported these thresholds as reached.
     pub fn evaluated(
         &mut self,
         object: &Object,
@@ -225,12 +227,12 @@ impl Crossings {
         Ok(())
     }
 
-    /// How far a flush goes that is composed now, and holds everything.
+    /// The positions that a complete flush composed now covers.
     pub fn mark(&self) -> Vec<(Uid, usize)> {
         self.trails.iter().map(|(uid, steps)| (*uid, steps.len() - 1)).collect()
     }
 
-    /// It has landed. Tells the deliveries that must be made from now on.
+    /// The flush is committed. Returns the deliveries that must be made from now on.
     pub fn flush_committed(&mut self, leader: u64, marks: Vec<(Uid, usize)>) -> Vec<(Uid, EventId)> {
         let mut owed = Vec::new();
         for (uid, at) in marks.into_iter().filter(|_| leader == self.leader && !self.restored) {
@@ -241,7 +243,7 @@ impl Crossings {
         owed
     }
 
-    /// An event is attempted, or becomes an object.
+    /// An event is attempted, or stored as an object.
     pub fn attempted(&mut self, event: &Event) -> Result<(), Broken> {
         if self.void.contains(&event.id) {
             return Err(("engine 7", format!("{} is attempted, although what told it was not flushed", event.id)));
@@ -257,14 +259,14 @@ impl Crossings {
         Ok(())
     }
 
-    /// The store went back.
+    /// The store was restored to an earlier state.
     pub fn restored(&mut self) {
         self.restored = true;
         self.void.clear();
     }
 }
 
-/// What the steps up to this one told is flushed.
+/// Removes the steps before this one, which are flushed, and returns their deliveries.
 fn pass(steps: &mut Vec<Step>, at: usize) -> Vec<(Uid, EventId)> {
     let passed: Vec<Step> = steps.drain(..at).collect();
     let mut owed: Vec<(Uid, EventId)> = passed.into_iter().flat_map(|step| step.deliveries).collect();
@@ -275,7 +277,7 @@ fn pass(steps: &mut Vec<Step>, at: usize) -> Vec<(Uid, EventId)> {
     owed
 }
 
-/// The threshold that an event is about, by the name that all its spellings share.
+/// The threshold of an event, by the name that all its spellings share.
 fn threshold(event: &Event) -> String {
     let body: Value = serde_json::from_str(&format!("{}\"}}", event.body.as_str())).unwrap_or_default();
     let text = body["data"]["threshold"].as_str().unwrap_or_default();

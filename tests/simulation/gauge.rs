@@ -1,4 +1,4 @@
-//! Figures that are measured against thresholds, and who measures them.
+//! Figures that are measured against thresholds, and the task that measures them.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -20,7 +20,7 @@ use crate::{
 
 const LADDERS: [&[&str]; 4] = [&["50%", "80%", "950"], &["80%"], &["50%", "500", "80%"], &["20%", "300", "50%", "80%"]];
 
-/// A UsageThreshold, and the figure that it speaks of.
+/// A UsageThreshold and its figure.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gauge {
     pub uid: Uid,
@@ -51,7 +51,7 @@ impl Gauge {
         gauge
     }
 
-    /// The figure rises, falls or jumps; of a quota the limit may change with it.
+    /// The figure rises, falls or jumps. A quota's limit may change at the same time.
     pub fn turn(&mut self, random: &mut Random) {
         self.value = match random.below(10) {
             0..5 => self.value + random.below(400) as i64 - 200,
@@ -65,7 +65,7 @@ impl Gauge {
         }
     }
 
-    /// The spec is another.
+    /// The spec changes.
     pub fn edit(&mut self, random: &mut Random) {
         self.generation += 1;
         self.ladder = random.below(LADDERS.len());
@@ -73,7 +73,7 @@ impl Gauge {
         self.hold = Duration::from_millis([0, 0, 400][random.below(3)]);
     }
 
-    /// What an evaluation finds now.
+    /// The result of an evaluation now.
     pub fn object(&self, now: Timestamp) -> Object {
         let amount = |value: i64| Amount::quantity(&value.to_string()).unwrap_or_default();
         let levels = LADDERS[self.ladder].iter().filter_map(|text| Level::parse(text).ok());
@@ -104,14 +104,14 @@ impl Gauge {
     }
 }
 
-/// The task that measures: it tells what is there, then evaluates one after the other.
+/// The measuring task: reports the list of figures, then evaluates them one by one.
 #[derive(Debug)]
 pub struct Meter {
     pub id: WatchId,
-    /// It has told what is there.
+    /// It has reported the list of figures.
     pub begun: bool,
     known: BTreeSet<Uid>,
-    /// What was measured of each, since when, and when last.
+    /// For each figure its last measured state, and the times of its first and last measurement.
     measured: BTreeMap<Uid, (Gauge, Timestamp, Timestamp)>,
 }
 
@@ -144,7 +144,7 @@ impl Meter {
         queue.push_back(Item { watch: self.id, kind: USAGE, change, as_of: 0, outdated: false });
     }
 
-    /// Whether another evaluation would tell nothing new.
+    /// Whether another evaluation would report nothing new.
     pub fn is_at_end(&self, env: &Env) -> bool {
         let is_done = |gauge: &Gauge| {
             self.measured.get(&gauge.uid).is_some_and(|(known, since, last)| {

@@ -1,4 +1,4 @@
-//! What can happen to an object next.
+//! Random changes of an object.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,9 @@ use llmtune_webhooks::event::object::{Facts, Metric, ServingFacts, ServingStage,
 
 use crate::random::Random;
 
-/// What begins from this second on is later than every object's creation.
+/// Times from this second on are later than every object's creation.
 const NEWS: i64 = 1_900_000_000;
-/// What began from this second on and before the other is earlier.
+/// Times between this second and `NEWS` are earlier than every object's creation.
 const PAST: i64 = 1_700_000_000;
 
 /// A job that is restored from a backup with its status.
@@ -24,7 +24,7 @@ pub fn restored(random: &mut Random, serial: i64) -> Facts {
     Facts::Training(TrainingFacts { stage: Some(stage), started_at: then, completed_at, ..TrainingFacts::default() })
 }
 
-/// The facts and the generation after a change. `serial` is never twice the same: it names runs.
+/// The facts and the generation after a change. `serial` is unique: it identifies runs.
 pub fn next(random: &mut Random, facts: &Facts, generation: i64, serial: i64) -> (Facts, i64) {
     match facts {
         Facts::Training(facts) => (Facts::Training(train(random, facts, serial)), generation),
@@ -32,12 +32,12 @@ pub fn next(random: &mut Random, facts: &Facts, generation: i64, serial: i64) ->
             let (facts, generation) = serve(random, facts, generation);
             (Facts::Serving(facts), generation)
         }
-        // What is measured has no history in the store.
+        // Measured figures have no history in the store.
         Facts::Usage(facts) => (Facts::Usage(facts.clone()), generation),
     }
 }
 
-// By where a job comes from; its ways to one stage are many.
+// Arms are grouped by the job's current stage, so several have the same result.
 #[allow(clippy::match_same_arms)]
 fn train(random: &mut Random, facts: &TrainingFacts, serial: i64) -> TrainingFacts {
     use TrainingStage::{Cancelled, Completed, Failed, Pending, Running, Suspended};
@@ -86,7 +86,7 @@ fn serve(random: &mut Random, facts: &ServingFacts, mut generation: i64) -> (Ser
     };
     facts.rolled_out |= stage == Deployed;
     facts.autoscaled = stage == Paused && (facts.autoscaled || (facts.stage != Some(Paused) && random.chance(5)));
-    // Who is scaled to zero has been changed since it was created.
+    // Scaling an existing Deployment to zero increases its generation.
     if (stage == Paused && generation == 1) || random.chance(10) {
         generation += 1;
     }
@@ -94,7 +94,7 @@ fn serve(random: &mut Random, facts: &ServingFacts, mut generation: i64) -> (Ser
     (facts, generation)
 }
 
-/// Makes the events of a job almost as large as they may be, so that a flush does not hold all that there is to tell.
+/// Makes the events of a job almost as large as allowed, so that not all changes fit into one flush.
 pub fn inflate(facts: &mut Facts) {
     if let Facts::Training(facts) = facts {
         facts.metrics = BTreeMap::from([("log".into(), Metric::Text("-".repeat(250_000)))]);
@@ -107,7 +107,7 @@ pub fn first(random: &mut Random, kind: usize) -> Facts {
         let stage = Some(ServingStage::Pending);
         return Facts::Serving(ServingFacts { stage, model_id: Some("m".into()), version, ..ServingFacts::default() });
     }
-    // Runs that a new start time ends, and runs that go on under it.
+    // Covers runs that a new start time ends, and runs that continue under it.
     let continues = random.chance(50);
     Facts::Training(TrainingFacts { stage: Some(TrainingStage::Pending), continues, ..TrainingFacts::default() })
 }

@@ -1,10 +1,10 @@
-//! The engine and its ledger in a simulated world: objects change, endpoints fail, PUTs get lost, the store is restored,
-//! processes are killed and paused between any two steps. `SEED=n` repeats one run and tells what happens in it; `SEEDS=n`
-//! sets how many there are. A violation names the statement that it breaks, by the number that it bears in `src/engine.rs`,
-//! `src/engine/pending.rs` or `src/ledger/mod.rs`.
+//! Simulates the engine and its ledger: objects change, endpoints fail, PUTs get lost, the store is restored, and
+//! processes are killed or paused between any two steps. `SEED=n` repeats one run and prints its steps; `SEEDS=n` sets
+//! the number of runs. A violation names the broken rule by its number in `src/engine.rs`, `src/engine/pending.rs` or
+//! `src/ledger/mod.rs`.
 //!
-//! Each process has a clock of its own. Not in the simulation: redelivery, bounds, owned and unreadable objects, and a kind that is
-//! believed missing. Unit and integration tests have those.
+//! Each process has its own clock. The simulation does not cover redelivery, bounds, owned and unreadable objects, and
+//! a kind that is believed missing; unit and integration tests do.
 
 #![allow(missing_docs)]
 
@@ -25,10 +25,10 @@ use std::{
     time::Instant,
 };
 
-/// Declares [`Met`]: what a run came across, by name. The needed ones must be met by some seed.
+/// Declares [`Met`], the situations that a run encountered, by name. Over all seeds each needed one must occur.
 macro_rules! happenings {
     (needed { $($needed:ident: $needed_name:literal,)* } also { $($also:ident: $also_name:literal,)* }) => {
-        /// What a run came across.
+        /// The situations that a run encountered.
         #[derive(Clone, Copy, Debug, Default)]
         #[allow(clippy::struct_excessive_bools)]
         pub struct Met {
@@ -162,10 +162,10 @@ fn nothing_is_lost_repeated_or_made_up_whatever_happens() {
     let seeds = number("SEEDS").unwrap_or(10_000);
     let begun = Instant::now();
     let tally = run_all(seeds);
-    let told = tally.failed.iter().map(|(seed, violation)| {
+    let violations = tally.failed.iter().map(|(seed, violation)| {
         format!("seed {seed}: {violation}\n    SEED={seed} cargo test --test simulation -- --nocapture")
     });
-    let told: Vec<String> = told.collect();
+    let violations: Vec<String> = violations.collect();
     println!(
         "{seeds} seeds in {:?}; {} deliveries required; of {} objects a list excused what it passed over",
         begun.elapsed(),
@@ -175,7 +175,7 @@ fn nothing_is_lost_repeated_or_made_up_whatever_happens() {
     for (name, count) in Met::NAMES.iter().zip(&tally.met) {
         println!("{count:6} {name}");
     }
-    assert!(told.is_empty(), "\n{}", told.join("\n"));
+    assert!(violations.is_empty(), "\n{}", violations.join("\n"));
     for (name, count) in Met::NAMES.iter().zip(tally.met).take(Met::NEEDED) {
         assert!(count > 0, "no seed met: {name}");
     }

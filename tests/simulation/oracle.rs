@@ -1,4 +1,4 @@
-//! What must hold whatever happens. It sees the model's whole history, and every event, attempt and flush.
+//! Checks the invariants of all runs. The oracle knows the model's whole history, and every event, attempt and flush.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -25,20 +25,20 @@ use crate::{
     store::{KINDS, Life, State, Store},
 };
 
-/// More lists than this are not tried in every combination.
+/// Maximum number of lists for which all combinations are tried.
 const MOST_GAPS: usize = 12;
 
-/// What a list passed over: all between the position that it replaced and its own version.
+/// The changes that a list hides: all between the position that it replaced and its own version.
 #[derive(Debug)]
 struct Gap {
     kind: usize,
     from: u64,
     to: u64,
-    /// The kind was not served before: what the list lacks is forgotten.
+    /// The kind was not served before: objects absent from the list are forgotten without an event.
     silent: bool,
 }
 
-/// What a watch was flushed with.
+/// The state of a watch in a flush.
 #[derive(Clone, Debug)]
 pub struct Flushed {
     pub kind: usize,
@@ -47,28 +47,28 @@ pub struct Flushed {
     pub position: u64,
 }
 
-/// What a flush held.
+/// The contents of a flush.
 #[derive(Debug, Default)]
 pub struct Held {
     /// Whether it held all changes.
     pub complete: bool,
     /// Deliveries that have ended.
     pub ended: Vec<(Uid, EventId)>,
-    /// Events that were told since the flush before.
+    /// Events since the previous flush.
     pub told: Vec<EventId>,
-    /// Deliveries of them.
+    /// Deliveries of these events.
     pub owed: Vec<(Uid, EventId)>,
-    /// How many attempts have failed.
+    /// Deliveries with their number of failed attempts.
     pub failed: Vec<(Uid, EventId, u32)>,
     pub watches: Vec<Flushed>,
-    /// How far it goes in what was measured.
+    /// The covered positions in the trails of measured figures.
     pub marks: Vec<(Uid, usize)>,
 }
 
 #[derive(Default)]
 pub struct Oracle {
     pub violation: Option<String>,
-    /// Acknowledged, kept as an object, or counted as dropped.
+    /// Deliveries that were acknowledged, stored as an object, or counted as dropped.
     pub reached: HashSet<(Uid, EventId)>,
     pub was_led: bool,
     /// The epoch of the ledger.
@@ -76,73 +76,77 @@ pub struct Oracle {
     /// Events whose record has been flushed.
     pub recorded: HashSet<EventId>,
     gaps: Vec<Gap>,
-    /// Of serving events: which occurrences an id stood for, and the other way round.
+    /// For events of serving objects: the occurrences of each id, and the ids of each occurrence.
     meanings: HashMap<EventId, BTreeSet<(Uid, EventType, u64)>>,
     names: HashMap<(Uid, EventType, u64), BTreeSet<EventId>>,
-    /// Events that an attempt was made of, or that were kept as an object: what a crash cuts off before is void, and nobody knows its id.
+    /// Events that were attempted or stored as an object. The ids of all others are unknown outside, so a crash may
+    /// void them.
     out: HashSet<EventId>,
     /// Deliveries whose end has been flushed.
     sealed: HashSet<(Uid, EventId)>,
     failed: HashMap<(Uid, EventId), u32>,
-    /// The version of the list that each epoch of a watch began with.
+    /// The version of the list with which each epoch of a watch began.
     epochs: BTreeMap<(usize, u64), u64>,
     current: [Option<Flushed>; KINDS.len()],
-    /// Who flushed them.
+    /// The leader of this flush.
     flushed_by: u64,
-    /// Watches that were ever flushed.
+    /// Names of all watches that were ever flushed.
     names_of_watches: HashSet<String>,
-    /// By kind: no watch of these epochs need be remembered any more.
+    /// By kind: the newest epoch whose watch was withdrawn. The ledger may forget watches up to it.
     withdrawn: [u64; KINDS.len()],
     /// By kind: a watch of it was forgotten.
     was_forgotten: [bool; KINDS.len()],
-    /// Deliveries that a flush holds: whatever happens to their watch, they are made.
+    /// Deliveries in a flush. They must be made whatever happens to their watch.
     owed: HashSet<(Uid, EventId)>,
     pub crossings: Crossings,
-    /// Per epoch of the ledger, who leads.
+    /// For each epoch of the ledger, its newest term and that term's leader.
     pub terms: BTreeMap<u64, (u64, u64)>,
-    /// Leaders that outlived a restore: what they wrote late is not part of the ledger.
+    /// Leaders that outlived a restore. Their late writes are not part of the ledger.
     pub outlived: HashSet<u64>,
-    /// Lives of timelines that a restore ended.
+    /// Objects of timelines that a restore ended.
     lost: Vec<Life>,
     /// Objects that changed on a timeline whose leader outlived it.
     tainted: HashSet<Uid>,
-    /// Objects of a watch with a selector that the engine may begin anew with, and repeat what it told of them: those that
-    /// lost and regained their label and went before the watcher asked after them, and those without a label whose going
-    /// would be no event, when a list is compared. Also those of a kind that is not served when its source is back under its name.
+    /// Objects whose records the engine may rebuild, so that their events may repeat. First, objects of a watch with a
+    /// selector that lost and regained their label and were deleted before the existence check. Second, when a list is
+    /// compared, objects without the label whose deletion would emit no event. Third, objects of a kind that is not
+    /// served when its source returns under the same name.
     pub begun_anew: HashSet<Uid>,
-    /// Objects that were there when a kind that nobody had seen yet was found missing.
+    /// Objects that existed when a kind without a known watch was found missing.
     out_of_sight: HashSet<Uid>,
-    /// By kind and by when it was found missing: what its watch had passed then. A crash may undo a later time, and go on from an earlier one.
+    /// By kind and by when the kind was found missing: the position of its watch at that time. A crash may undo a later
+    /// time and continue from an earlier one.
     pub missing_from: HashMap<(usize, Timestamp), u64>,
-    /// The versions that objects were unselected at; a position need not have passed them.
+    /// The versions at which objects lost their label. A position may not have passed them.
     unselected: HashSet<(Uid, u64)>,
-    /// Versions of records that landed before their watch's position did.
+    /// Versions of records that were committed before their watch's position.
     ahead: HashSet<(Uid, u64)>,
-    /// The versions at which a watch with a baseline saw an object and could not know that the object was there before.
+    /// The versions at which a watch with a baseline saw an object without knowing whether it existed before.
     seen_as_new: HashSet<(Uid, u64)>,
-    /// Objects that were gone when a watch asked after them, and the versions at which they had lost their label: they count as deleted then.
+    /// Objects that an existence check found deleted, with the versions at which they had lost their label. They count
+    /// as deleted at that version.
     pub found_gone: HashSet<(Uid, u64)>,
     pub required: usize,
     pub excused: usize,
 }
 
-/// What somebody who sees an object's history tells of it.
+/// An event that an observer with the full history of the object would emit.
 struct ObjectEvents {
     event: EventType,
     id: EventId,
-    /// The version at which it shows.
+    /// The version that shows it.
     version: u64,
-    /// When it can have happened at the earliest.
+    /// The earliest time at which it can have happened.
     tick: u64,
 }
 
 impl Oracle {
-    /// Something happened that the rule forbids; `rule`: the room and the number of its statement, as its code bears them.
+    /// Records a violation. `rule` is the module and the number of the rule, as in the source code.
     pub fn fail(&mut self, rule: &str, what: impl Display) {
         self.violation.get_or_insert_with(|| format!("[{rule}] {what}"));
     }
 
-    /// The same, of what is measured.
+    /// Records a violation of the rules for measured figures.
     pub fn heed<T: Default>(&mut self, judged: Result<T, Broken>) -> T {
         judged.unwrap_or_else(|(rule, what)| {
             self.fail(rule, what);
@@ -150,7 +154,7 @@ impl Oracle {
         })
     }
 
-    /// Those that an event goes to which is observed now.
+    /// The deliveries of an event that is observed now.
     pub fn audience(hooks: &BTreeMap<Uid, Hook>, event: &Event) -> Vec<(Uid, EventId)> {
         let fits = |hook: &Hook| {
             hook.subscription.events.contains(event.event_type)
@@ -159,24 +163,24 @@ impl Oracle {
         hooks.iter().filter(|(_, hook)| fits(hook)).map(|(webhook, _)| (*webhook, event.id)).collect()
     }
 
-    /// Whether a leader may tell an event of this object twice.
+    /// Whether a leader may emit an event of this object twice.
     pub fn may_repeat(&self, leader: u64, object: Uid) -> bool {
         self.outlived.contains(&leader) || self.begun_anew.contains(&object)
     }
 
-    /// Whether the ledger ever knew a watch of this name.
+    /// Whether the ledger ever contained a watch of this name.
     pub fn names_watch(&self, name: &str) -> bool {
         self.names_of_watches.contains(name)
     }
 
-    /// The watch of a kind that had these epochs is no longer configured.
+    /// The watch of a kind, with epochs up to this one, is no longer configured.
     pub fn withdrawn(&mut self, kind: usize, epoch: u64) {
         self.withdrawn[kind] = self.withdrawn[kind].max(epoch);
         self.was_forgotten[kind] = true;
     }
 
-    /// A watch that knows nothing finds its kind not served: what is there already begins where it is when the kind comes. Runs say that they
-    /// began later than that, so that those of a watch before are new to this one.
+    /// A watch without recovered state finds its kind not served. Existing objects are a baseline when the kind is
+    /// served. Their runs start later than that, so the runs of a previous watch are new to this one.
     pub fn absent(&mut self, store: &Store, kind: usize) {
         let there = store.lives.values().filter(|life| life.kind == kind).map(|life| life.uid);
         self.out_of_sight.extend(there.clone());
@@ -188,7 +192,7 @@ impl Oracle {
         self.gaps.push(Gap { kind, from: from.min(to), to, silent });
     }
 
-    /// A flush that leaves something behind holds the object's record, which is newer than the position then.
+    /// A partial flush holds this version of the object's record, which is newer than the flushed position.
     pub fn ahead(&mut self, uid: Uid, version: u64) {
         self.ahead.insert((uid, version));
     }
@@ -197,7 +201,7 @@ impl Oracle {
         self.unselected.insert((uid, version));
     }
 
-    /// A list is compared.
+    /// A list is compared with the records.
     pub fn forgotten(&mut self, store: &Store, kind: usize) {
         let unselected = |life: &&Life| life.kind == kind && life.states.iter().any(|state| !state.selected);
         self.begun_anew.extend(store.lives.values().filter(unselected).map(|life| life.uid));
@@ -207,7 +211,7 @@ impl Oracle {
         self.gaps.iter().any(|gap| gap.kind == kind && gap.from < first && last <= gap.to)
     }
 
-    /// The version that an epoch of a watch began with.
+    /// The version with which an epoch of a watch began.
     pub fn baseline(&self, kind: usize, epoch: u64) -> u64 {
         self.epochs.get(&(kind, epoch)).copied().unwrap_or_default()
     }
@@ -217,7 +221,7 @@ impl Oracle {
         self.epochs.entry((kind, epoch)).or_insert(baseline.unwrap_or_default());
     }
 
-    /// A new leader begins its work with what it remembers.
+    /// A new leader starts with its recovered state.
     pub fn leads(&mut self, epoch: u64, term: u64, leader: u64, memory: Option<&RecoveredState>) {
         self.was_led = true;
         self.terms.insert(epoch, (term, leader));
@@ -226,7 +230,7 @@ impl Oracle {
         self.owed.extend(owed);
     }
 
-    /// A segment has landed.
+    /// A segment is committed.
     pub fn put(&mut self, segment: &Segment, owner: u64) {
         if segment.spec.kind == SegmentKind::Journal
             && let Some((term, leader)) = self.terms.get(&segment.spec.epoch)
@@ -242,7 +246,7 @@ impl Oracle {
         }
     }
 
-    /// A ledger begins: what was remembered is forgotten.
+    /// A new ledger begins: all earlier state is void.
     pub fn begins(&mut self, epoch: u64) {
         self.ledger = epoch;
         self.sealed.clear();
@@ -251,8 +255,8 @@ impl Oracle {
         self.current = Default::default();
     }
 
-    /// What a ledger remembers must not be older than what was flushed. `deleted`: all of the ledger before was deleted. A PUT that was under
-    /// way from a leader before that may have begun this one.
+    /// A recovered state must not be older than the last flush. `deleted` means that the whole previous ledger was
+    /// deleted. A PUT of an earlier leader, in flight at that time, may have begun this ledger.
     pub fn recovered(&mut self, epoch: u64, memory: &RecoveredState, deleted: bool) {
         if epoch > self.ledger || (deleted && epoch < self.ledger) {
             self.begins(epoch);
@@ -260,7 +264,7 @@ impl Oracle {
         let forgotten = self.current.iter().flatten().find(|flushed| {
             let known = memory.watches.iter().map(|known| &known.entry).find(|entry| entry.watch == flushed.name);
             let known = known.is_some_and(|entry| {
-                // Of a kind that is not served, whoever goes on lists.
+                // The next watch of a kind that is not served lists.
                 let position = entry.missing_since.map_or(entry.position, |_| flushed.position);
                 entry.epoch > flushed.epoch || (entry.epoch == flushed.epoch && position >= flushed.position)
             });
@@ -271,15 +275,15 @@ impl Oracle {
         }
     }
 
-    /// A flush of this leader has landed whole.
+    /// A flush of this leader is committed completely.
     pub fn flush_committed(&mut self, epoch: u64, leader: u64, held: Held) {
         self.recorded.extend(held.told);
-        // Who learns late that it landed, and leads no more, wrote nothing that the new leader had not read.
+        // A deposed leader that learns late of its commit wrote only what the new leader has read.
         let leads = self.terms.get(&epoch).is_none_or(|(_, newest)| *newest == leader);
         if epoch < self.ledger || !leads {
             return;
         }
-        // What the ledger had of a flush that was cut off is repeated once more when its record is built again.
+        // If a flush was cut off and its record is rebuilt, its deliveries are repeated.
         self.sealed.extend(held.ended.into_iter().filter(|(_, event)| self.recorded.contains(event)));
         for (webhook, event, count) in held.failed {
             self.failed.insert((webhook, event), count);
@@ -294,7 +298,7 @@ impl Oracle {
         let mut landed: [Option<Flushed>; KINDS.len()] = Default::default();
         for watch in held.watches {
             let kind = watch.kind;
-            // Who learns of a restore gives its positions up.
+            // A leader that learns of a restore discards its positions.
             let position = if self.outlived.contains(&leader) { 0 } else { watch.position };
             self.names_of_watches.insert(watch.name.clone());
             landed[kind] = Some(Flushed { position, ..watch });
@@ -326,7 +330,7 @@ impl Oracle {
         }
     }
 
-    /// The store went back to this version; `outlived`: by the leader.
+    /// The store was restored to this version. `outlived` means that the leader kept running.
     pub fn restored(&mut self, now: &Store, before: &Store, outlived: bool) {
         let version = before.version;
         for life in now.lives.values() {
@@ -357,9 +361,10 @@ impl Oracle {
         self.current = Default::default();
     }
 
-    /// The engine tells an event, seen in an object of this version; `baseline`: of the watch's epoch.
+    /// The engine emits an event for an object of this version. `baseline` is the baseline version of the watch's
+    /// epoch.
     pub fn occurred(&mut self, store: &Store, kind: usize, version: Option<u64>, baseline: Option<u64>, event: &Event) {
-        // Told anew, it is sent anew.
+        // If the event is emitted again, its attempts start again.
         self.failed.retain(|(_, id), _| *id != event.id);
         let (uid, name) = (event.object.uid, &event.object.name);
         let lost = self.lost.iter().filter(|life| life.uid == uid);
@@ -410,7 +415,8 @@ impl Oracle {
         }
     }
 
-    /// A watch that has a baseline sees an object at this version. `current`: the time of which the watch had seen everything.
+    /// A watch that has a baseline sees an object at this version. `current` is the time up to which the watch had seen
+    /// everything.
     pub fn sees(&mut self, store: &Store, (uid, version): (Uid, u64), current: Option<Timestamp>) {
         let Some(life) = store.lives.get(&uid) else { return };
         if current.is_none_or(|current| life.created >= current) {
@@ -418,8 +424,8 @@ impl Oracle {
         }
     }
 
-    /// An event of a training is news: it happened while the object was selected, after it was created, as far as the watch knows. `current`:
-    /// the time of which the watch had seen everything.
+    /// Checks that an event of a training is news: it happened while the object was selected and after its creation, as
+    /// far as the watch knows. `current` is the time up to which the watch had seen everything.
     pub fn is_news(
         &mut self,
         store: &Store,
@@ -449,13 +455,13 @@ impl Oracle {
             };
             fits && EventId::new(KINDS[kind].source, uid, event.event_type, &name, 1, 0) == event.id
         };
-        // Nothing: it is gone.
+        // No state shows it: the object was deleted.
         let Some(state) = life.states.iter().find(shows) else { return };
         let Facts::Training(facts) = &state.facts else { return };
         let time = if starts { facts.started_at } else { facts.completed_at };
         let first = life.states.first().is_some_and(|first| first.version == state.version);
-        // The first state may be hidden: the object was not selected, or a list passed the state over. If the watch first saw the object in a
-        // later state that does not show the event, then it saw the change itself.
+        // The first state may be hidden: the object was not selected, or a list passed the state over. If the watch
+        // first saw the object in a later state that does not show the event, then it saw the change itself.
         let is_hidden = |state: &&State| !state.selected || self.is_in_gap(kind, state.version, state.version);
         let hidden = life.states.iter().take_while(is_hidden).count();
         let saw_change = life.states.iter().take(hidden + 1).any(|before| {
@@ -465,7 +471,7 @@ impl Oracle {
         if first && !saw_change && time.is_some_and(|time| time < life.created) {
             self.fail("engine 10", format!("{} of {} is told, from before its creation", event.event_type, life.name));
         }
-        // A state that shows it while it is selected is news of its own.
+        // A selected state that shows it is news by itself.
         let seen = life.states.iter().rposition(|state| Some(state.version) == version).unwrap_or_default();
         let comes_into_view = seen > 0 && !life.states[seen - 1].selected;
         if starts && comes_into_view && !state.selected && current.is_some_and(|current| life.created < current) {
@@ -476,7 +482,7 @@ impl Oracle {
         }
     }
 
-    /// One id per occurrence, and one occurrence per id, as far as no list hides which it was.
+    /// Each occurrence has one id and each id one occurrence, unless a list hides which occurrence it was.
     fn named(&mut self, kind: usize, occurrence: (Uid, EventType, u64), id: EventId) {
         let (uid, event, version) = occurrence;
         let meanings = self.meanings.entry(id).or_default();
@@ -488,7 +494,7 @@ impl Oracle {
         self.names.entry(occurrence).or_default().insert(id);
         for other in versions {
             let (first, last) = (version.min(other), version.max(other));
-            // A count that was never flushed is given again where a list hides what it counted.
+            // If a count was never flushed and a list hides its occurrence, the count is used again.
             let hidden = !self.recorded.contains(&id) && self.is_in_gap(kind, first, first);
             if first != last && !hidden && !self.is_in_gap(kind, first, last) {
                 self.fail("event/id", format!("{id} stands for {event} of {uid:?} at {other} and at {version}"));
@@ -497,7 +503,7 @@ impl Oracle {
         self.one_id(kind, occurrence, id);
     }
 
-    /// An event goes out.
+    /// An event is sent or stored.
     pub fn outgoing(&mut self, kind: usize, id: EventId) {
         self.out.insert(id);
         for occurrence in self.meanings.get(&id).cloned().unwrap_or_default() {
@@ -505,7 +511,7 @@ impl Oracle {
         }
     }
 
-    /// No other id of this occurrence has gone out.
+    /// Checks that no other id of this occurrence was sent.
     fn one_id(&mut self, kind: usize, occurrence: (Uid, EventType, u64), id: EventId) {
         let (uid, event, version) = occurrence;
         let mut names = self.names.get(&occurrence).into_iter().flatten();
@@ -515,8 +521,8 @@ impl Oracle {
         }
     }
 
-    /// At the end of all: each object's events have reached every subscriber of their time, as they are told by somebody
-    /// who sees the whole history but for what lists passed over.
+    /// Final check: the events of each object have reached all subscriptions of their time. The expected events are
+    /// those of an observer who sees the whole history except for the changes that lists hid.
     pub fn judge(&mut self, store: &Store, hooks: &BTreeMap<Uid, Hook>) {
         let unpaid = |(webhook, _): &&(Uid, EventId)| hooks.contains_key(webhook);
         let unpaid = self.owed.difference(&self.reached).filter(unpaid).min().copied();
@@ -561,7 +567,7 @@ impl Oracle {
         }
     }
 
-    /// How many deliveries somebody tells who lists instead of these gaps, and the first that never arrived.
+    /// The number of deliveries expected from an observer who lists at these gaps, and the first that never arrived.
     fn missing(
         &self,
         life: &Life,
@@ -572,22 +578,26 @@ impl Oracle {
     ) -> (usize, Option<String>) {
         let labels = BTreeMap::from([("team".into(), life.team.into())]);
         let mut all = 0;
-        for told in tell(life, baseline, gaps, &self.seen_as_new, found_gone) {
+        for expected in expected_events(life, baseline, gaps, &self.seen_as_new, found_gone) {
             for (webhook, hook) in hooks {
                 let Subscription { events, selector, .. } = &hook.subscription;
-                if !events.contains(told.event) || !selector.matches(&labels) || hook.created >= told.tick {
+                if !events.contains(expected.event) || !selector.matches(&labels) || hook.created >= expected.tick {
                     continue;
                 }
                 all += 1;
-                let occurrence = (life.uid, told.event, if happens_once(told.event) { 0 } else { told.version });
+                let occurrence =
+                    (life.uid, expected.event, if happens_once(expected.event) { 0 } else { expected.version });
                 let reached = if KINDS[life.kind].serving {
                     let names = self.names.get(&occurrence).into_iter().flatten();
                     names.into_iter().any(|id| self.reached.contains(&(*webhook, *id)))
                 } else {
-                    self.reached.contains(&(*webhook, told.id))
+                    self.reached.contains(&(*webhook, expected.id))
                 };
                 if !reached {
-                    return (all, Some(format!("{webhook:?} never got the {} at {}", told.event, told.version)));
+                    return (
+                        all,
+                        Some(format!("{webhook:?} never got the {} at {}", expected.event, expected.version)),
+                    );
                 }
             }
         }
@@ -599,22 +609,22 @@ const fn happens_once(event: EventType) -> bool {
     matches!(event, EventType::DeploymentCreated | EventType::DeploymentDeleted)
 }
 
-/// How a state is seen.
+/// The context in which a state is seen.
 #[derive(Clone, Copy)]
 #[allow(clippy::struct_excessive_bools)]
 struct Seen {
-    /// Nothing was known of the object.
+    /// There was no record of the object.
     first: bool,
     /// It was not selected before.
     returns: bool,
     /// A run begins with it.
     begins: bool,
     ends: bool,
-    /// An event of the object was told before.
+    /// The object had an event before.
     announced: bool,
 }
 
-/// Whether an event that a state of a training means must be sent.
+/// Whether the event of a training's state must be sent.
 fn is_news(life: &Life, state: &State, event: EventType, seen: Seen) -> bool {
     let Seen { first, returns, begins, ends, announced } = seen;
     let Facts::Training(facts) = &state.facts else { return true };
@@ -624,17 +634,17 @@ fn is_news(life: &Life, state: &State, event: EventType, seen: Seen) -> bool {
     !(past || (returns && begins))
 }
 
-/// How an object shows itself.
+/// How an observer sees a change of the object.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Appearance {
     /// In the log, as of this state.
     State(usize),
     Deleted,
-    /// By a list after a gap, and whether the kind was not served in it.
+    /// In a list after a gap. The value is true if the kind was not served in the gap.
     Listed(bool),
 }
 
-fn tell(
+fn expected_events(
     life: &Life,
     baseline: u64,
     gaps: &[&Gap],
@@ -663,9 +673,9 @@ fn tell(
         (newest, generation) = (state.version, state.generation);
     }
     let mut passed = baseline;
-    let mut told = Vec::new();
-    // It was first seen between two stretches of a run that began while it was hidden. A watch that cannot know whether it was there before
-    // takes it as new: then no run was announced, and its going is no event.
+    let mut expected = Vec::new();
+    // The object was first seen between two parts of a run that began while it was hidden. A watch that cannot know
+    // whether the object existed before treats it as new: then no run was announced, and its deletion emits no event.
     let mut may_be_idle = false;
     for (version, sight) in sights {
         let tick = changes().filter(|(at, ..)| *at > passed).map(|(_, _, tick)| tick).min().unwrap_or(u64::MAX);
@@ -686,7 +696,7 @@ fn tell(
                 let returns = std::mem::take(&mut excluded);
                 let first = record.is_none();
                 if state.version > newest || first {
-                    // It was there before, and nobody saw it.
+                    // The object existed before, unseen.
                     let was_hidden = life.states.iter().any(|past| past.version < state.version && !past.selected);
                     let before = record.unwrap_or_else(|| {
                         if was_hidden {
@@ -699,20 +709,21 @@ fn tell(
                         matches!(&state.facts, Facts::Training(facts) if facts.stage == Some(TrainingStage::Running));
                     let may_be_new = seen_as_new.contains(&(life.uid, state.version));
                     may_be_idle = (may_be_idle || (first && was_hidden && may_be_new)) && !runs;
-                    let (mut told, after) = before.step(&state.facts, state.generation);
-                    let begins = told.iter().any(|occurrence| occurrence.event == EventType::TrainingStarted);
-                    let ends = told.iter().any(|occurrence| occurrence.event != EventType::TrainingStarted);
+                    let (mut emitted, after) = before.step(&state.facts, state.generation);
+                    let begins = emitted.iter().any(|occurrence| occurrence.event == EventType::TrainingStarted);
+                    let ends = emitted.iter().any(|occurrence| occurrence.event != EventType::TrainingStarted);
                     let seen = Seen { first, returns, begins, ends, announced };
-                    // To a watch that took the object as new, this run began out of sight.
+                    // To a watch that treated the object as new, this run began unseen.
                     let may_begin_unseen = may_be_idle && returns;
-                    told.retain(|occurrence| !may_begin_unseen && is_news(life, state, occurrence.event, seen));
-                    announced |= !told.is_empty();
-                    occurrences.extend(told.into_iter().map(|occurrence| (occurrence, state.version)));
+                    emitted.retain(|occurrence| !may_begin_unseen && is_news(life, state, occurrence.event, seen));
+                    announced |= !emitted.is_empty();
+                    occurrences.extend(emitted.into_iter().map(|occurrence| (occurrence, state.version)));
                     record = Some(after);
                     (newest, generation) = (state.version, state.generation);
                 }
             }
-            // What a list lacks is forgotten where its going would be no event, or the kind was not served; label or not.
+            // An object absent from the list is forgotten if its deletion emits no event or if the kind was not served,
+            // whether it has the label or not.
             Some(_)
                 if sight == Appearance::Listed(true)
                     || (sight == Appearance::Listed(false)
@@ -734,7 +745,7 @@ fn tell(
                 occurrences.extend(before.gone(how, generation).into_iter().map(|occurrence| (occurrence, deleted)));
             }
         }
-        told.extend(occurrences.into_iter().map(|(occurrence, version)| {
+        expected.extend(occurrences.into_iter().map(|(occurrence, version)| {
             let id = EventId::new(source, life.uid, occurrence.event, &occurrence.name, 1, 0);
             ObjectEvents { event: occurrence.event, id, version, tick }
         }));
@@ -742,5 +753,5 @@ fn tell(
             break;
         }
     }
-    told
+    expected
 }

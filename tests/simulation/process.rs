@@ -45,7 +45,7 @@ mod leading;
 mod observing;
 
 const HOME: Uid = Uid::from_u128(7);
-/// When a run begins.
+/// The start time of each simulation run.
 pub const EPOCH_MILLIS: i64 = 1_800_000_000_000;
 
 /// How an endpoint answers.
@@ -63,11 +63,11 @@ pub struct Hook {
     pub subscription: Subscription,
     pub mode: Mode,
     pub created: u64,
-    /// Its status tells that the endpoint answered 410 to the spec of this generation.
+    /// Its status says that the endpoint answered 410 to the spec of this generation.
     pub gone: Option<i64>,
 }
 
-/// A PUT under way.
+/// A PUT in flight.
 #[derive(Debug)]
 pub struct Put {
     pub owner: u64,
@@ -75,7 +75,7 @@ pub struct Put {
     pub replaces: Option<String>,
 }
 
-/// What all processes share.
+/// The world that all processes share.
 #[allow(clippy::struct_excessive_bools)]
 pub struct Env {
     pub random: Random,
@@ -91,21 +91,21 @@ pub struct Env {
     pub millis: i64,
     /// When the Lease was acquired or renewed last.
     pub acquired: u64,
-    /// When each event was told, by no process's clock; also by when it says that it was.
+    /// When each event was emitted, by the world's clock. The key contains the time by the leader's clock.
     pub told: HashMap<(EventId, Timestamp), i64>,
     pub tick: u64,
-    /// Everything goes well from here on.
+    /// No more faults from here on.
     pub calm: bool,
     pub trace: bool,
 }
 
 impl Env {
-    /// The time by a clock that is off by so many milliseconds.
+    /// The time of a clock that is off by this many milliseconds.
     pub fn time(&self, off: i64) -> Timestamp {
         Timestamp::from_millisecond(EPOCH_MILLIS + self.millis + off).unwrap_or(Timestamp::MAX)
     }
 
-    /// When the Lease is acquired, by a clock that is off: later than by whoever acquired it before.
+    /// Acquires the Lease, by a clock that is off. The time is later than that of every earlier acquisition.
     fn acquire(&mut self, off: i64) -> u64 {
         self.acquired = (self.time(off).as_millisecond() as u64).max(self.acquired + 1);
         self.acquired
@@ -128,13 +128,14 @@ impl Env {
     }
 }
 
-/// An observation on its way to the engine.
+/// An observation in the queue of the engine.
 #[derive(Debug)]
 pub struct Item {
     pub watch: WatchId,
     pub kind: usize,
     pub change: WatchEvent,
-    /// The version of the list, or of the change that unselected an object; a restore lowers it to where its timeline ended.
+    /// The version of the list, or of the change that unselected an object. A restore lowers it to the end of its
+    /// timeline.
     pub as_of: u64,
     /// It was seen before the store was restored.
     pub outdated: bool,
@@ -148,18 +149,18 @@ pub enum Phase {
     Dead,
 }
 
-/// A flush under way.
+/// A flush in progress.
 #[derive(Debug, Default)]
 struct Flushing {
     rest: VecDeque<Segment>,
-    /// Events that were told since the flush before, where it holds everything.
+    /// If the flush is complete, the events since the previous flush.
     told: Vec<EventId>,
     held: Held,
     /// The watches whose baseline it holds.
     baselines: Vec<WatchId>,
 }
 
-/// Where the ledger says that a watch stood.
+/// The state of a watch in the ledger.
 #[derive(Debug)]
 struct Stood {
     watch: String,
@@ -170,24 +171,24 @@ struct Stood {
     current: Option<Timestamp>,
 }
 
-/// What a process knows of a watch that it has made known to its engine.
+/// A watch that the process has registered with its engine.
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools)]
 struct Known {
     id: WatchId,
-    /// The newest epoch that is known of it.
+    /// Its newest known epoch.
     epoch: u64,
-    /// The version of the list that was its baseline; `None`: not known yet.
+    /// The version of its baseline list; `None` if not yet known.
     baseline: Option<u64>,
-    /// The ledger knows its baseline.
+    /// The ledger contains its baseline.
     baselined: bool,
-    /// Its resource is recorded absent.
+    /// Its resource is recorded as absent.
     absent: bool,
     /// Since when its resource is not served, while its records are kept.
     missing_since: Option<Timestamp>,
-    /// Everything that existed at this time has been passed.
+    /// It has seen everything that existed at this time.
     current: Option<Timestamp>,
-    /// The store was restored to this version, and no list was complete since.
+    /// The store was restored to this version, and no list has been complete since.
     restored_to: Option<u64>,
     /// A list has begun and has not ended.
     in_list: bool,
@@ -197,14 +198,14 @@ struct Known {
 #[allow(clippy::struct_excessive_bools)]
 pub struct Process {
     pub number: u64,
-    /// Milliseconds by which its clock is off.
+    /// Offset of its clock in milliseconds.
     off: i64,
-    /// When it acquired the Lease, by its clock or later, and by none.
+    /// When it acquired the Lease, by its clock or later; `acquired_at` is the same by the world's clock.
     epoch: u64,
     acquired_at: i64,
     pub phase: Phase,
     pub paused: bool,
-    /// Its claim of the Lease has lapsed, and another has led since.
+    /// Its Lease expired, and another process has led since.
     pub lapsed: bool,
     pub stopping: bool,
     journal: Option<Journal>,
@@ -215,29 +216,29 @@ pub struct Process {
     questions: Vec<ExistenceCheck>,
     pub attempts: Vec<Attempt>,
     keeps: Vec<StoreDeadLetter>,
-    /// The PUT that it waits for.
+    /// The PUT whose response it waits for.
     put: Option<Segment>,
     flushing: Option<Flushing>,
     pace: Option<FlushScheduler>,
     /// The last flush did not hold everything.
     has_more: bool,
-    /// Ended deliveries that no flush has told of.
+    /// Ended deliveries that are not in a flush yet.
     ended: Vec<(Uid, EventId)>,
     /// By kind.
     watches: [Option<Known>; KINDS.len()],
-    /// The number that the next watch gets.
+    /// The number of the next watch.
     next_id: u16,
-    /// What the ledger remembers of watches that are neither made known nor forgotten: name, epoch, position, absent.
+    /// Watches in the ledger that are neither registered nor forgotten.
     remembered: Vec<Stood>,
-    /// All WebhookSources are listed, and the watches are begun.
+    /// All WebhookSources are listed, and the watches are started.
     listed: bool,
-    /// The WebhookSources as it knows them.
+    /// The WebhookSources as this process knows them.
     sources: [Option<Mapping>; KINDS.len()],
     meter: Option<Meter>,
     first_attempts: HashMap<(Uid, Uid), (Option<i64>, u32, EventId)>,
-    /// When the pause ends that an endpoint asked for, and the generation of the spec that it was asked under.
+    /// For each Webhook, the end of the pause that its endpoint requested, and the generation of the spec at that time.
     pauses: HashMap<Uid, (Timestamp, i64)>,
-    /// Events that this process told, and the watch whose baseline was not flushed then.
+    /// Events that this process emitted, each with its watch if that watch's baseline was not flushed at the time.
     told: BTreeMap<EventId, Option<WatchId>>,
     told_since: Vec<EventId>,
     owed_since: Vec<(Uid, EventId)>,
@@ -245,13 +246,13 @@ pub struct Process {
     withheld: BTreeSet<EventId>,
 }
 
-/// As the operator has it, but for a run that lasts less than a minute, and so that many flushes take several turns.
+/// The operator's intervals, adjusted to a run of less than a minute, and to flushes that often take several writes.
 fn intervals() -> Intervals {
     Intervals { positions: Duration::from_secs(2), bytes: 1_500, ..Intervals::default() }
 }
 
 impl Process {
-    /// `off`: the milliseconds by which its clock is off.
+    /// `off` is the offset of its clock in milliseconds.
     pub fn new(number: u64, off: i64) -> Self {
         Self {
             number,
@@ -300,14 +301,14 @@ impl Process {
         self.phase != Phase::Dead
     }
 
-    /// It runs and may begin things.
+    /// It leads, and may begin attempts and writes.
     pub fn is_working(&self) -> bool {
         self.phase == Phase::Leading && !self.paused && !self.lapsed
     }
 
-    /// The store went back under it, and all connections broke.
+    /// The store was restored while the process runs, and all connections broke.
     pub fn restored(&mut self, env: &mut Env) {
-        // What it held may have landed on the timeline that is no more.
+        // Its contents may be committed on the timeline that ended.
         if let Some(flushing) = &mut self.flushing {
             let watches = std::mem::take(&mut flushing.held.watches);
             flushing.held = Held { watches, ..Held::default() };
@@ -331,7 +332,7 @@ impl Process {
         self.resend(env);
     }
 
-    /// What was under way may have arrived all the same.
+    /// Kills the process. Requests in flight may still arrive.
     pub fn kill(&mut self, env: &mut Env) {
         env.say(|| format!("#{} is killed", self.number));
         for attempt in &self.attempts {
@@ -343,12 +344,12 @@ impl Process {
         self.phase = Phase::Dead;
     }
 
-    /// How many events it told since the last flush of everything.
+    /// The number of events since the last complete flush.
     pub fn unflushed(&self) -> usize {
         self.told_since.len()
     }
 
-    /// Between two turns of a flush, or in one.
+    /// A flush is in progress, or a further part of it is pending.
     pub fn is_flushing(&self) -> bool {
         self.flushing.is_some() || self.has_more
     }
@@ -357,7 +358,7 @@ impl Process {
         self.journal.as_ref().map_or(0, Journal::term)
     }
 
-    /// Told to stop: attempts end, and the last flush lands.
+    /// Graceful stop: attempts end, and the last flush is committed.
     pub fn has_stopped(&self) -> bool {
         self.attempts.is_empty()
             && self.flushing.is_none()

@@ -1,4 +1,4 @@
-//! The only source of chance: a run is repeated by its seed.
+//! The only source of randomness: the seed determines the whole run.
 
 /// splitmix64.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ impl Random {
         mixed ^ mixed >> 31
     }
 
-    /// Below the bound, which is not 0.
+    /// A number below the bound, which must not be 0.
     pub fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }

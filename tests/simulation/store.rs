@@ -1,5 +1,5 @@
-//! A model of the apiserver's store: the objects of each watch with all that ever happened to them, its log as far as it is
-//! not compacted, the WebhookSources, the figures, and the ledger's segments, all under one version.
+//! A model of the apiserver's store, all under one resource version: the objects of each watch with their history, the
+//! part of the log that is not compacted, the WebhookSources, the figures, and the ledger's segments.
 
 use std::collections::BTreeMap;
 
@@ -11,15 +11,15 @@ use llmtune_webhooks::{
 
 use crate::gauge::Gauge;
 
-/// What one watch is of.
+/// The objects of one watch.
 pub struct StoredKind {
     /// Part of its events' ids.
     pub source: &'static str,
-    /// Its watch's name; of a mapped kind the rules follow.
+    /// Name of its watch. For a custom kind the hash of the rules follows.
     pub name: &'static str,
     pub selective: bool,
     pub serving: bool,
-    /// A WebhookSource asks for it.
+    /// A WebhookSource configures it.
     pub mapped: bool,
 }
 
@@ -32,9 +32,9 @@ pub const KINDS: [StoredKind; 6] = [
     StoredKind::new("usagethresholds.llmtune.io", "usage", [false; 3]),
 ];
 pub const DEPLOYMENTS: usize = 2;
-/// The kinds of which a WebhookSource may ask for a watch.
+/// Custom kinds, each of which a WebhookSource may watch.
 pub const MAPPED: [usize; 2] = [3, 4];
-/// What is measured: it has no history in the store.
+/// Measured figures, which have no history in the store.
 pub const USAGE: usize = 5;
 
 impl StoredKind {
@@ -55,9 +55,9 @@ pub fn kind_of_watch(name: &str) -> Option<usize> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
     pub uid: u64,
-    /// What decides stages: part of its watch's name.
+    /// The part of the spec that determines stages. It is part of the watch's name.
     pub rules: u64,
-    /// What else its spec says.
+    /// The rest of its spec.
     pub edition: u64,
 }
 
@@ -67,12 +67,12 @@ impl Mapping {
     }
 }
 
-/// The uid of the object of this number.
+/// The uid of the object with this number.
 pub fn object_uid(kind: usize, number: u64) -> Uid {
     Uid::from_u128(u128::from(number) * 8 + kind as u128)
 }
 
-/// Which watch the object belongs to.
+/// The kind of the object.
 pub fn kind_of_uid(uid: Uid) -> usize {
     uid.shard(8)
 }
@@ -87,7 +87,7 @@ pub struct State {
     pub facts: Facts,
 }
 
-/// An object and all that happened to it.
+/// An object with its history.
 #[derive(Clone, Debug)]
 pub struct Life {
     pub uid: Uid,
@@ -105,7 +105,7 @@ impl Life {
         &self.states[self.states.len() - 1]
     }
 
-    /// Whether it is a job, and nothing that its lifecycle looks at has changed since this version.
+    /// Whether it is a job whose lifecycle has seen no relevant change since this version.
     pub fn has_only_been_touched_since(&self, version: u64) -> bool {
         let Some(then) = self.states.iter().rfind(|state| state.version <= version) else { return false };
         let same = |state: &State| {
@@ -113,7 +113,7 @@ impl Life {
                 (Facts::Training(then), Facts::Training(now)) => {
                     (then.stage, then.started_at) == (now.stage, now.started_at)
                 }
-                // An event of theirs is known by the version that it shows at.
+                // Their events are identified by the version that shows them.
                 _ => false,
             };
             facts && (then.generation, then.selected) == (state.generation, state.selected)
@@ -139,14 +139,14 @@ impl Life {
     }
 }
 
-/// What a watch is told.
+/// An entry of the watch log.
 #[derive(Clone, Debug)]
 pub struct LogEntry {
     pub object: Object,
     pub deleted: bool,
 }
 
-/// What became of a PUT.
+/// The response to a PUT.
 pub enum Answer {
     Landed(String),
     Conflict,
@@ -162,7 +162,7 @@ pub struct Store {
     pub sources: [Option<Mapping>; KINDS.len()],
     pub gauges: BTreeMap<Uid, Gauge>,
     pub segments: BTreeMap<String, (Segment, u64)>,
-    /// Somebody took a part of the ledger away.
+    /// Part of the ledger was deleted or damaged from outside.
     pub ledger_harmed: bool,
 }
 
@@ -185,7 +185,8 @@ impl Store {
         let was_selected = life.now().selected;
         let entry = match (was_selected, state.selected) {
             (_, true) => Some(LogEntry { object: life.object(&state, state.version), deleted: false }),
-            // What is no longer selected is told as it was, under the version of the change.
+            // A watch sees the loss of the label as a deletion, with the previous object under the version of the
+            // change.
             (true, false) => Some(LogEntry { object: life.object(life.now(), state.version), deleted: true }),
             (false, false) => None,
         };
@@ -207,7 +208,7 @@ impl Store {
         self.lives.get(&uid).is_some_and(|life| life.deleted.is_none())
     }
 
-    /// What a list of this watch holds now, in the order of its keys.
+    /// The result of a list now, in the order of its keys.
     pub fn list(&self, kind: usize) -> Vec<Object> {
         let lives =
             self.lives.values().filter(|life| life.kind == kind && life.deleted.is_none() && life.now().selected);
@@ -216,20 +217,20 @@ impl Store {
         objects
     }
 
-    /// What the log tells next after this version.
+    /// The next log entry after this version.
     pub fn after(&self, kind: usize, version: u64) -> Option<&LogEntry> {
         let log = &self.logs[kind];
         log.get(log.partition_point(|entry| entry.object.version <= version))
     }
 
-    /// Forgets the log up to this version.
+    /// Compacts the log up to this version.
     pub fn compact(&mut self, kind: usize, version: u64) {
         self.compacted[kind] = self.compacted[kind].max(version);
         let gone = self.compacted[kind];
         self.logs[kind].retain(|entry| entry.object.version > gone);
     }
 
-    /// Writes a segment, if what it replaces has this version; `None`: if there is none.
+    /// Writes a segment if the stored segment has the version `replaces`. `None` requires that no such segment exists.
     pub fn put(&mut self, segment: &Segment, replaces: Option<&str>) -> Answer {
         let there = self.segments.get(&segment.name).map(|(_, version)| version.to_string());
         if there.as_deref() != replaces {

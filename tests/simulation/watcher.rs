@@ -1,5 +1,5 @@
-//! A watcher, as `source::watch` has it: resumes where its position is, lists where that is too old, asks after what a
-//! selector no longer shows. Its observations go through the process's queue.
+//! Models the watch loop of `source::watch`: it resumes at its position, lists if the position is too old, and checks
+//! the existence of objects that lost their label. Its observations go through the process's queue.
 
 use std::collections::VecDeque;
 
@@ -16,7 +16,7 @@ use crate::{
 
 #[derive(Debug)]
 pub enum Stage {
-    /// Before it resumes, it asks how far the store is.
+    /// Before it resumes, it asks for the store's version.
     Checking,
     Listing {
         objects: VecDeque<Object>,
@@ -30,9 +30,9 @@ pub enum Stage {
 pub struct Watcher {
     pub id: WatchId,
     pub kind: usize,
-    /// `None`: it lists.
+    /// `None` if it must list.
     pub position: Option<u64>,
-    /// The newest version that it has come across.
+    /// The newest version that it has seen.
     pub newest: u64,
     pub stage: Stage,
 }
@@ -56,7 +56,7 @@ impl Watcher {
         self.stage = Stage::Checking;
     }
 
-    /// Asks for the store's version; one behind what is known means that the store was restored.
+    /// Asks for the store's version. If that is older than the newest known version, the store was restored.
     pub fn check(&mut self, env: &Env, queue: &mut VecDeque<Item>) {
         if env.store.version < self.newest {
             self.newest = 0;
@@ -131,14 +131,14 @@ impl Watcher {
         }
     }
 
-    /// Whether it has told everything.
+    /// Whether it has passed on all changes.
     pub fn is_at_end(&self, env: &Env) -> bool {
         matches!(self.stage, Stage::Following)
             && env.store.after(self.kind, self.position.unwrap_or_default()).is_none()
     }
 }
 
-/// The object that a change is about.
+/// The object of a watch event.
 pub fn subject(change: &WatchEvent) -> Option<(Uid, u64)> {
     match change {
         WatchEvent::Seen(object) | WatchEvent::Deleted(object) | WatchEvent::Left(object) => {

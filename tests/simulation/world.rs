@@ -1,4 +1,5 @@
-//! One run: what happens, in which order, is drawn from the seed. In the end everything heals, and the oracle judges.
+//! One run. The seed determines what happens and in which order. At the end all faults are repaired, and the oracle
+//! makes its final check.
 
 mod faults;
 mod hooks;
@@ -18,9 +19,9 @@ use crate::{
     store::{DEPLOYMENTS, KINDS, Life, MAPPED, Mapping, State, Store, USAGE, object_uid},
 };
 
-/// Steps before everything heals.
+/// Steps until all faults are repaired.
 const STEPS: usize = 600;
-/// One in so many worlds has large events.
+/// One in this many worlds has large events.
 const LARGE: u64 = 250;
 const TEAMS: [&str; 2] = ["red", "blue"];
 
@@ -67,22 +68,22 @@ pub struct World {
     backups: Vec<Store>,
     actions: Vec<Action>,
     serial: u64,
-    /// Who holds the Lease.
+    /// The process that holds the Lease.
     holder: u64,
     large: bool,
-    /// The kinds that there are in this world.
+    /// The kinds that exist in this world.
     cast: Vec<usize>,
-    /// Until the next restore nothing happens that matters: its leader may outlive it.
+    /// Nothing relevant happens until the next restore, so that its leader may outlive it.
     quiet: bool,
 }
 
-/// How a run ended.
+/// The result of a run.
 pub struct Ended {
     pub violation: Option<String>,
     pub met: Met,
     pub required: usize,
     pub excused: usize,
-    /// The same for every run of this seed.
+    /// The same for every run with this seed.
     pub fingerprint: (u64, u64, usize),
 }
 
@@ -168,7 +169,7 @@ impl World {
         world
     }
 
-    /// Each seed has its own mixture of what happens.
+    /// Each seed has its own mixture of actions.
     fn actions(random: &mut Random) -> Vec<Action> {
         use Action::{
             Answer, Backup, Catalog, Change, Compact, Consume, Create, Delete, Due, Edit, End, Endpoint, Flush, Gauge,
@@ -342,7 +343,7 @@ impl World {
             process.renew(env);
         }
         match action {
-            // Enough must come together.
+            // Large worlds need enough events for a flush of several parts.
             Action::Flush if self.large && process.unflushed() < 60 && env.random.chance(98) => {}
             Action::Flush => process.flush(env),
             _ if process.lapsed => {}
@@ -425,7 +426,7 @@ impl World {
         }
     }
 
-    /// A figure moves; now and then its spec is another, or it goes.
+    /// A figure moves. Sometimes its spec changes, or it is deleted.
     fn turn(&mut self) {
         let Env { random, store, .. } = &mut self.env;
         if store.gauges.is_empty() {
@@ -444,7 +445,7 @@ impl World {
         self.env.say(|| format!("the figure {uid:?} is now {:?}", self.env.store.gauges.get(&uid)));
     }
 
-    /// A WebhookSource is made, changed or deleted.
+    /// A WebhookSource is created, changed or deleted.
     fn configure(&mut self) {
         let kind = MAPPED[self.env.random.below(MAPPED.len())];
         if !self.cast.contains(&kind) {
@@ -463,7 +464,7 @@ impl World {
         self.env.say(|| format!("the source of {} is now {:?}", KINDS[kind].name, self.env.store.sources[kind]));
     }
 
-    /// A WebhookSource is edited in what decides no stages, and the leader hears of it at once.
+    /// A WebhookSource changes in a part that does not determine stages, and the leader sees the change immediately.
     fn edit(&mut self) {
         self.serial += 1;
         let kind = MAPPED[self.env.random.below(MAPPED.len())];
@@ -475,10 +476,10 @@ impl World {
         }
     }
 
-    /// The definition of a kind goes, and all its objects with it.
+    /// The definition of a kind is deleted with all its objects.
     fn uninstall(&mut self) {
         let kind = MAPPED[self.env.random.below(MAPPED.len())];
-        // What a restore would bring back without its definition is no world.
+        // A restore would bring back the objects without their definition, which cannot happen in a real store.
         if self.quiet || self.actions.iter().any(|action| matches!(action, Action::Restore)) {
             return;
         }
@@ -508,7 +509,7 @@ impl World {
         }
     }
 
-    /// The label comes or goes, perhaps together with a change.
+    /// The label is added or removed, possibly together with another change.
     fn select(&mut self) {
         let kind = if self.cast.contains(&4) && self.env.random.chance(50) { 4 } else { 1 };
         let Some(uid) = self.some_life(Some(kind)) else { return };

@@ -1,4 +1,4 @@
-//! Pending deliveries as the ledger has them.
+//! Conversion between pending deliveries and their form in the ledger.
 
 use std::{cmp::Reverse, collections::VecDeque, sync::Arc, time::Duration};
 
@@ -14,8 +14,8 @@ use crate::{
 };
 
 impl Pending {
-    /// Takes up what the ledger remembered. A due time is at most now plus the wait that it came from: the clock that it was
-    /// taken from may have been another.
+    /// Restores an event with its deliveries. The due time is at most now plus the wait it was computed from, because
+    /// another clock may have set it.
     pub(in crate::engine) fn recover(&mut self, remembered: RememberedEvent, now: Timestamp) {
         let RememberedEvent { event, after: _, order, deliveries, unknown } = remembered;
         let event = Arc::new(event);
@@ -67,17 +67,17 @@ impl Pending {
         self.events[stored.event.id.shard(shards)].insert(stored.event.id, stored);
     }
 
-    /// Drops an event of the ledger that nobody was told of.
+    /// Drops a recovered event of which no attempt was ever made.
     pub(in crate::engine) fn disown(&mut self, id: EventId) {
         self.dirty.push_back((id, true));
     }
 
-    /// Whether the ledger does not know of everything here.
+    /// Reports whether there are changes that no flush holds.
     pub(in crate::engine) fn is_dirty(&self) -> bool {
         !self.dirty.is_empty()
     }
 
-    /// What has changed, up to about `budget` bytes.
+    /// Returns changes, up to about `budget` bytes.
     pub(in crate::engine) fn changes(&mut self, budget: &mut usize) -> Vec<EventEntry> {
         let mut entries = Vec::new();
         while *budget > 0 {
@@ -85,7 +85,7 @@ impl Pending {
             let shard = id.shard(self.events.len());
             let stored = self.events[shard].get_mut(&id);
             let dirty = stored.map(|stored| std::mem::take(&mut stored.dirty));
-            // One that is there only because it was asked for again is gone as far as the ledger is concerned.
+            // For the ledger, an event with only redeliveries is removed.
             let known = self.events[shard].get_mut(&id).filter(|stored| stored.written || !stored.to.is_empty());
             let Some(stored) = known else {
                 if !written {
@@ -110,7 +110,7 @@ impl Pending {
         entries
     }
 
-    /// Everything of one shard.
+    /// Returns all events of one shard.
     pub(in crate::engine) fn snapshot(&self, shard: usize) -> Vec<EventEntry> {
         let stored = self.events[shard].values().filter(|stored| !stored.to.is_empty());
         stored.map(|stored| self.entry(stored, true)).collect()

@@ -1,4 +1,4 @@
-//! What is given up, until it has become an object.
+//! Dead letters: deliveries that were given up and are not stored as objects yet.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -12,17 +12,16 @@ use crate::{
     ledger::contents::GivenUp,
 };
 
-/// Given-up deliveries of one Webhook that wait to become objects; also bounded by [`MAX_BYTES`].
+/// The maximum number of dead letters of one Webhook. [`MAX_BYTES`] also applies to their events.
 pub const MAX_SHELVED: usize = 1_000;
 
-/// A given-up delivery that waits to become an object.
 #[derive(Debug)]
 pub struct DeadLetter {
     pub event: Arc<Event>,
     pub given_up: GivenUp,
 }
 
-/// The given-up deliveries of one Webhook.
+/// The dead letters of one Webhook.
 #[derive(Debug, Default)]
 pub struct DeadLetters {
     deliveries: HashMap<DeliveryId, DeadLetter>,
@@ -30,7 +29,7 @@ pub struct DeadLetters {
 }
 
 impl DeadLetters {
-    /// Whether an event of so many bytes has no place.
+    /// Reports whether there is no space for an event of `size` bytes.
     pub fn is_full(&self, size: usize) -> bool {
         self.deliveries.len() >= MAX_SHELVED || self.bytes + size > MAX_BYTES
     }
@@ -44,19 +43,19 @@ impl DeadLetters {
     }
 
     pub fn events(&self) -> impl Iterator<Item = EventId> {
-        self.deliveries.values().map(|shelved| shelved.event.id)
+        self.deliveries.values().map(|dead_letter| dead_letter.event.id)
     }
 
-    /// Puts a delivery there that is not there yet.
-    pub fn insert(&mut self, id: DeliveryId, shelved: DeadLetter) {
-        self.bytes += shelved.event.body.len();
-        self.deliveries.insert(id, shelved);
+    /// Adds a dead letter. The delivery must not have one already.
+    pub fn insert(&mut self, id: DeliveryId, dead_letter: DeadLetter) {
+        self.bytes += dead_letter.event.body.len();
+        self.deliveries.insert(id, dead_letter);
     }
 
     pub fn remove(&mut self, id: DeliveryId) -> Option<DeadLetter> {
-        let shelved = self.deliveries.remove(&id)?;
-        self.bytes -= shelved.event.body.len();
-        Some(shelved)
+        let dead_letter = self.deliveries.remove(&id)?;
+        self.bytes -= dead_letter.event.body.len();
+        Some(dead_letter)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &DeadLetter> {
@@ -67,7 +66,6 @@ impl DeadLetters {
         self.deliveries.len()
     }
 
-    /// Empties it.
     pub fn drain(&mut self) -> impl Iterator<Item = (DeliveryId, DeadLetter)> {
         self.bytes = 0;
         self.deliveries.drain()
@@ -79,7 +77,7 @@ impl DeadLetters {
     }
 }
 
-/// A given-up delivery that is to become an object.
+/// A dead letter that the leader must store as an object.
 #[derive(Clone, Debug)]
 pub struct StoreDeadLetter {
     pub webhook: Uid,
@@ -88,31 +86,31 @@ pub struct StoreDeadLetter {
     pub given_up: GivenUp,
 }
 
-/// What came of putting a delivery onto the shelf.
+/// The result of adding a dead letter.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::engine) enum Shelving {
     DeadLetter,
-    /// It is pending or on the shelf already.
+    /// The delivery is already pending or a dead letter.
     Known,
-    /// A bound is reached: it is thrown away.
+    /// A bound is reached and the delivery is dropped.
     Full,
 }
 
 impl Pending {
-    /// The next given-up delivery that is to become an object, told once.
+    /// Returns the next dead letter to store as an object. Each is returned once.
     pub(in crate::engine) fn next_to_keep(&mut self) -> Option<StoreDeadLetter> {
         while let Some((webhook, delivery)) = self.to_keep.pop_front() {
-            // What is left of a deleted Webhook has no owner that an object could have.
+            // The dead letters of a deleted Webhook have no owner that an object could refer to.
             let queue = self.queues.get(&webhook).filter(|queue| queue.subscribed);
-            if let Some(shelved) = queue.and_then(|queue| queue.shelf.get(delivery)) {
-                let (event, given_up) = (Arc::clone(&shelved.event), shelved.given_up.clone());
+            if let Some(dead_letter) = queue.and_then(|queue| queue.shelf.get(delivery)) {
+                let (event, given_up) = (Arc::clone(&dead_letter.event), dead_letter.given_up.clone());
                 return Some(StoreDeadLetter { webhook, delivery, event, given_up });
             }
         }
         None
     }
 
-    /// Puts a delivery that is given up onto the shelf; false where that is full and it is thrown away.
+    /// Makes a dead letter of a delivery. Returns false if a bound is reached and the delivery is dropped.
     pub(in crate::engine) fn give_up(&mut self, webhook: Uid, id: DeliveryId, given_up: GivenUp) -> bool {
         self.leave_lane(webhook, id);
         let mut kept = false;
@@ -135,7 +133,7 @@ impl Pending {
         kept
     }
 
-    /// Puts an event that cannot wait straight onto the shelf, unless its delivery is here already.
+    /// Makes a dead letter of an event that cannot be enqueued, unless its delivery exists already.
     pub(in crate::engine) fn shelve(
         &mut self,
         webhook: Uid,
@@ -165,12 +163,12 @@ impl Pending {
         Shelving::DeadLetter
     }
 
-    /// A given-up delivery has become an object, or never will.
+    /// Removes a dead letter that is stored as an object or never will be.
     pub(in crate::engine) fn dead_letter_stored(&mut self, webhook: Uid, id: DeliveryId) {
         if let Some(queue) = self.queues.get_mut(&webhook)
-            && let Some(shelved) = queue.shelf.remove(id)
+            && let Some(dead_letter) = queue.shelf.remove(id)
         {
-            self.release(shelved.event.id, webhook, false);
+            self.release(dead_letter.event.id, webhook, false);
         }
     }
 }

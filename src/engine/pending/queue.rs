@@ -1,4 +1,4 @@
-//! The deliveries of one Webhook.
+//! The queue of one Webhook.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,19 +11,19 @@ use jiff::Timestamp;
 use super::{MAX_BYTES, MAX_DELIVERIES, dead_letters::DeadLetters};
 use crate::event::{Event, id::DeliveryId, object::Uid, unknown::Unknown};
 
-/// An event on its way to one Webhook.
+/// An event that is pending for one Webhook.
 #[derive(Debug)]
 pub struct Delivery {
     pub event: Arc<Event>,
-    /// Attempts that have been settled as failed.
+    /// The number of failed attempts.
     pub failed_attempts: u32,
-    /// When the next attempt is due, and the wait that it came from; `None` while it is ready or under way.
+    /// The time of the next attempt and the wait it was computed from; `None` while the delivery is ready or in flight.
     pub due: Option<(Timestamp, Duration)>,
-    /// Its first attempt is ready or under way: the object's next event waits for it.
+    /// The first attempt has not ended: the object's next event waits for it.
     pub in_lane: bool,
-    /// It was asked for again; the object that asks outlives a crash, so the ledger need not know.
+    /// A redelivery. The object that requests it survives a crash, so the ledger does not record it.
     pub again: bool,
-    /// The complete flush that its first attempt was to wait for.
+    /// The complete flush that the first attempt waits for.
     pub after: Option<u64>,
     pub unknown: Unknown,
 }
@@ -35,28 +35,27 @@ impl Delivery {
     }
 }
 
-/// The deliveries of one Webhook.
 #[derive(Debug, Default)]
 pub struct Queue {
     pub deliveries: HashMap<DeliveryId, Delivery>,
     pub ready: VecDeque<DeliveryId>,
-    /// Those that were asked for again, where ready.
+    /// Redeliveries that are ready.
     pub again: VecDeque<DeliveryId>,
-    /// Objects with a first attempt ready or under way, and their later events.
+    /// Per object with a first attempt that is ready or in flight: its later events.
     pub lanes: HashMap<Uid, VecDeque<DeliveryId>>,
     pub shelf: DeadLetters,
     pub bytes: usize,
     pub in_flight: usize,
     pub runnable: bool,
-    /// The Webhook is known. Until then a recovered queue waits, and so does that of a deleted one.
+    /// The Webhook is subscribed. The queue of a recovered or deleted Webhook waits.
     pub subscribed: bool,
-    /// Who its deliveries belong to.
+    /// The owner of the deliveries (see `subscription::owner`).
     pub owner: Option<Arc<str>>,
     pub concurrency: usize,
     pub held: bool,
-    /// No attempt begins before: the endpoint answered 429 or 503 with `Retry-After`.
+    /// No attempt begins before this time: the endpoint answered 429 or 503 with `Retry-After`.
     pub paused_until: Option<Timestamp>,
-    /// The endpoint answered 410 Gone to the spec of this generation.
+    /// The generation of the spec to which the endpoint answered 410 Gone.
     pub endpoint_gone: Option<i64>,
 }
 
@@ -87,7 +86,7 @@ impl Queue {
         if free { self.again.pop_front() } else { None }
     }
 
-    /// Whether a delivery is pending or on the shelf.
+    /// Reports whether a delivery is pending or a dead letter.
     pub fn knows(&self, id: DeliveryId) -> bool {
         self.deliveries.contains_key(&id) || self.shelf.get(id).is_some()
     }

@@ -1,4 +1,4 @@
-//! A Webhook that is deleted and created again: the new one takes over what was pending to the old one.
+//! Succession: if a Webhook is deleted and created again, the new one takes over the deliveries of the old one.
 
 use std::{
     cmp::Reverse,
@@ -13,7 +13,7 @@ use crate::event::{
 };
 
 impl Pending {
-    /// Says who the deliveries of a Webhook belong to.
+    /// Sets the owner of a Webhook's deliveries (see `subscription::owner`).
     pub(in crate::engine) fn own(&mut self, webhook: Uid, owner: Arc<str>) {
         let queue = self.queues.entry(webhook).or_default();
         if queue.owner.as_ref() == Some(&owner) {
@@ -21,26 +21,26 @@ impl Pending {
         }
         queue.owner = Some(owner);
         let events: Vec<EventId> = queue.deliveries.values().map(|delivery| delivery.event.id).collect();
-        let shelved: Vec<EventId> = queue.shelf.events().collect();
-        for event in events.into_iter().chain(shelved) {
+        let dead_letters: Vec<EventId> = queue.shelf.events().collect();
+        for event in events.into_iter().chain(dead_letters) {
             self.touch(event);
         }
     }
 
-    /// Who the deliveries of a Webhook belong to, as far as is known.
+    /// Returns the owner of a Webhook's deliveries, if it is known.
     pub(in crate::engine) fn owner(&self, webhook: Uid) -> Option<&Arc<str>> {
         self.queues.get(&webhook)?.owner.as_ref()
     }
 
-    /// A namespace that an event of this Webhook is of.
+    /// Returns the namespace of one of the Webhook's events.
     pub(in crate::engine) fn namespace(&self, webhook: Uid) -> Option<&str> {
         let queue = self.queues.get(&webhook)?;
         let pending = queue.deliveries.values().map(|delivery| &delivery.event);
-        let mut events = pending.chain(queue.shelf.iter().map(|shelved| &shelved.event));
+        let mut events = pending.chain(queue.shelf.iter().map(|dead_letter| &dead_letter.event));
         events.next().map(|event| event.object.namespace.as_str())
     }
 
-    /// The Webhook is deleted: nothing of it begins any more. Returns how many deliveries it leaves, given-up ones included.
+    /// Stops all attempts of a deleted Webhook. Returns the number of its deliveries, dead letters included.
     pub(in crate::engine) fn orphan(&mut self, webhook: Uid) -> usize {
         let Some(queue) = self.queues.get_mut(&webhook) else { return 0 };
         queue.subscribed = false;
@@ -48,13 +48,13 @@ impl Pending {
         queue.deliveries.len() + queue.shelf.len()
     }
 
-    /// The delivery that this one has become.
+    /// Returns the key of the delivery after a takeover, or the same key.
     pub(in crate::engine) fn successor(&mut self, webhook: Uid, id: DeliveryId) -> (Uid, DeliveryId) {
         self.successors.remove(&(webhook, id)).unwrap_or((webhook, id))
     }
 
-    /// Hands to the Webhook `to` what is pending to `from`, in the order of the events. Attempts that were made count. What was asked for
-    /// again is not handed on. Returns how many deliveries were handed over.
+    /// Moves the deliveries of `from` to `to`, in the order of the events. Attempt counts are kept. Redeliveries are
+    /// dropped. Returns the number of deliveries moved.
     pub(in crate::engine) fn take_over(&mut self, from: Uid, to: Uid) -> usize {
         if from == to {
             return 0;
@@ -83,7 +83,8 @@ impl Pending {
             let (due, after, size) = (delivery.due, delivery.after, delivery.event.body.len());
             let at = self.lane_place(to, object, self.order(event));
             let queue = self.queues.entry(to).or_default();
-            // The object's next event waits for a first attempt that is under way here, too.
+            // A first attempt in flight also holds back the object's next event at the new Webhook, unless that has a
+            // lane for the object already.
             delivery.in_lane = first && !(in_flight && queue.lanes.contains_key(&object));
             let in_lane = delivery.in_lane;
             queue.deliveries.insert(id, delivery);
@@ -110,17 +111,17 @@ impl Pending {
             taken += 1;
         }
 
-        let mut shelved: Vec<_> = old.shelf.drain().collect();
-        shelved.sort_unstable_by_key(|(_, shelved)| self.order(shelved.event.id));
-        for (old_id, shelved) in shelved {
-            let event = shelved.event.id;
+        let mut dead_letters: Vec<_> = old.shelf.drain().collect();
+        dead_letters.sort_unstable_by_key(|(_, dead_letter)| self.order(dead_letter.event.id));
+        for (old_id, dead_letter) in dead_letters {
+            let event = dead_letter.event.id;
             let id = DeliveryId::new(event, to);
             let queue = self.queues.entry(to).or_default();
             if queue.knows(id) {
                 self.release(event, from, false);
                 continue;
             }
-            queue.shelf.insert(id, shelved);
+            queue.shelf.insert(id, dead_letter);
             if !self.gate.hold_back(gated.get(&old_id).copied(), to, id) {
                 self.to_keep.push_back((to, id));
             }
@@ -131,7 +132,7 @@ impl Pending {
         taken
     }
 
-    /// Where an event of this place in the order belongs among those that wait for an object's first attempt to end.
+    /// Returns the index at which an event of this order belongs in the object's lane.
     fn lane_place(&self, webhook: Uid, object: Uid, order: u64) -> usize {
         let lane = self.queues.get(&webhook).and_then(|queue| queue.lanes.get(&object).map(|lane| (queue, lane)));
         let Some((queue, lane)) = lane else { return 0 };

@@ -1,4 +1,4 @@
-//! Attempts: their order, what follows from their results, and when there is another.
+//! Attempts: their order, the effect of their results, and retries.
 
 use super::*;
 
@@ -97,17 +97,17 @@ fn what_is_asked_for_again_is_retried_anew_and_neither_kept_nor_counted_as_dropp
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 1, 1));
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
-    let told = attempt(&mut engine, 0);
-    let webhook = told.webhook;
-    assert!(!engine.redeliver(webhook, &told.event), "it is pending");
-    assert!(!engine.redeliver(Uid::from_u128(5), &told.event), "nobody knows the Webhook");
-    engine.record_outcome(outcome(&told, FAILED), at(0), 0.5);
+    let sent = attempt(&mut engine, 0);
+    let webhook = sent.webhook;
+    assert!(!engine.redeliver(webhook, &sent.event), "it is pending");
+    assert!(!engine.redeliver(Uid::from_u128(5), &sent.event), "nobody knows the Webhook");
+    engine.record_outcome(outcome(&sent, FAILED), at(0), 0.5);
     let retry = attempt(&mut engine, 5000);
     let settled = engine.record_outcome(outcome(&retry, FAILED), at(5000), 0.5).unwrap();
     assert_eq!((settled.verdict, settled.again, settled.dropped), (Verdict::GivenUp(Reason::Exhausted), false, false));
 
-    // It is on the shelf still: the ledger is told of that, not of what was asked for.
-    assert!(engine.redeliver(webhook, &told.event));
+    // The dead letter still exists: the ledger records it, and not the redelivery.
+    assert!(engine.redeliver(webhook, &sent.event));
     assert!(flushed(&mut engine).events[0].deliveries[0].given_up.is_some());
     for number in 1..=2 {
         let again = attempt_past_keeps(&mut engine, 10_000 * i64::from(number));

@@ -1,4 +1,4 @@
-//! What waits is bounded: beyond it events become objects, then are dropped and counted.
+//! Bounds of pending deliveries: an event beyond them becomes a dead letter, and beyond those is dropped and counted.
 
 use super::*;
 
@@ -47,7 +47,7 @@ fn an_event_that_is_observed_again_without_a_place_to_wait_is_on_the_shelf_once(
 
 const HEAVY: usize = 128 * KIB;
 
-/// A job starts in the namespace, with an event of so many bytes: what becomes of it at the one Webhook there.
+/// Starts a job with an event of `bytes` bytes in the namespace. Returns the result at the only Webhook there.
 fn starts(engine: &mut Engine, namespace: &str, bytes: usize) -> &'static str {
     let number = engine.records() as u128 + 1;
     let object = |model: String| {
@@ -163,7 +163,7 @@ fn all_webhooks_together_hold_the_total_to_the_last_byte_and_a_deleted_one_gives
     for _ in 1..MAX_BYTES / HEAVY {
         assert_eq!(starts(&mut engine, "n5", HEAVY), "pending");
     }
-    // Two Webhooks share the last event that there is room for: it counts once.
+    // Two Webhooks share the last event that fits: it counts once.
     let last = Object { namespace: "n6".into(), ..job(0, 5, TrainingStage::Running) };
     let size = listed_engine(false).observe(seen(last.clone()), at(0)).events[0].body.len();
     assert_eq!(starts(&mut engine, "n5", HEAVY - size), "pending");
@@ -180,22 +180,22 @@ fn what_is_asked_for_again_goes_past_the_bounds_and_counts_until_the_last_of_it_
         engine.subscribe(Subscription { scope: Scope::Namespace(namespace.into()), ..subscription(number, 1, 0) });
     }
     assert_eq!(starts(&mut engine, "n5", HEAVY), "pending");
-    let told = attempt(&mut engine, 0);
-    engine.record_outcome(outcome(&told, AttemptResult::Acknowledged), at(0), 0.5);
+    let sent = attempt(&mut engine, 0);
+    engine.record_outcome(outcome(&sent, AttemptResult::Acknowledged), at(0), 0.5);
     for namespace in ["n1", "n2", "n3", "n4"] {
         for _ in 0..MAX_BYTES / HEAVY {
             assert_eq!(starts(&mut engine, namespace, HEAVY), "pending");
         }
     }
     let both = [Uid::from_u128(1005), Uid::from_u128(1006)];
-    assert!(both.iter().all(|webhook| engine.redeliver(*webhook, &told.event)));
+    assert!(both.iter().all(|webhook| engine.redeliver(*webhook, &sent.event)));
     engine.unsubscribe(Uid::from_u128(1001));
     for _ in 1..MAX_BYTES / HEAVY {
         assert_eq!(starts(&mut engine, "n5", HEAVY), "pending");
     }
     assert_eq!(starts(&mut engine, "n6", KIB), "shelved");
     let end = |engine: &mut Engine, webhook| {
-        let attempt = Attempt { webhook, delivery: DeliveryId::new(told.event.id, webhook), ..told.clone() };
+        let attempt = Attempt { webhook, delivery: DeliveryId::new(sent.event.id, webhook), ..sent.clone() };
         engine.record_outcome(outcome(&attempt, AttemptResult::Acknowledged), at(0), 0.5).unwrap();
     };
     end(&mut engine, both[0]);

@@ -1,4 +1,4 @@
-//! What the ledger is told, and what a crash between two flushes leaves.
+//! Flushes: their contents, and the state after a crash between two of them.
 
 use super::*;
 
@@ -54,8 +54,8 @@ fn in_a_store_that_was_restored_stages_are_compared_and_not_versions() {
     assert_eq!(contents.records.len(), 2, "each once");
     assert_eq!(contents.watches.unwrap()[0].position, 1, "whoever goes on from here must list");
     engine.observe(change(WatchEvent::ListBegun), at(0));
-    let told = names(&engine.observe(seen(job(1, 10, TrainingStage::Completed)), at(0)));
-    assert_eq!(told, ["training.completed"]);
+    let sent = names(&engine.observe(seen(job(1, 10, TrainingStage::Completed)), at(0)));
+    assert_eq!(sent, ["training.completed"]);
     assert!(engine.observe(seen(job(2, 11, TrainingStage::Suspended)), at(0)).events.is_empty());
     assert!(engine.observe(change(WatchEvent::ListEnded(20)), at(0)).events.is_empty());
     assert_eq!(engine.position(WATCH), 20);
@@ -84,9 +84,9 @@ fn an_object_that_goes_and_comes_back_between_two_flushes_is_told_as_it_is_and_o
     }
     engine.observe(seen(job(1, 9, TrainingStage::Pending)), at(0));
     let contents = flushed(&mut engine);
-    let told = |entries: &[RecordEntry]| entries.iter().map(|entry| entry.uid).collect::<Vec<_>>();
-    assert_eq!(told(&contents.records), [Uid::from_u128(1)]);
-    assert_eq!(told(&contents.gone), [Uid::from_u128(2)]);
+    let uids = |entries: &[RecordEntry]| entries.iter().map(|entry| entry.uid).collect::<Vec<_>>();
+    assert_eq!(uids(&contents.records), [Uid::from_u128(1)]);
+    assert_eq!(uids(&contents.gone), [Uid::from_u128(2)]);
 }
 
 #[test]
@@ -95,72 +95,72 @@ fn whatever_the_ledger_does_not_know_asks_for_a_flush_and_nothing_else_does() {
     let mut engine = Engine::new(None, 1, 4);
     engine.subscribe(subscription(1, 1, 5));
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
-    let tells = |engine: &mut Engine, what: &str, expected| {
+    let check = |engine: &mut Engine, what: &str, expected| {
         assert_eq!(engine.unflushed(), expected, "{what}");
         let contents = flushed(engine);
         assert_eq!(engine.unflushed(), Unflushed::Nothing, "{what}, flushed");
         contents
     };
-    tells(&mut engine, "a watch", Unflushed::Changes);
+    check(&mut engine, "a watch", Unflushed::Changes);
     engine.observe(change(WatchEvent::ListBegun), at(0));
     engine.observe(change(WatchEvent::ListEnded(1)), at(0));
-    tells(&mut engine, "an empty baseline", Unflushed::Changes);
+    check(&mut engine, "an empty baseline", Unflushed::Changes);
     engine.observe(change(WatchEvent::Bookmark(5)), at(0));
-    tells(&mut engine, "a bookmark", Unflushed::Positions);
+    check(&mut engine, "a bookmark", Unflushed::Positions);
     engine.observe(change(WatchEvent::Bookmark(5)), at(0));
-    tells(&mut engine, "the same bookmark", Unflushed::Nothing);
+    check(&mut engine, "the same bookmark", Unflushed::Nothing);
     engine.observe(change(WatchEvent::ListBegun), at(0));
     engine.observe(change(WatchEvent::ListEnded(6)), at(0));
-    tells(&mut engine, "another list", Unflushed::Positions);
+    check(&mut engine, "another list", Unflushed::Positions);
     engine.observe(deleted(job(9, 7, Pending)), at(0));
-    tells(&mut engine, "the deletion of what nobody knew", Unflushed::Positions);
+    check(&mut engine, "the deletion of what nobody knew", Unflushed::Positions);
     engine.observe(seen(job(1, 8, Pending)), at(0));
-    tells(&mut engine, "an object", Unflushed::Changes);
+    check(&mut engine, "an object", Unflushed::Changes);
     engine.observe(seen(job(1, 9, Pending)), at(0));
-    tells(&mut engine, "a newer version", Unflushed::Positions);
+    check(&mut engine, "a newer version", Unflushed::Positions);
     engine.observe(seen(job(1, 10, Suspended)), at(0));
-    tells(&mut engine, "a stage without an event", Unflushed::Changes);
+    check(&mut engine, "a stage without an event", Unflushed::Changes);
     engine.observe(seen(job(1, 11, Running)), at(0));
-    assert_eq!(tells(&mut engine, "an event", Unflushed::Changes).records.len(), 1);
+    assert_eq!(check(&mut engine, "an event", Unflushed::Changes).records.len(), 1);
 
     let labelled = |version| Object { labels: [("a".to_owned(), "b".to_owned())].into(), ..job(1, version, Running) };
     engine.observe(seen(job(1, 12, Running)), at(0));
-    tells(&mut engine, "a newer version of what a deletion would tell", Unflushed::Positions);
+    check(&mut engine, "a newer version of what a deletion would tell", Unflushed::Positions);
     engine.observe(seen(labelled(13)), at(0));
-    tells(&mut engine, "a label that a deletion would tell", Unflushed::Changes);
+    check(&mut engine, "a label that a deletion would tell", Unflushed::Changes);
     engine.observe(seen(labelled(14)), at(0));
-    tells(&mut engine, "the same label", Unflushed::Positions);
+    check(&mut engine, "the same label", Unflushed::Positions);
 
     let left = engine.observe(change(WatchEvent::Left(Box::new(labelled(15)))), at(0));
-    tells(&mut engine, "that it left the selection", Unflushed::Changes);
+    check(&mut engine, "that it left the selection", Unflushed::Changes);
     let answer = || change(WatchEvent::Answer { question: left.questions[0].clone(), living: true });
     engine.observe(answer(), at(0));
-    tells(&mut engine, "that it is selected no more", Unflushed::Changes);
+    check(&mut engine, "that it is selected no more", Unflushed::Changes);
     engine.observe(answer(), at(0));
-    tells(&mut engine, "that again", Unflushed::Nothing);
+    check(&mut engine, "that again", Unflushed::Nothing);
     engine.observe(seen(labelled(16)), at(0));
-    tells(&mut engine, "that it is selected again", Unflushed::Changes);
+    check(&mut engine, "that it is selected again", Unflushed::Changes);
 
     let first = attempt(&mut engine, 0);
-    tells(&mut engine, "an attempt", Unflushed::Nothing);
+    check(&mut engine, "an attempt", Unflushed::Nothing);
     engine.record_outcome(outcome(&first, FAILED), at(0), 0.5);
-    let contents = tells(&mut engine, "a failure", Unflushed::Changes);
+    let contents = check(&mut engine, "a failure", Unflushed::Changes);
     assert!(contents.events[0].event.is_none(), "the event itself is told once");
     assert_eq!(contents.events[0].deliveries[0].failed, 1);
     let retry = attempt(&mut engine, 5000);
     engine.record_outcome(outcome(&retry, AttemptResult::Acknowledged), at(0), 0.5);
-    tells(&mut engine, "an acknowledgement", Unflushed::Changes);
+    check(&mut engine, "an acknowledgement", Unflushed::Changes);
     assert!(engine.due(at(5000)).is_none());
     assert!(engine.redeliver(first.webhook, &first.event));
-    tells(&mut engine, "what is asked for again, which the object that asks knows", Unflushed::Nothing);
+    check(&mut engine, "what is asked for again, which the object that asks knows", Unflushed::Nothing);
     let again = attempt(&mut engine, 5000);
     engine.record_outcome(outcome(&again, FAILED), at(5000), 0.5);
-    tells(&mut engine, "its failure", Unflushed::Nothing);
+    check(&mut engine, "its failure", Unflushed::Nothing);
     let again = attempt(&mut engine, 9000);
     engine.record_outcome(outcome(&again, AttemptResult::Acknowledged), at(9000), 0.5);
-    tells(&mut engine, "its end", Unflushed::Nothing);
+    check(&mut engine, "its end", Unflushed::Nothing);
     engine.observe(change(WatchEvent::Vanished(Uid::from_u128(1))), at(0));
-    assert_eq!(tells(&mut engine, "its going", Unflushed::Changes).gone.len(), 1);
+    assert_eq!(check(&mut engine, "its going", Unflushed::Changes).gone.len(), 1);
 }
 
 #[test]
@@ -176,15 +176,15 @@ fn a_flush_stops_at_about_its_budget_and_only_the_last_part_tells_positions_and_
     for number in 0..40 {
         engine.observe(seen(job(100 + number, 5, TrainingStage::Running)), at(0));
     }
-    let mut told = 0;
-    while told < 40 {
+    let mut done = 0;
+    while done < 40 {
         let flush = engine.flush(&[0], 16 * KIB);
         let some = flush.contents.events.len();
-        assert!((5..=15).contains(&some) || told + some == 40, "{some} events to twenty Webhooks");
-        assert!(told + some == 40 || (flush.contents.watches.is_none() && flush.snapshots.is_empty()));
+        assert!((5..=15).contains(&some) || done + some == 40, "{some} events to twenty Webhooks");
+        assert!(done + some == 40 || (flush.contents.watches.is_none() && flush.snapshots.is_empty()));
         assert_eq!(engine.unflushed(), Unflushed::Changes);
         engine.flush_committed();
-        told += some;
+        done += some;
     }
     flushed(&mut engine);
     assert_eq!(engine.unflushed(), Unflushed::Nothing);
@@ -210,12 +210,12 @@ fn an_event_outlives_the_only_watch_that_the_ledger_knows() {
     engine.subscribe(subscription(0, 1, 0));
     engine.observe(change(WatchEvent::ListBegun), at(0));
     engine.observe(change(WatchEvent::ListEnded(1)), at(0));
-    // It waits for the baseline, which the same flush holds.
+    // The event waits for the baseline, which the same flush holds.
     assert_eq!(names(&engine.observe(seen(job(1, 2, TrainingStage::Running)), at(0))), ["training.started"]);
     let flush = engine.flush(&[], usize::MAX);
     let mut ledger: Vec<Found> =
         Journal::begin(home, 1, shape, 7).lay_out(flush).unwrap().into_iter().map(found).collect();
-    // The next leader has no such watch any more, and dies after its first flush.
+    // The next leader does not have this watch, and crashes after its first flush.
     let (mut journal, memory) = open(&ledger);
     let mut engine = Engine::recover(None, 2, 4, memory, at(0));
     engine.forget_other_watches();

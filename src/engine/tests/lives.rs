@@ -1,17 +1,17 @@
-//! Arbitrary lives of objects, endpoints and Webhooks, against what must hold in all of them.
+//! Property test with arbitrary histories of objects, endpoints and Webhooks. It checks the invariants that hold in all
+//! of them.
 
 use super::*;
 
-/// One step of a simulated life.
+/// One step of a history.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A job moves to a stage.
+    /// A job enters a stage.
     Move(u8, u8),
-    /// An attempt under way ends: acknowledged, failed, withheld.
+    /// An attempt in flight ends: acknowledged, failed or withheld.
     End(u8, u8),
     /// Time passes, in milliseconds.
     Pass(u16),
-    /// A Webhook is held or released.
     Hold(u8, bool),
 }
 
@@ -24,7 +24,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the checker knows of one delivery.
+/// The state of one delivery in the model.
 #[derive(Debug, Default)]
 struct Life {
     attempts: u32,
@@ -52,7 +52,7 @@ proptest! {
         let mut order: HashMap<(Uid, Uid), Vec<EventId>> = HashMap::new();
         let mut happened: Vec<EventId> = Vec::new();
 
-        // After the steps everything is released, time passes, and every attempt is acknowledged.
+        // After the steps, all Webhooks are released, time passes, and every attempt is acknowledged.
         let closing = (0..3).map(|webhook| Step::Hold(webhook, false));
         let settling = (0..400).flat_map(|_| [Step::Pass(1500), Step::End(0, 0)]);
         for step in steps.into_iter().chain(closing).chain(settling) {
@@ -61,7 +61,7 @@ proptest! {
                     use TrainingStage::{Completed, Failed, Pending, Running};
                     version += 1;
                     let mut object = job(u128::from(number), version, [Pending, Running, Completed, Failed][usize::from(stage)]);
-                    // Each entry into Running is a run of its own.
+                    // Each entry into Running is a separate run.
                     if let Facts::Training(facts) = &mut object.facts && stage == 1 {
                         facts.started_at = Some(at(version as i64 * 1000));
                     }
@@ -122,10 +122,10 @@ proptest! {
                         other.webhook == attempt.webhook && other.number == 1 && other.event.object.uid == attempt.event.object.uid
                     });
                     prop_assert!(rival.is_none(), "first attempts of one object's events do not overlap");
-                    let told = order.entry((attempt.webhook, attempt.event.object.uid)).or_default();
-                    // A withheld first attempt is begun again.
-                    if told.last() != Some(&attempt.event.id) {
-                        told.push(attempt.event.id);
+                    let sent = order.entry((attempt.webhook, attempt.event.object.uid)).or_default();
+                    // A withheld first attempt begins again.
+                    if sent.last() != Some(&attempt.event.id) {
+                        sent.push(attempt.event.id);
                     }
                 }
                 under_way.push(attempt);
@@ -137,8 +137,8 @@ proptest! {
         }
         prop_assert_eq!(lives.len(), happened.len() * 3, "every event went to every Webhook");
         prop_assert!(lives.values().all(|life| life.ended), "and ended");
-        for told in order.values() {
-            let positions: Vec<usize> = told.iter().map(|id| happened.iter().position(|other| other == id).unwrap()).collect();
+        for sent in order.values() {
+            let positions: Vec<usize> = sent.iter().map(|id| happened.iter().position(|other| other == id).unwrap()).collect();
             prop_assert!(positions.is_sorted(), "first attempts go in the order of the events");
         }
         prop_assert!(bounds.keys().all(|webhook| engine.pending(*webhook) == 0));

@@ -1,4 +1,4 @@
-//! What is not news: the past of objects that come into view.
+//! Events that are not news: the past of objects that come into view.
 
 use super::*;
 use crate::event::object::{ServingFacts, ServingStage};
@@ -6,10 +6,10 @@ use crate::event::object::{ServingFacts, ServingStage};
 const DAY: i64 = 24 * 60 * 60 * 1000;
 const MINUTE: i64 = 60 * 1000;
 
-/// A job's stage, and when it says that it began and ended.
+/// A job's stage, with its start and completion times.
 type State = (TrainingStage, [Option<i64>; 2]);
 
-/// A job with the times that it says, in milliseconds of the test's clock.
+/// Returns a job that reports these times, in milliseconds of the test's clock.
 fn says(number: u128, version: u64, stage: TrainingStage, created: i64, times: [Option<i64>; 2]) -> Object {
     let mut object = job(number, version, stage);
     object.created_at = Some(at(created));
@@ -19,7 +19,7 @@ fn says(number: u128, version: u64, stage: TrainingStage, created: i64, times: [
     object
 }
 
-/// An engine whose watch has seen all that existed at 0.
+/// Returns an engine whose watch has processed everything that existed at time 0.
 fn current_engine() -> Engine {
     let mut engine = listed_engine(true);
     engine.observe(change(WatchEvent::Current(at(0))), at(0));
@@ -52,10 +52,10 @@ fn a_finished_job_that_gains_the_label_sends_nothing() {
     for mut engine in [current_engine(), restarted(&mut current_engine())] {
         let finished = says(1, 5, Completed, -8 * DAY, [week, week]);
         assert!(names(&engine.observe(seen(finished), at(MINUTE))).is_empty());
-        // What happens to it from then on counts.
+        // A change from now on is news.
         let again = says(1, 6, Running, -8 * DAY, [Some(MINUTE), None]);
         assert_eq!(names(&engine.observe(seen(again), at(MINUTE))), ["training.started"]);
-        // A running one sends its end.
+        // A running job sends its end.
         assert!(names(&engine.observe(seen(says(2, 7, Running, -8 * DAY, [week, None])), at(MINUTE))).is_empty());
         let ended = says(2, 8, Completed, -8 * DAY, [week, Some(2 * MINUTE)]);
         assert_eq!(names(&engine.observe(seen(ended), at(MINUTE))), ["training.completed"]);
@@ -71,7 +71,7 @@ fn an_object_that_may_be_new_is_announced() {
     assert_eq!(names(&engine.observe(seen(says(3, 7, Running, -1, [None; 2])), at(0))), [""; 0]);
 }
 
-/// A deployment that was created a day ago and serves this version of its model.
+/// Returns a deployment that was created a day ago and serves this version of its model.
 fn serves(version: u64, model: &str) -> Object {
     let (stage, model_id, model) = (Some(ServingStage::Deployed), Some("m".into()), Some(model.into()));
     let facts = ServingFacts { stage, model_id, version: model, ..ServingFacts::default() };
@@ -95,15 +95,15 @@ fn a_list_after_an_outage_tells_what_the_outage_hid_and_no_more() {
         says(4, 5, Completed, -8 * DAY, [None; 2]),
         says(5, 5, Running, MINUTE, [None; 2]),
     ];
-    let told = list(&mut engine, 9, 3 * MINUTE, &objects);
-    let told: Vec<_> = told.events.iter().map(|event| (event.object.name.as_str(), event.event_type.name())).collect();
+    let sent = list(&mut engine, 9, 3 * MINUTE, &objects);
+    let sent: Vec<_> = sent.events.iter().map(|event| (event.object.name.as_str(), event.event_type.name())).collect();
     let expected = [
         ("job-2", "training.completed"),
         ("job-3", "training.started"),
         ("job-3", "training.completed"),
         ("job-5", "training.started"),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(sent, expected);
 }
 
 #[test]
@@ -131,29 +131,29 @@ fn what_a_job_says_happened_before_it_was_created_is_not_news() {
     let old = Some(-DAY);
     let both: &[&str] = &["training.started", "training.completed"];
     let lives: [(&[State], &[&str]); 9] = [
-        // Restored with its status at once, or in a second write.
+        // Restored with its status, in one write or two.
         (&[(Completed, [old, old])], &[]),
         (&[(Pending, [None; 2]), (Completed, [old, old])], &[]),
         (&[(Running, [old, None]), (Failed, [old, old])], &[]),
-        // It was running, and goes on.
+        // It was running, and continues.
         (&[(Running, [old, None]), (Completed, [old, Some(DAY)])], &["training.completed"]),
         (&[(Running, [old, None]), (Running, [Some(5), None])], &["training.started"]),
         // Clocks differ by up to a minute.
         (&[(Completed, [Some(-MINUTE), Some(-MINUTE)])], both),
-        // A run that was announced ends, and what was seen to happen happened, whatever the times.
+        // The end of an announced run, and changes that the operator saw happen, are news whatever their times.
         (&[(Running, [None; 2]), (Completed, [None, old])], both),
         (&[(Pending, [None; 2]), (Running, [old, None]), (Completed, [old, old])], both),
         (&[(Suspended, [old, None]), (Running, [old, None])], &["training.started"]),
     ];
     for (life, expected) in lives {
         let mut engine = current_engine();
-        let mut told = Vec::new();
+        let mut sent = Vec::new();
         for (version, (stage, times)) in (5..).zip(life) {
-            told.extend(names(&engine.observe(seen(says(1, version, *stage, 0, *times)), at(1000))));
+            sent.extend(names(&engine.observe(seen(says(1, version, *stage, 0, *times)), at(1000))));
         }
-        assert_eq!(told, expected, "{life:?}");
+        assert_eq!(sent, expected, "{life:?}");
     }
-    // It was known for a while.
+    // The object was known for a minute before the change.
     let mut engine = current_engine();
     engine.observe(seen(says(1, 5, Pending, 0, [None; 2])), at(0));
     assert_eq!(names(&engine.observe(seen(says(1, 6, Completed, 0, [old, old])), at(MINUTE))), both);
@@ -168,7 +168,7 @@ fn a_kind_that_is_served_again_goes_on_with_its_records() {
         engine.observe(seen(there(number, 5, Running)), at(0));
     }
     engine.observe(seen(there(2, 6, Completed)), at(0));
-    // Nobody knows whether it lives.
+    // Its existence check is open.
     assert_eq!(engine.observe(change(WatchEvent::Left(Box::new(there(4, 7, Running)))), at(0)).questions.len(), 1);
     let missing = |days: i64| WatchEvent::NotInstalled(Some(at(days * DAY)));
     engine.observe(change(missing(0)), at(0));
@@ -179,15 +179,15 @@ fn a_kind_that_is_served_again_goes_on_with_its_records() {
     let created_meanwhile = says(5, 8, Running, 5 * DAY, [Some(5 * DAY), None]);
     let objects = [there(1, 8, Completed), there(2, 6, Completed), created_meanwhile];
     let observed = list(&mut engine, 9, 6 * DAY, &objects);
-    let told = observed.events.iter().map(|event| (event.object.name.as_str(), event.event_type.name()));
-    assert_eq!(told.collect::<Vec<_>>(), [("job-1", "training.completed"), ("job-5", "training.started")]);
+    let sent = observed.events.iter().map(|event| (event.object.name.as_str(), event.event_type.name()));
+    assert_eq!(sent.collect::<Vec<_>>(), [("job-1", "training.completed"), ("job-5", "training.started")]);
     assert_eq!(engine.records(), 4, "what the list lacks is forgotten in silence");
     let [question] = &observed.questions[..] else {
         panic!("what left before is asked after: {:?}", observed.questions)
     };
     let answer = WatchEvent::Answer { question: question.clone(), living: false };
     assert_eq!(names(&engine.observe(change(answer), at(6 * DAY))), ["training.failed"]);
-    // From then on absence is news again.
+    // From then on, absence is news again.
     assert_eq!(list(&mut engine, 12, 6 * DAY, &objects[..2]).questions.len(), 1);
 }
 
@@ -204,7 +204,7 @@ fn records_of_a_kind_that_is_not_served_are_kept_for_seven_days() {
         }
         let objects = [
             says(1, 6, Completed, 0, [Some(0), Some(1)]),
-            // Not selected before, and new.
+            // Not selected before, and new to the watch.
             says(2, 6, Completed, -DAY, [Some(-DAY), Some(-DAY)]),
             says(3, 6, Running, DAY, [Some(DAY), None]),
         ];
@@ -225,8 +225,8 @@ fn a_kind_that_was_never_served_has_no_past_when_it_comes() {
         engine.observe(change(WatchEvent::NotInstalled(Some(at(minute * MINUTE)))), at(0));
     }
     let objects = [says(1, 5, Completed, -DAY, [Some(-DAY), Some(-DAY)]), says(2, 6, Running, 0, [None; 2])];
-    let told = list(&mut engine, 9, DAY, &objects);
-    assert_eq!(told.events.iter().map(|event| event.object.name.as_str()).collect::<Vec<_>>(), ["job-2"]);
+    let sent = list(&mut engine, 9, DAY, &objects);
+    assert_eq!(sent.events.iter().map(|event| event.object.name.as_str()).collect::<Vec<_>>(), ["job-2"]);
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn ids_are_not_used_again_once_records_are_gone() {
         let mut engine = current_engine();
         let before = engine.observe(seen(serves(5, "1")), at(0)).events;
         forget(&mut engine);
-        // A crash in between changes no id.
+        // A crash in between does not change IDs.
         let mut later = restarted(&mut engine);
         let [after, repeated] = [&mut engine, &mut later].map(|engine| list(engine, 9, 7 * DAY, &[serves(6, "2")]));
         assert_eq!(names(&after), ["deployment.created", "model.deployed"]);

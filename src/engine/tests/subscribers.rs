@@ -1,4 +1,4 @@
-//! Who gets an event: Webhooks of its time, filters, and namespaces that are selected.
+//! Recipients of an event: Webhooks that exist at its time, filters, and selected namespaces.
 
 use super::*;
 
@@ -58,7 +58,7 @@ fn a_deletion_that_a_list_tells_is_filtered_by_what_was_last_seen() {
     assert!(!engine.reads_annotations());
 }
 
-/// A `ClusterWebhook` for the namespaces with this label.
+/// Returns a `ClusterWebhook` that selects the namespaces with this label.
 fn selecting(number: u128, team: &str) -> Subscription {
     let selector = kube::core::Expression::Equal("team".into(), team.into()).into();
     Subscription { scope: Scope::Cluster(selector), ..subscription(number, 1, 0) }
@@ -81,7 +81,7 @@ fn a_deletion_goes_by_what_its_namespace_was_also_where_that_went_while_nobody_l
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
     engine.subscribe(selecting(1, "a"));
     engine.subscribe(selecting(2, "b"));
-    // Nobody knows the Namespace any more; one deletion is seen, the other told by a list.
+    // The Namespace is no longer known. One deletion comes from the log, the other from a list.
     let observed = [
         engine.observe(deleted(job(1, 6, TrainingStage::Running)), at(0)),
         engine.observe(change(WatchEvent::ListBegun), at(0)),

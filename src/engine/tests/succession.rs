@@ -8,7 +8,7 @@ fn webhook(number: u128) -> WebhookRef {
     WebhookRef { kind: WebhookKind::Webhook, uid, home: "ns".into(), name: "ci".into() }
 }
 
-/// Acknowledges all attempts that are due; which event of which object each was of, and which attempt.
+/// Acknowledges all attempts that are due. Returns the object, the event type and the attempt number of each.
 fn acknowledged(engine: &mut Engine, now: i64) -> Vec<(String, &'static str, u32)> {
     let mut sent = Vec::new();
     while let Some(due) = engine.due(at(now)) {

@@ -1,4 +1,4 @@
-//! What is measured: its events are in the ledger before they are attempted.
+//! Measured watches: their events are in the ledger before they are attempted.
 
 use super::*;
 use crate::event::{
@@ -29,7 +29,7 @@ fn evaluate(engine: &mut Engine, number: u128, value: i64, millis: i64) -> Obser
     engine.observe(measured(WatchEvent::Measured(Box::new(figure(number, value, millis)))), at(millis))
 }
 
-/// An engine that knows that nothing is measured yet, beside a watch of jobs.
+/// Returns an engine with an empty measured watch and a watch of jobs.
 fn engine() -> Engine {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 8, 0));
@@ -86,7 +86,7 @@ fn a_crossing_that_landed_with_its_record_outlives_a_crash_before_the_rest_of_th
         let complete = flush.contents.watches.is_some();
         let segments = journal.lay_out(flush).unwrap();
         engine.flush_committed();
-        // A claim's place is written again.
+        // The place of a claim is overwritten.
         found.retain(|found: &Found| segments.iter().all(|segment| segment.name != found.segment.name));
         found.extend(segments.into_iter().map(|segment| Found { segment, version: u64::MAX.to_string() }));
         let Recovered::Ledger(journal, memory) = journal::open(&found, HOME, shape(), 7) else { panic!("a ledger") };
@@ -201,14 +201,14 @@ fn an_object_that_was_there_before_the_ledger_repeats_its_announcement_and_no_ot
     assert!(second[1..].iter().all(|id| !first.contains(id)), "{first:?} {second:?}");
 }
 
-/// What a crash may hit.
+/// One step of a history that may include crashes.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Evaluate(i64),
     Deliver,
-    /// Composes a flush of about so many bytes, unless one is under way.
+    /// Composes a flush of about this many bytes unless one is in progress.
     Flush(usize),
-    /// The next segment of the flush lands.
+    /// Commits the next segment of the flush.
     Land,
     Crash,
 }
@@ -226,10 +226,10 @@ fn step() -> impl Strategy<Value = Step> {
 struct World {
     engine: Engine,
     journal: Journal,
-    /// Of the flush under way.
+    /// The segments of the flush in progress that are not committed.
     landing: Vec<journal::Segment>,
     store: HashMap<String, Found>,
-    /// What was attempted: an id and what it stood for.
+    /// The events that were attempted: ID and body.
     sent: HashMap<EventId, String>,
     now: i64,
 }
@@ -319,10 +319,10 @@ proptest! {
         world.step(Step::Deliver);
         prop_assert_eq!(world.engine.pending(Uid::from_u128(1001)), 0, "nothing is withheld for ever");
         // Each evaluation sends a threshold at most once.
-        let told: HashSet<(String, String)> = world.sent.values().map(|body| {
+        let keys: HashSet<(String, String)> = world.sent.values().map(|body| {
             let body: serde_json::Value = serde_json::from_str(&format!("{body}\"}}")).unwrap();
             (body["data"]["threshold"].to_string(), body["data"]["observedAt"].to_string())
         }).collect();
-        prop_assert_eq!(told.len(), world.sent.len());
+        prop_assert_eq!(keys.len(), world.sent.len());
     }
 }

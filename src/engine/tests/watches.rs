@@ -1,8 +1,7 @@
-//! Watches that begin, end, are begun anew, and what their lists and lines tell.
+//! Watches: start, end and restart, and the events that follow from lists and log events.
 
 use super::*;
 
-/// In milliseconds.
 const DAY: i64 = 24 * 60 * 60 * 1000;
 
 #[test]
@@ -20,7 +19,7 @@ fn a_list_that_lacks_an_object_tells_its_deletion_only_once_it_is_complete() {
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     engine.observe(seen(job(2, 6, TrainingStage::Running)), at(0));
     for _ in 0..2 {
-        // The first list breaks off.
+        // The first list is abandoned.
         engine.observe(change(WatchEvent::ListBegun), at(0));
         assert!(engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0)).events.is_empty());
         engine.observe(seen(job(3, 8, TrainingStage::Pending)), at(0));
@@ -42,15 +41,15 @@ fn on_a_watch_with_a_selector_absence_is_asked_after() {
     let observed = engine.observe(change(WatchEvent::ListEnded(9)), at(0));
     assert!(observed.events.is_empty());
     assert_eq!(observed.questions.len(), 3);
-    // The third is selected again before the answer comes.
+    // The third object is selected again before the answer arrives.
     engine.observe(seen(job(3, 12, TrainingStage::Running)), at(0));
-    let mut told = Vec::new();
+    let mut sent = Vec::new();
     for question in observed.questions {
         let living = question.uid == Uid::from_u128(1);
-        told.extend(names(&engine.observe(change(WatchEvent::Answer { question, living }), at(0))));
+        sent.extend(names(&engine.observe(change(WatchEvent::Answer { question, living }), at(0))));
     }
-    assert_eq!(told, ["training.failed"], "of the second alone");
-    // The first lives on unselected, and goes in silence.
+    assert_eq!(sent, ["training.failed"], "of the second alone");
+    // The first object exists but is not selected. Its deletion emits no event.
     engine.observe(change(WatchEvent::ListBegun), at(0));
     engine.observe(seen(job(3, 12, TrainingStage::Running)), at(0));
     let observed = engine.observe(change(WatchEvent::ListEnded(20)), at(0));
@@ -73,7 +72,7 @@ fn a_label_that_went_and_came_back_mutes_nothing_when_it_is_observed_again() {
         questions.len()
     };
     assert_eq!(history(&mut engine), 1);
-    // The record was flushed, the position behind it was not: the log is read again.
+    // The record was flushed but not the position after it, so the log is read again.
     assert_eq!(history(&mut engine), 0);
     engine.observe(change(WatchEvent::ListBegun), at(0));
     let observed = engine.observe(change(WatchEvent::ListEnded(12)), at(0));
@@ -112,21 +111,21 @@ fn what_leaves_a_selection_is_told_once_it_is_known_to_be_gone() {
     assert_eq!((asked.len(), engine.position(WATCH)), (3, 8));
     assert!(engine.observe(left(job(9, 9, TrainingStage::Running)), at(0)).questions.is_empty(), "nobody knew it");
 
-    // Also over a crash.
+    // The same holds after a crash.
     let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
     let mut open = engine.open_questions();
     open.sort_by_key(|question| question.uid);
     assert_eq!(open, asked);
-    let mut told = Vec::new();
+    let mut sent = Vec::new();
     for question in open {
         let observed = engine.observe(change(WatchEvent::Answer { question, living: false }), at(0));
         let status = |event: &Arc<Event>| {
             ["cancelled", "unknown"].into_iter().find(|status| event.body.as_str().contains(&format!("\"{status}\"")))
         };
-        told.extend(observed.events.iter().map(|event| (event.object.name.clone(), status(event).unwrap())));
+        sent.extend(observed.events.iter().map(|event| (event.object.name.clone(), status(event).unwrap())));
     }
-    assert_eq!(told, [("job-1".to_owned(), "cancelled"), ("job-3".to_owned(), "unknown")]);
+    assert_eq!(sent, [("job-1".to_owned(), "cancelled"), ("job-3".to_owned(), "unknown")]);
     assert_eq!(engine.records(), 0);
 }
 
@@ -237,9 +236,9 @@ fn a_watch_that_is_configured_no_more_is_named_and_forgotten_after_a_restart() {
 fn an_object_that_came_and_went_is_not_told_again_when_the_watch_is_begun_anew_before_it() {
     let mut engine = listed_engine(false);
     let history = || [seen(job(1, 5, TrainingStage::Running)), deleted(job(1, 7, TrainingStage::Running))];
-    let told = |engine: &mut Engine| history().map(|observation| engine.observe(observation, at(0)).events.len());
-    assert_eq!(told(&mut engine), [1, 1]);
-    assert_eq!(told(&mut engine), [0, 0]);
+    let sent = |engine: &mut Engine| history().map(|observation| engine.observe(observation, at(0)).events.len());
+    assert_eq!(sent(&mut engine), [1, 1]);
+    assert_eq!(sent(&mut engine), [0, 0]);
     assert_eq!(engine.records(), 0);
 }
 
@@ -258,7 +257,7 @@ fn a_question_outlives_a_crash_and_only_the_answer_to_the_newest_counts_once() {
     for number in 1..=2 {
         engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
     }
-    // Its going would be no event.
+    // Its deletion would not be an event.
     engine.observe(seen(job(3, 5, TrainingStage::Pending)), at(0));
     engine.observe(change(WatchEvent::ListBegun), at(0));
     let asked = engine.observe(change(WatchEvent::ListEnded(9)), at(0)).questions;
@@ -270,12 +269,12 @@ fn a_question_outlives_a_crash_and_only_the_answer_to_the_newest_counts_once() {
     assert_eq!(open, asked);
 
     let answer = |question: &ExistenceCheck, living| change(WatchEvent::Answer { question: question.clone(), living });
-    // The first lives, unselected; the second answer to the same question is void.
+    // The first object exists but is not selected. The second answer to the same check is void.
     engine.observe(answer(&asked[0], true), at(0));
     engine.observe(answer(&asked[0], false), at(0));
     assert_eq!(engine.records(), 2);
     assert_eq!(engine.open_questions(), asked[1..]);
-    // The second is seen anew, and missed anew.
+    // The second object is seen again, and then a list lacks it again.
     engine.observe(seen(job(2, 12, TrainingStage::Running)), at(0));
     assert!(engine.open_questions().is_empty());
     assert!(flushed(&mut engine).records.iter().all(|entry| !entry.record.as_ref().unwrap().missed));
@@ -290,7 +289,7 @@ fn an_answer_that_comes_before_the_log_is_read_again_waits_for_it() {
     let mut engine = listed_engine(true);
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     let asked = engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).questions.remove(0);
-    // The record was flushed, the position behind it was not.
+    // The record was flushed but not the position after it.
     let mut memory = remembered(&mut engine);
     memory.watches[0].entry.position = 4;
     let mut engine = Engine::recover(None, 1, 4, memory, at(0));

@@ -1,4 +1,4 @@
-//! A watch and its records as the ledger has them.
+//! Conversion between a watch with its records and their form in the ledger.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// Whether the record of what is measured, as the ledger has it, counts this event.
+/// Reports whether the ledger has a record of a measured object that counts this event.
 pub(in crate::engine) fn is_known(watches: &[RememberedWatch], event: &Event) -> bool {
     let uid = event.object.uid;
     let mut records = watches.iter().filter_map(|watch| watch.records[uid.shard(watch.records.len())].get(&uid));
@@ -36,17 +36,16 @@ impl Watch {
         watch.absent = entry.absent;
         watch.position = entry.position;
         watch.current = entry.current;
-        // The release before this one keeps the member as it is, also once it has followed the watch again.
+        // The previous release writes `missing_since` back unchanged, even after the resource is served again.
         watch.missing_since = entry.missing_since.filter(|_| entry.position <= NO_VERSION);
         watch.unknown = entry.unknown;
         watch
     }
 
-    /// A record that changed, for the next flush.
+    /// Returns a record that changed, for the next flush.
     pub(in crate::engine) fn change(&mut self, uid: Uid) -> Option<RecordEntry> {
         let group = Arc::clone(&self.group);
         let record = match self.tracked(uid) {
-            // It was told already.
             Some(Tracked { dirty: false, .. }) => return None,
             Some(tracked) => {
                 tracked.dirty = false;
@@ -57,7 +56,7 @@ impl Watch {
         Some(RecordEntry { group, uid, record })
     }
 
-    /// All records of one shard.
+    /// Returns all records of one shard.
     pub(in crate::engine) fn snapshot(&self, shard: usize) -> Vec<RecordEntry> {
         if self.stand == WatchState::Fresh {
             return Vec::new();
@@ -72,7 +71,8 @@ impl Watch {
             .collect()
     }
 
-    /// The watch, for the flush that holds all changes; `None` while it has no baseline. `flush`: the newest that events waited for.
+    /// Returns the watch's entry for a complete flush, or `None` while the watch has no baseline. `flush` is the newest
+    /// flush number that events wait for.
     pub(in crate::engine) fn entry(&mut self, flush: u64) -> Option<WatchEntry> {
         if self.stand == WatchState::Fresh {
             return None;
@@ -92,12 +92,11 @@ impl Watch {
         })
     }
 
-    /// Whether the flush that holds all changes is to hold its baseline.
+    /// Reports whether the next complete flush is the first to hold the baseline.
     pub(in crate::engine) fn begins(&self) -> bool {
         self.stand == WatchState::Live && self.baseline == Baseline::Unwritten
     }
 
-    /// The flush has landed.
     pub(in crate::engine) fn flush_committed(&mut self) {
         if matches!(self.baseline, Baseline::Written(_)) {
             self.baseline = Baseline::Landed;

@@ -1,7 +1,7 @@
-//! Lifecycles: pure state machines that alone decide which events an object's change of stage means.
+//! Lifecycles: pure state machines. They alone decide which events a change of an object's stage emits.
 //!
-//! `step(record, observation) -> (occurrences, record)`. A record is what a lifecycle remembers of one object, a few dozen
-//! bytes. Whatever moves no stage (labels, annotations, relists, availability that flaps) yields nothing.
+//! `step(record, observation) -> (occurrences, record)`. A record is the lifecycle's state of one object, a few dozen
+//! bytes. A change that does not change the stage (labels, annotations, relists, flapping availability) emits nothing.
 
 pub mod serving;
 pub mod training;
@@ -15,7 +15,7 @@ use serving::{Model, ServingRecord};
 use training::TrainingRecord;
 use usage::UsageRecord;
 
-/// What a lifecycle remembers.
+/// The state of a lifecycle.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Lifecycle {
@@ -25,7 +25,7 @@ pub enum Lifecycle {
 }
 
 impl Lifecycle {
-    /// An object that nothing is known of.
+    /// Starts the record of a new object.
     #[must_use]
     pub fn new(facts: &Facts) -> Self {
         match facts {
@@ -35,7 +35,7 @@ impl Lifecycle {
         }
     }
 
-    /// An object that was there before the operator was.
+    /// Starts the record of an object that existed before the operator started.
     #[must_use]
     pub fn baseline(facts: &Facts, generation: i64) -> Self {
         match facts {
@@ -45,17 +45,18 @@ impl Lifecycle {
         }
     }
 
-    /// An object whose record may have been forgotten: all of it is new, but its ids must be too.
+    /// Starts the record of an object whose earlier record may be gone: all of it is new, but no earlier ID may be used
+    /// again.
     #[must_use]
     pub fn unremembered(facts: &Facts, generation: i64) -> Self {
         match facts {
             Facts::Serving(_) => Self::Serving(ServingRecord::unremembered(generation)),
-            // What names their events is never used again.
+            // The names of their events are unique, so no ID is used again.
             Facts::Training(_) | Facts::Usage(_) => Self::new(facts),
         }
     }
 
-    /// What an observed state means. Facts of another lifecycle than the record's begin a new record.
+    /// Processes an observed state. Facts of another lifecycle start a new record.
     #[must_use]
     pub fn step(self, facts: &Facts, generation: i64) -> (Vec<Occurrence>, Self) {
         match (self, facts) {
@@ -75,7 +76,7 @@ impl Lifecycle {
         }
     }
 
-    /// What it means that the object is gone.
+    /// Returns the occurrences of an object's deletion.
     #[must_use]
     pub fn gone(self, how: Gone, generation: i64) -> Vec<Occurrence> {
         match self {
@@ -85,7 +86,7 @@ impl Lifecycle {
         }
     }
 
-    /// Those of an evaluation's thresholds that are reached, as its spec writes them, ascending.
+    /// Returns the thresholds that are reached, as the spec writes them, ascending.
     #[must_use]
     pub fn reached(&self, facts: &Facts) -> Vec<String> {
         match (self, facts) {
@@ -94,7 +95,7 @@ impl Lifecycle {
         }
     }
 
-    /// Whether the object's going would be an event.
+    /// Reports whether deletion of the object would be an event.
     #[must_use]
     pub fn emits_on_delete(&self) -> bool {
         match self {
@@ -105,69 +106,68 @@ impl Lifecycle {
     }
 }
 
-/// An event that a lifecycle decided on, before it has an id and a body.
+/// An event that a lifecycle emits, before it has an ID and a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Occurrence {
-    /// What happened.
     pub event: EventType,
-    /// What names it in the object itself.
+    /// The part of the object that identifies the occurrence.
     pub name: OccurrenceName,
-    /// The how-manieth event of this name it is, from 1.
+    /// Sequence number among the events with this name, starting at 1.
     pub count: u32,
-    /// Of a training event: the status to tell, in lower case.
+    /// For a training event: the `status` of the payload, in lower case.
     pub status: Option<&'static str>,
-    /// Of a training event: which run it belongs to, from 1; 0 where none was ever announced.
+    /// For a training event: the number of the run, starting at 1; 0 if no run was announced.
     pub run: u32,
-    /// What the record knows better than the object.
+    /// Data from the record that takes precedence over the object.
     pub recalled: Recalled,
 }
 
-/// What the record of an object knows better than the object as it is now.
+/// Data from an object's record that takes precedence over the object's current state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recalled {
-    /// Of the end of a run: its `startedAt` when it was announced.
+    /// For the end of a run: the `startedAt` that was announced.
     pub started_at: Option<Timestamp>,
-    /// Of the end of a run: its start had no `startedAt`, so that it occurred when it was observed. So does the end: times of
-    /// two clocks could run backwards.
+    /// For the end of a run: the start had no `startedAt`, so it occurred when it was observed. The end then does too,
+    /// because the times of two clocks could be out of order.
     pub start_was_observed: bool,
-    /// The object is gone, and did not say how it ended: its reason, message and `completedAt` are not those of an end.
+    /// The object is deleted and did not report its end: its reason, message and `completedAt` do not describe the end.
     pub gone: bool,
-    /// Of a cancelled run: what the object said while it ran, so that it is not the end's.
+    /// For a cancelled run: the texts that the object already had while it ran, which do not describe the end.
     pub stale: Stale,
-    /// Of a deployment: which model to tell.
+    /// For a deployment: the model of the payload.
     pub model: ToldModel,
 }
 
-/// Which of an object's texts it had before.
+/// The texts that an object already had before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stale {
     pub reason: bool,
     pub message: bool,
 }
 
-/// Which model an event of a deployment tells.
+/// The model in the payload of a deployment's event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ToldModel {
-    /// The one that the object names.
+    /// The model that the object names.
     #[default]
     Named,
-    /// This one, which serves or served last; the object may name one that is being rolled out.
+    /// This model, which serves or served last. The object may name one that is still being rolled out.
     Last(Box<Model>),
-    /// None: the object names one that may never have served, and what served is not known.
+    /// No model: the object names one that may never have served, and it is unknown which one served.
     Unknown,
 }
 
-/// How an object ended.
+/// How the operator learned of a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gone {
-    /// Its deletion was observed.
+    /// The deletion was observed.
     Deleted,
-    /// It was no longer there after a gap in the observation.
+    /// The object no longer existed after a gap in the watch.
     Vanished,
 }
 
-/// Counts the events of one type that bear the newest `generation` as their name. Generations only grow, so the older
-/// counts are never needed again.
+/// Counts the events of one type whose name is the newest `generation`. Generations only grow, so older counts are not
+/// needed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Tally {
@@ -176,19 +176,20 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Whether nothing was counted.
+    /// Reports whether nothing was counted.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// A tally that has already met this generation, for a baseline: what was sent for it before is unknown.
+    /// Creates the tally of a baseline, with this generation counted once: it is unknown which events were sent for it
+    /// before.
     #[must_use]
     pub const fn met(generation: i64) -> Self {
         Self { generation, count: 1 }
     }
 
-    /// The next event's count under this generation, from 1.
+    /// Returns the next event's count in this generation, starting at 1.
     fn next(&mut self, generation: i64) -> u32 {
         if self.count > 0 && self.generation == generation {
             self.count = self.count.saturating_add(1);

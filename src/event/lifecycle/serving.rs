@@ -1,10 +1,12 @@
 //! The serving lifecycle: Pending, Available, Deployed, Paused.
 //!
-//! - `deployment.created`: first active (Available or Deployed). `deployment.paused`: was active and is at zero, unless an
-//!   autoscaler idles it. `deployment.resumed`: active again after paused. `deployment.deleted`: gone after it was active.
-//! - `model.deployed`: Deployed, and its (model id, version) differs from the one last announced. No model id, no event. Where
-//!   the facts name the rollout's revision, it decides instead: the model may be named before its rollout begins.
-//! - `deployment.paused`, `.resumed` and `.deleted` tell the model last announced, whatever is being rolled out.
+//! - `deployment.created`: the deployment is active (Available or Deployed) for the first time. `deployment.paused`: it
+//!   was active and is at zero replicas, unless an autoscaler idles it. `deployment.resumed`: it is active again after
+//!   a pause. `deployment.deleted`: it was active once and is deleted.
+//! - `model.deployed`: the deployment is Deployed, and its model ID or version differs from the last announced one.
+//!   Without a model ID there is no event. If the facts name the rollout's revision, the revision is compared instead,
+//!   because the model may be named before its rollout begins.
+//! - `deployment.paused`, `.resumed` and `.deleted` contain the model announced last, whatever is being rolled out.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,37 +18,35 @@ use crate::event::{
     unknown::Unknown,
 };
 
-/// A model id and its version.
+/// A model ID and its version.
 pub type Model = (String, Option<String>);
 
-/// What being at zero replicas meant when it was reached. It is decided once: an annotation that changes later moves
-/// nothing.
+/// The meaning of zero replicas, decided when zero is reached: an annotation that changes later has no effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Zero {
-    /// It is not at zero.
+    /// Not at zero.
     #[default]
     No,
     /// An autoscaler idles it.
     Idle,
-    /// It was paused, and that was announced.
+    /// Paused, and the pause was announced.
     Paused,
 }
 
-/// What the lifecycle remembers of one deployment.
+/// The state of one deployment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ServingRecord {
-    /// It has been active once.
+    /// It was active once.
     pub active: bool,
-    /// Whether and why it is at zero.
     pub zero: Zero,
-    /// The model last announced.
+    /// The model announced last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub announced: Option<Box<Model>>,
-    /// The model that it was created with, until one is announced.
+    /// The model at creation, until a model is announced.
     #[serde(skip_serializing_if = "Option::is_none")]
     created: Option<Box<Model>>,
-    /// The revision of the rollout last announced.
+    /// The revision of the rollout announced last.
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<Fingerprint>,
     #[serde(skip_serializing_if = "Tally::is_empty")]
@@ -60,13 +60,14 @@ pub struct ServingRecord {
 }
 
 impl ServingRecord {
-    /// A deployment that was there before the operator was: what it serves counts as announced.
+    /// Starts the record of a deployment that existed before the operator started: the model it serves counts as
+    /// announced.
     #[must_use]
     pub fn baseline(facts: &ServingFacts, generation: i64) -> Self {
         let stage = facts.stage;
         let serving = matches!(stage, Some(ServingStage::Available | ServingStage::Deployed));
         let at_zero = stage == Some(ServingStage::Paused);
-        // A deployment that was created at zero and never changed has generation 1, and has never been active.
+        // A deployment that was created at zero and never changed has generation 1, and was never active.
         let paused = at_zero && generation > 1;
         let rolled_out = facts.rolled_out && stage.is_some();
         let met = Tally::met(generation);
@@ -88,27 +89,27 @@ impl ServingRecord {
         }
     }
 
-    /// A deployment whose earlier record, if there was one, is gone: what it serves is announced, and no id of this generation is used again,
-    /// since it is unknown what was sent under it.
+    /// Starts the record of a deployment whose earlier record may be gone. The model it serves is announced. No ID of
+    /// this generation is used again, because it is unknown which ones were sent.
     #[must_use]
     pub fn unremembered(generation: i64) -> Self {
         let met = Tally::met(generation);
         Self { deployed: met, paused: met, resumed: met, ..Self::default() }
     }
 
-    /// Whether the deployment's going would be an event, so that its facts must be kept.
+    /// Reports whether deletion would be an event, so that the facts must be kept.
     #[must_use]
     pub const fn emits_on_delete(&self) -> bool {
         self.active
     }
 
-    /// The model that serves, or served last.
+    /// Returns the model that serves or served last.
     fn serves(&self) -> ToldModel {
         let known = self.announced.as_ref().or(self.created.as_ref());
         known.map_or(ToldModel::Unknown, |model| ToldModel::Last(model.clone()))
     }
 
-    /// Whether the model that is deployed is to be announced; takes note of what it is.
+    /// Reports whether the deployed model must be announced, and records it.
     fn announces(&mut self, facts: &ServingFacts) -> bool {
         let Some(model) = model(facts) else { return false };
         let (before, now) = (self.revision, revision(facts));
@@ -138,7 +139,7 @@ fn occurrence(event: EventType, generation: i64, count: u32, model: ToldModel) -
     Occurrence { event, name: OccurrenceName::Generation(generation), count, status: None, run: 0, recalled }
 }
 
-/// What an observed state of the deployment means.
+/// Processes an observed state of the deployment.
 #[must_use]
 pub fn step(mut record: ServingRecord, facts: &ServingFacts, generation: i64) -> (Vec<Occurrence>, ServingRecord) {
     let mut occurrences = Vec::new();
@@ -150,7 +151,7 @@ pub fn step(mut record: ServingRecord, facts: &ServingFacts, generation: i64) ->
                 record.created = model(facts).map(Box::new);
                 occurrences.push(occurrence(EventType::DeploymentCreated, generation, 1, ToldModel::Named));
             } else if record.zero == Zero::Paused {
-                // What ran is gone: the names of revisions may count from the first again.
+                // The revisions before the pause no longer exist, and their names may start again from the first.
                 record.revision = None;
                 let count = record.resumed.next(generation);
                 occurrences.push(occurrence(EventType::DeploymentResumed, generation, count, record.serves()));
@@ -176,7 +177,7 @@ pub fn step(mut record: ServingRecord, facts: &ServingFacts, generation: i64) ->
     (occurrences, record)
 }
 
-/// What it means that the deployment is gone. Its final state, where known, has been stepped before.
+/// Returns the occurrences of a deletion. The final state, if known, was processed before.
 #[must_use]
 pub fn gone(record: &ServingRecord, generation: i64) -> Vec<Occurrence> {
     if !record.active {
@@ -263,10 +264,10 @@ mod tests {
         assert_eq!(names(&life), expected);
     }
 
-    /// Each event with the version that it tells.
+    /// Returns each event with the version in its payload.
     fn versions(record: ServingRecord, history: &[ServingFacts]) -> Vec<String> {
         let mut record = record;
-        let mut told = Vec::new();
+        let mut sent = Vec::new();
         let version = |occurrence: &Occurrence, facts: &ServingFacts| {
             let version = match &occurrence.recalled.model {
                 ToldModel::Named => facts.version.clone(),
@@ -277,13 +278,13 @@ mod tests {
         };
         for (generation, facts) in history.iter().enumerate() {
             let (occurrences, next) = step(record, facts, generation as i64);
-            told.extend(occurrences.iter().map(|occurrence| version(occurrence, facts)));
+            sent.extend(occurrences.iter().map(|occurrence| version(occurrence, facts)));
             record = serde_json::from_value(serde_json::to_value(&next).unwrap()).unwrap();
             assert_eq!(record, next);
         }
         let last = history.last().unwrap();
-        told.extend(gone(&record, 99).iter().map(|occurrence| version(occurrence, last)));
-        told
+        sent.extend(gone(&record, 99).iter().map(|occurrence| version(occurrence, last)));
+        sent
     }
 
     #[test]
@@ -294,10 +295,10 @@ mod tests {
         let at_zero = [at(Deployed, "1"), at(Paused, "2"), at(Paused, "3"), at(Available, "3"), at(Deployed, "3")];
         let expected = ["created 1", "deployed 1", "paused 1", "resumed 1", "deployed 3", "deleted 3"];
         assert_eq!(versions(ServingRecord::default(), &at_zero), expected);
-        // None was ever deployed: it is the one that it was created with.
+        // No model was deployed, so the one at creation is used.
         let first = [at(Available, "1"), at(Available, "2")];
         assert_eq!(versions(ServingRecord::default(), &first), ["created 1", "deleted 1"]);
-        // What served at the baseline is not known.
+        // It is unknown which model served at the baseline.
         let rolling = at(Available, "2");
         let baseline = || ServingRecord::baseline(&rolling, 4);
         assert_eq!(versions(baseline(), std::slice::from_ref(&rolling)), ["deleted "]);
@@ -322,11 +323,11 @@ mod tests {
         ];
         let expected = ["created 1", "deployed 1", "deployed 2", "deployed 1", "deployed 1", "deleted 1"];
         assert_eq!(versions(ServingRecord::default(), &life), expected);
-        // After a pause revisions may be named from the first again.
+        // After a pause, revision names may start again from the first.
         let paused = [at(Deployed, "1", "a"), at(Paused, "2", "a"), at(Deployed, "2", "a"), at(Deployed, "3", "a")];
         let expected = ["created 1", "deployed 1", "paused 1", "resumed 1", "deployed 2", "deleted 2"];
         assert_eq!(versions(ServingRecord::default(), &paused), expected);
-        // A record of the release before knows no revision, and goes on.
+        // A record of the previous release has no revision, and remains valid.
         let old: ServingRecord = serde_json::from_str(r#"{"active":true,"zero":"No","announced":["m","1"]}"#).unwrap();
         assert_eq!(versions(old, &[at(Deployed, "1", "a"), at(Deployed, "1", "b")]), ["deployed 1", "deleted 1"]);
     }

@@ -1,13 +1,14 @@
 //! The training lifecycle: Pending, Suspended, Running, then Completed, Failed or Cancelled.
 //!
-//! 1. A run has one `training.started` and one end: `training.completed`, or `training.failed`.
-//! 2. A run starts when the job enters Running, and once per distinct `startedAt`; also when a job becomes finished whose `startedAt`
-//!    was never announced. A job that ends without having run sends its end alone.
-//! 3. Pending and Suspended end no run. Where the facts say that the run [continues](TrainingFacts::continues), neither does a new
-//!    `startedAt` before its end: a resumption or a retry is the same run, and its end is named by the newest `startedAt`.
-//! 4. A run that has not ended when the job goes ends then, as `training.failed`.
-//! 5. A `startedAt` that appears after the start was announced names that run. A finished job that runs again is a new run
-//!    only with a new `startedAt`; without one it stays finished. Failed and Cancelled are final for their run.
+//! 1. A run has one `training.started` and one end: `training.completed` or `training.failed`.
+//! 2. A run starts when the job enters Running, once per distinct `startedAt`. It also starts when a job is finished
+//!    and its `startedAt` was never announced. A job that ends without having run emits only its end.
+//! 3. Pending and Suspended do not end a run. If the facts say that the run [continues](TrainingFacts::continues), a
+//!    new `startedAt` before its end does not either: a resumption or a retry is the same run, and the newest
+//!    `startedAt` names its end.
+//! 4. If a job is deleted during a run, the run ends with `training.failed`.
+//! 5. A `startedAt` that appears after the start was announced names that run. A finished job that runs again starts a
+//!    new run only with a new `startedAt`; without one it stays finished. Failed and Cancelled are final for their run.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -20,56 +21,56 @@ use crate::event::{
     unknown::Unknown,
 };
 
-/// A job with more runs has the run's number in its ids, since a name that was forgotten could come again.
+/// With more runs, IDs include the run's number, because a forgotten name could occur again.
 const NAMED_RUNS: u32 = 32;
-/// How many distinct `startedAt` a record remembers: at most two name the events of one run.
+/// The number of distinct `startedAt` in a record: at most two name the events of one run.
 const REMEMBERED_STARTS: usize = 2 * NAMED_RUNS as usize;
 
-/// What the lifecycle remembers of one job.
+/// The state of one job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainingRecord {
-    /// The stage it is in.
+    /// The current stage.
     pub stage: TrainingStage,
-    /// How many runs were announced, or taken over by a baseline.
+    /// The number of runs that were announced or found at the baseline.
     pub run: u32,
-    /// The distinct `startedAt` that name those runs' events, the newest last, at most [`REMEMBERED_STARTS`].
+    /// The distinct `startedAt` that name the events of those runs, newest last, at most [`REMEMBERED_STARTS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     starts: Vec<Timestamp>,
-    /// Whether the newest of `starts` is the present run's.
+    /// The newest of `starts` belongs to the present run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     named: bool,
     /// Starts that had no `startedAt`.
     #[serde(default, skip_serializing_if = "Tally::is_empty")]
     unnamed: Tally,
-    /// What the end of the present run must know; gone with the run.
+    /// Data that the end of the present run needs. Removed with the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     opening: Option<Box<Opening>>,
     #[serde(flatten)]
     unknown: Unknown,
 }
 
-/// What a run was like before its end.
+/// A run's state before its end.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Opening {
-    /// The run. A release that does not know this member may have begun another since.
+    /// The number of the run. A release that does not know this member may have started another run since.
     run: u32,
-    /// Its first `startedAt`, where another one names it now.
+    /// The first `startedAt`, if another one names the run now.
     #[serde(skip_serializing_if = "Option::is_none")]
     first: Option<Timestamp>,
-    /// Its start was announced without a `startedAt`.
+    /// The start was announced without a `startedAt`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     observed: bool,
-    /// The reason that the job gave while it ran.
+    /// The reason that the job reported while it ran.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<Fingerprint>,
-    /// The message that it gave then.
+    /// The message that the job reported while it ran.
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<Fingerprint>,
 }
 
 impl TrainingRecord {
-    /// A job that nothing is known of.
+    /// Starts the record of a new job.
     #[must_use]
     pub const fn new() -> Self {
         let unnamed = Tally { generation: 0, count: 0 };
@@ -84,7 +85,7 @@ impl TrainingRecord {
         }
     }
 
-    /// A job that was there before the operator was: its past counts as announced.
+    /// Starts the record of a job that existed before the operator started: its past counts as announced.
     #[must_use]
     pub fn baseline(facts: &TrainingFacts, generation: i64) -> Self {
         let stage = facts.stage.unwrap_or(TrainingStage::Pending);
@@ -100,7 +101,7 @@ impl TrainingRecord {
         }
     }
 
-    /// Whether the job's going would be an event, so that its facts must be kept: a run has begun and has not ended.
+    /// Reports whether deletion would be an event, so that the facts must be kept: a run has started and not ended.
     #[must_use]
     pub const fn emits_on_delete(&self) -> bool {
         self.run > 0 && !self.stage.is_finished()
@@ -114,13 +115,13 @@ impl TrainingRecord {
         if self.starts.len() >= REMEMBERED_STARTS {
             self.starts.remove(0);
         }
-        // Nearly every job has one.
+        // Nearly every job has exactly one start.
         self.starts.reserve_exact(1);
         self.starts.push(start);
         self.named = true;
     }
 
-    /// The present run's, begun where there is none.
+    /// Returns the opening of the present run, and creates it if there is none.
     fn opening(&mut self) -> &mut Opening {
         let run = self.run;
         let opening = self.opening.get_or_insert_default();
@@ -130,10 +131,10 @@ impl TrainingRecord {
         opening
     }
 
-    /// The present run goes on under another `startedAt`.
+    /// Continues the present run under another `startedAt`.
     fn resume(&mut self, start: Timestamp) {
         if let Some(last) = self.starts.last().copied().filter(|_| self.named) {
-            // Of those in between none names an event.
+            // Of the `startedAt` in between, none names an event.
             if *self.opening().first.get_or_insert(last) != last {
                 self.starts.pop();
             }
@@ -141,8 +142,8 @@ impl TrainingRecord {
         self.remember(start);
     }
 
-    /// What the job says of itself while it runs.
-    fn hear(&mut self, facts: &TrainingFacts) {
+    /// Records the reason and message that the job reports while it runs.
+    fn record_texts(&mut self, facts: &TrainingFacts) {
         let of = |text: &Option<String>| text.as_deref().map(Fingerprint::of);
         let (reason, message) = (of(&facts.reason), of(&facts.message));
         let run = self.run;
@@ -153,7 +154,7 @@ impl TrainingRecord {
         }
     }
 
-    /// The count in the id of an event named by a `startedAt`.
+    /// Returns the count in the ID of an event named by a `startedAt`.
     const fn named_count(&self) -> u32 {
         if self.run > NAMED_RUNS { self.run } else { 1 }
     }
@@ -180,7 +181,7 @@ impl TrainingRecord {
             if stage == TrainingStage::Completed { EventType::TrainingCompleted } else { EventType::TrainingFailed };
         let (name, count) = match self.starts.last() {
             Some(start) if self.named => (OccurrenceName::StartedAt(*start), self.named_count()),
-            // A run ends once, and a job without `startedAt` has one finished run at most: no second event of this name.
+            // A run ends once, and a job without `startedAt` has at most one finished run, so this name occurs once.
             _ => (OccurrenceName::Generation(generation), 1),
         };
         let run = self.run;
@@ -201,7 +202,7 @@ impl Default for TrainingRecord {
     }
 }
 
-/// What an observed state of the job means.
+/// Processes an observed state of the job.
 #[must_use]
 pub fn step(mut record: TrainingRecord, facts: &TrainingFacts, generation: i64) -> (Vec<Occurrence>, TrainingRecord) {
     use TrainingStage::{Cancelled, Completed, Failed, Pending, Running, Suspended};
@@ -244,7 +245,7 @@ pub fn step(mut record: TrainingRecord, facts: &TrainingFacts, generation: i64) 
                 record.stage = Running;
             }
             if record.stage == Running {
-                record.hear(facts);
+                record.record_texts(facts);
             }
         }
         Completed | Failed | Cancelled => {
@@ -272,7 +273,7 @@ pub fn step(mut record: TrainingRecord, facts: &TrainingFacts, generation: i64) 
     (occurrences, record)
 }
 
-/// What it means that the job is gone. Its final state, where known, has been stepped before.
+/// Returns the occurrences of a deletion. The final state, if known, was processed before.
 #[must_use]
 pub fn gone(mut record: TrainingRecord, how: Gone, generation: i64) -> Vec<Occurrence> {
     if !record.emits_on_delete() {
@@ -304,24 +305,24 @@ mod tests {
         }
     }
 
-    /// The same of a kind whose runs go on until they end.
+    /// Like `at`, for a kind whose runs continue until they end.
     fn of_run(stage: TrainingStage, started_at: Option<i64>) -> TrainingFacts {
         TrainingFacts { continues: true, ..at(stage, started_at) }
     }
 
-    fn told(record: TrainingRecord, history: &[TrainingFacts]) -> (Vec<String>, TrainingRecord) {
+    fn sent(record: TrainingRecord, history: &[TrainingFacts]) -> (Vec<String>, TrainingRecord) {
         let mut record = record;
-        let mut told = Vec::new();
+        let mut sent = Vec::new();
         for facts in history {
             let (occurrences, next) = step(record, facts, 1);
-            told.extend(occurrences.iter().map(|o| format!("{} {} run {}", o.event, o.status.unwrap(), o.run)));
+            sent.extend(occurrences.iter().map(|o| format!("{} {} run {}", o.event, o.status.unwrap(), o.run)));
             record = next;
         }
-        (told, record)
+        (sent, record)
     }
 
     fn tells(history: &[TrainingFacts], expected: &[&str]) {
-        assert_eq!(told(TrainingRecord::new(), history).0, expected);
+        assert_eq!(sent(TrainingRecord::new(), history).0, expected);
     }
 
     #[test]
@@ -400,7 +401,7 @@ mod tests {
         let at = |second| Timestamp::from_second(second).unwrap();
         let life =
             [of_run(Running, Some(5)), of_run(Running, Some(6)), of_run(Suspended, None), of_run(Running, Some(7))];
-        let (_, record) = told(TrainingRecord::new(), &life);
+        let (_, record) = sent(TrainingRecord::new(), &life);
         let (occurrences, record) = step(record, &of_run(Completed, Some(7)), 1);
         assert_eq!(occurrences[0].name, OccurrenceName::StartedAt(at(7)));
         assert_eq!(occurrences[0].recalled.started_at, Some(at(5)));
@@ -412,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_run_that_began_when_it_was_seen_ends_when_that_is_seen() {
-        let (_, record) = told(TrainingRecord::new(), &[at(Running, None)]);
+        let (_, record) = sent(TrainingRecord::new(), &[at(Running, None)]);
         let (occurrences, _) = step(record, &at(Completed, Some(5)), 1);
         assert!(occurrences[0].recalled.start_was_observed);
         let (occurrences, _) = step(TrainingRecord::new(), &at(Completed, Some(5)), 1);
@@ -427,7 +428,7 @@ mod tests {
             ..at(stage, Some(5))
         };
         let running = [says(Running, "Going", "step 1"), says(Running, "Going", "step 2"), at(Suspended, Some(5))];
-        let (_, record) = told(TrainingRecord::new(), &running);
+        let (_, record) = sent(TrainingRecord::new(), &running);
         let is_old = |end: TrainingFacts| {
             let recalled = step(record.clone(), &end, 1).0.remove(0).recalled;
             (recalled.stale.reason, recalled.stale.message)
@@ -442,15 +443,15 @@ mod tests {
 
     #[test]
     fn a_record_of_the_release_before_goes_on_and_the_other_way_round() {
-        // Suspended in its second run, and forgotten what it looked like.
+        // Suspended in its second run, without an opening.
         let old =
             r#"{"stage":"Suspended","run":2,"starts":["1970-01-01T00:00:05Z","1970-01-01T00:00:06Z"],"named":true}"#;
         let record: TrainingRecord = serde_json::from_str(old).unwrap();
         assert_eq!(serde_json::to_string(&record).unwrap(), old);
-        let (events, record) = told(record, &[of_run(Running, Some(7)), of_run(Completed, Some(7))]);
+        let (events, record) = sent(record, &[of_run(Running, Some(7)), of_run(Completed, Some(7))]);
         assert_eq!(events, ["training.completed completed run 2"]);
         assert_eq!(record.opening, None);
-        // An opening of another run than the present one says nothing.
+        // The opening of another run is ignored.
         let stale = r#"{"stage":"Running","run":3,"opening":{"run":2,"first":"1970-01-01T00:00:05Z","observed":true}}"#;
         let (occurrences, _) = step(serde_json::from_str(stale).unwrap(), &at(Completed, None), 1);
         assert_eq!(occurrences[0].recalled, Recalled::default());
@@ -465,14 +466,14 @@ mod tests {
     #[test]
     fn a_job_that_goes_before_its_run_ended_has_failed_and_one_that_goes_otherwise_says_nothing() {
         for stage in [Running, Suspended, Pending] {
-            let (_, record) = told(TrainingRecord::new(), &[at(Running, Some(5)), at(stage, Some(5))]);
+            let (_, record) = sent(TrainingRecord::new(), &[at(Running, Some(5)), at(stage, Some(5))]);
             assert!(record.emits_on_delete());
             let status = |how| gone(record.clone(), how, 1).iter().map(|o| o.status.unwrap()).collect::<Vec<_>>();
             assert_eq!(status(Gone::Deleted), ["cancelled"], "{stage:?}");
             assert_eq!(status(Gone::Vanished), ["unknown"], "{stage:?}");
         }
         for stage in [Pending, Suspended, Completed, Failed, Cancelled] {
-            let (_, record) = told(TrainingRecord::new(), &[at(stage, None)]);
+            let (_, record) = sent(TrainingRecord::new(), &[at(stage, None)]);
             assert!(gone(record, Gone::Deleted, 1).is_empty());
         }
     }

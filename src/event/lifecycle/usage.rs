@@ -1,12 +1,12 @@
-//! The usage lifecycle: thresholds of a figure, each armed or reached.
+//! The usage lifecycle: the thresholds of a figure, each armed or reached.
 //!
-//! - `usage.threshold_reached`: the figure has been at or above a threshold for as long as the spec says. A jump over several
-//!   thresholds sends one event each, ascending.
-//! - A threshold is armed again once the figure is below it by more than the hysteresis; one in percent also by a new limit, since it is
-//!   another amount then.
-//! - Of the thresholds that the figure had reached when they were first looked at (a new object, another metric, a threshold that an edit
-//!   adds), only the highest of all that are reached is announced; the others count as reached.
-//! - Thresholds that are the same, however they are spelled, are one.
+//! - `usage.threshold_reached`: the figure has been at or above a threshold for the time that the spec requires. If it
+//!   jumps over several thresholds, one event is sent for each, ascending.
+//! - A threshold is armed again once the figure is below it by more than the hysteresis. A new limit also arms
+//!   thresholds in percent, because they are other amounts then.
+//! - If thresholds are already reached at their first evaluation (a new object, another metric, a threshold added by an
+//!   edit), only the highest reached threshold is announced. The others count as reached.
+//! - Equal thresholds are one threshold, however they are spelled.
 
 use std::collections::BTreeMap;
 
@@ -22,23 +22,23 @@ use crate::event::{
     unknown::Unknown,
 };
 
-/// What the lifecycle remembers of one figure. An evaluation that moves no threshold leaves it as it is.
+/// The state of one figure. An evaluation that moves no threshold leaves it unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UsageRecord {
-    /// Which metric it is of; `None` before the first evaluation.
+    /// The metric of the marks; `None` before the first evaluation.
     #[serde(skip_serializing_if = "Option::is_none")]
     metric: Option<Fingerprint>,
-    /// What percentages were of.
+    /// The limit at the last evaluation.
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<Amount>,
     /// The thresholds by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     marks: BTreeMap<String, Mark>,
-    /// The object was there before the record.
+    /// The object existed before the record.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     rebuilt: bool,
-    /// What was sent up to this generation is unknown; 0: nothing was.
+    /// It is unknown which events were sent up to this generation; 0: none were sent.
     #[serde(skip_serializing_if = "is_zero")]
     unknown_to: i64,
     #[serde(flatten)]
@@ -50,16 +50,16 @@ const fn is_zero(number: &i64) -> bool {
     *number == 0
 }
 
-/// One threshold.
+/// The state of one threshold.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 struct Mark {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     reached: bool,
-    /// Since when the figure has been at or above it, while that has not been for long enough.
+    /// The time since which the figure has been at or above the threshold, while the required time has not passed.
     #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<Timestamp>,
-    /// It was so when the threshold was first looked at, and has been ever since.
+    /// The figure was at or above the threshold at its first evaluation, and has been ever since.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     found: bool,
     #[serde(skip_serializing_if = "Tally::is_empty")]
@@ -69,13 +69,14 @@ struct Mark {
 }
 
 impl UsageRecord {
-    /// A figure that was measured before the operator was: what was sent of it is unknown.
+    /// Starts the record of a figure that was measured before the operator started: it is unknown which events were
+    /// sent.
     #[must_use]
     pub fn baseline() -> Self {
         Self { rebuilt: true, ..Self::default() }
     }
 
-    /// Those of the thresholds that are reached, as the spec writes them, ascending.
+    /// Returns the thresholds that are reached, as the spec writes them, ascending.
     #[must_use]
     pub fn reached(&self, facts: &UsageFacts) -> Vec<String> {
         let reached =
@@ -88,14 +89,15 @@ impl UsageRecord {
 struct Rung<'a> {
     level: &'a Level,
     name: String,
-    /// Reached from here on.
+    /// The threshold is reached at this amount.
     at: Amount,
-    /// Armed again below this.
+    /// The threshold is armed again below this amount.
     armed_below: Amount,
 }
 
 impl<'a> Rung<'a> {
-    /// The distinct thresholds, ascending; of two that meet the one in percent first. Percentages of nothing are left out.
+    /// Returns the distinct thresholds, ascending. If two are equal, the one in percent comes first. Percentages
+    /// without a limit are left out.
     fn ladder(facts: &'a UsageFacts) -> Vec<Self> {
         let limit = facts.limit.as_ref();
         let rungs = facts.thresholds.iter().filter_map(|level| {
@@ -110,7 +112,7 @@ impl<'a> Rung<'a> {
     }
 }
 
-/// What an evaluation means.
+/// Processes an evaluation.
 #[must_use]
 pub fn step(mut record: UsageRecord, facts: &UsageFacts, generation: i64) -> (Vec<Occurrence>, UsageRecord) {
     let metric = Fingerprint::of(&facts.metric);
@@ -139,7 +141,7 @@ pub fn step(mut record: UsageRecord, facts: &UsageFacts, generation: i64) -> (Ve
         if mark.reached {
             highest = Some(index);
         } else if over {
-            // A clock that was set back must not keep it waiting.
+            // A clock that was set back must not prolong the wait.
             let since = mark.since.map_or(facts.observed_at, |since| since.min(facts.observed_at));
             let held = std::time::Duration::try_from(facts.observed_at.duration_since(since)).unwrap_or_default();
             mark.since = Some(since);
@@ -161,7 +163,7 @@ pub fn step(mut record: UsageRecord, facts: &UsageFacts, generation: i64) -> (Ve
         if found && highest != Some(index) {
             continue;
         }
-        // The announcement of what was found repeats, at worst, what was announced of it before.
+        // If the object was announced before the baseline, this announcement repeats the same ID at worst.
         if !found && mark.tally.is_empty() && generation <= record.unknown_to {
             mark.tally = Tally::met(generation);
         }
@@ -206,17 +208,17 @@ mod tests {
         }
     }
 
-    /// What each evaluation announces: thresholds by name, with their count where that is not 1.
-    fn told(mut record: UsageRecord, history: impl IntoIterator<Item = (UsageFacts, i64)>) -> Vec<String> {
-        let mut told = Vec::new();
+    /// Returns the announcements of each evaluation: thresholds by name, with their count if it is not 1.
+    fn sent(mut record: UsageRecord, history: impl IntoIterator<Item = (UsageFacts, i64)>) -> Vec<String> {
+        let mut sent = Vec::new();
         for (facts, generation) in history {
             let (occurrences, next) = step(record, &facts, generation);
-            told.push(occurrences.iter().map(spelled).collect::<Vec<_>>().join(" "));
-            // The ledger gives back what it was given.
+            sent.push(occurrences.iter().map(spelled).collect::<Vec<_>>().join(" "));
+            // The ledger restores the record unchanged.
             record = serde_json::from_value(serde_json::to_value(&next).unwrap()).unwrap();
             assert_eq!(record, next);
         }
-        told
+        sent
     }
 
     fn spelled(occurrence: &Occurrence) -> String {
@@ -225,29 +227,29 @@ mod tests {
         format!("{threshold}{count}")
     }
 
-    fn tells(values: &[i64], expected: &[&str]) {
+    fn sends(values: &[i64], expected: &[&str]) {
         let history = values.iter().zip(0..).map(|(value, second)| (figure(*value, second), 1));
-        assert_eq!(told(UsageRecord::default(), history), expected, "{values:?}");
+        assert_eq!(sent(UsageRecord::default(), history), expected, "{values:?}");
     }
 
     #[test]
     fn a_figure_that_rises_tells_each_threshold_once() {
-        tells(&[0, 499, 500, 501, 799, 800, 949, 950, 2000], &["", "", "50%", "", "", "80%", "", "950", ""]);
+        sends(&[0, 499, 500, 501, 799, 800, 949, 950, 2000], &["", "", "50%", "", "", "80%", "", "950", ""]);
     }
 
     #[test]
     fn a_jump_over_several_tells_each_ascending() {
-        tells(&[0, 1000], &["", "50% 80% 950"]);
+        sends(&[0, 1000], &["", "50% 80% 950"]);
     }
 
     #[test]
     fn a_threshold_is_told_again_only_after_a_fall_below_the_hysteresis() {
-        tells(&[0, 800, 799, 800, 750, 800, 749, 800], &["", "50% 80%", "", "", "", "", "", "80%#2"]);
+        sends(&[0, 800, 799, 800, 750, 800, 749, 800], &["", "50% 80%", "", "", "", "", "", "80%#2"]);
         let mut none = figure(0, 0);
         none.hysteresis = Level::default();
         let at = |value: i64| UsageFacts { value: Amount::quantity(&value.to_string()).unwrap(), ..none.clone() };
         let history = [at(0), at(500), at(499), at(500)].map(|facts| (facts, 1));
-        assert_eq!(told(UsageRecord::default(), history), ["", "50%", "", "50%#2"]);
+        assert_eq!(sent(UsageRecord::default(), history), ["", "50%", "", "50%#2"]);
     }
 
     #[test]
@@ -255,14 +257,14 @@ mod tests {
         let at = |value: i64| UsageFacts { limit: None, thresholds: levels(&["100", "800"]), ..figure(value, 0) };
         let history = [at(0), at(800), at(761), at(800), at(759), at(800), at(96), at(100), at(94), at(100)];
         let expected = ["", "100 800", "", "", "", "800#2", "", "", "", "100#2"];
-        assert_eq!(told(UsageRecord::default(), history.map(|facts| (facts, 1))), expected);
+        assert_eq!(sent(UsageRecord::default(), history.map(|facts| (facts, 1))), expected);
     }
 
     #[test]
     fn the_first_evaluation_announces_only_the_highest_threshold_that_is_reached() {
-        tells(&[850, 860, 950, 749, 449, 900], &["80%", "", "950", "", "", "50% 80%#2"]);
-        tells(&[2000], &["950"]);
-        tells(&[10], &[""]);
+        sends(&[850, 860, 950, 749, 449, 900], &["80%", "", "950", "", "", "50% 80%#2"]);
+        sends(&[2000], &["950"]);
+        sends(&[10], &[""]);
     }
 
     #[test]
@@ -270,21 +272,21 @@ mod tests {
         let at = |value, second| (UsageFacts { hold: Duration::from_secs(60), ..figure(value, second) }, 1);
         let history =
             [at(0, 0), at(600, 10), at(600, 69), at(600, 70), at(900, 80), at(799, 90), at(800, 100), at(800, 160)];
-        assert_eq!(told(UsageRecord::default(), history), ["", "", "", "50%", "", "", "", "80%"]);
-        // Nothing was heard for an hour.
+        assert_eq!(sent(UsageRecord::default(), history), ["", "", "", "50%", "", "", "", "80%"]);
+        // No evaluation for an hour.
         let history = [at(0, 0), at(600, 10), at(600, 3610)];
-        assert_eq!(told(UsageRecord::default(), history), ["", "", "50%"]);
+        assert_eq!(sent(UsageRecord::default(), history), ["", "", "50%"]);
         // The clock was set back.
         let history = [at(0, 0), at(600, 5000), at(600, 10), at(600, 70)];
-        assert_eq!(told(UsageRecord::default(), history), ["", "", "", "50%"]);
+        assert_eq!(sent(UsageRecord::default(), history), ["", "", "", "50%"]);
     }
 
     #[test]
     fn what_was_found_and_must_be_held_is_announced_as_one_unless_it_fell_meanwhile() {
         let at = |value, second| (UsageFacts { hold: Duration::from_secs(60), ..figure(value, second) }, 1);
-        assert_eq!(told(UsageRecord::default(), [at(850, 0), at(850, 60)]), ["", "80%"]);
+        assert_eq!(sent(UsageRecord::default(), [at(850, 0), at(850, 60)]), ["", "80%"]);
         let fell = [at(850, 0), at(10, 30), at(850, 40), at(850, 100)];
-        assert_eq!(told(UsageRecord::default(), fell), ["", "", "", "50% 80%"]);
+        assert_eq!(sent(UsageRecord::default(), fell), ["", "", "", "50% 80%"]);
     }
 
     #[test]
@@ -292,7 +294,7 @@ mod tests {
         let with =
             |value, limit: &str| (UsageFacts { limit: Some(Amount::quantity(limit).unwrap()), ..figure(value, 0) }, 1);
         let history = [with(0, "1000"), with(960, "1000"), with(960, "1k"), with(960, "1200"), with(960, "10k")];
-        assert_eq!(told(UsageRecord::default(), history), ["", "50% 80% 950", "", "50%#2 80%#2", ""]);
+        assert_eq!(sent(UsageRecord::default(), history), ["", "50% 80% 950", "", "50%#2 80%#2", ""]);
     }
 
     #[test]
@@ -306,20 +308,20 @@ mod tests {
             with(&["80%"], 4),
             with(&["80.0%", "50%"], 5),
         ];
-        assert_eq!(told(UsageRecord::default(), history), ["80%", "", "84%", "", ""]);
+        assert_eq!(sent(UsageRecord::default(), history), ["80%", "", "84%", "", ""]);
     }
 
     #[test]
     fn another_metric_is_looked_at_as_if_for_the_first_time() {
         let other = UsageFacts { metric: "gpus".into(), ..figure(850, 1) };
-        assert_eq!(told(UsageRecord::default(), [(figure(960, 0), 1), (other, 2)]), ["950", "80%"]);
+        assert_eq!(sent(UsageRecord::default(), [(figure(960, 0), 1), (other, 2)]), ["950", "80%"]);
     }
 
     #[test]
     fn thresholds_that_are_the_same_are_one_and_those_that_meet_are_two() {
         let with = |value, texts: &[&str]| (UsageFacts { thresholds: levels(texts), ..figure(value, 0) }, 1);
         let spellings = ["50%", "050.0%", "500", "0.5k", "500000m"];
-        assert_eq!(told(UsageRecord::default(), [with(0, &spellings), with(500, &spellings)]), ["", "50% 500"]);
+        assert_eq!(sent(UsageRecord::default(), [with(0, &spellings), with(500, &spellings)]), ["", "50% 500"]);
         let facts = with(500, &["0.5k", "500"]).0;
         let (_, record) = step(UsageRecord::default(), &facts, 1);
         assert_eq!(record.reached(&facts), ["0.5k"]);
@@ -328,9 +330,9 @@ mod tests {
     #[test]
     fn in_a_rebuilt_ledger_the_announcement_of_what_was_found_repeats_and_later_crossings_do_not() {
         let history = [(figure(850, 0), 3), (figure(950, 1), 3), (figure(10, 2), 3), (figure(800, 3), 3)];
-        assert_eq!(told(UsageRecord::baseline(), history), ["80%", "950#2", "", "50%#2 80%#2"]);
+        assert_eq!(sent(UsageRecord::baseline(), history), ["80%", "950#2", "", "50%#2 80%#2"]);
         let edited = [(figure(10, 0), 3), (figure(800, 1), 4)];
-        assert_eq!(told(UsageRecord::baseline(), edited), ["", "50% 80%"]);
+        assert_eq!(sent(UsageRecord::baseline(), edited), ["", "50% 80%"]);
     }
 
     fn history() -> impl Strategy<Value = Vec<(UsageFacts, i64)>> {
@@ -400,20 +402,20 @@ mod tests {
             }
         }
 
-        /// The rule told in other words: without hold and edits, each threshold is a switch of its own.
+        /// An independent model of the rule: without hold and edits, each threshold is a separate switch.
         #[test]
         fn each_threshold_is_told_as_often_as_the_figure_rises_over_it_from_below_its_hysteresis(
             values in proptest::collection::vec(0..1200_i64, 1..60),
         ) {
             let mut record = UsageRecord::default();
-            let mut told = [0, 0, 0];
+            let mut sent = [0, 0, 0];
             let mut expected = [0, 0, 0];
             let mut armed = [true; 3];
             for (index, value) in values.into_iter().enumerate() {
                 let (occurrences, next) = step(record, &figure(value, index as i64), 1);
                 for occurrence in &occurrences {
                     let threshold = spelled(occurrence);
-                    told[["50%", "80%", "950"].iter().position(|name| threshold.starts_with(name)).unwrap()] += 1;
+                    sent[["50%", "80%", "950"].iter().position(|name| threshold.starts_with(name)).unwrap()] += 1;
                 }
                 let highest = [500, 800, 950].iter().rposition(|at| value >= *at);
                 for (rung, at) in [500, 800, 950].into_iter().enumerate() {
@@ -425,7 +427,7 @@ mod tests {
                 }
                 record = next;
             }
-            prop_assert_eq!(told, expected);
+            prop_assert_eq!(sent, expected);
         }
     }
 }

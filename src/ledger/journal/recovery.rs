@@ -1,4 +1,4 @@
-//! What the segments that were found add up to: the memory of a new leader, and the journal that it goes on with. Pure.
+//! Recovery: rebuilds the state for a new leader, and the journal it continues, from all stored segments. Pure.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,15 +12,15 @@ use crate::{
     },
 };
 
-/// What was remembered.
+/// The state recovered from the ledger.
 #[derive(Debug, Default)]
 pub struct RecoveredState {
     pub watches: Vec<RememberedWatch>,
-    /// The newest epoch that records anywhere in the ledger belong to, also those of watches that are withdrawn.
+    /// The newest epoch of any record in the ledger, including records of removed watches.
     pub newest_epoch: u64,
-    /// Events with their deliveries, in the order in which they were told.
+    /// Events with deliveries, in the order in which they were created.
     pub events: Vec<RememberedEvent>,
-    /// Events of a type that this release does not know.
+    /// The number of events whose type this release does not know.
     pub unknown_events: usize,
 }
 
@@ -30,32 +30,32 @@ pub struct RememberedWatch {
     pub entry: WatchEntry,
     /// By shard of the snapshot.
     pub records: Vec<HashMap<Uid, Record>>,
-    /// The store was restored before they landed: their versions belong to a history that is no more.
+    /// The store was restored before the records were committed: their versions belong to another history of the store.
     pub restored: bool,
 }
 
-/// An event that is not done with.
+/// An event that is still pending.
 #[derive(Debug)]
 pub struct RememberedEvent {
     pub event: Event,
-    /// It counts if this complete flush has landed, or a record that knows of it.
+    /// The event counts if this complete flush, or a record that counts it, is committed.
     pub after: u64,
-    /// Its place among those that wait.
+    /// The position of the event in the order of all events.
     pub order: u64,
     pub deliveries: Vec<DeliveryEntry>,
     pub unknown: Unknown,
 }
 
-/// What opening a ledger came to.
+/// The result of opening a ledger.
 #[derive(Debug)]
 pub enum Recovered {
-    /// It is ours; claim it before anything else.
+    /// The ledger of this installation. The caller must claim it first.
     Ledger(Box<Journal>, Box<RecoveredState>),
-    /// There is none to go on with, and why. An epoch must be begun that is newer than `newest`.
+    /// There is no ledger to continue. The caller must start an epoch newer than `newest`.
     NoLedger { why: NoLedger, newest: u64 },
 }
 
-/// Why there is no ledger to go on with.
+/// Why there is no ledger to continue.
 #[derive(Debug, thiserror::Error)]
 pub enum NoLedger {
     #[error("there is no ledger yet")]
@@ -70,7 +70,7 @@ pub enum NoLedger {
     Full,
 }
 
-/// Opens the newest ledger of this home among all segments that were found.
+/// Opens the newest ledger of this home among all stored segments.
 #[must_use]
 pub fn open(found: &[Found], home: Uid, shape: LedgerLayout, leader: u64) -> Recovered {
     let newest = found.iter().map(|found| found.segment.spec.epoch).max().unwrap_or_default();
@@ -88,7 +88,7 @@ pub fn open(found: &[Found], home: Uid, shape: LedgerLayout, leader: u64) -> Rec
     Recovered::NoLedger { why, newest }
 }
 
-/// The ledger of this epoch; `None`: it is another's.
+/// Opens the ledger of this epoch. Returns `None` if it belongs to another installation.
 fn open_epoch(
     found: &[Found],
     home: Uid,
@@ -101,8 +101,8 @@ fn open_epoch(
     let writer = |segment: &Segment| (segment.spec.term, segment.spec.leader);
     let mut journal: Vec<&Segment> = of_kind(SegmentKind::Journal).collect();
     journal.sort_by_key(|segment| segment.spec.sequence);
-    // A leader that outlived a restore of the store wrote on from its own place, after a segment that is not there: what it
-    // wrote is overwritten in its turn.
+    // A leader that survived a restore of the store continued from its own place, after a segment that is not there.
+    // Its segments are ignored, and overwritten when the ring reaches them.
     let stray = journal.windows(2).position(|pair| {
         let (before, next) = (pair[0], pair[1]);
         next.spec.after != before.spec.leader
@@ -111,7 +111,7 @@ fn open_epoch(
     journal.truncate(stray.map_or(journal.len(), |last| last + 1));
     let mut rebuilt = Rebuilt::default();
     let mut covered = vec![1; shape.shards];
-    // One after the other: together their texts are many times what they add up to.
+    // One segment at a time: together, their JSON is many times larger than the resulting state.
     for segment in of_kind(SegmentKind::Snapshot) {
         let json = unpack(segment)?;
         let text = read(segment, &json)?;
@@ -133,7 +133,7 @@ fn open_epoch(
     }
     let (last, before) = journal.last().map_or((0, 0), |segment| (segment.spec.sequence, segment.spec.leader));
     let mut begun = (last + 1, before);
-    // A snapshot that goes on from the last place needs it as it is.
+    // A snapshot that continues from the last place depends on that segment, so the claim must not replace it.
     let is_needed = of_kind(SegmentKind::Snapshot).any(|segment| segment.spec.sequence == last);
     let oldest = covered.iter().copied().min().unwrap_or(1);
     let mut expected = oldest;
@@ -187,11 +187,11 @@ fn read<'a>(segment: &Segment, json: &'a [u8]) -> Result<Text<'a>, NoLedger> {
     serde_json::from_slice(json).map_err(|error| NoLedger::Unreadable(segment.name.clone(), error.to_string()))
 }
 
-/// What the segments add up to.
+/// The state rebuilt so far.
 #[derive(Default)]
 struct Rebuilt {
     watches: Vec<WatchEntry>,
-    /// The version of the store at which they landed.
+    /// The store version at which the watches were committed.
     landed: Option<u64>,
     groups: HashMap<(String, u64), Vec<HashMap<Uid, Record>>>,
     events: HashMap<EventId, RememberedEvent>,
@@ -199,7 +199,7 @@ struct Rebuilt {
 }
 
 impl Rebuilt {
-    /// Applies a segment as far as its shards are wanted from it.
+    /// Applies the parts of a segment whose shards are wanted.
     fn apply(&mut self, text: Text<'_>, wanted: impl Fn(usize) -> bool, shards: usize) -> Result<(), NoLedger> {
         for event in text.events {
             if !wanted(event.id.shard(shards)) {
@@ -242,7 +242,7 @@ impl Rebuilt {
             }
         }
         if let Some(watches) = text.watches {
-            // A flush of everything has dropped the events that do not count. Without a watch in it, nothing else holds its number.
+            // A complete flush drops events that do not count. Without watches, no other entry holds its number.
             if watches.is_empty() {
                 self.events.values_mut().for_each(|known| known.after = 0);
             }
@@ -251,14 +251,14 @@ impl Rebuilt {
         Ok(())
     }
 
-    /// A watch without a position has no baseline, and its records count for nothing.
+    /// Returns the recovered state. A watch without a position has no baseline, and its records are ignored.
     fn memory(mut self, shards: usize) -> RecoveredState {
         let epochs = self.watches.iter().map(|watch| watch.epoch).chain(self.groups.keys().map(|(_, epoch)| *epoch));
         let newest_epoch = epochs.max().unwrap_or_default();
         let watches = self.watches.into_iter().filter(|watch| watch.position > 0 || watch.absent).map(|entry| {
             let records = self.groups.remove(&(entry.watch.clone(), entry.epoch));
             let records = records.unwrap_or_else(|| vec![HashMap::new(); shards]);
-            // What was passed before a flush landed is older than the flush, in one history of the store.
+            // In one history of the store, positions are older than the flush that holds them.
             let restored = self.landed.is_some_and(|landed| entry.position > landed);
             RememberedWatch { entry, records, restored }
         });

@@ -1,5 +1,5 @@
-//! The last hour of a Webhook as a picture: deliveries above a line, failed attempts below it, health in a strip at the bottom. Forms
-//! tell it, not colours alone. Pure.
+//! Draws the last hour of a Webhook: deliveries above a line, failed attempts below it, health in a strip at the
+//! bottom. Shapes carry the meaning, not colors alone. Pure.
 
 use std::fmt::Write;
 
@@ -7,19 +7,19 @@ use maud::{Markup, html};
 
 use super::history::{Health, Hour, MINUTES, Minute};
 
-/// Of a minute, and of the bar in it.
+/// Width of a minute, and of the bar in it.
 const STEP: usize = 4;
 const BAR: usize = 3;
-/// The line, and how far bars reach above and below it.
+/// Position of the line, and the maximum height of bars above and below it.
 const LINE: u64 = 24;
 const ABOVE: u64 = 23;
 const BELOW: u64 = 11;
-/// Where the strip is: a failing minute fills it, a healthy one is a thin stroke.
+/// Position of the strip. A failing minute fills it; a healthy minute is a thin stroke.
 const STRIP: u64 = 40;
 const FAILING: u64 = 6;
 const HEALTHY: u64 = 2;
 
-/// Draws the hour; `label` names whose it is.
+/// Draws the hour. `label` names its Webhook.
 pub fn chart(hour: &Hour, label: &str) -> Markup {
     let most = |count: fn(&Minute) -> u64| hour.minutes.iter().map(count).max().unwrap_or_default();
     let above = bars(hour, most(|minute| minute.delivered), ABOVE, |minute| minute.delivered, |height| LINE - height);
@@ -44,7 +44,7 @@ pub fn chart(hour: &Hour, label: &str) -> Markup {
     }
 }
 
-/// The hour in words.
+/// Describes the hour in words.
 pub fn told(hour: &Hour) -> String {
     let sum = |count: fn(&Minute) -> u64| hour.minutes.iter().map(count).fold(0, u64::saturating_add);
     let failing = hour.minutes.iter().filter(|minute| minute.health == Health::Failing).count();
@@ -62,17 +62,16 @@ pub fn told(hour: &Hour) -> String {
 
 fn bars(hour: &Hour, most: u64, room: u64, count: impl Fn(&Minute) -> u64, top: impl Fn(u64) -> u64) -> String {
     path(hour.minutes.iter().enumerate().filter(|(_, minute)| count(minute) > 0).map(|(place, minute)| {
-        // One of many can be seen all the same.
+        // A count of one stays visible, however large the maximum is.
         let height = (u128::from(count(minute)) * u128::from(room) / u128::from(most)) as u64;
         let height = height.max(2);
         (place * STEP, top(height), BAR, height)
     }))
 }
 
-/// Rectangles of these left and top edges, widths and heights.
+/// A path of rectangles, each with its left and top edges, width and height.
 fn path(rectangles: impl Iterator<Item = (usize, u64, usize, u64)>) -> String {
     rectangles.fold(String::new(), |mut path, (left, top, width, height)| {
-        // Writing to a string cannot fail.
         let _ = write!(path, "M{left} {top}h{width}v{height}h-{width}z");
         path
     })

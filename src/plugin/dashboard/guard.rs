@@ -1,14 +1,16 @@
-//! Who may use the page: whoever knows its address, from this machine, and from no other page. Pure.
+//! Decides who may use the page: only clients on this machine that know its URL, and no request from another page.
+//! Pure.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use sha2::{Digest, Sha256};
 
 use crate::delivery::sign::hexadecimal;
 
-/// The bytes of the key: as many as nobody can try.
+/// Size of the key in bytes: 128 bits cannot be guessed.
 pub const KEY_BYTES: usize = 16;
 
-/// What every answer bears: a page that loads, asks and frames nothing of others, and that nobody keeps, frames or reads.
+/// Headers of every response. The page loads, requests and frames nothing from other origins. Nobody may cache or frame
+/// it, or read it from another origin.
 pub const HEADERS: [(HeaderName, HeaderValue); 7] = [
     (
         header::CONTENT_SECURITY_POLICY,
@@ -18,7 +20,8 @@ pub const HEADERS: [(HeaderName, HeaderValue); 7] = [
         ),
     ),
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    // With no-referrer, browsers would say of the page's own forms that they come from nowhere (Fetch, "append a request Origin header").
+    // With no-referrer, browsers send `Origin: null` for the page's own forms (Fetch, "append a request Origin
+    // header").
     (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
@@ -33,12 +36,12 @@ pub struct Guard {
     digest: [u8; 32],
 }
 
-/// Why a request is not answered.
+/// The reason why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It was sent to another name, which leads here (DNS rebinding).
+    /// It was sent to another host name that resolves to this address (DNS rebinding).
     Host,
-    /// It does not know the key.
+    /// It does not contain the key.
     Key,
     Method,
     /// It comes from another page.
@@ -46,7 +49,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The status of the answer, and what it says.
+    /// The status and the text of the response.
     pub const fn answer(self) -> (StatusCode, &'static str) {
         match self {
             Self::Host => (
@@ -66,9 +69,9 @@ impl Refusal {
 }
 
 impl Guard {
-    /// Of the page at this port of 127.0.0.1.
+    /// The guard of the page at this port of 127.0.0.1.
     pub fn new(port: u16, key: [u8; KEY_BYTES]) -> Self {
-        // Browsers leave out the port that a URL without one means.
+        // Browsers leave out the default port.
         let port = if port == 80 { String::new() } else { format!(":{port}") };
         let key = hexadecimal(&key);
         Self {
@@ -78,21 +81,21 @@ impl Guard {
         }
     }
 
-    /// The path under which everything is.
+    /// The path prefix of all pages.
     pub fn base(&self) -> String {
         format!("/{}", self.key)
     }
 
-    /// What to open. Whoever has it may act with the user's rights, for as long as the command runs.
+    /// The URL to open. Everyone who has it may act with the user's rights while the command runs.
     pub fn url(&self) -> String {
         format!("http://{}{}/", self.hosts[0], self.base())
     }
 
-    /// Whether a request is answered at all.
+    /// Accepts or refuses a request.
     pub fn judge(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
         let host = self.host(uri, headers).ok_or(Refusal::Host)?;
         let key = uri.path().split('/').nth(1).unwrap_or_default();
-        // Of digests, so that how long it takes tells nothing of the key.
+        // Digests are compared, so that the duration of the comparison reveals nothing about the key.
         let digest: [u8; 32] = Sha256::digest(key.as_bytes()).into();
         if digest != self.digest {
             return Err(Refusal::Key);
@@ -111,7 +114,7 @@ impl Guard {
         if own { Ok(()) } else { Err(Refusal::Origin) }
     }
 
-    /// The name that the request was sent to, where that is the page's own.
+    /// The host name of the request, if it is one of the page's own.
     fn host<'a>(&self, uri: &Uri, headers: &'a HeaderMap) -> Option<&'a str> {
         let host = only(headers, &header::HOST)?;
         let own = |name: &str| self.hosts.iter().any(|own| own == name);
@@ -120,7 +123,7 @@ impl Guard {
     }
 }
 
-/// The header's value, where it is there once.
+/// The header's value, if the header occurs exactly once.
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?;

@@ -1,7 +1,7 @@
-//! How Webhooks fared in the last hour, minute by minute. Pure.
+//! The health of Webhooks in the last hour, minute by minute. Pure.
 //!
-//! The API tells how things are, not how they were. What went before is told as far as the condition's time and the deliveries that are
-//! still known tell it; from then on the status's counters are followed.
+//! The API reports the current state, not the past. The time before the first look is derived from the condition's
+//! transition time and from the known deliveries. After that, the history follows the counters of the status.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -13,17 +13,17 @@ use crate::{
     report::conditions,
 };
 
-/// How far back it goes, in minutes.
+/// Length of the history in minutes.
 pub const MINUTES: usize = 60;
-/// Of so many Webhooks, each with some two kilobytes, counters are followed.
+/// Maximum number of Webhooks whose counters are followed. Each takes about 2 kB.
 const FOLLOWED: usize = 500;
-/// A status may tell its counters this many seconds late (`report`): what was delivered that shortly before the first look may be
-/// counted after it.
+/// A status may show its counters this many seconds late (see `report`). A delivery that ended shortly before the first
+/// look may be counted after it.
 const LATE: i64 = 6;
-/// How many seconds a minute has.
+/// Seconds in a minute.
 const MINUTE: i64 = 60;
 
-/// Whether an endpoint acknowledges; of several states within a minute the worst counts.
+/// Whether the endpoint acknowledges deliveries. If a minute has several states, the worst one counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
     #[default]
@@ -33,7 +33,7 @@ pub enum Health {
 }
 
 impl Health {
-    /// What the condition `Healthy` says, and since when.
+    /// The status of the condition `Healthy`, and its transition time.
     fn read(status: &WebhookStatus) -> (Self, Option<Timestamp>) {
         conditions::get(&status.conditions, "Healthy").map_or((Self::Unknown, None), |condition| {
             let health = match condition.status.as_str() {
@@ -46,12 +46,12 @@ impl Health {
     }
 }
 
-/// What happened in a minute.
+/// The events of one minute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Minute {
-    /// Deliveries that were acknowledged.
+    /// Acknowledged deliveries.
     pub delivered: u64,
-    /// Attempts that were not.
+    /// Failed attempts.
     pub failed: u64,
     pub health: Health,
 }
@@ -59,24 +59,24 @@ pub struct Minute {
 /// The last hour of a Webhook.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Hour {
-    /// The oldest minute first.
+    /// Oldest minute first.
     pub minutes: [Minute; MINUTES],
-    /// Since when all of it is counted.
+    /// Start of the time for which the counts are complete.
     pub since: Timestamp,
 }
 
-/// What is known of one Webhook.
+/// The history of one Webhook.
 struct Track {
     since: Timestamp,
-    /// The health that was found at first, and since when it had been so.
+    /// The health at the first look, and its transition time.
     found: (Health, Option<Timestamp>),
-    /// Deliveries acknowledged and attempts failed, as last counted by the status.
+    /// Acknowledged deliveries and failed attempts, as the status last counted them.
     counted: (i64, i64),
-    /// Those in which it was looked at, by their number since 1970; the newest last.
+    /// The minutes with a look, by their number since 1970; the newest last.
     minutes: VecDeque<(i64, Minute)>,
 }
 
-/// What is known of all, by any key.
+/// The history of all Webhooks, by an arbitrary key.
 pub struct History<K> {
     tracks: HashMap<K, Track>,
 }
@@ -88,10 +88,10 @@ impl<K> Default for History<K> {
 }
 
 impl<K: Eq + std::hash::Hash> History<K> {
-    /// Takes in how a Webhook stands.
+    /// Records the current status of a Webhook.
     pub fn observe(&mut self, key: K, status: &WebhookStatus, now: Timestamp) {
         let counts = status.deliveries.unwrap_or_default();
-        // Each delivery fails once before each of its retries, and once more where it is given up.
+        // Each delivery fails once before each of its retries, and once more if it is given up.
         let counted = (counts.succeeded, counts.retries.saturating_add(counts.failed));
         let found = Health::read(status);
         if self.tracks.len() >= FOLLOWED && !self.tracks.contains_key(&key) {
@@ -110,7 +110,7 @@ impl<K: Eq + std::hash::Hash> History<K> {
             }
             track.minutes.push_back((number, Minute::default()));
         }
-        // A counter that fell counts anew.
+        // A counter that decreases was reset.
         let more = |new: i64, old: i64| u64::try_from(new.saturating_sub(old)).unwrap_or_default();
         if let Some((_, minute)) = track.minutes.back_mut() {
             minute.delivered = minute.delivered.saturating_add(more(counted.0, track.counted.0));
@@ -120,12 +120,12 @@ impl<K: Eq + std::hash::Hash> History<K> {
         track.counted = counted;
     }
 
-    /// Forgets those that are not there any more.
+    /// Forgets Webhooks that no longer exist.
     pub fn keep(&mut self, is_there: impl Fn(&K) -> bool) {
         self.tracks.retain(|key, _| is_there(key));
     }
 
-    /// The last hour of a Webhook that stands so, and whose deliveries these are.
+    /// The last hour of a Webhook with this status and these deliveries.
     pub fn hour(&self, key: &K, status: &WebhookStatus, known: &[Delivery], now: Timestamp) -> Hour {
         let track = self.tracks.get(key);
         let (since, found) = track.map_or_else(|| (now, Health::read(status)), |track| (track.since, track.found));
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
     use crate::api::webhook::DeliverySummary;
 
-    /// A full minute, in seconds since 1970.
+    /// Start of a minute, in seconds since 1970.
     const NOW: i64 = 28_333_333 * MINUTE;
 
     fn at(second: i64) -> Timestamp {
@@ -203,7 +203,7 @@ mod tests {
         history.observe("ci", &status(102, 8, 2, "False", 70), at(70));
         let now = status(103, 8, 2, "True", 110);
         history.observe("ci", &now, at(110));
-        // A new leader counts from less.
+        // A new leader starts with lower counters.
         history.observe("ci", &status(1, 0, 0, "True", 110), at(120));
         history.observe("ci", &status(3, 0, 0, "True", 110), at(121));
         let minute = |delivered, failed, health| Minute { delivered, failed, health };

@@ -1,4 +1,5 @@
-//! `kubectl llmtune dashboard`: a page on loopback that shows how Webhooks fare, and tests and mends them, with the user's own rights.
+//! `kubectl llmtune dashboard`: a page on loopback that shows the health of Webhooks, tests them, and sends deliveries
+//! again. It acts with the user's own rights.
 
 mod chart;
 mod guard;
@@ -48,14 +49,14 @@ use watched::Watched;
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
-/// More than any form has.
+/// Upper bound for the body of a form, in bytes.
 const MAX_FORM: usize = 4 << 10;
-/// Most endpoints answer within this time, and their answer is on the page that a form leads to.
+/// Most endpoints answer within this time, so that the page that follows a form already shows the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// What changes together is shown together.
+/// Changes within this time are shown together.
 const SETTLE: Duration = Duration::from_millis(250);
 
-/// What every request is answered from.
+/// The state that all request handlers share.
 struct Dashboard {
     guard: Guard,
     watched: Watched,
@@ -104,7 +105,7 @@ fn router(dashboard: &Arc<Dashboard>) -> Router {
         .with_state(Arc::clone(dashboard))
 }
 
-/// Refuses what the guard does, and has every answer bear its headers.
+/// Refuses what the guard refuses, and adds the guard's headers to every response.
 async fn guarded(State(dashboard): State<Arc<Dashboard>>, request: Request, next: Next) -> Response {
     let mut response = match dashboard.guard.judge(request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
@@ -114,10 +115,10 @@ async fn guarded(State(dashboard): State<Arc<Dashboard>>, request: Request, next
     response
 }
 
-/// Whose page is asked for.
+/// The path parameters of a Webhook's page.
 #[derive(Deserialize)]
 struct Place {
-    /// Of a `ClusterWebhook` there is none.
+    /// `None` for a `ClusterWebhook`.
     namespace: Option<String>,
     name: String,
 }
@@ -129,12 +130,12 @@ impl Place {
     }
 }
 
-/// What a form was answered with, which leads here.
+/// The query parameters of the page that follows a form.
 #[derive(Default, Deserialize)]
 struct FormResult {
-    /// The delivery that it asked for.
+    /// The delivery that the form requested.
     of: Option<String>,
-    /// How many it asked for.
+    /// How many deliveries the form requested.
     asked: Option<String>,
 }
 
@@ -145,7 +146,7 @@ struct TestForm {
 
 #[derive(Deserialize)]
 struct RedeliverForm {
-    /// The object's name; absent: all that failed.
+    /// The name of the object. If it is absent, all failed deliveries.
     delivery: Option<String>,
 }
 
@@ -167,10 +168,10 @@ async fn overview(State(dashboard): State<Arc<Dashboard>>) -> Response {
 async fn detail(
     State(dashboard): State<Arc<Dashboard>>,
     Path(place): Path<Place>,
-    Query(told): Query<FormResult>,
+    Query(result): Query<FormResult>,
 ) -> Response {
     match place.hook(&dashboard.watched) {
-        Some(hook) => dashboard.detail(&hook, &told, None).into_response(),
+        Some(hook) => dashboard.detail(&hook, &result, None).into_response(),
         None => dashboard.gone(&place),
     }
 }
@@ -232,14 +233,14 @@ async fn send_again(
                     asked.iter().all(answered)
                 })
                 .await;
-            let told = form.delivery.map_or_else(|| format!("asked={}", asked.len()), |name| format!("of={name}"));
-            dashboard.back(&hook, &told)
+            let query = form.delivery.map_or_else(|| format!("asked={}", asked.len()), |name| format!("of={name}"));
+            dashboard.back(&hook, &query)
         }
         Err(failure) => dashboard.failed(&hook, &failure),
     }
 }
 
-/// An event for each change, the first at once: what changed before the page began to listen is seen too.
+/// Sends an event for each change, and one immediately. It covers changes from before the page began to listen.
 async fn changes(State(dashboard): State<Arc<Dashboard>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let events = stream::unfold(dashboard.watched.changes(), |mut changes| async move {
         if !changes.next().await {
@@ -261,13 +262,13 @@ impl Dashboard {
         Frame { base, server, namespace, amiss: self.watched.amiss(), now }
     }
 
-    fn detail(&self, hook: &Hook, told: &FormResult, failure: Option<&Failure>) -> Html<String> {
+    fn detail(&self, hook: &Hook, result: &FormResult, failure: Option<&Failure>) -> Html<String> {
         let now = Timestamp::now();
         let deliveries = self.watched.deliveries(hook);
         let hour = self.watched.hour(hook, &deliveries, now);
-        let of = told.of.as_deref().and_then(|name| named(&deliveries, name));
+        let of = result.of.as_deref().and_then(|name| named(&deliveries, name));
         let failure = failure.map(ToString::to_string);
-        let asked = told.asked.as_deref().and_then(|number| number.parse().ok());
+        let asked = result.asked.as_deref().and_then(|number| number.parse().ok());
         let news = match (&failure, of, asked) {
             (Some(text), ..) => News::Failed(text),
             (None, Some(delivery), _) => News::Of(delivery),
@@ -277,19 +278,19 @@ impl Dashboard {
         let base = self.guard.base();
         let mut url = page::path(&base, hook);
         match news {
-            News::Of(_) => url.extend(["?of=", told.of.as_deref().unwrap_or_default()]),
+            News::Of(_) => url.extend(["?of=", result.of.as_deref().unwrap_or_default()]),
             News::Asked(number) => url.extend([format!("?asked={number}")]),
             News::Failed(_) | News::Nothing => {}
         }
         Html(page::detail(&self.frame(&base, now), hook, &hour, &deliveries, &url, &news))
     }
 
-    /// Leads back to a Webhook's page, which a reload only reads again.
-    fn back(&self, hook: &Hook, told: &str) -> Response {
-        Redirect::to(&format!("{}?{told}#told", page::path(&self.guard.base(), hook))).into_response()
+    /// Redirects to the Webhook's page, so that a reload does not submit the form again.
+    fn back(&self, hook: &Hook, query: &str) -> Response {
+        Redirect::to(&format!("{}?{query}#told", page::path(&self.guard.base(), hook))).into_response()
     }
 
-    /// The Webhook's page, with what the cluster refused or what was wrong with the form.
+    /// The Webhook's page, with the refusal of the cluster or the error in the form.
     fn failed(&self, hook: &Hook, failure: &Failure) -> Response {
         (StatusCode::BAD_GATEWAY, self.detail(hook, &FormResult::default(), Some(failure))).into_response()
     }

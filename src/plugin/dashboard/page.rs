@@ -1,4 +1,4 @@
-//! The page's HTML. Pure: what stands in it comes as arguments, and maud escapes all of it.
+//! Renders the page's HTML. Pure: all content comes from arguments, and maud escapes all of it.
 
 use jiff::Timestamp;
 use maud::{DOCTYPE, Markup, html};
@@ -22,31 +22,31 @@ use crate::{
     report::conditions,
 };
 
-/// What stands around the content of every page.
+/// The data around the content of every page.
 pub struct Frame<'a> {
-    /// The path under which everything is, such as `/0123`.
+    /// The path prefix of all pages, such as `/0123`.
     pub base: &'a str,
     /// The apiserver's address.
     pub server: &'a str,
-    /// Whose Webhooks these are; `None`: everybody's.
+    /// The namespace of the Webhooks. `None` means all namespaces.
     pub namespace: Option<&'a str>,
-    /// What is amiss with what is shown.
+    /// Problems with the data that is shown.
     pub amiss: Vec<String>,
     pub now: Timestamp,
 }
 
-/// What became of what a form asked for.
+/// The result of a form.
 pub enum News<'a> {
     Nothing,
-    /// So many deliveries are asked for again.
+    /// This many deliveries were requested again.
     Asked(usize),
-    /// This one was asked for.
+    /// This delivery was requested.
     Of(&'a Delivery),
-    /// It could not be done.
+    /// The request failed.
     Failed(&'a str),
 }
 
-/// All Webhooks.
+/// The list of all Webhooks.
 pub fn overview(frame: &Frame, hooks: &[(Hook, Hour)]) -> String {
     let place = frame.namespace.map_or("in all namespaces".into(), |namespace| format!("in namespace {namespace}"));
     let summary = status::summary(hooks.iter().map(|(hook, _)| hook.status.clone()));
@@ -86,7 +86,7 @@ fn card(frame: &Frame, hook: &Hook, hour: &Hour) -> Markup {
     }
 }
 
-/// One Webhook, its conditions and its deliveries.
+/// One Webhook with its conditions and deliveries.
 pub fn detail(frame: &Frame, hook: &Hook, hour: &Hour, deliveries: &[Delivery], url: &str, news: &News) -> String {
     let failed = Selection { failed: true, since: None };
     let again = deliveries.iter().filter(|delivery| failed.redelivers(delivery, frame.now)).count();
@@ -128,7 +128,7 @@ pub fn detail(frame: &Frame, hook: &Hook, hour: &Hour, deliveries: &[Delivery], 
     document(frame, &hook.target.to_string(), &summary, url, news, &content)
 }
 
-/// A page that has only this to say, and is at this path.
+/// A page at this path that shows only a message.
 pub fn message(frame: &Frame, url: &str, title: &str, text: &str) -> String {
     let content = html! {
         h1 { (title) }
@@ -138,13 +138,13 @@ pub fn message(frame: &Frame, url: &str, title: &str, text: &str) -> String {
     document(frame, title, title, url, &News::Nothing, &content)
 }
 
-/// Where a Webhook's page is.
+/// The path of a Webhook's page.
 pub fn path(base: &str, hook: &Hook) -> String {
     let namespace = (hook.target.kind == WebhookKind::Webhook).then_some(hook.home.as_str());
     path_of(base, namespace, &hook.target.name)
 }
 
-/// The same of one that may not be there; of a `ClusterWebhook` there is no namespace.
+/// The path of a Webhook that need not exist. A `ClusterWebhook` has no namespace.
 pub fn path_of(base: &str, namespace: Option<&str>, name: &str) -> String {
     match namespace {
         Some(namespace) => format!("{base}/webhook/{namespace}/{name}"),
@@ -152,7 +152,7 @@ pub fn path_of(base: &str, namespace: Option<&str>, name: &str) -> String {
     }
 }
 
-/// `url`: where the content is read anew; `summary`: what is announced when it changes.
+/// `url` is where the content is reloaded from. `summary` is announced when it changes.
 fn document(frame: &Frame, title: &str, summary: &str, url: &str, news: &News, content: &Markup) -> String {
     let page = html! {
         (DOCTYPE)
@@ -183,11 +183,11 @@ fn document(frame: &Frame, title: &str, summary: &str, url: &str, news: &News, c
             }
         }
     };
-    // Names and texts may hold what turns the page around them around, wherever they stand.
+    // Names and texts may contain bidirectional control characters that reorder the page around them.
     page.into_string().split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
-/// What a form has come to, in words.
+/// Describes the result of a form.
 fn became(news: &News) -> Markup {
     let text = match news {
         News::Nothing | News::Failed(_) => return html! {},
@@ -292,13 +292,13 @@ fn conditions_of(status: &WebhookStatus, now: Timestamp) -> Markup {
     }
 }
 
-/// The events that a test may be of: what the Webhook subscribes to, or else any.
+/// The events that a test may use: those that the Webhook subscribes to, or else all.
 fn events(hook: &Hook) -> Vec<EventType> {
     let subscribed: Vec<EventType> = subscribed(hook).collect();
     if subscribed.is_empty() { EventType::ALL.into() } else { subscribed }
 }
 
-/// A page holds so many deliveries; there may be a thousand.
+/// Maximum number of rows on a page; a Webhook may have a thousand deliveries.
 const ROWS: usize = 100;
 
 fn table(frame: &Frame, hook: &Hook, deliveries: &[Delivery]) -> Markup {

@@ -1,5 +1,5 @@
 "use strict";
-// Everything works without this; with it, the page shows what is now.
+// Optional: without this script the page works but does not update itself.
 const live = document.getElementById("live");
 const now = () => document.getElementById("now");
 let busy = false;
@@ -36,7 +36,7 @@ function show(fresh) {
   if (focused !== null) (document.getElementById(focused) ?? part).focus({ preventScroll: true });
 }
 
-// A list of events that is open would be closed.
+// A refresh would close an open list of events, so it waits until the list loses focus.
 document.addEventListener("focusout", () => { if (behind) setTimeout(refresh); });
 const changes = new EventSource(live.dataset.changes);
 changes.addEventListener("message", refresh);

@@ -1,4 +1,4 @@
-//! What the page shows, followed by watches: reading a page asks the apiserver nothing.
+//! Follows the objects that the page shows. The page is rendered from memory, without requests to the apiserver.
 
 use std::{pin::Pin, time::Duration};
 
@@ -34,13 +34,13 @@ use crate::{
     },
 };
 
-/// Ages grow, and what does not change is part of the history too.
+/// Ages grow, and the history continues even if nothing changes.
 const TICK: Duration = Duration::from_secs(10);
 
-/// What a Webhook is known by: its kind, its home and its name.
+/// Identifies a Webhook: its kind, home namespace and name.
 type Key = (WebhookKind, String, String);
 
-/// What is watched.
+/// The kinds that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchedKind {
     Webhooks,
@@ -48,15 +48,15 @@ pub enum WatchedKind {
     Deliveries,
 }
 
-/// What the watches tell.
+/// The merged stream of all watches.
 pub type News = Pin<Box<dyn Stream<Item = (WatchedKind, watcher::Result<watcher::Event<DynamicObject>>)>>>;
 
-/// The Webhooks of a namespace, or all with the `ClusterWebhooks`, and their deliveries.
+/// The Webhooks of a namespace, or of all namespaces with the `ClusterWebhooks`, and their deliveries.
 pub struct Watched {
     pub cluster: Cluster,
-    /// `None`: all.
+    /// `None` means all namespaces.
     pub namespace: Option<String>,
-    /// Where the deliveries of `ClusterWebhooks` are.
+    /// The operator's namespace, which holds the deliveries of `ClusterWebhooks`.
     operator: String,
     webhooks: Store<DynamicObject>,
     of_cluster: Store<DynamicObject>,
@@ -64,19 +64,19 @@ pub struct Watched {
     state: watch::Sender<State>,
 }
 
-/// What is known beside the objects.
+/// The state besides the objects.
 #[derive(Default)]
 struct State {
     /// The Webhooks have been listed.
     listed: bool,
     trouble: Trouble,
-    /// Why it does not tell of these.
+    /// Kinds that the apiserver refuses to list or watch, with the reason.
     refused: Vec<(WatchedKind, String)>,
     history: History<Key>,
 }
 
 impl Watched {
-    /// What is to be watched, and the watches, which nobody follows yet.
+    /// Sets up the watches. They start when [`Self::follow`] polls the stream.
     pub async fn new(cluster: Cluster, namespace: Option<String>) -> Result<(Self, News), Failure> {
         let place = namespace.as_deref();
         let mut watches = Vec::new();
@@ -96,7 +96,8 @@ impl Watched {
         Ok((Self { cluster, namespace, operator, webhooks, of_cluster, deliveries, state }, news))
     }
 
-    /// Follows the watches; calls `answered` once the apiserver has. Ends where it does not tell of Webhooks.
+    /// Follows the watches, and calls `answered` after the apiserver's first answer. Ends if the apiserver refuses the
+    /// watch of Webhooks.
     pub async fn follow(&self, mut news: News, answered: impl FnOnce()) -> Failure {
         let mut answered = Some(answered);
         let mut ticks = interval(TICK);
@@ -142,10 +143,10 @@ impl Watched {
             Err(error) => match refusal(&error) {
                 Some(refused) if kind == WatchedKind::Webhooks => return Err(self.cluster.failed(refused)),
                 Some(refused) => {
-                    let told = self.cluster.failed(refused).to_string();
+                    let message = self.cluster.failed(refused).to_string();
                     self.state.send_modify(|state| {
                         state.refused.retain(|(refused, _)| *refused != kind);
-                        state.refused.push((kind, told));
+                        state.refused.push((kind, message));
                     });
                 }
                 None => self.state.send_modify(|state| {
@@ -159,7 +160,7 @@ impl Watched {
     fn tick(&self, now: Timestamp) {
         let hooks = self.hooks();
         self.state.send_modify(|state| {
-            // What is not listed yet is not gone.
+            // Before the list is complete, an absent Webhook may still exist.
             if state.listed {
                 state.history.keep(|known| hooks.iter().any(|hook| key(hook) == *known));
             }
@@ -169,16 +170,16 @@ impl Watched {
         });
     }
 
-    /// What is amiss with what is shown, in sentences.
+    /// Problems with the data that is shown, in sentences.
     pub fn amiss(&self) -> Vec<String> {
         let state = self.state.borrow();
         let trouble = state.trouble.told().map(str::to_owned);
         let waiting = (!state.listed && trouble.is_none()).then(|| "the cluster has not answered yet".to_owned());
-        let refused = state.refused.iter().map(|(_, told)| told.clone());
+        let refused = state.refused.iter().map(|(_, message)| message.clone());
         waiting.into_iter().chain(trouble).chain(refused).collect()
     }
 
-    /// Webhooks by namespace and name, then `ClusterWebhooks`.
+    /// Webhooks sorted by namespace and name, then `ClusterWebhooks`.
     pub fn hooks(&self) -> Vec<Hook> {
         let read = |kind: WatchedKind, store: &Store<DynamicObject>| {
             let mut hooks: Vec<Hook> = store.state().iter().filter_map(|object| self.read(kind, object)).collect();
@@ -190,7 +191,7 @@ impl Watched {
         hooks
     }
 
-    /// A Webhook; `namespace`: its own, and of a `ClusterWebhook` none.
+    /// Finds a Webhook. `namespace` is its own; `None` for a `ClusterWebhook`.
     pub fn hook(&self, target: &Target, namespace: Option<&str>) -> Option<Hook> {
         let of =
             |object: &DynamicObject| name(object) == target.name && object.metadata.namespace.as_deref() == namespace;
@@ -201,7 +202,7 @@ impl Watched {
         self.read(kind, &*store.find(of)?)
     }
 
-    /// Its deliveries, newest first.
+    /// The deliveries of a Webhook, newest first.
     pub fn deliveries(&self, hook: &Hook) -> Vec<Delivery> {
         let kept = self.deliveries.state_filter(|object| {
             let reference =
@@ -213,23 +214,23 @@ impl Watched {
         selection::all(kept.iter().map(|object| &**object), &hook.status.recent)
     }
 
-    /// Its last hour.
+    /// The last hour of a Webhook.
     pub fn hour(&self, hook: &Hook, deliveries: &[Delivery], now: Timestamp) -> Hour {
         self.state.borrow().history.hour(&key(hook), &hook.status, deliveries, now)
     }
 
-    /// Tells of each change from now on, and at once for the first time.
+    /// Subscribes to changes. The first one is reported immediately.
     pub fn changes(&self) -> Changes {
         let mut changes = self.state.subscribe();
         changes.mark_changed();
         Changes(changes)
     }
 
-    /// Waits until this is so, for so long at most.
+    /// Waits until `holds` returns true, up to the limit.
     pub async fn until(&self, limit: Duration, holds: impl Fn() -> bool) {
         let mut changes = self.changes();
         let wait = async { while !holds() && changes.next().await {} };
-        // The page shows what it has come to then.
+        // After a timeout the page shows the state at that time.
         let _ = timeout(limit, wait).await;
     }
 
@@ -243,11 +244,12 @@ impl Watched {
     }
 }
 
-/// Tells that something has changed.
+/// A subscription to changes.
 pub struct Changes(watch::Receiver<State>);
 
 impl Changes {
-    /// Waits for the next change; several since the last are one. False: there will be none.
+    /// Waits for the next change; several changes since the last call count as one. Returns false if no more changes
+    /// will come.
     pub async fn next(&mut self) -> bool {
         self.0.changed().await.is_ok()
     }
@@ -257,7 +259,7 @@ fn key(hook: &Hook) -> Key {
     (hook.target.kind, hook.home.clone(), hook.target.name.clone())
 }
 
-/// The objects that a watch shows; an empty store where it is not wanted.
+/// The objects of a watch; an empty store if the watch is not wanted.
 fn reflected<K: Resource<DynamicType = ()>>(
     kind: WatchedKind,
     api: Api<DynamicObject>,
@@ -273,7 +275,7 @@ fn reflected<K: Resource<DynamicType = ()>>(
     store
 }
 
-/// Without what no page shows: of a delivery the body is by far the most.
+/// Removes fields that no page shows. The body is by far the largest part of a delivery.
 fn slim(object: &mut DynamicObject) {
     object.metadata.managed_fields = None;
     if let Some(body) = object.data.pointer_mut("/status/event/body") {

@@ -1,4 +1,4 @@
-//! What the body may have been before somebody changed it. Pure.
+//! Guesses the original body of a request that was changed on its way. Pure.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
@@ -7,7 +7,7 @@ use super::{examine::Variant, json::Json};
 const AS_THEY_CAME: &str =
     "verify the bytes that came, before anything parses them (express.raw(), request.get_data(), io.ReadAll)";
 
-/// The body, and what it may have been, each with what then happened to it.
+/// The body and its possible originals, each with a description of the change.
 pub fn bodies(body: &[u8]) -> Vec<Variant<Vec<u8>>> {
     let mut all = vec![Variant::as_it_is(body.to_vec())];
     let mut add = |value: Vec<u8>, said: String| {
@@ -42,12 +42,12 @@ pub fn bodies(body: &[u8]) -> Vec<Variant<Vec<u8>>> {
     all
 }
 
-/// Whether these are bytes as the operator writes them: JSON that `JSON.stringify` would not change.
+/// Whether the operator could have written these bytes: JSON that `JSON.stringify` would not change.
 pub fn is_as_written(body: &[u8]) -> bool {
     Json::read(body).is_some_and(|json| json.written().as_bytes() == body)
 }
 
-/// The order in which the operator writes the members of a body, in its own format and in that of Standard Webhooks.
+/// The order of the operator's body fields, in its own format and in that of Standard Webhooks.
 const ENVELOPE: [&str; 11] = [
     "id",
     "event",
@@ -62,7 +62,7 @@ const ENVELOPE: [&str; 11] = [
     "deliveredAt",
 ];
 
-/// The same of a structured `CloudEvent`.
+/// The field order of a structured `CloudEvent`.
 const CLOUD_EVENT: [&str; 12] = [
     "specversion",
     "id",
@@ -78,7 +78,7 @@ const CLOUD_EVENT: [&str; 12] = [
     "data",
 ];
 
-/// The same of `data`, of all events.
+/// The field order of `data`, over all events.
 const DATA: [&str; 26] = [
     "jobId",
     "deploymentId",
@@ -108,10 +108,10 @@ const DATA: [&str; 26] = [
     "observedAt",
 ];
 
-/// The body with its members in the operator's order.
+/// The body with its fields in the operator's order.
 fn restored(body: Json) -> Json {
     match &body {
-        // A CloudEvent in binary mode is data alone.
+        // A CloudEvent in binary mode consists of `data` alone.
         _ if body.get("data").is_none() => restored_data(body),
         _ if body.get("specversion").is_some() => ordered(body, &CLOUD_EVENT, restored_member),
         _ => ordered(body, &ENVELOPE, restored_member),
@@ -133,7 +133,8 @@ fn restored_data(data: Json) -> Json {
     })
 }
 
-/// The object with its members in this order, and the others after them as they were, each as `inside` has it.
+/// The object with its fields in this order, followed by all others in their original order. `inside` transforms each
+/// value.
 fn ordered(object: Json, order: &[&str], inside: impl Fn(&str, Json) -> Json) -> Json {
     let Json::Object(members) = object else { return object };
     let place = |name: &str| order.iter().position(|known| *known == name).unwrap_or(order.len());
@@ -165,7 +166,7 @@ mod tests {
                 .map(|format| sample.form(format).unwrap().body.to_vec());
             for body in derived.into_iter().chain([sample.body.close(now).into_bytes()]) {
                 assert!(is_as_written(&body));
-                // Value has its members sorted.
+                // `Value` sorts the fields.
                 let sorted = serde_json::to_string_pretty(&serde_json::from_slice::<Value>(&body).unwrap()).unwrap();
                 let restored = bodies(sorted.as_bytes()).into_iter().any(|variant| variant.value == body);
                 assert!(restored, "{sorted}\n{}", String::from_utf8(body).unwrap());
@@ -188,8 +189,8 @@ mod tests {
             ),
         ] {
             let found = bodies(made.as_bytes()).into_iter().find(|variant| variant.value == body.as_bytes());
-            let told = found.unwrap_or_else(|| panic!("{made}")).said.unwrap_or_default();
-            assert!(told.contains(said), "{made}: {told}");
+            let message = found.unwrap_or_else(|| panic!("{made}")).said.unwrap_or_default();
+            assert!(message.contains(said), "{made}: {message}");
         }
     }
 }

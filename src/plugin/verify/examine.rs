@@ -1,4 +1,5 @@
-//! Whether a request bears the signature of its body; if not, the one change to its secret or its body under which it would. Pure.
+//! Verifies the signature of a request. If it is invalid, this module finds the single change to the secret or the body
+//! that makes it valid. Pure.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
@@ -12,17 +13,17 @@ use super::{
 };
 use crate::{api::webhook::Format, delivery::sign};
 
-/// The headers that bear the signature of the body, any of which a receiver may read.
+/// The headers that carry the signature of the body. A receiver may read any of them.
 const SIGNATURES: [(&str, &str); 3] = [
     ("x-llmtune-signature", "X-LLMTune-Signature"),
     ("x-hub-signature-256", "X-Hub-Signature-256"),
     ("x-signature", "X-Signature"),
 ];
 const PREVIOUS: &str = "x-llmtune-signature-previous";
-/// How far from its own clock a library of Standard Webhooks lets a timestamp be, in seconds.
+/// The clock tolerance of Standard Webhooks libraries, in seconds.
 const TOLERANCE: i64 = 300;
 
-/// What is signed.
+/// The content that is signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
     /// The body, in the formats `LLMTune` and `CloudEvents`.
@@ -39,8 +40,8 @@ impl Scheme {
         }
     }
 
-    /// What the headers say.
-    fn told_by(request: &Request) -> Self {
+    /// The scheme that the headers indicate.
+    fn indicated_by(request: &Request) -> Self {
         let signed = SIGNATURES.iter().any(|(name, _)| request.header(name).is_some());
         let standard =
             ["webhook-signature", "webhook-timestamp", "webhook-id"].iter().any(|name| request.header(name).is_some());
@@ -48,7 +49,7 @@ impl Scheme {
     }
 }
 
-/// Something that may have been, and what is to be said if it was; `None`: it is as it should be.
+/// A possible original, and the message if it matches. The message is `None` for the value as given.
 pub struct Variant<T> {
     pub value: T,
     pub said: Option<String>,
@@ -64,12 +65,12 @@ impl<T> Variant<T> {
     }
 }
 
-/// What came of it.
+/// The result of a verification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     pub verified: bool,
     pub summary: String,
-    /// What is wrong, and what to do about it; of what is verified, what to look out for.
+    /// What is wrong and what to do about it. For a verified request: what to look out for.
     pub findings: Vec<String>,
 }
 
@@ -79,16 +80,16 @@ impl Verdict {
     }
 }
 
-/// Judges a request under a secret, which is as a file holds it. `scheme`: where the headers are not to tell.
+/// Verifies a request with a secret, given as the contents of its file. `scheme` overrides the headers.
 pub fn examine(request: &Request, secret: &SecretSlice<u8>, scheme: Option<Scheme>, now: Timestamp) -> Verdict {
-    let told = Scheme::told_by(request);
-    let mut verdict = match scheme.unwrap_or(told) {
+    let indicated = Scheme::indicated_by(request);
+    let mut verdict = match scheme.unwrap_or(indicated) {
         Scheme::Body => body(request, secret),
         Scheme::StandardWebhooks => standard_webhooks(request, secret, now),
     };
     if !verdict.verified {
-        if scheme.is_some_and(|scheme| scheme != told) {
-            let format = if told == Scheme::Body { "LLMTune or CloudEvents" } else { "StandardWebhooks" };
+        if scheme.is_some_and(|scheme| scheme != indicated) {
+            let format = if indicated == Scheme::Body { "LLMTune or CloudEvents" } else { "StandardWebhooks" };
             verdict.findings.insert(
                 0,
                 format!("its headers are those of the format {format}: verify it as that, or change spec.format"),
@@ -151,7 +152,7 @@ fn body(request: &Request, secret: &SecretSlice<u8>) -> Verdict {
     Verdict::refused(summary, findings)
 }
 
-/// Why there may be no signature.
+/// Explains a missing signature.
 fn without_signature(request: &Request, ours: &str) -> String {
     if let Some(name) = header_with(request, ours) {
         return format!(
@@ -164,14 +165,14 @@ fn without_signature(request: &Request, ours: &str) -> String {
     "there are no headers of a delivery: give the request as it came, with its headers, or name them with -H 'X-LLMTune-Signature: …'".into()
 }
 
-/// The header of another name that holds this signature.
+/// The name of an unknown header that holds this signature.
 fn header_with<'a>(request: &'a Request, signature: &str) -> Option<&'a str> {
     let known = |name: &str| SIGNATURES.iter().any(|(known, _)| *known == name) || name == PREVIOUS;
     let found = request.headers.iter().find(|(name, value)| !known(name) && digits(value) == signature);
     found.map(|(name, _)| name.as_str())
 }
 
-/// What to think of where no single change explains a signature.
+/// Advice if no single change explains the signature.
 fn unexplained(body: &[u8]) -> String {
     if body.is_empty() {
         return "the body is empty: record it before anything reads it".into();
@@ -186,7 +187,7 @@ fn unexplained(body: &[u8]) -> String {
     .into()
 }
 
-/// A signature without what stands before it.
+/// The signature without its prefix.
 fn digits(claim: &str) -> String {
     let claim = claim.trim();
     claim.strip_prefix("sha256=").unwrap_or(claim).to_lowercase()
@@ -241,7 +242,7 @@ fn standard_webhooks(request: &Request, secret: &SecretSlice<u8>, now: Timestamp
     verdict
 }
 
-/// What may have been signed: what should have been, with each body that may have been; and what people sign by mistake.
+/// The content that may have been signed: the correct content, the same with each possible body, and common mistakes.
 fn contents(request: &Request, id: &str, time: &str) -> Vec<Variant<Vec<u8>>> {
     let content = |time: &str, body: &[u8]| [format!("{id}.{time}.").as_bytes(), body].concat();
     let bodies = bodies(&request.body);
@@ -260,7 +261,7 @@ fn contents(request: &Request, id: &str, time: &str) -> Vec<Variant<Vec<u8>>> {
     all
 }
 
-/// What the libraries make of the time, which they compare with their clock.
+/// What the libraries report about the time, which they compare with their clock.
 fn clock(time: &str, now: Timestamp) -> Option<String> {
     let Ok(seconds) = time.parse::<i64>() else {
         return Some("webhook-timestamp is no whole number of seconds since 1970: it was changed on its way".into());

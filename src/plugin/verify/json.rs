@@ -1,4 +1,4 @@
-//! JSON with its members in the order in which they came, written as the operator writes it. Pure.
+//! JSON that keeps the order of its members, written as the operator writes it. Pure.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde::{
 
 use crate::event::json;
 
-/// Any JSON. Numbers are doubles, as they are in the operator's bodies.
+/// Any JSON value. Numbers are doubles, as in the operator's bodies.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Json {
     Null,
@@ -25,7 +25,7 @@ impl Json {
         serde_json::from_slice(bytes).ok()
     }
 
-    /// As `JSON.stringify` writes it, which is how the operator does.
+    /// The text as `JSON.stringify`, and so the operator, writes it.
     pub fn written(&self) -> String {
         let mut out = String::new();
         self.write(&mut out);
@@ -68,7 +68,7 @@ impl Serialize for Json {
         match self {
             Self::Null => serializer.serialize_unit(),
             Self::Bool(value) => serializer.serialize_bool(*value),
-            // Up to 2^53 whole numbers are exact.
+            // Whole numbers are exact up to 2^53.
             Self::Number(number) if number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0 => {
                 serializer.serialize_i64(*number as i64)
             }

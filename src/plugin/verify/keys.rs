@@ -1,4 +1,4 @@
-//! What the key may have been, where the secret that is given is not the one that signed. Pure.
+//! Guesses the key that signed a request if the given secret did not. Pure.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use secrecy::{ExposeSecret, SecretSlice};
@@ -8,7 +8,7 @@ use crate::{delivery::sign::hexadecimal, subscription::secret::Encoding};
 
 type Keys = Vec<Variant<SecretSlice<u8>>>;
 
-/// The key, and what it may have been, each with what is wrong then.
+/// The key and possible other keys, each with a description of the mistake.
 pub fn keys(secret: &SecretSlice<u8>, scheme: Scheme) -> Keys {
     let mut all = Keys::new();
     match scheme {
@@ -26,7 +26,7 @@ fn add(all: &mut Keys, value: Vec<u8>, said: &str) {
     }
 }
 
-/// Where the bytes as they are stored are the key.
+/// For schemes that use the stored bytes as the key.
 fn of_bytes(bytes: &[u8], all: &mut Keys) {
     all.push(Variant::as_it_is(bytes.to_vec().into()));
     let trimmed = bytes.trim_ascii_end();
@@ -94,7 +94,8 @@ fn of_bytes(bytes: &[u8], all: &mut Keys) {
     }
 }
 
-/// Where the text that is stored says the key, as Standard Webhooks has it: `whsec_` and base64, and what else its libraries take.
+/// For Standard Webhooks, where the stored text encodes the key: `whsec_` and base64, and other forms that its
+/// libraries accept.
 fn of_text(bytes: &[u8], all: &mut Keys) {
     let whole = |text: &[u8]| Encoding::Whsec.decode(text).ok();
     if let Some(key) = whole(bytes) {

@@ -1,4 +1,4 @@
-//! `kubectl llmtune verify`: whether a recorded request bears the signature of its body, and if not, what somebody made of it.
+//! `kubectl llmtune verify`: checks the signature of a recorded request, and explains why it is invalid.
 
 mod bodies;
 pub mod examine;
@@ -24,7 +24,7 @@ use super::{
 use examine::{Scheme, Verdict};
 use request::Request;
 
-/// More than any request of the operator's, so that no other file is read whole.
+/// Upper bound for the input, in bytes. Every request of the operator is smaller.
 const MAX_INPUT: u64 = 4 << 20;
 
 pub fn run(asked: &VerifyArgs) -> Result<ExitCode, Failure> {
@@ -45,7 +45,7 @@ pub fn run(asked: &VerifyArgs) -> Result<ExitCode, Failure> {
     Ok(if verdict.verified { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The bytes of a file that holds a secret.
+/// Reads a file that holds a secret.
 pub fn secret(path: &Path) -> Result<SecretSlice<u8>, Failure> {
     let bytes = std::fs::read(path)
         .map_err(|error| Failure::new(format!("the secret file {} cannot be read: {error}", path.display())))?;
@@ -56,7 +56,7 @@ pub fn secret(path: &Path) -> Result<SecretSlice<u8>, Failure> {
     Ok(bytes.into())
 }
 
-/// The verdict and its reasons, a line each.
+/// Formats the verdict, one line for each finding.
 pub fn told(verdict: &Verdict, paint: Paint) -> String {
     let (word, tone) = if verdict.verified { ("verified", Tone::Good) } else { ("not verified", Tone::Bad) };
     let mut text = format!("{}: {}\n", paint.paint(tone, word), verdict.summary);

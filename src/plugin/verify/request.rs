@@ -1,16 +1,16 @@
-//! A recorded request: what of a text are headers, and what the body. Pure.
+//! Parses a recorded request into headers and body. Pure.
 
-/// A request as somebody recorded it.
+/// A recorded request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
-    /// Names in lower case.
+    /// Names are in lower case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
 impl Request {
-    /// Reads a request line, which may be absent, headers, an empty line and the body; where nothing of it is a header, all is the body.
-    /// `further`: headers from elsewhere, which come first.
+    /// Parses an optional request line, headers, an empty line and the body. If nothing in the input is a header, all
+    /// of it is the body. `further` holds headers from elsewhere, which come first.
     pub fn read(input: &[u8], further: &[(String, String)]) -> Self {
         let mut headers = further.to_vec();
         let (head, body) = split(input);
@@ -25,12 +25,12 @@ impl Request {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// What Content-Length says.
+    /// The value of Content-Length.
     pub fn length(&self) -> Option<usize> {
         self.header("content-length")?.trim().parse().ok()
     }
 
-    /// Who records a request often adds a line break at the end, which Content-Length does not count.
+    /// Recordings often end with an additional line break, which Content-Length does not count.
     fn end_where_it_says(&mut self) {
         let Some(length) = self.length().filter(|length| *length < self.body.len()) else { return };
         if self.body[length..].iter().all(u8::is_ascii_whitespace) {
@@ -39,7 +39,7 @@ impl Request {
     }
 }
 
-/// The head and the body.
+/// Splits the input into head and body.
 fn split(input: &[u8]) -> (&str, &[u8]) {
     let first = input.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let first = std::str::from_utf8(first).unwrap_or_default().trim_end();
@@ -63,7 +63,7 @@ fn is_request_line(line: &str) -> bool {
         if version.starts_with("HTTP/") && method.chars().all(|letter| letter.is_ascii_uppercase()))
 }
 
-/// RFC 9110, 5.6.2: a name is a token.
+/// A header name is a token (RFC 9110, 5.6.2).
 fn header(line: &str) -> Option<(String, String)> {
     let (name, value) = line.split_once(':')?;
     let token = |letter: char| letter.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(letter);

@@ -1,5 +1,5 @@
-//! A real control plane on loopback: etcd and kube-apiserver, and on demand kube-controller-manager, kube-scheduler and
-//! kwok, with RBAC on.
+//! A real control plane on loopback: etcd and kube-apiserver with RBAC, and on demand kube-controller-manager,
+//! kube-scheduler and kwok.
 
 use std::{
     fs,
@@ -35,13 +35,13 @@ use crate::{
 
 const ADMIN_TOKEN: &str = "admin-token";
 
-/// Where the calls of [`ControlPlane::read`] run.
+/// The runtime of [`ControlPlane::read`].
 fn reading() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap())
 }
 
-/// The path of a control-plane tool; built first where it is missing.
+/// The path of a control-plane tool. Builds it first if it is missing.
 pub fn tool(name: &str) -> PathBuf {
     static BUILDING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -55,7 +55,7 @@ pub fn tool(name: &str) -> PathBuf {
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 
-/// The folder of a Go module that is pinned in `tests/control-plane/PINS`; downloaded first where it is missing.
+/// The folder of a Go module pinned in `tests/control-plane/PINS`. Downloads it first if it is missing.
 pub fn module(pins: &str, path: &str) -> PathBuf {
     let output = Command::new("go")
         .args(["mod", "download", "-json", path])
@@ -81,7 +81,7 @@ pub struct ControlPlane {
     reader: OnceCell<Client>,
 }
 
-/// Who asked for what, without the content.
+/// Logs the requests of service accounts, without their content.
 const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [
     {"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}]}"#;
 
@@ -91,12 +91,12 @@ impl ControlPlane {
         Self::start_with(false).await
     }
 
-    /// The same, with an audit log of what service accounts ask for.
+    /// The same, with an audit log of the requests of service accounts.
     pub async fn start_audited() -> Self {
         Self::start_with(true).await
     }
 
-    /// Where the audit log is.
+    /// The path of the audit log.
     pub fn audit_log(&self) -> PathBuf {
         self.folder.join("audit.log")
     }
@@ -141,14 +141,14 @@ impl ControlPlane {
         *self.etcd.lock().unwrap() = Some(Process::start("etcd", &mut command, &folder.join("etcd.log")));
     }
 
-    /// Stops etcd gracefully: what was written is on disk then, although it does not sync.
+    /// Stops etcd gracefully, which writes all data to disk although etcd runs without fsync.
     pub fn stop_etcd(&self) {
         if let Some(mut process) = self.etcd.lock().unwrap().take() {
             process.stop(Duration::from_secs(30));
         }
     }
 
-    /// Halts etcd; requests to the apiserver that need it hang.
+    /// Freezes etcd: requests to the apiserver that need it hang.
     pub fn freeze_etcd(&self) {
         self.etcd.lock().unwrap().as_ref().expect("etcd runs").freeze();
     }
@@ -157,7 +157,7 @@ impl ControlPlane {
         self.etcd.lock().unwrap().as_ref().expect("etcd runs").thaw();
     }
 
-    /// A copy of etcd's data folder as a crash would leave it now. Nobody is interrupted for longer than that takes.
+    /// Copies etcd's data folder in the state that a crash would leave now. etcd stops only while the copy is made.
     pub fn copy_etcd(&self) -> PathBuf {
         let copy = temporary_folder("etcd-copy");
         self.freeze_etcd();
@@ -166,7 +166,7 @@ impl ControlPlane {
         copy
     }
 
-    /// Puts etcd back to a copy of its data folder, the apiserver restarted with it, and waits until both are ready.
+    /// Restores etcd from a copy of its data folder, restarts the apiserver with it, and waits until both are ready.
     pub async fn restore_etcd(&self, copy: &Path) {
         self.stop_apiserver();
         self.stop_etcd();
@@ -178,8 +178,8 @@ impl ControlPlane {
         self.wait_ready().await;
     }
 
-    /// Replaces kube-apiserver by a new process, whose watch cache reaches no further back than its start, and waits until
-    /// that is ready.
+    /// Restarts kube-apiserver and waits until it is ready. The new process has an empty watch cache: watches cannot
+    /// resume from before its start.
     pub async fn restart_apiserver(&self) {
         self.stop_apiserver();
         self.start_apiserver();
@@ -216,7 +216,7 @@ impl ControlPlane {
         }
     }
 
-    /// Waits until kube-apiserver answers `/readyz`.
+    /// Waits until kube-apiserver's `/readyz` is 200.
     pub async fn wait_ready(&self) {
         let kubeconfig = self.write_kubeconfig("probe", ADMIN_TOKEN);
         eventually("kube-apiserver is ready", Duration::from_secs(120), || async {
@@ -233,7 +233,7 @@ impl ControlPlane {
         .await;
     }
 
-    /// Starts what fills aggregated roles in, and nothing else of the controller-manager.
+    /// Starts only the controller that aggregates roles.
     pub fn start_role_aggregation(&self) {
         let mut command = Command::new(tool("kube-controller-manager"));
         command.arg("--kubeconfig").arg(self.kubeconfig("admin")).args([
@@ -246,7 +246,7 @@ impl ControlPlane {
         self.controllers.lock().unwrap().push(Process::start("role-aggregation", &mut command, &log));
     }
 
-    /// Starts what real rollouts need: controller-manager, scheduler, kwok and a node.
+    /// Starts the components that real rollouts need: controller-manager, scheduler, kwok and a node.
     pub async fn start_controllers(&self) {
         let kubeconfig = self.kubeconfig("admin");
         let folder = &self.folder;
@@ -328,12 +328,12 @@ impl ControlPlane {
         Client::try_from(config).unwrap()
     }
 
-    /// What the apiserver answers the administrator to a GET of this path; the error is its message. Waits for it, and costs a hundredth of
-    /// what kubectl does, which counts where a test asks again and again.
+    /// GETs this path as the administrator, and blocks until the response. The error is the apiserver's message. It
+    /// costs a hundredth of a kubectl call, which matters in tests that poll.
     pub fn read(&self, path: &str) -> Result<Value, String> {
         let request = axum::http::Request::get(path).body(Vec::new()).unwrap();
         let answer = async { self.reader.get_or_init(|| self.admin()).await.request(request).await };
-        // A thread of its own: tests call this from within their runtimes.
+        // A separate thread, because tests call this from within their runtimes.
         let answer = thread::scope(|scope| scope.spawn(|| reading().block_on(answer)).join()).unwrap();
         answer.map_err(|error| error.to_string())
     }
@@ -349,7 +349,7 @@ impl ControlPlane {
         self.admin().await.request_text(request).await.unwrap()
     }
 
-    /// A new namespace.
+    /// Creates a namespace.
     pub async fn namespace(&self, prefix: &str) -> String {
         let api: Api<Namespace> = Api::all(self.admin().await);
         let metadata = ObjectMeta { generate_name: Some(format!("{prefix}-")), ..ObjectMeta::default() };
@@ -358,7 +358,7 @@ impl ControlPlane {
         created.metadata.name.unwrap()
     }
 
-    /// A token of a service account, which is created where it is missing.
+    /// A token of a service account. Creates the account if it is missing.
     pub async fn token(&self, namespace: &str, account: &str) -> String {
         let api: Api<ServiceAccount> = Api::namespaced(self.admin().await, namespace);
         let patch = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account}});
@@ -376,7 +376,7 @@ impl ControlPlane {
         self.kubectl_with_input(arguments, "")
     }
 
-    /// Runs kubectl as the administrator, with this on its standard input.
+    /// Runs kubectl as the administrator, with this standard input.
     pub fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> std::process::Output {
         use std::io::Write;
         static KUBECTL: OnceLock<PathBuf> = OnceLock::new();
@@ -394,7 +394,7 @@ impl ControlPlane {
         child.wait_with_output().unwrap()
     }
 
-    /// Runs Helm as the administrator; an error is the test's.
+    /// Runs Helm as the administrator. Panics on errors.
     pub fn helm(&self, arguments: &[&str]) -> String {
         let output = Command::new(tool("helm"))
             .arg("--kubeconfig")
@@ -419,7 +419,7 @@ impl ControlPlane {
 }
 
 fn copy_folder(from: &Path, to: &Path) {
-    // Only an owner's folder is good enough for etcd.
+    // etcd requires that only the owner has access to the folder.
     fs::DirBuilder::new().recursive(true).mode(0o700).create(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         let target = to.join(entry.file_name());
@@ -434,7 +434,7 @@ fn copy_folder(from: &Path, to: &Path) {
 async fn config(kubeconfig: &Path) -> Result<Config, Box<dyn std::error::Error + Send + Sync>> {
     let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    // kube takes HTTPS_PROXY for loopback too.
+    // kube uses HTTPS_PROXY for loopback too.
     config.proxy_url = None;
     Ok(config)
 }

@@ -1,5 +1,5 @@
-//! What tests, demo and benchmarks share: a real control plane on loopback, the operator as a real process with the
-//! rights that ship, and receivers that remember what they got.
+//! Shared by tests, demo and benchmarks: a real control plane on loopback, the operator as a real process with the
+//! shipped roles, and receivers that record requests.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
@@ -22,7 +22,7 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_path_buf()
 }
 
-/// Waits until `probe` gives a value, or panics with what it was waiting for.
+/// Waits until `probe` returns a value. Panics after the limit, with a description of the condition.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(
     what: &str,
     limit: Duration,

@@ -1,4 +1,4 @@
-//! The operator as a real process, as a service account with exactly the roles that ship.
+//! Runs the operator as a real process, with a service account that has exactly the shipped roles.
 
 use std::{
     io::{Read, Write},
@@ -15,31 +15,31 @@ use crate::{
     root,
 };
 
-/// How to run an operator.
+/// Options of an operator.
 #[derive(Clone)]
 pub struct OperatorOptions {
     /// The operator's binary.
     pub binary: PathBuf,
-    /// Where its Lease lies.
+    /// The namespace of its Lease.
     pub namespace: String,
-    /// The namespaces it serves; empty: all.
+    /// The namespaces that it watches; empty for all.
     pub watch: Vec<String>,
     pub identity: String,
     pub arguments: Vec<String>,
-    /// Variables of its environment.
+    /// Additional environment variables.
     pub environment: Vec<(String, String)>,
-    /// Whether it may send to loopback, where the receivers of tests listen.
+    /// Whether the address guard allows loopback, where the receivers of tests listen.
     pub reaches_loopback: bool,
     /// The operator's `RUST_LOG`.
     pub log: String,
-    /// The apiserver's port, where it is not the control plane's own.
+    /// The apiserver's port, if it differs from the control plane's.
     pub apiserver_port: Option<u16>,
-    /// Whether its rights in the namespaces that it serves are Roles there, and no `ClusterRole`.
+    /// Whether its rights in the watched namespaces come from Roles instead of a `ClusterRole`.
     pub by_roles: bool,
 }
 
 impl OperatorOptions {
-    /// An operator that lives in one namespace and serves it.
+    /// An operator that runs in one namespace and watches it.
     pub fn new(binary: &str, namespace: &str) -> Self {
         Self {
             binary: binary.into(),
@@ -70,13 +70,13 @@ impl OperatorOptions {
         self
     }
 
-    /// With nothing but the address guard's built-in rules.
+    /// Leaves only the address guard's built-in rules.
     pub fn guarded(mut self) -> Self {
         self.reaches_loopback = false;
         self
     }
 
-    /// With Roles in the namespaces that it serves, in place of the `ClusterRole`.
+    /// Uses Roles in the watched namespaces instead of the `ClusterRole`.
     pub fn by_roles(mut self) -> Self {
         self.by_roles = true;
         self
@@ -93,7 +93,7 @@ impl OperatorOptions {
     }
 }
 
-/// How long an operator that is told to stop may take.
+/// Time limit for a graceful stop.
 const STOPPING: Duration = Duration::from_secs(30);
 
 /// A running operator.
@@ -104,14 +104,14 @@ pub struct Operator {
     /// When its process was started.
     pub launched: Instant,
     kubeconfig: PathBuf,
-    /// Where the running process's part of the log begins: all processes of one operator write to the same.
+    /// Start of the current process's part of the log: all processes of one operator append to the same file.
     log_begins: usize,
 }
 
-/// Applies the roles that ship, for an operator in this namespace.
+/// Applies the shipped roles for an operator in this namespace.
 pub fn install_roles(plane: &ControlPlane, namespace: &str) {
     let text = std::fs::read_to_string(root().join("charts/kustomize/rbac.yaml")).unwrap();
-    // Several operators share the control plane: each has bindings of its own to the roles that ship.
+    // Several operators share the control plane, so each has its own bindings of the shipped roles.
     let text = text.replace("llmtune-system", namespace).replace(
         "kind: ClusterRoleBinding\nmetadata:\n  name: llmtune-webhooks",
         &format!("kind: ClusterRoleBinding\nmetadata:\n  name: llmtune-webhooks-{namespace}"),
@@ -119,7 +119,7 @@ pub fn install_roles(plane: &ControlPlane, namespace: &str) {
     apply(plane, &text);
 }
 
-/// The same for one that serves these namespaces alone, as the chart has them then.
+/// The same for an operator that watches only these namespaces, with the chart's roles for that case.
 fn install_roles_in(plane: &ControlPlane, namespace: &str, served: &[String]) {
     let chart = root().join("charts/llmtune-webhooks").display().to_string();
     let served = format!("operator.watchNamespace={{{}}}", served.join(","));
@@ -149,8 +149,8 @@ impl Operator {
         Self { process, port, options: options.clone(), launched, kubeconfig, log_begins: 0 }
     }
 
-    /// Starts it again with the same options, as kubelet does a container; kills it first if it still runs. Its port is
-    /// another then. Asks nothing of the apiserver.
+    /// Starts it again with the same options, as the kubelet restarts a container. Kills it first if it still runs. The
+    /// port changes. Makes no requests to the apiserver.
     pub fn restart(&mut self) {
         self.process.kill();
         self.log_begins = self.process.log_text().len();
@@ -159,14 +159,14 @@ impl Operator {
         (self.process, self.port) = launch(&self.options, &self.kubeconfig, &log);
     }
 
-    /// Starts it again if it has ended by itself; tells how it ended.
+    /// Starts it again if it has ended. Returns the exit status of the process that ended.
     pub fn revive(&mut self) -> Option<ExitStatus> {
         let status = self.process.try_wait()?;
         self.restart();
         Some(status)
     }
 
-    /// Tells it to stop, and waits until it has.
+    /// Stops it gracefully, and waits until it has ended.
     pub fn stop(&mut self) {
         let status = self.process.stop(STOPPING);
         assert!(status.success(), "the operator ended with {status}\n{}", self.process.log_tail());
@@ -179,12 +179,12 @@ impl Operator {
         operator
     }
 
-    /// Waits until `/readyz` says that it is ready.
+    /// Waits until `/readyz` is 200.
     pub async fn wait_ready(&mut self) {
         self.wait_readyz("", Duration::from_secs(30)).await;
     }
 
-    /// Waits until `/readyz` is 200 and says this.
+    /// Waits until `/readyz` is 200 and contains this text.
     pub async fn wait_readyz(&mut self, text: &str, limit: Duration) {
         let port = self.port;
         let process = &mut self.process;
@@ -208,12 +208,12 @@ impl Operator {
         text
     }
 
-    /// A path's status and body.
+    /// GETs this path. Returns status and body.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         get(self.port, path)
     }
 
-    /// The value of a metric's series with all these labels; 0 where there is none.
+    /// The value of a metric's series with all these labels; 0 if there is none.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         metric(&self.metrics(), name, labels)
     }
@@ -230,7 +230,7 @@ impl Operator {
     }
 }
 
-/// Starts an operator's process; also tells the port at which it serves its metrics.
+/// Starts an operator's process. Returns it with the port of its metrics.
 fn launch(options: &OperatorOptions, kubeconfig: &Path, log: &Path) -> (Process, u16) {
     let name = format!("operator-{}-{}", options.namespace, options.identity);
     let port = free_port();
@@ -253,7 +253,7 @@ fn launch(options: &OperatorOptions, kubeconfig: &Path, log: &Path) -> (Process,
     (Process::start(&name, &mut command, log), port)
 }
 
-/// The sum of a metric's series that bear all these labels.
+/// The sum of a metric's series that have all these labels.
 pub fn metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
     let lines = text.lines().filter(|line| {
         let rest = line.strip_prefix(name).unwrap_or_default();
@@ -263,7 +263,7 @@ pub fn metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-/// A GET over a fresh connection.
+/// A GET over a new connection.
 pub fn get(port: u16, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;

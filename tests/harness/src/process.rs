@@ -1,5 +1,5 @@
-//! Processes that end with the one that started them, however that ends: a janitor process waits for the end of a pipe,
-//! kills what is still registered, and removes the temporary folder.
+//! Child processes that end with this process, however it ends. A janitor process waits for the end of a pipe, then
+//! kills the registered processes and removes the temporary folder.
 
 use std::{
     fs::{self, File},
@@ -38,7 +38,7 @@ fn janitor() -> &'static Janitor {
     JANITOR_PROCESS.get_or_init(|| {
         let folder = std::env::temp_dir().join(format!("llmtune-webhooks-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
-        // It outlives this process, so nobody waits for it.
+        // It outlives this process, so its exit status is never collected.
         #[allow(clippy::zombie_processes)]
         let mut child = Command::new("sh")
             .args(["-c", JANITOR, "janitor"])
@@ -53,12 +53,12 @@ fn janitor() -> &'static Janitor {
     })
 }
 
-fn tell(sign: char, pid: u32) {
+fn notify(sign: char, pid: u32) {
     let mut pipe = janitor().pipe.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     writeln!(pipe, "{sign} {pid}").unwrap();
 }
 
-/// A new folder that goes with this process.
+/// Creates a folder that is removed with this process.
 pub fn temporary_folder(name: &str) -> PathBuf {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let folder = janitor().folder.join(format!("{name}-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
@@ -66,12 +66,12 @@ pub fn temporary_folder(name: &str) -> PathBuf {
     folder
 }
 
-/// A loopback port that the kernel had free just now.
+/// A loopback port that was free at the time of the call.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A process of ours; killed when dropped.
+/// A child process; killed when dropped.
 pub struct Process {
     child: Child,
     pub name: String,
@@ -90,7 +90,7 @@ impl Process {
             .process_group(0)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
-        tell('+', child.id());
+        notify('+', child.id());
         Self { child, name: name.into(), log: log.to_path_buf(), ended: false }
     }
 
@@ -104,7 +104,7 @@ impl Process {
         assert!(status.success(), "kill -{signal} {}", self.name);
     }
 
-    /// Halts all its threads with SIGSTOP; returns once they stand still (Linux).
+    /// Stops all its threads with SIGSTOP, and returns once they have stopped (Linux).
     pub fn freeze(&self) {
         self.signal("STOP");
         let begun = Instant::now();
@@ -114,12 +114,12 @@ impl Process {
         }
     }
 
-    /// Lets it go on with SIGCONT.
+    /// Resumes it with SIGCONT.
     pub fn thaw(&self) {
         self.signal("CONT");
     }
 
-    /// Asks it to end with SIGTERM, and waits until it has.
+    /// Sends SIGTERM, and waits until it has ended.
     pub fn stop(&mut self, limit: Duration) -> ExitStatus {
         self.signal("TERM");
         self.wait(limit)
@@ -135,12 +135,12 @@ impl Process {
         let status = self.child.try_wait().unwrap()?;
         if !self.ended {
             self.ended = true;
-            tell('-', self.pid());
+            notify('-', self.pid());
         }
         Some(status)
     }
 
-    /// Waits for its end.
+    /// Waits until it has ended.
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
         let begun = Instant::now();
         loop {
@@ -152,14 +152,14 @@ impl Process {
         }
     }
 
-    /// Kills it with SIGKILL and waits for its end.
+    /// Kills it with SIGKILL and waits until it has ended.
     pub fn kill(&mut self) {
         if self.try_wait().is_none() {
             let _ = self.child.kill();
             let _ = self.child.wait();
             if !self.ended {
                 self.ended = true;
-                tell('-', self.pid());
+                notify('-', self.pid());
             }
         }
     }

@@ -21,13 +21,13 @@ use crate::{
     process::{Process, free_port, temporary_folder},
 };
 
-/// How often it scrapes, in milliseconds.
+/// Scrape interval in milliseconds.
 const SCRAPE_INTERVAL: u32 = 250;
-/// Replaying its log takes longer on a loaded machine.
+/// Replaying the write-ahead log takes long on a loaded machine.
 const STARTING: Duration = Duration::from_secs(60);
 const STOPPING: Duration = Duration::from_secs(30);
 
-/// A Prometheus server with a folder of its own; it ends when dropped.
+/// A Prometheus server with its own folder; stopped when dropped.
 pub struct Prometheus {
     pub process: Process,
     pub port: u16,
@@ -36,14 +36,14 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts it on these targets (`host:port`), each scraped four times a second at `/metrics`, and waits until it
-    /// answers queries.
+    /// Starts it with these targets (`host:port`), and waits until it answers queries. Each target is scraped four
+    /// times a second at `/metrics`.
     pub async fn start(targets: &[String]) -> Self {
         // The client of its queries is built for TLS too.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (folder, port) = (temporary_folder("prometheus"), free_port());
         let interval = format!("{SCRAPE_INTERVAL}ms");
-        // JSON is YAML.
+        // JSON is valid YAML.
         let config = json!({
             "global": {"scrape_interval": interval, "scrape_timeout": interval},
             "scrape_configs": [{"job_name": "test", "static_configs": [{"targets": targets}]}]
@@ -56,12 +56,12 @@ impl Prometheus {
         prometheus
     }
 
-    /// Stops it; what it has scraped stays on disk.
+    /// Stops it. The scraped data stays on disk.
     pub fn stop(&mut self) {
         self.process.stop(STOPPING);
     }
 
-    /// Starts it again on the same port, with what it has scraped, and waits until it answers queries. Stops it first if
+    /// Starts it again on the same port, with the scraped data, and waits until it answers queries. Stops it first if
     /// it still runs.
     pub async fn restart(&mut self) {
         if self.process.try_wait().is_none() {
@@ -88,8 +88,8 @@ impl Prometheus {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// The samples of an instant vector, as `{"metric": {…}, "value": [seconds, "text"]}`; none where it does not answer or
-    /// refuses the query.
+    /// The samples of an instant vector, as `{"metric": {…}, "value": [seconds, "text"]}`. `None` if it does not answer
+    /// or refuses the query.
     pub async fn query(&self, query: &str) -> Option<Vec<Value>> {
         let url = reqwest::Url::parse_with_params(&format!("{}/api/v1/query", self.url()), [("query", query)]).unwrap();
         let text = self.client.get(url).send().await.ok()?.text().await.ok()?;
@@ -105,7 +105,7 @@ impl Prometheus {
         }
     }
 
-    /// Waits until a query yields exactly one sample of this value; with none, until it yields no sample at all.
+    /// Waits until a query yields exactly one sample with this value, or no sample at all if the value is `None`.
     pub async fn wait_value(&self, query: &str, value: Option<f64>) {
         eventually(&format!("{query} is {value:?}"), Duration::from_secs(30), || async {
             let samples = self.query(query).await?;
@@ -129,10 +129,10 @@ fn launch(folder: &std::path::Path, port: u16) -> Process {
     Process::start("prometheus", &mut command, &folder.join("prometheus.log"))
 }
 
-/// By name and labels: what `/metrics` groups by name.
+/// Gauges by name and labels, because `/metrics` groups by name.
 type Gauges = Arc<Mutex<BTreeMap<(String, Vec<(String, String)>), f64>>>;
 
-/// An HTTP server that shows gauges at `/metrics`, as the test sets them; it stops when dropped.
+/// An HTTP server that exposes gauges at `/metrics`; stopped when dropped.
 pub struct Exporter {
     pub port: u16,
     gauges: Gauges,
@@ -150,7 +150,7 @@ impl Exporter {
         Self { port, gauges, server }
     }
 
-    /// What [`Prometheus::start`] scrapes it by.
+    /// Its target for [`Prometheus::start`].
     pub fn target(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
@@ -160,7 +160,7 @@ impl Exporter {
         self.gauges.lock().unwrap().insert(series(name, labels), value);
     }
 
-    /// Takes a gauge away: from the next scrape on it has no sample.
+    /// Removes a gauge: from the next scrape on it has no sample.
     pub fn remove(&self, name: &str, labels: &[(&str, &str)]) {
         self.gauges.lock().unwrap().remove(&series(name, labels));
     }
@@ -176,7 +176,7 @@ fn series(name: &str, labels: &[(&str, &str)]) -> (String, Vec<(String, String)>
     (name.to_owned(), labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
 }
 
-/// The text format 0.0.4. A label value is escaped as Rust escapes `\`, `"` and newlines; tests use nothing else.
+/// The text format 0.0.4. Label values are escaped as Rust escapes `\`, `"` and newlines; tests use nothing else.
 async fn exposition(State(gauges): State<Gauges>) -> impl IntoResponse {
     let mut text = String::new();
     let mut last = "";

@@ -1,4 +1,4 @@
-//! A TCP proxy on loopback that can go silent, as half-open connections do, or refuse, as a cut network does.
+//! A TCP proxy on loopback that can go silent, like a half-open connection, or refuse, like a network partition.
 
 use std::sync::{
     Arc,
@@ -17,13 +17,13 @@ use tokio::{
 
 #[derive(Default)]
 struct State {
-    /// Connections up to this number carry nothing any more, and yet stay open.
+    /// Connections up to this number stay open, but carry no more data.
     silent_up_to: AtomicU64,
     refusing: AtomicBool,
     accepted: AtomicU64,
 }
 
-/// The proxy; it stops when dropped.
+/// The proxy; stopped when dropped.
 pub struct Proxy {
     pub port: u16,
     state: Arc<State>,
@@ -48,7 +48,7 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else { continue };
                 let (client_read, client_write) = client.into_split();
                 let (server_read, server_write) = server.into_split();
-                // Only cuts from now on concern this connection.
+                // Only later cuts concern this connection.
                 cuts.mark_unchanged();
                 let (one, other) = (Arc::clone(&shared), Arc::clone(&shared));
                 tokio::spawn(carry(number, client_read, server_write, one, cuts.clone()));
@@ -58,7 +58,7 @@ impl Proxy {
         Self { port, state, cut, accepting }
     }
 
-    /// Lets every connection that exists now go silent; new ones work.
+    /// Silences every existing connection; new ones work.
     pub fn silence(&self) {
         self.state.silent_up_to.store(self.state.accepted.load(Ordering::SeqCst), Ordering::SeqCst);
     }
@@ -69,12 +69,12 @@ impl Proxy {
         self.cut.send_modify(|count| *count += 1);
     }
 
-    /// Works again.
+    /// Accepts connections again.
     pub fn mend(&self) {
         self.state.refusing.store(false, Ordering::SeqCst);
     }
 
-    /// How many connections were made.
+    /// The number of accepted connections.
     pub fn accepted(&self) -> u64 {
         self.state.accepted.load(Ordering::SeqCst)
     }
@@ -101,7 +101,7 @@ async fn carry(
         };
         let Ok(length @ 1..) = read else { return };
         if number <= state.silent_up_to.load(Ordering::SeqCst) {
-            // Held open, and nothing passes.
+            // The connection stays open without data.
             let _ = cuts.changed().await;
             return;
         }

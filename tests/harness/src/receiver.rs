@@ -1,4 +1,4 @@
-//! An HTTP receiver on loopback that remembers every request and answers as it is told.
+//! An HTTP receiver on loopback that records every request and answers as configured.
 
 use std::{
     net::SocketAddr,
@@ -18,11 +18,11 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use crate::eventually;
 
-/// A request as it came.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Received {
     pub at: Instant,
-    /// Whose connection it came on.
+    /// The address of the client's connection.
     pub from: SocketAddr,
     pub path: String,
     pub headers: HeaderMap,
@@ -30,7 +30,7 @@ pub struct Received {
 }
 
 impl Received {
-    /// A header's value; empty where it is absent.
+    /// A header's value; empty if absent.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
@@ -43,7 +43,7 @@ impl Received {
         self.header("x-llmtune-event").to_owned()
     }
 
-    /// The name of the object that the event is about.
+    /// The name of the event's object.
     pub fn name(&self) -> String {
         self.json()["data"]["name"].as_str().unwrap_or_default().to_owned()
     }
@@ -66,7 +66,7 @@ impl Received {
     }
 }
 
-/// What to answer, and after how long.
+/// The response, and its delay.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
@@ -98,7 +98,7 @@ struct Shared {
     behaviour: Arc<Mutex<Behaviour>>,
 }
 
-/// The receiver; it stops when dropped.
+/// The receiver; stopped when dropped.
 pub struct Receiver {
     pub port: u16,
     shared: Shared,
@@ -111,12 +111,12 @@ impl Receiver {
         Self::answering(|_| Answer::status(200)).await
     }
 
-    /// A receiver that answers each request as `behaviour` says.
+    /// A receiver that answers each request with the result of `behaviour`.
     pub async fn answering(behaviour: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
         Self::serve(TcpListener::bind("127.0.0.1:0").await.unwrap(), behaviour)
     }
 
-    /// The same at this address of loopback.
+    /// The same at this loopback address.
     pub async fn at(address: &str, behaviour: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
         Self::serve(TcpListener::bind((address, 0)).await.unwrap(), behaviour)
     }
@@ -130,7 +130,7 @@ impl Receiver {
         Self { port, shared, server }
     }
 
-    /// Answers differently from now on.
+    /// Replaces the behavior from now on.
     pub fn answer(&self, behaviour: impl Fn(&Received) -> Answer + Send + Sync + 'static) {
         *self.shared.behaviour.lock().unwrap() = Arc::new(behaviour);
     }
@@ -139,7 +139,7 @@ impl Receiver {
         format!("http://127.0.0.1:{}/hook", self.port)
     }
 
-    /// All requests so far, in the order in which they came.
+    /// All requests so far, in the order of their arrival.
     pub fn received(&self) -> Vec<Received> {
         self.shared.received.lock().unwrap().clone()
     }
@@ -148,7 +148,7 @@ impl Receiver {
         self.shared.received.lock().unwrap().len()
     }
 
-    /// Waits for so many requests and returns them.
+    /// Waits for this many requests and returns them.
     pub async fn wait(&self, count: usize, limit: Duration) -> Vec<Received> {
         let begun = Instant::now();
         while self.count() < count {
@@ -163,7 +163,7 @@ impl Receiver {
         self.received()
     }
 
-    /// Waits for a request of this event about this object.
+    /// Waits for a request with this event for this object.
     pub async fn wait_for(&self, event: &str, name: &str, limit: Duration) -> Received {
         eventually(&format!("{event} of {name} in {:?}", self.events()), limit, || async {
             self.received().into_iter().find(|received| received.event() == event && received.name() == name)
@@ -171,13 +171,13 @@ impl Receiver {
         .await
     }
 
-    /// Event and object of each request.
+    /// The event and the object of each request.
     pub fn events(&self) -> Vec<(String, String)> {
         self.received().iter().map(|received| (received.event(), received.name())).collect()
     }
 }
 
-/// A port of ours at which nothing listens: connections to it are refused, until it is opened.
+/// A reserved port without a listener: connections are refused until it is opened.
 pub struct Closed {
     pub port: u16,
     socket: TcpSocket,
@@ -194,7 +194,7 @@ impl Closed {
         format!("http://127.0.0.1:{}/hook", self.port)
     }
 
-    /// From now on a receiver listens here, which acknowledges everything.
+    /// Starts a receiver on this port that acknowledges everything.
     pub fn open(self) -> Receiver {
         Receiver::serve(self.socket.listen(1024).unwrap(), |_| Answer::status(200))
     }

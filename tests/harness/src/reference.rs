@@ -1,4 +1,4 @@
-//! The API reference, in Markdown, from custom resource definitions.
+//! Generates the API reference, in Markdown, from custom resource definitions.
 
 use std::fmt::Write;
 
@@ -12,11 +12,11 @@ A field that must be given is marked with *. What a value must fulfil is checked
 instead.
 ";
 
-/// The reference of these definitions, YAML documents one after the other.
+/// The reference of these definitions, given as a stream of YAML documents.
 ///
 /// # Panics
 ///
-/// Where they are no definitions.
+/// If the input is not a stream of definitions.
 #[must_use]
 pub fn markdown(definitions: &str) -> String {
     let mut text = HEAD.to_owned();
@@ -69,7 +69,7 @@ fn kind(text: &mut String, definition: &Value) {
     }
 }
 
-/// What an object must fulfil as a whole.
+/// The validation rules of an object as a whole.
 fn rules(text: &mut String, schema: &Value) {
     for (at, message) in messages(schema).iter().enumerate() {
         let _ = writeln!(text, "{}- {message}", if at == 0 { "\n" } else { "" });
@@ -86,7 +86,7 @@ fn fields(text: &mut String, schema: &Value, path: &str) {
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         let star = if required.contains(&name.as_str()) { "*" } else { "" };
         let default = match &field["default"] {
-            // That of an object is its fields'.
+            // The default of an object consists of its fields' defaults.
             Value::Null | Value::Object(_) => String::new(),
             Value::String(text) => format!("`{text}`"),
             other => format!("`{other}`"),

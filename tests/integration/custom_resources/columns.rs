@@ -1,8 +1,8 @@
-//! What kubectl prints of them.
+//! The columns that kubectl prints.
 
 use super::*;
 
-/// What kubectl prints, as cells; columns are at least three blanks apart.
+/// kubectl's output as cells. Columns are at least three spaces apart.
 fn table(text: &str) -> Vec<Vec<&str>> {
     text.lines().map(|line| line.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect()
 }

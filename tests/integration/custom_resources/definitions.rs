@@ -66,7 +66,7 @@ fn the_apiserver_serves_the_definitions_without_reservation() {
     });
 }
 
-/// What is wrong with a schema, by path, and the paths that hold whatever they are given.
+/// Faults of a schema, by path, and the paths that accept arbitrary content.
 #[derive(Default)]
 struct Findings {
     faults: Vec<String>,

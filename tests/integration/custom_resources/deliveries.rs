@@ -1,4 +1,4 @@
-//! What is given up, as users and the operator write it.
+//! `WebhookDelivery` objects, as users and the operator write them.
 
 use super::*;
 

@@ -40,7 +40,7 @@ fn a_ledger_segment_is_written_anew_in_place() {
         for (generation, change) in [
             json!({"kind": "Snapshot", "epoch": 0, "term": 0, "sequence": 0, "records": 0, "bytes": 0, "data": ""}),
             json!({"epoch": most, "term": most, "sequence": most, "records": i32::MAX, "bytes": most}),
-            // What the schema takes, etcd must take too.
+            // etcd must accept all that the schema accepts.
             json!({"data": "A".repeat(1_500_000)}),
         ]
         .into_iter()

@@ -23,7 +23,7 @@ fn requirement(requirement: Value) -> Value {
     selector(json!({"matchExpressions": [requirement]}))
 }
 
-/// Manifests with the field that the refusal must name and what it must say.
+/// Invalid manifests, each with the field that the refusal must name and the text that it must contain.
 fn invalid_webhooks() -> Vec<(Value, &'static str, &'static str)> {
     const ABSOLUTE: &str = "must be an absolute, percent-encoded http:// or https:// URL, such as https://";
     const HOST: &str = "url must name a host, of at most 253 characters, such as https://";

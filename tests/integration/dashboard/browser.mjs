@@ -1,5 +1,6 @@
-// A headless Chromium that does what it is told: a JSON object a line on standard input, one for each on standard output, with what
-// came of it in `value`, or why nothing did in `error`. It ends with its standard input.
+// A headless Chromium that is controlled over standard input: one JSON command per line. For each it writes one line to
+// standard output, with the result in `value` or the reason of a failure in `error`. It ends at the end of its standard
+// input.
 import { createInterface } from "node:readline";
 import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
@@ -11,7 +12,7 @@ const { default: puppeteer } = await import(pathToFileURL(resolve("puppeteer-cor
 const axe = readFileSync(resolve("axe-core/axe.min.js"), "utf8");
 
 const browser = await puppeteer.launch({
-  // One that is in CHROMIUM stands in where the package has none for this machine.
+  // CHROMIUM names a browser for machines that the package does not support.
   executablePath: process.env.CHROMIUM ?? `${folder}/chromium/chromium`,
   headless: "shell",
   env: { ...process.env, LD_LIBRARY_PATH: `${folder}/chromium/lib`, FONTCONFIG_FILE: `${folder}/chromium/font.conf` },
@@ -26,7 +27,7 @@ let requests = [];
 let complaints = [];
 
 const does = {
-  // A new page, apart from those before.
+  // A new page, in a fresh context.
   async open({ url, javascript = true, scheme = "light", width = 1200 }) {
     await page?.browserContext().close();
     page = await (await browser.createBrowserContext()).newPage();
@@ -39,7 +40,7 @@ const does = {
     await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
     return (await page.goto(url)).status();
   },
-  // Presses a key; `leads`: to another page, whose status is told.
+  // Presses a key. With `leads` it waits for navigation to another page, and returns that page's status.
   async press({ key, leads = false }) {
     if (!leads) return page.keyboard.press(key);
     const [answer] = await Promise.all([page.waitForNavigation(), page.keyboard.press(key)]);
@@ -52,7 +53,7 @@ const does = {
   },
   async evaluate({ script }) { return page.evaluate(script); },
   async reload() { return (await page.reload()).status(); },
-  // What axe finds against the rules of WCAG 2.2 A and AA, and its own best practices.
+  // The violations that axe finds of the WCAG 2.2 A and AA rules, and of its own best practices.
   async axe() {
     const { violations } = await page.evaluate(`${axe}; axe.run(document, { resultTypes: ["violations"] })`);
     return violations.map(({ id, help, nodes }) => `${id}: ${help}: ${nodes.map((node) => node.html).join(" ")}`);

@@ -1,4 +1,4 @@
-//! A real Chromium without a window.
+//! A real Chromium in headless mode.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::libraries;
 
-/// A browser with one page; it ends with this, and with this process.
+/// A browser with one page. It ends when dropped, and with this process.
 pub struct Browser {
     process: Child,
     to: Option<ChildStdin>,
@@ -30,7 +30,7 @@ impl Browser {
         Self { to: process.stdin.take(), process, from }
     }
 
-    /// Has it do something, as `browser.mjs` says; that it cannot is the test's.
+    /// Executes a command of `browser.mjs`. Panics on errors.
     pub fn ask(&mut self, what: &str, how: Value) -> Value {
         self.attempt(what, how).unwrap_or_else(|error| panic!("{what}: {error}\n{}", self.text()))
     }
@@ -45,30 +45,30 @@ impl Browser {
         answer["error"].as_str().map_or_else(|| Ok(answer["value"].clone()), |error| Err(error.to_owned()))
     }
 
-    /// Opens a page; tells the status of the answer.
+    /// Opens a page. Returns the status of the response.
     pub fn open(&mut self, url: &str, how: Value) -> Value {
         let mut how = how;
         how["url"] = url.into();
         self.ask("open", how)
     }
 
-    /// What the page's own script would read.
+    /// Evaluates a script in the page.
     pub fn evaluate(&mut self, script: &str) -> Value {
         self.ask("evaluate", json!({"script": script}))
     }
 
-    /// The text that can be seen.
+    /// The visible text.
     pub fn text(&mut self) -> String {
         let text = self.attempt("evaluate", json!({"script": "document.body.innerText"}));
         text.map_or_else(|error| error, |text| text.as_str().unwrap_or_default().to_owned())
     }
 
-    /// The id of what the keyboard is at.
+    /// The id of the focused element.
     pub fn focused(&mut self) -> String {
         self.evaluate("document.activeElement.id").as_str().unwrap_or_default().to_owned()
     }
 
-    /// Presses Tab until the keyboard is there.
+    /// Presses Tab until this element has the focus.
     pub fn tab_to(&mut self, id: &str) {
         for _ in 0..60 {
             if self.focused() == id {
@@ -79,7 +79,7 @@ impl Browser {
         panic!("the keyboard does not come to {id}\n{}", self.text());
     }
 
-    /// What the page asked for since it was opened, and what the browser complained of.
+    /// The page's requests since it was opened, and the browser's error messages.
     pub fn heard(&mut self) -> (Vec<String>, Vec<String>) {
         let heard = self.ask("heard", json!({}));
         let of =

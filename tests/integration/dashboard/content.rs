@@ -1,4 +1,4 @@
-//! What the page says of what the cluster holds, and to whom.
+//! The content of the page, and who can see it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use llmtune_webhooks_harness::{control_plane::ControlPlane, operator::Operator};
 use super::*;
 use crate::{custom_resources::of_cluster, plugin::Ran, support::webhook};
 
-/// Watches wait before they try again.
+/// Watches wait before they retry.
 const LONG: Duration = Duration::from_secs(90);
 
 #[test]
@@ -95,8 +95,8 @@ fn who_lacks_a_right_is_told_on_the_page_who_can_give_it() {
             }
         };
         let ran = Ran::run(&mut command_as(&scene, &reader, &["dashboard"]), "");
-        let told = ran.failed();
-        assert!(told.contains("kubectl -n") && told.contains("create rolebinding llmtune-view"), "{told}");
+        let message = ran.failed();
+        assert!(message.contains("kubectl -n") && message.contains("create rolebinding llmtune-view"), "{message}");
 
         allow(&["webhooks"]);
         let dashboard = Dashboard::start(&scene, &reader, &["-A"]).await;
@@ -172,11 +172,11 @@ fn webhooks_of_all_namespaces_are_there_and_a_cluster_webhook_is_mended_where_th
         receiver.wait_for("training.started", "a", SOON).await;
         browser.ask("click", json!({"selector": "#test"}));
         says(&mut browser, "was acknowledged with HTTP 200.").await;
-        // The Webhook of that name has deliveries of its own, which wait.
+        // The Webhook of that name in the other namespace has its own pending deliveries.
         browser.open(&dashboard.of(&scene, "ci"), without_javascript());
         assert!(browser.text().contains("Suspended") && browser.text().contains("None yet."), "{}", browser.text());
 
-        // What it knows it shows also while the cluster is away, and says so.
+        // While the apiserver is unreachable, the page still shows the known objects, and reports the problem.
         plane.stop_apiserver();
         says(&mut browser, "the cluster does not answer, trying again: ").await;
         assert!(browser.text().contains("Suspended"), "{}", browser.text());

@@ -53,7 +53,7 @@ async fn draw([light, dark, webhook]: [PathBuf; 3]) {
             let name = format!("{}-{number}", ["llama-sft", "qwen-dpo", "mistral-lora", "gemma-sft"][job]);
             jobs.create(&name).await;
             jobs.start(&name).await;
-            // As a training does, it takes a while.
+            // Like a real training, it takes some time.
             tokio::time::sleep(Duration::from_millis(1500)).await;
             if number % 11 != 10 {
                 jobs.complete(&name).await;

@@ -1,4 +1,4 @@
-//! What others reach of the page: other sites, other names, other users of the machine.
+//! Access from other sites, under other host names and by other users of the machine.
 
 use axum::{Router, response::Html, routing::get};
 
@@ -54,7 +54,7 @@ fn a_page_of_another_origin_reads_nothing_and_sends_nothing_even_if_it_knows_the
             assert_eq!(browser.ask("click", json!({"selector": "button"})), 403);
             assert!(browser.text().contains("what another page asks for is not done"), "{}", browser.text());
         }
-        // In its own name the page does what these were refused.
+        // The page itself can do what the other page could not.
         let origin = [("origin", dashboard.origin.as_str()), ("content-type", "application/x-www-form-urlencoded")];
         assert_eq!(scene.kubectl(&["get", "whd", "-o", "name"]), objects);
         assert_eq!(receiver.count(), before);
@@ -71,7 +71,7 @@ fn a_name_that_was_rebound_or_a_url_without_the_key_reaches_nothing() {
         let dashboard = Dashboard::start(&scene, "admin", &[]).await;
         let port = dashboard.origin.rsplit(':').next().unwrap();
         let (url, hook) = (dashboard.url.as_str(), dashboard.of(&scene, "ci"));
-        // Another address of this machine is as far as one of another machine.
+        // Another address of this machine stands for the address of another machine.
         assert!(tokio::net::TcpStream::connect(format!("127.0.0.2:{port}")).await.is_err());
         let own = format!("localhost:{port}");
         assert_eq!(dashboard.ask("GET", url, &[("host", &own)], "").await.0, 200);

@@ -1,4 +1,4 @@
-//! What goes after its time, makes room, or does not fit: counted, and nobody else notices.
+//! Deliveries that expire, are evicted, or exceed a bound: they are counted, without effect on other Webhooks.
 
 use llmtune_webhooks_harness::operator::Operator;
 
@@ -163,7 +163,7 @@ fn a_delivery_that_a_quota_refuses_to_keep_is_dropped_and_counted_and_the_others
     });
 }
 
-/// Lets so many jobs begin one run after another, each of them `runs` times.
+/// Starts this many jobs for one run after another, `runs` times each.
 async fn rerun(jobs: &Jobs, count: usize, runs: std::ops::Range<i64>) {
     let run = |number: usize| {
         let runs = runs.clone();

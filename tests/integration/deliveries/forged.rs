@@ -1,4 +1,4 @@
-//! Whoever may create and annotate deliveries can have nothing of their own signed.
+//! Users who may create and annotate deliveries cannot have their own content signed.
 
 use llmtune_webhooks::event::{EventType, id::OccurrenceName};
 
@@ -38,7 +38,7 @@ impl<'a> Tester<'a> {
     }
 }
 
-/// An object under the name of a delivery to come, in which the event would be lost.
+/// An object that occupies the name of a future dead letter, so that the event could be lost.
 fn squatter(event: EventId, webhook: Uid, how: &str) -> Value {
     let name = DeliveryId::new(event, webhook).object_name();
     let event_id = json!({"eventId": event.to_string()});
@@ -54,7 +54,7 @@ fn squatter(event: EventId, webhook: Uid, how: &str) -> Value {
     }
 }
 
-/// Under which name the delivery is kept, in an object as the operator makes it.
+/// The name of the stored dead letter, as the operator creates it.
 fn genuine(scene: &Scene, event: EventId) -> Option<String> {
     let kept = scene.list("whd", OF_CI).into_iter().find(|object| {
         object["spec"]["webhookRef"]["name"] == "ci"
@@ -79,7 +79,7 @@ fn whoever_may_create_and_annotate_deliveries_can_have_nothing_of_their_own_sign
         let tester = Tester::new(&scene);
         let operator = scene.operator().await;
 
-        // A body of its own.
+        // A forged body.
         let made_up = format!("evt_{:032x}", 7);
         let event = json!({
             "id": made_up, "type": "training.completed", "sequence": 1, "body": "{\"forged\":true,\"deliveredAt\":\"",
@@ -100,7 +100,8 @@ fn whoever_may_create_and_annotate_deliveries_can_have_nothing_of_their_own_sign
             tester.run(&["annotate", "whd", &name, &format!("{REDELIVER_ANNOTATION}=2"), "--overwrite"], "").unwrap();
         }
 
-        // The names of deliveries to come, in objects that name another Webhook, ask for a test, do not last, or do not go.
+        // Objects with the names of future dead letters. They name another Webhook, request a test, expire, or cannot
+        // be deleted.
         let webhook = uid(&scene.get("webhook", "ci"));
         let started_at: jiff::Timestamp = "2026-02-03T04:05:06Z".parse().unwrap();
         let jobs = Jobs::new(&scene).await;
@@ -119,7 +120,7 @@ fn whoever_may_create_and_annotate_deliveries_can_have_nothing_of_their_own_sign
         }
         let calls = || operator.metric("llmtune_webhooks_api_requests_total", &[("resource", "webhookdeliveries")]);
         let genuine = |id: &EventId| genuine(&scene, *id);
-        // Whatever has the name, it is left alone, and the delivery is kept under the next one.
+        // The operator leaves each such object alone and stores the dead letter under the next name.
         for (how, id) in &expected {
             let name = DeliveryId::new(*id, webhook).object_name();
             let foreign = scene.get("whd", &name)["metadata"]["uid"].clone();

@@ -9,10 +9,10 @@ pub async fn play(scripts: &mut [Script]) {
     let _operator = scene.operator().await;
     let mut shell = Shell::new(&scene);
     shell.port(8000);
-    let mut beside = Shell::new(&scene);
-    beside.checkout.push("examples/receivers");
-    let port = beside.port(8000);
-    let receiver = beside.terminal(&receivers.take("Receivers"));
+    let mut other = Shell::new(&scene);
+    other.checkout.push("examples/receivers");
+    let port = other.port(8000);
+    let receiver = other.terminal(&receivers.take("Receivers"));
     receiver.line(&["Listening on"]).await;
 
     shell.instead("https://ci.example.com/hooks", &format!("http://127.0.0.1:{port}"));

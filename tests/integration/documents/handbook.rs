@@ -1,4 +1,5 @@
-//! What operators and on-call type, on a release that the chart installed: pods are kwok's, and beside them runs the operator as they say.
+//! The commands for operators and on-call, on a release that the chart installed. kwok simulates the pods; a real
+//! operator runs next to them with their configuration.
 
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ pub async fn play(scripts: &mut [Script]) {
         team.kubectl(&["create", "namespace", namespace]);
     }
     let mut shell = Shell::new(&team);
-    // The operator's pods are elsewhere; here it listens, and finds its receivers, on loopback.
+    // The operator's pods are simulated. The real operator listens, and reaches its receivers, on loopback.
     let registry = "--set image.registry=registry.example.com/platform";
     let here = format!("--set operator.listen=127.0.0.1:{} --set operator.allowCidr={{127.0.0.0/8}}", free_port());
     shell.instead(registry, &format!("{registry} {here}"));
@@ -83,7 +84,7 @@ pub async fn play(scripts: &mut [Script]) {
     assert!(!definitions.contains("llmtune.io"), "{definitions}");
 }
 
-/// Has a delivery of `ci` about a job of this name given up, and what is sent again acknowledged.
+/// Lets a delivery of `ci` about a job of this name become a dead letter. Afterwards the receiver acknowledges it.
 async fn given_up(team: &Scene, receiver: &Receiver, job: &str) {
     receiver.answer(|_| Answer::status(500));
     let jobs = Jobs::new(team).await;
@@ -98,7 +99,7 @@ async fn given_up(team: &Scene, receiver: &Receiver, job: &str) {
     receiver.answer(|_| Answer::status(200));
 }
 
-/// The manifests of the concepts are applied as they stand, and the commands between them work.
+/// Applies the manifests of the concepts as written, and runs the commands between them.
 fn understood(team: &Scene, shell: &Shell, concepts: &mut Script) {
     let blocks = Markdown::of("docs/concepts.md").blocks.into_iter().filter(|block| block.language == "yaml");
     let manifests: Vec<String> = blocks.map(|block| block.text).collect();
@@ -111,7 +112,7 @@ fn understood(team: &Scene, shell: &Shell, concepts: &mut Script) {
     }
 }
 
-/// What the backup holds comes back as it was.
+/// The objects in the backup are restored unchanged.
 fn restored(team: &Scene, shell: &Shell, operations: &mut Script) {
     let kinds = "webhooks,clusterwebhooks,webhooksources,usagethresholds";
     let specs = || {

@@ -1,23 +1,23 @@
-//! A document's text: its fenced blocks, its headings and its links.
+//! Parses a document: its fenced blocks, its headings and its links.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
 use llmtune_webhooks_harness::root;
 use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 
-/// What a block without a language begins its lines with where it holds commands.
+/// First words of command lines in a block without a language.
 const PROGRAMS: [&str; 9] = ["$", "cargo", "docker", "helm", "install", "kubectl", "ln", "make", "node"];
 
 /// A fenced block.
 #[derive(Clone, Debug)]
 pub struct Block {
-    /// The line that its fence stands in.
+    /// The line of its fence.
     pub line: usize,
-    /// The heading that it stands under.
+    /// The heading above it.
     pub heading: String,
     pub language: String,
     pub text: String,
-    /// Why it is not run: what the comment before it says.
+    /// The reason why it is not run, from the comment before it.
     pub not_run: Option<String>,
 }
 
@@ -31,7 +31,7 @@ impl Block {
         }
     }
 
-    /// Its commands and what it shows of the output of each; without prompts, all of it is one script.
+    /// Its commands, each with the output that it shows. Without prompts, the block is one script.
     pub fn commands(&self) -> Vec<(String, String)> {
         if !self.text.lines().any(|line| line.starts_with("$ ")) {
             return vec![(self.text.clone(), String::new())];
@@ -55,18 +55,18 @@ impl Block {
     }
 }
 
-/// A document, read.
+/// A parsed document.
 #[derive(Default)]
 pub struct Markdown {
     pub blocks: Vec<Block>,
-    /// The anchors of its headings, as GitHub makes them.
+    /// The anchors of its headings, as GitHub generates them.
     pub anchors: BTreeSet<String>,
-    /// Where its links and pictures lead.
+    /// The targets of its links and pictures.
     pub links: Vec<String>,
 }
 
 impl Markdown {
-    /// Reads a document; its path is from the repository's root.
+    /// Parses a document; its path is relative to the repository's root.
     pub fn of(document: &str) -> Self {
         Self::read(&fs::read_to_string(root().join(document)).unwrap())
     }
@@ -108,7 +108,7 @@ impl Markdown {
     }
 }
 
-/// The anchor of a heading: lower case, blanks as hyphens, without punctuation.
+/// The anchor of a heading: lower case, spaces as hyphens, without punctuation.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
     kept.collect::<String>().to_lowercase().replace(' ', "-")
@@ -119,7 +119,7 @@ fn is_repeat(known: &str, anchor: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix('-').is_some_and(|rest| rest.parse::<u32>().is_ok()))
 }
 
-/// The documents of the repository, from its root.
+/// The documents of the repository, relative to its root.
 pub fn documents() -> Vec<String> {
     let mut found = Vec::new();
     let entries = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path());

@@ -1,4 +1,4 @@
-//! The plugin's page: each command prints what is shown, but for ids, times, ports and keys.
+//! The plugin's page: each command prints what the page shows, except for ids, times, ports and keys.
 
 use std::fs;
 
@@ -33,7 +33,7 @@ pub async fn play(scripts: &mut [Script]) {
     };
     says(page, "test");
     says(page, "test");
-    // What failed as a test is not among the failures that the page lists.
+    // Failed tests are not among the failures that the page lists.
     scene.kubectl(&["delete", "whd", "-l", "llmtune.io/webhook=grafana"]);
     fs::write(shell.checkout.join("grafana.key"), "s3cret").unwrap();
     recorded(&shell, &receiver);
@@ -45,12 +45,12 @@ pub async fn play(scripts: &mut [Script]) {
         receiver.wait_for("training.started", name, SOON).await;
     }
     let (command, shown) = page.take("deliveries and redeliver").commands().remove(0);
-    let told = eventually("the status tells of all deliveries", SOON, || async {
-        let told = shell.look(&command);
-        ["nightly-1", "nightly-2", "nightly-3", "(test)"].iter().all(|object| told.contains(object)).then_some(told)
+    let output = eventually("the status tells of all deliveries", SOON, || async {
+        let output = shell.look(&command);
+        ["nightly-1", "nightly-2", "nightly-3", "(test)"].iter().all(|object| output.contains(object)).then_some(output)
     })
     .await;
-    assert_eq!(shape(&told, &scene).lines().next(), shape(&shown, &scene).lines().next());
+    assert_eq!(shape(&output, &scene).lines().next(), shape(&shown, &scene).lines().next());
     eventually("grafana's failures are counted", SOON, || async {
         (scene.get("webhook", "grafana")["status"]["deliveries"]["failed"] == 3).then_some(())
     })
@@ -78,7 +78,7 @@ pub async fn play(scripts: &mut [Script]) {
     .await;
 }
 
-/// The files that the page verifies: a request as it came, the same with the body serialized anew, and keys that do not fit.
+/// The files that the page verifies: a recorded request, the same with a reserialized body, and wrong keys.
 fn recorded(shell: &Shell, receiver: &Receiver) {
     let post = receiver.received().remove(0);
     let header = |(name, value): (&HeaderName, &HeaderValue)| format!("{name}: {}", value.to_str().unwrap());
@@ -91,7 +91,7 @@ fn recorded(shell: &Shell, receiver: &Receiver) {
     file("wrong.key", "an0ther");
 }
 
-/// What a text says beside ids, times, numbers, ports and keys, with single blanks.
+/// A text without its ids, times, numbers, ports and keys, and with single spaces.
 fn shape(text: &str, scene: &Scene) -> String {
     let text = text.replace(&scene.namespace, "default");
     let same = [

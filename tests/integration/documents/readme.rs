@@ -1,4 +1,4 @@
-//! The README, from a bare control plane to a delivery that is verified.
+//! The README, from a bare control plane to a verified delivery.
 
 use std::{sync::Arc, time::Duration};
 

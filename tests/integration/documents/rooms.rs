@@ -1,4 +1,4 @@
-//! Which rooms each room uses, as the sources have it and as the architecture tells it.
+//! The dependencies of each module, in the source code and in docs/architecture.md.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,26 +8,26 @@ use std::{
 
 use llmtune_webhooks_harness::root;
 
-/// Rooms, each with those of the others that it uses.
+/// Modules, each with the other modules that it uses.
 pub type Uses = BTreeMap<String, BTreeSet<String>>;
 
-/// What the table of docs/architecture.md says.
+/// The dependencies in the table of docs/architecture.md.
 pub fn told() -> Uses {
     let text = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
-    let mut told = Uses::new();
+    let mut documented = Uses::new();
     for line in text.lines().filter(|line| line.starts_with("| `src/")) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [rooms, _, used] = cells[..] else { panic!("three cells, in {line}") };
         let used: BTreeSet<String> = used.split(", ").filter(|used| *used != "–").map(str::to_owned).collect();
         for room in rooms.split(", ") {
             let room = room.trim_matches('`').trim_start_matches("src/").trim_end_matches('/').trim_end_matches(".rs");
-            told.insert(room.to_owned(), used.clone());
+            documented.insert(room.to_owned(), used.clone());
         }
     }
-    told
+    documented
 }
 
-/// What each of the rooms names of the others, tests left aside.
+/// The dependencies in the source code, without tests.
 pub fn uses() -> Uses {
     let mut uses = Uses::new();
     for entry in fs::read_dir(root().join("src")).unwrap() {
@@ -60,7 +60,7 @@ fn collect(path: &Path, used: &mut BTreeSet<String>) {
     let text = fs::read_to_string(path).unwrap();
     let product = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap();
     for (at, found) in product.match_indices("crate::") {
-        // What ends in it is another crate's. `pub(in crate::…)` names no other room.
+        // A longer name that ends in `crate` is another crate's. `pub(in crate::…)` is not a dependency.
         if !product[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_') {
             named(&product[at + found.len()..], used);
         }

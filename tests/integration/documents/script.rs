@@ -1,4 +1,4 @@
-//! The commands of a document, and the shell in which they are run as they stand.
+//! The commands of a document, and the shell that runs them as written.
 
 use std::{
     fs,
@@ -21,11 +21,11 @@ use crate::{
     support::{BINARY, SOON, Scene},
 };
 
-/// What `cargo` is here: the test runs what cargo has built already, and holds the command to be one that builds it.
+/// A replacement for `cargo`. The binaries are already built; the script only checks that the command builds them.
 const CARGO: &str =
     "#!/bin/sh\ncase $* in \"build --release\"*) ;; *) echo \"cargo $*: not what is built here\" >&2; exit 1 ;; esac\n";
 
-/// The blocks of a document that are to be run, in their order.
+/// The blocks of a document that are to be run, in order.
 pub struct Script {
     document: &'static str,
     blocks: Vec<Block>,
@@ -44,23 +44,24 @@ impl Script {
         self.blocks.remove(place)
     }
 
-    /// All blocks that are left.
+    /// All remaining blocks.
     pub fn rest(&mut self) -> Vec<Block> {
         std::mem::take(&mut self.blocks)
     }
 
-    /// Every block has been run.
+    /// Checks that every block has been run.
     pub fn ended(&self) {
         assert!(self.blocks.is_empty(), "{}: the test does not run these: {:#?}", self.document, self.blocks);
     }
 }
 
-/// A user's shell: in a checkout, with kubectl set to a scene's namespace, Helm, the plugin and what cargo builds.
+/// A user's shell: in a checkout, with kubectl set to a scene's namespace, Helm, the plugin and the binaries that cargo
+/// builds.
 pub struct Shell {
     pub checkout: PathBuf,
     home: PathBuf,
     kubeconfig: PathBuf,
-    /// What documents say, and what stands for it here.
+    /// Texts in documents, each with its replacement in the test.
     instead: Vec<(String, String)>,
 }
 
@@ -91,12 +92,12 @@ impl Shell {
         Self { checkout, home, kubeconfig, instead: Vec::new() }
     }
 
-    /// Where a document says this, here it is that.
+    /// Replaces a text of the document.
     pub fn instead(&mut self, of: &str, stands: &str) {
         self.instead.push((of.to_owned(), stands.to_owned()));
     }
 
-    /// Where a document says this port, here it is one that is free.
+    /// Replaces a port of the document by a free one.
     pub fn port(&mut self, of: u16) -> u16 {
         let free = free_port();
         self.instead(&of.to_string(), &free.to_string());
@@ -120,28 +121,28 @@ impl Shell {
 
     fn output(&self, script: &str) -> Output {
         let output = self.command(script).stdin(std::process::Stdio::null()).output().unwrap();
-        println!("$ {}\n{}", script.trim_end(), told(&output));
+        println!("$ {}\n{}", script.trim_end(), shown(&output));
         output
     }
 
-    /// Runs a block as it stands; an error is the test's.
+    /// Runs a block as written. Panics on errors.
     pub fn run(&self, block: &Block) -> String {
         self.type_in(&block.script())
     }
 
-    /// The same, of commands.
+    /// Runs commands as written. Panics on errors.
     pub fn type_in(&self, script: &str) -> String {
         let output = self.output(script);
-        assert!(output.status.success(), "{script}\n{}", told(&output));
+        assert!(output.status.success(), "{script}\n{}", shown(&output));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What a user sees of a command, whatever its exit code.
+    /// The output that a user sees, whatever the exit code.
     pub fn look(&self, script: &str) -> String {
-        told(&self.output(script))
+        shown(&self.output(script))
     }
 
-    /// Runs a block in a terminal of its own, where it stays.
+    /// Runs a block in its own terminal, where it keeps running.
     pub fn terminal(&self, block: &Block) -> Terminal {
         let log = temporary_folder("terminal").join("log");
         let process = Process::start(block.script().lines().last().unwrap(), &mut self.command(&block.script()), &log);
@@ -149,7 +150,7 @@ impl Shell {
     }
 }
 
-fn told(output: &Output) -> String {
+fn shown(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
@@ -169,14 +170,14 @@ impl Terminal {
         .await
     }
 
-    /// All that it shows.
+    /// The complete output.
     pub fn log(&self) -> String {
         self.process.log_text()
     }
 }
 
 impl Drop for Terminal {
-    /// Ends what the shell began, too: the shell leads a group of its own.
+    /// Ends the shell's children too: the shell leads its own process group.
     fn drop(&mut self) {
         let _ = Command::new("kill").args(["-TERM", "--", &format!("-{}", self.process.pid())]).status();
     }

@@ -1,5 +1,5 @@
-"""Reads a list of requests, {library, secret, headers, body}, with the official libraries in PYTHONPATH; prints for each
-{"read": what the library made of it} or {"refused": why}."""
+"""Reads a list of requests, {library, secret, headers, body}, with the official libraries in PYTHONPATH. Prints for each
+{"read": the library's result} or {"refused": the reason}."""
 
 import json
 import sys

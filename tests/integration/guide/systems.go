@@ -1,5 +1,5 @@
-// What other systems do with a request: the check that Flux's generic-hmac Receiver and Tekton's GitHub interceptor both make, by the
-// library that both make it with, and the event that the webhook source of Argo Events makes.
+// Models how other systems handle a request: the check of Flux's generic-hmac Receiver and Tekton's GitHub interceptor,
+// with the library that both use, and the event that the webhook source of Argo Events creates.
 package main
 
 import (

@@ -1,8 +1,8 @@
-//! What is recorded, received and handed on.
+//! `verify` and `listen`: recorded, received and forwarded requests.
 
 use super::*;
 
-/// A request as a proxy or a receiver's log has it.
+/// A request as a proxy or a receiver logs it.
 pub fn recorded(post: &Received) -> String {
     let headers = post.headers.iter().map(|(name, value)| format!("{name}: {}\r\n", value.to_str().unwrap()));
     format!("POST {} HTTP/1.1\r\n{}\r\n{}", post.path, headers.collect::<String>(), post.body)
@@ -73,14 +73,14 @@ fn a_recorded_request_is_verified_and_what_is_wrong_with_it_told() {
         assert!(verify(&whsec, &[], &millis).out.contains("webhook-timestamp was changed: it is in whole seconds"));
         assert!(verify(SECRET, &[], &sound).out.contains("no secret of Standard Webhooks"));
 
-        let told = verify(SECRET, &[], "").failed();
-        assert!(told.contains("verify --secret-file FILE < request"), "{told}");
-        let told = Ran::run(Command::new(PLUGIN).args(["verify", "--secret-file", "/nowhere"]), "").failed();
-        assert!(told.contains("/nowhere cannot be read"), "{told}");
+        let output = verify(SECRET, &[], "").failed();
+        assert!(output.contains("verify --secret-file FILE < request"), "{output}");
+        let output = Ran::run(Command::new(PLUGIN).args(["verify", "--secret-file", "/nowhere"]), "").failed();
+        assert!(output.contains("/nowhere cannot be read"), "{output}");
     });
 }
 
-/// A receiver of the plugin's, its log and where it listens.
+/// Runs `listen`. Returns its process and its URL.
 async fn listen(arguments: &[&str]) -> (Process, String) {
     let log = temporary_folder("listen").join("log");
     let mut listen = Command::new(PLUGIN);
@@ -141,11 +141,11 @@ fn a_local_receiver_verifies_shows_and_hands_on() {
         ] {
             assert!(shown.contains(says), "{says:?}: {shown}");
         }
-        // No page in a browser can use it to reach what it hands on to.
+        // A page in a browser cannot reach the forwarding target.
         let crossed = reqwest::Client::new().post(&url).header("origin", "https://a.example").body("{}").send().await;
         assert_eq!(crossed.unwrap().status(), 403);
         let port = url.rsplit(':').next().unwrap();
-        let told = Ran::run(Command::new(PLUGIN).args(["listen", "--port", port]), "").failed();
-        assert!(told.contains("--port 0"), "{told}");
+        let output = Ran::run(Command::new(PLUGIN).args(["listen", "--port", port]), "").failed();
+        assert!(output.contains("--port 0"), "{output}");
     });
 }

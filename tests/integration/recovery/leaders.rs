@@ -1,4 +1,4 @@
-//! Replicas: leaders killed, halted past their Lease, and handing over.
+//! Replicas: leaders that are killed, frozen past the end of their Lease, or hand over.
 
 use std::{
     mem::swap,
@@ -10,11 +10,12 @@ use llmtune_webhooks_harness::{process::has_connection, proxy::Proxy, receiver::
 use super::*;
 use crate::support::replicas;
 
-/// The shortest there is.
+/// The shortest allowed duration.
 const LEASE: &str = "--lease-duration=3s";
 const LEASE_DURATION: Duration = Duration::from_secs(3);
 
-/// One of these tests at a time: with the shortest Lease an apiserver that takes a second to answer costs a leader its turn.
+/// Serializes these tests: with the shortest Lease a leader loses its leadership if the apiserver takes a second to
+/// respond.
 async fn alone() -> tokio::sync::MutexGuard<'static, ()> {
     static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     ALONE.lock().await
@@ -47,7 +48,7 @@ fn of_two_replicas_under_load_leaders_killed_in_turn_lose_nothing() {
     });
 }
 
-/// Which of these processes sent each request of a receiver, while it answers like this.
+/// The process that sent each request to a receiver that answers like this.
 fn senders(
     receiver: &Receiver,
     processes: [u32; 2],
@@ -63,7 +64,7 @@ fn senders(
     senders
 }
 
-/// Waits until no attempt is under way: each that has come is settled.
+/// Waits until no attempt is in flight: each request has a recorded outcome.
 async fn idle(operator: &Operator, receivers: &[&Receiver]) {
     eventually("all attempts are settled", SOON, || async {
         let come: usize = receivers.iter().map(|receiver| receiver.count()).sum();
@@ -72,7 +73,7 @@ async fn idle(operator: &Operator, receivers: &[&Receiver]) {
     .await;
 }
 
-/// Waits until a deposed leader ends or stands by, and tells which.
+/// Waits until a deposed leader ends or stands by, and returns which.
 async fn gives_way(operator: &mut Operator) -> String {
     let begun = Instant::now();
     loop {
@@ -120,7 +121,7 @@ fn a_leader_halted_past_its_lease_and_replaced_makes_no_further_attempt() {
         let of_the_first = |senders: &[Option<u32>]| senders.iter().all(|sender| *sender == Some(processes[0]));
         assert!(of_the_first(&good_senders.lock().unwrap()) && of_the_first(&failing_senders.lock().unwrap()));
 
-        // All this lies in the sockets of the old leader when it wakes up, and its retries are due.
+        // When the old leader wakes up, all of this is in its sockets, and its retries are due.
         each(10..20, false).await;
         each(0..10, true).await;
         second.wait_readyz("leader", SOON).await;
@@ -170,7 +171,7 @@ fn a_leader_halted_past_its_lease_that_nobody_took_attempts_nothing_until_it_has
             jobs.complete(&format!("job-{number:04}")).await;
         }
         sleep_until(halted + LEASE_DURATION + Duration::from_secs(1)).await;
-        // So that it cannot renew, however fast it is.
+        // Prevents the old leader from renewing, however fast it is.
         proxy.cut();
         operator.process.thaw();
         eventually("it sees that its claim has lapsed", SOON, || async {
@@ -202,13 +203,13 @@ fn a_graceful_handover_under_load_loses_nothing_repeats_nothing_and_takes_less_t
         let driving = tokio::spawn(async move { jobs.drive(300, 50).await });
         for _ in 0..3 {
             flows(&receiver, 50).await;
-            let told = Instant::now();
+            let signaled = Instant::now();
             leader.stop();
             let (ended, count) = (Instant::now(), receiver.count());
             let received = receiver.wait(count + 1, SOON).await;
             let gap = received[count].at - ended;
-            println!("ended {:?} after SIGTERM; the other's first delivery {gap:?} after that", ended - told);
-            // The bound is two seconds on a machine that does nothing else.
+            println!("ended {:?} after SIGTERM; the other's first delivery {gap:?} after that", ended - signaled);
+            // On an idle machine the bound is two seconds.
             assert!(gap < Duration::from_secs(5), "{gap:?}\n{}", standby.process.log_tail());
             leader.restart();
             leader.wait_readyz("standby", SOON).await;

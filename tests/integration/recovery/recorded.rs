@@ -93,7 +93,7 @@ fn written_ledger_is_read_as_a_recorded_one() {
             (operator.metric("llmtune_webhooks_attempts_total", &labels) as u64 >= 10).then_some(())
         })
         .await;
-        // A clean end flushes what the last attempts came to.
+        // A graceful stop flushes the outcomes of the last attempts.
         operator.stop();
         let list: Value = serde_json::from_str(&scene.kubectl(&["get", "ledgersegments", "-o", "json"])).unwrap();
         let segments: Vec<Value> = list["items"].as_array().unwrap().iter().map(stripped).collect();
@@ -106,7 +106,7 @@ fn written_ledger_is_read_as_a_recorded_one() {
     });
 }
 
-/// A segment without what the apiserver adds.
+/// A segment without the fields that the apiserver adds.
 fn stripped(segment: &Value) -> Value {
     let metadata = &segment["metadata"];
     json!({

@@ -1,4 +1,4 @@
-//! Webhooks that are deleted with a backlog, and created again or not.
+//! Webhooks that are deleted with pending deliveries, and are or are not created again.
 
 use super::*;
 use crate::support::webhook;
@@ -55,7 +55,7 @@ fn replaced_webhook_takes_over_its_backlog_over_a_kill_too() {
         operator.restart();
         pending(&scene, "webhook", 14).await;
 
-        // The last minute of the one before ends while the operator is down, which does not count.
+        // The minute for a successor passes while the operator is down, which does not count.
         let receiver = endpoint.open();
         receiver.wait(14, Duration::from_secs(60)).await;
         let (events, repeats) = distinct(&receiver, 14).await;
@@ -80,7 +80,7 @@ fn backlog_of_a_deleted_webhook_is_dropped_after_a_minute_with_an_event() {
         pending(&scene, "webhook", 6).await;
         let deleted = Instant::now();
         scene.kubectl(&["delete", "webhook", "ci"]);
-        // The same name with another URL is another subscriber.
+        // The same name with another URL is another subscription.
         scene.webhook("ci", &new.url(), &json!({}));
         scene.wait("webhook/ci", "condition=Ready");
         let labels = [("namespace", scene.namespace.as_str()), ("reason", "webhook_deleted")];

@@ -1,8 +1,8 @@
-//! Stores that break: an etcd that stands still, one that is restored from an older state.
+//! Broken stores: an etcd that freezes, and one that is restored to an older state.
 
 use super::*;
 
-/// etcd stands still for twenty seconds under load; with `kill` the operator is killed and started again meanwhile.
+/// etcd freezes for twenty seconds under load. With `kill` the operator is killed and restarted during that time.
 async fn frozen_etcd(name: &str, kill: bool) {
     let scene = Scene::alone(name).await;
     let receiver = signed_receiver(&scene).await;
@@ -36,8 +36,8 @@ fn an_operator_killed_while_etcd_stands_still_loses_nothing() {
     run(frozen_etcd("frozen-killed", true));
 }
 
-/// etcd goes back to a copy that is older than what the operator has seen. With `running` that happens under the operator,
-/// else while it is down.
+/// Restores etcd from a copy that is older than the operator's state. With `running` the operator runs during the
+/// restore, otherwise it is stopped.
 async fn restored_etcd(name: &str, running: bool) {
     let scene = Scene::alone(name).await;
     let receiver = signed_receiver(&scene).await;
@@ -56,7 +56,7 @@ async fn restored_etcd(name: &str, running: bool) {
         rolled_out(&scene, name);
     }
     receiver.wait(36, SOON).await;
-    // All of that is in the ledger once the operator has stopped. The copy's Lease is the running operator's own.
+    // The stopped operator has flushed all of that. The copy's Lease is the running operator's own.
     operator.stop();
     operator.restart();
     leads(&mut operator, SOON).await;
@@ -66,7 +66,7 @@ async fn restored_etcd(name: &str, running: bool) {
     jobs.create("later").await;
     jobs.start("later").await;
     scene.kubectl(&["delete", "deployment", "removed"]);
-    // Positions and an object's version run far ahead of what the restored store will hand out for long.
+    // Positions and an object's version exceed the restored store's versions for a long time.
     for step in 0..400 {
         jobs.status("touched", &json!({"metrics": {"step": step}})).await;
     }
@@ -127,8 +127,8 @@ async fn restored_etcd(name: &str, running: bool) {
     events.retain(|post| ids.insert(post.event_id().to_owned()));
     let events: Vec<(String, String)> = events.iter().map(|post| (post.event(), post.name())).collect();
     println!("since the restore: {events:?}");
-    // The copy knows neither the end of `finishes` and `removed` nor the beginning of the others: those are told again, or
-    // not. Whatever the copy did know is told of only if it changes.
+    // The copy contains neither the end of `finishes` and `removed` nor the beginning of the others: their events may
+    // or may not repeat. Objects in the copy have events only if they change.
     let news = ["touched", "unchanged-0", "new"];
     let contested = ["finishes", "removed", "later", "last"];
     for (event, name) in &events {

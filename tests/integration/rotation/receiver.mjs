@@ -1,9 +1,10 @@
-// A receiver whose keys are changed while it runs: PUT /keys takes a JSON array of them, GET /seen tells what came.
+// A receiver whose keys can be changed while it runs: PUT /keys takes a JSON array of them, GET /seen returns the
+// requests.
 import { createHmac, timingSafeEqual } from "node:crypto";
 import { createServer } from "node:http";
 
 let keys = [];
-// Requests: the event's id, whether it was acknowledged, the connection's port, and whether two signatures came.
+// Requests: the event's id, whether it was acknowledged, the connection's port, and whether it had two signatures.
 const seen = [];
 
 function isSignedBy(key, body, signature) {

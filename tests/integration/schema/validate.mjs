@@ -1,5 +1,5 @@
-// Reads {schema, checks: [{at, value}]} and validates each value against the part of the schema at that JSON pointer, with ajv
-// from the folder that it is given. Prints for each the errors, or null.
+// Reads {schema, checks: [{at, value}]} and validates each value against the part of the schema at that JSON pointer,
+// with ajv from the given folder. Prints the errors of each, or null.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 

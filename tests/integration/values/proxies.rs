@@ -1,5 +1,5 @@
-//! Proxies towards the apiserver, of the operator and of the plugin: an HTTP proxy and a SOCKS5 proxy on loopback, which alone know where the
-//! apiserver's host is.
+//! Proxies to the apiserver, for the operator and the plugin: an HTTP proxy and a SOCKS5 proxy on loopback. Only they
+//! can resolve the apiserver's host.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +11,7 @@ use tokio::{
 use super::*;
 
 const PLUGIN: &str = env!("CARGO_BIN_EXE_kubectl-llmtune");
-/// Nothing resolves it.
+/// A name that does not resolve.
 const HOST: &str = "apiserver.test:6443";
 
 #[derive(Clone, Copy)]
@@ -20,10 +20,10 @@ enum Kind {
     Socks5,
 }
 
-/// A proxy that leads to the apiserver, whatever it is asked for.
+/// A proxy that connects to the apiserver for every request.
 struct Gateway {
     port: u16,
-    /// What it was asked: request heads of HTTP, hosts of SOCKS.
+    /// The received requests: request heads of HTTP, hosts of SOCKS.
     asked: Arc<Mutex<Vec<String>>>,
 }
 
@@ -103,7 +103,7 @@ fn kubeconfig(scene: &Scene, proxy: Option<&str>) -> PathBuf {
     path
 }
 
-/// A command that knows no variables but these.
+/// A command with only these environment variables.
 fn command(program: &str, kubeconfig: &PathBuf, variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(program);
     for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"] {
@@ -113,7 +113,7 @@ fn command(program: &str, kubeconfig: &PathBuf, variables: &[(&str, &str)]) -> C
     command
 }
 
-/// What `kubectl llmtune status -A` prints, or its error.
+/// The output of `kubectl llmtune status -A`, or its error.
 fn status(kubeconfig: &PathBuf, variables: &[(&str, &str)]) -> Result<String, String> {
     let output = command(PLUGIN, kubeconfig, variables).args(["status", "-A"]).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -139,12 +139,12 @@ fn operator_and_plugin_reach_the_apiserver_through_proxies() {
         for (config, variables) in [
             (plain, &[("HTTPS_PROXY", of_user.as_str()), ("NO_PROXY", "10.0.0.0/8,,apiserver.example,")][..]),
             (plain, &[("https_proxy", bare.as_str())]),
-            // The kubeconfig's goes before the environment's, and before NO_PROXY.
+            // The kubeconfig's proxy takes precedence over the environment's, and over NO_PROXY.
             (by_http, &[("HTTPS_PROXY", dead), ("NO_PROXY", "*")]),
             (by_socks, &[]),
         ] {
-            let told = status(config, variables);
-            assert!(told.as_ref().is_ok_and(|told| told.contains("ci")), "{variables:?}: {told:?}");
+            let output = status(config, variables);
+            assert!(output.as_ref().is_ok_and(|output| output.contains("ci")), "{variables:?}: {output:?}");
 
             let port = free_port();
             let mut operator = command(BINARY, config, variables);
@@ -180,29 +180,29 @@ fn no_proxy_and_loopback_are_kept_from_proxies() {
         let proxy = format!("http://127.0.0.1:{}", gateway.port);
         let plain = kubeconfig(&scene, None);
         for no_proxy in ["*", "test", ".test", "a,apiserver.test:6443"] {
-            let told = status(&plain, &[("HTTPS_PROXY", &proxy), ("NO_PROXY", no_proxy)]).unwrap_err();
-            assert!(!told.contains("proxy") && gateway.asked().is_empty(), "{no_proxy}: {told}");
+            let output = status(&plain, &[("HTTPS_PROXY", &proxy), ("NO_PROXY", no_proxy)]).unwrap_err();
+            assert!(!output.contains("proxy") && gateway.asked().is_empty(), "{no_proxy}: {output}");
         }
-        // What is no URL at all is not heeded, as by kubectl.
+        // As in kubectl, an invalid URL is ignored.
         let direct = scene.plane.kubeconfig("admin");
         assert!(status(&direct, &[("HTTPS_PROXY", "http://[ nonsense")]).unwrap().contains("ci"));
-        // Loopback is never proxied by variables.
-        let told = status(&scene.plane.kubeconfig("admin"), &[("HTTPS_PROXY", "http://127.0.0.1:9")]).unwrap();
-        assert!(told.contains("ci"), "{told}");
+        // Variables never apply to loopback.
+        let output = status(&scene.plane.kubeconfig("admin"), &[("HTTPS_PROXY", "http://127.0.0.1:9")]).unwrap();
+        assert!(output.contains("ci"), "{output}");
 
-        let told = status(&plain, &[("HTTPS_PROXY", "http://127.0.0.1:9")]).unwrap_err();
-        println!("{told}");
-        assert!(told.contains("through the proxy http://127.0.0.1:9 (HTTPS_PROXY)"), "{told}");
+        let output = status(&plain, &[("HTTPS_PROXY", "http://127.0.0.1:9")]).unwrap_err();
+        println!("{output}");
+        assert!(output.contains("through the proxy http://127.0.0.1:9 (HTTPS_PROXY)"), "{output}");
         let refusing = kubeconfig(&scene, Some(&proxy));
         let text = std::fs::read_to_string(&refusing).unwrap().replace("apiserver.test", "no-entry.test");
         std::fs::write(&refusing, text).unwrap();
-        let told = status(&refusing, &[]).unwrap_err();
-        println!("{told}");
+        let output = status(&refusing, &[]).unwrap_err();
+        println!("{output}");
         assert!(
-            told.contains("(proxy-url of the kubeconfig)") && told.contains("proxy authorization required"),
-            "{told}"
+            output.contains("(proxy-url of the kubeconfig)") && output.contains("proxy authorization required"),
+            "{output}"
         );
-        let told = status(&kubeconfig(&scene, Some("proxy.example.com:3128")), &[]).unwrap_err();
-        assert!(told.contains("write an http, https or socks5 URL"), "{told}");
+        let output = status(&kubeconfig(&scene, Some("proxy.example.com:3128")), &[]).unwrap_err();
+        assert!(output.contains("write an http, https or socks5 URL"), "{output}");
     });
 }

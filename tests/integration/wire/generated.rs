@@ -1,4 +1,4 @@
-//! Payloads with everything in them that JSON, JavaScript or a body's bound could stumble over.
+//! Generates payloads with edge cases of JSON, JavaScript and the body's size limit.
 
 use std::collections::BTreeMap;
 
@@ -118,7 +118,7 @@ const AWKWARD_CHARS: &[char] = &[
     '\'',
 ];
 
-/// What the engine makes one event's bodies of.
+/// The input of one event's bodies.
 #[derive(Clone, Debug)]
 pub struct Payload {
     pub object: Object,
@@ -134,7 +134,7 @@ impl Payload {
         payload::data(&self.object, &self.occurrence)
     }
 
-    /// The body, by the calls that the engine and the sender make.
+    /// The body, built with the calls of the engine and the sender.
     pub fn body(&self) -> String {
         let Occurrence { event, ref name, count, .. } = self.occurrence;
         let source = match self.object.facts {
@@ -154,7 +154,7 @@ impl Payload {
     }
 }
 
-/// So many values, the same ones for the same seed.
+/// This many values, the same ones for the same seed.
 pub fn sample<S: Strategy>(strategy: &S, count: usize, seed: u64) -> Vec<S::Value> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -291,7 +291,7 @@ fn text() -> impl Strategy<Value = String> {
     vec(character(), 0..16).prop_map(String::from_iter)
 }
 
-/// Now and then a text that alone, or with another, makes a body too long.
+/// Sometimes a text that alone, or with another, makes a body too long.
 fn text_or_long() -> impl Strategy<Value = String> {
     let repeated = (vec(character(), 1..8).prop_map(String::from_iter), 1_000..400_000_usize);
     let long = repeated.prop_map(|(unit, bytes): (String, usize)| unit.repeat(bytes.div_ceil(unit.len())));

@@ -1,5 +1,5 @@
-// Reads lines "<signature> <body>". Prints, as JSON, each whose body is not what JSON.stringify(JSON.parse(body)) makes
-// of it, or whose signature is not the HMAC-SHA256 of both; at last how many lines there were.
+// Reads lines "<signature> <body>". Prints, as JSON, each line whose body differs from JSON.stringify(JSON.parse(body))
+// or whose signature is not the HMAC-SHA256 of both, and finally the number of lines.
 import { createHmac } from "node:crypto";
 import { readFileSync } from "node:fs";
 

@@ -1,4 +1,4 @@
-//! What one event costs in each of the operator's pure rooms, and what a flush and a recovery cost.
+//! Measures one event in each of the operator's pure modules, a flush, and a recovery.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -30,10 +30,10 @@ use scene::{HOME, Place, WATCH, World, flush, journal, read};
 
 const RESEARCH: Place = Place { namespace: "research", number: 1, jobs: 1000 };
 const MANY: Place = Place { jobs: 100_000, ..RESEARCH };
-/// Changes of one flush: what comes between two flushes at 100/s.
+/// Changes in one flush: the number between two flushes at 100/s.
 const CHANGES: u32 = 50;
 
-/// One subscriber, and nothing that the ledger does not know.
+/// One subscription, and an up-to-date ledger.
 fn world(place: Place) -> World {
     let mut world = World::new(place);
     world.subscribe(0, place.namespace, 8);
@@ -95,7 +95,7 @@ fn body_and_signature(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What a job's own controller says of it: its metadata, a spec with a pod template, and conditions.
+/// A job as its own controller writes it: metadata, a spec with a pod template, and conditions.
 fn custom_job() -> String {
     let condition = |kind: &str, status: &str| {
         format!(
@@ -139,7 +139,8 @@ fn expressions(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What takes all the work that one evaluation may take, each kind of work in its dearest form: a millisecond at most.
+/// Expressions that use up the work limit of one evaluation, with each kind of work in its most expensive form. An
+/// evaluation takes a millisecond at most.
 fn bounds(group: &mut BenchmarkGroup<'_, WallTime>) {
     let long = "k".repeat(100_000);
     let keys: Vec<String> = (0..40).map(|n| format!("\"{}{n}\":\"v\"", "k".repeat(5000))).collect();
@@ -217,7 +218,7 @@ fn flushes(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A ledger in the middle of its life: every part of the snapshot is written, and the journal goes on.
+/// A ledger with a complete snapshot and more journal segments.
 fn ledger(world: &mut World, place: Place) -> Vec<Found> {
     let (mut journal, mut kept) = (journal(), BTreeMap::new());
     let shape = LedgerLayout::default();

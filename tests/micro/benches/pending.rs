@@ -1,5 +1,5 @@
-//! A million pending deliveries: what one takes in memory, and what the steps of the engine take beside them. The memory
-//! is told on standard output, before anything is timed.
+//! A million pending deliveries: the memory of one, and the duration of the engine's steps with them. The memory is
+//! printed to standard output before anything is timed.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -12,22 +12,22 @@ use llmtune_webhooks::delivery::attempt::{Attempt, AttemptResult};
 
 use scene::{Place, World, flush, journal, outcome};
 
-/// Webhooks that all get every event of one namespace: the events, stored once each, stay far below the bound on their
-/// bytes.
+/// Webhooks that all get every event of one namespace. The events are stored once each, and so stay far below the bound
+/// on their bytes.
 const WEBHOOKS: u32 = 1000;
 const SHARED: Place = Place { namespace: "shared", number: 1, jobs: 20_000 };
-/// One Webhook more, in a namespace of its own.
+/// One additional Webhook, in its own namespace.
 const ALONE: Place = Place { namespace: "alone", number: 2, jobs: 1000 };
-/// Of so many deliveries one waits for a retry.
+/// One of this many deliveries waits for a retry.
 const RETRIES: u32 = 10;
-/// Changes of one flush: what comes between two flushes at 100/s.
+/// Changes in one flush: the number between two flushes at 100/s.
 const CHANGES: usize = 50;
 
 fn main() {
     let deliveries = std::env::var("PENDING_DELIVERIES").map_or(1_000_000, |text| text.parse().unwrap());
     let mut criterion = Criterion::default().configure_from_args();
     let mut world = World::new(ALONE);
-    // Slow endpoints: one attempt under way is all that each may have.
+    // Slow endpoints: each may have only one attempt in flight.
     (0..WEBHOOKS).for_each(|number| world.subscribe(number, SHARED.namespace, 1));
     world.subscribe(WEBHOOKS, ALONE.namespace, 8);
     world.write();
@@ -46,7 +46,8 @@ fn main() {
     criterion.final_summary();
 }
 
-/// Has so many deliveries wait, a tenth of them for a retry, and flushes now and then, as the operator would.
+/// Adds this many pending deliveries, a tenth of them waiting for a retry, and flushes from time to time, as the
+/// operator does.
 fn fill(world: &mut World, deliveries: u32) {
     for event in 0..deliveries / WEBHOOKS {
         let observation = world.transition(SHARED);
@@ -73,7 +74,7 @@ impl Bench {
         self.top_up();
     }
 
-    /// An acknowledged delivery is one fewer: once each Webhook lacks one, there is an event more.
+    /// Replaces acknowledged deliveries: after one for each Webhook, it adds an event.
     fn top_up(&self) {
         let mut acknowledged = self.acknowledged.borrow_mut();
         *acknowledged += 1;
@@ -113,7 +114,7 @@ impl Bench {
         group.bench_function("settle", |bencher| bencher.iter_batched(begin, end, BatchSize::PerIteration));
     }
 
-    /// An event for one Webhook. All others have their attempt under way, so that what is due is only its own.
+    /// An event for one Webhook. All others have their attempt in flight, so only its delivery is due.
     fn observe(&self, criterion: &mut Criterion) {
         let next = || {
             let mut world = self.world.borrow_mut();
@@ -133,8 +134,8 @@ impl Bench {
         group.bench_function("observe", |bencher| bencher.iter_batched(next, take, BatchSize::PerIteration));
     }
 
-    /// A flush of the events of one Webhook, of as many deliveries that others have acknowledged, and of one part of the
-    /// snapshot.
+    /// A flush with the events of one Webhook, the same number of acknowledged deliveries of others, and one part of
+    /// the snapshot.
     fn flush(&self, criterion: &mut Criterion, under_way: &mut [Attempt]) {
         let mut turn = (0..under_way.len()).cycle();
         let mut change = || {

@@ -1,9 +1,9 @@
-//! Its attempts, and what it gives up.
+//! Runs attempts, and stores dead letters.
 
 use super::*;
 
 impl Process {
-    /// Does what the engine wants done.
+    /// Executes the engine's next action.
     pub fn due(&mut self, env: &mut Env) {
         let now = env.time(self.off);
         loop {
@@ -34,7 +34,7 @@ impl Process {
         }
     }
 
-    /// Judges that an event goes out.
+    /// Checks that an event may be sent.
     fn outgoing(&self, env: &mut Env, event: &Event) {
         let kind = kind_of_uid(event.object.uid);
         env.oracle.outgoing(kind, event.id);
@@ -52,7 +52,7 @@ impl Process {
         }
     }
 
-    /// Judges an attempt that begins.
+    /// Checks an attempt that begins.
     fn begun(&mut self, env: &mut Env, attempt: Attempt) {
         let Attempt { webhook, ref event, number, .. } = attempt;
         self.outgoing(env, event);
@@ -101,7 +101,7 @@ impl Process {
         self.attempts.push(attempt);
     }
 
-    /// Lets an attempt under way end.
+    /// Ends an attempt in flight.
     pub fn end_attempt(&mut self, env: &mut Env) {
         if self.attempts.is_empty() {
             return;
@@ -114,7 +114,7 @@ impl Process {
         let (reaches, result) = match (mode, luck) {
             (_, 0..3) => (false, AttemptResult::Withheld { hold: false }),
             (Mode::Slow, 3..70) => return,
-            // It arrives, and the answer does not.
+            // The request arrives, and the response is lost.
             (Mode::Well, 3..8) => (true, failed),
             (Mode::Well, 8..14) | (Mode::Failing, _) => (false, failed),
             (Mode::Well, 14..18) => {
@@ -156,7 +156,7 @@ impl Process {
         }
     }
 
-    /// Makes an object of a delivery that was given up.
+    /// Stores a dead letter as an object.
     pub fn keep(&mut self, env: &mut Env) {
         if self.keeps.is_empty() {
             return;

@@ -1,15 +1,15 @@
-//! What it tells the ledger.
+//! Flushes the engine's changes to the ledger.
 
 use super::*;
 
 impl Process {
-    /// Begins a flush, where one is due.
+    /// Begins a flush if one is due.
     pub fn flush(&mut self, env: &mut Env) {
         let (Some(engine), Some(journal)) = (&mut self.engine, &mut self.journal) else { return };
         if self.flushing.is_some() || self.phase != Phase::Leading {
             return;
         }
-        // What it does not name would be forgotten.
+        // The ledger forgets watches that a flush does not name.
         env.met.awaited |= engine.awaits_watches() && engine.unflushed() == Unflushed::Changes;
         let (now, Some(pace)) = (env.time(self.off), &mut self.pace) else { return };
         if pace.next(engine, journal, now).is_none_or(|at| at > now) {

@@ -1,4 +1,4 @@
-//! It claims the ledger, leads, and takes up and ends watches.
+//! Claims the ledger, starts to lead, and adds and ends watches.
 
 use super::*;
 
@@ -67,7 +67,7 @@ impl Process {
         put.owner == self.number && self.put.as_ref() == Some(&put.segment)
     }
 
-    /// No answer came: once more.
+    /// Sends the PUT again if no response came.
     pub fn resend(&mut self, env: &mut Env) {
         if let Some(segment) = self.put.take() {
             self.send(env, segment);
@@ -101,7 +101,7 @@ impl Process {
         }
     }
 
-    /// The claim has landed: takes up what was remembered.
+    /// The claim is committed: starts the engine with the recovered state.
     fn lead(&mut self, env: &mut Env) {
         env.say(|| format!("#{} leads", self.number));
         let (now, epoch) = (env.time(self.off), self.epoch);
@@ -113,7 +113,7 @@ impl Process {
         self.engine = Some(if let Some(memory) = self.memory.take() {
             let stands = |known: &RememberedWatch| {
                 let WatchEntry { ref watch, epoch, position, absent, current, missing_since, .. } = known.entry;
-                // Of a history that a restore ended no position is gone on from.
+                // Positions of a history that a restore ended cannot be resumed.
                 let position = if known.restored { position.min(1) } else { position };
                 Stood { watch: watch.clone(), epoch, position, absent, current, missing_since }
             };
@@ -141,7 +141,7 @@ impl Process {
         }
     }
 
-    /// Makes a watch known to the engine, which takes up what is remembered of it.
+    /// Registers a watch with the engine, which recovers its state.
     fn add_watch(&mut self, env: &mut Env, kind: usize, name: &str) {
         let Some(engine) = &mut self.engine else { return };
         let id = WatchId(self.next_id);
@@ -171,7 +171,7 @@ impl Process {
         self.watches[kind] = Some(known);
     }
 
-    /// All WebhookSources are listed: the watches begin.
+    /// All WebhookSources are listed: starts the watches.
     fn begin(&mut self, env: &mut Env) {
         self.listed = true;
         for kind in MAPPED {
@@ -196,7 +196,7 @@ impl Process {
         }
     }
 
-    /// Starts the task of a watch where the engine stands.
+    /// Starts the task of a watch at the engine's position.
     fn start_watch(&mut self, kind: usize) {
         let (Some(engine), Some(Known { id, .. })) = (&self.engine, &self.watches[kind]) else { return };
         if kind == USAGE {
@@ -208,7 +208,7 @@ impl Process {
         self.watchers.sort_by_key(|watcher| watcher.kind);
     }
 
-    /// Lists all WebhookSources, or takes in what became of one.
+    /// Lists all WebhookSources, or handles a change of one.
     pub fn catalog(&mut self, env: &mut Env) {
         if !self.listed {
             return self.begin(env);
@@ -235,7 +235,7 @@ impl Process {
         }
     }
 
-    /// Another task goes on with a watch, while observations of the one before are under way.
+    /// Replaces the task of a watch while observations of the previous task are still queued.
     fn restart(&mut self, env: &mut Env, kind: usize) {
         let (Some(engine), Some(known)) = (&self.engine, &self.watches[kind]) else { return };
         env.met.restarted |= self.queue.iter().any(|item| item.watch == known.id);
@@ -258,7 +258,7 @@ impl Process {
         self.questions.retain(|question| question.watch != known.id);
     }
 
-    /// Tells the engine of every Webhook that there is.
+    /// Passes all existing Webhooks to the engine.
     pub fn sync_hooks(&mut self, env: &Env) {
         let Some(engine) = &mut self.engine else { return };
         for (uid, hook) in &env.hooks {

@@ -1,9 +1,9 @@
-//! What its watches saw is observed, and what the engine tells of it.
+//! Passes the observations of the watches to the engine, and checks the resulting events.
 
 use super::*;
 
 impl Process {
-    /// Lets the task of a kind's watch go on.
+    /// Runs the next step of a watch's task.
     pub fn watch(&mut self, env: &mut Env, kind: usize) {
         let watcher = self.watchers.iter_mut().find(|watcher| watcher.kind == kind);
         if let Some(watcher) = watcher {
@@ -16,7 +16,7 @@ impl Process {
         }
     }
 
-    /// Lets the engine take in the next observation.
+    /// Passes the next observation to the engine.
     pub fn consume(&mut self, env: &mut Env) {
         let Some(item) = self.queue.pop_front() else { return };
         env.say(|| format!("#{} observes {} {}", self.number, KINDS[item.kind].name, brief(&item.change)));
@@ -109,7 +109,7 @@ impl Process {
         self.questions.extend(observed.questions);
     }
 
-    /// Lets the engine take in what was measured, or what there is to measure.
+    /// Passes a measurement, or the list of figures, to the engine.
     fn measure(&mut self, env: &mut Env, item: Item) {
         let Some(engine) = &mut self.engine else { return };
         let Item { watch, change, .. } = item;
@@ -138,7 +138,7 @@ impl Process {
         self.tell(env, None, &observed);
     }
 
-    /// Takes note of the events that an observation led to.
+    /// Records the events of an observation.
     fn tell(&mut self, env: &mut Env, unwritten: Option<WatchId>, observed: &Observed) {
         for event in &observed.events {
             env.say(|| format!("#{} tells {} of {} as {}", self.number, event.event_type, event.object.name, event.id));
@@ -151,7 +151,7 @@ impl Process {
             if kind_of_uid(event.object.uid) != USAGE {
                 self.owed_since.extend(Oracle::audience(&env.hooks, event));
             }
-            // Told anew, it goes anew; if it was flushed before, that is caught.
+            // An event that is emitted again is sent again. If its end was flushed before, the oracle reports it.
             let ended = self.flushing.iter_mut().map(|flushing| &mut flushing.held.ended).chain([&mut self.ended]);
             ended.for_each(|ended| ended.retain(|(_, known)| *known != event.id));
             if let Some(flushing) = &mut self.flushing {
@@ -163,7 +163,7 @@ impl Process {
         }
     }
 
-    /// Answers a question.
+    /// Answers an existence check.
     pub fn answer(&mut self, env: &mut Env) {
         if self.questions.is_empty() {
             return;

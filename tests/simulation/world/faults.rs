@@ -1,15 +1,15 @@
-//! What breaks: the store, the ledger, the network, processes; and how everything heals.
+//! Faults of the store, the ledger, the network and processes, and their repair.
 
 use llmtune_webhooks::api::ledger_segment::SegmentKind;
 
 use super::*;
 use crate::{process::Mode, store::Answer};
 
-/// Rounds after which a world that does not come to rest never will.
+/// Upper bound of rounds for a world to come to rest.
 const PATIENCE: usize = 3000;
 
 impl World {
-    /// The store goes back to an earlier state; its log is empty then.
+    /// Restores the store to an earlier state. Its log is empty afterwards.
     pub(super) fn restore(&mut self) {
         if self.backups.is_empty() {
             return;
@@ -42,7 +42,7 @@ impl World {
         }
     }
 
-    /// All of the ledger is deleted, or a piece of it is garbled.
+    /// Deletes the whole ledger, or damages a part of it.
     pub(super) fn harm(&mut self) {
         let leads = self.processes.iter().any(Process::is_alive);
         if self.env.store.segments.is_empty() || (leads && self.env.random.chance(75)) {
@@ -63,7 +63,7 @@ impl World {
         segments[at].0.spec.data.insert(0, '?');
     }
 
-    /// Another process leads, where nobody does.
+    /// Starts another process if none leads.
     pub(super) fn start(&mut self) {
         if let Some(at) = self.some_process(|process| process.phase == Phase::Reading && !process.paused) {
             self.processes[at].open(&mut self.env);
@@ -96,7 +96,7 @@ impl World {
             self.processes[at].lapsed && self.processes.iter().filter(|process| leads(process)).count() > 1;
     }
 
-    /// Something happens to a PUT under way.
+    /// Applies a network fault to a PUT in flight.
     pub(super) fn network(&mut self) {
         if self.env.network.is_empty() {
             return;
@@ -110,7 +110,7 @@ impl World {
                 let answer = self.land(at);
                 self.processes[owner].answered(&mut self.env, answer);
             }
-            // It lands, and the answer is lost.
+            // The PUT is committed, and the response is lost.
             (Some(owner), 76..84) => {
                 self.land(at);
                 self.processes[owner].resend(&mut self.env);
@@ -119,7 +119,7 @@ impl World {
                 self.env.network.swap_remove(at);
                 self.processes[owner].resend(&mut self.env);
             }
-            // It may yet land late.
+            // The original PUT may still arrive.
             (Some(owner), 90..96) => self.processes[owner].resend(&mut self.env),
             (None, 0..50) => {
                 self.land(at);
@@ -148,7 +148,7 @@ impl World {
         answer
     }
 
-    /// All processes are killed without warning.
+    /// Kills all processes without warning.
     pub(super) fn die(&mut self) {
         for process in &mut self.processes {
             process.kill(&mut self.env);
@@ -157,7 +157,7 @@ impl World {
         self.env.calm = false;
     }
 
-    /// Endpoints are well, one process leads, and it comes to rest.
+    /// Repairs all endpoints, and runs one process until it comes to rest.
     pub(super) fn heal(&mut self) {
         self.env.calm = true;
         self.env.installed = [true; KINDS.len()];

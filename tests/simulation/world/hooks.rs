@@ -1,4 +1,4 @@
-//! Webhooks that come, change and go, and their endpoints.
+//! Webhooks that are created, changed and deleted, and their endpoints.
 
 use std::time::Duration;
 
@@ -84,7 +84,7 @@ impl World {
         }
     }
 
-    /// Whoever works learns of a Webhook at once.
+    /// Passes a Webhook to all working processes immediately.
     pub(super) fn tell(&mut self, uid: Uid) {
         let Some(hook) = self.env.hooks.get(&uid) else { return };
         for process in self.processes.iter_mut().filter(|process| process.is_working()) {

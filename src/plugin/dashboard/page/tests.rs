@@ -12,7 +12,7 @@ fn frame(amiss: &str) -> Frame<'_> {
     Frame { base: "/0123", server: amiss, namespace: Some(amiss), amiss: vec![amiss.to_owned()], now }
 }
 
-/// A Webhook and a delivery of which everything that somebody wrote is this text.
+/// A Webhook and a delivery in which every free text is this text.
 fn said(text: &str) -> (Hook, Delivery) {
     let condition = |kind: &str| json!({"type": kind, "status": "False", "reason": text, "message": text, "lastTransitionTime": AGO});
     let hook = json!({
@@ -41,9 +41,9 @@ fn pages(text: &str) -> String {
     let deliveries = [delivery];
     let details = [News::Failed(text), News::Of(&deliveries[0])]
         .map(|news| detail(&frame, &hook, &hour, &deliveries, text, &news));
-    let [failed, told] = details;
+    let [failed, succeeded] = details;
     let message = message(&frame, "/key/webhook/ns/gone", "gone", text);
-    failed + &told + &message + &overview(&frame, &[(hook, hour)])
+    failed + &succeeded + &message + &overview(&frame, &[(hook, hour)])
 }
 
 fn marks_of(page: &str) -> [usize; 3] {

@@ -1,4 +1,4 @@
-//! Each thing that goes wrong between the operator and a receiver that verifies, and what is said of it.
+//! Common problems between the operator and a receiver that verifies, and the message for each.
 
 use secrecy::ExposeSecret;
 
@@ -31,7 +31,7 @@ fn secret(text: &str) -> SecretSlice<u8> {
     text.as_bytes().to_vec().into()
 }
 
-/// An attempt as the operator makes it, signed with what a Secret holds.
+/// An attempt as the operator makes it, signed with the contents of a Secret.
 fn attempt(format: Format, keys: &Keys) -> Request {
     let uid = Uid::from_u128(7);
     let event = std::sync::Arc::new(sample(EventType::TrainingCompleted, uid, "research", None, now()));
@@ -58,9 +58,9 @@ fn findings(request: &Request, file: &str) -> String {
     let verdict = examine(request, &secret(file), None, now());
     assert!(!verdict.verified, "{verdict:?}");
     assert!(!verdict.findings.is_empty(), "{verdict:?}");
-    let told = verdict.findings.join("\n");
-    assert!(!told.contains(SECRET) && !told.contains("MfKQ9r8"), "{told}");
-    told
+    let advice = verdict.findings.join("\n");
+    assert!(!advice.contains(SECRET) && !advice.contains("MfKQ9r8"), "{advice}");
+    advice
 }
 
 fn with(mut request: Request, name: &str, value: Option<&str>) -> Request {
@@ -110,8 +110,8 @@ fn a_secret_that_is_almost_right_is_told_from_one_that_is_wrong() {
         (WHSEC, WHSEC.trim_start_matches("whsec_").to_owned(), "nothing is taken off"),
         (SECRET, "another".to_owned(), "so the secret is another one"),
     ] {
-        let told = findings(&native(stored.as_bytes()), &file);
-        assert!(told.contains(says) && told.lines().count() == 1, "{stored:?} {file:?}: {told}");
+        let advice = findings(&native(stored.as_bytes()), &file);
+        assert!(advice.contains(says) && advice.lines().count() == 1, "{stored:?} {file:?}: {advice}");
     }
 }
 
@@ -130,8 +130,8 @@ fn a_body_that_was_changed_is_told_with_how() {
         (text[..40].to_owned(), "no JSON"),
         (String::new(), "the body is empty"),
     ] {
-        let told = findings(&body(request.clone(), changed), SECRET);
-        assert!(told.contains(says), "{told}");
+        let advice = findings(&body(request.clone(), changed), SECRET);
+        assert!(advice.contains(says), "{advice}");
     }
     let both = findings(&body(request.clone(), format!("{text}\n")), &format!("{SECRET}\n"));
     assert!(both.contains("line break, which the key") && both.contains("around it"), "{both}");
@@ -151,7 +151,7 @@ fn a_signature_that_is_missing_or_elsewhere_is_told() {
     assert!(findings(&body(Request::default(), "{}"), SECRET).contains("-H 'X-LLMTune-Signature"));
     let garbled = with(bare, "x-signature", Some("v1,abc"));
     assert!(findings(&garbled, SECRET).contains("64 hexadecimal digits"));
-    // One of three was changed on its way, and a receiver may read that one.
+    // One of three headers was changed on its way, and a receiver may read that one.
     let verdict = examine(&with(request, "x-signature", Some("sha256=0")), &secret(SECRET), None, now());
     assert!(verdict.verified && verdict.findings[0].starts_with("X-Signature has another"), "{verdict:?}");
 }
@@ -196,8 +196,8 @@ fn what_is_wrong_with_a_standard_webhook_is_told() {
         (request.clone(), raw.as_str(), "kubectl get secret -o yaml"),
         (request.clone(), "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "another one"),
     ] {
-        let told = findings(&request, file);
-        assert!(told.contains(says), "{says}: {told}");
+        let advice = findings(&request, file);
+        assert!(advice.contains(says), "{says}: {advice}");
     }
     let raw_key = SecretSlice::from(key.expose_secret().to_vec());
     let verdict = examine(&request, &raw_key, None, now());
@@ -211,7 +211,7 @@ fn a_clock_that_is_off_is_told_of_what_verifies_too() {
         let verdict = examine(&standard(), &secret(WHSEC), None, now);
         assert!(verdict.verified, "{verdict:?}");
         assert_eq!(
-            verdict.findings.first().map(|told| told.contains(says.unwrap_or_default())),
+            verdict.findings.first().map(|advice| advice.contains(says.unwrap_or_default())),
             says.map(|_| true),
             "{verdict:?}"
         );

@@ -1,6 +1,6 @@
-//! `make demo`: the operator at work on a real control plane. It applies `examples/`, plays the training platform and the
-//! deployment controller, and shows each delivery as a receiver saw and verified it. With `--keep` it leaves everything
-//! running until Ctrl-C.
+//! `make demo`: shows the operator on a real control plane. The demo applies `examples/`, acts as the training platform
+//! and the deployment controller, and shows each delivery as a receiver saw and verified it. With `--keep` everything
+//! keeps running until Ctrl-C.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
@@ -28,7 +28,7 @@ use llmtune_webhooks_harness::{
 };
 use serde_json::{Value, json};
 
-/// What a user replaces in `examples/webhook.yaml`.
+/// The placeholders in `examples/webhook.yaml` that users replace.
 const URL: &str = "https://receiver.example.com/hooks";
 const SECRET: &str = "replace-me-with-the-output-of-openssl-rand-hex-32";
 /// The names in `examples/`.
@@ -40,7 +40,7 @@ const SOON: Duration = Duration::from_mins(1);
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Where the operator's log is, once there is one.
+/// The path of the operator's log, once it exists.
 static OPERATOR_LOG: OnceLock<PathBuf> = OnceLock::new();
 
 fn main() -> ExitCode {
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // The harness panics where a test would fail; its message is told below, like any other.
+    // The harness panics where a test would fail. The demo prints the message below, like any other error.
     std::panic::set_hook(Box::new(|_| {}));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -96,7 +96,7 @@ async fn demo(keep: bool) -> Result<()> {
     Ok(())
 }
 
-/// What runs, in the order in which it ends.
+/// The running processes. Fields are in the order of their drop.
 struct Scene {
     receiver: Receiver,
     operator: Operator,
@@ -139,7 +139,7 @@ impl Scene {
         Ok(Self { receiver, operator, plane, kubectl, secret, deliveries: 0 })
     }
 
-    /// Runs a command as a user would type it; its output goes where ours goes.
+    /// Runs a command as a user would type it, with the demo's own standard output and error.
     fn run(&self, command: &str) -> Result<()> {
         let variables = [("WEBHOOK_SECRET", self.secret.as_str()), ("RECEIVER_URL", self.receiver.url.as_str())];
         Shell { kubectl: &self.kubectl, plane: &self.plane, variables: &variables }.run(command)
@@ -168,7 +168,7 @@ impl Scene {
         }
     }
 
-    /// Applies the Webhook, with the receiver's url and the secret in place of the placeholders.
+    /// Applies the Webhook, with the receiver's URL and the secret in place of the placeholders.
     fn subscribe(&self) -> Result<()> {
         step("The subscription: examples/webhook.yaml, with our receiver's URL and secret in it");
         let manifest = fs::read_to_string(root().join("examples/webhook.yaml")).map_err(|error| error.to_string())?;
@@ -228,7 +228,7 @@ impl Scene {
         self.delivered("deployment.deleted", DEPLOYMENT).await
     }
 
-    /// Writes the Deployment's status in the deployment controller's place.
+    /// Writes the Deployment's status in place of the deployment controller.
     async fn rollout(&self, rollout: Rollout) -> Result<()> {
         let Rollout { replicas, updated, available, complete } = rollout;
         let deployments: Api<Deployment> = Api::namespaced(self.plane.admin().await, "default");
@@ -250,7 +250,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Shows what a Kubernetes user sees of it.
+    /// Shows what a Kubernetes user sees.
     fn show(&mut self) -> Result<()> {
         step("What a Kubernetes user sees of it");
         note("Counters are written at most every 5 s: wait for them.");
@@ -267,7 +267,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Leaves everything running until Ctrl-C; deliveries are printed on.
+    /// Keeps everything running until Ctrl-C, and prints further deliveries.
     async fn keep(&mut self) -> Result<()> {
         step("It keeps running until Ctrl-C");
         let mut text = String::from("In another terminal:\n\n");
@@ -293,7 +293,7 @@ impl Scene {
     }
 }
 
-/// How far a rollout has come.
+/// The progress of a rollout.
 #[derive(Clone, Copy)]
 struct Rollout {
     replicas: i32,
@@ -330,7 +330,7 @@ impl Shell<'_> {
     }
 }
 
-/// The receiver; its lines are printed as they come, and kept.
+/// The receiver. Its output is printed as it arrives, and recorded.
 struct Receiver {
     process: Process,
     url: String,
@@ -353,7 +353,7 @@ impl Receiver {
         Ok(Self { process, url: String::new(), lines })
     }
 
-    /// Waits for the line that says where it listens.
+    /// Waits for the line that contains the address.
     async fn wait_listening(&mut self) -> Result<()> {
         let waiting_since = Instant::now();
         while waiting_since.elapsed() < SOON {
@@ -368,7 +368,8 @@ impl Receiver {
         Err(format!("the receiver did not say where it listens within {} s", SOON.as_secs()))
     }
 
-    /// The lines about verified deliveries, without repeats. An error says that one was refused, or that it ended.
+    /// The lines about verified deliveries, without repeats. Returns an error if the receiver refused a delivery or
+    /// ended.
     fn verified(&mut self) -> Result<Vec<String>> {
         self.check_running()?;
         let lines = self.lines();
@@ -390,7 +391,7 @@ impl Receiver {
     }
 }
 
-/// Prints and keeps the lines of a growing file, for as long as somebody wants them.
+/// Prints and records the lines of a growing file until the recorded lines are dropped.
 fn follow(log: &Path, lines: &Weak<Mutex<Vec<String>>>) {
     let Ok(mut file) = File::open(log) else { return };
     let mut rest = Vec::new();
@@ -438,7 +439,7 @@ enum Style {
     Bad,
 }
 
-/// Colours a text where standard output is a terminal.
+/// Colors a text if standard output is a terminal.
 fn paint(style: Style, text: &str) -> String {
     if !std::io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some() {
         return text.to_owned();

@@ -1,5 +1,5 @@
-//! The floor that the benchmark compares the operator with: what watching, signing and posting cost with these crates
-//! when nothing is remembered, retried, shown or survived. `floor NAMESPACE URL SECRET`; the cluster is KUBECONFIG's.
+//! The floor of the benchmark: the minimum cost of watching, signing and posting with the same crates. It has no
+//! records, retries, status or recovery. Usage: `floor NAMESPACE URL SECRET`; `KUBECONFIG` names the cluster.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,6 +1,6 @@
-//! `make image-check`: what the image holds, run as a container would run it, where there is no container engine. Its root is a folder
-//! with the binary and the CAs alone, beside what a kubelet brings; its uid is an arbitrary one; its environment is a pod's. A binary for
-//! another processor is run by the emulator that is given, itself a static binary.
+//! `make image-check`: runs the contents of the image as a container would, on machines without a container engine. The
+//! root folder holds only the binary, the CAs and the files that a kubelet adds. The uid is arbitrary; the environment
+//! is a pod's. A binary for another processor runs in the given emulator, itself a static binary.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
@@ -20,12 +20,12 @@ use llmtune_webhooks_harness::{
     receiver::Receiver,
 };
 
-/// Of binary and CAs together.
+/// Upper bound for the binary and the CAs together.
 const MOST_MIB: f64 = 15.0;
-/// Where Debian, and so the image, keeps the CAs.
+/// The path of the CAs in Debian, and so in the image.
 const ROOTS: &str = "etc/ssl/certs/ca-certificates.crt";
 const ACCOUNT: &str = "var/run/secrets/kubernetes.io/serviceaccount";
-/// A name of a Service, as `/etc/hosts` may tell it.
+/// The DNS name of a Service, which `/etc/hosts` resolves here.
 const RECEIVER: &str = "receiver.team.svc.cluster.local";
 /// Long enough for an emulator.
 const SOON: Duration = Duration::from_secs(120);
@@ -43,7 +43,7 @@ fn main() {
     runtime.block_on(check_run(&binary, emulator.as_deref()));
 }
 
-/// It needs no other file, and is small enough. Tells whether it is for this processor.
+/// Checks that the binary is static and small enough. Returns whether it is for this processor.
 fn check_file(binary: &Path) -> bool {
     let bytes = fs::read(binary).unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
     let interpreter = segments(&bytes).any(|kind| kind == PT_INTERP);
@@ -60,10 +60,10 @@ fn processor(elf: &[u8]) -> &[u8] {
     &elf[18..20]
 }
 
-/// The program header that names a dynamic linker.
+/// The type of the program header that names a dynamic linker.
 const PT_INTERP: u32 = 3;
 
-/// The types of a 64-bit little-endian ELF file's program headers (elf(5)).
+/// The program header types of a 64-bit little-endian ELF file (elf(5)).
 fn segments(elf: &[u8]) -> impl Iterator<Item = u32> {
     assert!(elf.starts_with(b"\x7fELF\x02\x01"), "not a 64-bit ELF file");
     let short = |at: usize| usize::from(u16::from_le_bytes(elf[at..at + 2].try_into().unwrap()));
@@ -74,7 +74,7 @@ fn segments(elf: &[u8]) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Delivers an event in a cluster.
+/// Runs the binary as in a cluster, and checks that it delivers an event.
 async fn check_run(binary: &Path, emulator: Option<&Path>) {
     let plane = ControlPlane::start().await;
     plane.install_crds();
@@ -139,7 +139,7 @@ async fn check_run(binary: &Path, emulator: Option<&Path>) {
     );
 }
 
-/// A root folder as the image has it, with what a kubelet adds.
+/// A root folder with the image's contents and the files that a kubelet adds.
 fn container(binary: &Path, emulator: Option<&Path>) -> PathBuf {
     let root = temporary_folder("root");
     for folder in ["etc/ssl/certs", "dev", "proc", ACCOUNT] {
@@ -154,7 +154,7 @@ fn container(binary: &Path, emulator: Option<&Path>) -> PathBuf {
     root
 }
 
-/// What is in a folder, however deep.
+/// All files in a folder, recursively.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     found.sort();

@@ -1,4 +1,4 @@
-//! What the microbenchmarks share: jobs as the apiserver sends them, Webhooks, and an engine that knows both.
+//! Shared by the microbenchmarks: jobs as the apiserver sends them, Webhooks, and an engine with both.
 
 #![allow(clippy::unwrap_used, dead_code)]
 
@@ -25,7 +25,7 @@ use serde_json::value::RawValue;
 
 pub const HOME: Uid = Uid::from_u128(7);
 pub const WATCH: WatchId = WatchId(0);
-/// As the operator's loop asks for a flush.
+/// The size limit of a flush in the operator's loop.
 pub const FLUSH_BYTES: usize = 2 << 20;
 
 /// 2 kB, as in the rest of the benchmark.
@@ -41,11 +41,11 @@ pub struct Place {
     pub namespace: &'static str,
     /// Part of its jobs' uids.
     pub number: u32,
-    /// How many jobs take turns.
+    /// The number of jobs that take turns.
     pub jobs: u32,
 }
 
-/// An engine, and what happens to it.
+/// An engine with its clock and transitions.
 pub struct World {
     pub engine: Engine,
     pub now: Timestamp,
@@ -54,7 +54,7 @@ pub struct World {
     transitions: HashMap<u32, u32>,
 }
 
-/// A line of a watch, read as `source::watch` reads it.
+/// A line of a watch, parsed as in `source::watch`.
 #[derive(Deserialize)]
 struct Frame<'a> {
     #[serde(rename = "type")]
@@ -92,7 +92,7 @@ impl Place {
     }
 }
 
-/// The object that a line tells of.
+/// The object of a line.
 pub fn read(line: &str) -> Object {
     let frame: Frame<'_> = serde_json::from_slice(line.as_bytes()).unwrap();
     assert_eq!(frame.kind, "MODIFIED");
@@ -115,7 +115,7 @@ impl World {
         world
     }
 
-    /// A Webhook for every training event of this namespace.
+    /// Adds a Webhook for every training event of this namespace.
     pub fn subscribe(&mut self, number: u32, namespace: &str, concurrency: usize) {
         let second = Duration::from_secs(1);
         self.engine.subscribe(Subscription {
@@ -158,7 +158,7 @@ impl World {
         }
     }
 
-    /// Acknowledges whatever may be sent.
+    /// Acknowledges all deliveries that are due.
     pub fn deliver(&mut self) {
         while let Some(attempt) = self.begin() {
             self.end(&attempt, AttemptResult::Acknowledged);
@@ -169,19 +169,19 @@ impl World {
         self.engine.record_outcome(outcome(attempt, result), self.now, 0.5).unwrap();
     }
 
-    /// Has everything that changed flushed, and the flush land.
+    /// Flushes all changes.
     pub fn write(&mut self) {
         drop(self.engine.flush(&[], usize::MAX));
         self.engine.flush_committed();
     }
 }
 
-/// What the operator does for each flush, but for the PUT.
+/// The operator's work for a flush, without the PUT.
 pub fn flush(engine: &mut Engine, journal: &mut Journal, wanted: &[usize]) -> Vec<Segment> {
     journal.lay_out(engine.flush(wanted, FLUSH_BYTES)).unwrap()
 }
 
-/// A journal with nothing in it.
+/// An empty journal.
 pub fn journal() -> Journal {
     Journal::begin(HOME, 1, LedgerLayout::default(), 1)
 }
@@ -191,7 +191,7 @@ pub const fn webhook(number: u32) -> Uid {
     Uid::from_u128(1 << 100 | number as u128)
 }
 
-/// How an attempt ended.
+/// The outcome of an attempt.
 pub fn outcome(attempt: &Attempt, result: AttemptResult) -> Outcome {
     let Attempt { webhook, delivery, generation, .. } = *attempt;
     Outcome { webhook, delivery, generation, result, exchange: None }

@@ -1,4 +1,4 @@
-//! How soon what is done takes effect: an edit, a graceful handover, a takeover, a Secret that appears.
+//! Measures how soon a change takes effect: an edit, a graceful handover, a takeover, a new Secret.
 
 use std::{
     sync::mpsc,
@@ -25,7 +25,7 @@ use crate::{
 const JOBS: u32 = 1000;
 const RATE: u32 = 100;
 const LEASE: Duration = Duration::from_secs(6);
-/// Edits a round.
+/// Edits per round.
 const EDITS: u32 = 2;
 
 /// A receiver of POSTs.
@@ -95,8 +95,8 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
     Ok(page(&times))
 }
 
-/// Changes the Webhook's URL under load: when the first POST came to the new one and the last to the old one, in
-/// milliseconds after the answer to the edit.
+/// Changes the Webhook's URL under load. Returns when the first POST reached the new URL and when the last one reached
+/// the old URL, in milliseconds after the response to the edit.
 pub async fn edit(stage: &Stage, from: &Inbox, to: &Inbox) -> Result<(f64, f64), String> {
     for end in [from, to] {
         end.posts.try_iter().for_each(drop);
@@ -122,7 +122,7 @@ pub async fn edit(stage: &Stage, from: &Inbox, to: &Inbox) -> Result<(f64, f64),
     Ok((after(new.iter().min()), after(old.iter().max())))
 }
 
-/// From the answer to the creation of a Secret that a Webhook waits for to the first POST, in milliseconds.
+/// Creates a Secret that a Webhook waits for. Returns the milliseconds from the response to the first POST.
 async fn heal(stage: &Stage, scene: &Scene<'_>, end: &Inbox, round: u32) -> Result<f64, String> {
     let name = format!("heal-{round}");
     scene.apply(&scene.webhook(&name, end.port, &json!({}))[1..]);

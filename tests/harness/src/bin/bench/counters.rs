@@ -1,4 +1,4 @@
-//! What the operator, the apiserver and etcd count, and how much of it falls into a stretch.
+//! Reads the counters of the operator, the apiserver and etcd, and their increase over a period.
 
 use std::{
     collections::BTreeMap,
@@ -11,21 +11,22 @@ use crate::subject;
 
 const FLUSHES: &str = "llmtune_webhooks_ledger_flush_duration_seconds";
 const TO_ETCD: &str = "etcd_network_client_grpc_received_bytes_total";
-/// What only the operator writes, so that the apiserver's count must be its own. The apiserver has Leases too.
+/// Resources that only the operator writes, so that the apiserver's count must match the operator's. Leases are not
+/// among them: the apiserver has its own.
 const OURS: [&str; 3] = ["ledgersegments", "webhooks/status", "webhookdeliveries"];
 
 /// All counters at one moment.
 pub struct Counters {
     at: Instant,
-    /// The operator's writes by resource, as it counts them; empty where there is no operator.
+    /// The operator's own count of its writes, by resource; empty without an operator.
     writes: BTreeMap<String, u64>,
-    /// All writes by resource, as the apiserver counts them.
+    /// The apiserver's count of all writes, by resource.
     served: BTreeMap<String, u64>,
     etcd_bytes: f64,
     flushes: Flushes,
 }
 
-/// What happened between two readings.
+/// The increase between two readings.
 #[derive(Clone, Debug, Default)]
 pub struct Counted {
     pub elapsed: Duration,
@@ -41,12 +42,12 @@ pub struct Counted {
 pub struct Flushes {
     pub count: f64,
     seconds: f64,
-    /// Flushes up to this many seconds.
+    /// Cumulative number of flushes up to this many seconds.
     buckets: Vec<(f64, f64)>,
 }
 
 impl Counters {
-    /// `metrics`: the operator's, where there is one.
+    /// `metrics` is the operator's, if there is one.
     pub async fn read(plane: &ControlPlane, metrics: Option<String>) -> Result<Self, String> {
         let etcd = plane.etcd_metrics();
         let at = Instant::now();
@@ -81,7 +82,7 @@ impl Counted {
         self.writes.values().sum()
     }
 
-    /// Whether the apiserver has counted what the operator says it wrote, but for what was under way at either end.
+    /// Checks that the apiserver has counted the operator's writes, except for requests in flight at either end.
     pub fn check(&self) -> Result<(), String> {
         for resource in OURS {
             let of = |counts: &BTreeMap<String, u64>| counts.get(resource).copied().unwrap_or_default();
@@ -124,7 +125,7 @@ impl Flushes {
         self.seconds / self.count * 1e3
     }
 
-    /// The upper bound of the bucket that the 99th percentile falls into.
+    /// The upper bound of the bucket that contains the 99th percentile.
     pub fn p99_millis(&self) -> f64 {
         let bucket = self.buckets.iter().find(|(_, count)| *count >= self.count * 0.99);
         bucket.map_or(f64::NAN, |(bound, _)| bound * 1e3)
@@ -134,7 +135,7 @@ impl Flushes {
 /// Calls to the apiserver by verb and resource.
 pub type Calls = BTreeMap<(String, String), u64>;
 
-/// An operator's calls to the apiserver, as its metrics tell them.
+/// An operator's calls to the apiserver, from its metrics.
 pub fn calls(text: &str) -> Calls {
     let mut calls = Calls::new();
     for line in text.lines().filter(|line| line.starts_with("llmtune_webhooks_api_requests_total{")) {
@@ -144,7 +145,7 @@ pub fn calls(text: &str) -> Calls {
     calls
 }
 
-/// A label of a series, but for the first: they are in alphabetical order.
+/// A label of a series other than its first: labels are in alphabetical order.
 fn label<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     line.split_once(&format!(",{name}=\"")).and_then(|(_, rest)| rest.split('"').next())
 }

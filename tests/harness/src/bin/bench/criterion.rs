@@ -1,4 +1,4 @@
-//! Runs a benchmark of `tests/micro/benches` with criterion, and reads what it estimated.
+//! Runs a benchmark of `tests/micro/benches` with criterion, and reads its estimates.
 
 use std::{
     fmt::Write,
@@ -16,14 +16,14 @@ use crate::{Bench, page::Page};
 const SETTING: [&str; 2] = ["1", "2"];
 const QUICK: [&str; 2] = ["0.1", "0.2"];
 
-/// What a benchmark has estimated.
+/// The estimates of a benchmark.
 pub struct Estimates {
     folder: PathBuf,
-    /// What it told beside, line by line.
+    /// The benchmark's other output, line by line.
     pub output: String,
 }
 
-/// One routine: where criterion keeps it, what the page calls it, and nanoseconds in the page's unit.
+/// One routine: its path in criterion's output, its name on the page, and the page's unit in nanoseconds.
 pub struct Routine {
     pub path: &'static str,
     pub name: &'static str,
@@ -40,13 +40,13 @@ pub enum Unit {
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Median {
     point: f64,
-    /// With a confidence of 95%.
+    /// 95% confidence interval.
     low: f64,
     high: f64,
 }
 
 impl Estimates {
-    /// Runs the benchmark of this name in a process of its own, with these variables in its environment.
+    /// Runs the benchmark of this name in its own process, with these environment variables.
     pub fn measure(bench: &Bench, name: &str, variables: &[(&str, String)]) -> Result<Self, String> {
         bench.say(&format!("cargo bench --bench {name}"));
         let folder = temporary_folder("criterion");
@@ -67,7 +67,7 @@ impl Estimates {
         Ok(Self { folder, output: text })
     }
 
-    /// Adds a table of these routines' medians.
+    /// Adds a table with the medians of these routines.
     pub fn table(&self, page: &mut Page, routines: &[Routine]) -> Result<(), String> {
         page.text.push_str("\n| what | median | with 95% confidence |\n|---|---|---|\n");
         for Routine { path, name, unit } in routines {

@@ -1,4 +1,4 @@
-//! Many objects at once: kubectl would take minutes.
+//! Creates many objects at once: kubectl would take minutes.
 
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::{
@@ -8,10 +8,10 @@ use kube::{
 };
 use serde_json::Value;
 
-/// Requests under way.
+/// Concurrent requests.
 const CREATORS: usize = 32;
 
-/// Creates each object in the collection beside it.
+/// Creates each object in the collection paired with it.
 pub async fn create(client: &Client, objects: impl IntoIterator<Item = (String, Value)>) -> Result<(), String> {
     let creations = stream::iter(objects).map(|(path, object)| async move {
         let body = serde_json::to_vec(&object).map_err(|error| error.to_string())?;
@@ -21,7 +21,7 @@ pub async fn create(client: &Client, objects: impl IntoIterator<Item = (String, 
     creations.buffer_unordered(CREATORS).try_collect().await
 }
 
-/// How many Webhooks are Ready, of this namespace or of all.
+/// The number of Webhooks that are Ready, in this namespace or in all.
 pub async fn ready(client: &Client, namespace: Option<&str>) -> Result<usize, String> {
     let scope = namespace.map(|namespace| format!("namespaces/{namespace}/")).unwrap_or_default();
     let request = Request::new(format!("/apis/llmtune.io/v1alpha1/{scope}webhooks")).list(&ListParams::default());

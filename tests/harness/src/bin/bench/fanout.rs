@@ -1,5 +1,5 @@
-//! One event for many Webhooks: what a delivery costs, and how long the last of them waits for its POST. It fails where a
-//! Webhook does not get an event, gets it twice, or gets it unsigned.
+//! One event for many Webhooks: the cost of a delivery, and the delay of the last POST. Fails if a Webhook misses an
+//! event, gets it twice, or gets it unsigned.
 
 use std::{
     collections::HashSet,
@@ -23,30 +23,30 @@ use crate::{
 
 const JOBS: u32 = 1000;
 const WEBHOOKS: [u32; 4] = [1, 10, 100, 1000];
-/// Deliveries to aim at with each number of Webhooks, and the bounds of the events that this means.
+/// Target number of deliveries for each number of Webhooks, and the bounds of the resulting number of events.
 const DELIVERIES: u32 = 10_000;
 const EVENTS: (u32, u32) = (20, 100);
-/// Events begin at least this far apart.
+/// Minimum interval between events.
 const EVERY: Duration = Duration::from_millis(100);
-/// What must not come has come by then; so has the flush that belongs to the last event.
+/// After this time no further POST is expected, and the flush of the last event is complete.
 const REST: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_mins(1);
 /// The operator writes at most ten statuses a second.
 const READY: Duration = Duration::from_mins(4);
 
-/// What came of one number of Webhooks.
+/// The results for one number of Webhooks.
 struct Spread {
     webhooks: u32,
     deliveries: usize,
     cpu: Duration,
-    /// Of each event, in milliseconds after its arrival at the bare watch: the first POST, and the last.
+    /// For each event, in milliseconds after its arrival at the bare watch: the first POST, and the last.
     first: Vec<f64>,
     last: Vec<f64>,
     before: Memory,
     after: Memory,
 }
 
-/// What is observed from outside.
+/// The observers outside of the operator.
 struct Outside<'a> {
     sightings: &'a Receiver<Sighting>,
     posts: &'a Receiver<Post>,
@@ -97,7 +97,7 @@ async fn measure(
     })
     .await;
     let complain = |error: String| format!("{webhooks} Webhooks: {error}\n{}", operator.process.log_tail());
-    // Connections are opened.
+    // The first event opens the connections.
     outside.event(stage, webhooks).await.map_err(complain)?;
     tokio::time::sleep(REST).await;
     let before = memory(&operator.process);
@@ -127,7 +127,7 @@ fn stop(mut operator: Operator) {
 }
 
 impl Outside<'_> {
-    /// Makes one event happen, and tells when its first and its last POST came, in milliseconds after its arrival at the
+    /// Triggers one event. Returns when its first and its last POST arrived, in milliseconds after its arrival at the
     /// bare watch.
     async fn event(&self, stage: &Stage, webhooks: u32) -> Result<(f64, f64), String> {
         self.expect_nothing()?;
@@ -138,7 +138,7 @@ impl Outside<'_> {
             if begun.elapsed() > SOON {
                 return Err(format!("of {webhooks} POSTs of an event {} came", posts.len()));
             }
-            // What has come is looked at afterwards: there are two cores.
+            // POSTs are examined afterwards: the machine has two cores.
             tokio::time::sleep(Duration::from_millis(2)).await;
             posts.extend(self.posts.try_iter());
         }
@@ -163,7 +163,7 @@ impl Outside<'_> {
         Ok((first.map_or(f64::NAN, after), last.map_or(f64::NAN, after)))
     }
 
-    /// Each Webhook must have got it, once.
+    /// Each Webhook must have received the event exactly once.
     fn check(&self, posts: &[Post], transition: Transition, webhooks: u32) -> Result<(), String> {
         let mut paths = HashSet::new();
         for post in posts {

@@ -1,4 +1,4 @@
-//! What is lost and what is repeated where things break: the operator killed under load, and an endpoint that fails.
+//! Counts lost and repeated deliveries under faults: the operator killed under load, and a failing endpoint.
 
 use std::{
     sync::mpsc,
@@ -20,12 +20,12 @@ use crate::{
 const JOBS: u32 = 1000;
 const RATE: u32 = 50;
 const DOWN: Duration = Duration::from_secs(3);
-/// So many of a hundred answers are 500.
+/// Percentage of responses that are 500.
 const FAILING: u64 = 30;
-/// What has not come after nothing came for so long is lost.
+/// A delivery counts as lost if it is still missing after this time without any arrival.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What the operator or the floor is told, and where its POSTs arrive.
+/// What the operator or the floor sends to: a port, and the POSTs that arrive there.
 struct End {
     port: u16,
     posts: mpsc::Receiver<Post>,
@@ -53,20 +53,20 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
         for is_operator in [true, false] {
             let sums = if is_operator { &mut operator } else { &mut floor };
             let name = if is_operator { "operator" } else { "floor" };
-            let told = |end: &End, spec| {
+            let subscribe = |end: &End, spec| {
                 if is_operator {
                     scene.apply(&scene.webhook("bench", end.port, &spec));
                 }
             };
             bench.say(&format!("{name} {round}: killed and down for {} s", DOWN.as_secs()));
-            told(&sound, json!({}));
+            subscribe(&sound, json!({}));
             let (reckoning, back) = killed(bench, &stage, &scene, is_operator, &sound, &sightings).await?;
             bench.say(&format!("{name} {round}: {reckoning:?}, back after {back:.0} ms"));
             sums.killed += reckoning;
             sums.back = sums.back.max(back);
             bench.say(&format!("{name} {round}: {FAILING}% of answers are 500"));
             let backoff = json!({"initial": "100ms", "factor": 2, "max": "1s"});
-            told(&failing, json!({"delivery": {"maxRetries": 12, "backoff": backoff}}));
+            subscribe(&failing, json!({"delivery": {"maxRetries": 12, "backoff": backoff}}));
             let reckoning = failed(bench, &stage, &scene, is_operator, &failing, &sightings).await?;
             bench.say(&format!("{name} {round}: {reckoning:?}"));
             sums.failing += reckoning;

@@ -1,4 +1,4 @@
-//! A leader that ends under load, and who goes on: the same process started again, or a standby.
+//! Ends a leader under load. Its successor is the same process, started again, or a standby.
 
 use std::time::{Duration, Instant};
 
@@ -24,12 +24,12 @@ pub enum End {
     Told,
 }
 
-/// What came of it.
+/// The measured handover.
 #[derive(Clone, Copy)]
 pub struct Handover {
     /// From the signal to the new leader's first POST.
     pub gap: Duration,
-    /// From the log line that tells that it leads to its first POST.
+    /// From the new leader's log line about its leadership to its first POST.
     pub first_delivery: Duration,
     pub reckoning: Reckoning,
     pub memory: Memory,
@@ -37,8 +37,8 @@ pub struct Handover {
     pub lists: u32,
 }
 
-/// Ends the leader under load. `standby` goes on where there is one, else the same process is started again at once; the
-/// one that ended is running again in either case.
+/// Ends the leader under load. With a `standby`, that takes over; otherwise the same process is started again
+/// immediately. In both cases the ended process is running again on return.
 pub async fn end(
     leader: &mut Operator,
     standby: Option<&Operator>,
@@ -78,7 +78,7 @@ pub async fn end(
         "llmtune_webhooks_api_requests_total",
         &[("verb", "list"), ("resource", "trainingjobs")],
     ) as u32;
-    // A watch begins with a list of one, which tells whether the store is there yet, and lasts half a minute.
+    // A watch begins with a list of one object, which checks the store's version, and lasts half a minute.
     let checks = 1 + (leading.elapsed().as_secs() / 30) as u32;
     let (gap, first_delivery) = (first.duration_since(ended), first.duration_since(leading));
     let lists = if log.contains("; listing") { lists } else { lists.saturating_sub(checks) };

@@ -1,5 +1,5 @@
-//! The operator beside the floor, by turns: latency, CPU and memory. It fails where a transition is not posted, is posted
-//! twice, or is not signed: a fast figure of a lossy run is worthless.
+//! Compares the operator with the floor, by turns: latency, CPU and memory. Fails if a transition is not posted, posted
+//! twice, or not signed, because fast figures of a lossy run are worthless.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
     watch,
 };
 
-/// Cold starts to a round.
+/// Cold starts per round.
 const COLD_STARTS: u32 = 3;
 
 pub async fn run(bench: &Bench) -> Result<Page, String> {
@@ -30,7 +30,7 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
 
     let cold = cold_starts(bench, &stage).await?;
     let (mut operators, mut floors) = (Vec::new(), Vec::new());
-    // Of a single process's latencies, luck with its pages and its connections is a part.
+    // Several processes are measured: the latencies of a single one depend on luck with its pages and connections.
     for number in 1..=2 * args.rounds {
         for is_operator in [true, false] {
             let name = format!("{} {number}", if is_operator { "operator" } else { "floor" });

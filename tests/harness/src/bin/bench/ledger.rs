@@ -1,4 +1,5 @@
-//! With many finished jobs: the first sync beside a bare list, memory, flushes, the ledger's size, and restarts.
+//! Measures the operator with many finished jobs: the first sync compared with a bare list, memory, flushes, the
+//! ledger's size, and restarts.
 
 use std::{
     sync::mpsc,
@@ -23,11 +24,11 @@ use crate::{
 };
 
 const RATE: u32 = 50;
-/// The baseline has landed once nothing was flushed for so long.
+/// The baseline counts as flushed after this time without a flush.
 const FLUSHED: Duration = Duration::from_millis(1500);
-/// Load around a restart.
+/// Load during a restart.
 const AROUND: (u32, Duration) = (RATE, Duration::from_secs(4));
-/// Restarts of each kind to a round.
+/// Restarts of each kind per round.
 const RESTARTS: u32 = 1;
 const SOON: Duration = Duration::from_mins(1);
 
@@ -39,9 +40,9 @@ struct First {
     posts: usize,
 }
 
-/// What the ledger holds.
+/// The contents of the ledger.
 struct Size {
-    told: f64,
+    reported: f64,
     segments: usize,
     bytes: u64,
 }
@@ -49,7 +50,7 @@ struct Size {
 #[derive(Default)]
 struct Restarts {
     killed: Vec<Handover>,
-    told: Vec<Handover>,
+    graceful: Vec<Handover>,
     standby: Vec<Handover>,
 }
 
@@ -76,7 +77,7 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
 
     let sightings = watch::start(stage.plane.clone(), TRAINING_JOB.path(&stage.namespace), args.finished).await;
     bench.say(&format!("{RATE}/s with the operator, until every part of the snapshot has been rewritten"));
-    // At a flush every half second, one of 64 parts with every second flush.
+    // The snapshot has 64 parts; one is written with every second flush, at one flush every half second.
     let length = (length * 5 / 2).min(Duration::from_secs(75));
     let (pair, loaded, size) = {
         let mut tally = Tally::new(&sightings, &posts, scene.secret, args.finished);
@@ -96,7 +97,7 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
     Ok(page)
 }
 
-/// Starts the floor, which lists and stops, and an operator that knows nothing, until the ledger knows everything.
+/// Starts the floor, which lists and stops, and an operator without a ledger. Waits until the ledger is complete.
 async fn first_sync(
     bench: &Bench,
     stage: &Stage,
@@ -144,7 +145,7 @@ async fn measure_ledger(stage: &Stage, operator: &Operator) -> Result<Size, Stri
     let list: Value = stage.client.request(request).await.map_err(|error| error.to_string())?;
     let items = list["items"].as_array().ok_or("the segments cannot be listed")?;
     let bytes = items.iter().filter_map(|segment| segment["spec"]["bytes"].as_u64()).sum();
-    Ok(Size { told: operator.metric("llmtune_webhooks_ledger_bytes", &[]), segments: items.len(), bytes })
+    Ok(Size { reported: operator.metric("llmtune_webhooks_ledger_bytes", &[]), segments: items.len(), bytes })
 }
 
 async fn restart(
@@ -175,7 +176,7 @@ async fn restart(
         restarts.killed.push(came);
         let came = handover::end(operator, None, End::Told, &stage.load, AROUND, tally).await?;
         say("restart", &came);
-        restarts.told.push(came);
+        restarts.graceful.push(came);
     }
     let options = operator.options.clone().identity("operator-1");
     let mut standby = Operator::start(&stage.plane, &options).await;
@@ -244,7 +245,7 @@ matches, each with a Secret: from the log line that says that the process leads 
     rows.extend([
         Row::new(format!("flush at {RATE}/s, mean, ms"), 1, flushes.mean_millis()),
         Row::new(format!("flush at {RATE}/s, p99, ms"), 1, flushes.p99_millis()),
-        Row::new("ledger, as the operator tells, KiB", 1, size.told / 1024.0),
+        Row::new("ledger, as the operator tells, KiB", 1, size.reported / 1024.0),
         Row::new(format!("– in its {} segments, KiB", size.segments), 1, size.bytes as f64 / 1024.0),
         Row::new("– per job, bytes", 1, size.bytes as f64 / f64::from(jobs)),
     ]);
@@ -253,7 +254,7 @@ matches, each with a Secret: from the log line that says that the process leads 
         let times = handovers.iter().map(|came| came.first_delivery.as_secs_f64()).collect();
         Row::highest(figure, 3, times).at_most(1.0, true)
     };
-    let all: Vec<&Handover> = [&restarts.killed, &restarts.told, &restarts.standby].into_iter().flatten().collect();
+    let all: Vec<&Handover> = [&restarts.killed, &restarts.graceful, &restarts.standby].into_iter().flatten().collect();
     let mut reckoning = Reckoning::default();
     for came in &all {
         reckoning += came.reckoning;
@@ -261,7 +262,7 @@ matches, each with a Secret: from the log line that says that the process leads 
     let highest = |of: fn(&Memory) -> u64| kib(all.iter().map(|came| of(&came.memory)).max().unwrap_or_default());
     page.spread(&[
         of("kill -9: leading → first delivery, s", &restarts.killed),
-        of("restart: leading → first delivery, s", &restarts.told),
+        of("restart: leading → first delivery, s", &restarts.graceful),
         of("standby: leading → first delivery, s", &restarts.standby),
         Row::new("lists of all jobs", 0, all.iter().map(|came| came.lists).sum::<u32>().into()).at_most(0.0, true),
         Row::new("lost", 0, reckoning.lost as f64).at_most(0.0, true),

@@ -1,4 +1,4 @@
-//! The load: jobs, and the statuses that a training platform would write.
+//! Generates the load: creates jobs, and writes statuses as a training platform would.
 
 use std::{
     ops::Range,
@@ -20,19 +20,19 @@ use tokio::task::JoinSet;
 
 use crate::transition::{Transition, completed_at, job_name, started_at};
 
-/// A patcher takes so many jobs through Running, then the same ones through Completed: neighbours in time are never of
-/// one job.
+/// A patcher moves this many jobs to Running, then the same ones to Completed, so that consecutive transitions never
+/// belong to the same job.
 const GROUP: u32 = 8;
-/// Patchers at a steady rate; each waits for its answers, so there must be enough to keep the rate.
+/// Patchers at a steady rate. Each waits for its responses, so there must be enough of them to keep the rate.
 const STEADY_PATCHERS: u32 = 8;
-/// The same at rates beyond `FAST`.
+/// Patchers at rates above `FAST`.
 const FAST_PATCHERS: u32 = 24;
 const FAST: u32 = 100;
-/// Requests under way while jobs are created.
+/// Concurrent requests while jobs are created.
 const CREATORS: u32 = 32;
 const WITHOUT_SUBRESOURCE: &str = r#"[{"op": "remove", "path": "/spec/versions/0/subresources"}]"#;
 const WITH_SUBRESOURCE: &str = r#"[{"op": "add", "path": "/spec/versions/0/subresources", "value": {"status": {}}}]"#;
-/// How long the apiserver may take to serve a changed resource.
+/// Time limit for the apiserver to serve a changed resource.
 const SERVED: Duration = Duration::from_secs(30);
 const ANNOTATIONS: usize = 8;
 const ANNOTATION_BYTES: usize = 256;
@@ -55,14 +55,14 @@ impl JobKind {
         format!("/apis/{}/namespaces/{namespace}/{}", self.api_version, self.plural)
     }
 
-    /// The name of its definition.
+    /// The name of its `CustomResourceDefinition`.
     pub fn definition(self) -> String {
         let group = self.api_version.split('/').next().unwrap_or_default();
         format!("{}.{group}", self.plural)
     }
 }
 
-/// The jobs of one namespace, and how often they have run.
+/// The jobs of one namespace, and the number of their runs.
 #[derive(Clone)]
 pub struct Load {
     client: Client,
@@ -72,14 +72,14 @@ pub struct Load {
     runs: Arc<AtomicU32>,
 }
 
-/// What a stretch of load did.
+/// The result of a period of load.
 pub struct Driven {
     pub transitions: Vec<Transition>,
-    /// From the first patch to the answer of the last.
+    /// From the first patch to the response of the last.
     pub elapsed: Duration,
 }
 
-/// What the jobs are when they are created.
+/// The phase of jobs at creation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     Pending,
@@ -88,15 +88,15 @@ pub enum Phase {
 
 #[derive(Clone, Copy)]
 enum Pace {
-    /// So many transitions at this interval.
+    /// This many transitions at this interval.
     Steady(u32, Duration),
-    /// One after the other, for so long.
+    /// As fast as possible, for this long.
     FlatOut(Duration),
 }
 
 impl Load {
-    /// Creates the jobs with 2 kB of annotations each. Statuses are created with them, in one request instead of two:
-    /// until all are there, the resource is without its subresource.
+    /// Creates the jobs with 2 kB of annotations each. The status is part of the create request, which saves a second
+    /// request: the status subresource is disabled until all jobs exist.
     pub async fn create(
         plane: &ControlPlane,
         client: Client,
@@ -132,7 +132,7 @@ impl Load {
         load
     }
 
-    /// Transitions at this rate, whatever becomes of them.
+    /// Makes transitions at this rate, independent of their delivery.
     pub async fn steady(&self, rate: u32, duration: Duration) -> Driven {
         let patchers = if rate > FAST { FAST_PATCHERS } else { STEADY_PATCHERS };
         let each = duration.as_secs_f64() * f64::from(rate) / f64::from(patchers);
@@ -140,12 +140,12 @@ impl Load {
         self.drive(patchers, interval, Pace::Steady(each.round() as u32, interval * patchers)).await
     }
 
-    /// Transitions as fast as the apiserver takes them from so many patchers.
+    /// Makes transitions as fast as the apiserver accepts them from this many patchers.
     pub async fn flat_out(&self, patchers: u32, duration: Duration) -> Driven {
         self.drive(patchers, Duration::ZERO, Pace::FlatOut(duration)).await
     }
 
-    /// One job begins its next run.
+    /// Starts the next run of one job.
     pub async fn once(&self) -> Transition {
         let transition = Transition { run: self.runs.fetch_add(1, Ordering::Relaxed), completed: false };
         self.patch(transition.run % self.jobs, &status(transition)).await;

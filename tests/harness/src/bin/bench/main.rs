@@ -1,5 +1,5 @@
-//! `make bench`: the operator on a real apiserver, held against the floor, against the load alone and against its targets,
-//! into `docs/performance.md`. Each part has a control plane of its own and a section of the page.
+//! `make bench`: measures the operator on a real apiserver, compares it with the floor, the load alone and its targets,
+//! and writes `docs/performance.md`. Each part has its own control plane and its own section of the page.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -43,7 +43,7 @@ use page::Page;
 use subject::Scene;
 
 const SECRET: &str = "a secret of the benchmark's own";
-/// Connections are opened and caches filled before anything is measured.
+/// Opens connections and fills caches before the measurement.
 const WARM_UP: Duration = Duration::from_secs(1);
 
 /// Measures the operator.
@@ -115,7 +115,7 @@ enum Part {
     Soak,
 }
 
-/// What the parts share.
+/// State that the parts share.
 struct Bench {
     args: Args,
     operator: PathBuf,
@@ -206,7 +206,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Measures the parts, and tells which targets were missed. What one has measured is kept when another fails.
+    /// Measures the parts, and returns the missed targets. The results of a part are kept if another part fails.
     async fn run(&self) -> Result<Vec<String>, String> {
         let all: Vec<Part> = Part::value_variants().iter().copied().filter(|part| *part != Part::Soak).collect();
         let parts = if self.args.parts.is_empty() { &all } else { &self.args.parts };
@@ -252,16 +252,16 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<Vec<String>, String> {
-    let beside = std::env::current_exe().map_err(|error| error.to_string())?;
+    let current = std::env::current_exe().map_err(|error| error.to_string())?;
     let binary = |given: &Option<PathBuf>, name: &str| {
-        let path = given.clone().unwrap_or_else(|| beside.with_file_name(name));
+        let path = given.clone().unwrap_or_else(|| current.with_file_name(name));
         if path.is_file() { Ok(path) } else { Err(format!("{} is not built; run `make bench`", path.display())) }
     };
     let (operator, floor) = (binary(&args.operator, "llmtune-webhooks")?, binary(&args.floor, "floor")?);
     Bench { args, operator, floor, begun: Instant::now() }.run().await
 }
 
-/// What somebody else would type to measure the same.
+/// The command that repeats this measurement.
 fn command() -> String {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.is_empty() { "make bench".into() } else { format!("make bench BENCH=\"{}\"", arguments.join(" ")) }

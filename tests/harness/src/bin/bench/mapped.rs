@@ -1,4 +1,5 @@
-//! The same jobs as a kind of their own that a `WebhookSource` maps, beside the built-in kind: what expressions cost.
+//! Compares jobs of a custom kind, mapped by a `WebhookSource`, with the same jobs of the built-in kind. The difference
+//! is the cost of the expressions.
 
 use std::{sync::Arc, time::Instant};
 
@@ -16,7 +17,7 @@ use crate::{
     watch,
 };
 
-/// What the source maps: the same as a TrainingJob, under another name.
+/// The mapped kind: a copy of TrainingJob under another name.
 const MAPPED: JobKind = JobKind { api_version: "bench.example.com/v1alpha1", name: "BenchJob", plural: "benchjobs" };
 
 pub async fn run(bench: &Bench) -> Result<Page, String> {
@@ -53,7 +54,7 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
     Ok(page)
 }
 
-/// The definition of [`MAPPED`], a copy of TrainingJob's, and the right to watch it.
+/// Installs the definition of [`MAPPED`], a copy of TrainingJob's, and the right to watch it.
 fn install(plane: &ControlPlane) {
     let output = plane.kubectl(&["get", "crd", &TRAINING_JOB.definition(), "-o", "json"]);
     let mut definition: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -114,7 +115,7 @@ async fn round(bench: &Bench, plane: Arc<ControlPlane>, kind: JobKind) -> Result
     Ok(round)
 }
 
-/// An operator of the whole cluster: others do not serve WebhookSources.
+/// Starts an operator of the whole cluster: WebhookSources are not available with `--watch-namespace`.
 async fn start(bench: &Bench, scene: &Scene<'_>, stage: &crate::Stage, kind: JobKind) -> (Operator, Synced) {
     let mut options = scene.options().await;
     options.watch.clear();

@@ -1,4 +1,4 @@
-//! What one event costs in each of the operator's pure rooms, measured in process with criterion.
+//! Measures the cost of one event in each of the operator's pure modules, in process with criterion.
 
 use crate::{
     Bench,

@@ -1,17 +1,17 @@
-//! Sections of `docs/performance.md`: what each part of the benchmark measured, beside its targets.
+//! Writes sections of `docs/performance.md`: the figures of each part of the benchmark, next to their targets.
 
 use std::{fmt::Write, fs, path::Path};
 
 use crate::tally::percentile;
 
-/// What a part has to say.
+/// The results of a part.
 pub struct Page {
     pub text: String,
-    /// The rows whose target was missed.
+    /// The rows with a missed target.
     pub missed: Vec<String>,
 }
 
-/// One figure beside its target.
+/// One figure, with its target.
 pub struct Row {
     figure: String,
     target: Option<f64>,
@@ -20,7 +20,7 @@ pub struct Row {
     beside: Option<f64>,
 }
 
-/// What stands beside a value.
+/// The value next to a figure.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Other {
     None,
@@ -33,35 +33,35 @@ impl Row {
         Self { figure: figure.into(), target: None, digits, value, beside: None }
     }
 
-    /// It is to be no more than this, where the target was set for what was measured.
+    /// Sets the target, an upper bound, if it applies to this setting.
     pub fn at_most(self, target: f64, applies: bool) -> Self {
         Self { target: applies.then_some(target), ..self }
     }
 
-    /// What it is held against.
+    /// Sets the value for comparison.
     pub fn beside(self, value: f64) -> Self {
         Self { beside: Some(value), ..self }
     }
 
-    /// The highest of these values, beside their median.
+    /// The highest of these values, with their median for comparison.
     pub fn highest(figure: impl Into<String>, digits: usize, mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         Self::new(figure, digits, percentile(&values, 1.0)).beside(percentile(&values, 0.5))
     }
 
     fn misses(&self) -> bool {
-        // What could not be measured reaches nothing.
+        // A value that could not be measured misses the target.
         self.target.is_some_and(|target| self.value.is_nan() || self.value > target)
     }
 }
 
 impl Page {
-    /// A page that begins with these words.
+    /// A page that begins with this text.
     pub fn new(text: impl Into<String>) -> Self {
         Self { text: text.into(), missed: Vec::new() }
     }
 
-    /// Adds a table of the operator's figures; `beside`: what they are held against.
+    /// Adds a table of the operator's figures. `beside` is the heading of the values for comparison.
     pub fn table(&mut self, beside: &str, rows: &[Row]) {
         let head =
             format!("\n| figure | target | operator | {beside} | operator ÷ {beside} |\n|---|---|---|---|---|\n");
@@ -69,19 +69,19 @@ impl Page {
         self.rows(rows, Other::WithRatio);
     }
 
-    /// Adds a table of what was measured several times: the highest, beside it the median.
+    /// Adds a table of repeated measurements: the highest value and the median.
     pub fn spread(&mut self, rows: &[Row]) {
         self.text.push_str("\n| figure | target | highest | median |\n|---|---|---|---|\n");
         self.rows(rows, Other::Alone);
     }
 
-    /// Adds a table of what was measured once and is held against nothing but its target.
+    /// Adds a table of single measurements, with their targets only.
     pub fn values(&mut self, rows: &[Row]) {
         self.text.push_str("\n| figure | target | value |\n|---|---|---|\n");
         self.rows(rows, Other::None);
     }
 
-    /// Adds a table with a column for each setting: the rows' names, their digits, and a value for each column.
+    /// Adds a table with one column per setting. Each row has a name, a number of digits and a value per column.
     pub fn columns(&mut self, setting: &str, heads: &[String], rows: &[(&str, usize, Vec<f64>)]) {
         let line = format!("---|{}", "---|".repeat(heads.len()));
         let _ = writeln!(self.text, "\n| {setting} | {} |\n|{line}", heads.join(" | "));
@@ -113,7 +113,7 @@ impl Page {
     }
 }
 
-/// Writes the text between the two lines of this part in the file; what people wrote outside of them stays.
+/// Replaces the text between the two marker lines of this part in the file. All other text stays.
 pub fn save(path: &Path, part: &str, page: &str) -> std::io::Result<()> {
     let text = fs::read_to_string(path).unwrap_or_else(|_| "# Performance\n".to_owned());
     if let Some(folder) = path.parent() {

@@ -1,4 +1,4 @@
-//! A million pending deliveries, in process: memory, and the steps of the engine beside them.
+//! Measures a million pending deliveries in process: memory, and the duration of the engine's steps with them.
 
 use crate::{
     Bench,
@@ -17,7 +17,7 @@ const ROUTINES: [Routine; 4] = [
     },
 ];
 
-/// What the process told of its memory.
+/// The memory that the benchmark process reports.
 #[derive(Debug, PartialEq)]
 struct MemoryReport {
     deliveries: u64,
@@ -29,9 +29,10 @@ pub fn run(bench: &Bench) -> Result<Page, String> {
     let deliveries = if bench.args.quick { 20_000 } else { 1_000_000 };
     let variables = [("PENDING_DELIVERIES", deliveries.to_string())];
     let estimates = tokio::task::block_in_place(|| Estimates::measure(bench, "pending", &variables))?;
-    let told = estimates.output.lines().find_map(MemoryReport::read).ok_or("the benchmark does not tell its memory")?;
-    if told.deliveries != deliveries {
-        return Err(format!("of {deliveries} deliveries {} are pending", told.deliveries));
+    let report =
+        estimates.output.lines().find_map(MemoryReport::read).ok_or("the benchmark does not tell its memory")?;
+    if report.deliveries != deliveries {
+        return Err(format!("of {deliveries} deliveries {} are pending", report.deliveries));
     }
     let mut page = Page::new(
         "
@@ -42,7 +43,7 @@ tells of 50 events for one Webhook more, and of 50 deliveries of shared events t
 shared event are all its deliveries.
 ",
     );
-    let MemoryReport { before, after, .. } = told;
+    let MemoryReport { before, after, .. } = report;
     let bytes = after.saturating_sub(before) as f64 * 1024.0 / deliveries as f64;
     page.values(&[
         Row::new("pending deliveries", 0, deliveries as f64),
@@ -67,8 +68,8 @@ mod tests {
 
     #[test]
     fn what_the_process_tells_is_read() {
-        let told = MemoryReport::read("pending: 1000000 deliveries, 6000 KiB before, 300000 KiB after");
-        assert_eq!(told, Some(MemoryReport { deliveries: 1_000_000, before: 6000, after: 300_000 }));
+        let report = MemoryReport::read("pending: 1000000 deliveries, 6000 KiB before, 300000 KiB after");
+        assert_eq!(report, Some(MemoryReport { deliveries: 1_000_000, before: 6000, after: 300_000 }));
         assert_eq!(MemoryReport::read("pending/due  time: [1 µs 2 µs 3 µs]"), None);
     }
 }

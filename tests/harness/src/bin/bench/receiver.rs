@@ -1,5 +1,6 @@
-//! The receiver: it acknowledges at once, or fails a share, and notes when the last byte of each request had arrived. It has a thread of its
-//! own and reads no more of HTTP/1.1 than its two clients speak: requests with a Content-Length, over connections that stay.
+//! A receiver that acknowledges immediately, or fails a share of requests, and records when the last byte of each
+//! request arrived. It runs in its own thread. It supports only the part of HTTP/1.1 that its two clients use: requests
+//! with a Content-Length over persistent connections.
 
 use std::{
     sync::{
@@ -19,24 +20,24 @@ use tokio::{
 const ACKNOWLEDGED: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 const FAILED: &[u8] = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n";
 
-/// A request as it came.
+/// A received request.
 #[derive(Debug)]
 pub struct Post {
     pub at: Instant,
     pub path: String,
-    /// `X-LLMTune-Signature`; empty where it is absent.
+    /// `X-LLMTune-Signature`; empty if absent.
     pub signature: String,
     pub body: Vec<u8>,
-    /// Whether the answer was 200.
+    /// Whether the response was 200.
     pub acknowledged: bool,
 }
 
-/// Listens on loopback; the port, and what comes.
+/// Listens on loopback. Returns the port and the received requests.
 pub fn start(name: &str) -> (u16, mpsc::Receiver<Post>) {
     start_failing(name, 0)
 }
 
-/// The same; so many of a hundred requests are answered 500.
+/// The same, with this percentage of responses being 500.
 pub fn start_failing(name: &str, percent: u64) -> (u16, mpsc::Receiver<Post>) {
     let (posts, incoming) = mpsc::channel();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -74,14 +75,14 @@ async fn serve(mut stream: TcpStream, posts: mpsc::Sender<Post>, requests: Arc<A
     }
 }
 
-/// A number that looks random, the same in every run (the finalizer of splitmix64).
+/// A pseudo-random number, the same in every run (the finalizer of splitmix64).
 fn scattered(number: u64) -> u64 {
     let mixed = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
 }
 
-/// The first request in the buffer and its length, once it is complete.
+/// The first request in the buffer and its length, if it is complete.
 fn read(buffer: &[u8], at: Instant) -> Option<(Post, usize)> {
     let head_end = buffer.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     let head = std::str::from_utf8(&buffer[..head_end]).unwrap();

@@ -1,4 +1,4 @@
-//! The figures of the operator beside the floor, the page that shows them, and the machine.
+//! Computes the figures of the operator and the floor, writes the page that compares them, and describes the machine.
 
 use std::{collections::BTreeMap, fmt::Write, fs, path::Path, process::Command, time::Duration};
 
@@ -10,15 +10,15 @@ use crate::{
     tally::percentile,
 };
 
-/// One stretch of load on one subject.
+/// One period of load on one subject.
 #[derive(Default)]
 pub struct Stretch {
-    /// Of each delivery, in milliseconds.
+    /// One latency per delivery, in milliseconds.
     pub latencies: Vec<f64>,
     pub cpu: Duration,
-    /// How long the load took.
+    /// The duration of the load.
     pub elapsed: Duration,
-    /// Its writes to the apiserver, by resource.
+    /// The subject's writes to the apiserver, by resource.
     pub writes: BTreeMap<String, u64>,
 }
 
@@ -32,7 +32,7 @@ pub struct Round {
     pub loaded: Memory,
 }
 
-/// What was run.
+/// The parameters of the measurement.
 pub struct Setting {
     pub jobs: u32,
     pub rate: u32,
@@ -62,7 +62,7 @@ fn figures(setting: &Setting, rounds: &[Round]) -> Vec<Figure> {
     };
     let steady: fn(&Round) -> &Stretch = |round| &round.steady;
     let flat_out: fn(&Round) -> &Stretch = |round| &round.flat_out;
-    // The targets were set for these.
+    // The targets apply to these settings only.
     let (at_50, with_6000) = (rate == 50, jobs == 6000);
     let aim = |figure: Figure, applies: bool, target: f64| Figure { target: applies.then_some(target), ..figure };
     let figure = |name: String, digits, value| Figure { name, target: None, digits, value };
@@ -118,7 +118,7 @@ pub fn page(setting: &Setting, operator: &[Round], floor: &[Round]) -> Page {
     Page { text: page, missed }
 }
 
-/// Which operator was measured.
+/// The version of the measured operator.
 pub fn version() -> String {
     let commit = output(Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=10"]));
     let build = if cfg!(debug_assertions) { "debug build: these are no figures to quote" } else { "release build" };
@@ -130,7 +130,7 @@ fn output(command: &mut Command) -> String {
     output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
-/// What it was measured on.
+/// The machine of the measurement.
 pub fn machine(operator: &Path) -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let after = |text: &str, key: &str| {
@@ -158,7 +158,7 @@ pub fn machine(operator: &Path) -> String {
     page
 }
 
-/// How large the binary is, and its code.
+/// The size of the binary, and of its code.
 fn binary(path: &Path) -> String {
     let mib = |bytes: f64| format!("{:.1} MiB", bytes / 1024.0 / 1024.0);
     let file = fs::metadata(path).map_or(f64::NAN, |metadata| metadata.len() as f64);
@@ -167,7 +167,7 @@ fn binary(path: &Path) -> String {
     format!("{}{code}", mib(file))
 }
 
-/// The size of `.text` in what `size -A -d` prints.
+/// The size of `.text` in the output of `size -A -d`.
 fn text_section(sections: &str) -> Option<f64> {
     let line = sections.lines().find(|line| line.starts_with(".text "))?;
     line.split_whitespace().nth(1)?.parse().ok()

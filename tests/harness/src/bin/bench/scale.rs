@@ -1,5 +1,5 @@
-//! Many Webhooks in many namespaces, with one operator for all of them: how soon it is there, what it holds, what it asks
-//! of the apiserver when nothing happens, and how soon an edit takes effect.
+//! Many Webhooks in many namespaces with a single operator: startup time, memory, calls to the apiserver at rest, and
+//! how soon an edit takes effect.
 
 use std::{
     fmt::Write,
@@ -22,14 +22,14 @@ use crate::{
 const JOBS: u32 = 500;
 const WEBHOOKS: u32 = 2000;
 const NAMESPACES: u32 = 200;
-/// Cold starts to a round, and edits there and back.
+/// Cold starts per round, and edits back and forth.
 const COLD_STARTS: u32 = 3;
 const EDITS: u32 = 2;
-/// Whoever has just begun still writes: statuses, the ledger.
+/// After its start the operator still writes statuses and the ledger.
 const QUIET: Duration = Duration::from_secs(10);
 const READY: Duration = Duration::from_mins(6);
 
-/// What was measured.
+/// The measured values.
 struct Figures {
     webhooks: u32,
     namespaces: u32,
@@ -44,7 +44,7 @@ struct Figures {
     rest: Duration,
 }
 
-/// How long after the process's start it had read every Webhook's key, and all were Ready.
+/// The times from the process's start until every Webhook's key was read, and until all Webhooks were Ready.
 struct Begun {
     keys: Duration,
     ready: Duration,
@@ -71,7 +71,7 @@ pub async fn run(bench: &Bench) -> Result<Page, String> {
     let (here, there) = (Inbox::open("here"), Inbox::open("there"));
     scene.subscribe(here.port);
     populate(&stage, &scene, webhooks, namespaces, here.port).await?;
-    // One more is edited, where something happens.
+    // The edited Webhook is an additional one, in a namespace with load.
     let (operator, begun) = start(bench, &stage, webhooks as usize + 1).await?;
     let [keys, ready] = [begun.keys, begun.ready].map(|time| time.as_secs_f64());
     bench.say(&format!("all keys read after {keys:.2} s, all Ready after {ready:.2} s"));
@@ -106,7 +106,7 @@ fn everywhere(bench: &Bench, home: &str) -> OperatorOptions {
     OperatorOptions::new(&bench.operator.display().to_string(), home).log("info").cluster_wide()
 }
 
-/// Starts an operator that knows nothing, and waits until so many Webhooks are Ready.
+/// Starts an operator without a ledger, and waits until this many Webhooks are Ready.
 async fn start(bench: &Bench, stage: &Stage, webhooks: usize) -> Result<(Operator, Begun), String> {
     let options = everywhere(bench, &stage.plane.namespace("operator").await);
     let mut operator = Operator::start(&stage.plane, &options).await;
@@ -131,7 +131,7 @@ async fn start(bench: &Bench, stage: &Stage, webhooks: usize) -> Result<(Operato
         if operator.launched.elapsed() > READY {
             return Err(format!("of {webhooks} Webhooks {ready} are Ready\n{}", operator.process.log_tail()));
         }
-        // Each look costs the apiserver a list.
+        // Each poll costs the apiserver a list.
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
@@ -151,7 +151,7 @@ async fn populate(stage: &Stage, scene: &Scene<'_>, webhooks: u32, namespaces: u
     crowd::create(&stage.client, objects).await
 }
 
-/// The calls after these.
+/// The calls since `before`.
 fn subtract(mut calls: Calls, before: &Calls) -> Calls {
     for (call, count) in &mut calls {
         *count -= before.get(call).copied().unwrap_or_default();
@@ -188,7 +188,7 @@ Webhook's URL are under load, as in the section on behaviour.
     page
 }
 
-/// What the operator asks of the apiserver when nothing happens.
+/// The operator's calls to the apiserver at rest.
 fn at_rest(page: &mut Page, calls: &Calls, rest: Duration) {
     let per_minute = |count: u64| count as f64 * 60.0 / rest.as_secs_f64();
     let head = format!(

@@ -1,4 +1,4 @@
-//! Half an hour of the same load: does memory grow? It fails where an event is lost or comes twice.
+//! Checks that memory does not grow over half an hour of constant load. Fails if an event is lost or delivered twice.
 
 use std::{
     sync::mpsc,
@@ -14,14 +14,15 @@ use crate::{
     tally::Tally,
 };
 
-/// A record remembers its job's last 32 runs: so few jobs have run that often before the first quarter is over.
+/// A record remembers its job's last 32 runs. With this few jobs, each has run that often before the end of the first
+/// quarter.
 const JOBS: u32 = 500;
 const RATE: u32 = 100;
 const EVERY: Duration = Duration::from_secs(10);
-/// Samples of a shorter run.
+/// Number of samples in a shorter run.
 const SAMPLES: u32 = 40;
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The last quarter may have so much more than the second, beside what the second itself varies.
+/// Allowed ratio of the last quarter to the second, in addition to the variation within the second.
 const TOLERANCE: f64 = 1.05;
 
 /// Memory at one moment, in MiB.
@@ -32,7 +33,7 @@ struct Sample {
     anonymous: f64,
 }
 
-/// What the samples of one quarter are like.
+/// Statistics of the samples of one quarter.
 #[derive(Clone, Copy, Debug)]
 struct Quarter {
     mean: f64,
@@ -116,13 +117,13 @@ fn quarters(samples: &[Sample], of: fn(&Sample) -> f64) -> [Quarter; 4] {
     })
 }
 
-/// What the last quarter's mean may be; rounded as it is shown.
+/// The upper bound of the last quarter's mean, rounded as it is shown.
 fn limit(second: Quarter) -> f64 {
     let limit = second.mean * TOLERANCE + 2.0 * second.deviation;
     (limit * 100.0).round() / 100.0
 }
 
-/// The slope of the line of least squares, per hour.
+/// The slope of the least-squares line, per hour.
 fn slope(samples: &[Sample], of: fn(&Sample) -> f64) -> f64 {
     let (at, value) = (mean(samples.iter().map(|sample| sample.at)), mean(samples.iter().map(of)));
     let product = mean(samples.iter().map(|sample| (sample.at - at) * (of(sample) - value)));
@@ -138,7 +139,7 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
 mod tests {
     use super::*;
 
-    /// Half an hour, a sample every ten seconds, so much more each hour.
+    /// Half an hour with a sample every ten seconds and this growth per hour.
     fn samples(growth: f64, noise: f64) -> Vec<Sample> {
         let sample = |number: u32| {
             let at = f64::from(number) / 360.0;

@@ -1,4 +1,4 @@
-//! What is measured: the operator, and the floor beneath it.
+//! The subjects of the measurement: the operator, and the floor as the lower bound.
 
 use std::{
     collections::BTreeMap,
@@ -20,10 +20,10 @@ use serde_json::{Value, json};
 
 use crate::crowd::is_ready;
 
-/// How long a subject may take to be in sync.
+/// Time limit for a subject to be in sync.
 const SYNCED: Duration = Duration::from_mins(3);
 
-/// Where the jobs are, and what a subject is told of them.
+/// The namespace of the jobs, and the configuration of a subject.
 pub struct Scene<'a> {
     pub plane: &'a ControlPlane,
     pub namespace: &'a str,
@@ -39,7 +39,7 @@ pub enum Subject {
     Floor(Process),
 }
 
-/// What it took to begin.
+/// The cost of the start.
 #[derive(Clone, Copy, Default)]
 pub struct Synced {
     pub cpu: Duration,
@@ -51,9 +51,9 @@ pub struct Synced {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {
     pub resident: u64,
-    /// Of it, what is not the program's own file, whose pages the kernel maps as it likes.
+    /// Resident memory without the pages of the program's file, which the kernel maps and unmaps as it likes.
     pub anonymous: u64,
-    /// The most that was ever resident.
+    /// The maximum so far.
     pub peak: u64,
 }
 
@@ -64,12 +64,12 @@ impl Synced {
 }
 
 impl Scene<'_> {
-    /// The Webhook that the operator serves.
+    /// Creates the Webhook that the operator delivers to.
     pub fn subscribe(&self, port: u16) {
         self.apply(&self.webhook("bench", port, &json!({})));
     }
 
-    /// A Webhook for every training event, with these fields of its spec beside, and its Secret.
+    /// A Webhook for every training event, with these additional fields of the spec, and its Secret.
     pub fn webhook(&self, name: &str, port: u16, spec: &Value) -> Vec<Value> {
         let mut webhook = json!({
             "apiVersion": "llmtune.io/v1alpha1", "kind": "Webhook", "metadata": {"name": name}, "spec": {
@@ -94,7 +94,7 @@ impl Scene<'_> {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// How to run an operator whose Lease and ledger are new, so that what has happened is a baseline.
+    /// Options for an operator with a new Lease and an empty ledger, so that all existing jobs are its baseline.
     pub async fn options(&self) -> OperatorOptions {
         let home = self.plane.namespace("operator").await;
         let mut options = OperatorOptions::new(&self.operator.display().to_string(), &home).log("info");
@@ -102,14 +102,14 @@ impl Scene<'_> {
         options
     }
 
-    /// Whether this Webhook is Ready; `None` otherwise.
+    /// `Some` if this Webhook is Ready.
     pub async fn is_ready(&self, client: &Client, name: &str) -> Option<()> {
         let webhooks = Request::new(format!("/apis/llmtune.io/v1alpha1/namespaces/{}/webhooks", self.namespace));
         let webhook: Value = client.request(webhooks.get(name, &GetParams::default()).ok()?).await.ok()?;
         is_ready(&webhook).then_some(())
     }
 
-    /// Starts an operator and waits until it watches, knows every job and has a Webhook that is Ready.
+    /// Starts an operator, and waits until it watches, knows every job and has a Webhook that is Ready.
     pub async fn start(&self, client: &Client, options: &OperatorOptions) -> (Operator, Synced) {
         let mut operator = Operator::start(self.plane, options).await;
         let begun = Instant::now();
@@ -123,7 +123,7 @@ impl Scene<'_> {
         (operator, synced)
     }
 
-    /// Starts the operator, which knows nothing yet, and waits until it watches.
+    /// Starts the operator with an empty ledger, and waits until it watches.
     pub async fn start_operator(&self, client: &Client) -> (Subject, Synced) {
         let (operator, synced) = self.start(client, &self.options().await).await;
         (Subject::Operator(Box::new(operator)), synced)
@@ -156,7 +156,7 @@ impl Subject {
         cpu(self.process())
     }
 
-    /// How many writes to the apiserver it has made, by resource.
+    /// The number of its writes to the apiserver, by resource.
     pub fn writes(&self) -> BTreeMap<String, u64> {
         match self {
             Self::Operator(operator) => writes(&operator.metrics()),
@@ -176,7 +176,7 @@ impl Subject {
         }
     }
 
-    /// Ends it as Kubernetes does.
+    /// Stops it as Kubernetes does.
     pub fn stop(self) {
         let mut process = match self {
             Self::Operator(operator) => operator.process,
@@ -187,7 +187,7 @@ impl Subject {
     }
 }
 
-/// How many writes to the apiserver an operator's metrics tell of, by resource.
+/// The number of writes to the apiserver in an operator's metrics, by resource.
 pub fn writes(text: &str) -> BTreeMap<String, u64> {
     let resources = text.lines().filter(|line| line.starts_with("llmtune_webhooks_api_requests_total{"));
     let resources = resources.filter_map(|line| line.split_once("resource=\"")?.1.split('"').next());
@@ -205,7 +205,8 @@ pub fn memory(process: &Process) -> Memory {
     Memory { resident: process.resident_kib(), anonymous, peak }
 }
 
-/// Starts an operator where it has nothing, and ends it; from the process's start to 200 at `/readyz`, in milliseconds.
+/// Starts and stops an operator in an empty namespace. Returns the milliseconds from the process's start to status 200
+/// at `/readyz`.
 pub async fn cold_start(plane: &ControlPlane, options: &OperatorOptions) -> Result<f64, String> {
     let operator = Operator::start(plane, options).await;
     loop {
@@ -221,14 +222,14 @@ pub async fn cold_start(plane: &ControlPlane, options: &OperatorOptions) -> Resu
     }
 }
 
-/// When this process logged that it leads, since its last start.
+/// When the current process logged that it leads.
 pub fn leading_since(operator: &Operator) -> Option<Instant> {
     let log = operator.log();
     let at: Timestamp = log.lines().find(|line| line.contains(": leading "))?.split(' ').next()?.parse().ok()?;
     Instant::now().checked_sub(Timestamp::now().duration_since(at).try_into().ok()?)
 }
 
-/// User and system time of all its threads, in nanoseconds where the kernel counts them.
+/// User and system time of all its threads, in nanoseconds if the kernel counts them.
 pub fn cpu(process: &Process) -> Duration {
     let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).into_iter().flatten().flatten();
     let nanoseconds: u64 = tasks
@@ -237,6 +238,6 @@ pub fn cpu(process: &Process) -> Duration {
             text.split(' ').next()?.parse::<u64>().ok()
         })
         .sum();
-    // In ticks, but with the threads that have ended.
+    // The process total is in ticks, but includes threads that have ended.
     Duration::from_nanos(nanoseconds).max(Duration::from_secs_f64(process.cpu_seconds()))
 }

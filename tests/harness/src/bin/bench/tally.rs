@@ -1,4 +1,5 @@
-//! Holds what was seen against what was done: every transition must be on the bare watch once and have one POST, signed.
+//! Compares the observed transitions with the load: the bare watch must show each one once, and each must have one
+//! signed POST.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
@@ -11,12 +12,12 @@ use serde_json::Value;
 
 use crate::{receiver::Post, transition::Transition, watch::Sighting};
 
-/// How long what is still missing may take.
+/// Time limit for missing POSTs.
 const LATEST: Duration = Duration::from_secs(30);
-/// How long after the last POST there must be no other.
+/// No POST may follow the last expected one within this time.
 const REST: Duration = Duration::from_millis(500);
 
-/// What has been seen of one subject's rounds.
+/// The observations of one subject's rounds.
 pub struct Tally<'a> {
     sightings: &'a Receiver<Sighting>,
     posts: &'a Receiver<Post>,
@@ -30,7 +31,7 @@ pub struct Tally<'a> {
     arrivals: Vec<Instant>,
 }
 
-/// What became of transitions where not all need arrive, and not once.
+/// The result for transitions that may be lost or repeated.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reckoning {
     pub transitions: usize,
@@ -55,8 +56,8 @@ impl<'a> Tally<'a> {
         Self { sightings, posts, secret, jobs, expected, seen, posted, repeated, arrivals }
     }
 
-    /// Waits until all of these have been seen and posted, and half a second more for what must not come. The latency of
-    /// each, in milliseconds: from its arrival on the bare watch to the arrival of its POST.
+    /// Waits until all of these have been seen and posted, and half a second more for unexpected POSTs. Returns the
+    /// latency of each in milliseconds: from its arrival on the bare watch to the arrival of its POST.
     pub async fn wait_for(&mut self, transitions: &[Transition]) -> Result<Vec<f64>, String> {
         self.expected.extend(transitions);
         let begun = Instant::now();
@@ -86,7 +87,7 @@ impl<'a> Tally<'a> {
         Ok(transitions.iter().map(latency).collect())
     }
 
-    /// Waits until all of these have been acknowledged, or nothing has come for `patience`.
+    /// Waits until all of these have been acknowledged, or until nothing has come for `patience`.
     pub async fn reckon(&mut self, transitions: &[Transition], patience: Duration) -> Result<Reckoning, String> {
         self.expected.extend(transitions);
         let (mut arrivals, mut since) = (0, Instant::now());
@@ -110,7 +111,7 @@ impl<'a> Tally<'a> {
         self.arrivals.iter().copied().filter(|at| *at >= moment).min()
     }
 
-    /// Waits for what must not come.
+    /// Waits for unexpected POSTs.
     async fn rest(&mut self) -> Result<(), String> {
         tokio::time::sleep(REST).await;
         self.drain()?;
@@ -118,7 +119,7 @@ impl<'a> Tally<'a> {
         if strangers > 0 { Err(format!("{strangers} POSTs tell of what did not happen")) } else { Ok(()) }
     }
 
-    /// Takes in what has come.
+    /// Records everything that has arrived.
     pub fn drain(&mut self) -> Result<(), String> {
         for sighting in arrived(self.sightings)? {
             let (transition, at) = sighting?;
@@ -141,7 +142,7 @@ impl<'a> Tally<'a> {
     }
 }
 
-/// The transition that a POST tells of, if it is signed with this secret.
+/// Reads the transition from a POST, and checks its signature with this secret.
 pub fn read(post: &Post, secret: &str, jobs: u32) -> Result<Transition, String> {
     let refuse = |problem: &str| format!("{problem}: {}", String::from_utf8_lossy(&post.body));
     let Ok(mut mac) = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()) else { unreachable!() };
@@ -154,7 +155,7 @@ pub fn read(post: &Post, secret: &str, jobs: u32) -> Result<Transition, String> 
 }
 
 impl Drop for Tally<'_> {
-    /// What is not settled concerns no later tally.
+    /// Leftovers must not reach the next tally.
     fn drop(&mut self) {
         let _ = (self.sightings.try_iter().count(), self.posts.try_iter().count());
     }
@@ -166,14 +167,14 @@ fn arrived<T>(channel: &Receiver<T>) -> Result<Vec<T>, String> {
         match channel.try_recv() {
             Ok(one) => all.push(one),
             Err(TryRecvError::Empty) => return Ok(all),
-            // What it said last is why.
+            // The last message contains the reason.
             Err(TryRecvError::Disconnected) if !all.is_empty() => return Ok(all),
             Err(TryRecvError::Disconnected) => return Err("an observer of the benchmark has ended; see above".into()),
         }
     }
 }
 
-/// The bytes that these digits stand for; none where one is not hexadecimal.
+/// Decodes hexadecimal digits; empty if one is invalid.
 fn hexadecimal(digits: &str) -> Vec<u8> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16);
     let pairs = digits.as_bytes().chunks(2);
@@ -181,7 +182,7 @@ fn hexadecimal(digits: &str) -> Vec<u8> {
     bytes.collect::<Option<_>>().unwrap_or_default()
 }
 
-/// The value that this share of the values does not exceed (nearest rank); they must be sorted.
+/// The value that this share of the values does not exceed (nearest rank). The values must be sorted.
 pub fn percentile(sorted: &[f64], share: f64) -> f64 {
     let rank = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or(f64::NAN)

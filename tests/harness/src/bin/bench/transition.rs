@@ -1,8 +1,8 @@
-//! What the load makes happen, under a name that the bare watch and the receivers read back from what reaches them.
+//! The transitions of the load, identified by data that the bare watch and the receivers can read back.
 
 use jiff::{SignedDuration, Timestamp};
 
-/// One run of a job entering a phase. Runs count over the whole benchmark, and a job's run is told by its `startedAt`.
+/// One run of a job entering a phase. Runs count over the whole benchmark; the `startedAt` of a job identifies its run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Transition {
     pub run: u32,
@@ -26,13 +26,13 @@ fn started(run: u32) -> Timestamp {
     Timestamp::from_second(FIRST_START + i64::from(run)).unwrap()
 }
 
-/// A job's name.
 pub fn job_name(job: u32) -> String {
     format!("job-{job:06}")
 }
 
 impl Transition {
-    /// The transition that these words speak of. Running and running are the same word here.
+    /// Reads a transition from these fields. The phase may be spelled `Running`, as in a status, or `running`, as in an
+    /// event.
     pub fn read(job: &str, phase: &str, started_at: &str, jobs: u32) -> Option<Self> {
         let start: Timestamp = started_at.parse().ok()?;
         let run = u32::try_from(start.as_second() - FIRST_START).ok()?;

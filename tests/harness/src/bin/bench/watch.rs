@@ -1,5 +1,5 @@
-//! The bare watch: when a client that only watches has a transition in its hands. It has a thread and a connection of its
-//! own, and looks for three words in each line.
+//! The bare watch records when a client that only watches receives a transition. It has its own thread and connection,
+//! and searches each line for only three fields.
 
 use std::{
     sync::{Arc, mpsc},
@@ -19,10 +19,10 @@ use serde_json::Value;
 
 use crate::transition::Transition;
 
-/// A transition, and when it came; or why nothing more will.
+/// A transition and its arrival time, or the reason why the watch ended.
 pub type Sighting = Result<(Transition, Instant), String>;
 
-/// Begins to watch, and returns once the watch is open. It does not keep the control plane running.
+/// Starts the watch, and returns once it is open. It does not keep the control plane running.
 pub async fn start(plane: Arc<ControlPlane>, path: String, jobs: u32) -> mpsc::Receiver<Sighting> {
     let (sightings, incoming) = mpsc::channel();
     let (open, opened) = tokio::sync::oneshot::channel();
@@ -32,7 +32,7 @@ pub async fn start(plane: Arc<ControlPlane>, path: String, jobs: u32) -> mpsc::R
             let client = plane.admin().await;
             drop(plane);
             let ended = watch(client, path, jobs, &sightings, open).await;
-            // Nobody listens any more where the measurement is over.
+            // Sending fails only after the measurement is over.
             let _ = sightings.send(Err(format!("the bare watch has ended: {ended}")));
         });
     };
@@ -41,7 +41,7 @@ pub async fn start(plane: Arc<ControlPlane>, path: String, jobs: u32) -> mpsc::R
     incoming
 }
 
-/// Tells of transitions until the watch ends; why it did.
+/// Sends transitions until the watch ends. Returns the reason.
 async fn watch(
     client: Client,
     path: String,
@@ -84,7 +84,7 @@ fn read(line: &str, jobs: u32) -> Option<Transition> {
     Transition::read(word(line, "\"name\":\"")?, phase, word(line, "\"startedAt\":\"")?, jobs)
 }
 
-/// What follows `key` up to the next quotation mark.
+/// The text between `key` and the next quotation mark.
 fn word<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     line.split_once(key)?.1.split_once('"').map(|(word, _)| word)
 }

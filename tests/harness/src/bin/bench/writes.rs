@@ -1,4 +1,4 @@
-//! What the operator costs the apiserver and etcd in steady state.
+//! Measures the operator's cost for the apiserver and etcd in steady state.
 
 use std::{collections::BTreeSet, fmt::Write, time::Duration};
 
@@ -14,12 +14,12 @@ use crate::{
     watch,
 };
 
-/// A rate, and its length as a share of the steady load's.
+/// Rates, each with the length of its load relative to the steady load.
 const RATES: [(u32, f64); 3] = [(1, 4.0 / 3.0), (50, 1.0), (500, 2.0 / 3.0)];
-/// Whoever has just synced still writes: the rest of the baseline, statuses.
+/// After a sync the operator still writes the rest of the baseline and statuses.
 const QUIET: Duration = Duration::from_secs(6);
 
-/// The same load with the operator and without.
+/// The same load with and without the operator.
 pub struct Pair {
     pub rate: u32,
     pub deliveries: usize,
@@ -38,7 +38,7 @@ impl Pair {
         self.with.all_writes() as f64 / self.deliveries as f64
     }
 
-    /// What etcd received of the load, by the load alone.
+    /// Bytes that etcd received for the load itself, scaled from the run without the operator.
     fn loads_bytes(&self) -> f64 {
         self.alone.counted.etcd_bytes * self.deliveries as f64 / self.alone.transitions as f64
     }
@@ -51,12 +51,12 @@ impl Pair {
         bytes / 1e3 / self.with.elapsed.as_secs_f64()
     }
 
-    /// What etcd received on the operator's account, in KB/s.
+    /// The operator's share of the bytes that etcd received, in KB/s.
     pub fn etcd_rate(&self) -> f64 {
         self.kilobytes_per_second(self.operators_bytes())
     }
 
-    /// The figures of this rate; the apiserver's and etcd's of the load alone are what they are held against.
+    /// The figures of this rate, compared with those of the apiserver and etcd under the load alone.
     pub fn rows(&self, jobs: u32, writes: Option<f64>, bytes: Option<f64>) -> Vec<Row> {
         let rate = self.rate;
         let at = if jobs >= 100_000 { format!("at {rate}/s with {jobs} jobs") } else { format!("at {rate}/s") };
@@ -73,7 +73,7 @@ impl Pair {
     }
 }
 
-/// The load alone: nobody but the apiserver and the load writes.
+/// The load alone: only the apiserver and the load write.
 pub async fn alone(stage: &Stage, rate: u32, length: Duration) -> Result<Alone, String> {
     let before = Counters::read(&stage.plane, None).await?;
     let transitions = stage.load.steady(rate, length).await.transitions.len();
@@ -90,7 +90,7 @@ pub async fn with(
 ) -> Result<(Counted, usize), String> {
     let before = Counters::read(&stage.plane, Some(operator.metrics())).await?;
     let driven = stage.load.steady(rate, length).await;
-    // Without a pause: what is written afterwards belongs to no second of the load.
+    // Read without a pause: later writes do not belong to the period of the load.
     let counted = before.until(&Counters::read(&stage.plane, Some(operator.metrics())).await?);
     tally.wait_for(&driven.transitions).await?;
     counted.check()?;
@@ -153,7 +153,7 @@ the column beside it). Flush durations are from the operator's histogram; of the
     page
 }
 
-/// Which resources were written.
+/// Adds the written resources to the page.
 pub fn by_resource(page: &mut Page, pairs: &[Pair]) {
     let text = &mut page.text;
     text.push_str("\n| writes per delivery |");
