@@ -1,4 +1,4 @@
-//! `Webhook`: a subscription of one URL to the events of its namespace, and how its deliveries fare.
+//! `Webhook`: a subscription of one URL to the events of its namespace, and the health of its deliveries.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema, core::Rule};

@@ -11,7 +11,7 @@ use clap_complete::Shell;
 use super::{age, output::Format, target::Target};
 use crate::{api::webhook::Format as BodyFormat, event::EventType};
 
-/// Tests, watches and mends webhook subscriptions of llmtune-webhooks.
+/// Tests, watches and repairs webhook subscriptions of llmtune-webhooks.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl-llmtune", bin_name = "kubectl llmtune", version, disable_help_subcommand = true)]
 pub struct Cli {
@@ -51,17 +51,17 @@ pub struct ClusterArgs {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Send a test to a Webhook's endpoint, and tell what it answers.
+    /// Send a test to a Webhook's endpoint and print its answer.
     Test(TestArgs),
-    /// List a Webhook's deliveries: the newest, and those that were given up.
+    /// List a Webhook's deliveries: the newest ones and the dead letters.
     Deliveries(DeliveriesArgs),
     /// Send deliveries that were given up again, and wait until they are acknowledged.
     Redeliver(RedeliverArgs),
-    /// Show how Webhooks fare.
+    /// Show the health of Webhooks.
     Status(StatusArgs),
-    /// Serve a page on this machine that shows how Webhooks fare, and tests and mends them.
+    /// Serve a page on this machine that shows the health of Webhooks, tests them and redelivers.
     Dashboard(DashboardArgs),
-    /// Verify a recorded request, from standard input, and tell what is wrong with it.
+    /// Verify a recorded request from standard input, and report the cause if it fails.
     Verify(VerifyArgs),
     /// Receive deliveries on this machine: verify them, show them, and hand them on.
     Listen(ListenArgs),
@@ -114,7 +114,7 @@ pub struct RedeliverArgs {
     /// Only what finished within this time, such as 2h.
     #[arg(long, value_parser = age::read, value_name = "DURATION")]
     pub since: Option<Duration>,
-    /// Tell what would be sent again, and send nothing.
+    /// List what would be sent again, and send nothing.
     #[arg(long)]
     pub dry_run: bool,
     /// How long to wait for the outcomes; deliveries go on after that.
