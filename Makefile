@@ -20,8 +20,9 @@ test: ## Run the whole suite, against a real control plane that is built where i
 	tests/libraries/install browser >/dev/null
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-5} cargo test --workspace --locked
 
-lint: ## Check formatting, clippy, dependencies
+lint: ## Check formatting, clippy, dependencies, words
 	cargo fmt --all --check
+	tests/style
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	tests/cargo-deny check bans licenses sources
 	tests/hadolint Dockerfile
