@@ -3,12 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use llmtune_webhooks::{
-    api, event,
-    operator::{
-        self,
-        config::{Cli, Command, LogFormat, RunArgs},
-    },
+use llmtune_core::event;
+use llmtune_webhooks::operator::{
+    self,
+    config::{Cli, Command, LogFormat, RunArgs},
 };
 use tracing::error;
 use tracing_subscriber::EnvFilter;
@@ -63,7 +61,7 @@ fn schema() -> Result<ExitCode, Box<dyn std::error::Error>> {
 }
 
 fn crds() -> Result<ExitCode, Box<dyn std::error::Error>> {
-    for definition in api::definitions()? {
+    for definition in llmtune_api::definitions()? {
         println!("---\n{}", serde_saphyr::to_string(&definition)?.trim_end());
     }
     Ok(ExitCode::SUCCESS)

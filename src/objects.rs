@@ -22,7 +22,9 @@ use tokio::{
 };
 use tracing::{error, warn};
 
-use crate::{calls::pause, error_chain::ErrorChain, event::object::Uid};
+use crate::calls::pause;
+use llmtune_client::error_chain::ErrorChain;
+use llmtune_core::event::object::Uid;
 
 /// A complaint that stays the same is repeated this often.
 const ALOUD_EVERY: Duration = Duration::from_secs(60);

@@ -6,17 +6,16 @@ use http::{HeaderMap, StatusCode, header};
 use reqwest::Url;
 use rustls::{AlertDescription, PeerMisbehaved};
 
-use super::{attempt::Class, target::Target};
-use crate::{
-    error_chain::{chain, innermost},
-    transport::{
-        address::Refused,
-        client::{Response, SendError},
-        clients::ClientError,
-        connector::{CONNECT, ConnectError, ProxyProblem, Stage},
-        tls::{SUPPORTED_KEYS, curve_in},
-    },
+use super::target::Target;
+use crate::transport::{
+    address::Refused,
+    client::{Response, SendError},
+    clients::ClientError,
+    connector::{CONNECT, ConnectError, ProxyProblem, Stage},
+    tls::{SUPPORTED_KEYS, curve_in},
 };
+use llmtune_client::error_chain::{chain, innermost};
+use llmtune_core::attempt::Class;
 
 /// What of an attempt is a secret, and so may not be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +92,7 @@ fn describe_refusal(target: &Target) -> String {
 }
 
 /// The class of an attempt without an answer, and why there was none. `limit`: of the attempt.
-pub(crate) fn describe_error(error: &ClientError, limit: Duration, discretion: Redaction) -> (Class, String) {
+pub fn describe_error(error: &ClientError, limit: Duration, discretion: Redaction) -> (Class, String) {
     match error {
         ClientError::Refused(refused) => (Class::Address, describe_guard(refused, discretion)),
         ClientError::Tls(_) => (Class::Tls, error.to_string()),

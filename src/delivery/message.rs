@@ -5,14 +5,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use jiff::Timestamp;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use super::{
-    attempt::Attempt,
-    sign::{self, KeySlot, Keys},
-};
-use crate::event::{
+use super::sign::{KeySlot, Keys, standard_webhooks};
+use llmtune_api::signature::sign;
+use llmtune_core::attempt::Attempt;
+use llmtune_core::event::{
     format::{Derived, Format},
     id::traceparent,
 };
+use secrecy::ExposeSecret;
 
 const EVENT: HeaderName = HeaderName::from_static("x-llmtune-event");
 const TEST: HeaderName = HeaderName::from_static("x-llmtune-test");
@@ -95,10 +95,10 @@ fn headers(attempt: &Attempt, further: &HeaderMap) -> HeaderMap {
 
 fn sign_body(headers: &mut HeaderMap, keys: Option<(&Keys, KeySlot)>, body: &[u8]) {
     let Some((keys, which)) = keys else { return };
-    let previous = keys.previous().map(|key| sign::signature(key, body));
+    let previous = keys.previous().map(|key| sign(key.expose_secret(), body));
     let signature = match (&previous, which) {
         (Some(previous), KeySlot::Previous) => previous.clone(),
-        _ => sign::signature(keys.current(), body),
+        _ => sign(keys.current().expose_secret(), body),
     };
     for name in PREFIXED_SIGNATURES {
         text(headers, name, format!("sha256={signature}"));
@@ -118,7 +118,7 @@ fn sign_message(
 ) {
     let (id, timestamp) = (attempt.event.id.to_string(), now.as_second());
     if let Some((keys, _)) = keys {
-        text(headers, WEBHOOK_SIGNATURE, sign::standard_webhooks(keys, &id, timestamp, body));
+        text(headers, WEBHOOK_SIGNATURE, standard_webhooks(keys, &id, timestamp, body));
     }
     headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(timestamp));
     text(headers, WEBHOOK_ID, id);

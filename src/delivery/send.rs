@@ -12,7 +12,6 @@ use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    attempt::{Attempt, AttemptResult, Class, Exchange, Outcome},
     failure::{Redaction, describe_answer, describe_error},
     message::{Message, message},
     sign::{KeySlot, Keys},
@@ -20,9 +19,10 @@ use super::{
 };
 use crate::{
     claim::Claim,
-    event::format::{Derived, Format},
     transport::{client::Response, clients::Clients},
 };
+use llmtune_core::attempt::{Attempt, AttemptResult, Class, Exchange, Outcome};
+use llmtune_core::event::format::{Derived, Format};
 
 /// Of an answer at most this much is read.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -180,7 +180,7 @@ async fn drain(mut response: Response) {
 }
 
 /// When the endpoint wishes to be asked again (RFC 9110, 10.2.3): seconds, or a date.
-pub(crate) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
         // Beyond u64 it is longer than any backoff.max.

@@ -1,11 +1,9 @@
-//! Signatures, HMAC-SHA256 (RFC 2104), and the keys that make them.
+//! The signing keys of a Webhook.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use hmac::{Hmac, KeyInit, Mac};
+use llmtune_api::signature::sign_standard_webhooks;
 use secrecy::{ExposeSecret, SecretSlice};
-use sha2::Sha256;
 
 /// The keys that one Webhook's deliveries are signed with: one, and while it is rotated the one before as well.
 pub struct Keys {
@@ -80,56 +78,19 @@ impl Keys {
     }
 }
 
-/// The signature of a body, in lower-case hexadecimal.
-#[must_use]
-pub fn signature(key: &SecretSlice<u8>, body: &[u8]) -> String {
-    hexadecimal(&digest(key, [body]))
-}
-
-/// Bytes in lower-case hexadecimal.
-#[must_use]
-pub fn hexadecimal(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        text.push(char::from(DIGITS[usize::from(byte & 15)]));
-    }
-    text
-}
-
-/// The value of `webhook-signature` (Standard Webhooks 1.0.0): one signature by each key, the oldest first. `id`: of the message,
-/// without a dot; `timestamp`: of the attempt, in seconds since 1970.
+/// The value of `webhook-signature` (Standard Webhooks 1.0.0): one signature by each key, the oldest first.
 #[must_use]
 pub fn standard_webhooks(keys: &Keys, id: &str, timestamp: i64, body: &[u8]) -> String {
-    let head = format!("{id}.{timestamp}.");
     let keys = keys.previous().into_iter().chain([keys.current()]);
-    let signed = keys.map(|key| format!("v1,{}", STANDARD.encode(digest(key, [head.as_bytes(), body]))));
-    signed.collect::<Vec<_>>().join(" ")
-}
-
-fn digest<const PARTS: usize>(key: &SecretSlice<u8>, parts: [&[u8]; PARTS]) -> [u8; 32] {
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key.expose_secret()) else {
-        unreachable!("HMAC takes keys of any length (RFC 2104, section 2)")
-    };
-    for part in parts {
-        mac.update(part);
-    }
-    mac.finalize().into_bytes().into()
+    let signatures = keys.map(|key| sign_standard_webhooks(key.expose_secret(), id, timestamp, body));
+    signatures.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-    #[test]
-    fn the_signature_is_that_of_rfc_4231() {
-        let key: SecretSlice<u8> = b"Jefe".to_vec().into();
-        assert_eq!(
-            signature(&key, b"what do ya want for nothing?"),
-            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
-        );
-    }
+    use super::*;
 
     #[test]
     fn a_message_is_signed_as_the_example_of_standard_webhooks_is_once_by_each_key() {

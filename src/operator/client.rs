@@ -18,7 +18,7 @@ use tokio::{net::lookup_host, time::timeout};
 use tower::{BoxError, Layer, Service};
 use tracing::{info, warn};
 
-use crate::{
+use llmtune_client::{
     cluster::{Way, WayError},
     error_chain::ErrorChain,
 };

@@ -39,12 +39,7 @@ use super::{
 use crate::{
     claim::Claim,
     delivery::send::Sender,
-    engine::{Engine, Unfiltered},
-    event::{
-        object::{Uid, WatchId},
-        observation::{ExistenceCheck, Observation},
-    },
-    ledger::store::{LedgerError, Store},
+    ledger_store::{LedgerError, Store},
     owner::Owner,
     report::{
         Note,
@@ -56,7 +51,7 @@ use crate::{
         usage::{UsageUpdate, prometheus::Prometheus},
     },
     subscription::{
-        resolve::{Resolved, WebhookRef},
+        resolve::Resolved,
         watch::{Lost, Update, WebhookChange},
     },
     transport::clients::Clients,
@@ -64,6 +59,14 @@ use crate::{
 use attempts::Ended;
 use clock::Clock;
 use flushing::Flushing;
+use llmtune_core::{
+    engine::{Engine, Unfiltered},
+    event::{
+        object::{Uid, WatchId},
+        observation::{ExistenceCheck, Observation},
+    },
+    subscription::WebhookRef,
+};
 use orphans::Orphans;
 use requests::Requests;
 use sources::Sources;

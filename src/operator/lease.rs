@@ -27,7 +27,8 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use crate::{calls::within, claim::Claim, error_chain::ErrorChain, owner::Owner};
+use crate::{calls::within, claim::Claim, owner::Owner};
+use llmtune_client::error_chain::ErrorChain;
 
 /// A watch that ends at once, as through a proxy, is not opened anew at once.
 const SHORTEST_WATCH: Duration = Duration::from_millis(250);

@@ -10,14 +10,14 @@ use prometheus::{
     core::Collector,
 };
 
-use crate::{
-    delivery::attempt::{Class, Exchange},
+use crate::report::writer::ConditionSink;
+use conditions::Conditions;
+use llmtune_core::{
+    attempt::{Class, Exchange},
     engine::{RecordedOutcome, Verdict},
     event::EventType,
-    report::writer::ConditionSink,
-    subscription::resolve::WebhookRef,
+    subscription::WebhookRef,
 };
-use conditions::Conditions;
 
 const PREFIX: &str = "llmtune_webhooks";
 

@@ -15,8 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::{
-    error_chain::ErrorChain,
-    ledger::store::LedgerError,
+    ledger_store::LedgerError,
     owner::Owner,
     source::usage::prometheus::Prometheus,
     transport::{
@@ -30,6 +29,7 @@ use client::Cluster;
 use config::RunArgs;
 use leader::{Context, Leader, Stopped};
 use lease::Elector;
+use llmtune_client::error_chain::ErrorChain;
 use metrics::Metrics;
 use server::{Health, Role, Shown};
 

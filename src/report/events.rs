@@ -15,9 +15,11 @@ use super::references;
 use crate::{
     calls::{LogThrottle, within},
     claim::Claim,
-    error_chain::ErrorChain,
+};
+use llmtune_client::error_chain::ErrorChain;
+use llmtune_core::{
     event::object::{Object, Uid},
-    subscription::resolve::WebhookRef,
+    subscription::WebhookRef,
 };
 
 /// Events of one Webhook at once, then one every [`REFILL`].

@@ -1,7 +1,6 @@
 //! What users see: Webhook status, Kubernetes Events, `WebhookDelivery` objects. The engine's results come in as notes; writes go out at a rate
 //! that does not depend on the rate of deliveries.
 
-pub mod conditions;
 pub mod deliveries;
 pub mod events;
 mod references;
@@ -15,11 +14,12 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::{
-    api::webhook::WebhookStatus,
+use crate::subscription::watch::Standing;
+use llmtune_api::webhook::WebhookStatus;
+use llmtune_core::{
     engine::RecordedOutcome,
     event::{Event, object::Uid},
-    subscription::{resolve::WebhookRef, watch::Standing},
+    subscription::WebhookRef,
 };
 
 /// Something that a Webhook's status or its Events may tell.

@@ -6,10 +6,12 @@ use k8s_openapi::{
 };
 use kube::{Resource, core::PartialObjectMetaExt};
 
-use crate::{
-    api::{ClusterWebhook, TrainingJob, UsageThreshold, Webhook, WebhookDelivery, webhook_delivery::WebhookKind},
+use llmtune_api::{
+    ClusterWebhook, TrainingJob, UsageThreshold, Webhook, WebhookDelivery, webhook_delivery::WebhookKind,
+};
+use llmtune_core::{
     event::object::{Facts, Object, Uid},
-    subscription::resolve::WebhookRef,
+    subscription::WebhookRef,
 };
 
 /// A Webhook, as Events refer to it.
@@ -76,7 +78,7 @@ fn metadata(uid: Uid, namespace: &str, name: &str) -> ObjectMeta {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::EventType;
+    use llmtune_core::event::EventType;
 
     #[test]
     fn a_reference_names_kind_and_version_as_the_apiserver_does() {
@@ -86,7 +88,7 @@ mod tests {
             (EventType::ModelDeployed, "apps/v1", "Deployment"),
             (EventType::UsageThresholdReached, "llmtune.io/v1alpha1", "UsageThreshold"),
         ] {
-            let reference = object(&event.outline(uid, "research".into(), "llama".into()));
+            let reference = object(&Object::of_event(event, uid, "research".into(), "llama".into()));
             assert_eq!(reference.api_version.as_deref(), Some(api_version));
             assert_eq!(reference.kind.as_deref(), Some(kind));
             assert_eq!(reference.namespace.as_deref(), Some("research"));

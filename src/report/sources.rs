@@ -10,23 +10,21 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{
-    conditions::{self, whole_seconds},
-    writer::apply,
-};
+use super::writer::apply;
 use crate::{
-    api::{
-        WebhookSource,
-        webhook_source::{EvaluationFailure, MappingInForce, WebhookSourceStatus},
-    },
     claim::Claim,
-    event::object::Uid,
     source::{
         catalog::SourceRef,
         custom_source::{Failure, Failures},
         health::{Trouble, WatchHealth},
     },
 };
+use llmtune_api::conditions::{self, whole_seconds};
+use llmtune_api::{
+    WebhookSource,
+    webhook_source::{EvaluationFailure, MappingInForce, WebhookSourceStatus},
+};
+use llmtune_core::event::object::Uid;
 
 /// How often the watches are asked how they fare.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -14,13 +14,14 @@ use super::{
     events::Notice,
     write_rate_limiter::{Changed, Limits, WriteRateLimiter},
 };
-use crate::{
-    api::webhook::WebhookStatus,
+use crate::subscription::watch::Standing;
+use entry::WebhookStatusEntry;
+use llmtune_api::webhook::WebhookStatus;
+use llmtune_core::{
     engine::RecordedOutcome,
     event::{Event, object::Uid},
-    subscription::{resolve::WebhookRef, watch::Standing},
+    subscription::WebhookRef,
 };
-use entry::WebhookStatusEntry;
 
 /// Conditions are what users and pipelines wait for: at a start, and when a Secret that many share comes.
 pub const LIMITS: Limits = Limits {
@@ -166,14 +167,13 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{
-        api::{webhook::FilterInForce, webhook_delivery::WebhookKind},
-        delivery::attempt::{Class, Exchange},
+    use crate::subscription::watch::{Fault, Readiness};
+    use llmtune_api::{conditions, webhook::FilterInForce, webhook_delivery::WebhookKind};
+    use llmtune_core::{
+        attempt::{Class, Exchange},
         engine::Verdict,
         event::{EventType, id::DeliveryId, sample::sample},
         ledger::contents::Reason,
-        report::conditions,
-        subscription::watch::{Fault, Readiness},
     };
 
     fn webhook(number: u128) -> WebhookRef {

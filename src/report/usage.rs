@@ -12,18 +12,18 @@ use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 use tracing::warn;
 
 use super::{
-    conditions::{self, whole_seconds},
     write_rate_limiter::{Changed, Limits, Turn, WriteRateLimiter},
     writer::apply,
 };
 use crate::{
-    api::{UsageThreshold, usage_threshold::UsageThresholdStatus},
     claim::Claim,
-    error_chain::ErrorChain,
-    event::object::Uid,
     panics::caught,
     source::usage::{UsageRef, UsageUpdate},
 };
+use llmtune_api::conditions::{self, whole_seconds};
+use llmtune_api::{UsageThreshold, usage_threshold::UsageThresholdStatus};
+use llmtune_client::error_chain::ErrorChain;
+use llmtune_core::event::object::Uid;
 
 /// Conditions are what users and pipelines wait for, and so is what is reached.
 const LIMITS: Limits = Limits {
@@ -184,10 +184,8 @@ impl UsageWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        event::{amount::Amount, object::UsageFacts},
-        source::usage::{Failure, Reason},
-    };
+    use crate::source::usage::{Failure, Reason};
+    use llmtune_core::event::{amount::Amount, object::UsageFacts};
 
     fn uid(number: u128) -> Uid {
         Uid::from_u128(number)

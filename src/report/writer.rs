@@ -25,14 +25,13 @@ use super::{
     status::{StatusWrite, Statuses, dropped_with_webhook},
 };
 use crate::{
-    api::{ClusterWebhook, Webhook, webhook_delivery::WebhookKind},
     calls::{self, LogThrottle, within},
     claim::Claim,
-    error_chain::{ErrorChain, is_unknown_kind},
-    event::object::Uid,
     panics::caught,
-    subscription::resolve::WebhookRef,
 };
+use llmtune_api::{ClusterWebhook, Webhook, webhook_delivery::WebhookKind};
+use llmtune_client::error_chain::{ErrorChain, is_unknown_kind};
+use llmtune_core::{event::object::Uid, subscription::WebhookRef};
 
 /// The field manager of everything that the operator applies.
 pub const FIELD_MANAGER: &str = "llmtune-webhooks";

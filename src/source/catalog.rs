@@ -10,11 +10,9 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::custom_source::{Mapping, MappingError};
-use crate::{
-    api::{WebhookSource, webhook_source::WebhookSourceStatus},
-    event::object::Uid,
-    objects::{self, Objects},
-};
+use crate::objects::{self, Objects};
+use llmtune_api::{WebhookSource, webhook_source::WebhookSourceStatus};
+use llmtune_core::event::object::Uid;
 
 /// Which `WebhookSource`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

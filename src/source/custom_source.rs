@@ -19,11 +19,9 @@ use super::{
     owners::{GroupKind, WatchedKinds},
     slim::SlimMeta,
 };
-use crate::{
-    error_chain::is_unknown_kind,
-    event::object::{Facts, Object, ServingFacts, ServingStage, TrainingFacts},
-};
 use cel::Document;
+use llmtune_client::error_chain::is_unknown_kind;
+use llmtune_core::event::object::{Facts, Object, ServingFacts, ServingStage, TrainingFacts};
 use mapping::{OBJECT, Placed, Rules};
 
 pub use failures::{Failure, Failures};

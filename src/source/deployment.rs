@@ -11,7 +11,7 @@ use super::{
     owners::WatchedKinds,
     slim::{Annotations, SlimMeta},
 };
-use crate::event::object::{Facts, Object, ServingFacts, ServingStage};
+use llmtune_core::event::object::{Facts, Object, ServingFacts, ServingStage};
 
 /// The source of model deployments.
 #[derive(Debug, Default)]

@@ -7,10 +7,8 @@ use serde_json::value::RawValue;
 use tracing::warn;
 
 use super::{Malformed, Source, slim};
-use crate::{
-    error_chain::ErrorChain,
-    event::object::{Object, Uid},
-};
+use llmtune_client::error_chain::ErrorChain;
+use llmtune_core::event::object::{Object, Uid};
 
 /// A page of a list, as far as it is read.
 #[derive(Deserialize)]
@@ -34,10 +32,10 @@ pub(super) const MAX_LINE: usize = 8 << 20;
 /// A line is longer than any of a watch.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a line is longer than {0} bytes")]
-pub(crate) struct LongLine(usize);
+pub struct LongLine(usize);
 
 /// What comes of a watch, cut into lines wherever it was cut on its way.
-pub(crate) struct Lines {
+pub struct Lines {
     buffer: BytesMut,
     /// So much of the buffer holds no line's end.
     scanned: usize,
@@ -46,17 +44,17 @@ pub(crate) struct Lines {
 
 impl Lines {
     /// Lines of at most so many bytes.
-    pub(crate) fn of(longest: usize) -> Self {
+    pub fn of(longest: usize) -> Self {
         Self { buffer: BytesMut::new(), scanned: 0, longest }
     }
 
     /// What has come.
-    pub(crate) fn push(&mut self, data: &[u8]) {
+    pub fn push(&mut self, data: &[u8]) {
         self.buffer.extend_from_slice(data);
     }
 
     /// The next whole line, without its end; `None` until more has come.
-    pub(crate) fn next(&mut self) -> Result<Option<BytesMut>, LongLine> {
+    pub fn next_line(&mut self) -> Result<Option<BytesMut>, LongLine> {
         let end = self.buffer[self.scanned..].iter().position(|byte| *byte == b'\n');
         let length = end.map_or(self.buffer.len(), |end| self.scanned + end);
         if length > self.longest {
@@ -82,7 +80,7 @@ struct Frame<'a> {
 
 /// What a line of a watch says.
 #[derive(Debug)]
-pub(crate) enum Line {
+pub enum Line {
     /// Everything up to this version has been told.
     Bookmark(u64),
     /// The watch cannot go on.
@@ -96,7 +94,7 @@ pub(crate) enum Line {
 /// `metav1.Status`, as far as it is read.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct Status {
+pub struct Status {
     pub(super) code: u16,
     pub(super) message: String,
     details: StatusDetails,
@@ -123,12 +121,12 @@ pub(super) struct Partial {
 }
 
 /// An object that was read, or what can be told of one that cannot be read; `None` where not even that can.
-pub(crate) type Item = Result<Object, Option<Unreadable>>;
+pub type Item = Result<Object, Option<Unreadable>>;
 
 /// An object that cannot be read.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Unreadable {
-    pub(crate) uid: Uid,
+pub struct Unreadable {
+    pub uid: Uid,
     pub(super) version: u64,
     pub(super) namespace: String,
     pub(super) name: String,
@@ -161,7 +159,7 @@ pub(super) fn read_page<S: Source>(
 }
 
 /// Reads a line of a watch; an object that is malformed is counted in `malformed`.
-pub(crate) fn read_line<S: Source>(
+pub fn read_line<S: Source>(
     source: &S,
     line: &[u8],
     malformed: &IntCounter,

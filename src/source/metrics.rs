@@ -8,7 +8,7 @@ use serde::{
 };
 use serde_json::Value;
 
-use crate::event::{body::MAX_BYTES, object::Metric};
+use llmtune_core::event::{body::MAX_BYTES, object::Metric};
 
 /// At most this many metrics are passed on.
 const MAX_METRICS: usize = 64;

@@ -4,7 +4,7 @@
 pub mod catalog;
 pub mod custom_source;
 pub mod deployment;
-pub(crate) mod frame;
+pub mod frame;
 pub mod health;
 mod metrics;
 pub mod namespaces;
@@ -19,7 +19,7 @@ pub mod watch;
 use kube::Client;
 use serde::de::DeserializeOwned;
 
-use crate::event::object::Object;
+use llmtune_core::event::object::Object;
 
 /// A kind that is watched, and how it is read.
 pub trait Source: Send + Sync + 'static {
@@ -91,7 +91,7 @@ mod tests {
     use kube::Resource;
 
     use super::{deployment::Deployments, training_job::TrainingJobs, *};
-    use crate::api::TrainingJob;
+    use llmtune_api::TrainingJob;
 
     /// What event ids, metrics and logs call a kind is what the API calls it.
     fn is_named_as_in_the_api<K: Resource<DynamicType = ()>>(source: &impl Source) -> bool {

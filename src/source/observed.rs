@@ -14,7 +14,7 @@ use super::{
     custom_source::{CustomSource, Failures, Mapping},
     owners::WatchedKinds,
 };
-use crate::event::{
+use llmtune_core::event::{
     EventType,
     id::EventId,
     lifecycle::{Gone, Lifecycle, Occurrence},

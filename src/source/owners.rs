@@ -8,7 +8,7 @@ use std::{
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::Resource;
 
-use crate::api::TrainingJob;
+use llmtune_api::TrainingJob;
 
 /// An API group, empty for the core's, and a kind in it, of whatever version.
 pub type GroupKind = (String, String);

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::{Malformed, owners::WatchedKinds};
-use crate::event::object::{Facts, Object, Uid};
+use llmtune_core::event::object::{Facts, Object, Uid};
 
 /// `metadata`, without managedFields and most of the rest.
 #[derive(Debug, Default, Deserialize)]

@@ -10,10 +10,8 @@ use super::{
     owners::WatchedKinds,
     slim::SlimMeta,
 };
-use crate::{
-    api::TrainingJob,
-    event::object::{Facts, Object, TrainingFacts, TrainingStage},
-};
+use llmtune_api::TrainingJob;
+use llmtune_core::event::object::{Facts, Object, TrainingFacts, TrainingStage};
 
 /// The source of training jobs.
 #[derive(Debug, Default)]
@@ -117,7 +115,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::event::{body::MAX_BYTES, object::Metric};
+    use llmtune_core::event::{body::MAX_BYTES, object::Metric};
 
     #[test]
     fn a_diverged_job_passes_numbers_and_strings_on_and_drops_the_rest() {

@@ -37,13 +37,11 @@ use super::{
     namespaces::NamespaceBarrier,
     slim,
 };
-use crate::{
-    calls::{pause, within},
-    error_chain::{ErrorChain, explain, lacks_right},
-    event::{
-        object::{Uid, WatchId},
-        observation::{CLOCK_TOLERANCE, ExistenceCheck, Observation, WatchEvent},
-    },
+use crate::calls::{pause, within};
+use llmtune_client::error_chain::{ErrorChain, explain, lacks_right};
+use llmtune_core::event::{
+    object::{Uid, WatchId},
+    observation::{CLOCK_TOLERANCE, ExistenceCheck, Observation, WatchEvent},
 };
 
 /// How long the apiserver keeps one watch open. It sends a bookmark before it ends one.
@@ -464,7 +462,7 @@ impl<S: Source> Watcher<S> {
         self.health.sync();
         let mut lines = Lines::of(MAX_LINE);
         loop {
-            while let Some(line) = lines.next()? {
+            while let Some(line) = lines.next_line()? {
                 self.line(&line, version).await?;
                 *failures = 0;
             }

@@ -138,10 +138,11 @@ mod tests {
         fake::{Answer, apiserver},
         subscription::{
             reference::{Named, Place, ReferenceKind},
-            secret::{Encoding, KeyReference},
+            secret::KeyReference,
             url::UrlReference,
         },
     };
+    use llmtune_api::secret::Encoding;
 
     /// References to a key in a Secret.
     fn references() -> References {

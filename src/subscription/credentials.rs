@@ -10,7 +10,7 @@ use super::{
     reference::{Named, Place, Problem, ReferenceError, ReferenceKind, Role},
     resolve::SpecError,
 };
-use crate::api::header::Header;
+use llmtune_api::header::Header;
 
 /// The keys of a Secret of type kubernetes.io/basic-auth.
 const USERNAME: &str = "username";

@@ -7,18 +7,23 @@ use tokio::time::Instant;
 
 use super::{
     cached_target::CachedTarget,
-    filter::FilterInForce,
-    index::{Scope, Subscription},
     owner::owner,
     reader::Reader,
     reference::ReferenceError,
-    resolve::{Dispatch, Plan, Resolved, WebhookRef},
-    secret::Encoding,
+    resolve::{Dispatch, Plan, Resolved},
     target::References,
     tls::BUNDLE_INVALID,
     watch::{Fault, Readiness, Standing, Update},
 };
-use crate::{api::webhook::WebhookStatus, event::EventSet, panics::caught};
+use crate::panics::caught;
+use llmtune_api::secret::Encoding;
+use llmtune_api::webhook::WebhookStatus;
+use llmtune_core::event::EventSet;
+use llmtune_core::subscription::{
+    WebhookRef,
+    filter::FilterInForce,
+    index::{Scope, Subscription},
+};
 
 /// A missing reference makes a Webhook `Stalled` after this long.
 const STALLED_AFTER: Duration = Duration::from_secs(60);

@@ -9,7 +9,7 @@ use super::{
     reference::{Place, Problem, ReferenceError, Role},
     resolve::SpecError,
 };
-use crate::api::header::{Header, MAX_VALUE, is_reserved};
+use llmtune_api::header::{Header, MAX_VALUE, is_reserved};
 
 /// A header as a spec gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,10 +3,7 @@
 pub mod cached_target;
 pub mod credentials;
 mod entry;
-pub mod filter;
 pub mod header;
-pub mod index;
-pub mod namespaces;
 pub mod owner;
 pub mod reader;
 pub mod reference;

@@ -5,8 +5,9 @@ use std::{fmt, sync::Arc};
 
 use sha2::{Digest, Sha256};
 
-use super::{reference::Place, resolve::WebhookRef, url::UrlReference};
-use crate::api::webhook_delivery::WebhookKind;
+use super::{reference::Place, url::UrlReference};
+use llmtune_api::webhook_delivery::WebhookKind;
+use llmtune_core::subscription::WebhookRef;
 
 /// The owner that a Webhook with this URL is, such as `Webhook/ci/0f3a…`: the hash has 16 hexadecimal digits.
 #[must_use]
@@ -50,10 +51,8 @@ pub fn named(owner: &str) -> Option<(WebhookKind, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        event::object::Uid,
-        subscription::reference::{Named, ReferenceKind},
-    };
+    use crate::subscription::reference::{Named, ReferenceKind};
+    use llmtune_core::event::object::Uid;
 
     #[test]
     fn owner_depends_on_kind_namespace_name_and_url_but_not_on_uid() {

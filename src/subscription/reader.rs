@@ -8,7 +8,9 @@ use kube::{Api, Client};
 use secrecy::{ExposeSecret, SecretSlice};
 
 use super::reference::{Named, Place, Problem, ReferenceError, ReferenceKind, Role};
-use crate::{api::reference::SEND_IN_CLEAR, calls::within, error_chain::ErrorChain, transport::tls::Materials};
+use crate::{calls::within, transport::tls::Materials};
+use llmtune_api::reference::SEND_IN_CLEAR;
+use llmtune_client::error_chain::ErrorChain;
 
 /// The limit on one reading; an attempt waits for it, and as a rule has a copy to go on with.
 const REQUEST: Duration = Duration::from_secs(5);

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::url::UrlError;
-use crate::api::reference::{SEND_IN_CLEAR, ValueSource};
+use llmtune_api::reference::{SEND_IN_CLEAR, ValueSource};
 
 /// The kinds of object that hold what is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

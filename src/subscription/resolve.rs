@@ -1,63 +1,37 @@
 //! From a Webhook's spec to what the engine schedules by and what an attempt needs. Reading a spec asks nobody; a [`Resolved`]
 //! Webhook holds what it names, which keeps itself fresh.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use kube::core::Selector;
 
 use super::{
     cached_target::CachedTarget,
-    filter::Filter,
     header::HeaderReference,
-    index::{Scope, Subscription},
     reference::{Named, Place, ReferenceKind},
-    secret::{Encoding, KeyReference},
+    secret::KeyReference,
     target::References,
     tls::TlsReference,
     url::{self, UrlError, UrlReference},
 };
-use crate::{
-    api::{
-        selector::LabelSelector,
-        webhook::{self, CloudEventsMode, WebhookSpec},
-        webhook_delivery::WebhookKind,
-    },
-    delivery::schedule::Backoff,
+use cel::CompileError;
+use llmtune_api::secret::Encoding;
+use llmtune_api::{
+    selector::LabelSelector,
+    webhook::{self, CloudEventsMode, WebhookSpec},
+};
+use llmtune_core::subscription::{
+    WebhookRef,
+    filter::Filter,
+    index::{Scope, Subscription},
+};
+use llmtune_core::{
     event::{
         EventSet,
         format::{Derived, Format},
-        object::Uid,
     },
+    schedule::Backoff,
 };
-use cel::CompileError;
-
-/// Which Webhook or `ClusterWebhook`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct WebhookRef {
-    pub kind: WebhookKind,
-    pub uid: Uid,
-    /// The namespace of what it names and of its `WebhookDelivery` objects: its own, or the operator's where it is a `ClusterWebhook`.
-    pub home: String,
-    pub name: String,
-}
-
-impl WebhookRef {
-    /// The namespace that it is in; empty for a `ClusterWebhook`.
-    #[must_use]
-    pub fn namespace(&self) -> &str {
-        match self.kind {
-            WebhookKind::Webhook => &self.home,
-            WebhookKind::ClusterWebhook => "",
-        }
-    }
-}
-
-/// As users name it, such as `Webhook ci`.
-impl fmt::Display for WebhookRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.kind, self.name)
-    }
-}
 
 /// A Webhook with all that an attempt needs; it cannot be had without what it names.
 pub struct Resolved {
@@ -248,7 +222,7 @@ fn format(spec: &WebhookSpec) -> Format {
 
 /// The duration in this field.
 pub fn duration(field: &'static str, text: &str) -> Result<Duration, SpecError> {
-    crate::api::duration::read(text).ok_or_else(|| SpecError::Duration(field, text.to_owned()))
+    llmtune_api::duration::read(text).ok_or_else(|| SpecError::Duration(field, text.to_owned()))
 }
 
 #[cfg(test)]

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{reference::Place, resolve::WebhookRef, secret::KeyReference};
-use crate::{api::webhook_delivery::WebhookKind, event::object::Uid};
+use super::{reference::Place, secret::KeyReference};
+use llmtune_api::webhook_delivery::WebhookKind;
+use llmtune_core::event::object::Uid;
+use llmtune_core::subscription::WebhookRef;
 
 /// A note names at most this many others. In a larger group nobody's note changes any more, so that one Webhook that comes or
 /// goes costs the others nothing, however many there are.
@@ -99,10 +101,8 @@ fn note(group: &Group, member: &Member, place: &Place) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::subscription::{
-        reference::{Named, ReferenceKind},
-        secret::Encoding,
-    };
+    use crate::subscription::reference::{Named, ReferenceKind};
+    use llmtune_api::secret::Encoding;
 
     fn webhook(number: u128) -> WebhookRef {
         let (kind, uid) = (WebhookKind::Webhook, Uid::from_u128(number));

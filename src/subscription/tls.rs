@@ -6,10 +6,8 @@ use super::{
     reader::Objects,
     reference::{Named, Place, Problem, ReferenceError, ReferenceKind, Role},
 };
-use crate::{
-    api::reference::{BundleKind, Tls},
-    transport::tls::{Materials, TlsConfig, Unusable},
-};
+use crate::transport::tls::{Materials, TlsConfig, Unusable};
+use llmtune_api::reference::{BundleKind, Tls};
 
 /// Why the user is warned of a bundle that is used but for a part of it.
 pub const BUNDLE_INVALID: &str = "CABundlePartlyInvalid";

@@ -68,7 +68,7 @@ pub(super) fn parse(text: &str, require_https: bool) -> Result<Url, UrlError> {
 }
 
 /// The same, held to the rules that the apiserver holds a spec's url to.
-pub(crate) fn admit(text: &str, require_https: bool) -> Result<Url, UrlError> {
+pub fn admit(text: &str, require_https: bool) -> Result<Url, UrlError> {
     let scheme = text.split_once("//").map(|(scheme, _)| scheme.to_ascii_lowercase());
     let is_absolute = matches!(scheme.as_deref(), Some("http:" | "https:"));
     let is_encoded = !text.chars().any(|letter| letter.is_control() || letter.is_whitespace());

@@ -25,24 +25,24 @@ use tracing::{info, warn};
 use super::{
     cached_target::CachedTarget,
     entry::{Missing, Reading, SubscriptionEntry},
-    filter,
-    index::{Scope, Subscription},
     reader::Reader,
     reference::ReferenceError,
-    resolve::{Plan, Resolved, WebhookRef},
+    resolve::{Plan, Resolved},
     sharing::Sharing,
 };
-use crate::{
-    api::{
-        ClusterWebhook, Webhook,
-        webhook::{FilterInForce, WebhookStatus},
-        webhook_delivery::WebhookKind,
-    },
-    event::object::Uid,
-    objects::{self, Objects},
-};
+use crate::objects::{self, Objects};
 use declared::{Declared, Subscribes};
 use listing::Listing;
+use llmtune_api::{
+    ClusterWebhook, Webhook,
+    webhook::{FilterInForce, WebhookStatus},
+    webhook_delivery::WebhookKind,
+};
+use llmtune_core::event::object::Uid;
+use llmtune_core::subscription::{
+    WebhookRef, filter,
+    index::{Scope, Subscription},
+};
 use namespaces::{Asked, Namespaces};
 
 /// Secrets that are fetched at once.

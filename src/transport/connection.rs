@@ -26,7 +26,7 @@ use super::{
     pool::{IDLE, MAX_AGE},
     wire::{Unasked, Use, Wire},
 };
-use crate::error_chain::chain;
+use llmtune_client::error_chain::chain;
 
 /// The most that an answer's head may have, in bytes; curl takes lines of 100 KiB.
 pub(super) const MAX_HEAD: usize = 128 * 1024;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use llmtune_webhooks::api::webhook_delivery::REDELIVER_ANNOTATION;
+use llmtune_api::webhook_delivery::REDELIVER_ANNOTATION;
 use llmtune_webhooks_harness::{
     control_plane::ControlPlane,
     eventually,

@@ -6,13 +6,13 @@
 use std::{fs, process::Command};
 
 use kube::Client;
+use llmtune_api::{
+    ClusterWebhook, LedgerSegment, Webhook, WebhookDelivery,
+    webhook::{Backoff, DeliveryPolicy},
+    webhook_delivery::{DEFAULT_TTL, REDELIVER_ANNOTATION},
+};
+use llmtune_core::event::EventType;
 use llmtune_webhooks::{
-    api::{
-        ClusterWebhook, LedgerSegment, Webhook, WebhookDelivery,
-        webhook::{Backoff, DeliveryPolicy},
-        webhook_delivery::{DEFAULT_TTL, REDELIVER_ANNOTATION},
-    },
-    event::EventType,
     source::{Source, training_job::TrainingJobs},
     subscription::{
         resolve::{Dispatch, Plan},

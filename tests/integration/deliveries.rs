@@ -12,12 +12,10 @@ use kube::{
     Api,
     api::{Patch, PatchParams, PostParams},
 };
-use llmtune_webhooks::{
-    api::{WebhookDelivery, webhook_delivery::REDELIVER_ANNOTATION},
-    event::{
-        id::{DeliveryId, EventId},
-        object::Uid,
-    },
+use llmtune_api::{WebhookDelivery, webhook_delivery::REDELIVER_ANNOTATION};
+use llmtune_core::event::{
+    id::{DeliveryId, EventId},
+    object::Uid,
 };
 use llmtune_webhooks_harness::{
     eventually,

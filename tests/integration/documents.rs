@@ -6,7 +6,6 @@ mod handbook;
 mod markdown;
 mod plugin;
 mod readme;
-mod rooms;
 pub mod script;
 
 use std::{collections::BTreeSet, path::Path};
@@ -48,18 +47,6 @@ played! {
         "examples/README.md", "examples/receivers/README.md";
     the_commands_of_the_guide_replace_a_secret_and_nothing_is_lost: guide::play, of "docs/receivers.md";
     the_guide_leads_from_a_trainjob_to_the_event_that_it_shows: source_examples::play, of "docs/sources.md";
-}
-
-#[test]
-fn each_room_uses_those_alone_that_the_architecture_says_and_none_comes_back_to_itself() {
-    let mut rest = rooms::uses();
-    assert_eq!(rooms::told(), rest, "docs/architecture.md tells what the sources use");
-    while !rest.is_empty() {
-        let before = rest.len();
-        let left: BTreeSet<String> = rest.keys().cloned().collect();
-        rest.retain(|_, used| !used.is_disjoint(&left));
-        assert!(rest.len() < before, "these use each other: {rest:?}");
-    }
 }
 
 #[test]

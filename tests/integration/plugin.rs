@@ -19,9 +19,8 @@ use llmtune_webhooks_harness::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Jobs, SOON, Scene, run};
+use crate::support::{Jobs, SOON, Scene, plugin_binary, run};
 
-pub const PLUGIN: &str = env!("CARGO_BIN_EXE_kubectl-llmtune");
 pub const SECRET: &str = "s3cret-of-ci";
 
 /// The result of a command.
@@ -67,7 +66,7 @@ pub fn command(scene: &Scene, arguments: &[&str]) -> Command {
 
 /// The plugin with the kubeconfig of this name.
 pub fn command_as(scene: &Scene, kubeconfig: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(PLUGIN);
+    let mut command = Command::new(plugin_binary());
     command
         .args(arguments)
         .env("KUBECONFIG", scene.plane.kubeconfig(kubeconfig))
@@ -209,7 +208,7 @@ fn a_test_tells_what_the_endpoint_answers() {
 fn plugins() -> PathBuf {
     let folder = temporary_folder("plugins");
     for name in ["kubectl-llmtune", "kubectl_complete-llmtune"] {
-        std::os::unix::fs::symlink(PLUGIN, folder.join(name)).unwrap();
+        std::os::unix::fs::symlink(plugin_binary(), folder.join(name)).unwrap();
     }
     folder
 }
@@ -394,8 +393,10 @@ fn what_is_created_is_applied_as_it_is_and_works() {
             let post = receiver.received().pop().unwrap();
             let secret = scene.kubectl(&["get", "secret", &format!("{name}-hook"), "-o", "jsonpath={.data.secret}"]);
             let file = wire::secret_file(&wire::decode(&secret));
-            let ran =
-                Ran::run(Command::new(PLUGIN).args(["verify", "--secret-file"]).arg(&file), &wire::recorded(&post));
+            let ran = Ran::run(
+                Command::new(plugin_binary()).args(["verify", "--secret-file"]).arg(&file),
+                &wire::recorded(&post),
+            );
             assert!(ran.succeeded().starts_with("verified: "));
         }
         for (asked, says) in [

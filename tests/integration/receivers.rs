@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use llmtune_webhooks::delivery::sign;
+use llmtune_api::signature::sign;
 use llmtune_webhooks_harness::{
     eventually,
     process::{Process, temporary_folder},
@@ -64,7 +64,7 @@ fn client() -> reqwest::Client {
 }
 
 fn signature(body: &str) -> String {
-    sign::signature(&SECRET.as_bytes().to_vec().into(), body.as_bytes())
+    sign(SECRET.as_bytes(), body.as_bytes())
 }
 
 #[test]

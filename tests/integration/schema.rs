@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, process::Command};
 
-use llmtune_webhooks::event::{EventType, id::OccurrenceName, schema::schema};
+use llmtune_core::event::{EventType, id::OccurrenceName, schema::schema};
 use llmtune_webhooks_harness::receiver::{Received, Receiver};
 use serde_json::{Value, json};
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -14,7 +14,7 @@ use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
-use llmtune_webhooks::api::training_job::{TrainingJob, TrainingJobSpec};
+use llmtune_api::training_job::{TrainingJob, TrainingJobSpec};
 use llmtune_webhooks_harness::{
     control_plane::ControlPlane,
     operator::{Operator, OperatorOptions},
@@ -30,6 +30,22 @@ use tokio::{
 };
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_llmtune-webhooks");
+
+/// Returns the path of the plugin's binary. Cargo builds it with the plugin's own tests, next to the operator's.
+pub fn plugin_binary() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let path = Path::new(BINARY).with_file_name("kubectl-llmtune");
+        let sources = fs::read_to_string(path.with_extension("d")).unwrap_or_default();
+        let modified = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
+        let built = modified(&path);
+        let is_older = |source: &str| built < modified(Path::new(source));
+        let stale = sources.split_whitespace().skip(1).any(is_older);
+        assert!(built.is_some() && !stale, "build the plugin first: cargo test --workspace --test cli");
+        path
+    })
+}
+
 /// Long enough for a loaded machine; tests wait for conditions, not for time.
 pub const SOON: Duration = Duration::from_secs(30);
 

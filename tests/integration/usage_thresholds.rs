@@ -3,7 +3,7 @@
 // Tables of json! literals read best whole and without borrows.
 #![allow(clippy::needless_pass_by_value)]
 
-use llmtune_webhooks::api::UsageThreshold;
+use llmtune_api::UsageThreshold;
 use serde_json::{Value, json};
 
 use crate::{

@@ -10,18 +10,16 @@ use std::{
 
 use generated::{Payload, sample};
 use jiff::Timestamp;
-use llmtune_webhooks::{
-    delivery::sign,
-    event::{
-        EventType,
-        amount::{Amount, Level},
-        body::MAX_BYTES,
-        id::OccurrenceName,
-        lifecycle::{Occurrence, Recalled},
-        object::{Facts, Metric, Object, Uid, UsageFacts},
-    },
-    source::{Source, deployment::Deployments, training_job::TrainingJobs},
+use llmtune_api::signature::sign;
+use llmtune_core::event::{
+    EventType,
+    amount::{Amount, Level},
+    body::MAX_BYTES,
+    id::OccurrenceName,
+    lifecycle::{Occurrence, Recalled},
+    object::{Facts, Metric, Object, Uid, UsageFacts},
 };
+use llmtune_webhooks::source::{Source, deployment::Deployments, training_job::TrainingJobs};
 use llmtune_webhooks_harness::{
     process::temporary_folder,
     receiver::{Answer, Received, Receiver},
@@ -66,7 +64,7 @@ fn assert_node_agrees<'a>(signed: impl IntoIterator<Item = (String, &'a str)>) {
 }
 
 fn signed(body: &str) -> (String, &str) {
-    (sign::signature(&SECRET.as_bytes().to_vec().into(), body.as_bytes()), body)
+    (sign(SECRET.as_bytes(), body.as_bytes()), body)
 }
 
 #[test]
@@ -296,7 +294,8 @@ fn a_threshold_is_told_with_the_figure_as_numbers_and_as_the_spec_spells_it() {
         observed_at: "2025-11-08T14:22:30.5Z".parse().unwrap(),
         ..UsageFacts::default()
     };
-    let object = EventType::UsageThresholdReached.outline(Uid::from_u128(7), "research".into(), "tokens".into());
+    let object =
+        Object::of_event(EventType::UsageThresholdReached, Uid::from_u128(7), "research".into(), "tokens".into());
     let object = Object { facts: Facts::Usage(usage), generation: 3, ..object };
     assert_eq!(
         second_body(object, EventType::UsageThresholdReached, None, None),

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use llmtune_webhooks::{
+use llmtune_core::{
     event::{
         Event,
         amount::Level,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use llmtune_webhooks::event::{
+use llmtune_core::event::{
     amount::{Amount, Level},
     object::{Facts, Object, Uid, UsageFacts, WatchId},
     observation::WatchEvent,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use llmtune_webhooks::event::object::{Facts, Metric, ServingFacts, ServingStage, TrainingFacts, TrainingStage};
+use llmtune_core::event::object::{Facts, Metric, ServingFacts, ServingStage, TrainingFacts, TrainingStage};
 
 use crate::random::Random;
 

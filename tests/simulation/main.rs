@@ -1,7 +1,7 @@
 //! Simulates the engine and its ledger: objects change, endpoints fail, PUTs get lost, the store is restored, and
 //! processes are killed or paused between any two steps. `SEED=n` repeats one run and prints its steps; `SEEDS=n` sets
-//! the number of runs. A violation names the broken rule by its number in `src/engine.rs`, `src/engine/pending.rs` or
-//! `src/ledger/mod.rs`.
+//! the number of runs. A violation names the broken rule by its number in `engine.rs`, `engine/pending.rs` or
+//! `ledger/mod.rs` of the core.
 //!
 //! Each process has its own clock. The simulation does not cover redelivery, bounds, owned and unreadable objects, and
 //! a kind that is believed missing; unit and integration tests do.

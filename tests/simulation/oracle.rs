@@ -6,9 +6,9 @@ use std::{
 };
 
 use jiff::Timestamp;
-use kube::core::SelectorExt;
-use llmtune_webhooks::{
-    api::ledger_segment::SegmentKind,
+use kube_core::SelectorExt;
+use llmtune_core::ledger::SegmentKind;
+use llmtune_core::{
     event::{
         Event, EventType,
         id::{EventId, OccurrenceName},

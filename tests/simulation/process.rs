@@ -7,9 +7,9 @@ use std::{
 };
 
 use jiff::Timestamp;
-use llmtune_webhooks::{
-    api::ledger_segment::SegmentKind,
-    delivery::attempt::{Attempt, AttemptResult, Outcome},
+use llmtune_core::ledger::SegmentKind;
+use llmtune_core::{
+    attempt::{Attempt, AttemptResult, Outcome},
     engine::{
         Due, Engine, Observed, StoreDeadLetter, Unflushed, Verdict,
         flush_scheduler::{FlushScheduler, Intervals},

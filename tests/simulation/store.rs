@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use llmtune_webhooks::{
+use llmtune_core::{
     event::object::{Facts, Object, Uid},
     ledger::journal::{Found, Segment},
 };

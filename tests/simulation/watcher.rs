@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use jiff::Timestamp;
-use llmtune_webhooks::event::{
+use llmtune_core::event::{
     object::{Object, Uid, WatchId},
     observation::WatchEvent,
 };

@@ -7,7 +7,7 @@ mod hooks;
 use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
-use llmtune_webhooks::{event::object::Uid, ledger::journal::LedgerLayout};
+use llmtune_core::{event::object::Uid, ledger::journal::LedgerLayout};
 
 use crate::{
     Met,

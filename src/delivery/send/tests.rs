@@ -3,13 +3,11 @@ use llmtune_webhooks_harness::receiver::{Answer as Reply, Received, Receiver, hm
 use secrecy::SecretSlice;
 
 use super::*;
-use crate::{
-    event::{EventType, id::DeliveryId, object::Uid, sample::sample},
-    transport::{
-        address::{Guard, parse_range},
-        resolver::Dns,
-    },
+use crate::transport::{
+    address::{Guard, parse_range},
+    resolver::Dns,
 };
+use llmtune_core::event::{EventType, id::DeliveryId, object::Uid, sample::sample};
 
 const LIMIT: Duration = Duration::from_secs(5);
 

@@ -9,12 +9,7 @@ use tracing::{debug, warn};
 use super::{Known, Leader};
 use crate::{
     calls::random,
-    delivery::{
-        attempt::Attempt,
-        send::{Attempted, Sender},
-    },
-    engine::{Due, RecordedOutcome, Verdict},
-    event::{id::traceparent, object::Uid},
+    delivery::send::{Attempted, Sender},
     operator::metrics::DropReason,
     panics::caught,
     report::{
@@ -22,6 +17,11 @@ use crate::{
         deliveries::{DeadLetterStored, Order},
     },
     subscription::{resolve::Resolved, watch::Lost},
+};
+use llmtune_core::{
+    attempt::Attempt,
+    engine::{Due, RecordedOutcome, Verdict},
+    event::{id::traceparent, object::Uid},
 };
 
 /// What came of an attempt, and what of its Webhook's target was gone.

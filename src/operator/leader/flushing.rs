@@ -10,16 +10,16 @@ use tracing::{info, warn};
 
 use super::clock::Clock;
 use crate::{
+    ledger_store::{LedgerError, Store},
+    operator::metrics::Metrics,
+    report::events::Notice,
+};
+use llmtune_core::{
     engine::{
         Engine,
         flush_scheduler::{FlushScheduler, Intervals},
     },
-    ledger::{
-        journal::{Journal, NoLedger},
-        store::{LedgerError, Store},
-    },
-    operator::metrics::Metrics,
-    report::events::Notice,
+    ledger::journal::{Journal, NoLedger},
 };
 
 /// What a flush came to: the journal back, or why it cannot be gone on with.

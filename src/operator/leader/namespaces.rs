@@ -1,10 +1,8 @@
 //! Namespaces, by whose labels `ClusterWebhooks` select: what is learned of them goes to the engine first, then to the sources.
 
 use super::Leader;
-use crate::subscription::{
-    namespaces::Namespaces,
-    watch::namespaces::{NamespaceChange, Seen},
-};
+use crate::subscription::watch::namespaces::{NamespaceChange, Seen};
+use llmtune_core::subscription::namespaces::Namespaces;
 
 impl Leader {
     pub(super) fn namespace(&mut self, change: NamespaceChange) {

@@ -7,12 +7,9 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{Known, Leader};
-use crate::{
-    api::webhook_delivery::WebhookKind,
-    event::object::Uid,
-    report::Note,
-    subscription::{owner, resolve::WebhookRef},
-};
+use crate::{report::Note, subscription::owner};
+use llmtune_api::webhook_delivery::WebhookKind;
+use llmtune_core::{event::object::Uid, subscription::WebhookRef};
 
 /// How long what was pending to a deleted Webhook waits for another. Where the operator has just started, from then on.
 const GRACE: Duration = Duration::from_secs(60);

@@ -13,16 +13,16 @@ use super::{
     Known, Leader,
     attempts::{Ended, make},
 };
-use crate::{
-    api::webhook_delivery::{WebhookKind, WebhookReference},
-    delivery::attempt::{Attempt, AttemptResult, Exchange},
+use crate::report::{
+    Note,
+    deliveries::{Answer, Asked, DeliveryRef, Order, Subject, unsent},
+};
+use llmtune_api::webhook_delivery::{WebhookKind, WebhookReference};
+use llmtune_core::{
+    attempt::{Attempt, AttemptResult, Exchange},
     engine::{RecordedOutcome, Verdict},
     event::{Event, EventType, id::DeliveryId, object::Uid, sample::sample},
-    report::{
-        Note,
-        deliveries::{Answer, Asked, DeliveryRef, Order, Subject, unsent},
-    },
-    subscription::resolve::WebhookRef,
+    subscription::WebhookRef,
 };
 
 /// What is asked of a Webhook that is not known waits this long: they may have been applied together.

@@ -19,11 +19,6 @@ use tracing::info;
 
 use super::{Leader, usage};
 use crate::{
-    api::webhook_source::{MappingInForce, WebhookSourceStatus},
-    event::{
-        object::{Uid, WatchId},
-        observation::Observation,
-    },
     report::sources::{Fault, Note, State},
     source::{
         Source,
@@ -36,6 +31,11 @@ use crate::{
         training_job::TrainingJobs,
         watch::Watcher,
     },
+};
+use llmtune_api::webhook_source::{MappingInForce, WebhookSourceStatus};
+use llmtune_core::event::{
+    object::{Uid, WatchId},
+    observation::Observation,
 };
 
 /// For how long WebhookSources, or `ClusterWebhooks`, that cannot be listed are waited for, where the ledger remembers nothing of theirs.

@@ -20,12 +20,7 @@ use super::{
 use crate::{
     claim::Claim,
     delivery::send::Sender,
-    engine::Engine,
-    event::observation::Observation,
-    ledger::{
-        journal::{LedgerLayout, RecoveredState},
-        store::{Ledger, Store},
-    },
+    ledger_store::{Ledger, Store},
     operator::{config::RunArgs, server::Refresh},
     report::{
         deliveries::{Deliveries, FromDeliveries},
@@ -35,6 +30,11 @@ use crate::{
     },
     source::{catalog, namespaces::NamespaceBarrier},
     subscription::watch::{Controller, Settings, WebhookChange},
+};
+use llmtune_core::{
+    engine::Engine,
+    event::observation::Observation,
+    ledger::journal::{LedgerLayout, RecoveredState},
 };
 
 /// Observations that may wait for the engine.

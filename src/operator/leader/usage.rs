@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use super::Leader;
 use crate::{
-    event::object::WatchId,
     operator::MAX_NAMESPACES,
     source::usage::{self, Usage},
     subscription::reader::Reader,
 };
+use llmtune_core::event::object::WatchId;
 
 /// No other watch has this number or a higher one.
 pub const FIRST_ID: u16 = u16::MAX - MAX_NAMESPACES as u16;

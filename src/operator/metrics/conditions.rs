@@ -12,7 +12,7 @@ use prometheus::{
     proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use crate::{event::object::Uid, subscription::resolve::WebhookRef};
+use llmtune_core::{event::object::Uid, subscription::WebhookRef};
 
 const TYPES: [&str; 3] = ["Ready", "Healthy", "Stalled"];
 const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
@@ -108,7 +108,7 @@ mod tests {
     use prometheus::{Registry, TextEncoder};
 
     use super::*;
-    use crate::api::webhook_delivery::WebhookKind;
+    use llmtune_api::webhook_delivery::WebhookKind;
 
     #[test]
     fn each_status_of_a_condition_is_a_series_until_the_webhook_is_gone() {

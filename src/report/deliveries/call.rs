@@ -20,15 +20,13 @@ use super::{
     state::DeliveryEntry,
 };
 use crate::{
-    api::WebhookDelivery,
     calls::{LogThrottle, pause, within},
     claim::Claim,
-    engine::StoreDeadLetter,
-    error_chain::{ErrorChain, is_unknown_kind, lacks_right},
-    event::object::Uid,
     report::writer::FIELD_MANAGER,
-    subscription::resolve::WebhookRef,
 };
+use llmtune_api::WebhookDelivery;
+use llmtune_client::error_chain::{ErrorChain, is_unknown_kind, lacks_right};
+use llmtune_core::{engine::StoreDeadLetter, event::object::Uid, subscription::WebhookRef};
 
 /// Calls at once.
 const CONCURRENT: usize = 8;
@@ -295,11 +293,11 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::{
-        api::webhook_delivery::WebhookKind,
+    use crate::report::apiserver;
+    use llmtune_api::webhook_delivery::WebhookKind;
+    use llmtune_core::{
         event::{EventType, sample::sample},
         ledger::contents::{GivenUp, Reason},
-        report::apiserver,
     };
 
     const UNKNOWN_KIND: (u16, &str) = (404, "404 page not found");
@@ -329,7 +327,7 @@ mod tests {
         let (kind, uid) = (WebhookKind::Webhook, Uid::from_u128(1));
         let webhook = WebhookRef { kind, uid, home: "research".into(), name: "ci".into() };
         let event = Arc::new(sample(EventType::ModelDeployed, Uid::from_u128(2), "research", None, Timestamp::now()));
-        let delivery = crate::event::id::DeliveryId::new(event.id, webhook.uid);
+        let delivery = llmtune_core::event::id::DeliveryId::new(event.id, webhook.uid);
         let at = Timestamp::now();
         let given_up = GivenUp { reason: Reason::Exhausted, at, attempts: 1, status_code: None, error: None };
         let keep = StoreDeadLetter { webhook: webhook.uid, delivery, event, given_up };

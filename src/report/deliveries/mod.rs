@@ -25,17 +25,19 @@ use tracing::warn;
 
 use self::{call::Call, state::State};
 use crate::{
-    api::{
-        WebhookDelivery,
-        webhook_delivery::{DeliveredEvent, WebhookReference},
-    },
     claim::Claim,
-    engine::{MAX_BYTES, StoreDeadLetter},
-    error_chain::ErrorChain,
-    event::{Event, EventType, id::DeliveryId, object::Uid},
     objects::{ObjectChange, Objects},
     report::events::Notice,
-    subscription::resolve::WebhookRef,
+};
+use llmtune_api::{
+    WebhookDelivery,
+    webhook_delivery::{DeliveredEvent, WebhookReference},
+};
+use llmtune_client::error_chain::ErrorChain;
+use llmtune_core::{
+    engine::{MAX_BYTES, StoreDeadLetter},
+    event::{Event, EventType, id::DeliveryId, object::Uid},
+    subscription::WebhookRef,
 };
 
 /// Objects of one Webhook; also bounded by [`MAX_BYTES`] of their events.

@@ -9,21 +9,25 @@ use k8s_openapi::{
 };
 
 use super::{Answer, DeliveryRef, Subject};
-use crate::{
-    api::{
-        WebhookDelivery,
-        webhook_delivery::{
-            DEFAULT_TTL, DeliveredEvent, DeliveryAttempt, EVENT_LABEL, EventObject, KIND_LABEL, REDELIVER_ANNOTATION,
-            WEBHOOK_LABEL, WebhookDeliverySpec, WebhookDeliveryStatus, WebhookReference,
-        },
+use crate::report::references;
+use llmtune_api::{
+    WebhookDelivery,
+    conditions::{self, whole_seconds},
+    webhook_delivery::{
+        DEFAULT_TTL, DeliveredEvent, DeliveryAttempt, EVENT_LABEL, EventObject, KIND_LABEL, REDELIVER_ANNOTATION,
+        WEBHOOK_LABEL, WebhookDeliverySpec, WebhookDeliveryStatus, WebhookReference,
     },
+};
+use llmtune_core::{
     engine::StoreDeadLetter,
-    event::{Event, EventType, body::OpenBody, format::Forms, id::EventId, object::Uid},
-    report::{
-        conditions::{self, whole_seconds},
-        references,
+    event::{
+        Event, EventType,
+        body::OpenBody,
+        format::Forms,
+        id::EventId,
+        object::{Object, Uid},
     },
-    subscription::resolve::WebhookRef,
+    subscription::WebhookRef,
 };
 
 /// Its uid, where it is one.
@@ -149,7 +153,7 @@ pub(super) fn event(namespace: &str, kept: &DeliveredEvent) -> Option<Event> {
     Some(Event {
         id,
         event_type,
-        object: Arc::new(event_type.outline(uid, namespace, name.clone().unwrap_or_default())),
+        object: Arc::new(Object::of_event(event_type, uid, namespace, name.clone().unwrap_or_default())),
         observed_at: Timestamp::now(),
         sequence: u32::try_from(kept.sequence).unwrap_or_default(),
         body: OpenBody::stored(kept.body.clone()),
@@ -160,8 +164,8 @@ pub(super) fn event(namespace: &str, kept: &DeliveredEvent) -> Option<Event> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        api::webhook_delivery::WebhookKind,
+    use llmtune_api::webhook_delivery::WebhookKind;
+    use llmtune_core::{
         event::{id::DeliveryId, sample::sample},
         ledger::contents::{GivenUp, Reason},
     };

@@ -5,7 +5,8 @@ use std::collections::{BTreeSet, HashMap};
 use jiff::Timestamp;
 
 use super::{MAX_BYTES, MAX_OBJECTS, state::DeliveryEntry};
-use crate::{api::webhook_delivery::WebhookReference, event::object::Uid};
+use llmtune_api::webhook_delivery::WebhookReference;
+use llmtune_core::event::object::Uid;
 
 /// Namespace and name of an object.
 type Name = (String, String);
@@ -135,7 +136,7 @@ fn name(namespace: &str, name: &str) -> Name {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::webhook_delivery::WebhookKind;
+    use llmtune_api::webhook_delivery::WebhookKind;
 
     fn webhook(name: &str) -> WebhookReference {
         WebhookReference { kind: WebhookKind::Webhook, name: name.into() }

@@ -18,17 +18,17 @@ use super::{
     room::{Places, Room},
     unsent,
 };
-use crate::{
-    api::{
-        WebhookDelivery,
-        webhook_delivery::{DEFAULT_TTL, DeliveredEvent, REDELIVER_ANNOTATION, WebhookKind, WebhookReference},
-    },
-    delivery::sign::hexadecimal,
+use crate::{panics::caught, report::events::Notice, subscription::resolve::duration};
+use llmtune_api::{
+    WebhookDelivery,
+    conditions::holds,
+    signature::hexadecimal,
+    webhook_delivery::{DEFAULT_TTL, DeliveredEvent, REDELIVER_ANNOTATION, WebhookKind, WebhookReference},
+};
+use llmtune_core::{
     engine::StoreDeadLetter,
     event::{EventType, id::DeliveryId, object::Uid},
-    panics::caught,
-    report::{conditions::holds, events::Notice},
-    subscription::resolve::{WebhookRef, duration},
+    subscription::WebhookRef,
 };
 
 /// The most characters of a request in a status; a longer one is remembered by its beginning and its hash.
@@ -478,7 +478,11 @@ mod tests {
         state.seen(Uid::from_u128(1), held);
         assert_eq!(state.expiries.len(), 0);
         let reference = WebhookReference { kind: WebhookKind::Webhook, name: "ci".into() };
-        assert_eq!(state.places.room("research", &reference, crate::engine::MAX_BYTES), Room::None, "it makes no room");
+        assert_eq!(
+            state.places.room("research", &reference, llmtune_core::engine::MAX_BYTES),
+            Room::None,
+            "it makes no room"
+        );
     }
 
     #[tokio::test]

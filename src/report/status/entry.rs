@@ -7,25 +7,27 @@ use tracing::{info, warn};
 
 use super::gone_generation;
 use crate::{
-    api::{
-        webhook::{AttemptSummary, DeliveryCounts, DeliverySummary, WebhookStatus},
-        webhook_delivery::{KIND_LABEL, WEBHOOK_LABEL, WebhookKind},
-    },
-    delivery::attempt::Exchange,
-    engine::{RecordedOutcome, Verdict},
-    event::object::Object,
-    ledger::contents::Reason,
     report::{
-        conditions::{self, whole_seconds},
         events::Notice,
         references,
         write_rate_limiter::{Changed, Turn},
     },
     subscription::{
-        resolve::WebhookRef,
         tls::BUNDLE_INVALID,
         watch::{Readiness, Standing},
     },
+};
+use llmtune_api::{
+    conditions::{self, whole_seconds},
+    webhook::{AttemptSummary, DeliveryCounts, DeliverySummary, WebhookStatus},
+    webhook_delivery::{KIND_LABEL, WEBHOOK_LABEL, WebhookKind},
+};
+use llmtune_core::{
+    attempt::Exchange,
+    engine::{RecordedOutcome, Verdict},
+    event::object::Object,
+    ledger::contents::Reason,
+    subscription::WebhookRef,
 };
 
 /// A healthy endpoint counts as unhealthy after this many failed attempts in a row; one that was never healthy at once.

@@ -6,12 +6,10 @@ use kube::core::GroupVersionKind;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::{
-    api::{selector::LabelSelector, webhook_source::WebhookSourceSpec},
-    event::object::{Facts, ObjectKind, ServingFacts, ServingStage, TrainingFacts, TrainingStage},
-    source::owners::GroupKind,
-};
+use crate::source::owners::GroupKind;
 use cel::{CompileError, Expression, Type};
+use llmtune_api::{selector::LabelSelector, webhook_source::WebhookSourceSpec};
+use llmtune_core::event::object::{Facts, ObjectKind, ServingFacts, ServingStage, TrainingFacts, TrainingStage};
 
 /// The only name that the expressions may use: the whole object.
 pub(super) const OBJECT: &str = "object";

@@ -3,10 +3,8 @@ use prometheus::IntCounter;
 use serde_json::json;
 
 use super::*;
-use crate::{
-    api::webhook_source::WebhookSourceSpec,
-    event::object::{Metric, TrainingStage},
-};
+use llmtune_api::webhook_source::WebhookSourceSpec;
+use llmtune_core::event::object::{Metric, TrainingStage};
 
 fn spec(lifecycle: &str, stages: &[(&str, &str)], data: &Value) -> WebhookSourceSpec {
     let stages: Vec<Value> = stages.iter().map(|(stage, when)| json!({"stage": stage, "when": when})).collect();
@@ -58,7 +56,7 @@ fn the_first_stage_that_holds_is_the_objects_and_where_none_does_it_stays_where_
 fn what_is_too_long_to_be_kept_is_left_out_and_a_text_that_is_is_counted() {
     let data = json!({"message": "object.spec.log", "artifact": "object.spec.short", "metrics": "object.spec.metrics"});
     let source = mapped(&spec("Training", &STAGES, &data));
-    let (long, longest) = ("x".repeat(MAX_TEXT + 1), "x".repeat(crate::event::body::MAX_BYTES));
+    let (long, longest) = ("x".repeat(MAX_TEXT + 1), "x".repeat(llmtune_core::event::body::MAX_BYTES));
     let spec = json!({"log": long, "short": &long[1..], "metrics": {"loss": 0.5, "text": longest}});
     let facts = training(read(&source, json!({"metadata": {"name": "a", "namespace": "ns"}, "spec": spec})));
     assert_eq!((facts.message, facts.artifact.map(|text| text.len())), (None, Some(MAX_TEXT)));

@@ -38,15 +38,15 @@ use self::{
     schedule::{Schedule, place, turn_after},
 };
 use crate::{
-    api::{UsageThreshold, usage_threshold::UsageThresholdStatus},
-    event::{
-        object::{Facts, Object, Uid, UsageFacts, WatchId},
-        observation::{Observation, WatchEvent},
-    },
     objects::{self, Objects},
     panics::caught,
     source::{namespaces::NamespaceBarrier, slim},
     subscription::{credentials::Credentials, reader::Reader, reference::ReferenceError},
+};
+use llmtune_api::{UsageThreshold, usage_threshold::UsageThresholdStatus};
+use llmtune_core::event::{
+    object::{Facts, Object, Uid, UsageFacts, WatchId},
+    observation::{Observation, WatchEvent},
 };
 
 pub use plan::{Failure, Figure, Reason};

@@ -5,16 +5,14 @@ use std::{fmt, time::Duration};
 use jiff::Timestamp;
 
 use super::prometheus::Server;
-use crate::{
-    api::{
-        duration,
-        usage_threshold::{QuotaResource, UsageThresholdSpec},
-    },
-    event::{
-        amount::{Amount, Level},
-        object::UsageFacts,
-    },
-    subscription::{credentials::Credentials, reference::ReferenceError},
+use crate::subscription::{credentials::Credentials, reference::ReferenceError};
+use llmtune_api::{
+    duration,
+    usage_threshold::{QuotaResource, UsageThresholdSpec},
+};
+use llmtune_core::event::{
+    amount::{Amount, Level},
+    object::UsageFacts,
 };
 
 /// A spec, read and found usable.

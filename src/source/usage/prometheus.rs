@@ -25,10 +25,10 @@ use tokio::{
 use super::plan::{Failure, Reason};
 use crate::{
     delivery::send::retry_after,
-    error_chain::innermost,
-    event::amount::{Amount, AmountError},
     transport::{address::Guard, client::Response, clients::Clients, resolver::Dns},
 };
+use llmtune_client::error_chain::innermost;
+use llmtune_core::event::amount::{Amount, AmountError};
 
 /// The limit on one query, from its turn to the end of the answer.
 const LIMIT: Duration = Duration::from_secs(10);

@@ -7,7 +7,8 @@ use kube::{Resource, core::ObjectMeta};
 use serde::Deserialize;
 
 use super::plan::{Failure, Figure, Reason};
-use crate::{api::usage_threshold::QuotaResource, event::amount::Amount};
+use llmtune_api::usage_threshold::QuotaResource;
+use llmtune_core::event::amount::Amount;
 
 /// A `ResourceQuota`, as far as it is read.
 #[derive(Clone, Debug, Deserialize, Resource)]

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::event::object::Uid;
+use llmtune_core::event::object::Uid;
 
 /// When each figure is due; the newest time given counts.
 #[derive(Debug, Default)]

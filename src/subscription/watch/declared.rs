@@ -2,15 +2,13 @@
 
 use kube::{Resource, api::ObjectMeta};
 
-use crate::{
-    api::{
-        ClusterWebhook, Webhook,
-        selector::LabelSelector,
-        webhook::{WebhookSpec, WebhookStatus},
-        webhook_delivery::WebhookKind,
-    },
-    subscription::index::Scope,
+use llmtune_api::{
+    ClusterWebhook, Webhook,
+    selector::LabelSelector,
+    webhook::{WebhookSpec, WebhookStatus},
+    webhook_delivery::WebhookKind,
 };
+use llmtune_core::subscription::index::Scope;
 
 /// A kind that declares a subscription.
 pub(super) trait Subscribes: Resource<DynamicType = ()> {

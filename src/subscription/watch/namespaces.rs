@@ -13,10 +13,10 @@ use tracing::warn;
 
 use crate::{
     calls::{pause, within},
-    error_chain::ErrorChain,
-    event::object::{Labels, Uid},
     objects::{self, Objects},
 };
+use llmtune_client::error_chain::ErrorChain;
+use llmtune_core::event::object::{Labels, Uid};
 
 const REQUEST: Duration = Duration::from_secs(10);
 

@@ -3,11 +3,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{
-    event::EventSet,
-    fake::{Answer, apiserver, line},
-    subscription::index::Scope,
-};
+use crate::fake::{Answer, apiserver, line};
+use llmtune_core::{event::EventSet, subscription::index::Scope};
 
 const UID: &str = "00000000-0000-0000-0000-000000000007";
 

@@ -101,12 +101,10 @@ mod connections {
 
     use super::*;
     use crate::{
-        delivery::{
-            attempt::Class,
-            failure::{Redaction, describe_error},
-        },
+        delivery::failure::{Redaction, describe_error},
         transport::pool::MAX_AGE,
     };
+    use llmtune_core::attempt::Class;
 
     const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 

@@ -12,12 +12,10 @@ use tokio::{
 
 use super::*;
 use crate::{
-    delivery::{
-        attempt::Class,
-        failure::{Redaction, describe_error},
-    },
+    delivery::failure::{Redaction, describe_error},
     transport::{address::parse_range, resolver::Resolving},
 };
+use llmtune_core::attempt::Class;
 
 /// A name server that gives one answer after the other, over and over.
 struct Fickle {

@@ -5,12 +5,10 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use super::*;
 use crate::{
-    delivery::{
-        attempt::Class,
-        failure::{Redaction, describe_error},
-    },
+    delivery::failure::{Redaction, describe_error},
     transport::{clients::Clients, resolver::Resolving},
 };
+use llmtune_core::attempt::Class;
 
 /// A name server with one answer.
 struct Answers(Vec<IpAddr>);

@@ -1,6 +1,6 @@
 //! Users who may create and annotate deliveries cannot have their own content signed.
 
-use llmtune_webhooks::event::{EventType, id::OccurrenceName};
+use llmtune_core::event::{EventType, id::OccurrenceName};
 
 use super::*;
 

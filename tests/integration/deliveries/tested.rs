@@ -1,6 +1,6 @@
 //! Tests of endpoints: marked, signed, answered, never retried.
 
-use llmtune_webhooks::event::EventType;
+use llmtune_core::event::EventType;
 
 use super::*;
 

@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -16,10 +16,7 @@ use llmtune_webhooks_harness::{
 use serde_json::Value;
 
 use super::markdown::{Block, Markdown};
-use crate::{
-    plugin::PLUGIN,
-    support::{BINARY, SOON, Scene},
-};
+use crate::support::{BINARY, SOON, Scene, plugin_binary};
 
 /// A replacement for `cargo`. The binaries are already built; the script only checks that the command builds them.
 const CARGO: &str =
@@ -72,9 +69,8 @@ impl Shell {
             symlink(entry.path(), checkout.join(entry.file_name())).unwrap();
         }
         fs::create_dir_all(checkout.join("target/release")).unwrap();
-        for binary in [BINARY, PLUGIN] {
-            let name = PathBuf::from(binary);
-            symlink(binary, checkout.join("target/release").join(name.file_name().unwrap())).unwrap();
+        for binary in [Path::new(BINARY), plugin_binary()] {
+            symlink(binary, checkout.join("target/release").join(binary.file_name().unwrap())).unwrap();
         }
         let home = temporary_folder("home");
         let programs = home.join(".local/bin");

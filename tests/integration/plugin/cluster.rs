@@ -76,7 +76,7 @@ fn a_cluster_webhook_is_tested_and_its_deliveries_sent_again_where_the_operator_
 
         // The operator's namespace is that of its Lease.
         let anywhere = |arguments: &[&str]| {
-            let mut command = Command::new(PLUGIN);
+            let mut command = Command::new(plugin_binary());
             command.args(arguments).env("KUBECONFIG", plane.kubeconfig("admin"));
             Ran::run(&mut command, "")
         };

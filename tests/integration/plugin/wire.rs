@@ -21,7 +21,8 @@ pub fn decode(base64: &str) -> String {
 
 fn verify(secret: &str, arguments: &[&str], input: &str) -> Ran {
     let file = secret_file(secret);
-    let ran = Ran::run(Command::new(PLUGIN).args(["verify", "--secret-file"]).arg(&file).args(arguments), input);
+    let ran =
+        Ran::run(Command::new(plugin_binary()).args(["verify", "--secret-file"]).arg(&file).args(arguments), input);
     assert!(!ran.out.contains(secret.trim()) && !ran.err.contains(secret.trim()), "{ran:?}");
     ran
 }
@@ -75,7 +76,7 @@ fn a_recorded_request_is_verified_and_what_is_wrong_with_it_told() {
 
         let output = verify(SECRET, &[], "").failed();
         assert!(output.contains("verify --secret-file FILE < request"), "{output}");
-        let output = Ran::run(Command::new(PLUGIN).args(["verify", "--secret-file", "/nowhere"]), "").failed();
+        let output = Ran::run(Command::new(plugin_binary()).args(["verify", "--secret-file", "/nowhere"]), "").failed();
         assert!(output.contains("/nowhere cannot be read"), "{output}");
     });
 }
@@ -83,7 +84,7 @@ fn a_recorded_request_is_verified_and_what_is_wrong_with_it_told() {
 /// Runs `listen`. Returns its process and its URL.
 async fn listen(arguments: &[&str]) -> (Process, String) {
     let log = temporary_folder("listen").join("log");
-    let mut listen = Command::new(PLUGIN);
+    let mut listen = Command::new(plugin_binary());
     let process = Process::start("listen", listen.args(["listen", "--port", "0"]).args(arguments), &log);
     let url = eventually("it listens", SOON, || async {
         let text = fs::read_to_string(&log).unwrap();
@@ -145,7 +146,7 @@ fn a_local_receiver_verifies_shows_and_hands_on() {
         let crossed = reqwest::Client::new().post(&url).header("origin", "https://a.example").body("{}").send().await;
         assert_eq!(crossed.unwrap().status(), 403);
         let port = url.rsplit(':').next().unwrap();
-        let output = Ran::run(Command::new(PLUGIN).args(["listen", "--port", port]), "").failed();
+        let output = Ran::run(Command::new(plugin_binary()).args(["listen", "--port", port]), "").failed();
         assert!(output.contains("--port 0"), "{output}");
     });
 }

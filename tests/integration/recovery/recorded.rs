@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeSet, fs};
 
-use llmtune_webhooks::{
-    api::ledger_segment::LedgerSegment,
+use llmtune_api::ledger_segment::LedgerSegment;
+use llmtune_core::{
     event::object::Uid,
     ledger::journal::{Found, LedgerLayout, Recovered, RecoveredState, Segment, open},
 };

@@ -1,7 +1,10 @@
 //! Proxies to the apiserver, for the operator and the plugin: an HTTP proxy and a SOCKS5 proxy on loopback. Only they
 //! can resolve the apiserver's host.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    ffi::OsStr,
+    sync::{Arc, Mutex},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
@@ -9,8 +12,8 @@ use tokio::{
 };
 
 use super::*;
+use crate::support::plugin_binary;
 
-const PLUGIN: &str = env!("CARGO_BIN_EXE_kubectl-llmtune");
 /// A name that does not resolve.
 const HOST: &str = "apiserver.test:6443";
 
@@ -104,7 +107,7 @@ fn kubeconfig(scene: &Scene, proxy: Option<&str>) -> PathBuf {
 }
 
 /// A command with only these environment variables.
-fn command(program: &str, kubeconfig: &PathBuf, variables: &[(&str, &str)]) -> Command {
+fn command(program: impl AsRef<OsStr>, kubeconfig: &PathBuf, variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(program);
     for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"] {
         command.env_remove(name);
@@ -115,7 +118,7 @@ fn command(program: &str, kubeconfig: &PathBuf, variables: &[(&str, &str)]) -> C
 
 /// The output of `kubectl llmtune status -A`, or its error.
 fn status(kubeconfig: &PathBuf, variables: &[(&str, &str)]) -> Result<String, String> {
-    let output = command(PLUGIN, kubeconfig, variables).args(["status", "-A"]).output().unwrap();
+    let output = command(plugin_binary(), kubeconfig, variables).args(["status", "-A"]).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }

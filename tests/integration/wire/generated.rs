@@ -3,18 +3,16 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use llmtune_webhooks::{
-    event::{
-        EventType,
-        amount::Amount,
-        body::{self, Envelope},
-        id::{EventId, OccurrenceName},
-        lifecycle::{Occurrence, Recalled},
-        object::{Facts, Metric, Object, ServingFacts, TrainingFacts, Uid, UsageFacts},
-        payload::{self, Data},
-    },
-    source::{deployment::Deployments, training_job::TrainingJobs, usage},
+use llmtune_core::event::{
+    EventType,
+    amount::Amount,
+    body::{self, Envelope},
+    id::{EventId, OccurrenceName},
+    lifecycle::{Occurrence, Recalled},
+    object::{Facts, Metric, Object, ServingFacts, TrainingFacts, Uid, UsageFacts},
+    payload::{self, Data},
 };
+use llmtune_webhooks::source::{deployment::Deployments, training_job::TrainingJobs, usage};
 use proptest::{
     char::range,
     collection::{btree_map, vec},

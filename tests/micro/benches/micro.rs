@@ -11,8 +11,8 @@ use criterion::{
     BatchSize, BenchmarkGroup, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
     measurement::WallTime,
 };
-use llmtune_webhooks::{
-    delivery::sign::signature,
+use llmtune_api::signature::sign;
+use llmtune_core::{
     engine::Engine,
     event::{
         EventType,
@@ -22,9 +22,9 @@ use llmtune_webhooks::{
         payload,
     },
     ledger::journal::{self, Found, LedgerLayout, Recovered},
-    source::{Source, training_job::TrainingJobs},
 };
-use secrecy::SecretSlice;
+use llmtune_webhooks::source::{Source, training_job::TrainingJobs};
+use secrecy::{ExposeSecret, SecretSlice};
 
 use scene::{HOME, Place, WATCH, World, flush, journal, read};
 
@@ -91,7 +91,7 @@ fn body_and_signature(criterion: &mut Criterion) {
     let key: SecretSlice<u8> = b"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef".to_vec().into();
     let text = opened.close(now);
     group.throughput(Throughput::Bytes(text.len() as u64));
-    group.bench_function("sign", |bencher| bencher.iter(|| signature(&key, black_box(text.as_bytes()))));
+    group.bench_function("sign", |bencher| bencher.iter(|| sign(key.expose_secret(), black_box(text.as_bytes()))));
     group.finish();
 }
 

@@ -8,7 +8,7 @@ mod scene;
 use std::{cell::RefCell, fs, iter};
 
 use criterion::{BatchSize, Criterion};
-use llmtune_webhooks::delivery::attempt::{Attempt, AttemptResult};
+use llmtune_core::attempt::{Attempt, AttemptResult};
 
 use scene::{Place, World, flush, journal, outcome};
 

@@ -1,6 +1,6 @@
 //! Faults of the store, the ledger, the network and processes, and their repair.
 
-use llmtune_webhooks::api::ledger_segment::SegmentKind;
+use llmtune_core::ledger::SegmentKind;
 
 use super::*;
 use crate::{process::Mode, store::Answer};

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use kube::core::{Expression, Selector};
-use llmtune_webhooks::{
-    delivery::schedule::Backoff,
+use kube_core::{Expression, Selector};
+use llmtune_core::{
     event::EventSet,
+    schedule::Backoff,
     subscription::index::{Scope, Subscription},
 };
 

@@ -5,11 +5,8 @@
 use std::{collections::HashMap, sync::LazyLock, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use llmtune_webhooks::{
-    delivery::{
-        attempt::{Attempt, AttemptResult, Outcome},
-        schedule::Backoff,
-    },
+use llmtune_core::{
+    attempt::{Attempt, AttemptResult, Outcome},
     engine::{Due, Engine},
     event::{
         EventSet,
@@ -17,9 +14,10 @@ use llmtune_webhooks::{
         observation::{Observation, WatchEvent},
     },
     ledger::journal::{Journal, LedgerLayout, Segment},
-    source::{Source, training_job::TrainingJobs},
+    schedule::Backoff,
     subscription::index::{Scope, Subscription},
 };
+use llmtune_webhooks::source::{Source, training_job::TrainingJobs};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 

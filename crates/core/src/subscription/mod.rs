@@ -1,0 +1,39 @@
+//! Which Webhooks an event concerns.
+
+pub mod filter;
+pub mod index;
+pub mod namespaces;
+
+use std::fmt;
+
+use llmtune_api::webhook_delivery::WebhookKind;
+
+use crate::event::object::Uid;
+
+/// Which Webhook or `ClusterWebhook`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct WebhookRef {
+    pub kind: WebhookKind,
+    pub uid: Uid,
+    /// The namespace of what it names and of its `WebhookDelivery` objects: its own, or the operator's where it is a `ClusterWebhook`.
+    pub home: String,
+    pub name: String,
+}
+
+impl WebhookRef {
+    /// The namespace that it is in; empty for a `ClusterWebhook`.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        match self.kind {
+            WebhookKind::Webhook => &self.home,
+            WebhookKind::ClusterWebhook => "",
+        }
+    }
+}
+
+/// As users name it, such as `Webhook ci`.
+impl fmt::Display for WebhookRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
+}
