@@ -1,4 +1,4 @@
-//! The leader's right to act. The election extends it, and every room asks it before it begins an attempt or a write.
+//! The leader's right to act. The election extends it. Every attempt and every write checks it first.
 
 use std::{
     sync::{
@@ -10,7 +10,8 @@ use std::{
 
 use tokio::time::Instant;
 
-/// The right to begin attempts and writes, until it expires. Cheap to clone and to ask; all clones are one.
+/// The right to start attempts and writes, until it expires. It is cheap to clone and to check; all clones share the
+/// expiry.
 #[derive(Clone, Debug)]
 pub struct Claim {
     origin: Instant,
@@ -19,7 +20,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// A claim that holds until then.
+    /// Creates a claim that expires at this instant.
     #[must_use]
     pub fn until(expiry: Instant) -> Self {
         let claim = Self { origin: Instant::now(), expiry: Arc::new(AtomicU64::new(0)) };
@@ -27,24 +28,24 @@ impl Claim {
         claim
     }
 
-    /// A claim that nobody ends.
+    /// Creates a claim that never expires.
     #[must_use]
     pub fn unbounded() -> Self {
         Self::until(Instant::now() + Duration::from_secs(u32::MAX.into()))
     }
 
-    /// Lets it hold until then, and no longer.
+    /// Sets the expiry.
     pub fn extend(&self, expiry: Instant) {
         let millis = expiry.saturating_duration_since(self.origin).as_millis();
         self.expiry.store(millis as u64, Ordering::Release);
     }
 
-    /// Ends it now.
+    /// Expires the claim now.
     pub fn end(&self) {
         self.expiry.store(0, Ordering::Release);
     }
 
-    /// Whether an attempt or a write may begin now.
+    /// Reports whether an attempt or a write may start now.
     #[must_use]
     pub fn holds(&self) -> bool {
         let millis = self.origin.elapsed().as_millis() as u64;

@@ -1,5 +1,5 @@
-//! An apiserver for unit tests: a function from a request's path and query to its answer. With tokio's paused clock a test plays hours
-//! of one in no time.
+//! An apiserver for unit tests: a function that maps a request's path and query to an answer. With tokio's paused clock
+//! a test simulates hours in milliseconds.
 
 use std::{
     convert::Infallible,
@@ -14,23 +14,22 @@ use http::Request;
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
 
-/// What it answers.
 pub enum Answer {
     /// An object or a list.
     Object(Value),
-    /// A watch: these lines, and then silence.
+    /// A watch that sends these lines and stays open.
     Watch(Vec<Value>),
-    /// An error of this status.
+    /// An error with this status code.
     Error(u16),
-    /// The same, with this message.
+    /// An error with this status code and message.
     Refused(u16, &'static str),
-    /// Another answer, given at this time: an HTTP date.
+    /// Another answer, with this HTTP date.
     At(&'static str, Box<Answer>),
-    /// Whoever asks panics.
+    /// The request panics.
     Panic,
 }
 
-/// A client of an apiserver that answers as this function does.
+/// A client of an apiserver whose answers this function returns.
 pub fn apiserver(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Client {
     Client::new(Apiserver(Arc::new(answer)), "default")
 }
@@ -66,8 +65,8 @@ impl tower::Service<Request<Body>> for Apiserver {
                 Answer::Watch(lines) => (200, lines, true),
                 Answer::Error(code) => (code, vec![json!({"kind": "Status", "apiVersion": "v1", "code": code})], false),
                 Answer::Refused(code, message) => (code, vec![json!({"code": code, "message": message})], false),
-                Answer::At(..) => panic!("an answer is given once"),
-                Answer::Panic => panic!("as the test wants it"),
+                Answer::At(..) => panic!("Answer::At must not be nested"),
+                Answer::Panic => panic!("the test asked for a panic"),
             };
             let lines = stream::iter(values).map(|value| Ok::<_, Infallible>(format!("{value}\n")));
             let lines = if open { lines.chain(stream::pending()).boxed() } else { lines.boxed() };

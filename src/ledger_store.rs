@@ -219,7 +219,7 @@ impl Store {
                 {
                     match within(REQUEST, self.api().get_opt(&segment.name)).await {
                         Ok(found) => match journal.resolve(segment, found.map(read)) {
-                            Resolution::Landed => return Ok(()),
+                            Resolution::Committed => return Ok(()),
                             Resolution::Overwrite => {
                                 debug!(segment = segment.name, "replacing an older leader's late write");
                                 continue;

@@ -1,7 +1,7 @@
-//! llmtune-webhooks: transitions of training jobs and model deployments become signed, retried webhooks.
+//! llmtune-webhooks: sends transitions of training jobs and model deployments as signed, retried webhooks.
 //!
-//! Data flows one way: `source` → [`engine`] → `delivery`, and from the engine to `report`. `docs/architecture.md` leads
-//! through the rooms.
+//! Data flows one way: [`source`] → the engine of `llmtune_core` → [`delivery`], and from the engine to [`report`].
+//! `docs/architecture.md` is the map of the code.
 
 mod calls;
 pub mod claim;

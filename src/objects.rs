@@ -1,4 +1,8 @@
-//! The objects of one kind as they come, change and go, over one watch for each namespace that is served.
+//! Follows all objects of one kind, with one watch for each served namespace. Webhooks, WebhookSources,
+//! UsageThresholds, `ResourceQuotas` and Namespaces are followed this way.
+//!
+//! 1. An object that a complete list lacks is reported as deleted.
+//! 2. An object that this release cannot read is reported, and counts as existing.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -26,38 +30,39 @@ use crate::calls::pause;
 use llmtune_client::error_chain::ErrorChain;
 use llmtune_core::event::object::Uid;
 
-/// A complaint that stays the same is repeated this often.
-const ALOUD_EVERY: Duration = Duration::from_secs(60);
-/// Events of the watches that may wait to be asked for.
-const WAITING: usize = 64;
+/// An unchanged error is logged again after this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// The capacity of the channel from the watches.
+const CHANNEL_CAPACITY: usize = 64;
 
-/// What happened to the objects of a kind.
+/// A change of the objects of a kind.
 #[derive(Debug)]
 pub enum ObjectChange<K> {
-    /// An object is as it is here, or is there in a form that this release cannot read.
+    /// An object exists, in this state or in a form that this release cannot read.
     Seen {
         uid: Uid,
         object: Result<Box<K>, Box<InvalidObject>>,
-        /// It is from a list, which has the last word: an etcd that was restored counts versions from lower on.
+        /// True if the object is from a list. A list overrides newer versions: after a restore, etcd assigns lower
+        /// ones.
         listed: bool,
     },
-    /// It is deleted, or a complete list lacked it.
+    /// The object was deleted, or a complete list lacked it.
     Gone(Uid),
-    /// All objects that existed at the start have been seen. Comes once.
+    /// All objects that existed at the start have been reported. Sent once.
     Listed,
-    /// The apiserver refuses to list them: 403 where the operator has no right to, 404 where it serves no such kind. It is
-    /// asked again.
+    /// The apiserver refuses the list: 403 if the operator lacks the right, 404 if the kind is not served. The list is
+    /// retried.
     Refused,
 }
 
-/// What one watch tells; `None`: it is refused.
+/// An event of one watch, or `None` if the apiserver refuses the watch.
 type WatchItem<K> = Option<Event<DeserializeGuard<K>>>;
 
-/// The objects of a kind, while it is watched.
+/// Watches the objects of a kind until it is dropped.
 pub struct Objects<K> {
     watches: JoinSet<()>,
-    told: mpsc::Receiver<(usize, WatchItem<K>)>,
-    roll: UidTracker,
+    events: mpsc::Receiver<(usize, WatchItem<K>)>,
+    tracker: UidTracker,
     changes: VecDeque<ObjectChange<K>>,
 }
 
@@ -65,7 +70,7 @@ impl<K> Objects<K>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    /// Watches the objects of these namespaces; none means all.
+    /// Watches the objects of these namespaces, or of all if the slice is empty.
     pub fn watch(client: &Client, namespaces: &[String], config: &Config) -> Self {
         if namespaces.is_empty() {
             return Self::watch_all(client, config);
@@ -94,7 +99,7 @@ where
 {
     /// Watches the metadata of all objects of the cluster.
     pub fn watch_metadata(client: &Client, config: &Config) -> Self {
-        // kube's guard would ask for the whole objects.
+        // `DeserializeGuard` would request full objects.
         let watch = watcher(Api::<PartialObjectMeta<K>>::all(client.clone()), config.clone());
         Self::pump([watch.map(|event| event.map(guarded))])
     }
@@ -108,24 +113,24 @@ where
     where
         S: Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>> + Send + 'static,
     {
-        let (sender, told) = mpsc::channel(WAITING);
+        let (sender, events) = mpsc::channel(CHANNEL_CAPACITY);
         let mut watches = JoinSet::new();
         for (scope, stream) in streams.into_iter().enumerate() {
             watches.spawn(pump(stream, scope, sender.clone()));
         }
-        let roll = UidTracker::new(watches.len());
-        Self { watches, told, roll, changes: VecDeque::new() }
+        let tracker = UidTracker::new(watches.len());
+        Self { watches, events, tracker, changes: VecDeque::new() }
     }
 
-    /// The next change; `None` where a watch has ended, which none does by itself. What was not awaited to the end is not lost.
+    /// The next change, or `None` if a watch has ended, which happens only after a panic. Cancel safe.
     pub async fn next(&mut self) -> Option<ObjectChange<K>> {
         loop {
             if let Some(change) = self.changes.pop_front() {
                 return Some(change);
             }
             tokio::select! {
-                Some((scope, told)) = self.told.recv() => match told {
-                    Some(event) => self.roll.call(scope, event, &mut self.changes),
+                Some((scope, event)) = self.events.recv() => match event {
+                    Some(event) => self.tracker.apply(scope, event, &mut self.changes),
                     None => self.changes.push_back(ObjectChange::Refused),
                 },
                 Some(ended) = self.watches.join_next() => {
@@ -138,23 +143,23 @@ where
     }
 }
 
-/// Feeds one watch in, for as long as somebody listens.
+/// Sends the events of one watch until the receiver is dropped.
 async fn pump<K: Resource<DynamicType = ()>>(
     stream: impl Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>> + Send,
     scope: usize,
-    told: mpsc::Sender<(usize, WatchItem<K>)>,
+    events: mpsc::Sender<(usize, WatchItem<K>)>,
 ) {
     let mut failures = 0;
-    let mut complaint: Option<(String, Instant)> = None;
+    let mut logged: Option<(String, Instant)> = None;
     let mut stream = stream.boxed();
     while let Some(item) = stream.next().await {
         match item {
             Ok(event) => {
-                // Comes before each try to list, also before one that fails.
+                // `Init` precedes each attempt to list, also one that fails.
                 if !matches!(event, Event::Init) {
                     failures = 0;
                 }
-                if told.send((scope, Some(event))).await.is_err() {
+                if events.send((scope, Some(event))).await.is_err() {
                     return;
                 }
             }
@@ -162,12 +167,12 @@ async fn pump<K: Resource<DynamicType = ()>>(
                 let wait = pause(failures);
                 failures += 1;
                 let text = ErrorChain(&error).to_string();
-                // A kind that is not installed, or forbidden, would say so every few seconds for ever.
-                if complaint.as_ref().is_none_or(|(last, at)| *last != text || at.elapsed() >= ALOUD_EVERY) {
+                // A kind that is not installed or forbidden would log the same error every few seconds.
+                if logged.as_ref().is_none_or(|(last, at)| *last != text || at.elapsed() >= LOG_INTERVAL) {
                     warn!(kind = %K::kind(&()), error = %text, ?wait, "watch interrupted; trying again");
-                    complaint = Some((text, Instant::now()));
+                    logged = Some((text, Instant::now()));
                 }
-                if is_refusal(&error) && told.send((scope, None)).await.is_err() {
+                if is_refusal(&error) && events.send((scope, None)).await.is_err() {
                     return;
                 }
                 sleep(wait).await;
@@ -176,7 +181,7 @@ async fn pump<K: Resource<DynamicType = ()>>(
     }
 }
 
-/// Metadata can always be read.
+/// Wraps metadata, which can always be read.
 fn guarded<K>(event: Event<K>) -> Event<DeserializeGuard<K>> {
     let guard = |object| DeserializeGuard(Ok(object));
     match event {
@@ -188,7 +193,7 @@ fn guarded<K>(event: Event<K>) -> Event<DeserializeGuard<K>> {
     }
 }
 
-/// Whether the apiserver does not serve the kind at all, or not to the operator.
+/// Whether the apiserver does not serve the kind, or the operator may not read it.
 fn is_refusal(error: &watcher::Error) -> bool {
     let (watcher::Error::InitialListFailed(error)
     | watcher::Error::WatchStartFailed(error)
@@ -199,18 +204,18 @@ fn is_refusal(error: &watcher::Error) -> bool {
     matches!(error, kube::Error::Api(status) if matches!(status.code, 403 | 404))
 }
 
-/// Which objects are there, so that a list tells which are not. Pure.
+/// Tracks which objects exist, to find those that a list lacks. Pure.
 struct UidTracker {
     scopes: Vec<Scope>,
-    /// How many have not been listed yet.
+    /// The number of scopes that have not been listed yet.
     unlisted: usize,
 }
 
-/// The objects of one watch; those that cannot be read are there all the same.
+/// The objects of one watch, including objects that cannot be read.
 #[derive(Default)]
 struct Scope {
-    there: HashSet<Uid>,
-    /// What the list under way has shown so far.
+    existing: HashSet<Uid>,
+    /// The objects that the current list has returned so far.
     listing: Option<HashSet<Uid>>,
     listed: bool,
 }
@@ -220,8 +225,8 @@ impl UidTracker {
         Self { scopes: (0..scopes).map(|_| Scope::default()).collect(), unlisted: scopes }
     }
 
-    /// Takes in what a watch tells, and appends what that means.
-    fn call<K: Resource>(
+    /// Applies an event of a watch and appends the resulting changes.
+    fn apply<K: Resource>(
         &mut self,
         scope: usize,
         event: Event<DeserializeGuard<K>>,
@@ -233,18 +238,18 @@ impl UidTracker {
             Event::Init => scope.listing = Some(HashSet::new()),
             Event::InitApply(guard) | Event::Apply(guard) => {
                 let Some(uid) = uid(&guard) else { return };
-                scope.there.insert(uid);
+                scope.existing.insert(uid);
                 let listed = scope.listing.as_mut().map(|listing| listing.insert(uid)).is_some();
                 changes.push_back(ObjectChange::Seen { uid, object: guard.0.map(Box::new).map_err(Box::new), listed });
             }
             Event::Delete(guard) => {
                 let Some(uid) = uid(&guard) else { return };
-                scope.there.remove(&uid);
+                scope.existing.remove(&uid);
                 changes.push_back(ObjectChange::Gone(uid));
             }
             Event::InitDone => {
                 let listing = scope.listing.take().unwrap_or_default();
-                let gone = scope.there.extract_if(|uid| !listing.contains(uid));
+                let gone = scope.existing.extract_if(|uid| !listing.contains(uid));
                 changes.extend(gone.map(ObjectChange::Gone));
                 if !std::mem::replace(&mut scope.listed, true) {
                     *unlisted -= 1;
@@ -288,12 +293,12 @@ mod tests {
         guard
     }
 
-    /// What these events of these watches mean, in few words.
-    fn told(scopes: usize, events: Vec<(usize, Event<DeserializeGuard<ConfigMap>>)>) -> Vec<String> {
-        let mut roll = UidTracker::new(scopes);
+    /// The changes that result from these events, in short form.
+    fn changes_of(scopes: usize, events: Vec<(usize, Event<DeserializeGuard<ConfigMap>>)>) -> Vec<String> {
+        let mut tracker = UidTracker::new(scopes);
         let mut changes = VecDeque::new();
         for (scope, event) in events {
-            roll.call(scope, event, &mut changes);
+            tracker.apply(scope, event, &mut changes);
         }
         let number = |uid: Uid| (1..100).find(|number| Uid::from_u128(*number) == uid).unwrap();
         let brief = changes.into_iter().map(|change| match change {
@@ -308,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_listed_once_each_namespace_is() {
+    fn listed_once_every_namespace_is_listed() {
         let events = [
             (0, Event::Init),
             (1, Event::Init),
@@ -318,11 +323,11 @@ mod tests {
         ];
         let events = events.into_iter().chain([(0, Event::InitApply(guard(1))), (0, Event::InitDone)]);
         let events = events.chain([(1, Event::InitDone), (1, Event::Init), (1, Event::InitDone)]);
-        assert_eq!(told(2, events.collect()), ["listed 1", "listed 1", "all listed"]);
+        assert_eq!(changes_of(2, events.collect()), ["listed 1", "listed 1", "all listed"]);
     }
 
     #[test]
-    fn what_a_complete_list_lacks_is_gone_and_what_cannot_be_read_is_there() {
+    fn complete_list_removes_missing_objects_but_not_unreadable_ones() {
         let events = [
             Event::Init,
             Event::InitApply(guard(1)),
@@ -330,7 +335,7 @@ mod tests {
             Event::InitApply(guard(3)),
             Event::InitDone,
             Event::Apply(guard(4)),
-            // Broke off: it tells of nobody that he is gone.
+            // This list fails before it is complete, so it removes nothing.
             Event::Init,
             Event::InitApply(guard(5)),
             Event::Init,
@@ -340,15 +345,15 @@ mod tests {
             Event::InitDone,
             Event::Delete(unreadable(4)),
         ];
-        let mut told = told(1, events.map(|event| (0, event)).into());
-        told[9..11].sort_unstable();
+        let mut changes = changes_of(1, events.map(|event| (0, event)).into());
+        changes[9..11].sort_unstable();
         let expected = ["listed 1", "unreadable 2", "listed 3", "all listed", "seen 4"];
         let relisted = ["listed 5", "listed 1", "unreadable 2", "unreadable 4", "gone 3", "gone 5", "gone 4"];
-        assert_eq!(told, [&expected[..], &relisted[..]].concat());
+        assert_eq!(changes, [&expected[..], &relisted[..]].concat());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_metadata_is_enough_nothing_else_is_asked_for() {
+    async fn watch_metadata_requests_only_metadata() {
         let (asked, mut requests) = mpsc::unbounded_channel();
         let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
             let watch = request.uri().to_string().contains("watch=true");
@@ -371,7 +376,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_apiserver_that_refuses_every_list_is_asked_ever_more_seldom() {
+    async fn failing_lists_are_retried_with_backoff() {
         let lists = Arc::new(AtomicUsize::new(0));
         let asked = Arc::clone(&lists);
         let client = apiserver(move |_| {

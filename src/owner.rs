@@ -1,4 +1,4 @@
-//! What the operator's own objects belong to: Kubernetes deletes them with it.
+//! The `ConfigMap` that owns the operator's objects. Kubernetes deletes them with it.
 
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{Api, Client};
@@ -17,14 +17,13 @@ impl Owner {
         Self { api: Api::namespaced(client, namespace), name: name.to_owned() }
     }
 
-    /// What the metadata of an object says that belongs to it. Neither does it control the object, nor need its deletion wait for the
-    /// object's: that would take rights of its own.
+    /// The owner reference for an object. It sets neither `controller` nor `blockOwnerDeletion`: the latter would need
+    /// an additional right.
     pub async fn reference(&self) -> Result<OwnerReference, kube::Error> {
         let found = self.api.get_metadata_opt(&self.name).await?;
         let Some(uid) = found.and_then(|owner| owner.metadata.uid) else {
             let name = &self.name;
-            let text =
-                format!("ConfigMap {name:?}, which --owner names, is not there: create it, or leave the flag out");
+            let text = format!("ConfigMap {name:?} of --owner does not exist: create it, or remove the flag");
             return Err(kube::Error::Service(text.into()));
         };
         Ok(OwnerReference {

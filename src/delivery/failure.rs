@@ -1,4 +1,5 @@
-//! What went wrong with an attempt, told so that its reader knows what to do: never the answer's body, the url's path or a secret.
+//! Describes a failed attempt, and what to do about it. A description never contains the response's body, the URL's
+//! path or a secret.
 
 use std::{error::Error, io, time::Duration};
 
@@ -17,19 +18,19 @@ use crate::transport::{
 use llmtune_client::error_chain::{chain, innermost};
 use llmtune_core::attempt::Class;
 
-/// What of an attempt is a secret, and so may not be told.
+/// The secret parts of an attempt, which a description must not contain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Redaction {
-    /// Nothing but what never leaves the operator.
+    /// Only what never leaves the operator.
     None,
-    /// A header: the endpoint knows it, and may say it again.
+    /// A header. The endpoint knows its value and may return it.
     Headers,
-    /// The url, with its host and where that leads.
+    /// The URL, with its host and the address of the host.
     Url,
 }
 
 impl Redaction {
-    /// The url as users know it.
+    /// Returns the URL as users refer to it.
     const fn url(self) -> &'static str {
         match self {
             Self::None | Self::Headers => "spec.url",
@@ -38,12 +39,12 @@ impl Redaction {
     }
 }
 
-/// Why an answer is no acknowledgement; `None` where it is one.
+/// Returns why a response is not an acknowledgment; `None` if it is one.
 pub(super) fn describe_answer(response: &Response, target: &Target) -> Option<String> {
     describe_status(response.status(), response.headers(), response.proxy(), target)
 }
 
-/// `proxy`: the one that may have answered in the endpoint's place.
+/// `proxy`: the proxy that may have answered instead of the endpoint.
 fn describe_status(status: StatusCode, headers: &HeaderMap, proxy: Option<&str>, target: &Target) -> Option<String> {
     if status.is_success() {
         return None;
@@ -78,20 +79,20 @@ fn describe_status(status: StatusCode, headers: &HeaderMap, proxy: Option<&str>,
     Some(format!("HTTP {code} {reason}{host}: redirects are not followed, write the final address in {url}"))
 }
 
-/// What to look at where an endpoint answers that nobody may send it this.
+/// Returns advice for a response that refuses the sender.
 fn describe_refusal(target: &Target) -> String {
     let key = match &target.keys {
         Some(keys) if keys.previous().is_some() => {
-            "neither key of spec.secretRef is taken, give the receiver one of them, byte for byte"
+            "the endpoint accepts neither key of spec.secretRef; give the receiver one of them, byte for byte"
         }
-        Some(_) => "give the receiver the key that spec.secretRef names, byte for byte",
-        None => "if the receiver checks signatures, name its key in spec.secretRef",
+        Some(_) => "give the receiver the key in spec.secretRef, byte for byte",
+        None => "if the receiver verifies signatures, set spec.secretRef to its key",
     };
-    let headers = if target.headers.is_empty() { "" } else { "check what spec.headers sends; " };
+    let headers = if target.headers.is_empty() { "" } else { "check spec.headers; " };
     format!("{headers}{key}")
 }
 
-/// The class of an attempt without an answer, and why there was none. `limit`: of the attempt.
+/// Returns the class and the reason of an attempt without a response. `limit` is the time limit of the attempt.
 pub fn describe_error(error: &ClientError, limit: Duration, discretion: Redaction) -> (Class, String) {
     match error {
         ClientError::Refused(refused) => (Class::Address, describe_guard(refused, discretion)),
@@ -105,18 +106,18 @@ pub fn describe_error(error: &ClientError, limit: Duration, discretion: Redactio
     }
 }
 
-/// The range that an address is in tells of the address.
+/// The range would reveal the address, so it is omitted if the URL is secret.
 fn describe_guard(refused: &Refused, discretion: Redaction) -> String {
     match discretion {
         Redaction::None | Redaction::Headers => refused.to_string(),
         Redaction::Url => format!(
-            "address refused: the host of {} is where the operator sends nothing: write another, or have the platform team open its range with --allow-cidr",
+            "address refused: the operator does not send to the host of {}: use another, or have the platform team allow its range with --allow-cidr",
             discretion.url()
         ),
     }
 }
 
-/// Nothing was connected to until TLS began: that is not the endpoint's slowness.
+/// Before TLS starts, nothing is connected, so the endpoint is not slow.
 fn describe_timeout(stage: Stage, proxy: Option<&str>, limit: Duration, discretion: Redaction) -> (Class, String) {
     let (url, limit) = (discretion.url(), limit.as_secs_f64());
     match (stage, proxy) {
@@ -149,7 +150,7 @@ fn describe_timeout(stage: Stage, proxy: Option<&str>, limit: Duration, discreti
 
 fn describe_silence(limit: f64, url: &str) -> String {
     format!(
-        "connect timeout: nothing accepts connections at the host and port of {url} within {limit} s: check them, and firewalls and NetworkPolicies on the way"
+        "connect timeout: nothing accepted a connection at the host and port of {url} within {limit} s: check them, and firewalls and NetworkPolicies on the way"
     )
 }
 
@@ -168,7 +169,7 @@ fn describe_connect(error: &ConnectError, discretion: Redaction) -> (Class, Stri
     (Class::Connect, text)
 }
 
-/// The proxy is the platform team's, and no secret; its password is not part of `proxy`.
+/// The proxy is the platform team's and not secret. `proxy` does not contain its password.
 fn describe_proxy(proxy: &str, problem: &ProxyProblem, url: &str) -> String {
     match problem {
         ProxyProblem::Unreached(error) => {
@@ -180,7 +181,7 @@ fn describe_proxy(proxy: &str, problem: &ProxyProblem, url: &str) -> String {
         }
         ProxyProblem::Broken => {
             format!(
-                "the proxy {proxy} broke off instead of opening a tunnel to the host of {url}: have the platform team check --proxy"
+                "the proxy {proxy} closed the connection instead of opening a tunnel to the host of {url}: have the platform team check --proxy"
             )
         }
         ProxyProblem::Answered(status) => {
@@ -195,7 +196,7 @@ fn describe_proxy(proxy: &str, problem: &ProxyProblem, url: &str) -> String {
     }
 }
 
-/// TLS that was not set up.
+/// Describes a failed TLS handshake.
 fn describe_handshake(error: &io::Error, discretion: Redaction) -> (Class, String) {
     if let Some(tls) = find_tls(error) {
         return (Class::Tls, format!("TLS: {}", describe_tls(tls, discretion)));
@@ -209,7 +210,7 @@ fn find_tls<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     chain(error).filter_map(|cause| cause.downcast_ref()).last()
 }
 
-/// A connection that did not hold. h2 quotes what the endpoint says when it ends one, and so only its codes are told.
+/// Describes a broken connection. h2 quotes the endpoint's text, so only codes are reported.
 fn describe_broken(error: &hyper::Error, discretion: Redaction) -> (Class, String) {
     if let Some(tls) = find_tls(error) {
         return (Class::Tls, format!("TLS: {}", describe_tls(tls, discretion)));
@@ -223,7 +224,7 @@ fn describe_broken(error: &hyper::Error, discretion: Redaction) -> (Class, Strin
     (Class::Protocol, format!("the connection broke: {}", without_number(&text)))
 }
 
-/// The system's words for an error, without its number.
+/// Returns the system's error text without its number.
 fn without_number(cause: &str) -> &str {
     cause.split(" (os error").next().unwrap_or(cause)
 }
@@ -232,16 +233,16 @@ fn reason(status: StatusCode) -> &'static str {
     status.canonical_reason().unwrap_or("unknown status")
 }
 
-const NO_COMMON_TLS: &str = "the endpoint offers no TLS 1.2 or 1.3 with a cipher that is considered safe: upgrade it";
+const NO_COMMON_TLS: &str = "the endpoint does not support TLS 1.2 or 1.3 with a safe cipher: upgrade it";
 
-/// What the endpoint said when it ended the handshake (RFC 8446, 6.2).
+/// Describes the alert with which the endpoint ended the handshake (RFC 8446, 6.2).
 fn describe_alert(alert: AlertDescription, url: &str) -> String {
     let certificate = match alert {
         AlertDescription::CertificateRequired => {
-            return "the endpoint requires a client certificate: name one in spec.tls.clientCertificateRef".into();
+            return "the endpoint requires a client certificate: set spec.tls.clientCertificateRef".into();
         }
         AlertDescription::HandshakeFailure => {
-            return "the endpoint refused the handshake: it may require a client certificate (spec.tls.clientCertificateRef), know no safe cipher, or have a key on the curve P-521, which is not supported: use P-256, P-384, RSA or Ed25519".into();
+            return "the endpoint refused the handshake: it may require a client certificate (spec.tls.clientCertificateRef), support no safe cipher, or have a key on the curve P-521, which is not supported: use P-256, P-384, RSA or Ed25519".into();
         }
         AlertDescription::ProtocolVersion | AlertDescription::InsufficientSecurity => return NO_COMMON_TLS.into(),
         AlertDescription::CertificateExpired => "it has expired",
@@ -259,7 +260,7 @@ fn describe_alert(alert: AlertDescription, url: &str) -> String {
         _ => return "the endpoint ended the handshake: see its log".into(),
     };
     format!(
-        "the endpoint refuses the client certificate of spec.tls.clientCertificateRef: {certificate}; have another issued"
+        "the endpoint refuses the client certificate of spec.tls.clientCertificateRef: {certificate}; use another certificate"
     )
 }
 
@@ -268,9 +269,9 @@ pub(crate) fn describe_tls(error: &rustls::Error, discretion: Redaction) -> Stri
     let url = discretion.url();
     match error {
         rustls::Error::InvalidCertificate(certificate) => match certificate {
-            // An issuer of this name is trusted, and yet did not sign it.
+            // An issuer of this name is trusted, but it did not sign the certificate.
             Certificate::UnknownIssuer | Certificate::BadSignature => {
-                "the endpoint's certificate is issued by nobody who is trusted: name the issuer's in spec.tls.caBundleRef, or have the operator given it with --ca-file".into()
+                "the endpoint's certificate is signed by an unknown authority: add the CA certificate to spec.tls.caBundleRef, or have the platform team add it with --ca-file".into()
             }
             Certificate::Expired | Certificate::ExpiredContext { .. } => {
                 "the endpoint's certificate has expired: renew it".into()
@@ -278,7 +279,8 @@ pub(crate) fn describe_tls(error: &rustls::Error, discretion: Redaction) -> Stri
             Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => {
                 "the endpoint's certificate is not valid yet: check its dates and the clocks".into()
             }
-            // The names are the endpoint's own words, which may hold what it was sent: they are told only where that is no secret.
+            // The endpoint chooses the names, which may contain what it received. They are shown only if nothing secret
+            // was sent.
             Certificate::NotValidForNameContext { presented, .. }
                 if !presented.is_empty() && discretion == Redaction::None =>
             {
@@ -295,21 +297,21 @@ pub(crate) fn describe_tls(error: &rustls::Error, discretion: Redaction) -> Stri
             Certificate::UnsupportedSignatureAlgorithmContext { .. } => {
                 format!("the endpoint's certificate is signed by an algorithm that is not supported, as those on the curve P-521 are: {SUPPORTED_KEYS}")
             }
-            Certificate::Revoked => "the endpoint's certificate is revoked: have another issued".into(),
-            Certificate::BadEncoding => "the endpoint's certificate cannot be read: have another issued".into(),
+            Certificate::Revoked => "the endpoint's certificate is revoked: replace it".into(),
+            Certificate::BadEncoding => "the endpoint's certificate cannot be parsed: replace it".into(),
             Certificate::InvalidPurpose | Certificate::InvalidPurposeContext { .. } => {
-                "the endpoint's certificate is not for TLS servers (extended key usage): have another issued".into()
+                "the endpoint's certificate is not for TLS servers (extended key usage): replace it".into()
             }
             Certificate::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
-                "the endpoint's certificate is that of a CA: let the CA issue another to the endpoint, or put this very one into the bundle that spec.tls.caBundleRef names".into()
+                "the endpoint's certificate is a CA certificate: have the CA issue a server certificate, or add exactly this certificate to the bundle in spec.tls.caBundleRef".into()
             }
             Certificate::Other(other) if other.to_string().contains("UnsupportedCertVersion") => {
-                "the endpoint's certificate is of X.509 version 1: have one of version 3 issued, with a subjectAltName".into()
+                "the endpoint's certificate has X.509 version 1: replace it with one of version 3, with a subjectAltName".into()
             }
-            _ => "the endpoint's certificate is refused, since it is not as RFC 5280 has it: have another issued".into(),
+            _ => "the endpoint's certificate violates RFC 5280: replace it".into(),
         },
         rustls::Error::InvalidMessage(_) => {
-            format!("the endpoint does not speak TLS there: correct the port in {url}, or write http:// if it is meant")
+            format!("the endpoint does not speak TLS on this port: correct the port in {url}, or use http://")
         }
         rustls::Error::AlertReceived(alert) => describe_alert(*alert, url),
         rustls::Error::PeerIncompatible(_) => NO_COMMON_TLS.into(),
@@ -319,7 +321,7 @@ pub(crate) fn describe_tls(error: &rustls::Error, discretion: Redaction) -> Stri
         rustls::Error::PeerMisbehaved(_)
         | rustls::Error::InappropriateMessage { .. }
         | rustls::Error::InappropriateHandshakeMessage { .. } => {
-            "the endpoint does not keep to the protocol: upgrade it".into()
+            "the endpoint violates the TLS protocol: upgrade it".into()
         }
         error => error.to_string(),
     }
@@ -340,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_redirect_names_the_locations_host_and_never_its_path_nor_anything_where_a_secret_was_sent() {
+    fn redirects_show_only_the_host_and_nothing_secret() {
         let mut headers = HeaderMap::new();
         headers.insert(header::LOCATION, HeaderValue::from_static("https://b.example/secret-path"));
         let describe = |discretion| describe_status(StatusCode::FOUND, &headers, None, &target(discretion)).unwrap();
@@ -353,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_what_to_look_at() {
+    fn refusals_have_advice() {
         let mut signed = target(Redaction::None);
         signed.keys = Some(Arc::new(Keys::new(vec![7; 32].into(), None)));
         let mut rotating = target(Redaction::None);
@@ -362,17 +364,17 @@ mod tests {
         with_headers.headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer x"));
         let (plain, secret) = (target(Redaction::None), target(Redaction::Url));
         for (code, target, says) in [
-            (401, &signed, "HTTP 401 Unauthorized: give the receiver the key that spec.secretRef names, byte for byte"),
+            (401, &signed, "HTTP 401 Unauthorized: give the receiver the key in spec.secretRef, byte for byte"),
             (
                 401,
                 &rotating,
-                "HTTP 401 Unauthorized: neither key of spec.secretRef is taken, give the receiver one of them, byte for byte",
+                "HTTP 401 Unauthorized: the endpoint accepts neither key of spec.secretRef; give the receiver one of them, byte for byte",
             ),
-            (403, &plain, "HTTP 403 Forbidden: if the receiver checks signatures, name its key in spec.secretRef"),
+            (403, &plain, "HTTP 403 Forbidden: if the receiver verifies signatures, set spec.secretRef to its key"),
             (
                 401,
                 &with_headers,
-                "HTTP 401 Unauthorized: check what spec.headers sends; if the receiver checks signatures, name its key in spec.secretRef",
+                "HTTP 401 Unauthorized: check spec.headers; if the receiver verifies signatures, set spec.secretRef to its key",
             ),
             (404, &plain, "HTTP 404 Not Found: check the path in spec.url"),
             (404, &secret, "HTTP 404 Not Found: check the path in the URL that spec.urlFrom names"),
@@ -384,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_connection_is_reported_without_error_numbers() {
+    fn failed_connections_are_reported_without_error_numbers() {
         let refused = || io::Error::from_raw_os_error(111);
         for (error, discretion, says) in [
             (
@@ -411,11 +413,11 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_connected_to_counts_as_late() {
+    fn only_connected_endpoints_count_as_slow() {
         let describe = |stage| describe_timeout(stage, None, Duration::from_millis(1500), Redaction::None);
         for (stage, class, begins) in [
             (Stage::Lookup, Class::Connect, "connect timeout: the name servers"),
-            (Stage::Connect, Class::Connect, "connect timeout: nothing accepts connections"),
+            (Stage::Connect, Class::Connect, "connect timeout: nothing accepted a connection"),
             (Stage::Tunnel, Class::Connect, "connect timeout: the proxy"),
             (Stage::Handshake, Class::Timeout, "no answer within 1.5 s to the beginning of TLS"),
             (Stage::Answer, Class::Timeout, "no answer within 1.5 s: answer before any work"),
@@ -426,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_that_is_refused_says_why_in_words() {
+    fn refused_certificates_are_explained() {
         use rustls::{CertificateError, Error, InvalidMessage, pki_types::ServerName};
         let other_name = CertificateError::NotValidForNameContext {
             expected: ServerName::try_from("a.example").unwrap(),
@@ -440,7 +442,7 @@ mod tests {
         ] {
             let text = describe_tls(&error, Redaction::None);
             assert!(text.contains(says), "{text}");
-            // What a header or the url says may come back in a name.
+            // A name can repeat the value of a header or the URL.
             for discretion in [Redaction::Headers, Redaction::Url] {
                 let text = describe_tls(&error, discretion);
                 assert!(!text.contains(".example"), "{text}");

@@ -1,4 +1,4 @@
-//! What an attempt says: the body in the Webhook's format, the headers around it, and the signatures.
+//! The content of an attempt: the body in the Webhook's format, the headers and the signatures.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -22,13 +22,13 @@ const DELIVERY_ID: HeaderName = HeaderName::from_static("x-llmtune-delivery-id")
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const SIGNATURE: HeaderName = HeaderName::from_static("x-llmtune-signature");
 const PREVIOUS_SIGNATURE: HeaderName = HeaderName::from_static("x-llmtune-signature-previous");
-/// The same signature under the names that GitHub's receivers and generic ones look for.
+/// The headers in which receivers for GitHub and generic ones look for the signature.
 const PREFIXED_SIGNATURES: [HeaderName; 2] =
     [HeaderName::from_static("x-hub-signature-256"), HeaderName::from_static("x-signature")];
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
-/// What the HTTP binding of `CloudEvents` wants encoded in a header's value (3.1.3.2), beside what is not ASCII.
+/// The characters that the HTTP binding of `CloudEvents` encodes in a header value (3.1.3.2), besides non-ASCII ones.
 const NOT_IN_A_HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
 /// The headers and the body of one attempt.
@@ -38,8 +38,8 @@ pub struct Message {
     pub body: Bytes,
 }
 
-/// What an attempt that is made `now` says in this format, with these headers beside the operator's own, signed with the one of these keys;
-/// `None` where the event's kept body cannot be written in it.
+/// Builds the message of an attempt made `now`, with these additional headers, signed with one of the keys. Returns
+/// `None` if the stored body cannot be converted to the format.
 #[must_use]
 pub fn message(
     attempt: &Attempt,
@@ -78,7 +78,7 @@ pub fn message(
     Some(Message { headers, body })
 }
 
-/// What bears the name of one of the operator's own gives way.
+/// The operator's own headers override others of the same name.
 fn headers(attempt: &Attempt, further: &HeaderMap) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(12 + further.len());
     headers.extend(further.iter().map(|(name, value)| (name.clone(), value.clone())));
@@ -124,16 +124,16 @@ fn sign_message(
     text(headers, WEBHOOK_ID, id);
 }
 
-/// An attribute of a `CloudEvent` in binary mode.
+/// Adds an attribute of a `CloudEvent` in binary mode.
 fn attribute(headers: &mut HeaderMap, name: &str, value: &str) {
-    // The names are letters only.
+    // The names consist of letters only.
     if let Ok(name) = HeaderName::try_from(format!("ce-{name}")) {
         text(headers, name, utf8_percent_encode(value, NOT_IN_A_HEADER).to_string());
     }
 }
 
 fn text(headers: &mut HeaderMap, name: HeaderName, value: String) {
-    // Ids, digits, base64 and what is percent-encoded are always valid header values.
+    // Ids, digits, base64 and percent-encoded texts are always valid header values.
     if let Ok(value) = HeaderValue::try_from(value) {
         headers.insert(name, value);
     }

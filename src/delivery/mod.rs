@@ -1,4 +1,4 @@
-//! Executes attempts: the message, its signature, what the endpoint made of it, and when a failed one is repeated.
+//! Makes attempts: builds and signs the message, sends it, and classifies the response.
 
 pub mod failure;
 pub mod message;

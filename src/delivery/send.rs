@@ -1,9 +1,10 @@
-//! One attempt: a signed POST and what the endpoint made of it.
+//! Makes one attempt: sends a signed POST and classifies the response.
 //!
-//! 1. A 2xx status acknowledges; everything else, redirects included, is a failure. The time limit covers the whole attempt.
-//! 2. Of the answer at most [`MAX_ANSWER`] bytes are read, and only so that the connection can be used again.
-//! 3. While the Secret has two keys, what is refused with one of them is sent at once with the other, as the same attempt; the endpoint is then
-//!    taken to have the one that it did not refuse.
+//! 1. A 2xx status acknowledges. Every other status, redirects included, is a failure. The time limit covers the whole
+//!    attempt.
+//! 2. At most [`MAX_ANSWER`] bytes of a response are read, and only to reuse the connection.
+//! 3. While the Secret has two keys, a request that is refused with one key is sent again with the other within the
+//!    same attempt. The accepted key is used first from then on.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,38 +25,38 @@ use crate::{
 use llmtune_core::attempt::{Attempt, AttemptResult, Class, Exchange, Outcome};
 use llmtune_core::event::format::{Derived, Format};
 
-/// Of an answer at most this much is read.
+/// The maximum size of a response that is read.
 const MAX_ANSWER: usize = 64 * 1024;
-/// How long the rest of an answer may take once its status is known. A slower one costs its connection, nothing else.
+/// The time for the rest of a response. A slower response only closes its connection.
 const DRAIN: Duration = Duration::from_secs(1);
-/// A status's error text has at most this many characters.
+/// The maximum length of an error text in a status, in characters.
 const MAX_ERROR: usize = 256;
 
-/// What became of an attempt.
+/// The result of an attempt.
 #[derive(Debug)]
 pub struct Attempted {
-    /// For the engine.
+    /// The outcome for the engine.
     pub outcome: Outcome,
-    /// What came of it before it was repeated with the other key.
+    /// The exchange before the repetition with the other key.
     pub refused: Option<Exchange>,
-    /// What the target was read from may have changed since.
-    pub doubts_target: bool,
+    /// The objects that the target was read from may have changed since.
+    pub target_may_be_stale: bool,
 }
 
-/// Sends deliveries over connections that all Webhooks share.
+/// Sends deliveries over shared connections.
 pub struct Sender {
     clients: Arc<Clients>,
     claim: Claim,
 }
 
 impl Sender {
-    /// A sender over these clients.
+    /// Creates a sender that uses these clients.
     #[must_use]
     pub const fn new(clients: Arc<Clients>, claim: Claim) -> Self {
         Self { clients, claim }
     }
 
-    /// Makes one attempt, never longer than this limit, plus a second for the rest of each answer.
+    /// Makes one attempt within this limit, plus one second to read the rest of each response.
     pub async fn attempt(&self, attempt: &Attempt, target: &Target, format: Format, limit: Duration) -> Attempted {
         if !self.claim.holds() {
             return Attempted::withheld(attempt, false);
@@ -72,14 +73,14 @@ impl Sender {
         let mut refused = None;
         if let (Some(keys), Some(first)) = (keys, first)
             && let Some(other) = keys.other(first)
-            // Those bear a signature by each.
+            // Standard Webhooks have a signature by each key.
             && format != Format::Derived(Derived::StandardWebhooks)
             && answer.is_refusal()
         {
             if !self.claim.holds() {
                 return Attempted { refused: Some(answer.exchange), ..Attempted::withheld(attempt, false) };
             }
-            // At once, so that what begins meanwhile is not refused as well.
+            // Set before the repetition, so that other attempts use the right key.
             keys.prefer(other);
             let Some(repeated) = post(Some(other)).await else { return Attempted::broken(attempt) };
             refused = Some(std::mem::replace(&mut answer, repeated).exchange);
@@ -87,11 +88,11 @@ impl Sender {
                 keys.prefer(first);
             }
         }
-        let doubts_target = answer.doubts(target);
-        Attempted { outcome: outcome(attempt, answer.result, Some(answer.exchange)), refused, doubts_target }
+        let target_may_be_stale = answer.doubts(target);
+        Attempted { outcome: outcome(attempt, answer.result, Some(answer.exchange)), refused, target_may_be_stale }
     }
 
-    /// Posts a message; `limit`: of the whole attempt, which ends at `deadline`.
+    /// Posts a message. `limit` is that of the whole attempt, which ends at `deadline`.
     async fn post(&self, message: Message, target: &Target, limit: Duration, deadline: Instant) -> Answer {
         let begun = Instant::now();
         let Message { headers, body } = message;
@@ -119,44 +120,45 @@ impl Sender {
     }
 }
 
-/// What an endpoint made of a request.
+/// The response to a request.
 struct Answer {
     result: AttemptResult,
     exchange: Exchange,
 }
 
 impl Answer {
-    /// Whether the endpoint took the sender for somebody else.
+    /// Reports whether the endpoint rejected the signature.
     const fn is_refusal(&self) -> bool {
         matches!(self.exchange.status, Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))
     }
 
-    /// Whether what the target was read from may have changed since.
+    /// Reports whether the objects that the target was read from may have changed.
     fn doubts(&self, target: &Target) -> bool {
         let Exchange { class, status, .. } = &self.exchange;
-        // An endpoint may close the connection on a certificate without a word.
+        // An endpoint can close the connection because of a certificate without an alert.
         let is_broken = status.is_none() && matches!(class, Class::Tls | Class::Protocol);
-        // What was answered at an old url says nothing of the new one.
+        // A response of an old URL does not count for the new one.
         let is_elsewhere = *class != Class::Success && target.discretion == Redaction::Url;
         self.is_refusal() || is_broken || is_elsewhere
     }
 }
 
 impl Attempted {
-    /// The attempt broke off inside the operator.
+    /// Returns the result of an attempt that panicked.
     #[must_use]
     pub fn broken(attempt: &Attempt) -> Self {
-        let error = "the operator broke off the attempt: please report this with its log".to_owned();
+        let error = "the attempt panicked in the operator: please report this with its log".to_owned();
         let exchange = Exchange { class: Class::Protocol, status: None, error: Some(error), duration: Duration::ZERO };
         let result = AttemptResult::Failed { retry_after: None };
-        Self { outcome: outcome(attempt, result, Some(exchange)), refused: None, doubts_target: false }
+        Self { outcome: outcome(attempt, result, Some(exchange)), refused: None, target_may_be_stale: false }
     }
 
-    /// No attempt was made; with `hold`, none is to be until the subscription is given anew.
+    /// Returns the result of an attempt that was not made. With `hold`, no other is made until the subscription
+    /// changes.
     #[must_use]
     pub fn withheld(attempt: &Attempt, hold: bool) -> Self {
         let outcome = outcome(attempt, AttemptResult::Withheld { hold }, None);
-        Self { outcome, refused: None, doubts_target: false }
+        Self { outcome, refused: None, target_may_be_stale: false }
     }
 }
 
@@ -165,7 +167,7 @@ fn outcome(attempt: &Attempt, result: AttemptResult, exchange: Option<Exchange>)
     Outcome { webhook, delivery, generation, result, exchange }
 }
 
-/// Reads the rest of a short, quick answer; the connection of any other is closed.
+/// Reads the rest of a short and quick response. Closes the connection of any other.
 async fn drain(mut response: Response) {
     let read = async {
         let mut bytes = 0;
@@ -179,18 +181,18 @@ async fn drain(mut response: Response) {
     let _ = timeout(DRAIN, read).await;
 }
 
-/// When the endpoint wishes to be asked again (RFC 9110, 10.2.3): seconds, or a date.
+/// Returns the time that the endpoint asks to wait (RFC 9110, 10.2.3), given in seconds or as a date.
 pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // Beyond u64 it is longer than any backoff.max.
+        // A number above u64 is longer than any backoff.max.
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     let date = Timestamp::try_from(httpdate::parse_http_date(value).ok()?).ok()?;
     Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
 }
 
-/// The result of an answer that does not acknowledge.
+/// Returns the result of a response that does not acknowledge.
 fn failed(status: StatusCode, retry_after: Option<Duration>) -> AttemptResult {
     match retry_after.filter(|wait| !wait.is_zero()) {
         Some(retry_after) if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
@@ -200,7 +202,7 @@ fn failed(status: StatusCode, retry_after: Option<Duration>) -> AttemptResult {
     }
 }
 
-/// Cuts a text to [`MAX_ERROR`] characters.
+/// Truncates a text to [`MAX_ERROR`] characters.
 fn shorten(text: String) -> String {
     match text.char_indices().nth(MAX_ERROR) {
         None => text,

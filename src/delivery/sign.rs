@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use llmtune_api::signature::sign_standard_webhooks;
 use secrecy::{ExposeSecret, SecretSlice};
 
-/// The keys that one Webhook's deliveries are signed with: one, and while it is rotated the one before as well.
+/// The signing keys of one Webhook: the current key, and during a rotation the previous one.
 pub struct Keys {
     current: SecretSlice<u8>,
     rotation: Option<Rotation>,
@@ -13,7 +13,7 @@ pub struct Keys {
 
 struct Rotation {
     previous: SecretSlice<u8>,
-    /// The endpoint has refused `previous`, and not the new key.
+    /// The endpoint rejected `previous` and accepted the current key.
     prefers_current: AtomicBool,
 }
 
@@ -25,7 +25,7 @@ pub enum KeySlot {
 }
 
 impl Keys {
-    /// These keys; `previous` is `None` unless the key is being rotated.
+    /// Creates the keys. `previous` is `None` unless the key is being rotated.
     #[must_use]
     pub fn new(current: SecretSlice<u8>, previous: Option<SecretSlice<u8>>) -> Self {
         let previous = previous.filter(|previous| previous.expose_secret() != current.expose_secret());
@@ -33,14 +33,14 @@ impl Keys {
         Self { current, rotation }
     }
 
-    /// Whether the others are the same.
+    /// Reports whether the other keys are equal.
     #[must_use]
     pub fn same_as(&self, other: &Self) -> bool {
         let bytes = ExposeSecret::expose_secret;
         bytes(&self.current) == bytes(&other.current) && self.previous().map(bytes) == other.previous().map(bytes)
     }
 
-    /// The key that the endpoint is taken to have: `previous`, until it has refused that.
+    /// Returns the key to try first: `previous` until the endpoint has rejected it.
     #[must_use]
     pub fn first(&self) -> KeySlot {
         match &self.rotation {
@@ -49,7 +49,7 @@ impl Keys {
         }
     }
 
-    /// The other key, while there are two.
+    /// Returns the other key, if there are two.
     #[must_use]
     pub fn other(&self, than: KeySlot) -> Option<KeySlot> {
         self.rotation.as_ref().map(|_| match than {
@@ -58,27 +58,28 @@ impl Keys {
         })
     }
 
-    /// From now on the endpoint is taken to have this key.
+    /// Sets the key to try first.
     pub fn prefer(&self, which: KeySlot) {
         if let Some(rotation) = &self.rotation {
             rotation.prefers_current.store(which == KeySlot::Current, Ordering::Relaxed);
         }
     }
 
-    /// The key that was there before, while it is rotated.
+    /// Returns the previous key during a rotation.
     #[must_use]
     pub fn previous(&self) -> Option<&SecretSlice<u8>> {
         self.rotation.as_ref().map(|rotation| &rotation.previous)
     }
 
-    /// The newest key.
+    /// Returns the current key.
     #[must_use]
     pub const fn current(&self) -> &SecretSlice<u8> {
         &self.current
     }
 }
 
-/// The value of `webhook-signature` (Standard Webhooks 1.0.0): one signature by each key, the oldest first.
+/// Returns the value of `webhook-signature` (Standard Webhooks 1.0.0): one signature by each key, the previous one
+/// first.
 #[must_use]
 pub fn standard_webhooks(keys: &Keys, id: &str, timestamp: i64, body: &[u8]) -> String {
     let keys = keys.previous().into_iter().chain([keys.current()]);
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_signed_as_the_example_of_standard_webhooks_is_once_by_each_key() {
+    fn signs_like_the_standard_webhooks_example_once_by_each_key() {
         let key: SecretSlice<u8> = STANDARD.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap().into();
         let other: SecretSlice<u8> = vec![7; 32].into();
         let sign = |key: &SecretSlice<u8>, previous: Option<&SecretSlice<u8>>| {
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_previous_key_is_first_until_the_other_one_is_preferred() {
+    fn previous_key_is_first_until_the_current_one_is_preferred() {
         let key = |byte: u8| SecretSlice::from(vec![byte; 32]);
         let keys = Keys::new(key(2), Some(key(1)));
         assert_eq!((keys.first(), keys.other(keys.first())), (KeySlot::Previous, Some(KeySlot::Current)));

@@ -1,4 +1,4 @@
-//! What attempts of one Webhook need beside the events: where they go, the headers that they bear, what signs them, and by which TLS.
+//! What attempts of one Webhook need besides the event: URL, headers, signing keys and TLS.
 
 use std::sync::Arc;
 
@@ -8,18 +8,18 @@ use reqwest::Url;
 use super::{failure::Redaction, sign::Keys};
 use crate::transport::tls::TlsConfig;
 
-/// What one Webhook adds to its attempts; `subscription` makes it once all that it lies in has been read.
+/// The target of one Webhook. `subscription` builds it after reading all referenced objects.
 pub struct Target {
-    /// The namespace whose connections it is sent over: the Webhook's, or the operator's for a `ClusterWebhook`.
+    /// The namespace whose connections are used: the Webhook's, or the operator's for a `ClusterWebhook`.
     pub tenant: Arc<str>,
-    /// Where to send.
+    /// The URL of the endpoint.
     pub url: Url,
-    /// What to add to the operator's own headers.
+    /// Headers in addition to the operator's own.
     pub headers: HeaderMap,
-    /// What to sign with.
+    /// The signing keys.
     pub keys: Option<Arc<Keys>>,
-    /// Its own TLS.
+    /// The Webhook's own TLS configuration.
     pub tls: Option<Arc<TlsConfig>>,
-    /// What may be told of its attempts.
+    /// The secret parts of its attempts.
     pub discretion: Redaction,
 }

@@ -1,4 +1,4 @@
-//! The client to the apiserver: time limits on everything, no retries of its own, and every request counted.
+//! The client to the apiserver. Every request has a time limit and is counted. The client itself does not retry.
 
 use std::{
     net::SocketAddr,
@@ -23,25 +23,25 @@ use llmtune_client::{
     error_chain::ErrorChain,
 };
 
-/// A connection that sends nothing for this long is dead; watches end sooner of their own accord.
+/// A connection that receives nothing for this long is dead. Watches end sooner.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The way to a cluster.
+/// The connection to a cluster.
 pub struct Cluster {
-    /// For calls that are given up on after a while, and watches that notice silence themselves. A time limit on each read would be a timer
-    /// for each read, which wakes the runtime through the kernel once more.
+    /// For calls with a time limit of their own, and for watches that detect silence themselves. A time limit on each
+    /// read would cost a timer and a wake-up per read.
     pub client: Client,
-    /// For kube's watchers, which would wait for ever on a connection that is dead.
+    /// For kube's watchers, which would wait forever on a dead connection.
     pub watching: Client,
     pub apiserver: Apiserver,
 }
 
-/// The cluster of KUBECONFIG or of the pod's service account.
+/// Connects to the cluster of KUBECONFIG or of the pod's service account.
 pub async fn connect(requests: IntCounterVec) -> Result<Cluster, ConnectError> {
     let mut way = way().await?;
     way.config.connect_timeout = Some(CONNECT_TIMEOUT);
-    // Each loop has its own way to wait and try again; a hidden retry would hide an outage for minutes.
+    // Each loop has its own backoff. A hidden retry would hide an outage for minutes.
     way.config.default_retry = false;
     if let Some(proxy) = &way.proxy {
         info!(apiserver = %way.config.cluster_url, %proxy, "the apiserver is reached through a proxy");
@@ -57,7 +57,7 @@ pub async fn connect(requests: IntCounterVec) -> Result<Cluster, ConnectError> {
     Ok(Cluster { client: client(None)?, watching: client(Some(READ_TIMEOUT))?, apiserver })
 }
 
-/// KUBECONFIG or `~/.kube/config`, else the service account.
+/// Reads KUBECONFIG or `~/.kube/config`, otherwise the service account.
 async fn way() -> Result<Way, ConnectError> {
     let problem = match Kubeconfig::read() {
         Ok(kubeconfig) => match Way::of_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await {
@@ -70,7 +70,7 @@ async fn way() -> Result<Way, ConnectError> {
     Way::in_cluster().map_err(|_| ConnectError::Config(no_cluster(&problem)))
 }
 
-/// Under which names or addresses the kube-apiserver is reached, each with its port.
+/// The names or addresses of the kube-apiserver, each with its port.
 pub struct Apiserver(Vec<(String, u16)>);
 
 impl Apiserver {
@@ -78,13 +78,13 @@ impl Apiserver {
         let url = &config.cluster_url;
         let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("http") { 80 } else { 443 });
         let host = url.host().map(|host| (host.trim_matches(['[', ']']).to_owned(), port));
-        // Its Service, for an operator in a pod that has a KUBECONFIG all the same.
+        // The Service, for an operator in a pod that also has a KUBECONFIG.
         let port = std::env::var("KUBERNETES_SERVICE_PORT").ok().and_then(|port| port.parse().ok());
         let service = std::env::var("KUBERNETES_SERVICE_HOST").ok().zip(port);
         Self(host.into_iter().chain(service).collect())
     }
 
-    /// Its addresses, as its names resolve now; what does not resolve is told in the log.
+    /// Resolves the names. Names that do not resolve are logged.
     pub async fn addresses(&self) -> Vec<SocketAddr> {
         let mut addresses = Vec::new();
         for (host, port) in &self.0 {
@@ -98,23 +98,24 @@ impl Apiserver {
     }
 }
 
-const UNRESOLVED: &str = "the kube-apiserver's host does not resolve here, so that Webhooks are not kept from it: refuse its address with --deny-cidr";
+const UNRESOLVED: &str =
+    "the host of the kube-apiserver does not resolve, so Webhooks could send to it; deny its address with --deny-cidr";
 
-/// No cluster to work with.
+/// The operator cannot connect to a cluster.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// No configuration.
+    /// There is no configuration.
     #[error("{0}")]
     Config(String),
-    /// An unusable one.
-    #[error("the cluster's configuration cannot be used: {}", ErrorChain(.0))]
+    /// The configuration is invalid.
+    #[error("the cluster configuration cannot be used: {}", ErrorChain(.0))]
     Client(#[from] kube::Error),
 }
 
-/// Why no configuration could be had, by the one that the user meant.
+/// Explains why there is no configuration, for the source that the user meant.
 fn no_cluster(error: &KubeconfigError) -> String {
     const TO_DO: &str = "set KUBECONFIG to a file that kubectl can use, or run in a pod with a service account";
-    // That it does not run in a pod says nothing.
+    // The error that this is not a pod does not help.
     let problem = ErrorChain(error);
     match std::env::var("KUBECONFIG").ok().filter(|path| !path.is_empty()) {
         Some(path) => format!("KUBECONFIG={path} cannot be used: {problem}; {TO_DO}"),
@@ -166,7 +167,7 @@ where
     }
 }
 
-/// The codes that the apiserver is known to answer, so that the label stays bounded.
+/// The codes that the apiserver is known to return. They bound the label.
 fn code(status: u16) -> &'static str {
     match status {
         200 => "200",
@@ -186,7 +187,7 @@ fn code(status: u16) -> &'static str {
     }
 }
 
-/// Verb and resource as the apiserver's own metrics name them.
+/// Returns verb and resource as in the apiserver's own metrics.
 fn describe<T>(request: &Request<T>) -> (&'static str, String) {
     let segments: Vec<&str> = request.uri().path().split('/').filter(|segment| !segment.is_empty()).collect();
     let rest = match segments.first() {
@@ -223,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_are_named_as_the_apiserver_names_them() {
+    fn requests_are_labeled_as_in_the_apiservers_metrics() {
         for (method, uri, verb, resource) in [
             (Method::GET, "/apis/llmtune.io/v1alpha1/webhooks?watch=true", "watch", "webhooks"),
             (Method::GET, "/apis/llmtune.io/v1alpha1/namespaces/a/trainingjobs?limit=500", "list", "trainingjobs"),

@@ -19,24 +19,24 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the operator; the cluster comes from KUBECONFIG or the pod's service account.
+    /// Run the operator. It connects to the cluster of KUBECONFIG or of the pod's service account.
     Run(Box<RunArgs>),
     /// Print the custom resource definitions as YAML.
     Crds,
-    /// Print the JSON Schema of the bodies in the format `LLMTune`, for receivers.
+    /// Print the JSON Schema of bodies in the format `LLMTune`, for receivers.
     Schema,
 }
 
-/// How to run the operator.
+/// Options of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// The namespace that holds the operator's Lease and its ledger.
+    /// Namespace of the operator's Lease and ledger.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_NAMESPACE", default_value = "llmtune-system", value_parser = namespace, value_name = "NS")]
     pub namespace: String,
-    /// Serve this namespace only; may be given several times. All namespaces where absent.
+    /// Serve only this namespace. Can be repeated. Default: all namespaces.
     #[arg(
         long = "watch-namespace",
         env = "LLMTUNE_WEBHOOKS_WATCH_NAMESPACE",
@@ -45,25 +45,26 @@ pub struct RunArgs {
         value_name = "NS"
     )]
     pub watch_namespaces: Vec<String>,
-    /// Where to serve /metrics, /healthz and /readyz; `[::]` is every address, of IPv4 too, and 0.0.0.0 where the host has no IPv6.
+    /// Address of /metrics, /healthz and /readyz. `[::]` means all addresses, IPv4 included, or 0.0.0.0 if the host has
+    /// no IPv6.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_LISTEN", default_value = "[::]:8080", value_parser = listen, value_name = "ADDR:PORT")]
     pub listen: SocketAddr,
-    /// The cluster's name, told in every body where it is set.
+    /// Name of the cluster. If set, every body contains it.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_CLUSTER_NAME", value_name = "NAME")]
     pub cluster_name: Option<String>,
-    /// Send to https addresses only: a Webhook with another is Stalled.
+    /// Send only to https URLs. A Webhook with another URL is Stalled.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_REQUIRE_HTTPS", value_parser = BoolishValueParser::new())]
     pub require_https: bool,
-    /// Send to addresses of this range too, such as 127.0.0.0/8; may be given several times. The longest prefix decides.
+    /// Allow addresses in this range, such as 127.0.0.0/8. Can be repeated. The longest prefix decides.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_ALLOW_CIDR", value_delimiter = ',', value_parser = parse_range, value_name = "CIDR")]
     pub allow_cidr: Vec<IpNet>,
-    /// Send nothing to addresses of this range, such as 10.0.0.0/8; may be given several times. The longest prefix decides.
+    /// Deny addresses in this range, such as 10.0.0.0/8. Can be repeated. The longest prefix decides.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_DENY_CIDR", value_delimiter = ',', value_parser = parse_range, value_name = "CIDR")]
     pub deny_cidr: Vec<IpNet>,
-    /// The URL of the HTTP proxy to send by; none is taken from the environment's other variables.
+    /// URL of an HTTP proxy for deliveries. The environment variables `HTTP_PROXY` and `HTTPS_PROXY` are ignored.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_PROXY", hide_env_values = true, value_name = "URL")]
     pub proxy: Option<String>,
-    /// Hosts to send to past the proxy: names, each with its subdomains, addresses and ranges, comma-separated.
+    /// Hosts that bypass the proxy: names with their subdomains, addresses and ranges, separated by commas.
     #[arg(
         long,
         env = "LLMTUNE_WEBHOOKS_NO_PROXY",
@@ -73,10 +74,11 @@ pub struct RunArgs {
         value_name = "HOSTS"
     )]
     pub no_proxy: String,
-    /// PEM certificates to trust beside the system's.
+    /// PEM file with certificates to trust in addition to the system's.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
-    /// A Prometheus that UsageThresholds may query, with its path prefix; may be given several times. The first is the default.
+    /// URL of a Prometheus that UsageThresholds may query, with its path prefix. Can be repeated. The first is the
+    /// default.
     #[arg(
         long = "allow-prometheus",
         env = "LLMTUNE_WEBHOOKS_ALLOW_PROMETHEUS",
@@ -85,27 +87,27 @@ pub struct RunArgs {
         value_name = "URL"
     )]
     pub allow_prometheus: Vec<Server>,
-    /// PEM certificates to trust beside the system's, for Prometheus.
+    /// PEM file with certificates to trust for Prometheus in addition to the system's.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_PROMETHEUS_CA_FILE", value_name = "FILE")]
     pub prometheus_ca_file: Option<PathBuf>,
-    /// A file with the bearer token for every Prometheus that is allowed; it is read anew for each query.
+    /// File with the bearer token for all allowed Prometheus servers. It is read again for each query.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_PROMETHEUS_TOKEN_FILE", value_name = "FILE")]
     pub prometheus_token_file: Option<PathBuf>,
-    /// Who holds the Lease [default: pod name and uid, from `POD_NAME` and `POD_UID`, else the host's name].
+    /// Identity of the Lease holder [default: pod name and uid from `POD_NAME` and `POD_UID`, otherwise the host name].
     #[arg(long, env = "LLMTUNE_WEBHOOKS_IDENTITY", value_name = "ID")]
     pub identity: Option<String>,
-    /// After how long without a renewal another replica may take over, 3s to 5m.
+    /// Time without a renewal after which another replica may take over, 3s to 5m.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_LEASE_DURATION", default_value = "15s", value_parser = lease_duration, value_name = "DURATION")]
     pub lease_duration: Duration,
-    /// A `ConfigMap` in the operator's namespace that its Lease and its ledger belong to: they are deleted with it.
+    /// `ConfigMap` in the operator's namespace that owns the Lease and the ledger. They are deleted with it.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_OWNER", value_parser = NonEmptyStringValueParser::new(), value_name = "CONFIGMAP")]
     pub owner: Option<String>,
-    /// The form of log lines.
+    /// Format of log lines.
     #[arg(long, env = "LLMTUNE_WEBHOOKS_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
 }
 
-/// The form of log lines.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum LogFormat {
     Text,
@@ -113,7 +115,8 @@ pub enum LogFormat {
 }
 
 impl RunArgs {
-    /// Who holds the Lease. A restarted container has its pod's name and uid again, and so its Lease.
+    /// Returns the identity of the Lease holder. A restarted container has the same pod name and uid, and so keeps its
+    /// Lease.
     pub fn identity(&self) -> Result<String, String> {
         if let Some(identity) = self.identity.clone().filter(|identity| !identity.is_empty()) {
             return Ok(identity);
@@ -123,7 +126,7 @@ impl RunArgs {
         }
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
         let host = host.map(|host| host.trim().to_owned()).filter(|host| !host.is_empty());
-        host.ok_or_else(|| "this host has no name: say who holds the Lease with --identity".to_owned())
+        host.ok_or_else(|| "this host has no name: set --identity".to_owned())
     }
 }
 
@@ -133,30 +136,30 @@ fn namespace(text: &str) -> Result<String, String> {
     if (1..=63).contains(&text.len()) && edges && text.chars().all(inside) {
         Ok(text.to_owned())
     } else {
-        Err("a namespace's name is 1 to 63 lower-case letters, digits and '-', such as llmtune-system".to_owned())
+        Err("a namespace name has 1 to 63 lowercase letters, digits and '-', such as llmtune-system".to_owned())
     }
 }
 
 fn watch_namespace(text: &str) -> Result<String, String> {
-    // It must not come to mean all namespaces, nor none.
+    // An empty name must mean neither all namespaces nor none.
     if text.is_empty() {
-        return Err("to serve all namespaces, leave the flag and its environment variable out".to_owned());
+        return Err("to serve all namespaces, omit the flag and its environment variable".to_owned());
     }
     namespace(text)
 }
 
 fn listen(text: &str) -> Result<SocketAddr, String> {
     text.parse()
-        .map_err(|_| "write an IP address and a port, such as [::]:8080, 0.0.0.0:8080 or 127.0.0.1:8080".to_owned())
+        .map_err(|_| "use an IP address and a port, such as [::]:8080, 0.0.0.0:8080 or 127.0.0.1:8080".to_owned())
 }
 
 fn lease_duration(text: &str) -> Result<Duration, String> {
-    let parsed: SignedDuration = text.parse().map_err(|_| "write a duration such as 15s".to_owned())?;
-    let duration = Duration::try_from(parsed).map_err(|_| "write a duration from 3s to 5m".to_owned())?;
+    let parsed: SignedDuration = text.parse().map_err(|_| "use a duration such as 15s".to_owned())?;
+    let duration = Duration::try_from(parsed).map_err(|_| "use a duration from 3s to 5m".to_owned())?;
     if (Duration::from_secs(3)..=Duration::from_secs(300)).contains(&duration) {
         Ok(duration)
     } else {
-        Err("write a duration from 3s to 5m".to_owned())
+        Err("use a duration from 3s to 5m".to_owned())
     }
 }
 
@@ -172,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_lasts_from_three_seconds_to_five_minutes() {
+    fn lease_duration_is_from_three_seconds_to_five_minutes() {
         assert_eq!(lease_duration("15s"), Ok(Duration::from_secs(15)));
         for text in ["2s", "6m", "-5s", "soon"] {
             assert!(lease_duration(text).is_err(), "{text}");
@@ -180,11 +183,11 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_that_cannot_be_is_refused_and_an_empty_one_does_not_mean_all() {
+    fn invalid_and_empty_namespaces_are_refused() {
         assert_eq!(namespace("team-a1"), Ok("team-a1".into()));
         for text in ["", "Bad Name", "-a", "a-", "a/b", &"a".repeat(64)] {
             assert!(namespace(text).unwrap_err().contains("such as"), "{text}");
         }
-        assert!(watch_namespace("").unwrap_err().contains("leave the flag"));
+        assert!(watch_namespace("").unwrap_err().contains("omit the flag"));
     }
 }

@@ -1,5 +1,4 @@
-//! The leader's work: the loop that owns the engine. Everything flows through here once, and nothing here waits for
-//! anything but the next thing to do.
+//! The leader's loop, which owns the engine. All data flows through it, and it never waits for I/O.
 
 mod attempts;
 mod clock;
@@ -72,55 +71,55 @@ use requests::Requests;
 use sources::Sources;
 use start::BackgroundTasks;
 
-/// Observations that are taken in before the loop looks at anything else.
+/// The number of observations processed before the loop looks at anything else.
 const BATCH: usize = 64;
-/// How long attempts under way may still take once the operator is told to stop.
+/// The time for attempts in flight after the operator is asked to stop.
 const LAST_ATTEMPTS: Duration = Duration::from_secs(10);
-/// How long the last flush may take.
+/// The time for the last flush.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
 /// Why the leader stopped.
 #[derive(Debug)]
 pub enum Stopped {
-    /// It was told to.
+    /// The operator was asked to stop.
     Shutdown,
-    /// Another holds the Lease.
+    /// Another process holds the Lease.
     Lost(String),
-    /// The ledger cannot be gone on with.
+    /// The ledger cannot be continued.
     LostLedger(LedgerError),
-    /// A task that everything depends on has ended.
+    /// A required task has ended.
     Broken(&'static str),
 }
 
-/// A Webhook as the loop knows it.
+/// A known Webhook.
 struct Known {
     webhook: WebhookRef,
     resolved: Option<Arc<Resolved>>,
-    /// Who its deliveries belong to; `None` while its URL is not known.
+    /// The owner of its deliveries; `None` while its URL is unknown.
     owner: Option<Arc<str>>,
     since: Instant,
 }
 
-/// What the leader works with.
+/// The dependencies of the leader.
 pub struct Context {
     pub client: Client,
     /// For kube's watchers.
     pub watching: Client,
     pub args: RunArgs,
-    /// What deliveries are sent by.
+    /// The HTTP clients for deliveries.
     pub clients: Arc<Clients>,
-    /// Where usage figures are asked for.
+    /// The Prometheus servers for usage queries.
     pub prometheus: Arc<Prometheus>,
     pub metrics: Metrics,
     pub health: Arc<Health>,
-    /// A number that grows from leader to leader: the least that a ledger which begins, or a watch whose records do, may have.
+    /// A number that grows from leader to leader: the lowest epoch of a new ledger, or of a watch with new records.
     pub epoch: u64,
-    /// The Lease that it holds.
+    /// The Lease of this leader.
     pub lease: ObjectReference,
-    /// What its ledger belongs to.
+    /// The owner of the ledger.
     pub owner: Option<Owner>,
 }
 
-/// The loop's state.
+/// The state of the loop.
 pub struct Leader {
     context: Context,
     claim: Claim,
@@ -133,10 +132,10 @@ pub struct Leader {
     attempts: JoinSet<Ended>,
     requests: Requests,
     orders: mpsc::UnboundedSender<Order>,
-    questions: HashMap<WatchId, mpsc::UnboundedSender<ExistenceCheck>>,
+    existence_checks: HashMap<WatchId, mpsc::UnboundedSender<ExistenceCheck>>,
     notes: mpsc::UnboundedSender<Note>,
-    /// For the statuses of UsageThresholds.
-    told: mpsc::UnboundedSender<UsageUpdate>,
+    /// For the status writer of UsageThresholds.
+    usage_updates: mpsc::UnboundedSender<UsageUpdate>,
     lost_targets: mpsc::UnboundedSender<Lost>,
     sources: Sources,
     /// For the sources: a filter reads annotations.
@@ -144,7 +143,7 @@ pub struct Leader {
 }
 
 impl Leader {
-    /// Works until told to stop or until the Lease is lost.
+    /// Runs until shutdown or until the Lease is lost.
     pub async fn run(
         context: Context,
         claim: Claim,
@@ -172,14 +171,14 @@ impl Leader {
         }
         leader.context.metrics.leader.set(0);
         if !matches!(stopped, Stopped::Broken(_)) {
-            // Those beside it end with the last sender of what they write.
+            // The background tasks end with the last sender of their channels.
             drop(leader);
             beside.finish().await;
         }
         stopped
     }
 
-    /// Lets what is under way end, and the ledger know of it.
+    /// Lets the work in flight end, and flushes the results.
     async fn finish(&mut self) {
         let last = async {
             while let Some(ended) = self.attempts.join_next().await {
@@ -190,11 +189,11 @@ impl Leader {
             }
         };
         if timeout(LAST_ATTEMPTS, last).await.is_err() {
-            warn!(attempts = self.attempts.len(), "attempts did not end in time; they are cut off");
+            warn!(attempts = self.attempts.len(), "attempts did not end in time and are cancelled");
         }
         let flush = self.flushing.finish(&mut self.engine, &self.context.metrics, self.clock);
         if timeout(LAST_FLUSH, flush).await.is_err() {
-            warn!("the last flush did not land in time; what it held is told again by the next leader");
+            warn!("the last flush did not finish in time; the next leader sends its events again");
         }
     }
 
@@ -213,7 +212,7 @@ impl Leader {
             let next_flush = self.flushing.next(&self.engine, self.clock.now());
             let next = next_due.into_iter().chain(next_flush).min().map(|at| self.clock.instant(at));
             tokio::select! {
-                // What is rare comes first, so that a flood of observations cannot hold it up.
+                // Rare events come first, so that a flood of observations cannot delay them.
                 biased;
                 () = &mut shutdown => return Stopped::Shutdown,
                 holder = &mut *lease_lost => return Stopped::Lost(holder.unwrap_or_default()),
@@ -231,7 +230,7 @@ impl Leader {
                     // No source is observed before all Webhooks are listed.
                     Some(WebhookChange::Listed) => self.webhooks_listed(),
                     Some(WebhookChange::Namespace(change)) => self.namespace(change),
-                    None => return Stopped::Broken("the task that looks after the Webhooks"),
+                    None => return Stopped::Broken("the task that follows the Webhooks"),
                 },
                 change = beside.source_changes.recv(), if beside.catalog.is_some() => match change {
                     Some(catalog::SourceChange::Applied(applied)) => self.source_applied(*applied),
@@ -239,18 +238,18 @@ impl Leader {
                     Some(catalog::SourceChange::Listed) => self.sources_listed(),
                     None => return Stopped::Broken("the task that follows the WebhookSources"),
                 },
-                // Nobody is told that there is no such Webhook before all are listed.
+                // A missing Webhook is reported only after all are listed.
                 Some(message) = beside.from_deliveries.recv(), if self.sources.are_begun() => match message {
                     FromDeliveries::DeadLetterStored(kept) => self.dead_letter_stored(kept),
-                    FromDeliveries::Asked(asked) => self.asked(asked),
+                    FromDeliveries::Request(request) => self.handle_request(request),
                 },
                 Some(tested) = self.requests.tests.join_next() => self.tested(tested),
-                _ = &mut beside.deliveries => return Stopped::Broken("the task that looks after WebhookDelivery objects"),
+                _ = &mut beside.deliveries => return Stopped::Broken("the task for WebhookDelivery objects"),
                 _ = &mut beside.writer => return Stopped::Broken("the task that writes statuses"),
                 _ = &mut beside.usage_writer => return Stopped::Broken("the task that writes the statuses of UsageThresholds"),
                 _ = &mut beside.publisher => return Stopped::Broken("the task that publishes Events"),
                 _ = &mut beside.source_writer => return Stopped::Broken("the task that writes WebhookSource statuses"),
-                // One that was withdrawn is cancelled.
+                // The task of a withdrawn source is cancelled.
                 Some(ended) = self.sources.tasks.join_next() => if !ended.is_err_and(|error| error.is_cancelled()) {
                     return Stopped::Broken("a task that watches a source");
                 },
@@ -278,10 +277,10 @@ impl Leader {
         }
     }
 
-    /// Takes in that the wall clock was set: from now on events bear its time, and what waits waits as long as it would have.
+    /// Follows a step of the wall clock: new events have the new time, and timers keep their remaining time.
     fn follow_clock(&mut self) {
         if let Some(step) = self.clock.follow() {
-            warn!(seconds = step.as_secs_f64(), "this host's clock was set; times are told by it from now on");
+            warn!(seconds = step.as_secs_f64(), "the clock of this host was set; new events use the new time");
             self.engine.shift(step);
             self.flushing.shift(step);
         }
@@ -310,27 +309,27 @@ impl Leader {
             self.note(Note::Dropped { webhook, pending: self.engine.pending(webhook) });
         }
         let now = self.clock.now();
-        for settled in observed.given_up {
-            self.report_outcome(settled, now);
+        for recorded in observed.given_up {
+            self.report_outcome(recorded, now);
         }
-        for question in observed.questions {
-            self.ask(question);
+        for check in observed.existence_checks {
+            self.ask(check);
         }
         if let Some((uid, thresholds)) = observed.reached {
-            // The writer of these statuses lives as long as this loop.
-            let _ = self.told.send(UsageUpdate::Reached { uid, thresholds });
+            // The receiver lives as long as this loop.
+            let _ = self.usage_updates.send(UsageUpdate::Reached { uid, thresholds });
         }
     }
 
-    fn ask(&self, question: ExistenceCheck) {
-        if let Some(ask) = self.questions.get(&question.watch) {
-            // The other end lives as long as the sources do.
-            let _ = ask.send(question);
+    fn ask(&self, check: ExistenceCheck) {
+        if let Some(ask) = self.existence_checks.get(&check.watch) {
+            // The receiver lives as long as the sources.
+            let _ = ask.send(check);
         }
     }
 
     fn updated(&mut self, update: Update) {
-        let Update { webhook, subscription, resolved, standing, found, owner } = update;
+        let Update { webhook, subscription, resolved, state, found, owner } = update;
         let gone = found.as_deref().and_then(gone_generation).filter(|gone| *gone == subscription.generation);
         self.engine.subscribe(subscription);
         if let Some(owner) = &owner {
@@ -343,9 +342,9 @@ impl Leader {
         let (uid, first) = (webhook.uid, found.is_some());
         let since = self.webhooks.get(&webhook.uid).map_or_else(Instant::now, |known| known.since);
         self.webhooks.insert(uid, Known { webhook: webhook.clone(), resolved, owner: owner.clone(), since });
-        // A status that cannot be read is not to be taken for an empty one.
-        if standing.is_some() || found.is_some() {
-            self.note(Note::Standing { webhook, standing, found, at: self.clock.now() });
+        // An unreadable status must not count as an empty one.
+        if state.is_some() || found.is_some() {
+            self.note(Note::State { webhook, state, found, at: self.clock.now() });
         }
         if let Some(owner) = owner {
             self.adopt(uid, &owner);
@@ -360,7 +359,7 @@ impl Leader {
 
     fn removed(&mut self, uid: Uid) {
         let known = self.webhooks.remove(&uid);
-        let asked = self.requests.of_webhook(uid);
+        let redeliveries = self.requests.of_webhook(uid);
         if let Some(known) = known {
             self.context.metrics.forget(&known.webhook);
             self.orphaned(known);
@@ -369,13 +368,13 @@ impl Leader {
         }
         self.keep_annotations.store(self.engine.reads_annotations(), Ordering::Relaxed);
         self.note(Note::Removed(uid));
-        for (object, event) in asked {
+        for (object, event) in redeliveries {
             self.no_webhook(object, Subject::Event(event));
         }
     }
 
     fn order(&self, order: Order) {
-        // The task that takes orders lives as long as this loop.
+        // The receiver lives as long as this loop.
         let _ = self.orders.send(order);
     }
 
@@ -391,12 +390,12 @@ impl Leader {
             self.context.metrics.oldest_pending_age.with_label_values(&labels).set(age);
             self.context.metrics.paused.with_label_values(&labels).set(i64::from(backlog.paused));
         }
-        // Nobody waits any more: the scrape has timed out.
+        // The scrape has timed out.
         let _ = done.send(());
     }
 
     fn note(&self, note: Note) {
-        // The writer lives until this sender goes.
+        // The writer lives until this sender is dropped.
         let _ = self.notes.send(note);
     }
 }

@@ -1,9 +1,10 @@
-//! Leader election on a Lease, with client-go's semantics: every write carries the resourceVersion, expiry is judged by
-//! this process's monotonic clock from its own observations, and the Lease is released on a graceful stop.
+//! Leader election on a Lease, as in client-go: every write has the resourceVersion, each process judges expiry by its
+//! own monotonic clock, and a graceful stop releases the Lease.
 //!
-//! 1. A claim ends two thirds of a lease's duration after the last renewal that landed was sent; whoever begins an attempt
-//!    or a write asks the claim first.
-//! 2. A renewal after a lapse lands only if nobody wrote the Lease meanwhile: then the leader goes on, else it has lost.
+//! 1. A claim ends two thirds of the lease duration after the last successful renewal was sent. Every attempt and every
+//!    write checks the claim first.
+//! 2. A renewal after the claim has expired succeeds only if nobody else wrote the Lease in between. Then the leader
+//!    continues; otherwise it has lost.
 
 use std::time::Duration;
 
@@ -30,13 +31,13 @@ use tracing::{debug, info, warn};
 use crate::{calls::within, claim::Claim, owner::Owner};
 use llmtune_client::error_chain::ErrorChain;
 
-/// A watch that ends at once, as through a proxy, is not opened anew at once.
+/// A watch that ends immediately, as behind some proxies, is not reopened before this time.
 const SHORTEST_WATCH: Duration = Duration::from_millis(250);
 
-/// The Lease's name, in the operator's namespace.
+/// The name of the Lease in the operator's namespace.
 pub const LEASE: &str = "llmtune-webhooks";
 
-/// How this process takes part in the election.
+/// Takes part in the election.
 #[derive(Clone)]
 pub struct Elector {
     api: Api<Lease>,
@@ -45,28 +46,28 @@ pub struct Elector {
     owner: Option<Owner>,
 }
 
-/// The Lease as another held it, and when it was first seen so: errors in between do not prolong it.
+/// The Lease held by another process, and when it was first seen so. Errors in between do not extend it.
 struct Observed {
     version: Option<String>,
     expiry: Instant,
 }
 
-/// A Lease that is held, and renewed in the background.
+/// A held Lease, which is renewed in the background.
 pub struct Leadership {
-    /// The right to act.
+    /// The right to start attempts and writes.
     pub claim: Claim,
-    /// Milliseconds after 1970 at which the Lease was acquired, by a clock that never goes back from leader to leader.
+    /// When the Lease was acquired, in milliseconds since 1970. It increases from leader to leader.
     pub acquired: u64,
     /// The Lease.
     pub lease: ObjectReference,
-    /// Resolves once another has taken the Lease, with its identity.
+    /// Resolves with the holder's identity if another process takes the Lease.
     pub lost: oneshot::Receiver<String>,
     release: oneshot::Sender<()>,
     renewing: JoinHandle<()>,
 }
 
 impl Leadership {
-    /// Gives the Lease back, so that another can take it at once. Begin nothing afterwards.
+    /// Releases the Lease, so that another process can take it immediately. Start nothing afterwards.
     pub async fn release(self) {
         let _ = self.release.send(());
         if let Err(error) = self.renewing.await {
@@ -75,21 +76,21 @@ impl Leadership {
     }
 }
 
-/// What came of a write.
+/// The result of a write.
 enum Written {
-    Landed(Box<Lease>),
+    Committed(Box<Lease>),
     Conflict,
 }
 
 impl Elector {
-    /// An elector for the Lease in `namespace`. `duration`: after how long without a renewal others may take the Lease. `owner`: what it
-    /// belongs to where it has to be created.
+    /// Creates an elector for the Lease in `namespace`. Others may take the Lease if it is not renewed for `duration`.
+    /// `owner` becomes the owner of a new Lease.
     #[must_use]
     pub fn new(client: Client, namespace: &str, identity: String, duration: Duration, owner: Option<Owner>) -> Self {
         Self { api: Api::namespaced(client, namespace), identity, duration, owner }
     }
 
-    /// As client-go's 15, 10 and 2 seconds: how long a leader may act after a renewal.
+    /// How long a leader may act after a renewal. The ratio is that of client-go's 15 and 10 seconds.
     fn renew_deadline(&self) -> Duration {
         self.duration * 2 / 3
     }
@@ -102,7 +103,7 @@ impl Elector {
         self.duration / 3
     }
 
-    /// Waits until this process holds the Lease. `standing_by` is told once the holder is known to be another.
+    /// Waits until this process holds the Lease. Calls `standing_by` with the identity of another holder.
     pub async fn acquire(&self, standing_by: impl Fn(&str)) -> Leadership {
         let mut observed = Observed { version: None, expiry: Instant::now() };
         loop {
@@ -136,7 +137,7 @@ impl Elector {
         }
     }
 
-    /// Watches the Lease until it is free or expires: by this process's clock, nobody renewed it for its duration.
+    /// Watches the Lease until it is free or has expired by this process's clock.
     async fn follow(&self, mut lease: Lease, observed: &mut Observed) -> Result<Option<Lease>, kube::Error> {
         let params = WatchParams::default().fields(&format!("metadata.name={LEASE}")).timeout(60);
         self.observe(&lease, observed);
@@ -195,7 +196,7 @@ impl Elector {
         }
     }
 
-    /// A Lease that was renewed since it was last seen expires its duration from now on.
+    /// Restarts the expiry of a Lease that was renewed since it was last seen.
     fn observe(&self, lease: &Lease, observed: &mut Observed) {
         let version = &lease.metadata.resource_version;
         if observed.version != *version {
@@ -204,7 +205,7 @@ impl Elector {
         }
     }
 
-    /// Writes the Lease as this process's. `None` where another was faster.
+    /// Takes the Lease. Returns `None` if another process was faster.
     async fn lead(&self, found: Option<&Lease>) -> Result<Option<Leadership>, kube::Error> {
         let owner = match &self.owner {
             Some(owner) if found.is_none() => Some(self.call(owner.reference()).await?),
@@ -212,7 +213,8 @@ impl Elector {
         };
         let begun = Instant::now();
         let before = found.and_then(|lease| lease.spec.as_ref());
-        // Later than whatever the leader before wrote, whose clock may be ahead: epochs are taken from it.
+        // Later than every time that the previous leader wrote, whose clock may be ahead, because epochs are derived
+        // from it.
         let times = before.map(|spec| [spec.acquire_time.clone(), spec.renew_time.clone()]);
         let latest = times.into_iter().flatten().flatten().map(|time| time.0).max().unwrap_or(Timestamp::MIN);
         let now = Timestamp::now().max(latest.checked_add(Duration::from_millis(1)).unwrap_or(Timestamp::MAX));
@@ -221,7 +223,7 @@ impl Elector {
         let same = found.is_some_and(|lease| holder(lease) == self.identity);
         let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or_default();
         let lease = Lease {
-            // With the labels, annotations and owners that others gave it.
+            // Keeps the labels, annotations and owners that others set.
             metadata: found.map_or_else(
                 || ObjectMeta {
                     name: Some(LEASE.into()),
@@ -239,7 +241,7 @@ impl Elector {
                 ..LeaseSpec::default()
             }),
         };
-        let Written::Landed(lease) = self.write(&lease).await? else { return Ok(None) };
+        let Written::Committed(lease) = self.write(&lease).await? else { return Ok(None) };
         info!(identity = self.identity, "leading");
         let claim = Claim::until(begun + self.renew_deadline());
         let (lost_sender, lost) = oneshot::channel();
@@ -249,7 +251,7 @@ impl Elector {
         Ok(Some(Leadership { claim, acquired, lease: reference, lost, release, renewing }))
     }
 
-    /// Renews the Lease until it is lost or to be released.
+    /// Renews the Lease until it is lost or released.
     async fn renew(
         self,
         mut lease: Lease,
@@ -265,20 +267,21 @@ impl Elector {
             }
             let begun = Instant::now();
             let mut renewed = lease.clone();
-            // Time goes on from the Lease's own, which a leader whose clock is ahead may have written: the next epoch is taken from it.
+            // Continues from the time in the Lease, which a leader with a clock that is ahead may have written. The
+            // next epoch is derived from it.
             let own = acquired.as_ref().and_then(|time| time.0.checked_add(since.elapsed()).ok());
             let time = Timestamp::now().max(own.unwrap_or(Timestamp::MIN));
             renewed.spec.get_or_insert_default().renew_time = Some(MicroTime(time));
             match self.write(&renewed).await {
-                Ok(Written::Landed(written)) => {
+                Ok(Written::Committed(written)) => {
                     if !claim.holds() {
-                        info!("the lease had lapsed, and nobody held it meanwhile; going on");
+                        info!("the lease had expired, but nobody took it; continuing");
                     }
                     lease = *written;
                     claim.extend(begun + self.renew_deadline());
                 }
                 Ok(Written::Conflict) => match self.call(self.api.get_opt(LEASE)).await {
-                    // A renewal of ours had landed although its answer never came.
+                    // A renewal of this process had succeeded although its response was lost.
                     Ok(Some(found)) if self.is_ours(&found, &lease) => lease = found,
                     Ok(found) => {
                         claim.end();
@@ -295,7 +298,7 @@ impl Elector {
         }
     }
 
-    /// Whether the Lease differs from the one last seen by our own renewals alone.
+    /// Reports whether only renewals of this process changed the Lease since it was last seen.
     fn is_ours(&self, found: &Lease, known: &Lease) -> bool {
         let of = |lease: &Lease| {
             let spec = lease.spec.clone().unwrap_or_default();
@@ -308,7 +311,7 @@ impl Elector {
         claim.end();
         let released = match self.write(&freed(&lease)).await {
             Ok(Written::Conflict) => match self.call(self.api.get_opt(LEASE)).await {
-                // A renewal of ours had landed although its answer never came.
+                // A renewal of this process had succeeded although its response was lost.
                 Ok(Some(found)) if self.is_ours(&found, &lease) => {
                     lease = found;
                     self.write(&freed(&lease)).await
@@ -319,10 +322,10 @@ impl Elector {
             released => released,
         };
         match released {
-            Ok(Written::Landed(_)) => info!("the lease is released"),
-            Ok(Written::Conflict) => debug!("the lease had been taken before it was released"),
+            Ok(Written::Committed(_)) => info!("the lease is released"),
+            Ok(Written::Conflict) => debug!("another process had taken the lease before it was released"),
             Err(error) => {
-                warn!(error = %ErrorChain(&error), "the lease was not released; others take it when it expires");
+                warn!(error = %ErrorChain(&error), "the lease was not released; others can take it after it expires");
             }
         }
     }
@@ -335,14 +338,14 @@ impl Elector {
             self.call(self.api.create(&params, lease)).await
         };
         match result {
-            Ok(lease) => Ok(Written::Landed(Box::new(lease))),
+            Ok(lease) => Ok(Written::Committed(Box::new(lease))),
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(Written::Conflict),
-            // It was deleted, perhaps together with its namespace.
+            // The Lease was deleted, perhaps with its namespace.
             Err(kube::Error::Api(status)) if status.code == 404 && lease.metadata.resource_version.is_some() => {
                 Ok(Written::Conflict)
             }
             Err(kube::Error::Api(status)) if status.code == 404 => {
-                let text = format!("{}: create the namespace, or name another with --namespace", status.message);
+                let text = format!("{}: create the namespace, or set another with --namespace", status.message);
                 Err(kube::Error::Service(text.into()))
             }
             Err(error) => Err(error),
@@ -354,11 +357,11 @@ impl Elector {
     }
 }
 
-/// The Lease without a holder, as client-go gives it back.
+/// Returns the Lease without a holder, as client-go releases it.
 fn freed(lease: &Lease) -> Lease {
     let mut freed = lease.clone();
     let spec = freed.spec.get_or_insert_default();
-    // Not before what was written last: the next leader's epoch is taken from it.
+    // Not before the last time in the Lease, because the next leader's epoch is derived from it.
     let latest = spec.acquire_time.iter().chain(&spec.renew_time).map(|time| time.0).max().unwrap_or(Timestamp::MIN);
     let now = MicroTime(Timestamp::now().max(latest));
     spec.holder_identity = Some(String::new());

@@ -1,5 +1,5 @@
-//! The metrics, registered on a registry that is passed in. Labels are bounded: namespace, Webhook and event
-//! names, never urls, ids or error text. A deleted Webhook's series go with it.
+//! The metrics, registered on a given registry. Labels are bounded: names of namespaces, Webhooks and events, never
+//! URLs, ids or error texts. The series of a deleted Webhook are removed.
 
 mod conditions;
 
@@ -66,7 +66,7 @@ fn opts(name: &str, help: &str) -> Opts {
 }
 
 impl Metrics {
-    /// Registers the metrics; an error means that one is registered already.
+    /// Registers the metrics. Fails if a metric is already registered.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let on = Registrar(registry);
         let counters = |name, help, labels: &[&str]| on.add(IntCounterVec::new(opts(name, help), labels));
@@ -76,11 +76,12 @@ impl Metrics {
         let histogram =
             |name: &str, help: &str| HistogramOpts { common_opts: opts(name, help), buckets: buckets.clone() };
         let mut latency =
-            histogram("delivery_latency_seconds", "From the observation of an event to its acknowledgement.");
+            histogram("delivery_latency_seconds", "Time from the observation of an event to its acknowledgment.");
         latency.buckets = vec![
             0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 21600.0,
         ];
-        let build = on.add(GaugeVec::new(opts("build_info", "Always 1; the labels tell the build."), &["version"]))?;
+        let build =
+            on.add(GaugeVec::new(opts("build_info", "Always 1. The labels identify the build."), &["version"]))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
         Ok(Self {
             events: counters("events_total", "Events that occurred.", &["event"])?,
@@ -94,58 +95,60 @@ impl Metrics {
                 "Requests to endpoints, by outcome.",
                 &["namespace", "webhook", "outcome"],
             )?,
-            retries: counters("retries_total", "Attempts beyond the first of a delivery.", &webhook)?,
-            dropped: counters("dropped_total", "Deliveries thrown away.", &["namespace", "webhook", "reason"])?,
+            retries: counters("retries_total", "Attempts after the first of a delivery.", &webhook)?,
+            dropped: counters("dropped_total", "Dropped deliveries.", &["namespace", "webhook", "reason"])?,
             filter_errors: counters(
                 "filter_errors_total",
-                "Events that were delivered because the Webhook's filter failed on them.",
+                "Events that were delivered because the Webhook's filter failed.",
                 &webhook,
             )?,
             attempt_duration: on.add(Histogram::with_opts(histogram(
                 "attempt_duration_seconds",
-                "From the beginning of an attempt to the status of its answer.",
+                "Time from the start of an attempt to the status of the response.",
             )))?,
             delivery_latency: on.add(HistogramVec::new(latency, &["event"]))?,
-            pending: gauges("pending_deliveries", "Deliveries that wait or are under way.", &webhook)?,
+            pending: gauges("pending_deliveries", "Deliveries that are waiting or in flight.", &webhook)?,
             oldest_pending_age: on.add(GaugeVec::new(
-                opts("oldest_pending_age_seconds", "Age of the oldest event that waits; 0 where none does."),
+                opts("oldest_pending_age_seconds", "Age of the oldest waiting event, or 0 if no event waits."),
                 &webhook,
             ))?,
             paused: gauges(
                 "paused",
-                "1 while no delivery is attempted because the endpoint answered 429 or 503 with Retry-After.",
+                "1 while deliveries are paused because the endpoint answered 429 or 503 with Retry-After.",
                 &webhook,
             )?,
             condition: on
-                .add(Conditions::new(&opts("webhook_condition", "1 for the status that a condition has now.")))?,
+                .add(Conditions::new(&opts("webhook_condition", "1 for the current status of a condition.")))?,
             watch_last_activity: gauges(
                 "watch_last_activity_timestamp_seconds",
-                "When the apiserver last sent anything on the most silent watch of this kind.",
+                "When the apiserver last sent data on the watch of this kind that has been silent for longest.",
                 &["kind"],
             )?,
-            malformed: counters("malformed_objects_total", "Objects that could not be read.", &["kind"])?,
+            malformed: counters("malformed_objects_total", "Objects that could not be parsed.", &["kind"])?,
             source_errors: counters(
                 "source_evaluation_errors_total",
-                "Expressions of a WebhookSource that could not be evaluated.",
+                "Expressions of a WebhookSource that failed.",
                 &["source"],
             )?,
-            ledger_bytes: on
-                .add(IntGauge::with_opts(opts("ledger_bytes", "Bytes of data in the ledger's segments.")))?,
+            ledger_bytes: on.add(IntGauge::with_opts(opts(
+                "ledger_bytes",
+                "Size of the data in the ledger's segments, in bytes.",
+            )))?,
             ledger_flush_duration: on.add(Histogram::with_opts(histogram(
                 "ledger_flush_duration_seconds",
-                "From the beginning of a flush to the landing of its last segment.",
+                "Time from the start of a flush to the commit of its last segment.",
             )))?,
-            ledger_records: on.add(IntGauge::with_opts(opts("ledger_records", "Objects that are remembered.")))?,
+            ledger_records: on.add(IntGauge::with_opts(opts("ledger_records", "Objects with a record.")))?,
             api_requests: counters("api_requests_total", "Requests to the apiserver.", &["verb", "resource", "code"])?,
-            leader: on.add(IntGauge::with_opts(opts("leader", "1 while this process may act as the leader.")))?,
+            leader: on.add(IntGauge::with_opts(opts("leader", "1 while this process is the leader.")))?,
             usage_evaluations: counters(
                 "usage_evaluations_total",
-                "Evaluations of UsageThresholds: Measured, or the reason why there was no figure.",
+                "Evaluations of UsageThresholds, by outcome: Measured, or the reason of the failure.",
                 &["source", "result"],
             )?,
             usage_query_duration: on.add(Histogram::with_opts(histogram(
                 "usage_query_duration_seconds",
-                "From a PromQL query's turn to its result.",
+                "Time from the start of a PromQL query to its result.",
             )))?,
         })
     }
@@ -156,17 +159,17 @@ impl Metrics {
         self.attempt_duration.observe(exchange.duration.as_secs_f64());
     }
 
-    /// Counts a settled attempt.
-    pub fn record_outcome(&self, webhook: &WebhookRef, settled: &RecordedOutcome, latency: f64) {
+    /// Counts an outcome.
+    pub fn record_outcome(&self, webhook: &WebhookRef, recorded: &RecordedOutcome, latency: f64) {
         let (namespace, name) = (webhook.namespace(), webhook.name.as_str());
-        if let Some(exchange) = &settled.exchange {
+        if let Some(exchange) = &recorded.exchange {
             self.sent(webhook, exchange);
-            if settled.is_retry() {
+            if recorded.is_retry() {
                 self.retries.with_label_values(&[namespace, name]).inc();
             }
         }
-        let event = settled.event.event_type.name();
-        match settled.verdict {
+        let event = recorded.event.event_type.name();
+        match recorded.verdict {
             Verdict::Delivered => {
                 self.deliveries.with_label_values(&[namespace, name, event, "delivered"]).inc();
                 self.delivery_latency.with_label_values(&[event]).observe(latency);
@@ -176,14 +179,15 @@ impl Metrics {
         }
     }
 
-    /// Counts what was pending to a Webhook that is deleted. Its own series go with it, so this one bears no name.
+    /// Counts the dropped deliveries of a deleted Webhook. The series has no Webhook name, because the Webhook's series
+    /// are removed.
     pub fn dropped_with_webhook(&self, namespace: &str, count: usize) {
         if count > 0 {
             self.dropped.with_label_values(&[namespace, "", "webhook_deleted"]).inc_by(count as u64);
         }
     }
 
-    /// What is to be told of the conditions of Webhooks.
+    /// Returns the receiver of conditions.
     pub fn conditions(&self) -> ConditionSink {
         let conditions = self.condition.clone();
         Arc::new(move |webhook, condition| match condition {
@@ -192,7 +196,7 @@ impl Metrics {
         })
     }
 
-    /// Removes the series of a deleted Webhook but for its conditions. A series that never was is no error.
+    /// Removes the series of a deleted Webhook, except for its conditions. Missing series are ignored.
     pub fn forget(&self, webhook: &WebhookRef) {
         let (namespace, name) = (webhook.namespace(), webhook.name.as_str());
         let pair = [namespace, name];
@@ -215,12 +219,12 @@ impl Metrics {
     }
 }
 
-/// Why a delivery was thrown away.
+/// Why a delivery was dropped.
 #[derive(Clone, Copy, Debug)]
 pub enum DropReason {
-    /// A bound on what is pending was reached.
+    /// A bound on pending deliveries was reached.
     Bound,
-    /// It was given up, and could not be kept as an object.
+    /// It was given up, and no object could be created for it.
     NotKept,
 }
 

@@ -1,4 +1,4 @@
-//! Wiring: configuration, leader election, metrics and health, shutdown.
+//! Wiring: configuration, leader election, metrics, health and shutdown.
 
 mod client;
 pub mod config;
@@ -33,23 +33,23 @@ use llmtune_client::error_chain::ErrorChain;
 use metrics::Metrics;
 use server::{Health, Role, Shown};
 
-/// Each namespace that is named costs five watches, and one of quotas where a `UsageThreshold` names one.
+/// Each named namespace costs five watches, and one of quotas if a `UsageThreshold` refers to one.
 const MAX_NAMESPACES: usize = 1000;
 
-/// Why the operator cannot go on.
+/// Why the operator stops.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration cannot be used.
+    /// The configuration is invalid.
     #[error("{0}")]
     Config(String),
-    /// There is no cluster.
+    /// The operator cannot connect to a cluster.
     #[error("{0}")]
     Connect(#[from] client::ConnectError),
-    /// The listener cannot be had.
-    #[error("cannot listen on {0}; choose another address with --listen")]
+    /// The operator cannot listen.
+    #[error("cannot listen on {0}; set another address with --listen")]
     Listen(std::io::Error),
-    /// There are no certificates to trust.
-    #[error("TLS cannot be set up: {0}; install the system's CA certificates, or name some with --ca-file")]
+    /// There are no trusted certificates.
+    #[error("TLS cannot be set up: {0}; install the system's CA certificates, or set --ca-file")]
     Tls(#[from] rustls::Error),
     /// A metric is registered twice.
     #[error("metrics: {0}")]
@@ -57,18 +57,19 @@ pub enum Error {
     /// Signals cannot be received.
     #[error("signals cannot be received: {0}")]
     Signals(std::io::Error),
-    /// Another replica leads now; whoever runs this process starts it again, as a standby.
+    /// Another replica leads. When this process is restarted, it becomes a standby.
     #[error("the lease was {0}: stopping, so that nothing is sent twice")]
     LostLease(String),
-    /// The ledger is another's now, or the store was restored; a new start takes up what is there.
-    #[error("the ledger: {0}; stopping, to start again from what is there")]
+    /// Another process wrote to the ledger, or the store was restored. A restarted process continues from the stored
+    /// state.
+    #[error("the ledger: {0}; stopping, to restart from the stored state")]
     Ledger(#[from] LedgerError),
-    /// A task that everything depends on has ended.
+    /// A required task has ended.
     #[error("{0} ended unexpectedly: please report this with the log")]
     Broken(&'static str),
 }
 
-/// Runs the operator until SIGTERM or SIGINT, or until it loses its Lease to another.
+/// Runs the operator until SIGTERM or SIGINT, or until another process takes its Lease.
 pub async fn run(mut args: RunArgs) -> Result<(), Error> {
     args.watch_namespaces.sort_unstable();
     args.watch_namespaces.dedup();
@@ -76,7 +77,7 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
     let namespaces = args.watch_namespaces.len();
     if namespaces > MAX_NAMESPACES {
         return Err(Error::Config(format!(
-            "--watch-namespace names {namespaces} namespaces: name at most {MAX_NAMESPACES}, or none to serve all"
+            "--watch-namespace names {namespaces} namespaces: name at most {MAX_NAMESPACES}, or omit it to serve all"
         )));
     }
     let roots = read_roots("--ca-file", args.ca_file.as_deref())?;
@@ -130,9 +131,11 @@ pub async fn run(mut args: RunArgs) -> Result<(), Error> {
 
 fn lost_to(holder: &str, identity: &str) -> String {
     if holder.is_empty() {
-        "deleted or given back".to_owned()
+        "deleted or released".to_owned()
     } else if holder == identity {
-        format!("lost to another process that calls itself {holder:?} too (give each replica an --identity of its own)")
+        format!(
+            "lost to another process with the same identity {holder:?} (set a different --identity for each replica)"
+        )
     } else {
         format!("lost to {holder:?}")
     }
@@ -155,7 +158,7 @@ fn prometheus(args: &RunArgs) -> Result<Arc<Prometheus>, Error> {
         let refuse = |problem| Error::Config(format!("--prometheus-token-file {}: {problem}", path.display()));
         let token = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
         if token.trim().is_empty() {
-            return Err(refuse("it is empty; write the bearer token into it".to_owned()));
+            return Err(refuse("the file is empty; write the bearer token to it".to_owned()));
         }
     }
     let servers = args.allow_prometheus.clone();

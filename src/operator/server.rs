@@ -34,43 +34,43 @@ use tracing::info;
 use super::metrics::Metrics;
 use crate::source::health::WatchHealth;
 
-/// A watch whose task has not turned for this long is stuck: it turns every half minute, apiserver or not.
+/// A watch whose task has not run for this long is stuck: it runs every half minute, with or without the apiserver.
 const STALLED_WATCH: Duration = Duration::from_secs(300);
-/// The apiserver ends a watch after half a minute, and the next one begins at once.
+/// The apiserver ends a watch after half a minute, and the next one starts immediately.
 const SILENT_WATCH: Duration = Duration::from_secs(60);
-/// The engine's loop turns at least once a second.
+/// The engine's loop runs at least once a second.
 const STALLED_LOOP: Duration = Duration::from_secs(30);
 const REFRESH: Duration = Duration::from_secs(2);
-/// Connections that the kernel accepts ahead, as the standard library has it.
+/// The number of connections that the kernel accepts in advance, as in the standard library.
 const BACKLOG: i32 = 128;
 
-/// A request to the engine's loop to set the gauges that only it knows.
+/// A request to the engine's loop to set the gauges that only the engine knows.
 pub type Refresh = oneshot::Sender<()>;
 
-/// What this process is doing.
+/// The role of this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It has not yet learned who leads.
+    /// The leader is still unknown.
     Starting,
-    /// Another leads.
+    /// Another process leads.
     Standby { holder: String },
-    /// It leads.
+    /// This process leads.
     Leader,
 }
 
-/// How the operator fares.
+/// The health of the operator.
 pub struct Health {
     role: Mutex<Role>,
     watches: Mutex<Vec<Arc<WatchHealth>>>,
     refresh: Mutex<Option<mpsc::Sender<Refresh>>>,
-    /// What this process leaves out by its configuration.
+    /// What the configuration excludes.
     not_served: OnceLock<&'static str>,
-    /// When the engine's loop last turned.
+    /// When the engine's loop last ran.
     beat: Mutex<Option<Instant>>,
 }
 
 impl Health {
-    /// An operator that has just begun.
+    /// Creates the health of an operator that has just started.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -82,27 +82,27 @@ impl Health {
         }
     }
 
-    /// What this process does from now on.
+    /// Sets the role.
     pub fn set_role(&self, role: Role) {
         *lock(&self.role) = role;
     }
 
-    /// The watches of the leader.
+    /// Sets the watches of the leader.
     pub fn set_watches(&self, watches: Vec<Arc<WatchHealth>>) {
         *lock(&self.watches) = watches;
     }
 
-    /// Whom to ask for gauges before they are shown.
+    /// Sets where gauges are requested before they are served.
     pub fn set_refresh(&self, refresh: mpsc::Sender<Refresh>) {
         *lock(&self.refresh) = Some(refresh);
     }
 
-    /// Says what is not served, which is no reason not to be ready.
+    /// Sets what is not served. It does not affect readiness.
     pub fn set_not_served(&self, text: &'static str) {
         self.not_served.get_or_init(|| text);
     }
 
-    /// The engine's loop has turned.
+    /// Records that the engine's loop ran.
     pub fn beat(&self) {
         *lock(&self.beat) = Some(Instant::now());
     }
@@ -113,12 +113,12 @@ impl Health {
         }
         let mut complaints = String::new();
         if let Some(still) = lock(&self.beat).map(|beat| beat.elapsed()).filter(|still| *still > STALLED_LOOP) {
-            let _ = writeln!(complaints, "the engine's loop has not turned for {} s", still.as_secs());
+            let _ = writeln!(complaints, "the engine's loop has not run for {} s", still.as_secs());
         }
         for watch in lock(&self.watches).iter() {
-            let still = watch.stands_still();
+            let still = watch.idle_for();
             if still > STALLED_WATCH {
-                let _ = writeln!(complaints, "the watch of {} has stood still for {} s", watch.kind, still.as_secs());
+                let _ = writeln!(complaints, "the watch of {} has not run for {} s", watch.kind, still.as_secs());
             }
         }
         if complaints.is_empty() { Ok(()) } else { Err(complaints) }
@@ -131,7 +131,7 @@ impl Health {
         match &*lock(&self.role) {
             Role::Starting => {
                 ready = false;
-                text.push_str("starting: it is not known yet who leads; if this lasts, the log says why\n");
+                text.push_str("starting: the leader is not known yet; if this lasts, see the log\n");
             }
             Role::Standby { holder } => {
                 let _ = writeln!(text, "standby: {holder} leads");
@@ -142,27 +142,27 @@ impl Health {
                 if watches.is_empty() {
                     ready = false;
                     let step = if lock(&self.refresh).is_none() { "reading the ledger" } else { "listing Webhooks" };
-                    let _ = writeln!(text, "{step}; if this lasts, the log says why");
+                    let _ = writeln!(text, "{step}; if this lasts, see the log");
                 }
                 for watch in watches.iter() {
                     let scope = watch.namespace.as_deref().unwrap_or("all namespaces");
                     let of = watch.webhook_source.as_deref().map(|name| format!(" (WebhookSource {name})"));
                     let state = match (watch.is_installed(), watch.is_synced()) {
-                        (false, _) => "not installed; its events begin when it is".to_owned(),
+                        (false, _) => "not installed; install it, and events follow".to_owned(),
                         (true, true) if now - watch.last_activity() > SILENT_WATCH.as_secs() as i64 => {
-                            format!("nothing heard for {} s; the log says why", now - watch.last_activity())
+                            format!("silent for {} s; see the log", now - watch.last_activity())
                         }
                         (true, true) if watch.unanswered().is_some() => {
-                            "watching, without the right to get objects; the log says why that matters".to_owned()
+                            "watching, without the right to get objects; see the log".to_owned()
                         }
                         (true, true) => "watching".to_owned(),
-                        // Whether anybody may read such a kind is not this process's affair.
+                        // A missing right for this kind does not make this process unready.
                         (true, false) if of.is_some() && watch.trouble().is_some() => {
-                            "interrupted; its conditions say why".to_owned()
+                            "interrupted; see its conditions".to_owned()
                         }
                         (true, false) => {
                             ready = false;
-                            "listing; if this lasts, the log says why".to_owned()
+                            "listing; if this lasts, see the log".to_owned()
                         }
                     };
                     let _ = writeln!(text, "{}{} in {scope}: {state}", watch.kind, of.unwrap_or_default());
@@ -186,7 +186,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the handlers look at.
+/// What the handlers read.
 #[derive(Clone)]
 pub struct Shown {
     pub registry: Registry,
@@ -194,15 +194,15 @@ pub struct Shown {
     pub health: Arc<Health>,
 }
 
-/// Binds the listener; an error says which address could not be had. `[::]` stands for every address, also those of IPv4, whatever the kernel's
-/// default is; where the kernel has no IPv6, it stands for `0.0.0.0`. To be called within a runtime.
+/// Binds the listener. The error names the address. `[::]` means every address, IPv4 included, whatever the kernel's
+/// default is. If the kernel has no IPv6, it means `0.0.0.0`. Must be called within a runtime.
 pub fn bind(address: SocketAddr) -> Result<TcpListener, std::io::Error> {
     bind_by(address, listen).and_then(TcpListener::from_std)
 }
 
-/// Why an address is not listened on.
+/// Why an address cannot be bound.
 enum NotBound {
-    /// The kernel has no such family of addresses.
+    /// The kernel does not support the address family.
     NoFamily(std::io::Error),
     Other(std::io::Error),
 }
@@ -212,7 +212,7 @@ fn bind_by<T>(address: SocketAddr, listen: impl Fn(SocketAddr) -> Result<T, NotB
         Ok(listener) => return Ok(listener),
         Err(NotBound::NoFamily(error)) if address.ip() == Ipv6Addr::UNSPECIFIED => {
             let ipv4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-            info!(%error, "this host has no IPv6: listening on {ipv4} in place of {address}");
+            info!(%error, "this host has no IPv6: listening on {ipv4} instead of {address}");
             match listen(ipv4) {
                 Ok(listener) => return Ok(listener),
                 Err(NotBound::NoFamily(error) | NotBound::Other(error)) => (ipv4, error),
@@ -230,7 +230,7 @@ fn listen(address: SocketAddr) -> Result<std::net::TcpListener, NotBound> {
         if address.is_ipv6() {
             socket.set_only_v6(address.ip() != Ipv6Addr::UNSPECIFIED)?;
         }
-        // A process that is started again finds connections of the one before.
+        // After a restart, the kernel still has connections of the previous process.
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
@@ -243,7 +243,8 @@ fn listen(address: SocketAddr) -> Result<std::net::TcpListener, NotBound> {
     }
 }
 
-/// Serves for ever, over HTTP/1.1 alone: `axum::serve` would bring a server of HTTP/2, and wait for ever for the head of a request.
+/// Serves forever, over HTTP/1.1 only. `axum::serve` would add HTTP/2, and would wait forever for the head of a
+/// request.
 pub async fn serve(mut listener: TcpListener, shown: Shown) {
     let router = Router::new()
         .route("/metrics", get(metrics))
@@ -275,7 +276,7 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
     let ask = lock(&shown.health.refresh).clone();
     if let Some(ask) = ask {
         let (done, refreshed) = oneshot::channel();
-        // While the engine is not there, the gauges stay as they were.
+        // Without an engine, the gauges keep their values.
         let _ = timeout(REFRESH, async {
             if ask.send(done).await.is_ok() {
                 let _ = refreshed.await;
@@ -283,21 +284,22 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
         })
         .await;
     }
-    // Of several watches of a kind the one that has been silent for longest: no other may hide it.
+    // Of several watches of a kind, the one that has been silent for longest: no other may hide it.
     let mut oldest: BTreeMap<&str, i64> = BTreeMap::new();
     let watches = lock(&shown.health.watches).clone();
     for watch in &watches {
         let oldest = oldest.entry(&watch.kind).or_insert(i64::MAX);
         *oldest = watch.last_activity().min(*oldest);
     }
-    // Those of sources that were withdrawn go.
+    // Removes the series of withdrawn sources.
     shown.metrics.watch_last_activity.reset();
     for (kind, at) in oldest {
         shown.metrics.watch_last_activity.with_label_values(&[kind]).set(at);
     }
     let mut text = String::new();
     for family in shown.registry.gather() {
-        // One by one, so that each goes once it is written: thousands of Webhooks have tens of thousands of series.
+        // One by one, so that each is freed after it is written: thousands of Webhooks have tens of thousands of
+        // series.
         if let Err(error) = TextEncoder::new().encode_utf8(&[family], &mut text) {
             return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
         }
@@ -323,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_unspecified_address_of_ipv6_takes_ipv4_too() {
+    async fn unspecified_ipv6_address_accepts_ipv4() {
         let listener = bind("[::]:0".parse().unwrap()).unwrap();
         let port = listener.local_addr().unwrap().port();
         if listener.local_addr().unwrap().is_ipv6() {
@@ -340,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn without_ipv6_the_unspecified_address_is_that_of_ipv4() {
+    fn without_ipv6_the_unspecified_address_is_ipv4() {
         let no_family = || std::io::Error::other("Address family not supported by protocol");
         let without_ipv6 = |at: &str| {
             bind_by(at.parse().unwrap(), |address: SocketAddr| {
@@ -350,16 +352,13 @@ mod tests {
         };
         assert_eq!(without_ipv6("[::]:8080").as_deref(), Ok("0.0.0.0:8080"));
         assert_eq!(without_ipv6("127.0.0.1:8080").as_deref(), Ok("127.0.0.1:8080"));
-        assert!(
-            without_ipv6("[::1]:8080").unwrap_err().starts_with("[::1]:8080: "),
-            "that address alone was asked for"
-        );
+        assert!(without_ipv6("[::1]:8080").unwrap_err().starts_with("[::1]:8080: "), "only that address was requested");
         let taken = |address: SocketAddr| Err::<(), _>(NotBound::Other(std::io::Error::other(address.to_string())));
         assert!(bind_by("[::]:8080".parse().unwrap(), taken).unwrap_err().to_string().starts_with("[::]:8080: "));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_never_comes_whole_is_waited_for_half_a_minute_and_others_are_answered() {
+    async fn incomplete_request_times_out_and_delays_no_other() {
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let at = listener.local_addr().unwrap();
         let registry = Registry::new();

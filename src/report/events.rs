@@ -1,5 +1,5 @@
-//! Kubernetes Events, published off the hot path and at a bounded rate: a storm of failures becomes a few Events that say
-//! how many more there were.
+//! Publishes Kubernetes Events outside the engine's loop and at a bounded rate. A storm of failures becomes a few
+//! Events that give the number of suppressed ones.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -22,14 +22,14 @@ use llmtune_core::{
     subscription::WebhookRef,
 };
 
-/// Events of one Webhook at once, then one every [`REFILL`].
+/// The number of Events that a Webhook may have at once; after that, one every [`REFILL`].
 const BURST: u32 = 10;
 const REFILL: Duration = Duration::from_secs(5);
-/// Buckets that have been full for long are forgotten beyond this many.
+/// Above this number, buckets that are full are removed.
 const MAX_BUCKETS: usize = 4096;
 const REQUEST: Duration = Duration::from_secs(10);
 static NOT_PUBLISHED: LogThrottle = LogThrottle::new();
-/// A note may have 1,024 characters (events.k8s.io/v1).
+/// A note has at most 1,024 characters (events.k8s.io/v1).
 const MAX_NOTE: usize = 1000;
 
 /// An Event to publish.
@@ -44,7 +44,7 @@ pub struct Notice {
 }
 
 impl Notice {
-    /// Good news about a Webhook.
+    /// Creates an Event of type `Normal` about a Webhook.
     #[must_use]
     pub fn normal(webhook: &WebhookRef, reason: &str, note: String) -> Self {
         Self {
@@ -57,27 +57,27 @@ impl Notice {
         }
     }
 
-    /// Bad news about a Webhook.
+    /// Creates an Event of type `Warning` about a Webhook.
     #[must_use]
     pub fn warning(webhook: &WebhookRef, reason: &str, note: String) -> Self {
         Self { warning: true, ..Self::normal(webhook, reason, note) }
     }
 
-    /// The ledger has begun anew; told of the Lease, beside which it lies.
+    /// Creates the Event of a new ledger epoch. It refers to the Lease in the ledger's namespace.
     #[must_use]
     pub fn new_epoch(lease: ObjectReference, warning: bool, note: String) -> Self {
         let reason = "NewLedgerEpoch".into();
         Self { webhook: Uid::from_u128(0), warning, reason, note, regarding: lease, related: None }
     }
 
-    /// Bad news about a `WebhookDelivery`.
+    /// Creates an Event of type `Warning` about a `WebhookDelivery`.
     #[must_use]
     pub fn about_delivery(uid: Uid, namespace: &str, name: &str, reason: &str, note: String) -> Self {
         let regarding = references::delivery(uid, namespace, name);
         Self { webhook: uid, warning: true, reason: reason.into(), note, regarding, related: None }
     }
 
-    /// Bad news about the object whose event a Webhook did not get.
+    /// Creates an Event of type `Warning` about the object of an event that a Webhook did not get.
     #[must_use]
     pub fn about_object(webhook: &WebhookRef, object: &Object, reason: &str, note: String) -> Self {
         let news = Self::warning(webhook, reason, note);
@@ -85,14 +85,14 @@ impl Notice {
     }
 }
 
-/// How many Events of one kind a Webhook may still have.
+/// The tokens for Events of one reason about one Webhook.
 struct Bucket {
     tokens: u32,
     refilled: Instant,
     suppressed: u32,
 }
 
-/// Publishes notices until all their senders are gone. The claim is asked before each.
+/// Publishes notices until all senders are dropped. Checks the claim before each one.
 pub async fn publish(client: Client, mut notices: mpsc::Receiver<Notice>, claim: Claim) {
     let reporter = Reporter { controller: "llmtune-webhooks".into(), instance: None };
     let recorder = Recorder::new(client, reporter);
@@ -126,7 +126,7 @@ pub async fn publish(client: Client, mut notices: mpsc::Receiver<Notice>, claim:
     }
 }
 
-/// Takes a token, and tells how many notices were suppressed since the last one; `None` where there is no token.
+/// Takes a token. Returns the number of notices suppressed since the last token, or `None` if no token is left.
 fn admit(buckets: &mut HashMap<(Uid, String), Bucket>, notice: &Notice) -> Option<u32> {
     let now = Instant::now();
     if buckets.len() >= MAX_BUCKETS {

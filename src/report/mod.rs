@@ -1,5 +1,5 @@
-//! What users see: Webhook status, Kubernetes Events, `WebhookDelivery` objects. The engine's results come in as notes; writes go out at a rate
-//! that does not depend on the rate of deliveries.
+//! What users see: the status of Webhooks, Kubernetes Events, and `WebhookDelivery` objects. The engine reports through
+//! notes. The rate of writes does not depend on the rate of deliveries.
 
 pub mod deliveries;
 pub mod events;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::subscription::watch::Standing;
+use crate::subscription::watch::SubscriptionState;
 use llmtune_api::webhook::WebhookStatus;
 use llmtune_core::{
     engine::RecordedOutcome,
@@ -22,20 +22,20 @@ use llmtune_core::{
     subscription::WebhookRef,
 };
 
-/// Something that a Webhook's status or its Events may tell.
+/// A change that can affect the status or the Events of a Webhook.
 #[derive(Debug)]
 pub enum Note {
-    /// How the subscription stands; `found` is the status in the cluster, the first time.
-    Standing { webhook: WebhookRef, standing: Option<Standing>, found: Option<Box<WebhookStatus>>, at: Timestamp },
-    /// A delivery was taken in.
+    /// The state of the subscription. `found` is the status in the cluster, sent the first time.
+    State { webhook: WebhookRef, state: Option<SubscriptionState>, found: Option<Box<WebhookStatus>>, at: Timestamp },
+    /// A delivery was queued.
     Enqueued { webhook: Uid, pending: usize },
-    /// An attempt was settled, or a delivery was given up without one.
-    RecordedOutcome { settled: Box<RecordedOutcome>, at: Timestamp },
-    /// The filter failed on an event, which is delivered; `error` in at most 256 characters.
+    /// The outcome of an attempt, or a delivery that was given up without one.
+    RecordedOutcome { recorded: Box<RecordedOutcome>, at: Timestamp },
+    /// The filter failed on an event, which is delivered. `error` has at most 256 characters.
     FilterFailed { webhook: Uid, event: Arc<Event>, error: String },
-    /// An event is lost: it could neither wait nor be kept.
+    /// An event is lost: it could neither wait nor become a `WebhookDelivery`.
     Dropped { webhook: Uid, pending: usize },
-    /// A deleted Webhook took its pending deliveries with it.
+    /// The pending deliveries of a deleted Webhook are dropped.
     DroppedWithWebhook { webhook: WebhookRef, dropped: usize },
     /// The endpoint acknowledged a test.
     TestAcknowledged { webhook: Uid, at: Timestamp },
@@ -43,7 +43,7 @@ pub enum Note {
     Removed(Uid),
 }
 
-/// An apiserver that answers each request with this status and this body.
+/// A client of an apiserver that answers each request with this status and body.
 #[cfg(test)]
 fn apiserver<A>(answer: A) -> kube::Client
 where

@@ -1,4 +1,4 @@
-//! Objects as others refer to them: owners, Events, statuses.
+//! References to objects, for owners, Events and statuses.
 
 use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::ObjectReference},
@@ -14,7 +14,7 @@ use llmtune_core::{
     subscription::WebhookRef,
 };
 
-/// A Webhook, as Events refer to it.
+/// Returns the reference of Events to a Webhook.
 #[must_use]
 pub fn webhook(webhook: &WebhookRef) -> ObjectReference {
     let metadata = of_webhook(webhook);
@@ -24,13 +24,13 @@ pub fn webhook(webhook: &WebhookRef) -> ObjectReference {
     }
 }
 
-/// A `WebhookDelivery`, as Events refer to it.
+/// Returns the reference of Events to a `WebhookDelivery`.
 #[must_use]
 pub fn delivery(uid: Uid, namespace: &str, name: &str) -> ObjectReference {
     metadata(uid, namespace, name).into_request_partial::<WebhookDelivery>().object_ref(&())
 }
 
-/// A Webhook, as what belongs to it refers to it.
+/// Returns the owner reference to a Webhook.
 #[must_use]
 pub fn owner(webhook: &WebhookRef) -> Option<OwnerReference> {
     let metadata = of_webhook(webhook);
@@ -45,7 +45,7 @@ fn of_webhook(webhook: &WebhookRef) -> ObjectMeta {
     ObjectMeta { namespace: metadata.namespace.filter(|namespace| !namespace.is_empty()), ..metadata }
 }
 
-/// The object that an event is about.
+/// Returns the reference to the object of an event.
 #[must_use]
 pub fn object(Object { uid, namespace, name, kind, facts, .. }: &Object) -> ObjectReference {
     let metadata = metadata(*uid, namespace, name);
@@ -81,7 +81,7 @@ mod tests {
     use llmtune_core::event::EventType;
 
     #[test]
-    fn a_reference_names_kind_and_version_as_the_apiserver_does() {
+    fn references_have_the_apiservers_kind_and_version() {
         let uid = Uid::from_u128(7);
         for (event, api_version, kind) in [
             (EventType::TrainingFailed, "llmtune.io/v1alpha1", "TrainingJob"),

@@ -26,35 +26,36 @@ use llmtune_api::{
 };
 use llmtune_core::event::object::Uid;
 
-/// How often the watches are asked how they fare.
+/// How often the health of the watches is checked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A status that changed in its counts alone is written this often.
+/// How often a status is written if only its counters change.
 const COUNTS_EVERY: Duration = Duration::from_secs(30);
-/// An expression that failed makes its source unhealthy for this long.
+/// How long a failed expression makes its source unhealthy.
 const UNHEALTHY_FOR: SignedDuration = SignedDuration::from_mins(10);
-/// A watch that has not begun says so after this long.
+/// How long a watch may list before the condition reports it.
 const SILENT_FOR: Duration = Duration::from_secs(2);
 
-/// What the status of a `WebhookSource` tells.
+/// A change of a `WebhookSource`.
 pub enum Note {
-    /// How it stands; `found` is its status in the cluster.
-    Standing {
+    /// The state of the source. `found` is its status in the cluster.
+    Changed {
         source: SourceRef,
         generation: i64,
         state: State,
-        /// The mapping in force; `None` leaves what is recorded.
+        /// The mapping in force. `None` keeps the recorded one.
         in_force: Option<Box<MappingInForce>>,
         found: Box<WebhookSourceStatus>,
     },
-    /// It is deleted.
+    /// The source is deleted.
     Removed(Uid),
 }
 
-/// How a `WebhookSource` stands.
+/// The state of a `WebhookSource`.
 pub enum State {
-    /// Its objects are watched, or would be. `fault`: the spec is invalid, and an older one is in force.
+    /// The objects are watched, or will be when the kind is served. `fault`: the spec is invalid, and an older one is
+    /// in force.
     Watched { health: Arc<WatchHealth>, failures: Arc<Failures>, fault: Option<Fault> },
-    /// Its spec cannot work, and no older one is in force.
+    /// The spec is invalid, and no older one is in force.
     Broken(Fault),
 }
 
@@ -71,11 +72,11 @@ struct SourceStatusEntry {
     in_force: Option<Box<MappingInForce>>,
     since: Instant,
     status: WebhookSourceStatus,
-    /// When it was written, and whether that landed.
+    /// The time of the last write, and whether it succeeded.
     written: Option<(Instant, bool)>,
 }
 
-/// Writes statuses until the sender of notes is gone. The claim is asked before each write.
+/// Writes statuses until the sender of notes is dropped. Checks the claim before each write.
 pub async fn write(client: Client, mut notes: mpsc::UnboundedReceiver<Note>, claim: Claim) {
     let mut entries: HashMap<Uid, SourceStatusEntry> = HashMap::new();
     let mut tick = interval(LOOK_EVERY);
@@ -83,7 +84,7 @@ pub async fn write(client: Client, mut notes: mpsc::UnboundedReceiver<Note>, cla
     loop {
         tokio::select! {
             note = notes.recv() => match note {
-                Some(Note::Standing { source, generation, state, in_force, found }) => {
+                Some(Note::Changed { source, generation, state, in_force, found }) => {
                     let status = entries.remove(&source.uid).map_or(*found, |known| known.status);
                     let in_force = in_force.or_else(|| status.in_force.clone().map(Box::new));
                     let since = Instant::now();
@@ -99,8 +100,8 @@ pub async fn write(client: Client, mut notes: mpsc::UnboundedReceiver<Note>, cla
                 for entry in entries.values_mut() {
                     if claim.holds() && entry.changes(Timestamp::now()) {
                         let SourceRef { uid, name } = &entry.source;
-                        let landed = apply::<WebhookSource>(&client, *uid, None, name, &entry.status).await;
-                        entry.written = Some((Instant::now(), landed));
+                        let succeeded = apply::<WebhookSource>(&client, *uid, None, name, &entry.status).await;
+                        entry.written = Some((Instant::now(), succeeded));
                     }
                 }
             }
@@ -109,11 +110,11 @@ pub async fn write(client: Client, mut notes: mpsc::UnboundedReceiver<Note>, cla
 }
 
 impl SourceStatusEntry {
-    /// Brings the status up to date; tells whether it is to be written now.
+    /// Updates the status. Returns whether to write it now.
     fn changes(&mut self, now: Timestamp) -> bool {
         let Some(conditions) = self.conditions(now) else { return false };
         let failures = match &self.state {
-            State::Watched { failures, .. } => failures.tell(),
+            State::Watched { failures, .. } => failures.summary(),
             State::Broken(_) => (0, None),
         };
         let new = WebhookSourceStatus {
@@ -135,11 +136,11 @@ impl SourceStatusEntry {
         due
     }
 
-    /// The conditions; `None` while nothing is known yet.
+    /// Returns the conditions, or `None` while the state is unknown.
     fn conditions(&self, now: Timestamp) -> Option<Vec<Condition>> {
         let (ready, reason, message) = match &self.state {
             State::Broken(Fault { reason, message }) => (false, *reason, message.clone()),
-            State::Watched { health, .. } => standing(health, self.since.elapsed() >= SILENT_FOR)?,
+            State::Watched { health, .. } => readiness(health, self.since.elapsed() >= SILENT_FOR)?,
         };
         let (stalled, why, text) = match &self.state {
             State::Broken(fault) | State::Watched { fault: Some(fault), .. } => {
@@ -153,10 +154,10 @@ impl SourceStatusEntry {
             self.condition("Stalled", stalled, why, text, now),
         ];
         if let State::Watched { failures, .. } = &self.state {
-            let recent = failures.tell().1.filter(|failure| now.duration_since(failure.at) < UNHEALTHY_FOR);
+            let recent = failures.summary().1.filter(|failure| now.duration_since(failure.at) < UNHEALTHY_FOR);
             all.push(match recent {
                 Some(Failure { namespace, name, place, error, .. }) => {
-                    let message = format!("{place} cannot be evaluated for {namespace}/{name}: {error}");
+                    let message = format!("{place} failed for {namespace}/{name}: {error}");
                     self.condition("Healthy", false, "EvaluationFailed", &message, now)
                 }
                 None => self.condition("Healthy", true, "Evaluated", "", now),
@@ -171,18 +172,18 @@ impl SourceStatusEntry {
     }
 }
 
-/// Whether the objects are watched, the reason and the message; `None` while that is not known yet.
-fn standing(health: &WatchHealth, patient: bool) -> Option<(bool, &'static str, String)> {
+/// Returns the status, reason and message of `Ready`, or `None` while the state is unknown.
+fn readiness(health: &WatchHealth, patient: bool) -> Option<(bool, &'static str, String)> {
     let kind = &health.kind;
     if let Some(Trouble { reason, message }) = health.trouble() {
         return Some((false, reason, message));
     }
     if !health.is_installed() {
-        let message = format!("the apiserver serves no {kind} of this apiVersion; its events begin when it does");
+        let message = format!("the apiserver does not serve {kind} in this apiVersion; install it, and events follow");
         return Some((false, "NotInstalled", message));
     }
     if health.is_synced() {
-        return Some((true, "Watching", format!("every {kind} that the selector selects is watched")));
+        return Some((true, "Watching", format!("the selected {kind} objects are watched")));
     }
     patient.then(|| (false, "Listing", format!("the {kind} objects are being listed")))
 }

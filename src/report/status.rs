@@ -1,4 +1,4 @@
-//! The status of every Webhook: what it says, and by [`super::turns`] when it is written. Pure.
+//! The status of every Webhook. [`super::write_rate_limiter`] decides when it is written. Pure.
 
 mod entry;
 
@@ -14,7 +14,7 @@ use super::{
     events::Notice,
     write_rate_limiter::{Changed, Limits, WriteRateLimiter},
 };
-use crate::subscription::watch::Standing;
+use crate::subscription::watch::SubscriptionState;
 use entry::WebhookStatusEntry;
 use llmtune_api::webhook::WebhookStatus;
 use llmtune_core::{
@@ -23,14 +23,15 @@ use llmtune_core::{
     subscription::WebhookRef,
 };
 
-/// Conditions are what users and pipelines wait for: at a start, and when a Secret that many share comes.
+/// Users and pipelines wait for conditions: when the operator starts, and when a Secret that many Webhooks share is
+/// created.
 pub const LIMITS: Limits = Limits {
     figures_every: Duration::from_secs(5),
     conditions_every: Duration::from_secs(1),
     figures_per_second: 10,
     conditions_per_second: 50,
 };
-/// That the filter of one Webhook fails is told at most this often; the metric counts each time.
+/// How often a filter failure of one Webhook is reported. The metric counts every failure.
 const FILTER_FAILURES_EVERY: Duration = Duration::from_secs(600);
 
 /// A status to write.
@@ -54,22 +55,22 @@ impl Default for Statuses {
 }
 
 impl Statuses {
-    /// Takes in how a subscription stands.
-    pub fn standing(
+    /// Records the state of a subscription.
+    pub fn update_state(
         &mut self,
         webhook: WebhookRef,
-        standing: Option<Standing>,
+        state: Option<SubscriptionState>,
         found: Option<Box<WebhookStatus>>,
         at: Timestamp,
     ) -> Vec<Notice> {
         let entry = self.entries.entry(webhook.uid).or_insert_with(|| WebhookStatusEntry::new(webhook, found));
-        match standing {
-            Some(standing) if entry.standing.as_ref() != Some(&standing) => entry.stand(standing, at),
+        match state {
+            Some(state) if entry.state.as_ref() != Some(&state) => entry.update_state(state, at),
             _ => Vec::new(),
         }
     }
 
-    /// Takes in a count of pending deliveries.
+    /// Records the number of pending deliveries.
     pub fn pending(&mut self, webhook: Uid, pending: usize) {
         if let Some(entry) = self.entries.get_mut(&webhook) {
             entry.counts().pending = pending as i64;
@@ -77,50 +78,53 @@ impl Statuses {
         }
     }
 
-    /// Takes in an event that was thrown away.
+    /// Records a dropped event.
     pub fn dropped(&mut self, webhook: Uid, pending: usize) -> Vec<Notice> {
         let Some(entry) = self.entries.get_mut(&webhook) else { return Vec::new() };
         entry.counts().pending = pending as i64;
         entry.counts().dropped += 1;
         entry.turn.touch(Changed::Figures);
-        let text = "an event was dropped: it could neither wait nor be kept as a WebhookDelivery: see why the endpoint does not acknowledge deliveries, and whether a quota or a policy refuses WebhookDelivery objects";
+        let text = "an event was dropped: the queue is full, and no WebhookDelivery could be created; check why the endpoint fails, and whether a quota or a policy rejects WebhookDelivery objects";
         vec![Notice::warning(&entry.webhook, "DeliveriesDropped", text.into())]
     }
 
-    /// Takes in that the filter failed on an event; told once in a while, and at once when the spec has changed.
+    /// Records a filter failure. Reports it at most every [`FILTER_FAILURES_EVERY`], and again after a change of the
+    /// spec.
     pub fn filter_failed(&mut self, webhook: Uid, event: &Event, error: &str, now: Instant) -> Vec<Notice> {
         let Some(entry) = self.entries.get_mut(&webhook) else { return Vec::new() };
-        if entry.filter_failure_told.is_some_and(|told| now < told + FILTER_FAILURES_EVERY) {
+        if entry.filter_failure_reported.is_some_and(|told| now < told + FILTER_FAILURES_EVERY) {
             return Vec::new();
         }
-        entry.filter_failure_told = Some(now);
+        entry.filter_failure_reported = Some(now);
         let (name, subject, id) = (event.event_type, entry.describe(&event.object), event.id);
-        let text = format!("spec.filter fails on {name} of {subject} ({id}), which is delivered all the same: {error}");
+        let text =
+            format!("spec.filter failed on {name} of {subject} ({id}), and the event is delivered anyway: {error}");
         vec![Notice::warning(&entry.webhook, "FilterFailed", text)]
     }
 
-    /// Takes in a settled attempt.
-    pub fn record_outcome(&mut self, settled: &RecordedOutcome, at: Timestamp) -> Vec<Notice> {
-        self.entries.get_mut(&settled.webhook).map(|entry| entry.record_outcome(settled, at)).unwrap_or_default()
+    /// Records the outcome of an attempt.
+    pub fn record_outcome(&mut self, recorded: &RecordedOutcome, at: Timestamp) -> Vec<Notice> {
+        self.entries.get_mut(&recorded.webhook).map(|entry| entry.record_outcome(recorded, at)).unwrap_or_default()
     }
 
-    /// Takes in that the endpoint acknowledged a test: like any other acknowledgment it ends the failures before it.
+    /// Records that the endpoint acknowledged a test. Like every acknowledgment, it ends a series of failures.
     pub fn test_acknowledged(&mut self, webhook: Uid, at: Timestamp) -> Vec<Notice> {
         self.entries.get_mut(&webhook).and_then(|entry| entry.acknowledged("a test", at)).into_iter().collect()
     }
 
-    /// Forgets a deleted Webhook.
+    /// Removes a deleted Webhook.
     pub fn remove(&mut self, webhook: Uid) -> Option<WebhookRef> {
         self.entries.remove(&webhook).map(|entry| entry.webhook)
     }
 
-    /// The conditions of a Webhook, for metrics, if any has changed since they were last asked for.
+    /// Returns the conditions of a Webhook for metrics, if one changed since the last call.
     pub fn changed_conditions(&mut self, webhook: Uid) -> Option<(&WebhookRef, &[Condition])> {
         let entry = self.entries.get_mut(&webhook)?;
         std::mem::take(&mut entry.conditions_changed).then_some((&entry.webhook, &entry.status.conditions))
     }
 
-    /// The writes to begin now; each must be answered with [`Self::written`]. With `last`, all in which anything has changed.
+    /// Returns the writes to start now. Each must be followed by [`Self::written`]. With `last`, returns all changed
+    /// statuses.
     pub fn due(&mut self, now: Instant, last: bool) -> Vec<StatusWrite> {
         let all = self
             .entries
@@ -130,32 +134,32 @@ impl Statuses {
         due.map(|(webhook, status)| StatusWrite { webhook: webhook.clone(), status: status.clone() }).collect()
     }
 
-    /// A write has ended; one that failed is made again.
-    pub fn written(&mut self, webhook: Uid, landed: bool) {
+    /// Records the end of a write. A failed write is repeated.
+    pub fn written(&mut self, webhook: Uid, succeeded: bool) {
         if let Some(entry) = self.entries.get_mut(&webhook) {
-            entry.turn.ended(landed);
+            entry.turn.ended(succeeded);
         }
     }
 
-    /// Whether anything is still to be written.
+    /// Reports whether a status is still to be written.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
         self.entries.values().any(|entry| entry.turn.is_open())
     }
 }
 
-/// What is told where a deleted Webhook took its pending deliveries with it.
+/// Creates the Event for the dropped deliveries of a deleted Webhook.
 #[must_use]
 pub fn dropped_with_webhook(webhook: &WebhookRef, dropped: usize) -> Notice {
     let deliveries = if dropped == 1 { "1 delivery was".to_owned() } else { format!("{dropped} deliveries were") };
     let text = format!(
-        "{deliveries} dropped: {webhook} was deleted while they were pending, and no {} of the same name and URL took them over within a minute; the receiver has to compare what it knows with the objects",
+        "{deliveries} dropped: {webhook} was deleted while they were pending, and no {} with the same name and URL was created within a minute; compare the receiver's state with the objects",
         webhook.kind
     );
     Notice::warning(webhook, "DeliveriesDropped", text)
 }
 
-/// The generation of the spec whose endpoint has answered 410 Gone, as it was written down.
+/// Returns the generation of the spec whose endpoint answered 410 Gone, as recorded in the status.
 #[must_use]
 pub fn gone_generation(status: &WebhookStatus) -> Option<i64> {
     let gone = status.conditions.iter().find(|condition| condition.reason == "EndpointGone")?;
@@ -185,22 +189,22 @@ mod tests {
         Timestamp::from_second(1_700_000_000 + second).unwrap()
     }
 
-    fn standing(readiness: Readiness) -> Standing {
+    fn state(readiness: Readiness) -> SubscriptionState {
         let endpoint = "https://ci".into();
-        Standing { generation: 1, endpoint, readiness, fault: None, in_force: None, warnings: Vec::new() }
+        SubscriptionState { generation: 1, endpoint, readiness, fault: None, in_force: None, warnings: Vec::new() }
     }
 
-    fn missing(reason: &'static str, stalled: bool) -> Standing {
-        standing(Readiness::Waiting { reason, message: "create it".into(), stalled })
+    fn missing(reason: &'static str, stalled: bool) -> SubscriptionState {
+        state(Readiness::Waiting { reason, message: "create it".into(), stalled })
     }
 
     #[test]
-    fn a_condition_whose_write_failed_is_written_again_at_once_and_before_counters() {
+    fn failed_condition_writes_are_repeated_before_counters() {
         let mut statuses = Statuses::default();
         let begun = Instant::now();
         let after = |seconds: f64| begun + Duration::from_secs_f64(seconds);
         for number in 0..20 {
-            statuses.standing(webhook(number), Some(standing(Readiness::Live)), None, at(0));
+            statuses.update_state(webhook(number), Some(state(Readiness::Live)), None, at(0));
         }
         let mut writes = statuses.due(after(0.0), false);
         writes.append(&mut statuses.due(after(1.0), false));
@@ -220,32 +224,32 @@ mod tests {
     }
 
     #[test]
-    fn that_a_filter_fails_is_told_once_in_ten_minutes_and_anew_of_a_new_spec() {
+    fn filter_failures_are_reported_every_ten_minutes_and_after_edits() {
         let mut statuses = Statuses::default();
         let begun = Instant::now();
         let event = sample(EventType::TrainingFailed, Uid::from_u128(7), "research", None, at(0));
-        statuses.standing(webhook(1), Some(standing(Readiness::Live)), None, at(0));
+        statuses.update_state(webhook(1), Some(state(Readiness::Live)), None, at(0));
         let told = |statuses: &mut Statuses, second| {
             let now = begun + Duration::from_secs(second);
             statuses.filter_failed(webhook(1).uid, &event, "line 1, column 1: `<`", now).len()
         };
         assert_eq!([0, 1, 599, 600, 601].map(|second| told(&mut statuses, second)), [1, 0, 0, 1, 0]);
-        let changed = Standing { generation: 2, ..standing(Readiness::Live) };
-        statuses.standing(webhook(1), Some(changed), None, at(602));
+        let changed = SubscriptionState { generation: 2, ..state(Readiness::Live) };
+        statuses.update_state(webhook(1), Some(changed), None, at(602));
         assert_eq!([602, 603].map(|second| told(&mut statuses, second)), [1, 0]);
         assert!(statuses.filter_failed(webhook(2).uid, &event, "", begun).is_empty(), "there is no such Webhook");
     }
 
     #[test]
-    fn an_endpoint_that_is_gone_stays_so_whatever_the_one_before_the_edit_still_acknowledges() {
+    fn endpoint_stays_gone_after_a_late_acknowledgment_of_the_old_one() {
         let mut statuses = Statuses::default();
-        statuses.standing(webhook(1), Some(standing(Readiness::Live)), None, at(0));
+        statuses.update_state(webhook(1), Some(state(Readiness::Live)), None, at(0));
         let event = Arc::new(sample(EventType::TrainingFailed, Uid::from_u128(7), "research", None, at(0)));
         let mut told = |code: u16, verdict, endpoint_gone, second| {
             let error = (code != 200).then(|| format!("HTTP {code}"));
             let status = Some(http::StatusCode::from_u16(code).unwrap());
             let uid = webhook(1).uid;
-            let settled = RecordedOutcome {
+            let recorded = RecordedOutcome {
                 webhook: uid,
                 delivery: DeliveryId::new(event.id, uid),
                 event: Arc::clone(&event),
@@ -258,7 +262,7 @@ mod tests {
                 dropped: false,
                 pending: 0,
             };
-            let notices = statuses.record_outcome(&settled, at(second));
+            let notices = statuses.record_outcome(&recorded, at(second));
             let status = &statuses.entries[&uid].status;
             let healthy = conditions::get(&status.conditions, "Healthy").unwrap();
             (healthy.status.clone(), healthy.reason.clone(), gone_generation(status), notices.len())
@@ -269,18 +273,18 @@ mod tests {
         assert_eq!(told(200, Verdict::Delivered, false, 3), ("True".into(), "Acknowledged".into(), None, 1));
         for second in 4..10 {
             let paused = told(429, Verdict::Retry(at(second + 30)), false, second);
-            assert_eq!(paused, ("True".into(), "Acknowledged".into(), None, 0), "a pause says nothing of health");
+            assert_eq!(paused, ("True".into(), "Acknowledged".into(), None, 0), "a pause does not change health");
         }
     }
 
     #[test]
-    fn an_acknowledged_test_ends_the_unhealthiness() {
+    fn acknowledged_test_makes_endpoint_healthy() {
         let mut statuses = Statuses::default();
-        statuses.standing(webhook(1), Some(standing(Readiness::Live)), None, at(0));
+        statuses.update_state(webhook(1), Some(state(Readiness::Live)), None, at(0));
         let uid = webhook(1).uid;
         let event = Arc::new(sample(EventType::TrainingFailed, Uid::from_u128(7), "research", None, at(0)));
         let fail = |statuses: &mut Statuses, second| {
-            let settled = RecordedOutcome {
+            let recorded = RecordedOutcome {
                 webhook: uid,
                 delivery: DeliveryId::new(event.id, uid),
                 event: Arc::clone(&event),
@@ -298,7 +302,7 @@ mod tests {
                 dropped: false,
                 pending: 1,
             };
-            statuses.record_outcome(&settled, at(second));
+            statuses.record_outcome(&recorded, at(second));
         };
         let healthy = |statuses: &mut Statuses| {
             let metric = statuses.changed_conditions(uid).map(|(_, conditions)| conditions.to_vec());
@@ -314,7 +318,7 @@ mod tests {
         assert_eq!(statuses.test_acknowledged(uid, at(2)).len(), 1, "EndpointRecovered");
         assert_eq!(healthy(&mut statuses), is("True", Some("True"), 0));
         assert_eq!(statuses.test_acknowledged(uid, at(3)).len(), 0, "it was healthy");
-        // A healthy endpoint is unhealthy after three failures in a row, which a test interrupts.
+        // A healthy endpoint becomes unhealthy after three consecutive failures. A test interrupts the series.
         for second in [4, 5] {
             fail(&mut statuses, second);
         }
@@ -326,9 +330,9 @@ mod tests {
     }
 
     #[test]
-    fn a_first_test_that_is_acknowledged_makes_healthy() {
+    fn first_acknowledged_test_makes_endpoint_healthy() {
         let mut statuses = Statuses::default();
-        statuses.standing(webhook(1), Some(standing(Readiness::Live)), None, at(0));
+        statuses.update_state(webhook(1), Some(state(Readiness::Live)), None, at(0));
         assert_eq!(statuses.test_acknowledged(webhook(1).uid, at(1)).len(), 0, "it has not recovered from anything");
         let status = &statuses.entries[&webhook(1).uid].status;
         assert_eq!(conditions::get(&status.conditions, "Healthy").unwrap().status, "True");
@@ -336,9 +340,9 @@ mod tests {
     }
 
     #[test]
-    fn a_webhook_that_had_long_lacked_its_secret_stays_stalled_under_a_new_leader() {
-        let stalled = |statuses: &mut Statuses, standing: Standing, second: i64| {
-            statuses.standing(webhook(1), Some(standing), None, at(second));
+    fn webhook_without_secret_stays_stalled_under_a_new_leader() {
+        let stalled = |statuses: &mut Statuses, state: SubscriptionState, second: i64| {
+            statuses.update_state(webhook(1), Some(state), None, at(second));
             let status = &statuses.entries[&Uid::from_u128(1)].status;
             let condition = conditions::get(&status.conditions, "Stalled").unwrap();
             (condition.status.clone(), condition.reason.clone(), condition.last_transition_time.0)
@@ -351,31 +355,31 @@ mod tests {
         let found = before.entries[&Uid::from_u128(1)].status.clone();
 
         let mut after = Statuses::default();
-        after.standing(webhook(1), None, Some(Box::new(found.clone())), at(3600));
+        after.update_state(webhook(1), None, Some(Box::new(found.clone())), at(3600));
         assert_eq!(stalled(&mut after, missing("SecretNotFound", false), 3600), long);
         assert_eq!(stalled(&mut after, missing("SecretNotFound", true), 3660), long);
-        let healed = stalled(&mut after, standing(Readiness::Live), 3700);
+        let healed = stalled(&mut after, state(Readiness::Live), 3700);
         assert_eq!(healed, ("False".into(), "Progressing".into(), at(3700)));
-        assert_eq!(stalled(&mut after, missing("SecretNotFound", false), 3800), healed, "a minute anew");
+        assert_eq!(stalled(&mut after, missing("SecretNotFound", false), 3800), healed, "a new minute");
 
         let mut other = Statuses::default();
-        other.standing(webhook(1), None, Some(Box::new(found)), at(3600));
+        other.update_state(webhook(1), None, Some(Box::new(found)), at(3600));
         let reason = stalled(&mut other, missing("SecretKeyNotFound", false), 3600);
-        assert_eq!(reason.0, "False", "something else is missing since just now");
+        assert_eq!(reason.0, "False", "another reference is missing");
     }
 
     #[test]
-    fn invalid_edit_is_stalled_while_ready_stays_true_and_is_told_once() {
+    fn invalid_edit_is_stalled_while_ready_and_reported_once() {
         let mut statuses = Statuses::default();
-        let valid = |generation| Standing {
+        let valid = |generation| SubscriptionState {
             generation,
             in_force: Some(FilterInForce { generation, filter: Some("event == 'a'".into()) }),
-            ..standing(Readiness::Live)
+            ..state(Readiness::Live)
         };
-        statuses.standing(webhook(1), Some(valid(1)), None, at(0));
+        statuses.update_state(webhook(1), Some(valid(1)), None, at(0));
         let fault = Fault { reason: "InvalidFilter", message: "the filter of generation 1 stays in force".into() };
-        let broken = Standing { generation: 2, fault: Some(fault), ..valid(1) };
-        let notices = statuses.standing(webhook(1), Some(broken.clone()), None, at(5));
+        let broken = SubscriptionState { generation: 2, fault: Some(fault), ..valid(1) };
+        let notices = statuses.update_state(webhook(1), Some(broken.clone()), None, at(5));
         assert_eq!(notices.len(), 2, "that it is subscribed, and the fault");
         let status = statuses.entries[&Uid::from_u128(1)].status.clone();
         let state = |status: &WebhookStatus, kind: &str| {
@@ -386,11 +390,11 @@ mod tests {
         assert_eq!(state(&status, "Stalled"), ("True".into(), "InvalidFilter".into(), Some(2)));
         assert_eq!(status.observed_generation, Some(2));
         assert_eq!(status.in_force.as_ref().map(|in_force| in_force.generation), Some(1));
-        let other_words = Standing { endpoint: "https://other".into(), ..broken };
-        assert!(statuses.standing(webhook(1), Some(other_words), None, at(6)).is_empty());
+        let other_words = SubscriptionState { endpoint: "https://other".into(), ..broken };
+        assert!(statuses.update_state(webhook(1), Some(other_words), None, at(6)).is_empty());
 
         let mut next = Statuses::default();
-        next.standing(webhook(1), Some(valid(3)), Some(Box::new(status)), at(9));
+        next.update_state(webhook(1), Some(valid(3)), Some(Box::new(status)), at(9));
         let status = &next.entries[&Uid::from_u128(1)].status;
         assert_eq!(state(status, "Stalled"), ("False".into(), "Progressing".into(), Some(3)));
         assert_eq!(status.in_force.as_ref().map(|in_force| in_force.generation), Some(3));

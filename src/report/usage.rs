@@ -1,5 +1,4 @@
-//! The status of every `UsageThreshold`: what it says, and by [`super::turns`] when it is written, by server-side apply on `/status`; never
-//! while another may lead.
+//! The status of every `UsageThreshold`. [`super::write_rate_limiter`] decides when it is written.
 
 use std::{
     collections::HashMap,
@@ -25,14 +24,14 @@ use llmtune_api::{UsageThreshold, usage_threshold::UsageThresholdStatus};
 use llmtune_client::error_chain::ErrorChain;
 use llmtune_core::event::object::Uid;
 
-/// Conditions are what users and pipelines wait for, and so is what is reached.
+/// Users and pipelines wait for conditions and for reached thresholds.
 const LIMITS: Limits = Limits {
     figures_every: Duration::from_secs(60),
     conditions_every: Duration::from_secs(1),
     figures_per_second: 10,
     conditions_per_second: 10,
 };
-/// What is told is taken in batches this far apart.
+/// Updates are processed in batches, this far apart.
 const BATCH: Duration = Duration::from_millis(100);
 const MAX_BATCH: usize = 4096;
 
@@ -44,16 +43,16 @@ struct ThresholdStatusEntry {
 }
 
 impl ThresholdStatusEntry {
-    /// Takes in what an evaluation came to.
+    /// Records the result of an evaluation.
     fn judge(&mut self, generation: i64, at: Timestamp, failure: Option<(&str, &str, bool)>) {
         let (ready, reason, message, stalled) = match failure {
-            None => (true, "Measured", "the figure is measured, and its thresholds are watched", false),
+            None => (true, "Measured", "the value is measured, and its thresholds are watched", false),
             Some((reason, message, stalls)) => (false, reason, message, stalls),
         };
         let (stalled_reason, stalled_message) = match (stalled, ready) {
             (true, _) => (reason, message),
-            (false, true) => ("Progressing", "the spec can work as it stands"),
-            (false, false) => ("Progressing", "the spec can work as it stands; the condition Ready says what is amiss"),
+            (false, true) => ("Progressing", "the spec is valid"),
+            (false, false) => ("Progressing", "the spec is valid; see the condition Ready"),
         };
         let mut changed = self.status.observed_generation != Some(generation);
         for (kind, holds, reason, message) in
@@ -82,8 +81,8 @@ impl Default for Statuses {
 }
 
 impl Statuses {
-    fn take(&mut self, told: UsageUpdate) {
-        let (uid, told) = match told {
+    fn take(&mut self, update: UsageUpdate) {
+        let (uid, update) = match update {
             UsageUpdate::Found { threshold, found } => {
                 let entry = self.entries.entry(threshold.uid);
                 entry.or_insert_with(|| ThresholdStatusEntry { threshold, status: *found, turn: Turn::default() });
@@ -94,11 +93,11 @@ impl Statuses {
                 return;
             }
             UsageUpdate::Measured { uid, .. } | UsageUpdate::Failed { uid, .. } | UsageUpdate::Reached { uid, .. } => {
-                (uid, told)
+                (uid, update)
             }
         };
         let Some(entry) = self.entries.get_mut(&uid) else { return };
-        match told {
+        match update {
             UsageUpdate::Measured { generation, facts, .. } => {
                 entry.judge(generation, facts.observed_at, None);
                 entry.status.value = Some(facts.value.to_string());
@@ -118,7 +117,7 @@ impl Statuses {
         }
     }
 
-    /// The writes to begin now; each must be answered with [`Self::written`].
+    /// Returns the writes to start now. Each must be followed by [`Self::written`].
     fn due(&mut self, now: Instant) -> Vec<(UsageRef, UsageThresholdStatus)> {
         let all = self
             .entries
@@ -128,10 +127,10 @@ impl Statuses {
         due.map(|(threshold, status)| (threshold.clone(), status.clone())).collect()
     }
 
-    /// A write has ended; one that failed is made again.
-    fn written(&mut self, uid: Uid, landed: bool) {
+    /// Records the end of a write. A failed write is repeated.
+    fn written(&mut self, uid: Uid, succeeded: bool) {
         if let Some(entry) = self.entries.get_mut(&uid) {
-            entry.turn.ended(landed);
+            entry.turn.ended(succeeded);
         }
     }
 
@@ -140,31 +139,31 @@ impl Statuses {
     }
 }
 
-/// Writes statuses until nobody is left who tells anything.
+/// Writes statuses until all senders are dropped.
 pub struct UsageWriter {
     pub client: Client,
-    pub told: mpsc::UnboundedReceiver<UsageUpdate>,
-    /// Asked before each write.
+    pub updates: mpsc::UnboundedReceiver<UsageUpdate>,
+    /// Checked before each write.
     pub claim: Claim,
 }
 
 impl UsageWriter {
-    /// Runs to the end of what is told.
+    /// Runs until all senders are dropped.
     pub async fn run(mut self) {
         let mut statuses = Statuses::default();
         let mut writes: JoinSet<(Uid, bool)> = JoinSet::new();
         let mut batch = Vec::new();
         loop {
             tokio::select! {
-                count = self.told.recv_many(&mut batch, MAX_BATCH) => if count == 0 { return },
+                count = self.updates.recv_many(&mut batch, MAX_BATCH) => if count == 0 { return },
                 Some(written) = writes.join_next() => match written {
-                    Ok((uid, landed)) => statuses.written(uid, landed),
-                    Err(error) => warn!(error = %ErrorChain(&error), "a status write broke off"),
+                    Ok((uid, succeeded)) => statuses.written(uid, succeeded),
+                    Err(error) => warn!(error = %ErrorChain(&error), "a status write panicked"),
                 },
                 () = sleep(Duration::from_millis(250)), if statuses.is_dirty() => {}
             }
-            for told in batch.drain(..) {
-                statuses.take(told);
+            for update in batch.drain(..) {
+                statuses.take(update);
             }
             if self.claim.holds() {
                 for (threshold, status) in statuses.due(Instant::now()) {
@@ -227,7 +226,7 @@ mod tests {
         (condition.status.clone(), condition.reason.clone())
     }
 
-    /// What is written at this time, and landed.
+    /// Returns the statuses to write at this time, and records that the writes succeeded.
     fn write(statuses: &mut Statuses, now: Instant) -> Vec<UsageThresholdStatus> {
         let writes = statuses.due(now);
         for (threshold, _) in &writes {
@@ -237,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_written_once_a_minute_and_what_changes_for_users_at_once() {
+    fn values_are_written_once_a_minute_and_conditions_immediately() {
         let mut statuses = Statuses::default();
         let begun = Instant::now();
         let after = |seconds| begun + Duration::from_secs(seconds);
@@ -261,7 +260,7 @@ mod tests {
         let failed_once = write(&mut statuses, after(1001)).remove(0);
         assert_eq!(condition(&failed_once, "Ready"), ("False".into(), "NoSample".into()));
         assert_eq!(condition(&failed_once, "Stalled").0, "False");
-        assert_eq!(failed_once.value.as_deref(), Some("840"), "what was measured last is still known");
+        assert_eq!(failed_once.value.as_deref(), Some("840"), "the last value is kept");
         assert_eq!(failed_once.reached, ["80%"]);
         statuses.take(failed(1, Reason::PrometheusNotAllowed, 71));
         assert_eq!(condition(&write(&mut statuses, after(1002))[0], "Stalled").1, "PrometheusNotAllowed");
@@ -271,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_that_is_as_it_was_found_is_written_for_its_figures_alone() {
+    fn new_leader_writes_unchanged_conditions_only_with_values() {
         let mut statuses = Statuses::default();
         statuses.take(found(1, UsageThresholdStatus::default()));
         statuses.take(measured(1, "834", 0));
@@ -286,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_writes_a_second_are_begun_conditions_first_and_one_that_fails_is_made_again() {
+    fn ten_writes_per_second_conditions_first_and_failures_are_repeated() {
         let mut statuses = Statuses::default();
         let begun = Instant::now();
         for number in 0..30 {

@@ -1,39 +1,40 @@
-//! When a status is due to be written. Pure.
+//! Decides when a status is written. Pure.
 //!
-//! 1. A status is written at once after quiet, and then no more often than [`Limits`] allow for what has changed in it.
-//! 2. Conditions go first, then whoever was written longest ago; figures leave room for conditions.
-//! 3. No object has two writes under way, and one whose write failed is as due as it was.
+//! 1. The first change is written immediately, and later ones at most as often as [`Limits`] allows for the kind of
+//!    change.
+//! 2. Conditions go first, then the objects whose last write is oldest. Figures leave capacity for conditions.
+//! 3. An object has at most one write in flight. A failed write is due again.
 
 use std::{
     cmp::Reverse,
     time::{Duration, Instant},
 };
 
-/// What has changed in a status since it was written.
+/// What changed in a status since it was last written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Changed {
     #[default]
     Nothing,
-    /// What may wait.
+    /// Counters and values, which can wait.
     Figures,
-    /// What users and pipelines wait for.
+    /// Conditions, which users and pipelines wait for.
     Conditions,
 }
 
 /// How often statuses may be written.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Between two writes of one object, where figures have changed.
+    /// The time between two writes of one object if only figures changed.
     pub figures_every: Duration,
-    /// The same where conditions have.
+    /// The time between two writes of one object if conditions changed.
     pub conditions_every: Duration,
-    /// Writes of all objects begun within a second, up to which figures are written.
+    /// The number of writes of all objects per second up to which figures are written.
     pub figures_per_second: usize,
-    /// The same for conditions.
+    /// The number of writes of all objects per second up to which conditions are written.
     pub conditions_per_second: usize,
 }
 
-/// Where one object stands.
+/// The write state of one object.
 #[derive(Debug, Default)]
 pub struct Turn {
     changed: Changed,
@@ -42,25 +43,25 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Something has changed.
+    /// Records a change.
     pub fn touch(&mut self, changed: Changed) {
         self.changed = self.changed.max(changed);
     }
 
-    /// The write has ended.
-    pub fn ended(&mut self, landed: bool) {
-        if let Some(changed) = self.writing.take().filter(|_| !landed) {
+    /// Records the end of the write. A failed write is due again.
+    pub fn ended(&mut self, succeeded: bool) {
+        if let Some(changed) = self.writing.take().filter(|_| !succeeded) {
             self.touch(changed);
         }
     }
 
-    /// What waits to be written.
+    /// Returns the change that waits to be written.
     #[cfg(test)]
     pub const fn changed(&self) -> Changed {
         self.changed
     }
 
-    /// Whether anything waits to be written, or is being written.
+    /// Reports whether a write is due or in flight.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.changed != Changed::Nothing || self.writing.is_some()
@@ -76,11 +77,11 @@ impl Turn {
     }
 }
 
-/// Whose turn it is.
+/// Limits the writes of all objects.
 #[derive(Debug)]
 pub struct WriteRateLimiter {
     limits: Limits,
-    /// Writes that were begun within the last second.
+    /// The start times of the writes within the last second.
     recent: Vec<Instant>,
 }
 
@@ -90,7 +91,8 @@ impl WriteRateLimiter {
         Self { limits, recent: Vec::new() }
     }
 
-    /// Those whose writes begin now, each of which must be told how it [`Turn::ended`]. With `last`, all in which anything has changed.
+    /// Returns the objects whose writes start now. Each needs a call of [`Turn::ended`] later. With `last`, returns all
+    /// objects that changed.
     pub fn due<'a, T>(
         &mut self,
         all: impl Iterator<Item = (&'a mut Turn, T)>,
@@ -105,7 +107,7 @@ impl WriteRateLimiter {
             Changed::Figures | Changed::Nothing => limits.figures_per_second,
         };
         let mut due = Vec::new();
-        // Most often there is no room for anything, or nothing to write.
+        // Usually the limit is reached or nothing changed.
         if begun < limit(Changed::Conditions) {
             due.extend(all.filter(|(turn, _)| turn.has_come(&limits, now, last)));
         }

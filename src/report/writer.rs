@@ -1,4 +1,4 @@
-//! Takes notes in and writes statuses out, by server-side apply on `/status`.
+//! Turns notes into statuses, and writes them by server-side apply on `/status`.
 
 use std::{
     sync::Arc,
@@ -36,29 +36,29 @@ use llmtune_core::{event::object::Uid, subscription::WebhookRef};
 /// The field manager of everything that the operator applies.
 pub const FIELD_MANAGER: &str = "llmtune-webhooks";
 const REQUEST: Duration = Duration::from_secs(10);
-/// Notes are taken in batches this far apart, so that a busy engine does not wake the writer for each.
+/// Notes are processed in batches, this far apart, so that a busy engine does not wake the writer for each one.
 const BATCH: Duration = Duration::from_millis(100);
 const MAX_BATCH: usize = 4096;
 static NOT_WRITTEN: LogThrottle = LogThrottle::new();
-/// How long the last writes may take.
+/// The time for the last writes.
 const LAST: Duration = Duration::from_secs(5);
 
-/// Told of a Webhook's condition and its status now, for metrics; `None`: the Webhook is gone.
+/// Receives the conditions of a Webhook for metrics; `None` if the Webhook is gone.
 pub type ConditionSink = Arc<dyn Fn(&WebhookRef, Option<(&str, &str)>) + Send + Sync>;
 
-/// Writes statuses until all senders of notes are gone, then writes what is left.
+/// Writes statuses until all senders of notes are dropped, then writes the remaining changes.
 pub struct Writer {
     pub client: Client,
     pub notes: mpsc::UnboundedReceiver<Note>,
     pub notices: mpsc::Sender<Notice>,
-    /// Asked before each write.
+    /// Checked before each write.
     pub claim: Claim,
-    /// Told of every condition that changed.
+    /// Receives every changed condition.
     pub conditions: ConditionSink,
 }
 
 impl Writer {
-    /// Runs to the end of the notes.
+    /// Runs until all senders of notes are dropped.
     pub async fn run(mut self) {
         let mut statuses = Statuses::default();
         let mut writes: JoinSet<(Uid, bool)> = JoinSet::new();
@@ -79,7 +79,7 @@ impl Writer {
             sleep(BATCH).await;
         }
         let _ = timeout(LAST, async {
-            // Twice: a status that changed while it was being written is written once more.
+            // Twice, because a status can change while it is being written.
             for _ in 0..2 {
                 self.begin(&mut statuses, &mut writes, true);
                 while let Some(written) = writes.join_next().await {
@@ -92,12 +92,12 @@ impl Writer {
 
     fn take(&self, statuses: &mut Statuses, note: Note) {
         let (webhook, notices) = match note {
-            Note::Standing { webhook, standing, found, at } => {
+            Note::State { webhook, state, found, at } => {
                 let uid = webhook.uid;
-                (uid, statuses.standing(webhook, standing, found, at))
+                (uid, statuses.update_state(webhook, state, found, at))
             }
             Note::Enqueued { webhook, pending } => return statuses.pending(webhook, pending),
-            Note::RecordedOutcome { settled, at } => (settled.webhook, statuses.record_outcome(&settled, at)),
+            Note::RecordedOutcome { recorded, at } => (recorded.webhook, statuses.record_outcome(&recorded, at)),
             Note::TestAcknowledged { webhook, at } => (webhook, statuses.test_acknowledged(webhook, at)),
             Note::Dropped { webhook, pending } => (webhook, statuses.dropped(webhook, pending)),
             Note::DroppedWithWebhook { webhook, dropped } => {
@@ -120,7 +120,7 @@ impl Writer {
         }
         for notice in notices {
             if self.notices.try_send(notice).is_err() {
-                debug!("too many Events at once; one is left out");
+                debug!("too many Events at once; one is not published");
             }
         }
     }
@@ -149,12 +149,13 @@ impl Writer {
 
 fn finish_write(statuses: &mut Statuses, written: Result<(Uid, bool), tokio::task::JoinError>) {
     match written {
-        Ok((webhook, landed)) => statuses.written(webhook, landed),
-        Err(error) => warn!(error = %ErrorChain(&error), "a status write broke off"),
+        Ok((webhook, succeeded)) => statuses.written(webhook, succeeded),
+        Err(error) => warn!(error = %ErrorChain(&error), "a status write panicked"),
     }
 }
 
-/// Applies the status of one object; true where it landed, or where the object is gone, also where another has taken its name.
+/// Applies the status of one object. Returns true if the write succeeded, or if the object is gone or replaced by
+/// another of its name.
 pub(super) async fn apply<K: Resource<DynamicType = ()>>(
     client: &Client,
     uid: Uid,
@@ -162,7 +163,7 @@ pub(super) async fn apply<K: Resource<DynamicType = ()>>(
     name: &str,
     status: &impl Serialize,
 ) -> bool {
-    // With the uid an object that was deleted and created anew under this name is left alone.
+    // The uid keeps the write from reaching another object that was created under this name.
     let patch = json!({
         "apiVersion": K::api_version(&()),
         "kind": K::kind(&()),
@@ -177,14 +178,14 @@ pub(super) async fn apply<K: Resource<DynamicType = ()>>(
         Err(kube::Error::Api(status)) if status.is_conflict() || is_no_object(&status) => true,
         Err(error) => {
             if let Some(more) = NOT_WRITTEN.admit() {
-                warn!(kind = %K::kind(&()), namespace, name, more, error = %ErrorChain(&error), "status not written; trying again");
+                warn!(kind = %K::kind(&()), namespace, name, more, error = %ErrorChain(&error), "a status was not written; trying again");
             }
             false
         }
     }
 }
 
-/// Whether there is no such object, though its kind is served.
+/// Reports whether the object does not exist, although its kind is served.
 fn is_no_object(status: &Status) -> bool {
     status.is_not_found() && !is_unknown_kind(status.code, &status.message)
 }
@@ -198,16 +199,16 @@ mod tests {
     use super::*;
     use crate::{
         report::apiserver,
-        subscription::watch::{Readiness, Standing},
+        subscription::watch::{Readiness, SubscriptionState},
     };
 
     #[tokio::test]
-    async fn a_write_that_panics_is_made_again() {
+    async fn writes_that_panic_are_repeated() {
         let written = Arc::new(AtomicU32::new(0));
         let client = {
             let written = Arc::clone(&written);
             apiserver(move |_| {
-                assert!(written.fetch_add(1, Ordering::SeqCst) > 0, "the first write panics, as this test wants");
+                assert!(written.fetch_add(1, Ordering::SeqCst) > 0, "the first write panics on purpose");
                 (200, r#"{"metadata": {}, "spec": {"url": "https://ci", "events": ["*"]}}"#.into())
             })
         };
@@ -217,7 +218,7 @@ mod tests {
         let writer = tokio::spawn(Writer { client, notes: incoming, notices, claim, conditions }.run());
         let (kind, uid) = (WebhookKind::Webhook, Uid::from_u128(7));
         let webhook = WebhookRef { kind, uid, home: "research".into(), name: "ci".into() };
-        let standing = Standing {
+        let state = SubscriptionState {
             generation: 1,
             endpoint: String::new(),
             readiness: Readiness::Live,
@@ -225,7 +226,7 @@ mod tests {
             in_force: None,
             warnings: Vec::new(),
         };
-        notes.send(Note::Standing { webhook, standing: Some(standing), found: None, at: Timestamp::now() }).unwrap();
+        notes.send(Note::State { webhook, state: Some(state), found: None, at: Timestamp::now() }).unwrap();
         let made_again = async {
             while written.load(Ordering::SeqCst) < 2 {
                 sleep(Duration::from_millis(10)).await;

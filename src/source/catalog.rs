@@ -1,4 +1,4 @@
-//! `WebhookSource` objects as they come, change and go: each is compiled, and handed on.
+//! Follows `WebhookSource` objects: compiles each and sends it to the leader loop.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -14,37 +14,39 @@ use crate::objects::{self, Objects};
 use llmtune_api::{WebhookSource, webhook_source::WebhookSourceStatus};
 use llmtune_core::event::object::Uid;
 
-/// Which `WebhookSource`.
+/// Identifies a `WebhookSource`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SourceRef {
     pub uid: Uid,
     pub name: String,
 }
 
-/// What changed about the sources that users ask for.
+/// A change of the `WebhookSource` objects.
 pub enum SourceChange {
-    /// One is new, or its spec has changed.
+    /// A source is new, or its spec has changed.
     Applied(Box<Applied>),
-    /// One is deleted.
+    /// A source is deleted.
     Removed(Uid),
-    /// All that existed at the start have been handed on, or it is believed that there are none. Comes once.
+    /// All sources that existed at the start have been sent, or the list has been refused for too long. Sent once.
     Listed,
 }
 
-/// A `WebhookSource` as it stands.
+/// The current state of a `WebhookSource`.
 pub struct Applied {
     pub source: SourceRef,
     pub generation: i64,
     pub mapping: Result<Arc<Mapping>, MappingError>,
-    /// Where the spec is invalid, the newest valid one that the status has recorded, with its generation.
+    /// If the spec is invalid, the newest valid one that the status records, with its generation.
     pub recorded: Option<(i64, Arc<Mapping>)>,
-    /// Its status as found in the cluster.
+    /// The status in the cluster.
     pub found: Box<WebhookSourceStatus>,
 }
 
-/// Hands on all sources that users ask for, until the receiver is gone or a watch has ended. An apiserver that refuses to list
-/// them, since it does not know the kind or grants no right to it, is believed after `patience`: one that has just begun may do
-/// both, and records of sources that are not there are forgotten.
+/// Sends all changes of `WebhookSource` objects until the receiver is dropped or a watch has ended.
+///
+/// If the apiserver refuses the list because the kind is not installed or the right is missing, the operator waits for
+/// `patience` before it continues without sources. An apiserver that has just started may refuse for both reasons, and
+/// the operator drops the records of sources that do not exist.
 pub async fn follow(client: Client, changes: mpsc::Sender<SourceChange>, patience: Duration) {
     let mut sources = Objects::<WebhookSource>::watch_all(&client, &Config::default().timeout(30));
     let mut generations: HashMap<Uid, i64> = HashMap::new();
@@ -59,9 +61,9 @@ pub async fn follow(client: Client, changes: mpsc::Sender<SourceChange>, patienc
                         Err(invalid) => &invalid.metadata,
                     };
                     let generation = metadata.generation.unwrap_or_default();
-                    // Statuses change too.
-                    let news = generations.insert(uid, generation) != Some(generation);
-                    news.then(|| applied(uid, object))
+                    // Changes of the status do not change the generation.
+                    let changed = generations.insert(uid, generation) != Some(generation);
+                    changed.then(|| applied(uid, object))
                 }
                 Some(objects::ObjectChange::Gone(uid)) => {
                     generations.remove(&uid);
@@ -76,7 +78,7 @@ pub async fn follow(client: Client, changes: mpsc::Sender<SourceChange>, patienc
                 None => return,
             },
             () = sleep_until(refused.unwrap_or_else(Instant::now) + patience), if refused.is_some() && !listed => {
-                info!("WebhookSources cannot be listed; going on as if there were none, until they can");
+                info!("WebhookSources cannot be listed; continuing without them until they can");
                 Some(SourceChange::Listed)
             }
         };
@@ -89,7 +91,7 @@ pub async fn follow(client: Client, changes: mpsc::Sender<SourceChange>, patienc
     }
 }
 
-/// `Err`: one that this release cannot read, such as one of a newer release.
+/// `object` is an error if this release cannot read it, for example because a newer release wrote it.
 fn applied(uid: Uid, object: Result<Box<WebhookSource>, Box<InvalidObject>>) -> SourceChange {
     let (metadata, mapping, found): (_, _, Box<WebhookSourceStatus>) = match object {
         Ok(source) => {

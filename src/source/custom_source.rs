@@ -1,4 +1,5 @@
-//! Any kind of object on a lifecycle, as a `WebhookSource` says: its expressions tell the stage and the facts.
+//! The source that a `WebhookSource` declares. It watches objects of any kind; the expressions of the spec compute the
+//! stage and the facts of each object.
 
 mod failures;
 mod mapping;
@@ -27,22 +28,22 @@ use mapping::{OBJECT, Placed, Rules};
 pub use failures::{Failure, Failures};
 pub use mapping::{Mapping, MappingError};
 
-/// The most bytes of a text: what is kept of an object while it runs must fit into the ledger.
+/// The maximum length of a text in bytes. The ledger stores the facts of an object while it runs.
 const MAX_TEXT: usize = 32 * 1024;
 
-/// What the name of a watch says that [`CustomSource`] gave it.
+/// The parts of the name that [`CustomSource::watch_name`](Source::watch_name) gives a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatchName<'a> {
-    /// The `WebhookSource`.
+    /// The name of the `WebhookSource`.
     pub webhook_source: &'a str,
-    /// What names the source in event ids.
+    /// The name of the source in event ids.
     pub source: &'a str,
-    /// It has a label selector.
+    /// Whether the watch has a label selector.
     pub selective: bool,
 }
 
 impl WatchName<'_> {
-    /// The kind that is watched, of whatever version.
+    /// The watched kind, of any version.
     #[must_use]
     pub fn group_kind(&self) -> GroupKind {
         let (_, resource) = self.source.split_once(':').unwrap_or_default();
@@ -52,7 +53,7 @@ impl WatchName<'_> {
 }
 
 impl<'a> WatchName<'a> {
-    /// Reads the name of a watch; `None` for one that no `WebhookSource` asked for.
+    /// Parses the name of a watch. `None` for a watch that no `WebhookSource` declares.
     #[must_use]
     pub fn read(name: &'a str) -> Option<Self> {
         let (source, rest) = name.split_once(' ')?;
@@ -70,7 +71,7 @@ pub struct CustomSource {
     resource: OnceLock<ApiResource>,
 }
 
-/// One object whose expressions are evaluated.
+/// The evaluation of the expressions for one object.
 struct Evaluation<'a> {
     metadata: &'a SlimMeta,
     document: &'a Document,
@@ -78,7 +79,7 @@ struct Evaluation<'a> {
 }
 
 impl CustomSource {
-    /// The source, where these kinds are watched.
+    /// Creates the source. Objects whose controller is of one of these kinds send no events.
     #[must_use]
     pub const fn new(mapping: Arc<Mapping>, kinds: WatchedKinds, failures: Arc<Failures>) -> Self {
         Self { mapping, kinds, failures, resource: OnceLock::new() }
@@ -130,7 +131,6 @@ impl Source for CustomSource {
         let Mapping { rules, kind, include_owned, .. } = &*self.mapping;
         let owned = !include_owned && metadata.is_owned(&self.kinds);
         let facts = if owned {
-            // It sends nothing.
             rules.nothing()
         } else {
             let document = serde_json::from_str(raw.get())?;
@@ -197,7 +197,8 @@ impl Evaluation<'_> {
         }
     }
 
-    /// The first stage whose expression holds. One that cannot be evaluated leaves open which that is: no change.
+    /// The first stage whose expression is true. If an expression cannot be evaluated, the stage is unknown and the
+    /// object stays in its previous one.
     fn stage<T: Copy>(&self, stages: &[(T, Placed)]) -> Option<T> {
         for (stage, when) in stages {
             match when.expression.holds(&[(OBJECT, self.document)]) {
@@ -232,7 +233,7 @@ impl Evaluation<'_> {
             Value::Array(_) => "a list",
             Value::Object(_) => "a map",
         };
-        self.failures.add(self.metadata, placed, format!("the value must be {wanted}, and is {found}"));
+        self.failures.add(self.metadata, placed, format!("the value must be {wanted}, but is {found}"));
     }
 
     fn text(&self, placed: Option<&Placed>) -> Option<String> {
@@ -262,7 +263,6 @@ impl Evaluation<'_> {
         time
     }
 
-    /// A number from 0 to 100.
     fn percentage(&self, placed: Option<&Placed>) -> Option<f64> {
         let (placed, value) = self.value(placed)?;
         let number = value.as_f64().filter(|number| (0.0..=100.0).contains(number));
@@ -272,7 +272,6 @@ impl Evaluation<'_> {
         number
     }
 
-    /// Numbers and strings.
     fn metrics(&self, placed: Option<&Placed>) -> Metrics {
         let Some((placed, value)) = self.value(placed) else { return Metrics::default() };
         Metrics::read(value).unwrap_or_else(|value| {

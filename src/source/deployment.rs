@@ -1,6 +1,6 @@
-//! `apps/v1 Deployment` objects that serve models, on the serving lifecycle. They are marked by the label
-//! `llmtune.io/model-endpoint: "true"`; model and version stand in annotations of the pod template, since the
-//! Deployment's own change before the rollout does.
+//! The source of `apps/v1 Deployment` objects that serve models, on the serving lifecycle. They have the label
+//! `llmtune.io/model-endpoint: "true"`. Model and version are read from annotations of the pod template, because
+//! annotations of the Deployment itself change before the rollout starts.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::Resource;
@@ -20,17 +20,17 @@ pub struct Deployments {
 }
 
 impl Deployments {
-    /// Its name in event ids.
+    /// The name of the source in event ids.
     pub const NAME: &'static str = "deployments.apps";
 
-    /// The source, where these kinds are watched.
+    /// Creates the source. Objects whose controller is of one of these kinds send no events.
     #[must_use]
     pub const fn new(kinds: WatchedKinds) -> Self {
         Self { kinds }
     }
 }
 
-/// The parts of a Deployment that are read; of the pod template only our annotations.
+/// The fields of a Deployment that are read; of the pod template only the annotations of `LLMTune`.
 #[derive(Debug, Deserialize)]
 pub struct SlimDeployment {
     metadata: SlimMeta,
@@ -66,7 +66,7 @@ struct SlimStatus {
     replicas: i32,
     updated_replicas: i32,
     available_replicas: i32,
-    /// Pods that have been told to end and have not ended; `replicas` leaves them out. Kubernetes before 1.35 does not count them.
+    /// Pods that are terminating. `replicas` does not include them. Kubernetes before 1.35 does not set this field.
     terminating_replicas: i32,
     conditions: Vec<SlimCondition>,
 }
@@ -118,8 +118,8 @@ impl Source for Deployments {
     }
 }
 
-/// The stage that the status tells; `None` while it speaks of an older generation. A rollout is complete as
-/// `kubectl rollout status` judges it (kubectl, `polymorphichelpers/rollout_status.go`).
+/// The stage that results from the status, or `None` while the status is of an older generation. A rollout is complete
+/// by the rule of `kubectl rollout status` (kubectl, `polymorphichelpers/rollout_status.go`).
 fn stage(generation: i64, replicas: i32, status: &SlimStatus) -> Option<ServingStage> {
     if status.observed_generation < generation {
         return None;
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_is_complete_as_kubectl_rollout_status_judges_it() {
+    fn rollout_completeness_matches_kubectl_rollout_status() {
         use ServingStage::{Available, Deployed, Paused, Pending};
         for (expected, generation, replicas, status) in [
             (None, 2, 2, status(1, 2, 2, 2)),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_paused_only_when_no_pod_remains() {
+    fn paused_only_when_no_pod_remains() {
         for (expected, replicas, terminating_replicas) in
             [(ServingStage::Pending, 0, 2), (ServingStage::Pending, 1, 0), (ServingStage::Paused, 0, 0)]
         {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_past_its_deadline_is_not_complete() {
+    fn rollout_past_its_deadline_is_not_complete() {
         let condition = SlimCondition { kind: "Progressing".into(), reason: "ProgressDeadlineExceeded".into() };
         let status = SlimStatus { conditions: vec![condition], ..status(1, 2, 2, 2) };
         assert_eq!(stage(1, 2, &status), Some(ServingStage::Available));

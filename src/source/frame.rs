@@ -1,4 +1,5 @@
-//! What the apiserver sends: pages of a list and lines of a watch in, objects out. One that cannot be read disturbs no other.
+//! Parses what the apiserver sends: pages of a list and lines of a watch. An object that cannot be read does not affect
+//! others.
 
 use bytes::{Buf, BytesMut};
 use prometheus::IntCounter;
@@ -10,7 +11,7 @@ use super::{Malformed, Source, slim};
 use llmtune_client::error_chain::ErrorChain;
 use llmtune_core::event::object::{Object, Uid};
 
-/// A page of a list, as far as it is read.
+/// The fields of a page of a list that are read.
 #[derive(Deserialize)]
 pub(super) struct Page<T> {
     pub(super) metadata: ListMeta,
@@ -26,34 +27,34 @@ pub(super) struct ListMeta {
     pub(super) resource_version: String,
 }
 
-/// The longest line of a watch: etcd refuses objects over 1.5 MiB, the apiserver requests over 3 MiB.
+/// The maximum length of a watch line in bytes. etcd rejects objects over 1.5 MiB, the apiserver requests over 3 MiB.
 pub(super) const MAX_LINE: usize = 8 << 20;
 
-/// A line is longer than any of a watch.
+/// A line exceeds the maximum length.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a line is longer than {0} bytes")]
 pub struct LongLine(usize);
 
-/// What comes of a watch, cut into lines wherever it was cut on its way.
+/// Splits the bytes of a watch into lines, independently of the chunks in which they arrive.
 pub struct Lines {
     buffer: BytesMut,
-    /// So much of the buffer holds no line's end.
+    /// The length of the start of the buffer that is known to contain no line end.
     scanned: usize,
     longest: usize,
 }
 
 impl Lines {
-    /// Lines of at most so many bytes.
+    /// Creates a splitter for lines of at most `longest` bytes.
     pub fn of(longest: usize) -> Self {
         Self { buffer: BytesMut::new(), scanned: 0, longest }
     }
 
-    /// What has come.
+    /// Appends received bytes.
     pub fn push(&mut self, data: &[u8]) {
         self.buffer.extend_from_slice(data);
     }
 
-    /// The next whole line, without its end; `None` until more has come.
+    /// The next complete line without its line end, or `None` until more bytes have arrived.
     pub fn next_line(&mut self) -> Result<Option<BytesMut>, LongLine> {
         let end = self.buffer[self.scanned..].iter().position(|byte| *byte == b'\n');
         let length = end.map_or(self.buffer.len(), |end| self.scanned + end);
@@ -69,7 +70,7 @@ impl Lines {
     }
 }
 
-/// A line of a watch, as it is written.
+/// The JSON of a watch line.
 #[derive(Deserialize)]
 struct Frame<'a> {
     #[serde(rename = "type")]
@@ -78,20 +79,20 @@ struct Frame<'a> {
     object: &'a RawValue,
 }
 
-/// What a line of a watch says.
+/// A parsed watch line.
 #[derive(Debug)]
 pub enum Line {
-    /// Everything up to this version has been told.
+    /// All changes up to this version have been sent.
     Bookmark(u64),
-    /// The watch cannot go on.
+    /// The apiserver ends the watch.
     Ended(Status),
-    /// An object is there, as it is here.
+    /// An object exists, in this state.
     Seen(Item),
-    /// An object is deleted, or no longer selected; this was its last state.
+    /// An object is deleted or no longer selected. This is its last state.
     Deleted(Item),
 }
 
-/// `metav1.Status`, as far as it is read.
+/// The fields of `metav1.Status` that are read.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Status {
@@ -107,23 +108,23 @@ struct StatusDetails {
 }
 
 impl Status {
-    /// Whether it speaks of an object by name, rather than of a kind that is not served.
+    /// Whether the status is about a named object, not about a kind that is not served.
     pub(super) fn names_an_object(&self) -> bool {
         !self.details.name.is_empty()
     }
 }
 
-/// Metadata alone, for bookmarks, for GETs by name, and to name an object that cannot be read.
+/// An object's metadata, for bookmarks, for GETs by name, and to identify an object that cannot be read.
 #[derive(Deserialize)]
 pub(super) struct Partial {
     #[serde(default)]
     pub(super) metadata: slim::SlimMeta,
 }
 
-/// An object that was read, or what can be told of one that cannot be read; `None` where not even that can.
+/// An object, or the identity of one that cannot be read. `Err(None)` if its identity cannot be read either.
 pub type Item = Result<Object, Option<Unreadable>>;
 
-/// An object that cannot be read.
+/// The identity of an object that cannot be read.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unreadable {
     pub uid: Uid,
@@ -139,8 +140,8 @@ impl Unreadable {
     }
 }
 
-/// Reads a page at once; where one object cannot be read, or annotations are kept, one by one. The former are counted in
-/// `malformed`.
+/// Reads a page of a list. Objects are parsed one by one if annotations are kept or if one of them is malformed;
+/// malformed objects are counted in `malformed`.
 pub(super) fn read_page<S: Source>(
     source: &S,
     body: &[u8],
@@ -158,7 +159,7 @@ pub(super) fn read_page<S: Source>(
     Ok((page.metadata, items.collect()))
 }
 
-/// Reads a line of a watch; an object that is malformed is counted in `malformed`.
+/// Reads a line of a watch. A malformed object is counted in `malformed`.
 pub fn read_line<S: Source>(
     source: &S,
     line: &[u8],
@@ -178,7 +179,7 @@ pub fn read_line<S: Source>(
     })
 }
 
-/// Reads one object; one that is malformed is counted in `malformed` and named in the log.
+/// Reads one object. A malformed object is counted in `malformed` and logged.
 fn read<S: Source>(source: &S, json: &str, malformed: &IntCounter, keep_annotations: bool) -> Item {
     match serde_json::from_str::<S::Slim>(json).map_err(Malformed::from).and_then(|slim| source.read(slim)) {
         Ok(object) if keep_annotations => Ok(Object { annotations: slim::annotations(json), ..object }),

@@ -1,4 +1,4 @@
-//! How a watch fares: told by its task, asked by `/healthz`, `/readyz` and metrics.
+//! The health of a watch. Its task writes it; `/healthz`, `/readyz` and metrics read it.
 
 use std::{
     sync::{
@@ -11,33 +11,33 @@ use std::{
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-/// How a watch fares, for `/healthz`, `/readyz` and metrics.
+/// The health of a watch.
 #[derive(Debug)]
 pub struct WatchHealth {
     /// The kind's name.
     pub kind: String,
-    /// The namespace; `None`: all.
+    /// The namespace, or `None` for all.
     pub namespace: Option<String>,
-    /// The `WebhookSource` that asks for it; `None`: it is built in.
+    /// The `WebhookSource` that declares the watch, or `None` for a built-in one.
     pub webhook_source: Option<String>,
     last_activity: AtomicI64,
     last_turn: Mutex<Instant>,
     installed: AtomicBool,
     synced: AtomicBool,
     trouble: Mutex<Option<Trouble>>,
-    questions: Mutex<Questions>,
+    checks: Mutex<Checks>,
 }
 
-/// Whether the apiserver answers questions after single objects.
+/// Whether the apiserver answers existence checks.
 #[derive(Debug)]
-enum Questions {
-    /// Not known.
+enum Checks {
+    /// No check has been made yet.
     Unasked,
     Answered,
     Refused(Trouble),
 }
 
-/// What interrupts a watch.
+/// Why a watch is interrupted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
     /// `Forbidden`, `NotNamespaced` or `Interrupted`.
@@ -47,7 +47,7 @@ pub struct Trouble {
 }
 
 impl WatchHealth {
-    /// A watch that has just begun.
+    /// Creates the health of a new watch.
     #[must_use]
     pub fn new(kind: &str, namespace: Option<String>, webhook_source: Option<String>) -> Self {
         Self {
@@ -59,92 +59,92 @@ impl WatchHealth {
             installed: AtomicBool::new(true),
             synced: AtomicBool::new(false),
             trouble: Mutex::new(None),
-            questions: Mutex::new(Questions::Unasked),
+            checks: Mutex::new(Checks::Unasked),
         }
     }
 
-    /// The apiserver has sent something.
+    /// Records that the apiserver has sent something.
     pub(super) fn touch(&self) {
         self.last_activity.store(Timestamp::now().as_second(), Ordering::Relaxed);
         self.turn();
     }
 
-    /// The watch's task has turned, whether the apiserver answered or not.
+    /// Records that the watch's task is running, whether or not the apiserver answered.
     pub(super) fn turn(&self) {
         *lock(&self.last_turn) = Instant::now();
     }
 
-    /// Its first list is complete, or it goes on from what the ledger remembers.
+    /// Records that the first list is complete, or that the watch resumed from the ledger.
     pub(super) fn sync(&self) {
         self.synced.store(true, Ordering::Relaxed);
-        self.at_ease();
+        self.clear_trouble();
     }
 
-    /// A list or a watch has failed.
+    /// Records that a list or a watch has failed.
     pub(super) fn interrupted(&self, trouble: Trouble) {
         *lock(&self.trouble) = Some(trouble);
     }
 
-    /// Nothing keeps it from watching.
-    pub(super) fn at_ease(&self) {
+    /// Records that nothing interrupts the watch.
+    pub(super) fn clear_trouble(&self) {
         *lock(&self.trouble) = None;
     }
 
-    /// The apiserver has answered a question after an object.
+    /// Records that the apiserver has answered an existence check.
     pub(super) fn answered(&self) {
-        *lock(&self.questions) = Questions::Answered;
+        *lock(&self.checks) = Checks::Answered;
     }
 
-    /// The operator may not ask after objects. Tells whether that is news.
+    /// Records that the operator may not get objects. Returns whether this is new.
     pub(super) fn refused(&self, trouble: Trouble) -> bool {
-        !matches!(std::mem::replace(&mut *lock(&self.questions), Questions::Refused(trouble)), Questions::Refused(_))
+        !matches!(std::mem::replace(&mut *lock(&self.checks), Checks::Refused(trouble)), Checks::Refused(_))
     }
 
-    /// Whether the apiserver is known to answer questions.
+    /// Whether the apiserver has answered an existence check.
     pub(super) fn is_answered(&self) -> bool {
-        matches!(*lock(&self.questions), Questions::Answered)
+        matches!(*lock(&self.checks), Checks::Answered)
     }
 
-    /// Why objects that leave the selection cannot be asked after; `None`: they can, as far as is known.
+    /// Why existence checks fail, or `None` if none has failed for a missing right.
     #[must_use]
     pub fn unanswered(&self) -> Option<Trouble> {
-        match &*lock(&self.questions) {
-            Questions::Refused(trouble) => Some(trouble.clone()),
-            Questions::Unasked | Questions::Answered => None,
+        match &*lock(&self.checks) {
+            Checks::Refused(trouble) => Some(trouble.clone()),
+            Checks::Unasked | Checks::Answered => None,
         }
     }
 
-    /// What keeps it from watching now, or from asking after what leaves its selection; `None`: nothing.
+    /// What interrupts the watch, or else its existence checks. `None` if nothing does.
     #[must_use]
     pub fn trouble(&self) -> Option<Trouble> {
         lock(&self.trouble).clone().or_else(|| self.unanswered())
     }
 
-    /// Whether the resource is installed; tells whether that is news.
+    /// Records whether the resource is installed. Returns whether this is new.
     pub(super) fn set_installed(&self, installed: bool) -> bool {
         self.installed.swap(installed, Ordering::Relaxed) != installed
     }
 
-    /// How long ago the watch's task last turned, by the monotonic clock. While the apiserver is away it turns on: only a task
-    /// that is stuck stands still.
+    /// The time since the watch's task last ran its loop, by the monotonic clock. The loop also runs while the
+    /// apiserver is unavailable, so a long time means that the task is stuck.
     #[must_use]
-    pub fn stands_still(&self) -> Duration {
+    pub fn idle_for(&self) -> Duration {
         lock(&self.last_turn).elapsed()
     }
 
-    /// When the apiserver last sent anything, in unix seconds.
+    /// When the apiserver last sent anything, in Unix seconds.
     #[must_use]
     pub fn last_activity(&self) -> i64 {
         self.last_activity.load(Ordering::Relaxed)
     }
 
-    /// Whether the resource is installed, as far as is known.
+    /// Whether the resource is installed. True until the watch finds out otherwise.
     #[must_use]
     pub fn is_installed(&self) -> bool {
         self.installed.load(Ordering::Relaxed)
     }
 
-    /// Whether its first list is complete, or what the ledger remembers of it is gone on from.
+    /// Whether the first list is complete, or the watch resumed from the ledger.
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Relaxed)

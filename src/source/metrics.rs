@@ -1,4 +1,4 @@
-//! What a training run measured, as its events tell it.
+//! The metrics of a training run, as its events contain them.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -10,11 +10,11 @@ use serde_json::Value;
 
 use llmtune_core::event::{body::MAX_BYTES, object::Metric};
 
-/// At most this many metrics are passed on.
+/// The maximum number of metrics in an event.
 const MAX_METRICS: usize = 64;
 
-/// Metrics as they are taken up, from whatever object: the first [`MAX_METRICS`], or none where they are longer than a body may be. A body
-/// would leave them out whole, and what is kept of a job while it runs must fit into the ledger.
+/// The first [`MAX_METRICS`] metrics of an object. All are omitted if they are longer than a body may be: the body
+/// would omit them anyway, and the ledger stores the facts of a job while it runs.
 #[derive(Debug, Default)]
 pub struct Metrics {
     pub kept: BTreeMap<String, Metric>,
@@ -23,12 +23,12 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Whether more would not be kept.
+    /// Whether further metrics would be ignored.
     pub fn is_full(&self) -> bool {
         self.too_long || self.kept.len() >= MAX_METRICS
     }
 
-    /// Takes one up, where there is room.
+    /// Adds a metric, unless the limits are reached.
     pub fn take(&mut self, name: String, metric: Metric) {
         if self.is_full() {
             return;
@@ -45,8 +45,9 @@ impl Metrics {
         }
     }
 
-    /// Those of a map of numbers and strings, or of a list of objects with `name` and `value`; anything else is given back. APIs of
-    /// Kubernetes write the values of such lists as strings, since floats are none of its types: a decimal number is taken as one.
+    /// Reads metrics from a map of numbers and strings, or from a list of objects with `name` and `value`. Returns any
+    /// other value as an error. Kubernetes APIs write the values of such lists as strings, because the API conventions
+    /// do not allow floats, so a string that is a decimal number becomes a number.
     pub fn read(value: Value) -> Result<Self, Value> {
         let mut metrics = Self::default();
         match value {
@@ -84,7 +85,7 @@ fn metric(value: Value) -> Option<Metric> {
     }
 }
 
-/// A number where the text is one, as JSON writes them; else the text.
+/// Converts the text to a number if it is a JSON number.
 fn decimal(text: String) -> Metric {
     if let Ok(integer) = serde_json::from_str::<i128>(&text) {
         return Metric::integer(integer);
@@ -95,7 +96,7 @@ fn decimal(text: String) -> Metric {
     }
 }
 
-/// Takes numbers and strings up and drops the rest; whatever is no object is no metrics.
+/// Deserializes metrics from an object. Values other than numbers and strings are ignored; null means no metrics.
 pub fn metrics<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Metrics, D::Error> {
     struct Members;
 
@@ -128,7 +129,7 @@ pub fn metrics<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Metrics, D:
     deserializer.deserialize_any(Members)
 }
 
-/// A metric; `None` where it is neither a number nor a string, which is skipped however deep it nests.
+/// A metric, or `None` if the value is neither a number nor a string. Such a value is skipped at any nesting depth.
 struct Figure(Option<Metric>);
 
 impl<'de> Deserialize<'de> for Figure {
@@ -188,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_of_names_and_values_is_read_as_a_map() {
+    fn list_of_names_and_values_is_read_as_a_map() {
         let list = json!([
             {"name": "loss", "value": "0.42"}, {"name": "steps", "value": 12}, {"name": "note", "value": "warming up"},
             {"name": "diverged", "value": "NaN"}, {"name": "huge", "value": "1e999"}, {"name": "loss_of_none"},
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_list_the_first_64_are_kept() {
+    fn first_64_metrics_of_a_list_are_kept() {
         let list = (0..65).map(|number| json!({"name": format!("m{number}"), "value": number})).collect();
         assert_eq!(Metrics::read(Value::Array(list)).unwrap().kept.len(), MAX_METRICS);
     }

@@ -1,5 +1,5 @@
-//! Sources: what is watched, and how an object becomes an observation. A source only says which stage an object is in and
-//! its facts; the lifecycle decides what that means. Objects are dropped once observed.
+//! Sources watch objects and turn each into an observation for the engine. A source returns only the stage and the
+//! facts of an object; the lifecycle decides which events result. The object itself is dropped after it is read.
 
 pub mod catalog;
 pub mod custom_source;
@@ -21,67 +21,67 @@ use serde::de::DeserializeOwned;
 
 use llmtune_core::event::object::Object;
 
-/// A kind that is watched, and how it is read.
+/// A watched kind, and how to read its objects.
 pub trait Source: Send + Sync + 'static {
-    /// The parts of the object that are read; everything else is skipped while parsing.
+    /// The fields of the object that are read. The parser skips all others.
     type Slim: DeserializeOwned + Send;
 
     /// The kind's name, for logs, metrics and `/readyz`.
     fn kind(&self) -> &str;
 
-    /// What names the source in every event id, so that it never changes: `resource.group` of a built-in one.
+    /// The name of the source in event ids, so it must never change. For a built-in source it is `resource.group`.
     fn name(&self) -> &str;
 
     /// The label selector that the apiserver applies.
     fn selector(&self) -> Option<&str>;
 
-    /// The path of the collection, in one namespace or in all; `None` until it is [located](Self::locate).
+    /// The path of the collection in one namespace or in all, or `None` until it is [located](Self::locate).
     fn path(&self, namespace: Option<&str>) -> Option<String>;
 
-    /// Finds out where the collection is, where that is not known.
+    /// Looks up the path of the collection if it is not known yet.
     fn locate(&self, client: &Client) -> impl Future<Output = Result<Whereabouts, kube::Error>> + Send {
         let _ = client;
         async { Ok(Whereabouts::Known) }
     }
 
-    /// What the source says of the object; an error names what is wrong with it.
+    /// Reads the stage and the facts of an object.
     fn read(&self, slim: Self::Slim) -> Result<Object, Malformed>;
 
-    /// What the ledger calls the watch of one namespace, or of all: records under another name are not this watch's.
+    /// The name in the ledger of the watch of one namespace, or of all. Records under another name do not belong to it.
     fn watch_name(&self, namespace: Option<&str>) -> String {
         let selected = self.selector().map(|selector| format!(" where {selector}")).unwrap_or_default();
         let scope = namespace.map(|namespace| format!(" in {namespace}")).unwrap_or_default();
         format!("{}{selected}{scope}", self.name())
     }
 
-    /// What to apply so that the operator may list and watch the kind; `None`: what the operator is installed with.
+    /// The manifest that grants the operator list and watch on the kind, or `None` if the installation includes it.
     fn grant(&self) -> Option<String> {
         None
     }
 }
 
-/// What is known of where a kind's objects are.
+/// The result of [`Source::locate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whereabouts {
     /// The path is known.
     Known,
-    /// The apiserver serves no such kind.
+    /// The apiserver does not serve the kind.
     NotServed,
-    /// The kind's objects belong to no namespace, so that no Webhook would see their events.
+    /// The kind is cluster-scoped, so no Webhook would receive its events.
     NotNamespaced,
 }
 
-/// An object that cannot be read; it is counted, named in the log, and disturbs no other.
+/// Why an object cannot be read. Such an object is counted and logged; it does not affect others.
 #[derive(Debug, thiserror::Error)]
 pub enum Malformed {
-    /// A part that is read has another type than the API says.
+    /// A field that is read has another type than in the API.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
-    /// `metadata.uid` is no UUID.
-    #[error("metadata.uid {0:?} is no UUID")]
+    /// `metadata.uid` is not a UUID.
+    #[error("metadata.uid {0:?} is not a UUID")]
     Uid(String),
-    /// `metadata.resourceVersion` is no number: the apiserver is older than Kubernetes 1.35, or none.
-    #[error("metadata.resourceVersion {0:?} is no decimal number: the apiserver must be of Kubernetes 1.35 or later")]
+    /// `metadata.resourceVersion` is not a number, for example because the apiserver is older than Kubernetes 1.35.
+    #[error("metadata.resourceVersion {0:?} is not a decimal number: use an apiserver of Kubernetes 1.35 or later")]
     Version(String),
 }
 
@@ -93,7 +93,6 @@ mod tests {
     use super::{deployment::Deployments, training_job::TrainingJobs, *};
     use llmtune_api::TrainingJob;
 
-    /// What event ids, metrics and logs call a kind is what the API calls it.
     fn is_named_as_in_the_api<K: Resource<DynamicType = ()>>(source: &impl Source) -> bool {
         source.kind() == K::kind(&())
             && source.name() == format!("{}.{}", K::plural(&()), K::group(&()))

@@ -1,6 +1,6 @@
-//! The Namespaces whose labels the engine knows, shared by all sources: while a `ClusterWebhook` selects by labels, nothing of another
-//! Namespace is observed before it has been asked after. Watches of different kinds know no order, so that word of an object in a
-//! Namespace that was created just now may come before word of the Namespace.
+//! The Namespaces whose labels the engine knows, shared by all sources. Watches of different kinds have no common
+//! order, so an object may arrive before its new Namespace. While a `ClusterWebhook` selects by labels, a source
+//! therefore waits until the labels of an unknown Namespace have been looked up before it sends an observation from it.
 
 use std::{
     collections::HashSet,
@@ -9,67 +9,68 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot};
 
-/// The Namespaces that the engine has been told of.
+/// Holds back observations of Namespaces that the engine does not know.
 #[derive(Clone, Debug)]
 pub struct NamespaceBarrier {
-    told: Arc<RwLock<BarrierState>>,
+    state: Arc<RwLock<BarrierState>>,
     ask: mpsc::UnboundedSender<(String, oneshot::Sender<()>)>,
 }
 
 #[derive(Debug, Default)]
 struct BarrierState {
-    /// Labels matter, and all Namespaces that existed when they began to have been told of.
+    /// True if labels matter and the engine has received all Namespaces that existed when they began to matter.
     wanted: bool,
     names: HashSet<String>,
 }
 
 impl NamespaceBarrier {
-    /// Nobody asks for labels yet. Names go to `ask`, each with whom to tell once the engine knows what is known of it.
+    /// Creates a barrier that holds back nothing. Names of Namespaces to look up go to `ask`, each with a channel to
+    /// confirm on once the engine has the result.
     #[must_use]
     pub fn new(ask: mpsc::UnboundedSender<(String, oneshot::Sender<()>)>) -> Self {
-        Self { told: Arc::default(), ask }
+        Self { state: Arc::default(), ask }
     }
 
-    /// The engine has been told of one.
+    /// Records that the engine knows a Namespace.
     pub fn seen(&self, name: &str) {
         self.write().names.insert(name.to_owned());
     }
 
-    /// The engine has been told that one is gone.
+    /// Records that the engine knows that a Namespace is gone.
     pub fn gone(&self, name: &str) {
         self.write().names.remove(name);
     }
 
-    /// From now on labels matter.
+    /// Starts to hold back observations of unknown Namespaces.
     pub fn begin(&self) {
         self.write().wanted = true;
     }
 
-    /// They do not any more.
+    /// Stops holding back observations.
     pub fn end(&self) {
         *self.write() = BarrierState::default();
     }
 
-    /// Whether the engine has been told of this one, or need not be.
+    /// Whether the engine knows this Namespace, or does not need to.
     #[must_use]
     pub fn know(&self, name: &str) -> bool {
-        let told = self.told.read().unwrap_or_else(PoisonError::into_inner);
-        !told.wanted || told.names.contains(name)
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        !state.wanted || state.names.contains(name)
     }
 
-    /// Comes back once the engine knows what is known of this Namespace, if that matters.
+    /// Waits until the engine knows this Namespace, if labels matter.
     pub async fn wait_for(&self, name: &str) {
         if self.know(name) {
             return;
         }
-        let (told, answer) = oneshot::channel();
-        if self.ask.send((name.to_owned(), told)).is_ok() {
-            // Dropped without an answer: nobody asks for labels any more.
-            let _ = answer.await;
+        let (confirm, confirmed) = oneshot::channel();
+        if self.ask.send((name.to_owned(), confirm)).is_ok() {
+            // An error means that labels no longer matter.
+            let _ = confirmed.await;
         }
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, BarrierState> {
-        self.told.write().unwrap_or_else(PoisonError::into_inner)
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

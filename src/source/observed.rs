@@ -1,6 +1,6 @@
-//! Replays of objects as the controllers of other systems wrote them, through the sources in `examples/sources/` and the
-//! lifecycles. `tests/sources/observed/replays.yaml` names the objects and the events; the integration suite replays the same
-//! table through an apiserver.
+//! Replays objects that the controllers of other systems wrote, through the sources in `examples/sources/` and the
+//! lifecycles. `tests/sources/observed/replays.yaml` lists the objects and the expected events. The integration suite
+//! replays the same table through an apiserver.
 
 use std::{collections::HashMap, fs, path::PathBuf, sync::Arc};
 
@@ -38,7 +38,7 @@ struct Step {
     #[serde(default)]
     delete: bool,
     sends: Vec<String>,
-    /// Members of the last event's `data`; null: it has none of that name.
+    /// Expected members of the last event's `data`. Null means that the member is absent.
     data: Option<Value>,
 }
 
@@ -59,7 +59,7 @@ fn observed(name: &str) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// One event in a line: its name and the members of `data` that tell occurrences apart.
+/// Formats an event in one line: its name and the members of `data` that distinguish occurrences.
 fn line(event: EventType, data: &Value) -> String {
     let run = data["run"].as_u64().map(|run| format!("run {run}"));
     let mut line = vec![event.name().to_owned()];
@@ -68,21 +68,21 @@ fn line(event: EventType, data: &Value) -> String {
     line.join(" ")
 }
 
-/// What came of a replay.
+/// The state of a replay.
 #[derive(Default)]
-struct Story {
+struct ReplayState {
     record: Option<Lifecycle>,
     generation: i64,
     last: Option<Object>,
     ids: Vec<EventId>,
     /// The last event's `data`.
     data: Value,
-    /// When each run began and ended.
+    /// The start and the end of each run.
     runs: HashMap<u64, (Option<Timestamp>, Option<Timestamp>)>,
 }
 
-impl Story {
-    fn tell(&mut self, object: &Object, occurrences: Vec<Occurrence>, now: Timestamp) -> Vec<String> {
+impl ReplayState {
+    fn record_occurrences(&mut self, object: &Object, occurrences: Vec<Occurrence>, now: Timestamp) -> Vec<String> {
         let mut lines = Vec::new();
         for occurrence in occurrences {
             let members = payload::data(object, &occurrence).members;
@@ -91,7 +91,7 @@ impl Story {
             let data = Value::Object(members.collect());
             let at = payload::occurred_at(object, &occurrence, now);
             let id = EventId::new("s", object.uid, occurrence.event, &occurrence.name, occurrence.count, 1);
-            assert!(!self.ids.contains(&id), "{id} stands for two events");
+            assert!(!self.ids.contains(&id), "{id} identifies two events");
             self.ids.push(id);
             if let Some(run) = data["run"].as_u64() {
                 let (began, ended) = self.runs.entry(run).or_default();
@@ -106,14 +106,14 @@ impl Story {
 }
 
 #[test]
-fn what_real_controllers_wrote_sends_what_it_means() {
+fn objects_of_real_controllers_send_the_expected_events() {
     let text = fs::read_to_string(root("tests/sources/observed/replays.yaml")).unwrap();
     let replays: Vec<Replay> = serde_saphyr::from_str(&text).unwrap();
     let mut wrong = Vec::new();
     for Replay { about: replay, source: name, steps } in replays {
         let source = source(&name);
-        let mut story = Story::default();
-        // All is learned long after it happened, as after an outage.
+        let mut state = ReplayState::default();
+        // All changes are observed long after they happened, as after an outage.
         let mut now: Timestamp = "2026-12-01T00:00:00.123Z".parse().unwrap();
         for (version, step) in steps.iter().enumerate() {
             now += SignedDuration::from_secs(1);
@@ -123,36 +123,36 @@ fn what_real_controllers_wrote_sends_what_it_means() {
                 object["metadata"]["uid"] = json!("00000000-0000-0000-0000-000000000007");
                 object["metadata"]["resourceVersion"] = json!((version + 5).to_string());
                 let object = source.read(serde_json::value::to_raw_value(&object).unwrap()).unwrap();
-                let record = story.record.take().unwrap_or_else(|| Lifecycle::new(&object.facts));
+                let record = state.record.take().unwrap_or_else(|| Lifecycle::new(&object.facts));
                 let (occurrences, record) = record.step(&object.facts, object.generation);
-                story.generation = object.generation;
-                // It survives a restart.
+                state.generation = object.generation;
+                // The record survives a restart.
                 let record = serde_json::from_value(serde_json::to_value(&record).unwrap()).unwrap();
-                story.record = Some(record);
-                lines.extend(story.tell(&object, occurrences, now));
-                story.last = Some(object);
+                state.record = Some(record);
+                lines.extend(state.record_occurrences(&object, occurrences, now));
+                state.last = Some(object);
             }
             if step.delete
-                && let Some((record, object)) = story.record.take().zip(story.last.take())
+                && let Some((record, object)) = state.record.take().zip(state.last.take())
                 && record.emits_on_delete()
             {
-                let occurrences = record.gone(Gone::Deleted, story.generation);
-                lines.extend(story.tell(&object, occurrences, now));
+                let occurrences = record.gone(Gone::Deleted, state.generation);
+                lines.extend(state.record_occurrences(&object, occurrences, now));
             }
             for (key, value) in step.data.iter().flat_map(|data| data.as_object().unwrap()) {
-                if story.data[key] != *value {
-                    wrong.push(format!("{name}: {replay}: data.{key} is {}, and not {value}", story.data[key]));
+                if state.data[key] != *value {
+                    wrong.push(format!("{name}: {replay}: data.{key} is {}, not {value}", state.data[key]));
                 }
             }
             if lines != step.sends {
                 wrong.push(format!(
-                    "{name}: {replay}: {} sends {lines:?}, and not {:?}",
+                    "{name}: {replay}: {} sends {lines:?}, not {:?}",
                     step.observed.as_deref().unwrap_or("deletion"),
                     step.sends
                 ));
             }
         }
-        for (run, (began, ended)) in &story.runs {
+        for (run, (began, ended)) in &state.runs {
             if began.is_none() || ended.is_none() {
                 wrong.push(format!("{name}: {replay}: run {run} began {began:?} and ended {ended:?}"));
             }

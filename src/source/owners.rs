@@ -1,4 +1,4 @@
-//! Who speaks for whom: an object whose controller is itself of a watched kind sends nothing of its own.
+//! The watched kinds. An object whose controller is of a watched kind sends no events; its controller does.
 
 use std::{
     collections::HashSet,
@@ -10,20 +10,20 @@ use kube::Resource;
 
 use llmtune_api::TrainingJob;
 
-/// An API group, empty for the core's, and a kind in it, of whatever version.
+/// An API group (empty for the core group) and a kind, of any version.
 pub type GroupKind = (String, String);
 
-/// The kinds that are watched now, shared by all sources.
+/// The watched kinds, shared by all sources.
 #[derive(Clone, Debug)]
 pub struct WatchedKinds(Arc<RwLock<HashSet<GroupKind>>>);
 
 impl WatchedKinds {
-    /// Takes these kinds for the watched ones, beside the built-in ones.
+    /// Replaces the watched kinds by these and the built-in ones.
     pub fn set(&self, kinds: impl IntoIterator<Item = GroupKind>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = built_in().chain(kinds).collect();
     }
 
-    /// Whether a controller of this `apiVersion` and `kind` speaks for the objects that it owns.
+    /// Whether this `apiVersion` and `kind` are of a watched kind. Objects that such a controller owns send no events.
     #[must_use]
     pub fn contain(&self, api_version: &str, kind: &str) -> bool {
         let group = api_version.split_once('/').map_or("", |(group, _)| group);
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_controller_is_known_by_group_and_kind_in_whatever_version() {
+    fn controllers_match_by_group_and_kind_in_any_version() {
         let kinds = WatchedKinds::default();
         assert!(kinds.contain("apps/v2", "Deployment") && kinds.contain("llmtune.io/v1beta1", "TrainingJob"));
         assert!(!kinds.contain("apps/v1", "ReplicaSet") && !kinds.contain("v1", "Deployment"));

@@ -1,4 +1,4 @@
-//! The parts of `metadata` that sources read.
+//! The fields of `metadata` that sources read.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{Malformed, owners::WatchedKinds};
 use llmtune_core::event::object::{Facts, Object, Uid};
 
-/// `metadata`, without managedFields and most of the rest.
+/// `metadata`, without `managedFields` and other fields that are not used.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SlimMeta {
@@ -23,7 +23,7 @@ pub struct SlimMeta {
     pub(super) owner_references: Vec<SlimOwner>,
 }
 
-/// The annotations that concern us, of an object or of its pod template.
+/// The annotations of `LLMTune`, on an object or on its pod template.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Annotations {
@@ -41,12 +41,12 @@ pub struct Annotations {
     pub(super) model_version: Option<String>,
 }
 
-/// Bytes of annotations that are kept of one object, for filters.
+/// The maximum total bytes of the annotations of one object that are kept for filters.
 const MAX_ANNOTATIONS: usize = 16 * 1024;
-/// kubectl's copy of the whole object.
+/// The annotation in which kubectl stores the whole object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// All annotations of the object in `json`, but for kubectl's copy of it; `None` where they are more than are kept.
+/// The annotations of the object in `json`, without [`LAST_APPLIED`]. `None` if they exceed [`MAX_ANNOTATIONS`].
 pub(super) fn annotations(json: &str) -> Option<BTreeMap<String, String>> {
     #[derive(Deserialize)]
     struct Annotated {
@@ -62,14 +62,14 @@ pub(super) fn annotations(json: &str) -> Option<BTreeMap<String, String>> {
     kept_annotations(annotated.metadata.annotations.unwrap_or_default())
 }
 
-/// These annotations but for kubectl's copy of the object; `None` where they are more than are kept.
+/// These annotations without [`LAST_APPLIED`]. `None` if they exceed [`MAX_ANNOTATIONS`].
 pub(super) fn kept_annotations(mut annotations: BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
     annotations.remove(LAST_APPLIED);
     let bytes: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
     (bytes <= MAX_ANNOTATIONS).then_some(annotations)
 }
 
-/// An owner, as far as it tells whether the owner is a controller of a watched kind.
+/// An owner reference, to find out whether the controller is of a watched kind.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SlimOwner {
@@ -78,19 +78,19 @@ pub struct SlimOwner {
     controller: bool,
 }
 
-/// Parses a `resourceVersion`; they are decimal numbers that compare (Kubernetes 1.35, KEP-5504).
+/// Parses a `resourceVersion`. Since Kubernetes 1.35 they are decimal numbers that can be compared (KEP-5504).
 pub(super) fn version(text: &str) -> Result<u64, Malformed> {
     text.parse().map_err(|_| Malformed::Version(text.to_owned()))
 }
 
 impl SlimMeta {
-    /// Whether its controller is of one of these kinds.
+    /// Whether the object's controller is of one of these kinds.
     pub(super) fn is_owned(&self, kinds: &WatchedKinds) -> bool {
         let mut owners = self.owner_references.iter();
         owners.any(|owner| owner.controller && kinds.contain(&owner.api_version, &owner.kind))
     }
 
-    /// The object with these facts; it is owned where its controller is of one of these kinds.
+    /// Creates the object with these facts. It counts as owned if its controller is of one of these kinds.
     pub(super) fn object(self, facts: Facts, kinds: &WatchedKinds) -> Result<Object, Malformed> {
         let owned = self.is_owned(kinds);
         let uid = Uid::parse(&self.uid).ok_or(Malformed::Uid(self.uid))?;
@@ -116,13 +116,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn annotations_are_kept_without_kubectl_s_copy_and_up_to_a_bound() {
+    fn annotations_are_kept_up_to_a_bound_without_last_applied() {
         let object = |value: &str| {
             let annotations = serde_json::json!({"a": value, LAST_APPLIED: "x".repeat(2 * MAX_ANNOTATIONS)});
             serde_json::json!({"metadata": {"annotations": annotations}, "spec": {}}).to_string()
         };
         assert_eq!(annotations(&object("b")), Some([("a".to_owned(), "b".to_owned())].into()));
-        assert_eq!(annotations(&object(&"b".repeat(MAX_ANNOTATIONS))), None, "too many are not known rather than cut");
+        assert_eq!(
+            annotations(&object(&"b".repeat(MAX_ANNOTATIONS))),
+            None,
+            "too many annotations are unknown, not truncated"
+        );
         for none in ["{}", r#"{"metadata": {}}"#, r#"{"metadata": {"annotations": null}}"#] {
             assert_eq!(annotations(none), Some(BTreeMap::new()), "{none}");
         }

@@ -1,4 +1,4 @@
-//! `TrainingJob` objects on the training lifecycle.
+//! The source of `TrainingJob` objects, on the training lifecycle.
 
 use jiff::Timestamp;
 use kube::Resource;
@@ -20,17 +20,17 @@ pub struct TrainingJobs {
 }
 
 impl TrainingJobs {
-    /// Its name in event ids.
+    /// The name of the source in event ids.
     pub const NAME: &'static str = "trainingjobs.llmtune.io";
 
-    /// The source, where these kinds are watched.
+    /// Creates the source. Objects whose controller is of one of these kinds send no events.
     #[must_use]
     pub const fn new(kinds: WatchedKinds) -> Self {
         Self { kinds }
     }
 }
 
-/// The parts of a `TrainingJob` that are read.
+/// The fields of a `TrainingJob` that are read.
 #[derive(Debug, Deserialize)]
 pub struct SlimTrainingJob {
     metadata: SlimMeta,
@@ -97,15 +97,15 @@ impl Source for TrainingJobs {
             completed_at: status.completed_at,
             reason: status.reason,
             message: status.message,
-            // The platform names its runs.
+            // A TrainingJob identifies its runs by `status.jobId`.
             continues: false,
         };
         metadata.object(Facts::Training(facts), &self.kinds)
     }
 }
 
-/// A time; one that is none counts as absent. The apiserver's `date-time` lets through what RFC 3339 does not, such as an
-/// offset of `+99:99`, and that must not cost the job its events.
+/// Parses a time. An invalid one counts as absent: the apiserver's `date-time` format admits texts that RFC 3339 does
+/// not, such as an offset of `+99:99`, and the job must still send its events.
 fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
     Ok(Option::<String>::deserialize(deserializer)?.and_then(|text| text.parse().ok()))
 }
@@ -118,7 +118,7 @@ mod tests {
     use llmtune_core::event::{body::MAX_BYTES, object::Metric};
 
     #[test]
-    fn a_diverged_job_passes_numbers_and_strings_on_and_drops_the_rest() {
+    fn metrics_are_numbers_and_strings_only() {
         let json = serde_json::json!({
             "metadata": {"uid": "00000000-0000-0000-0000-000000000001", "resourceVersion": "7"},
             "status": {"phase": "Failed", "metrics": {"loss": "NaN", "step": 12, "nested": {"a": 1}, "ok": true, "n": null}}
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn integers_that_no_double_holds_are_passed_on_as_text() {
+    fn integers_beyond_double_precision_become_texts() {
         let json = r#"{
             "metadata": {"uid": "00000000-0000-0000-0000-000000000001", "resourceVersion": "7"},
             "status": {"phase": "Failed", "metrics": {
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn of_metrics_that_no_body_has_room_for_none_is_kept() {
+    fn metrics_that_exceed_a_body_are_all_omitted() {
         let read = |length: usize| {
             let json = serde_json::json!({
                 "metadata": {"uid": "00000000-0000-0000-0000-000000000001", "resourceVersion": "7"},
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_is_none_counts_as_absent() {
+    fn invalid_time_counts_as_absent() {
         let json = serde_json::json!({
             "metadata": {"uid": "00000000-0000-0000-0000-000000000001", "resourceVersion": "7"},
             "status": {"phase": "Running", "startedAt": "2025-11-08T14:22:31+99:99", "completedAt": "2025-11-08T14:22:31Z"}
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_phase_is_no_stage() {
+    fn unknown_phase_has_no_stage() {
         let json = serde_json::json!({
             "metadata": {"uid": "00000000-0000-0000-0000-000000000001", "resourceVersion": "7"},
             "status": {"phase": "Warming"}

@@ -1,7 +1,9 @@
-//! The resumable watch: a list, then a raw watch from the list's version on, for as long as the operator leads.
+//! The resumable watch of a source: a list, then raw watches from the version of the list, while the operator leads.
 //!
-//! It survives an apiserver that goes away and connections that go silent (no line within the server's own time limit),
-//! lists anew when its version has expired (410), and hands everything on in order over one bounded channel.
+//! 1. A watch retries with backoff if the apiserver is unavailable. It replaces a connection on which no line has
+//!    arrived within the time limit that the watch request sets.
+//! 2. If its version has expired (410), the watch lists again.
+//! 3. Observations go to the engine in order, over one bounded channel.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -44,29 +46,29 @@ use llmtune_core::event::{
     observation::{CLOCK_TOLERANCE, ExistenceCheck, Observation, WatchEvent},
 };
 
-/// How long the apiserver keeps one watch open. It sends a bookmark before it ends one.
+/// The time for which the apiserver keeps one watch open. It sends a bookmark before it closes the watch.
 const WATCH_SECONDS: u32 = 30;
-/// A watch without a line for this long is dead: its connection has gone silent.
+/// A watch on which nothing has arrived for this long is considered dead.
 const IDLE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
-/// The limit on one request that is no watch: a page of large objects takes a busy apiserver its time.
+/// The time limit of a request other than a watch. A busy apiserver needs long for a page of large objects.
 const REQUEST: Duration = Duration::from_secs(30);
-/// Objects to a page of a list.
+/// The number of objects in a page of a list.
 const PAGE: u32 = 250;
-/// A resource that was installed, as far as this process or the ledger knows, must be missing for this long before that is
-/// believed: an apiserver that has just begun may not know its custom resources yet, and believing it would make all their
-/// objects new.
-const BELIEVED_MISSING: Duration = Duration::from_secs(15);
-/// The same for one that was never seen installed.
-const BELIEVED_ABSENT: Duration = Duration::from_secs(3);
-/// A watch is begun at most this often.
-const SHORTEST_TURN: Duration = Duration::from_millis(250);
-/// How often a resource that is not installed is looked for.
+/// A kind that was installed according to this process or the ledger counts as missing only after this time. An
+/// apiserver that has just started may not serve its custom resources yet, and all their objects would then count as
+/// new.
+const KNOWN_KIND_MISSING_AFTER: Duration = Duration::from_secs(15);
+/// The same for a kind that has never been installed.
+const UNKNOWN_KIND_MISSING_AFTER: Duration = Duration::from_secs(3);
+/// The minimum time between the starts of two watches.
+const MIN_CYCLE: Duration = Duration::from_millis(250);
+/// The interval between checks for a resource that is not installed.
 const NOT_INSTALLED_INTERVAL: Duration = Duration::from_secs(3);
 
-/// No object has this name, as a rule: whether it may be asked for shows whether any may.
+/// The name of an object that normally does not exist. A GET of it shows whether the operator may get objects.
 const PROBE: &str = "llmtune-webhooks-probe";
 
-/// The operator's rights are what is missing.
+/// The reason of a missing right.
 const FORBIDDEN: &str = "Forbidden";
 
 /// Why a list or a watch ended.
@@ -74,19 +76,19 @@ const FORBIDDEN: &str = "Forbidden";
 enum WatchError {
     #[error("the resourceVersion has expired")]
     Expired,
-    #[error("the store is behind the watch")]
+    #[error("etcd is older than the position of the watch")]
     Restored,
     #[error("the resource is not installed")]
     NotInstalled,
-    #[error("there is no such object")]
+    #[error("the object does not exist")]
     NotFound,
     #[error(
-        "objects of this kind belong to no namespace, and a Webhook gets the events of its own: name a namespaced kind"
+        "objects of this kind are cluster-scoped, but a Webhook gets the events of its namespace: use a namespaced kind"
     )]
     NotNamespaced,
     #[error("the apiserver answered {0}: {text}", text = explain(*.0, .1))]
     Status(u16, String),
-    #[error("nothing came for {} s", .0.as_secs())]
+    #[error("the watch received nothing for {} s", .0.as_secs())]
     Silent(Duration),
     #[error(transparent)]
     LongLine(#[from] LongLine),
@@ -102,15 +104,16 @@ enum WatchError {
     Stopped,
 }
 
-/// An answer to a GET.
+/// A response to a GET.
 struct Got<T> {
     body: T,
-    /// What the apiserver knew then existed at this time, which is earlier by [`CLOCK_TOLERANCE`].
+    /// The apiserver's time of the response, minus [`CLOCK_TOLERANCE`]. The version of the response covers every object
+    /// that existed at this time.
     at: Option<Timestamp>,
 }
 
 impl WatchError {
-    /// The reason that a condition gives.
+    /// The reason in a condition.
     fn reason(&self) -> &'static str {
         match self {
             Self::Status(code, message) if lacks_right(*code, message) => FORBIDDEN,
@@ -122,44 +125,43 @@ impl WatchError {
 
 /// One watch of one source.
 pub struct Watcher<S> {
-    /// Its number in the engine.
+    /// The ID of the watch in the engine.
     pub id: WatchId,
-    /// The namespace; `None`: all.
+    /// The namespace, or `None` for all.
     pub namespace: Option<String>,
-    /// The client; it must not retry on its own.
+    /// The client. It must not retry requests.
     pub client: Client,
-    /// Where observations go.
+    /// Receives the observations.
     pub observations: mpsc::Sender<Observation>,
-    /// How it fares.
+    /// The health of the watch.
     pub health: Arc<WatchHealth>,
-    /// Objects that could not be read.
+    /// Counts objects that could not be read.
     pub malformed: IntCounter,
-    /// Whether a filter reads annotations, so that objects are to keep them.
+    /// Whether a filter reads annotations, so that observations must contain them.
     pub keep_annotations: Arc<AtomicBool>,
-    /// The Namespaces that the engine has been told of.
+    /// Holds back observations of Namespaces that the engine does not know.
     pub namespaces: NamespaceBarrier,
-    /// The newest version of the store that was seen; 0 where a restore has put an end to what it means.
+    /// The newest resource version that was seen, or 0 after a restore of etcd.
     pub newest: AtomicU64,
-    /// The source.
     pub source: S,
 }
 
 impl<S: Source> Watcher<S> {
-    /// Watches and answers until the engine stops.
-    pub async fn follow(self: Arc<Self>, version: Option<u64>, questions: mpsc::UnboundedReceiver<ExistenceCheck>) {
+    /// Runs the watch and the existence checks until the engine stops.
+    pub async fn follow(self: Arc<Self>, version: Option<u64>, checks: mpsc::UnboundedReceiver<ExistenceCheck>) {
         tokio::select! {
             () = Arc::clone(&self).run(version) => {}
-            () = self.answer(questions) => {}
+            () = self.answer(checks) => {}
         }
     }
 
-    /// Watches until the engine stops. Starts after `version`, or with a list where that is `None`.
+    /// Watches until the engine stops. Starts after `version`, or with a list if `version` is `None`.
     pub async fn run(self: Arc<Self>, version: Option<u64>) {
-        // Version 1 says that there is a baseline, and nothing of where in the log it was.
+        // Version 1 means that a baseline exists, but its position is unknown.
         let mut position = version.filter(|version| *version > 1);
-        // Whether it was ever installed, as far as this process or the ledger knows.
+        // Whether the kind was ever installed according to this process or the ledger.
         let mut known = version.is_some();
-        // Failures since the watch last told anything.
+        // Failures since the watch last received a line.
         let mut failures = 0;
         let mut missing: Option<Instant> = None;
         loop {
@@ -167,15 +169,15 @@ impl<S: Source> Watcher<S> {
             let begun = Instant::now();
             let watching = position.is_some();
             self.newest.fetch_max(position.unwrap_or_default(), Ordering::Relaxed);
-            let result = self.turn(&mut position, &mut failures).await;
+            let result = self.cycle(&mut position, &mut failures).await;
             match result {
                 Ok(()) => {
                     known = true;
                     missing = None;
                     if watching {
                         failures = 0;
-                        // One that ends at once would be begun again at once, for ever.
-                        sleep_until(begun + SHORTEST_TURN).await;
+                        // Without this wait, a watch that always ends immediately would restart in a busy loop.
+                        sleep_until(begun + MIN_CYCLE).await;
                     }
                 }
                 Err(WatchError::Stopped) => return,
@@ -183,15 +185,15 @@ impl<S: Source> Watcher<S> {
                     info!(kind = self.source.kind(), "the watch's resourceVersion has expired; listing");
                     position = None;
                     missing = None;
-                    // An apiserver that forgets faster than it lists must not be asked for lists all the time.
-                    sleep_until(begun + SHORTEST_TURN.max(pause(failures))).await;
+                    // Back off if versions always expire before the list is complete.
+                    sleep_until(begun + MIN_CYCLE.max(pause(failures))).await;
                     failures += 1;
                 }
                 Err(WatchError::Restored) => {
                     warn!(
                         kind = self.source.kind(),
                         ?position,
-                        "the store is older than what was seen of it: it was restored from a backup; comparing what is there"
+                        "etcd was restored from a backup: it is older than versions already seen; comparing all objects"
                     );
                     if self.send(WatchEvent::Restored).await.is_err() {
                         return;
@@ -202,8 +204,8 @@ impl<S: Source> Watcher<S> {
                 }
                 Err(WatchError::NotInstalled) => {
                     let since = *missing.get_or_insert_with(Instant::now);
-                    let believed = if known { BELIEVED_MISSING } else { BELIEVED_ABSENT };
-                    if since.elapsed() >= believed {
+                    let limit = if known { KNOWN_KIND_MISSING_AFTER } else { UNKNOWN_KIND_MISSING_AFTER };
+                    if since.elapsed() >= limit {
                         if self.not_installed().await.is_err() {
                             return;
                         }
@@ -224,8 +226,8 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Lists, or watches to the end of one watch.
-    async fn turn(&self, position: &mut Option<u64>, failures: &mut u32) -> Result<(), WatchError> {
+    /// Makes one list or one watch.
+    async fn cycle(&self, position: &mut Option<u64>, failures: &mut u32) -> Result<(), WatchError> {
         match within(REQUEST, self.source.locate(&self.client)).await? {
             Whereabouts::Known => {}
             Whereabouts::NotServed => return Err(WatchError::NotInstalled),
@@ -234,60 +236,60 @@ impl<S: Source> Watcher<S> {
         match position {
             None => *position = Some(self.list().await?),
             Some(version) => {
-                let there = self.is_there_yet(*version).await?;
+                let current = self.require_version(*version).await?;
                 if self.source.selector().is_some() && !self.health.is_answered() {
                     self.probe().await;
                 }
-                self.watch(version, there, failures).await?;
+                self.watch(version, current, failures).await?;
             }
         }
         Ok(())
     }
 
-    /// Answers the engine's questions until it stops: one GET at a time, the newest question after each object. What cannot be answered
-    /// is asked again after a pause, behind the others; the watch goes on meanwhile.
-    pub async fn answer(self: Arc<Self>, mut questions: mpsc::UnboundedReceiver<ExistenceCheck>) {
+    /// Makes the engine's existence checks until the engine stops: one GET at a time, the newest check of each object.
+    /// A check that fails is retried after a pause, behind the others. The watch does not wait for checks.
+    pub async fn answer(self: Arc<Self>, mut checks: mpsc::UnboundedReceiver<ExistenceCheck>) {
         let mut newest: HashMap<Uid, ExistenceCheck> = HashMap::new();
-        let mut turns: VecDeque<Uid> = VecDeque::new();
+        let mut queue: VecDeque<Uid> = VecDeque::new();
         let mut failures = 0;
         let mut next = Instant::now();
         loop {
             tokio::select! {
                 biased;
-                question = questions.recv() => match question {
-                    Some(question) => {
-                        let uid = question.uid;
-                        if newest.insert(uid, question).is_none() {
-                            turns.push_back(uid);
+                check = checks.recv() => match check {
+                    Some(check) => {
+                        let uid = check.uid;
+                        if newest.insert(uid, check).is_none() {
+                            queue.push_back(uid);
                         }
                     }
                     None => return,
                 },
-                () = sleep_until(next), if !turns.is_empty() => {
+                () = sleep_until(next), if !queue.is_empty() => {
                     if !self.health.is_installed() {
-                        // The engine has been told, and asks again when the kind is back.
+                        // The engine knows that the kind is missing, and repeats the checks when the kind is back.
                         newest.clear();
-                        turns.clear();
+                        queue.clear();
                         continue;
                     }
-                    let Some(question) = turns.pop_front().and_then(|uid| newest.remove(&uid)) else { continue };
-                    match self.lives(&question).await {
+                    let Some(check) = queue.pop_front().and_then(|uid| newest.remove(&uid)) else { continue };
+                    match self.exists(&check).await {
                         Ok(living) => {
                             failures = 0;
                             self.health.answered();
-                            if self.send(WatchEvent::Answer { question, living }).await.is_err() {
+                            if self.send(WatchEvent::ExistenceChecked { check, exists: living }).await.is_err() {
                                 return;
                             }
                         }
                         Err(error) => {
                             next = Instant::now() + pause(failures);
                             failures += 1;
-                            let ExistenceCheck { namespace, name, .. } = &question;
+                            let ExistenceCheck { namespace, name, .. } = &check;
                             if self.unanswered(&error) {
-                                warn!(kind = self.source.kind(), namespace, name, error = %ErrorChain(&error), "cannot tell whether the object lives; trying again");
+                                warn!(kind = self.source.kind(), namespace, name, error = %ErrorChain(&error), "cannot check whether the object still exists; trying again");
                             }
-                            turns.push_back(question.uid);
-                            newest.insert(question.uid, question);
+                            queue.push_back(check.uid);
+                            newest.insert(check.uid, check);
                         }
                     }
                 }
@@ -295,38 +297,38 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Takes note that a question was not answered. Tells whether that is worth a line in the log: a right that is missing is so once.
+    /// Records that an existence check failed. Returns whether to log it: a missing right is logged once.
     fn unanswered(&self, error: &WatchError) -> bool {
         if error.reason() != FORBIDDEN {
             return true;
         }
-        let what_to_do = match self.source.grant() {
+        let fix = match self.source.grant() {
             Some(grant) => format!("apply\n\n{grant}"),
             None => "apply charts/kustomize/rbac.yaml of this release".to_owned(),
         };
         let message = format!(
-            "the operator may not get objects of this kind, so it cannot tell those that are deleted from those that lost their label, \
-             and sends no event when they go; {what_to_do}"
+            "the operator may not get objects of this kind, so it cannot distinguish deleted objects from objects that lost their \
+             label, and sends no event when they are deleted; {fix}"
         );
         self.health.refused(Trouble { reason: FORBIDDEN, message })
     }
 
-    /// Finds out whether questions will be answered, before the first comes.
+    /// Finds out whether the operator may get objects, before the first existence check.
     async fn probe(&self) {
         let namespace = self.namespace.as_deref().unwrap_or("default");
         match self.find(namespace, PROBE).await {
             Ok(_) | Err(WatchError::NotFound) => self.health.answered(),
             Err(error) if error.reason() == FORBIDDEN => {
                 if self.unanswered(&error) {
-                    warn!(kind = self.source.kind(), error = %ErrorChain(&error), "objects that leave the selection cannot be asked after");
+                    warn!(kind = self.source.kind(), error = %ErrorChain(&error), "cannot check whether objects that leave the selection still exist");
                 }
             }
-            // The next turn asks again.
+            // The next cycle repeats the probe.
             Err(_) => {}
         }
     }
 
-    /// The collection in this namespace, or in all.
+    /// Requests for the collection in this namespace, or in all.
     fn collection(&self, namespace: Option<&str>) -> Result<Requests, WatchError> {
         self.source.path(namespace).map(Requests::new).ok_or(WatchError::NotInstalled)
     }
@@ -344,15 +346,15 @@ impl<S: Source> Watcher<S> {
     async fn not_installed(&self) -> Result<(), WatchError> {
         self.health.touch();
         self.health.sync();
-        self.health.at_ease();
+        self.health.clear_trouble();
         if self.health.set_installed(false) {
-            warn!(kind = self.source.kind(), "{} is not installed; its events begin when it is", self.source.name());
+            warn!(kind = self.source.kind(), "{} is not installed; install it, and events follow", self.source.name());
         }
         let at = self.time().await;
         self.send(WatchEvent::NotInstalled(at)).await
     }
 
-    /// The apiserver's time, less [`CLOCK_TOLERANCE`]; `None` where it does not tell.
+    /// The apiserver's time minus [`CLOCK_TOLERANCE`], or `None` if it is unknown.
     async fn time(&self) -> Option<Timestamp> {
         let request = Request::get("/version").body(Vec::new()).ok()?;
         within(REQUEST, self.open(request, REQUEST)).await.ok()?.at
@@ -368,16 +370,16 @@ impl<S: Source> Watcher<S> {
         self.observations.send(observation).await.map_err(|_| WatchError::Stopped)
     }
 
-    /// Waits until the engine knows what is known of this Namespace.
+    /// Waits until the engine knows this Namespace.
     async fn wait_for_namespace(&self, namespace: &str) {
-        let mut told = pin!(self.namespaces.wait_for(namespace));
-        // While the apiserver is away, this turns on.
-        while timeout(IDLE, &mut told).await.is_err() {
+        let mut known = pin!(self.namespaces.wait_for(namespace));
+        // The wait can be long if the apiserver is unavailable. The task is not stuck, so its health must not say so.
+        while timeout(IDLE, &mut known).await.is_err() {
             self.health.turn();
         }
     }
 
-    /// Reads the whole collection, as of one consistent version, in pages.
+    /// Lists the whole collection in pages, at one consistent version. Returns the version.
     async fn list(&self) -> Result<u64, WatchError> {
         let mut token = None;
         let mut begun = false;
@@ -394,13 +396,13 @@ impl<S: Source> Watcher<S> {
             let (meta, items) = frame::read_page(&self.source, &body, &self.malformed, self.keeps_annotations())?;
             let version = slim::version(&meta.resource_version)?;
             if !std::mem::replace(&mut begun, true) {
-                // All pages are of the version of the first.
+                // All pages have the version of the first.
                 first = at;
-                // A list that broke off, or a watch that expired, may have seen a store that is no more.
+                // A list that failed or a watch that expired may have seen versions from before a restore.
                 if version < self.newest.fetch_max(version, Ordering::Relaxed) {
                     warn!(
                         kind = self.source.kind(),
-                        "the store is older than what was seen of it: it was restored from a backup"
+                        "etcd was restored from a backup: it is older than versions already seen"
                     );
                     self.newest.store(version, Ordering::Relaxed);
                     self.send(WatchEvent::Restored).await?;
@@ -430,9 +432,9 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Whether the store has reached this version: a watch from the future would wait in silence. Tells the store's version, and a time:
-    /// what existed then is of that version or an earlier one.
-    async fn is_there_yet(&self, version: u64) -> Result<Option<(u64, Timestamp)>, WatchError> {
+    /// Fails if etcd has not reached this version, because a watch from a future version would stay silent. Returns the
+    /// version of etcd and a time: every object that existed at this time is of that version or an earlier one.
+    async fn require_version(&self, version: u64) -> Result<Option<(u64, Timestamp)>, WatchError> {
         let one = ListParams { limit: Some(1), ..ListParams::default() };
         let Got { body, at } = self.get(self.collection(self.namespace.as_deref())?.list(&one)?).await?;
         let page: Page<&RawValue> = serde_json::from_slice(&body)?;
@@ -444,11 +446,12 @@ impl<S: Source> Watcher<S> {
         self.keep_annotations.load(Ordering::Relaxed)
     }
 
-    /// Follows one watch to its end, moving `version` along. Once it has passed the version of `there`, all is seen that existed then.
+    /// Follows one watch to its end and advances `version`. When the watch has passed the version in `current`, it has
+    /// seen every object that existed at the time in `current`.
     async fn watch(
         &self,
         version: &mut u64,
-        mut there: Option<(u64, Timestamp)>,
+        mut current: Option<(u64, Timestamp)>,
         failures: &mut u32,
     ) -> Result<(), WatchError> {
         let params = WatchParams {
@@ -466,7 +469,7 @@ impl<S: Source> Watcher<S> {
                 self.line(&line, version).await?;
                 *failures = 0;
             }
-            if let Some((_, at)) = there.take_if(|(reached, _)| *version >= *reached) {
+            if let Some((_, at)) = current.take_if(|(reached, _)| *version >= *reached) {
                 self.send(WatchEvent::Current(at)).await?;
             }
             match timeout(IDLE, body.frame()).await.map_err(|_| WatchError::Silent(IDLE))? {
@@ -495,7 +498,7 @@ impl<S: Source> Watcher<S> {
             }
             Line::Deleted(Ok(object)) => {
                 *version = object.version;
-                // With a selector, the label may only have gone.
+                // With a selector, the object may only have lost its label.
                 if self.source.selector().is_some() {
                     WatchEvent::Left(Box::new(object))
                 } else {
@@ -516,10 +519,10 @@ impl<S: Source> Watcher<S> {
         self.send(change).await
     }
 
-    /// Whether the object is still there.
-    async fn lives(&self, question: &ExistenceCheck) -> Result<bool, WatchError> {
-        match self.find(&question.namespace, &question.name).await {
-            Ok(partial) => Ok(Uid::parse(&partial.metadata.uid) == Some(question.uid)),
+    /// Whether the object still exists.
+    async fn exists(&self, check: &ExistenceCheck) -> Result<bool, WatchError> {
+        match self.find(&check.namespace, &check.name).await {
+            Ok(partial) => Ok(Uid::parse(&partial.metadata.uid) == Some(check.uid)),
             Err(WatchError::NotFound) => Ok(false),
             Err(error) => Err(error),
         }
@@ -530,13 +533,13 @@ impl<S: Source> Watcher<S> {
         Ok(serde_json::from_slice(&self.get(request).await?.body)?)
     }
 
-    /// GETs a whole answer.
+    /// Makes a GET and reads the whole response.
     async fn get(&self, request: Request<Vec<u8>>) -> Result<Got<Vec<u8>>, WatchError> {
         let Got { body, at } = self.open(request, REQUEST).await?;
         Ok(Got { body: within(REQUEST, read_all(body)).await?, at })
     }
 
-    /// Begins a GET; an answer other than 200 is an error.
+    /// Starts a GET. A status other than 200 is an error.
     async fn open(&self, request: Request<Vec<u8>>, limit: Duration) -> Result<Got<Body>, WatchError> {
         let response = within(limit, self.client.send(request.map(Body::from))).await?;
         let code = response.status();
@@ -555,13 +558,13 @@ impl<S: Source> Watcher<S> {
     }
 }
 
-/// When the apiserver answered, by its own clock; `None` where it does not say (RFC 9110, 6.6.1).
+/// The `Date` of a response by the apiserver's clock, if it has one (RFC 9110, 6.6.1).
 fn date(headers: &HeaderMap) -> Option<Timestamp> {
     let text = headers.get(DATE)?.to_str().ok()?;
     rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
 }
 
-/// Reads a body into one buffer, without keeping its frames beside it.
+/// Reads a body into one buffer. Each frame is freed once it is copied, to save memory.
 async fn read_all(mut body: Body) -> Result<Vec<u8>, kube::Error> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {

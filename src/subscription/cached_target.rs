@@ -1,7 +1,8 @@
-//! What attempts need of what a Webhook names, kept fresh while it is used.
+//! A cached copy of a Webhook's target, refreshed when attempts use it.
 //!
-//! A copy older than [`MAX_AGE`] is read again before it is used, and so is one that an endpoint refused, at most once in
-//! [`GRACE`]. While the apiserver cannot be asked, the copy at hand is used on.
+//! 1. A copy older than [`MAX_AGE`] is read again before it is used.
+//! 2. A copy that an endpoint rejected is read again too, at most once in [`GRACE`].
+//! 3. While the apiserver is unavailable, the cached copy stays in use.
 
 use std::{
     fmt,
@@ -21,11 +22,11 @@ use crate::delivery::target::Target;
 
 /// A copy older than this is read again before it is used.
 pub const MAX_AGE: Duration = Duration::from_secs(30);
-/// After a repeated or failed reading the copy at hand serves at least this long before the next one, whatever the endpoint
-/// says of it: one that refuses everything must not cost the apiserver a call for each delivery.
+/// The minimum time between two reads, even if the endpoint rejects the copy. An endpoint that rejects everything must
+/// not cause a call to the apiserver for each delivery.
 pub const GRACE: Duration = Duration::from_secs(5);
 
-/// A target that was there when this was made.
+/// The cached copy of a target. All referenced objects existed when it was created.
 pub struct CachedTarget {
     reader: Arc<Reader>,
     references: References,
@@ -35,82 +36,82 @@ pub struct CachedTarget {
 
 struct Copy {
     target: Arc<Target>,
-    /// `None`: it lies in no object, and never changes.
-    read_again: Option<Instant>,
-    /// Refused before this, it still serves until then.
-    serves_until: Instant,
+    /// `None` if the target has no references and never changes.
+    expires_at: Option<Instant>,
+    /// The copy is not read again before this time, even if it is rejected.
+    earliest_read: Instant,
 }
 
 impl CachedTarget {
-    /// One that nothing has to be read for; `None` where the references name objects.
+    /// Creates a target without references. `None` if there are references.
     pub fn given(reader: &Arc<Reader>, references: &References) -> Option<Self> {
         let named = references.named().next().is_some();
         let target = references.target(&Objects::default(), &reader.materials, None).ok().filter(|_| !named)?;
         Some(Self::new(Arc::clone(reader), references.clone(), target, None))
     }
 
-    /// Reads it for the first time.
+    /// Reads the target for the first time.
     pub async fn read(reader: Arc<Reader>, references: References) -> Result<Self, ReferenceError> {
         let target = references.read(&reader, None).await?;
         Ok(Self::new(reader, references, target, Some(Instant::now() + MAX_AGE)))
     }
 
-    fn new(reader: Arc<Reader>, references: References, target: Target, read_again: Option<Instant>) -> Self {
-        // The first copy may be refused at once: an object may have been put right together with the Webhook, and after it.
-        let copy = Copy { target: Arc::new(target), read_again, serves_until: Instant::now() };
+    fn new(reader: Arc<Reader>, references: References, target: Target, expires_at: Option<Instant>) -> Self {
+        // The first copy may be read again immediately: a Secret may have been corrected shortly after the Webhook.
+        let copy = Copy { target: Arc::new(target), expires_at, earliest_read: Instant::now() };
         Self { reader, references, copy: Mutex::new(copy), reading: tokio::sync::Mutex::new(()) }
     }
 
-    /// Where it lies.
+    /// The references of the target.
     #[must_use]
     pub const fn references(&self) -> &References {
         &self.references
     }
 
-    /// The target, at most [`MAX_AGE`] old. An error means that some of it is gone, or of no use any more.
+    /// The target, at most [`MAX_AGE`] old. An error means that a reference is missing or invalid.
     pub async fn current(&self) -> Result<Arc<Target>, ReferenceError> {
         if let Some(target) = self.fresh() {
             return Ok(target);
         }
-        let _one_reader = self.reading.lock().await;
+        let _guard = self.reading.lock().await;
         if let Some(target) = self.fresh() {
             return Ok(target);
         }
-        let before = self.copy_at_hand();
+        let before = self.cached();
         let result = self.references.read(&self.reader, Some(&before)).await;
         let mut copy = self.copy();
         let now = Instant::now();
-        copy.serves_until = now + GRACE;
+        copy.earliest_read = now + GRACE;
         match result {
             Ok(target) => {
                 copy.target = Arc::new(target);
-                copy.read_again = Some(now + MAX_AGE);
+                copy.expires_at = Some(now + MAX_AGE);
             }
             Err(error) if matches!(error.problem, Problem::Unavailable(_)) => {
-                warn!(namespace = error.object.namespace, %error, "going on with the copy at hand");
-                copy.read_again = Some(copy.serves_until);
+                warn!(namespace = error.object.namespace, %error, "a reference cannot be read; using the cached copy");
+                copy.expires_at = Some(copy.earliest_read);
             }
             Err(error) => return Err(error),
         }
         Ok(Arc::clone(&copy.target))
     }
 
-    /// Has it read again soon, as a rule before its next use: the endpoint refused it.
+    /// Marks the copy for a read, usually before its next use, because the endpoint rejected it.
     pub fn expire(&self) {
         let mut copy = self.copy();
-        let soonest = Instant::now().max(copy.serves_until);
-        copy.read_again = copy.read_again.map(|read_again| read_again.min(soonest));
+        let soonest = Instant::now().max(copy.earliest_read);
+        copy.expires_at = copy.expires_at.map(|expires_at| expires_at.min(soonest));
     }
 
     /// The newest copy, whatever its age.
     #[must_use]
-    pub fn copy_at_hand(&self) -> Arc<Target> {
+    pub fn cached(&self) -> Arc<Target> {
         Arc::clone(&self.copy().target)
     }
 
     fn fresh(&self) -> Option<Arc<Target>> {
         let copy = self.copy();
-        let fresh = copy.read_again.is_none_or(|read_again| Instant::now() < read_again);
+        let fresh = copy.expires_at.is_none_or(|expires_at| Instant::now() < expires_at);
         fresh.then(|| Arc::clone(&copy.target))
     }
 
@@ -121,7 +122,7 @@ impl CachedTarget {
 
 impl fmt::Debug for CachedTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kept").field("references", &self.references).finish_non_exhaustive()
+        f.debug_struct("CachedTarget").field("references", &self.references).finish_non_exhaustive()
     }
 }
 
@@ -154,28 +155,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn which_key_the_endpoint_has_is_known_until_the_keys_change() {
+    async fn preferred_key_is_remembered_until_the_keys_change() {
         let data = Arc::new(Mutex::new(json!({"secret": "bmV3", "previous": "b2xk"})));
         let answered = Arc::clone(&data);
         let client =
             apiserver(move |_| Answer::Object(json!({"metadata": {"name": "ci"}, "data": *answered.lock().unwrap()})));
-        let kept = CachedTarget::read(Arc::new(Reader::new(client)), references()).await.unwrap();
+        let target = CachedTarget::read(Arc::new(Reader::new(client)), references()).await.unwrap();
         let first = async || {
             sleep(MAX_AGE).await;
-            kept.current().await.unwrap().keys.as_ref().unwrap().first()
+            target.current().await.unwrap().keys.as_ref().unwrap().first()
         };
         assert_eq!(first().await, KeySlot::Previous);
-        kept.copy_at_hand().keys.as_ref().unwrap().prefer(KeySlot::Current);
-        assert_eq!(first().await, KeySlot::Current, "read again, and the same");
+        target.cached().keys.as_ref().unwrap().prefer(KeySlot::Current);
+        assert_eq!(first().await, KeySlot::Current, "the keys were read again and are the same");
         *data.lock().unwrap() = json!({"secret": "bmV3", "previous": ""});
         assert_eq!(first().await, KeySlot::Current);
-        assert!(kept.copy_at_hand().keys.as_ref().unwrap().previous().is_none(), "an empty key is none");
+        assert!(target.cached().keys.as_ref().unwrap().previous().is_none(), "an empty key does not count");
         *data.lock().unwrap() = json!({"secret": "bmV3ZXN0", "previous": "bmV3"});
         assert_eq!(first().await, KeySlot::Previous, "a rotation begins");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_endpoint_that_refuses_everything_has_the_key_read_once_in_five_seconds() {
+    async fn rejections_cause_one_read_in_five_seconds() {
         let reads = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&reads);
         let client = apiserver(move |_| {
@@ -186,7 +187,7 @@ mod tests {
         let key = CachedTarget::read(Arc::new(Reader::new(client)), references()).await.unwrap();
         key.expire();
         key.current().await.unwrap();
-        assert_eq!(reads(), 2, "the first refusal has it read at once");
+        assert_eq!(reads(), 2, "the first rejection causes a read immediately");
         for _ in 0..600 {
             key.current().await.unwrap();
             key.expire();
@@ -200,6 +201,6 @@ mod tests {
             key.current().await.unwrap();
             sleep(Duration::from_millis(100)).await;
         }
-        assert_eq!(reads(), before + 1, "one that is not refused serves for thirty seconds");
+        assert_eq!(reads(), before + 1, "a copy that is not rejected is used for thirty seconds");
     }
 }

@@ -1,4 +1,5 @@
-//! Headers that queries to a Prometheus bear because a `UsageThreshold` says so: given, from Secrets, or of basic authentication (RFC 7617).
+//! The headers that a `UsageThreshold` adds to its queries to Prometheus: with values in the spec, with values from
+//! Secrets, and for basic authentication (RFC 7617).
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
@@ -16,7 +17,7 @@ use llmtune_api::header::Header;
 const USERNAME: &str = "username";
 const PASSWORD: &str = "password";
 
-/// What a query bears beside what HTTP needs.
+/// The additional headers of a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {
     headers: Vec<HeaderReference>,
@@ -24,7 +25,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Reads what a spec gives, whose references are to Secrets of this namespace.
+    /// Reads the headers of a spec. References are to Secrets in this namespace.
     pub fn read(headers: &[Header], basic: Option<&str>, namespace: &str) -> Result<Self, SpecError> {
         let headers = headers.iter().map(|header| {
             let name = header.name.clone();
@@ -35,7 +36,7 @@ impl Credentials {
         Ok(Self { headers: headers.collect::<Result<_, _>>()?, basic: basic.map(secret) })
     }
 
-    /// The headers as they are now. What comes from Secrets is marked as sensitive.
+    /// The headers with their current values. Values from Secrets are marked as sensitive.
     pub async fn find(&self, reader: &Reader) -> Result<HeaderMap, ReferenceError> {
         let places = self.headers.iter().filter_map(HeaderReference::place).map(|(_, place)| &place.object);
         let named: Vec<&Named> = places.chain(&self.basic).collect();
@@ -50,7 +51,7 @@ impl Credentials {
         Ok(headers)
     }
 
-    /// Whether anything of it lies in a Secret, which may change.
+    /// Whether a header depends on a Secret, which may change.
     #[must_use]
     pub fn may_change(&self) -> bool {
         self.basic.is_some() || self.headers.iter().any(|header| header.place().is_some())
@@ -63,21 +64,20 @@ fn basic(secret: &Named, objects: &Objects) -> Result<HeaderValue, ReferenceErro
         let bytes = objects.bytes(&Role::BasicAuth, &place)?.trim_ascii_end();
         let text = std::str::from_utf8(bytes).ok().filter(|text| !text.chars().any(char::is_control));
         text.map(|text| SecretString::from(text.to_owned())).ok_or_else(|| {
-            let say = format!("key {key:?} is not one line of text: write the {key} there");
-            ReferenceError::new(Role::BasicAuth, secret, Problem::Invalid(say))
+            let message = format!("key {key:?} is not one line of text: write the {key} there");
+            ReferenceError::new(Role::BasicAuth, secret, Problem::Invalid(message))
         })
     };
     let (username, password) = (text(USERNAME)?, text(PASSWORD)?);
     if username.expose_secret().contains(':') {
-        let say =
-            format!("key {USERNAME:?} has a colon, which a user name of basic authentication cannot have: correct it");
-        return Err(ReferenceError::new(Role::BasicAuth, secret, Problem::Invalid(say)));
+        let message = format!("key {USERNAME:?} has a colon, which basic authentication does not allow: remove it");
+        return Err(ReferenceError::new(Role::BasicAuth, secret, Problem::Invalid(message)));
     }
     let pair = SecretString::from(format!("{}:{}", username.expose_secret(), password.expose_secret()));
     let value = HeaderValue::try_from(format!("Basic {}", STANDARD.encode(pair.expose_secret())));
     let mut value = value.map_err(|_| {
-        let say = "user name and password are too long for a header: shorten them".to_owned();
-        ReferenceError::new(Role::BasicAuth, secret, Problem::Invalid(say))
+        let message = "user name and password are too long for a header: shorten them".to_owned();
+        ReferenceError::new(Role::BasicAuth, secret, Problem::Invalid(message))
     })?;
     value.set_sensitive(true);
     Ok(value)

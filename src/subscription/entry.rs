@@ -1,4 +1,4 @@
-//! One Webhook that is looked after: what is known of it, and how it therefore stands.
+//! The state of one Webhook in the controller, and the readiness that results from it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use super::{
     resolve::{Dispatch, Plan, Resolved},
     target::References,
     tls::BUNDLE_INVALID,
-    watch::{Fault, Readiness, Standing, Update},
+    watch::{Fault, Readiness, SubscriptionState, Update},
 };
 use crate::panics::caught;
 use llmtune_api::secret::Encoding;
@@ -27,55 +27,57 @@ use llmtune_core::subscription::{
 
 /// A missing reference makes a Webhook `Stalled` after this long.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
-/// How often a missing Secret is looked for: at first, and once it has been missing for [`LONG_MISSING`].
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
-const LOOK_AGAIN_LATER: Duration = Duration::from_secs(10);
+/// The interval between reads of a missing object, at first and after it has been missing for [`LONG_MISSING`].
+const RETRY: Duration = Duration::from_secs(2);
+const RETRY_LONG_MISSING: Duration = Duration::from_secs(10);
 const LONG_MISSING: Duration = Duration::from_secs(600);
 
-/// A Webhook or `ClusterWebhook` that is looked after.
+/// A Webhook or `ClusterWebhook` in the controller.
 pub(super) struct SubscriptionEntry {
     pub(super) webhook: WebhookRef,
     pub(super) scope: Scope,
     pub(super) generation: i64,
     pub(super) plan: Plan,
-    /// The filter that events are judged by; `None` where none was ever valid.
+    /// The filter in force. `None` if no filter of this Webhook was ever valid.
     pub(super) in_force: Option<FilterInForce>,
-    /// Its target; `None` while it is not at hand.
-    pub(super) kept: Option<Arc<CachedTarget>>,
+    /// The target, or `None` while it has not been read.
+    pub(super) target: Option<Arc<CachedTarget>>,
     pub(super) found: Option<Box<WebhookStatus>>,
     pub(super) missing: Option<Missing>,
     pub(super) reading: bool,
-    /// What was handed on of a bundle that is used but for a part of it.
-    warned_of_bundle: Option<String>,
+    /// The last published warning about the CA bundle.
+    published_bundle_warning: Option<String>,
 }
 
-/// A target as it was found.
+/// The result of reading a target.
 pub(super) struct Reading {
     references: References,
     result: Result<CachedTarget, ReferenceError>,
 }
 
-/// What a Webhook lacks, and since when.
+/// A reference that is missing, and since when.
 pub(super) struct Missing {
     pub(super) error: ReferenceError,
     since: Instant,
-    look_again: Instant,
+    retry_at: Instant,
     stalled: bool,
 }
 
 impl SubscriptionEntry {
-    /// What its spec says now. A copy of the same target is kept. `before`: the filter in force until now.
+    /// Creates the entry for a spec. If the target has not changed, the copy in `target` stays in use. `before` is the
+    /// filter that has been in force.
     pub(super) fn new(
         webhook: WebhookRef,
         scope: Scope,
         generation: i64,
         plan: Plan,
-        kept: Option<Arc<CachedTarget>>,
+        target: Option<Arc<CachedTarget>>,
         before: Option<FilterInForce>,
         reader: &Arc<Reader>,
     ) -> Self {
-        let kept = plan.dispatch.as_ref().ok().and_then(|Dispatch { references, .. }| {
-            kept.filter(|kept| kept.references() == references)
+        let target = plan.dispatch.as_ref().ok().and_then(|Dispatch { references, .. }| {
+            target
+                .filter(|target| target.references() == references)
                 .or_else(|| CachedTarget::given(reader, references).map(Arc::new))
         });
         let in_force = match &plan.filter {
@@ -88,31 +90,32 @@ impl SubscriptionEntry {
             generation,
             plan,
             in_force,
-            kept,
+            target,
             found: None,
             missing: None,
             reading: false,
-            warned_of_bundle: None,
+            published_bundle_warning: None,
         }
     }
 
-    /// What to hand on; what was found in the cluster goes with the first. `shared` tells who else signs with the same key.
+    /// The update to publish. The first one includes the status from the cluster. `shared` is the warning about other
+    /// Webhooks that sign with the same key.
     pub(super) fn update(&mut self, shared: Option<String>) -> Update {
-        self.warned_of_bundle = self.bundle_warning();
-        let standing = self.readiness().map(|readiness| {
+        self.published_bundle_warning = self.bundle_warning();
+        let state = self.readiness().map(|readiness| {
             let warnings = self.references().map(|references| self.warnings(references, shared)).unwrap_or_default();
-            self.standing(readiness, warnings)
+            self.state(readiness, warnings)
         });
-        let resolved = self.kept.clone().zip(self.plan.dispatch.as_ref().ok()).map(|(target, dispatch)| {
+        let resolved = self.target.clone().zip(self.plan.dispatch.as_ref().ok()).map(|(target, dispatch)| {
             Arc::new(Resolved { target, timeout: dispatch.timeout, format: dispatch.format })
         });
         let owner = self.references().map(|references| owner(&self.webhook, &references.url));
         let found = self.found.take();
-        Update { webhook: self.webhook.clone(), subscription: self.subscription(), resolved, standing, found, owner }
+        Update { webhook: self.webhook.clone(), subscription: self.subscription(), resolved, state, found, owner }
     }
 
-    fn standing(&self, readiness: Readiness, warnings: Vec<(&'static str, String)>) -> Standing {
-        Standing {
+    fn state(&self, readiness: Readiness, warnings: Vec<(&'static str, String)>) -> SubscriptionState {
+        SubscriptionState {
             generation: self.generation,
             endpoint: self.references().map(|references| references.url.endpoint()).unwrap_or_default(),
             readiness,
@@ -122,22 +125,23 @@ impl SubscriptionEntry {
         }
     }
 
-    /// For the engine: to nothing while there is no filter to judge events by.
+    /// The subscription for the engine. It matches nothing if no filter was ever valid.
     pub(super) fn subscription(&self) -> Subscription {
         let Some(FilterInForce { filter, .. }) = &self.in_force else {
             return Subscription::inert(&self.webhook, self.generation);
         };
-        self.plan.subscription(&self.webhook, &self.scope, self.generation, filter.as_ref(), self.kept.is_none())
+        self.plan.subscription(&self.webhook, &self.scope, self.generation, filter.as_ref(), self.target.is_none())
     }
 
-    /// `None` while it is not known yet.
+    /// The readiness, or `None` while it is unknown.
     fn readiness(&self) -> Option<Readiness> {
         let idle = match (&self.in_force, &self.plan.filter, &self.plan.unknown_event) {
             (None, Err(error), _) => {
-                let say = "this Webhook never had a valid filter, so it gets no events until this one is corrected";
-                Some((error, say))
+                let consequence =
+                    "this Webhook never had a valid filter, so it gets no events until this one is corrected";
+                Some((error, consequence))
             }
-            (_, _, Some(error)) if self.knows_no_event() => Some((error, "it gets no events until then")),
+            (_, _, Some(error)) if self.knows_no_event() => Some((error, "until then the Webhook gets no events")),
             _ => None,
         };
         if let Some((error, consequence)) = idle {
@@ -150,7 +154,7 @@ impl SubscriptionEntry {
                 return Some(Readiness::Broken { reason: error.reason(), message });
             }
         };
-        match (&self.missing, &self.kept) {
+        match (&self.missing, &self.target) {
             (Some(missing), _) => Some(Readiness::Waiting {
                 reason: missing.error.reason(),
                 message: missing.error.to_string(),
@@ -162,7 +166,7 @@ impl SubscriptionEntry {
         }
     }
 
-    /// What is wrong with the spec although events are taken, and what is in force instead.
+    /// An error in the spec that does not stop events, and what is in force instead.
     fn fault(&self) -> Option<Fault> {
         let in_force = self.in_force.as_ref()?;
         let (error, instead) = match (&self.plan.filter, &self.plan.unknown_event) {
@@ -186,7 +190,7 @@ impl SubscriptionEntry {
         self.plan.events == EventSet::default()
     }
 
-    /// What it names, if its spec can be read.
+    /// Its references, if its spec is valid.
     pub(super) fn references(&self) -> Option<&References> {
         self.plan.dispatch.as_ref().ok().map(|dispatch| &dispatch.references)
     }
@@ -196,55 +200,56 @@ impl SubscriptionEntry {
         self.in_force.is_some() && matches!(&self.scope, Scope::Cluster(selector) if !selector.selects_all())
     }
 
-    /// What to hand on while Namespaces may not be listed, where nothing has been handed on yet.
+    /// The update to publish if the operator may not list Namespaces and no update has been published yet.
     pub(super) fn without_namespaces(&mut self) -> Option<Update> {
         if !self.selects_namespaces() || self.found.is_none() {
             return None;
         }
-        let message = "the operator may not list Namespaces, by whose labels spec.namespaceSelector selects: grant its service account list and watch on namespaces, as charts/kustomize/rbac.yaml does";
+        let message = "the operator may not list Namespaces, but spec.namespaceSelector needs their labels: grant its service account list and watch on namespaces, as charts/kustomize/rbac.yaml does";
         let readiness = Readiness::Waiting { reason: "NamespacesForbidden", message: message.into(), stalled: false };
-        let standing = Some(self.standing(readiness, Vec::new()));
+        let state = Some(self.state(readiness, Vec::new()));
         let subscription = Subscription::inert(&self.webhook, self.generation);
-        Some(Update { subscription, resolved: None, standing, ..self.update(None) })
+        Some(Update { subscription, resolved: None, state, ..self.update(None) })
     }
 
-    /// What is to be read.
-    pub(super) fn lacks(&self) -> Option<&References> {
-        self.references().filter(|_| self.kept.is_none())
+    /// The references to read. `None` if the target has been read.
+    pub(super) fn references_to_read(&self) -> Option<&References> {
+        self.references().filter(|_| self.target.is_none())
     }
 
-    /// Takes what was found, unless the spec has come to name something else; an error where it was found missing.
+    /// Stores the target that was read, unless the references have changed since. Returns the error of the read.
     pub(super) fn take(&mut self, reading: Reading) -> Result<(), ReferenceError> {
-        if self.lacks() == Some(&reading.references) {
-            self.kept = Some(Arc::new(reading.result?));
+        if self.references_to_read() == Some(&reading.references) {
+            self.target = Some(Arc::new(reading.result?));
         }
         Ok(())
     }
 
-    /// Something of it was found missing when it was needed. What the spec no longer names is not missed.
+    /// Records that an attempt found a reference missing. Ignored if the references have changed since.
     pub(super) fn lose(&mut self, lost: &Arc<CachedTarget>, error: ReferenceError) {
-        if self.kept.take_if(|kept| Arc::ptr_eq(kept, lost)).is_some() {
+        if self.target.take_if(|target| Arc::ptr_eq(target, lost)).is_some() {
             self.missing.get_or_insert_with(|| Missing::new(error));
         }
     }
 
-    /// Whether its bundle has changed so that the user is to be told.
-    pub(super) fn has_another_bundle_warning(&self) -> bool {
-        self.warned_of_bundle != self.bundle_warning()
+    /// Whether the warning about the CA bundle has changed since the last update.
+    pub(super) fn bundle_warning_changed(&self) -> bool {
+        self.published_bundle_warning != self.bundle_warning()
     }
 
     fn bundle_warning(&self) -> Option<String> {
         let tls = self.references()?.tls.as_ref()?;
-        let target = self.kept.as_ref()?.copy_at_hand();
+        let target = self.target.as_ref()?.cached();
         target.tls.as_ref()?.warning().map(|problem| tls.warn_of(problem))
     }
 
     fn warnings(&self, references: &References, shared: Option<String>) -> Vec<(&'static str, String)> {
-        let target = self.kept.as_ref().map(|kept| kept.copy_at_hand());
+        let target = self.target.as_ref().map(|target| target.cached());
         let bundle = self.bundle_warning();
         let mut warnings: Vec<_> = bundle.map(|note| (BUNDLE_INVALID, note)).into_iter().collect();
         let Some(reference) = &references.key else {
-            let note = "deliveries are not signed, so that the receiver cannot tell who sent them: name a Secret in spec.secretRef";
+            let note =
+                "deliveries are not signed, so the receiver cannot verify the sender: name a Secret in spec.secretRef";
             warnings.push(("Unsigned", note.into()));
             return warnings;
         };
@@ -253,7 +258,7 @@ impl SubscriptionEntry {
         if reference.encoding == Encoding::Raw && key.is_some_and(|key| key.expose_secret().ends_with(b"\n")) {
             let (name, key) = (&reference.place.object.name, &reference.place.key);
             let note = format!(
-                "key {key:?} of Secret {name:?} ends in a newline, which is part of the key: receivers that trim it will refuse every signature"
+                "key {key:?} of Secret {name:?} ends in a newline, which is part of the key: a receiver that trims its copy rejects every signature; write the key without the newline"
             );
             warnings.push(("SecretEndsInNewline", note));
         }
@@ -262,7 +267,7 @@ impl SubscriptionEntry {
 }
 
 impl Reading {
-    /// Reads a target. A reading that panics counts as a failed one, so that it is made again.
+    /// Reads a target. A panic counts as a failed read, so the read is retried.
     pub(super) async fn make(reader: &Arc<Reader>, references: References) -> Self {
         let reading = caught(CachedTarget::read(Arc::clone(reader), references.clone())).await;
         let result = reading.unwrap_or_else(|| Err(references.broken()));
@@ -271,24 +276,24 @@ impl Reading {
 }
 
 impl Missing {
-    /// What was just found missing.
+    /// A reference that has just been found missing.
     pub(super) fn new(error: ReferenceError) -> Self {
         let now = Instant::now();
-        Self { error, since: now, look_again: now + LOOK_AGAIN, stalled: false }
+        Self { error, since: now, retry_at: now + RETRY, stalled: false }
     }
 
-    /// Whether it is time to look again.
+    /// Whether it is time for another read.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        now >= self.look_again
+        now >= self.retry_at
     }
 
-    /// Whether it has been missing for so long that the Webhook counts as stalled; tells so once.
+    /// Returns true once, when the reference has been missing for so long that the Webhook counts as stalled.
     pub(super) fn stalls(&mut self, now: Instant) -> bool {
         now >= self.since + STALLED_AFTER && !std::mem::replace(&mut self.stalled, true)
     }
 
-    /// It was looked for at `now`, and is still missing.
-    pub(super) fn look_again_after(&mut self, now: Instant) {
-        self.look_again = now + if now < self.since + LONG_MISSING { LOOK_AGAIN } else { LOOK_AGAIN_LATER };
+    /// Schedules another read after a read at `now` failed.
+    pub(super) fn retry_after(&mut self, now: Instant) {
+        self.retry_at = now + if now < self.since + LONG_MISSING { RETRY } else { RETRY_LONG_MISSING };
     }
 }

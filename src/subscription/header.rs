@@ -11,11 +11,11 @@ use super::{
 };
 use llmtune_api::header::{Header, MAX_VALUE, is_reserved};
 
-/// A header as a spec gives it.
+/// A header of a spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderReference {
     name: HeaderName,
-    /// What its Secret is named for.
+    /// The purpose of its Secret, for error messages.
     role: Role,
     value: ValueReference,
 }
@@ -27,12 +27,12 @@ enum ValueReference {
 }
 
 impl HeaderReference {
-    /// Reads a header of a spec whose references are to objects of this namespace.
+    /// Reads a header of a spec. References are to objects in this namespace.
     pub(super) fn read(header: &Header, namespace: &str) -> Result<Self, SpecError> {
         Self::read_as(header, namespace, Role::Header(header.name.clone()))
     }
 
-    /// Reads a header that is named for something else than deliveries.
+    /// Reads a header for another purpose than deliveries.
     pub(super) fn read_as(header: &Header, namespace: &str, role: Role) -> Result<Self, SpecError> {
         let spelled = header.name.clone();
         let refuse = || SpecError::Header(spelled.clone());
@@ -45,7 +45,7 @@ impl HeaderReference {
         Ok(Self { name, role, value })
     }
 
-    /// The Secret's key that its value lies in, and what that is named for.
+    /// The Secret key that contains the value, and its purpose. `None` if the value is in the spec.
     pub(super) fn place(&self) -> Option<(Role, &Place)> {
         match &self.value {
             ValueReference::Given(_) => None,
@@ -53,20 +53,20 @@ impl HeaderReference {
         }
     }
 
-    /// Adds it to those that deliveries bear.
+    /// Adds the header to those of the request.
     pub(super) fn find(&self, objects: &Objects, headers: &mut HeaderMap) -> Result<(), ReferenceError> {
         let value = match &self.value {
             ValueReference::Given(value) => value.clone(),
             ValueReference::Secret(place) => {
                 let role = self.role.clone();
                 let Some(mut value) = value(objects.bytes(&role, place)?.trim_ascii_end()) else {
-                    let say = format!(
-                        "key {:?} cannot be a header's value: write one line of at most {MAX_VALUE} printable ASCII characters there",
+                    let message = format!(
+                        "key {:?} is not a valid header value: write one line of at most {MAX_VALUE} printable ASCII characters",
                         place.key
                     );
-                    return Err(ReferenceError::new(role, &place.object, Problem::Invalid(say)));
+                    return Err(ReferenceError::new(role, &place.object, Problem::Invalid(message)));
                 };
-                // HTTP/2 then keeps it out of its tables, and nothing prints it.
+                // HTTP/2 then does not index it for header compression, and debug output hides it.
                 value.set_sensitive(true);
                 value
             }
@@ -76,7 +76,7 @@ impl HeaderReference {
     }
 }
 
-/// What the apiserver takes for a header's value.
+/// Parses a header value by the apiserver's validation rules.
 fn value(bytes: &[u8]) -> Option<HeaderValue> {
     let is_visible = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_graphic);
     let is_printable = bytes.iter().all(|byte| byte.is_ascii_graphic() || matches!(byte, b' ' | b'\t'));
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_says_printable_ascii_within_bounds_and_nothing_else() {
+    fn header_values_are_printable_ascii_within_bounds() {
         for text in ["x", "Bearer a.b-c_d", "a\tb", "{\"a\": 1}", &"a".repeat(MAX_VALUE)] {
             assert!(value(text.as_bytes()).is_some(), "{text}");
         }
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_operator_or_http_decides_on_cannot_be_given_however_it_is_spelled() {
+    fn reserved_header_names_are_rejected_in_any_case() {
         let read = |name: &str| {
             let header = Header { name: name.into(), value: Some("x".into()), value_from: None };
             HeaderReference::read(&header, "ns")

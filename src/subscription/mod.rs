@@ -1,4 +1,5 @@
-//! Webhooks and `ClusterWebhooks` in, [`index::Subscription`]s for the engine and [`resolve::Resolved`] ones for their attempts out.
+//! Follows Webhooks and `ClusterWebhooks` and reads the objects that they reference. Produces an
+//! [`index::Subscription`] for the engine and a [`resolve::Resolved`] Webhook for attempts.
 
 pub mod cached_target;
 pub mod credentials;

@@ -1,5 +1,6 @@
-//! Who a pending delivery belongs to: a kind, a name, and a hash of the namespace and the URL with them. A Webhook that is deleted and
-//! created again has another uid and the same owner, and takes over what was pending. Pure.
+//! The owner of a pending delivery: the kind and the name of a Webhook, and a hash of these, its namespace and its URL.
+//! A Webhook that is deleted and created again has another uid but the same owner, so it takes over the pending
+//! deliveries. Pure.
 
 use std::{fmt, sync::Arc};
 
@@ -9,7 +10,7 @@ use super::{reference::Place, url::UrlReference};
 use llmtune_api::webhook_delivery::WebhookKind;
 use llmtune_core::subscription::WebhookRef;
 
-/// The owner that a Webhook with this URL is, such as `Webhook/ci/0f3a…`: the hash has 16 hexadecimal digits.
+/// The owner for a Webhook with this URL, such as `Webhook/ci/0f3a…`. The hash has 16 hexadecimal digits.
 #[must_use]
 pub fn owner(webhook: &WebhookRef, url: &UrlReference) -> Arc<str> {
     let WebhookRef { kind, home, name, .. } = webhook;
@@ -35,7 +36,7 @@ pub fn owner(webhook: &WebhookRef, url: &UrlReference) -> Arc<str> {
     format!("{kind}/{name}/{head:016x}").into()
 }
 
-/// The kind and the name of an owner; `None` if a later release writes owners in another way.
+/// The kind and the name of an owner, or `None` if a later release wrote it in another format.
 #[must_use]
 pub fn named(owner: &str) -> Option<(WebhookKind, &str)> {
     let mut parts = owner.split('/');

@@ -1,4 +1,4 @@
-//! Reads what Webhooks name: objects by name, never listed or watched.
+//! Reads Secrets and `ConfigMaps` by name. The operator never lists or watches them.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{calls::within, transport::tls::Materials};
 use llmtune_api::reference::SEND_IN_CLEAR;
 use llmtune_client::error_chain::ErrorChain;
 
-/// The limit on one reading; an attempt waits for it, and as a rule has a copy to go on with.
+/// The time limit of one read. An attempt waits for the read, and usually has a cached copy if the read fails.
 const REQUEST: Duration = Duration::from_secs(5);
 
 /// Reads objects by name.
@@ -21,14 +21,14 @@ pub struct Reader {
     pub(super) materials: Materials,
 }
 
-/// Objects that were read, or why they were not.
+/// The read objects, or the errors.
 #[derive(Default)]
 pub(super) struct Objects(BTreeMap<Named, Result<Data, Problem>>);
 
-/// What one object holds.
+/// The content of an object.
 struct Data {
     values: BTreeMap<String, SecretSlice<u8>>,
-    /// Its owner allows that endpoints are sent it as it is.
+    /// Whether the object's label allows sending its content to endpoints unchanged.
     may_be_sent: bool,
 }
 
@@ -38,7 +38,7 @@ impl Reader {
         Self { client, materials: Materials::default() }
     }
 
-    /// Reads these objects, all at once and each once.
+    /// Reads these objects concurrently, each once.
     pub(super) async fn read(&self, mut objects: Vec<&Named>) -> Objects {
         objects.sort_unstable();
         objects.dedup();
@@ -62,8 +62,10 @@ impl Reader {
             Ok(Some(data)) => Ok(data),
             Ok(None) => Err(Problem::NotFound),
             Err(kube::Error::Api(status)) if status.code == 403 => Err(Problem::Forbidden),
-            // Its text quotes what it read.
-            Err(kube::Error::SerdeError(_)) => Err(Problem::Unavailable("the apiserver's answer is none".into())),
+            // The text of this error quotes the response.
+            Err(kube::Error::SerdeError(_)) => {
+                Err(Problem::Unavailable("the response of the apiserver is not a valid object".into()))
+            }
             Err(error) => Err(Problem::Unavailable(ErrorChain(&error).to_string())),
         }
     }
@@ -86,7 +88,7 @@ impl From<ConfigMap> for Data {
 }
 
 impl Objects {
-    /// A key's bytes as stored, at least one.
+    /// The bytes of a key. An empty value is an error.
     pub(super) fn bytes(&self, role: &Role, place: &Place) -> Result<&[u8], ReferenceError> {
         let refuse = |problem| Err(ReferenceError::new(role.clone(), &place.object, problem));
         match self.value(role, place)? {
@@ -96,7 +98,7 @@ impl Objects {
         }
     }
 
-    /// The same, where there may be none.
+    /// The bytes of a key, or `None` if the object does not have it.
     pub(super) fn value(&self, role: &Role, Place { object, key }: &Place) -> Result<Option<&[u8]>, ReferenceError> {
         let refuse = |problem| Err(ReferenceError::new(role.clone(), object, problem));
         match self.0.get(object) {

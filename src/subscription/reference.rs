@@ -1,18 +1,19 @@
-//! What a Webhook names, and what may be wrong with it. Nothing of what lies there is told.
+//! References of a Webhook to keys of Secrets and `ConfigMaps`, and their errors. Errors never contain the content of an
+//! object.
 
 use std::fmt;
 
 use super::url::UrlError;
 use llmtune_api::reference::{SEND_IN_CLEAR, ValueSource};
 
-/// The kinds of object that hold what is named.
+/// The kind of a referenced object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ReferenceKind {
     Secret,
     ConfigMap,
 }
 
-/// An object that is named.
+/// A referenced object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Named {
     pub kind: ReferenceKind,
@@ -28,50 +29,50 @@ pub struct Place {
 }
 
 impl Place {
-    /// The key that this names in a namespace.
+    /// The key that a spec references in this namespace.
     pub(super) fn of(ValueSource { secret_key_ref: of }: &ValueSource, namespace: &str) -> Self {
         let object = Named { kind: ReferenceKind::Secret, namespace: namespace.to_owned(), name: of.name.clone() };
         Self { object, key: of.key.clone() }
     }
 }
 
-/// What something is named for.
+/// The purpose of a reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
     Url,
-    /// The header of this name.
+    /// The header with this name.
     Header(String),
     SigningKey,
     CaBundle,
     ClientCertificate,
-    /// The header of this name of a query to a Prometheus.
+    /// The header with this name of a query to Prometheus.
     QueryHeader(String),
-    /// User name and password of such a query.
+    /// The user name and the password of a query to Prometheus.
     BasicAuth,
 }
 
-/// Why what is named cannot be had.
+/// Why a reference cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// There is no such object.
+    /// The object does not exist.
     NotFound,
-    /// It has no such key.
+    /// The object does not have the key.
     KeyNotFound(String),
-    /// The key holds nothing.
+    /// The key is empty.
     Empty(String),
-    /// What it holds is not what it should be.
+    /// The content is invalid.
     Invalid(String),
-    /// The key holds no URL to send to.
+    /// The key does not contain a valid URL.
     Url(String, UrlError),
-    /// It would be sent in clear, and does not bear the label that allows that.
+    /// The content would be sent in clear, and the object does not have the label that allows it.
     NotForSending,
     /// The operator may not read it.
     Forbidden,
-    /// The apiserver could not be asked.
+    /// The read failed for another reason and is retried.
     Unavailable(String),
 }
 
-/// Something that a Webhook names cannot be had.
+/// A reference that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ReferenceError {
     pub(super) role: Role,
@@ -95,7 +96,7 @@ impl ReferenceKind {
     }
 }
 
-/// The field that names it.
+/// Formats the field of the reference.
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -123,15 +124,18 @@ impl fmt::Display for ReferenceError {
             }
             Problem::KeyNotFound(key) => match role {
                 Role::ClientCertificate => {
-                    write!(f, "{kind} {name:?} has no key {key:?}: name one of type kubernetes.io/tls in {role}")
+                    write!(f, "{kind} {name:?} has no key {key:?}: name a Secret of type kubernetes.io/tls in {role}")
                 }
                 Role::BasicAuth => {
-                    write!(f, "{kind} {name:?} has no key {key:?}: name one of type kubernetes.io/basic-auth in {role}")
+                    write!(
+                        f,
+                        "{kind} {name:?} has no key {key:?}: name a Secret of type kubernetes.io/basic-auth in {role}"
+                    )
                 }
                 _ => write!(f, "{kind} {name:?} has no key {key:?}: add the key, or name another in {role}.key"),
             },
             Problem::Empty(key) => {
-                let what = match role {
+                let content = match role {
                     Role::Url => "the URL",
                     Role::Header(_) | Role::QueryHeader(_) => "the header's value",
                     Role::BasicAuth => "the user name or the password",
@@ -139,27 +143,27 @@ impl fmt::Display for ReferenceError {
                     Role::CaBundle => "PEM certificates",
                     Role::ClientCertificate => "PEM",
                 };
-                write!(f, "key {key:?} of {kind} {name:?} is empty: put {what} there")
+                write!(f, "key {key:?} of {kind} {name:?} is empty: put {content} there")
             }
-            Problem::Invalid(problem) => write!(f, "{kind} {name:?}, which {role} names, cannot be used: {problem}"),
+            Problem::Invalid(problem) => write!(f, "{kind} {name:?} in {role} cannot be used: {problem}"),
             Problem::Url(key, error) => {
-                write!(f, "key {key:?} of {kind} {name:?}, which {role} names, cannot be used: {error}")
+                write!(f, "key {key:?} of {kind} {name:?} in {role} cannot be used: {error}")
             }
             Problem::NotForSending => write!(
                 f,
-                "{kind} {name:?}, which {role} names, would be sent in clear, and does not bear the label that allows it; if that is meant: kubectl -n {namespace} label secret {name} {SEND_IN_CLEAR}=true --overwrite"
+                "{kind} {name:?} in {role} would be sent in clear, but does not have the label that allows it; to allow it, run: kubectl -n {namespace} label secret {name} {SEND_IN_CLEAR}=true --overwrite"
             ),
             Problem::Forbidden => write!(
                 f,
                 "the operator may not read {kind} {name:?}: grant its service account get on {resource} in namespace {namespace}, as charts/kustomize/rbac.yaml does"
             ),
-            Problem::Unavailable(error) => write!(f, "{kind} {name:?} cannot be read just now: {error}"),
+            Problem::Unavailable(error) => write!(f, "{kind} {name:?} cannot be read: {error}"),
         }
     }
 }
 
 impl Role {
-    /// Whether the endpoint is sent what lies there, as it is.
+    /// Whether the content is sent to the endpoint unchanged.
     pub(super) const fn is_sent_in_clear(&self) -> bool {
         matches!(self, Self::Url | Self::Header(_) | Self::QueryHeader(_) | Self::BasicAuth)
     }
@@ -170,7 +174,7 @@ impl ReferenceError {
         Self { role, object: object.clone(), problem }
     }
 
-    /// Whether waiting cannot help: somebody has to write the object anew.
+    /// Whether the object must be changed before the reference can work.
     #[must_use]
     pub const fn is_final(&self) -> bool {
         match self.problem {
@@ -182,7 +186,7 @@ impl ReferenceError {
         }
     }
 
-    /// The reason that conditions and Events give.
+    /// The reason in conditions and Events.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         let [not_found, key_not_found, empty, invalid, forbidden, unavailable] = match self.role {

@@ -1,5 +1,5 @@
-//! From a Webhook's spec to what the engine schedules by and what an attempt needs. Reading a spec asks nobody; a [`Resolved`]
-//! Webhook holds what it names, which keeps itself fresh.
+//! Converts a Webhook's spec to a subscription for the engine and to the settings of attempts. Reading a spec makes no
+//! calls. A [`Resolved`] Webhook holds the target, which refreshes itself.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,45 +33,43 @@ use llmtune_core::{
     schedule::Backoff,
 };
 
-/// A Webhook with all that an attempt needs; it cannot be had without what it names.
+/// The settings of a Webhook for attempts. It exists only if all referenced objects have been read.
 pub struct Resolved {
-    /// Where to send, and with what.
+    /// The endpoint and the credentials.
     pub target: Arc<CachedTarget>,
-    /// The limit on one attempt.
+    /// The time limit of one attempt.
     pub timeout: Duration,
-    /// How events are written.
+    /// The format of the body.
     pub format: Format,
 }
 
-/// A spec that passed admission and yet cannot work.
+/// Why a spec that passed admission cannot work.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SpecError {
-    /// Neither a url nor where it lies, or both.
-    #[error(
-        "exactly one of spec.url and spec.urlFrom must be there: write url, or urlFrom where the URL itself is a secret"
-    )]
+    /// Neither or both of `url` and `urlFrom` are set.
+    #[error("exactly one of spec.url and spec.urlFrom must be set: set url, or urlFrom if the URL itself is a secret")]
     NoUrl,
-    /// The url is none.
+    /// The URL is invalid.
     #[error("spec.url cannot be used: {0}")]
     Url(#[from] UrlError),
-    /// A header is none.
+    /// A header is invalid.
     #[error(
-        "spec.headers names {0:?}, which cannot be sent so: write a header's name that is not reserved, and printable ASCII characters"
+        "spec.headers: the header {0:?} is invalid: use a name that is not reserved, and a value of printable ASCII characters"
     )]
     Header(String),
-    /// A pattern selects no event.
+    /// A pattern matches no event of this release.
     #[error("spec.events names {0:?}, which this release does not know: upgrade the operator or remove it")]
     Event(String),
-    /// A duration is none.
-    #[error("spec.delivery.{0} is {1:?}, which is no duration: write one such as 30s")]
+    /// A duration is invalid.
+    #[error("spec.delivery.{0} is {1:?}, which is not a duration: write one such as 30s")]
     Duration(&'static str, String),
-    /// The filter is no expression.
+    /// The filter does not compile.
     #[error("spec.filter cannot be used: {0}")]
     Filter(#[from] CompileError),
 }
 
 impl SpecError {
-    /// The reason that conditions and Events give.
+    /// The reason in conditions and Events.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -85,15 +83,16 @@ impl SpecError {
     }
 }
 
-/// A spec, read part by part: one that cannot be used leaves the others as they are.
+/// A spec, read part by part. An invalid part does not affect the others.
 ///
-/// The parts that decide which events are taken fall back on what worked, since an event that is not taken is lost. The parts that decide
-/// where and how to send do not: deliveries wait, which loses nothing, while sending to an old URL or with an old key could undo a fix.
+/// The parts that decide which events match fall back to their last valid state, because an event that does not match
+/// is lost. The parts that decide where and how to send do not fall back: deliveries wait, so nothing is lost, whereas
+/// sending to an old URL or with an old key could undo a fix.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Where and how to send. Deliveries wait while it is an error.
+    /// Where and how to send. Deliveries wait while this is an error.
     pub dispatch: Result<Dispatch, SpecError>,
-    /// The events that this release knows.
+    /// The selected events that this release knows.
     pub events: EventSet,
     /// A name or pattern in `spec.events` that this release does not know.
     pub unknown_event: Option<SpecError>,
@@ -114,7 +113,7 @@ pub struct Dispatch {
 }
 
 impl Dispatch {
-    /// Reads where and how to send; `require_https` refuses every other scheme.
+    /// Reads where and how to send. With `require_https`, other schemes are errors.
     fn read(spec: &WebhookSpec, namespace: &str, require_https: bool) -> Result<Self, SpecError> {
         let url = match (&spec.url, &spec.url_from) {
             (Some(text), None) => UrlReference::Given(url::parse(text, require_https)?),
@@ -147,7 +146,7 @@ impl Dispatch {
 }
 
 impl Plan {
-    /// Reads a spec whose references are to objects of this namespace; `require_https` refuses every other scheme.
+    /// Reads a spec. References are to objects in this namespace. With `require_https`, other schemes are errors.
     #[must_use]
     pub fn read(spec: &WebhookSpec, namespace: &str, require_https: bool) -> Self {
         let is_known = |pattern: &&str| EventSet::parse(&[*pattern]).is_ok();
@@ -161,13 +160,13 @@ impl Plan {
         }
     }
 
-    /// What is wrong with the spec, if anything.
+    /// The first error in the spec, if there is one.
     #[must_use]
     pub fn error(&self) -> Option<&SpecError> {
         self.dispatch.as_ref().err().or(self.filter.as_ref().err()).or(self.unknown_event.as_ref())
     }
 
-    /// What the engine schedules by, with the filter in force.
+    /// The subscription for the engine, with the filter in force.
     #[must_use]
     pub fn subscription(
         &self,
@@ -220,7 +219,7 @@ fn format(spec: &WebhookSpec) -> Format {
     }
 }
 
-/// The duration in this field.
+/// Parses the duration in `spec.delivery.{field}`.
 pub fn duration(field: &'static str, text: &str) -> Result<Duration, SpecError> {
     llmtune_api::duration::read(text).ok_or_else(|| SpecError::Duration(field, text.to_owned()))
 }
@@ -232,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_selector_matches_as_kubernetes_label_selectors_do() {
+    fn selector_matches_like_kubernetes_label_selectors() {
         let selector = LabelSelector::selector(
             &serde_json::from_value(serde_json::json!({
                 "matchLabels": {"team": "research"},

@@ -1,4 +1,4 @@
-//! Signing keys: one key of one Secret, and while it is rotated another.
+//! Signing keys: a key of a Secret, and during a rotation the previous one.
 
 use std::sync::Arc;
 
@@ -11,24 +11,24 @@ use super::{
 };
 use crate::delivery::sign::Keys;
 
-/// Where a Webhook's keys lie, and how they are written there.
+/// The reference to a Webhook's signing keys, and their encoding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyReference {
     pub place: Place,
-    /// The key of the same Secret that holds the one before, while it is rotated.
+    /// The key of the same Secret that contains the previous signing key during a rotation.
     pub previous: String,
     pub encoding: Encoding,
 }
 
 impl KeyReference {
-    /// The keys: their bytes as stored, or as the encoding says. Where they are those of `before`, they are the same value, which knows which
-    /// of them the endpoint has.
+    /// The decoded keys. If they equal `before`, this returns `before`, which remembers the key that the endpoint
+    /// accepts.
     pub(super) fn find(&self, objects: &Objects, before: Option<&Arc<Keys>>) -> Result<Arc<Keys>, ReferenceError> {
         let Place { object, key } = &self.place;
         let current = self.decode(key, objects.bytes(&Role::SigningKey, &self.place)?)?;
         let previous = Place { object: object.clone(), key: self.previous.clone() };
         let previous = match objects.value(&Role::SigningKey, &previous)? {
-            // Templates leave it empty while nothing is rotated.
+            // Templates leave the previous key empty outside of a rotation.
             Some(bytes) if !bytes.is_empty() && previous != self.place => Some(self.decode(&self.previous, bytes)?),
             _ => None,
         };
@@ -39,10 +39,10 @@ impl KeyReference {
 
     fn decode(&self, key: &str, bytes: &[u8]) -> Result<SecretSlice<u8>, ReferenceError> {
         self.encoding.decode(bytes).map_err(|error| {
-            let say = format!(
-                "key {key:?} is not a secret of Standard Webhooks: {error}; write whsec_ and the base64 of 24 to 64 random bytes there, as echo whsec_$(head -c 32 /dev/urandom | base64) prints"
+            let message = format!(
+                "key {key:?} is not a Standard Webhooks secret: {error}; write whsec_ and the base64 of 24 to 64 random bytes, for example the output of: echo whsec_$(head -c 32 /dev/urandom | base64)"
             );
-            ReferenceError::new(Role::SigningKey, &self.place.object, Problem::Invalid(say))
+            ReferenceError::new(Role::SigningKey, &self.place.object, Problem::Invalid(message))
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Where the parts of a Webhook's [`Target`] lie, and the target itself, once they have been read.
+//! The references of a Webhook to the parts of its [`Target`], and how the target is built from them.
 
 use std::sync::Arc;
 
@@ -17,23 +17,23 @@ use crate::{
     transport::tls::Materials,
 };
 
-/// A target as a spec tells it: each part itself, or where it lies.
+/// The target in a spec. Each part is a value or a reference.
 #[derive(Clone, Debug, PartialEq)]
 pub struct References {
-    /// The namespace of all that it names.
+    /// The namespace of the referenced objects.
     pub namespace: Arc<str>,
     pub url: UrlReference,
-    /// A url that is a secret must be one of https.
+    /// Whether a URL in a Secret must be an `https://` URL.
     pub require_https: bool,
     pub headers: Vec<HeaderReference>,
-    /// `None` where the Webhook names no Secret to sign with.
+    /// The signing key. `None` if the Webhook has no `secretRef`.
     pub key: Option<KeyReference>,
-    /// `None` where the Webhook names no TLS of its own.
+    /// The CA bundle and the client certificate. `None` if the Webhook has neither.
     pub tls: Option<TlsReference>,
 }
 
 impl References {
-    /// The objects that it lies in, by what they are named for.
+    /// The referenced objects, with the purpose of each.
     pub(super) fn named(&self) -> impl Iterator<Item = (Role, &Named)> {
         let url = self.url.place().map(|place| (Role::Url, &place.object));
         let key = self.key.as_ref().map(|key| (Role::SigningKey, &key.place.object));
@@ -42,20 +42,20 @@ impl References {
         url.into_iter().chain(key).chain(tls).chain(headers.map(|(role, place)| (role, &place.object)))
     }
 
-    /// The reading broke off inside the operator.
+    /// The error for a read that panicked.
     pub(super) fn broken(&self) -> ReferenceError {
-        let Some((role, object)) = self.named().next() else { unreachable!("what names nothing is not read") };
-        let text = "the operator broke off reading it: please report this with its log";
+        let Some((role, object)) = self.named().next() else { unreachable!("only targets with references are read") };
+        let text = "reading it failed because of a bug in the operator: report it with the operator's log";
         ReferenceError::new(role, object, Problem::Unavailable(text.into()))
     }
 
-    /// Reads it; `before` is the copy that it takes the place of.
+    /// Reads the target. `before` is the previous copy.
     pub(super) async fn read(&self, reader: &Reader, before: Option<&Target>) -> Result<Target, ReferenceError> {
         let objects = reader.read(self.named().map(|(_, object)| object).collect()).await;
         self.target(&objects, &reader.materials, before)
     }
 
-    /// The same of objects that have been read.
+    /// Builds the target from objects that have been read.
     pub(super) fn target(
         &self,
         objects: &Objects,
@@ -70,10 +70,10 @@ impl References {
         for header in &self.headers {
             header.find(objects, &mut headers)?;
         }
-        Ok(Target { tenant: Arc::clone(&self.namespace), url, headers, keys, tls, discretion: self.discretion() })
+        Ok(Target { tenant: Arc::clone(&self.namespace), url, headers, keys, tls, discretion: self.redaction() })
     }
 
-    fn discretion(&self) -> Redaction {
+    fn redaction(&self) -> Redaction {
         if self.url.place().is_some() {
             Redaction::Url
         } else if self.headers.iter().any(|header| header.place().is_some()) {

@@ -1,4 +1,5 @@
-//! The TLS of one Webhook: the bundle that it trusts beside the rest, and the certificate that it shows.
+//! The TLS settings of one Webhook: the CA bundle that it trusts in addition to the system's roots, and its client
+//! certificate.
 
 use std::sync::Arc;
 
@@ -9,10 +10,10 @@ use super::{
 use crate::transport::tls::{Materials, TlsConfig, Unusable};
 use llmtune_api::reference::{BundleKind, Tls};
 
-/// Why the user is warned of a bundle that is used but for a part of it.
+/// The reason of the Event for a CA bundle with invalid parts.
 pub const BUNDLE_INVALID: &str = "CABundlePartlyInvalid";
 
-/// Where a Webhook's TLS lies; at least one of the two is there.
+/// The references in `spec.tls`. At least one of the two is set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsReference {
     bundle: Option<Place>,
@@ -20,7 +21,7 @@ pub struct TlsReference {
 }
 
 impl TlsReference {
-    /// What a spec names, in the namespace of its references; `None` where that is nothing.
+    /// The references of a spec, to objects in this namespace. `None` if there are none.
     #[must_use]
     pub fn of(spec: &Tls, namespace: &str) -> Option<Self> {
         let named = |kind, name: &str| Named { kind, namespace: namespace.to_owned(), name: name.to_owned() };
@@ -36,23 +37,23 @@ impl TlsReference {
         (bundle.is_some() || certificate.is_some()).then_some(Self { bundle, certificate })
     }
 
-    /// The objects that it lies in, by what they are named for.
+    /// The referenced objects, with the purpose of each.
     pub(super) fn named(&self) -> impl Iterator<Item = (Role, &Named)> {
         let bundle = self.bundle.as_ref().map(|bundle| (Role::CaBundle, &bundle.object));
         bundle.into_iter().chain(self.certificate.as_ref().map(|object| (Role::ClientCertificate, object)))
     }
 
-    /// What to tell the user of a bundle that is used but for a part of it.
+    /// The note of the Event for a CA bundle with invalid parts.
     pub(super) fn warn_of(&self, problem: &str) -> String {
         match &self.bundle {
             Some(Place { object: Named { name, .. }, key }) => {
-                format!("{}, key {key:?} of {name:?}: {problem}; the rest of it is used", Role::CaBundle)
+                format!("{}, key {key:?} of {name:?}: {problem}; the rest of the bundle is used", Role::CaBundle)
             }
             None => problem.to_owned(),
         }
     }
 
-    /// The configuration, which those who name the same share.
+    /// The TLS configuration. Webhooks with the same material share it.
     pub(super) fn find(&self, objects: &Objects, materials: &Materials) -> Result<Arc<TlsConfig>, ReferenceError> {
         let bundle = self.bundle.as_ref().map(|place| objects.bytes(&Role::CaBundle, place)).transpose()?;
         let mut identity = None;
@@ -71,7 +72,7 @@ impl TlsReference {
             };
             match object {
                 Some(object) => ReferenceError::new(role, object, Problem::Invalid(problem)),
-                None => unreachable!("what is not named is not unusable"),
+                None => unreachable!("only referenced objects can be unusable"),
             }
         })
     }

@@ -1,5 +1,5 @@
-//! The URL that a Webhook sends to. What a spec says has been looked at by the apiserver; what lies in a Secret is held to the same
-//! rules here. Nothing of it is told.
+//! The URL of a Webhook's endpoint. The apiserver validates a URL in a spec; this module applies the same rules to a
+//! URL in a Secret. Error messages never contain the URL.
 
 use reqwest::Url;
 
@@ -8,45 +8,47 @@ use super::{
     reference::{Place, Problem, ReferenceError, Role},
 };
 
-/// The most characters of a URL.
+/// The maximum number of characters of a URL.
 const MAX_LENGTH: usize = 2048;
 const MAX_HOST: usize = 253;
 
-/// The url as a spec gives it.
+/// The URL in a spec, or a reference to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UrlReference {
-    /// It stands in the spec.
+    /// The URL is in the spec.
     Given(Url),
-    /// It is a secret.
+    /// The URL is in a Secret.
     Secret(Place),
 }
 
-/// Why a text is no URL to send to.
+/// Why a text is not a valid URL of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     #[error(
-        "it is no absolute, percent-encoded http:// or https:// URL of at most 2048 characters: write one such as https://ci.example.com/hooks"
+        "it is not an absolute, percent-encoded http:// or https:// URL of at most 2048 characters: write one such as https://ci.example.com/hooks"
     )]
     Malformed,
     #[error(
-        "it must name a host, of at most 253 characters, and a port from 1 to 65535 if any: write one such as https://ci.example.com:8443/hooks"
+        "it must name a host of at most 253 characters, and a port from 1 to 65535 if it has one: write one such as https://ci.example.com:8443/hooks"
     )]
     Host,
-    #[error("it must not hold a user name or password: send the header Authorization with valueFrom in spec.headers")]
+    #[error(
+        "it must not contain a user name or password: send the header Authorization with valueFrom in spec.headers"
+    )]
     Password,
     #[error("it must not have a fragment (#...), which is never sent: remove it")]
     Fragment,
-    /// The operator sends to https addresses only.
+    /// The operator runs with `--require-https`.
     #[error(
-        "it begins with http://, and this operator sends to https:// only (--require-https): have the endpoint speak TLS, and write https://"
+        "it begins with http://, but this operator sends only to https:// (--require-https): have the endpoint speak TLS, and write https://"
     )]
     Insecure,
-    #[error("it begins with http://, for which spec.tls has no meaning: write https://, or remove spec.tls")]
+    #[error("it begins with http://, so spec.tls would have no effect: write https://, or remove spec.tls")]
     TlsOverHttp,
 }
 
 impl UrlError {
-    /// The reason that conditions and Events give.
+    /// The reason in conditions and Events.
     #[must_use]
     pub const fn reason(self) -> &'static str {
         match self {
@@ -56,7 +58,7 @@ impl UrlError {
     }
 }
 
-/// The URL that this text is, as the URL standard reads it.
+/// Parses a URL by the rules of the URL standard.
 pub(super) fn parse(text: &str, require_https: bool) -> Result<Url, UrlError> {
     let url = Url::parse(text).map_err(|_| UrlError::Malformed)?;
     match url.scheme() {
@@ -67,7 +69,7 @@ pub(super) fn parse(text: &str, require_https: bool) -> Result<Url, UrlError> {
     }
 }
 
-/// The same, held to the rules that the apiserver holds a spec's url to.
+/// Parses a URL and applies the apiserver's validation rules for `spec.url`.
 pub fn admit(text: &str, require_https: bool) -> Result<Url, UrlError> {
     let scheme = text.split_once("//").map(|(scheme, _)| scheme.to_ascii_lowercase());
     let is_absolute = matches!(scheme.as_deref(), Some("http:" | "https:"));
@@ -80,7 +82,7 @@ pub fn admit(text: &str, require_https: bool) -> Result<Url, UrlError> {
     if authority.contains('@') {
         return Err(UrlError::Password);
     }
-    // The URL standard skips slashes before a host.
+    // The URL standard ignores extra slashes before a host.
     if authority.is_empty() || url.host_str().is_none_or(|host| host.len() > MAX_HOST) || url.port() == Some(0) {
         return Err(UrlError::Host);
     }
@@ -93,7 +95,7 @@ fn has_whole_escapes(text: &str) -> bool {
 }
 
 impl UrlReference {
-    /// What a status may show: scheme, host and port, never the path; where it is a secret, the Secret's name.
+    /// The endpoint in a status: scheme, host and port, never the path. If the URL is in a Secret, the Secret's name.
     #[must_use]
     pub fn endpoint(&self) -> String {
         match self {
@@ -102,7 +104,7 @@ impl UrlReference {
         }
     }
 
-    /// The url, where it stands in the spec.
+    /// The URL, if it is in the spec.
     #[must_use]
     pub const fn given(&self) -> Option<&Url> {
         match self {
@@ -111,7 +113,7 @@ impl UrlReference {
         }
     }
 
-    /// The Secret's key that it lies in.
+    /// The Secret key that contains the URL, if it is in a Secret.
     pub(super) const fn place(&self) -> Option<&Place> {
         match self {
             Self::Given(_) => None,
@@ -119,7 +121,7 @@ impl UrlReference {
         }
     }
 
-    /// The url; with `tls` one of http:// is refused.
+    /// The URL. If `tls` is set, an `http://` URL is an error.
     pub(super) fn find(&self, objects: &Objects, require_https: bool, tls: bool) -> Result<Url, ReferenceError> {
         let place = match self {
             Self::Given(url) => return Ok(url.clone()),
@@ -137,7 +139,7 @@ mod tests {
     use super::{UrlError::*, *};
 
     #[test]
-    fn a_url_in_a_secret_is_held_to_the_rules_of_one_in_a_spec() {
+    fn url_in_a_secret_follows_the_rules_of_spec_url() {
         let long = format!("https://ci.example.com/{}", "a".repeat(MAX_LENGTH));
         let host = format!("https://{}com/", "a.".repeat(126));
         for (text, error) in [

@@ -1,12 +1,15 @@
-//! Webhooks and `ClusterWebhooks` as they come, change and go: each is read, its Secret is fetched, and the result is handed on.
+//! The controller of Webhooks and `ClusterWebhooks`. It follows the objects, reads their specs and the objects that
+//! they reference, and publishes the results to the leader loop.
 //!
-//! 1. A Webhook is handed on at once, held, before its Secret is fetched: it gets the events of its time.
-//! 2. One that selects Namespaces is handed on once these are listed. Until then what was handed on of it before is in force.
-//! 3. [`Change::Listed`] comes once every Webhook that existed at the start has been handed on.
-//! 4. A Webhook whose Secret is missing is looked after until the Secret appears.
-//! 5. A Webhook that this release cannot read, such as one of a newer release, is handed on as one that holds what waits for it. What it
-//!    was seen to select before goes on being selected.
-//! 6. While a filter is invalid, the newest valid one stays in force, over restarts by `status.inForce`.
+//! 1. A Webhook is published immediately, held, before its references are read, so events that occur in the meantime
+//!    wait for it.
+//! 2. A Webhook that selects Namespaces is published once these are listed. Until then its last published state stays
+//!    in force.
+//! 3. [`WebhookChange::Listed`] is sent once every Webhook that existed at the start has been published.
+//! 4. Missing references are read again until they exist.
+//! 5. A Webhook that this release cannot read, for example one of a newer release, is published as held: its deliveries
+//!    wait, and events that match its last readable spec are added to them.
+//! 6. While a filter is invalid, the last valid one stays in force. `status.inForce` preserves it across restarts.
 
 mod declared;
 mod listing;
@@ -45,52 +48,52 @@ use llmtune_core::subscription::{
 };
 use namespaces::{Asked, Namespaces};
 
-/// Secrets that are fetched at once.
+/// The maximum number of concurrent reads of targets.
 const CONCURRENT_READS: usize = 16;
 
-/// What changed about a Webhook.
+/// A change of the Webhooks.
 pub enum WebhookChange {
-    /// It is new, or its spec or its Secret has changed.
+    /// A Webhook is new, or its spec, references or readiness have changed.
     Updated(Box<Update>),
-    /// It is deleted.
+    /// A Webhook is deleted.
     Removed(Uid),
-    /// All Webhooks that existed at the start have been handed on.
+    /// All Webhooks that existed at the start have been published. Sent once.
     Listed,
-    /// What is learned of Namespaces, while a `ClusterWebhook` selects by them.
+    /// A change of the Namespaces, while a `ClusterWebhook` selects by their labels.
     Namespace(namespaces::NamespaceChange),
 }
 
-/// A Webhook as it stands.
+/// The current state of a Webhook.
 pub struct Update {
     pub webhook: WebhookRef,
     /// For the engine.
     pub subscription: Subscription,
-    /// For its attempts; `None` while it has not all that they need.
+    /// For attempts. `None` while a reference is missing or the spec is invalid.
     pub resolved: Option<Arc<Resolved>>,
-    /// For its status; `None` while that is not known yet.
-    pub standing: Option<Standing>,
-    /// Its status as found in the cluster, when it is handed on for the first time.
+    /// For the status. `None` while it is unknown.
+    pub state: Option<SubscriptionState>,
+    /// The status in the cluster, in the first update of the Webhook.
     pub found: Option<Box<WebhookStatus>>,
-    /// Who its deliveries belong to; `None` while its URL is not known.
+    /// The owner of its deliveries. `None` while the spec is invalid.
     pub owner: Option<Arc<str>>,
 }
 
-/// How a subscription stands.
+/// The state of a subscription, for the status.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Standing {
+pub struct SubscriptionState {
     pub generation: i64,
     /// Scheme, host and port.
     pub endpoint: String,
     pub readiness: Readiness,
-    /// What is wrong with the spec although something older is in force.
+    /// An error in the spec that does not stop events, because something older is in force.
     pub fault: Option<Fault>,
     /// The filter in force, as the status records it.
     pub in_force: Option<FilterInForce>,
-    /// What the user should know, by the Event's reason.
+    /// Warnings for the user, each with the reason of its Event.
     pub warnings: Vec<(&'static str, String)>,
 }
 
-/// A part of the spec that cannot be used, in place of which something older is in force.
+/// An invalid part of the spec. Something older is in force instead.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fault {
     pub reason: &'static str,
@@ -100,36 +103,37 @@ pub struct Fault {
 /// Whether a subscription is live.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Readiness {
-    /// It is.
+    /// Deliveries are sent.
     Live,
-    /// It is, and holds its deliveries as told.
+    /// Live, but `spec.suspend` holds its deliveries.
     Suspended,
-    /// It lacks something that may yet come; `stalled` once it has been missing for a minute.
+    /// A reference is missing, or the operator lacks a right. `stalled` after a minute.
     Waiting { reason: &'static str, message: String, stalled: bool },
-    /// Its spec cannot work as it stands.
+    /// The spec must be changed before it can work.
     Broken { reason: &'static str, message: String },
 }
 
-/// A Webhook of whose target something was found missing when it was needed.
+/// A Webhook, and the reference of its target that an attempt found missing.
 pub type Lost = (Uid, Arc<CachedTarget>, ReferenceError);
 
-/// How to look after Webhooks.
+/// The settings of the controller.
 pub struct Settings {
-    /// One with another url cannot work.
+    /// Whether Webhooks with an `http://` URL are invalid.
     pub require_https: bool,
-    /// Where what `ClusterWebhooks` name is.
+    /// The namespace of the objects that `ClusterWebhooks` reference.
     pub home: String,
-    /// How long an apiserver that refuses to list `ClusterWebhooks`, since it does not know the kind or grants no right to it, must do
-    /// so beside listing Webhooks before that is believed: one that has just begun may do so.
+    /// The time for which the apiserver must list Webhooks but refuse to list `ClusterWebhooks`, because the kind is
+    /// not installed or the right is missing, before the controller continues without them. An apiserver that has just
+    /// started may refuse for a short time.
     pub patience: Duration,
 }
 
-/// Looks after the Webhooks of some namespaces, or of all with the `ClusterWebhooks`.
+/// The controller of the Webhooks of some namespaces, or of all Webhooks and `ClusterWebhooks`.
 pub struct Controller {
     client: Client,
     changes: mpsc::Sender<WebhookChange>,
     entries: HashMap<Uid, SubscriptionEntry>,
-    /// Those that this release cannot read, with what they were last seen to subscribe to.
+    /// Webhooks that this release cannot read, with the subscription of their last readable spec.
     unreadable: HashMap<Uid, Option<Subscription>>,
     sharing: Sharing,
     namespaces: Namespaces,
@@ -141,7 +145,7 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// A controller that hands changes on over `changes`.
+    /// Creates a controller that publishes to `changes`.
     #[must_use]
     pub fn new(client: Client, changes: mpsc::Sender<WebhookChange>, settings: Settings) -> Self {
         Self {
@@ -159,8 +163,9 @@ impl Controller {
         }
     }
 
-    /// Runs until the receiver of the changes is gone, or a watch has ended. `namespaces`: empty means all, and the cluster. Over `lost`
-    /// come the Webhooks of which something was found missing when it was needed, over `asked` names of Namespaces.
+    /// Runs until the receiver of the changes is dropped or a watch has ended. If `namespaces` is empty, the controller
+    /// serves all namespaces and the `ClusterWebhooks`. `lost` receives references that attempts found missing, `asked`
+    /// names of Namespaces to look up.
     pub async fn run(
         mut self,
         namespaces: Vec<String>,
@@ -169,14 +174,14 @@ impl Controller {
     ) {
         let config = Config::default().timeout(30);
         let mut webhooks = Objects::<Webhook>::watch(&self.client, &namespaces, &config);
-        // Roles cannot reach what belongs to no namespace.
+        // Roles cannot grant rights on cluster-scoped objects.
         let serves_cluster = namespaces.is_empty();
         let mut cluster_webhooks = serves_cluster.then(|| Objects::<ClusterWebhook>::watch_all(&self.client, &config));
         self.listing.cluster_webhooks = !serves_cluster;
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let resigned = self.listing.resigned_at(self.settings.patience);
+            let give_up = self.listing.give_up_at(self.settings.patience);
             let alive = tokio::select! {
                 change = webhooks.next() => match change {
                     Some(objects::ObjectChange::Listed) => {
@@ -209,32 +214,32 @@ impl Controller {
                 Some((uid, target, error)) = lost.recv() => self.lost(uid, &target, error).await,
                 Some(reading) = self.readings.join_next() => match reading {
                     Ok((uid, reading)) => self.read(uid, reading).await,
-                    // Nothing is cancelled, and panics are caught.
+                    // Unreachable: reads are not canceled, and panics are caught.
                     Err(_) => false,
                 },
-                () = sleep_until(resigned.unwrap_or_else(Instant::now)), if resigned.is_some() => {
-                    info!("ClusterWebhooks cannot be listed; going on as if there were none, until they can");
+                () = sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {
+                    info!("ClusterWebhooks cannot be listed; continuing without them until they can");
                     self.listing.cluster_webhooks = true;
                     true
                 }
-                _ = tick.tick() => self.look_again().await,
+                _ = tick.tick() => self.retry().await,
             };
-            if !alive || !self.tell_listed().await {
+            if !alive || !self.publish_listed().await {
                 return;
             }
         }
     }
 
-    /// Says so once all are listed, and Namespaces where they matter.
-    async fn tell_listed(&mut self) -> bool {
-        let Listing { webhooks, cluster_webhooks, told, .. } = &self.listing;
-        if *told || webhooks.is_none() || !cluster_webhooks {
+    /// Sends [`WebhookChange::Listed`] once all Webhooks are listed, and Namespaces if a Webhook selects by them.
+    async fn publish_listed(&mut self) -> bool {
+        let Listing { webhooks, cluster_webhooks, published, .. } = &self.listing;
+        if *published || webhooks.is_none() || !cluster_webhooks {
             return true;
         }
         if !self.namespaces.are_listed() && self.entries.values().any(SubscriptionEntry::selects_namespaces) {
             return true;
         }
-        self.listing.told = true;
+        self.listing.published = true;
         info!(webhooks = self.entries.len(), unreadable = self.unreadable.len(), "all Webhooks are listed");
         self.changes.send(WebhookChange::Listed).await.is_ok()
     }
@@ -255,7 +260,7 @@ impl Controller {
                 }
             }
             objects::ObjectChange::Gone(uid) => self.deleted(K::KIND, uid).await,
-            // The log says so, and it is asked again.
+            // `Objects` logs a refusal and retries.
             objects::ObjectChange::Listed | objects::ObjectChange::Refused => true,
         }
     }
@@ -284,8 +289,8 @@ impl Controller {
         self.enter(webhook, declared, generation, None).await
     }
 
-    /// The Webhook is there, and this release cannot read it. What waits for it is held, and so is what it was seen to select before.
-    /// Nothing is written to its status, which could not be read either.
+    /// Handles a Webhook that this release cannot read. Its pending deliveries wait, and so do new events that match
+    /// its last readable spec. Its status is not written, because it could not be read either.
     async fn skipped(&mut self, webhook: WebhookRef, invalid: InvalidObject) -> bool {
         let InvalidObject { error, metadata } = invalid;
         let generation = metadata.generation.unwrap_or_default();
@@ -295,7 +300,7 @@ impl Controller {
                 namespace,
                 webhook = name,
                 error,
-                "the Webhook cannot be read any more; its spec is unchanged and stays in force"
+                "the Webhook can no longer be read; its spec is unchanged and stays in force"
             );
             return true;
         }
@@ -303,16 +308,16 @@ impl Controller {
         let known = entry.as_ref().map(SubscriptionEntry::subscription);
         let known = known.or_else(|| self.unreadable.remove(&uid).flatten());
         let known = known.map(|known| Subscription { generation, held: true, ..known });
-        let consequence = if known.is_some() { "new events wait too" } else { "new events pass it by" };
+        let consequence = if known.is_some() { "new events wait too" } else { "it gets no new events" };
         warn!(
             namespace,
             webhook = name,
             error,
-            "the Webhook cannot be read: what waits for it is held, and {consequence}; correct it, or upgrade the operator to the release that it was written for"
+            "the Webhook cannot be read: its pending deliveries wait, and {consequence}; correct it, or upgrade the operator to the release that it was written for"
         );
         self.unreadable.insert(uid, known.clone());
         let subscription = known.unwrap_or_else(|| Subscription::inert(&webhook, generation));
-        let update = Update { webhook, subscription, resolved: None, standing: None, found: None, owner: None };
+        let update = Update { webhook, subscription, resolved: None, state: None, found: None, owner: None };
         self.changes.send(WebhookChange::Updated(Box::new(update))).await.is_ok()
             && self.unshare(entry).await
             && self.follow_namespaces(kind).await
@@ -327,20 +332,20 @@ impl Controller {
     ) -> bool {
         let Declared { scope, spec, status, .. } = declared;
         let plan = Plan::read(&spec, &webhook.home, self.settings.require_https);
-        let (kept, found, in_force) = if let Some(SubscriptionEntry { kept, found, in_force, .. }) = known {
-            (kept, found, in_force)
+        let (target, found, in_force) = if let Some(SubscriptionEntry { target, found, in_force, .. }) = known {
+            (target, found, in_force)
         } else {
             let in_force = status.in_force.as_ref().and_then(filter::FilterInForce::recorded);
             (None, Some(Box::new(status)), in_force)
         };
         let (kind, uid) = (webhook.kind, webhook.uid);
-        let mut entry = SubscriptionEntry::new(webhook, scope, generation, plan, kept, in_force, &self.reader);
+        let mut entry = SubscriptionEntry::new(webhook, scope, generation, plan, target, in_force, &self.reader);
         let key = entry.references().and_then(|references| references.key.as_ref());
-        let told = self.sharing.names(&entry.webhook, key);
+        let changed = self.sharing.set(&entry.webhook, key);
         entry.found = found;
         self.entries.insert(uid, entry);
         self.fetch(uid);
-        self.publish(uid).await && self.publish_others(told, uid).await && self.follow_namespaces(kind).await
+        self.publish(uid).await && self.publish_others(changed, uid).await && self.follow_namespaces(kind).await
     }
 
     async fn deleted(&mut self, kind: WebhookKind, uid: Uid) -> bool {
@@ -352,14 +357,15 @@ impl Controller {
                 && self.follow_namespaces(kind).await)
     }
 
-    /// A Webhook is looked after no more: those that shared its key are told.
+    /// Updates the Webhooks that shared the key of a removed one.
     async fn unshare(&mut self, entry: Option<SubscriptionEntry>) -> bool {
         let Some(SubscriptionEntry { webhook, .. }) = entry else { return true };
-        let told = self.sharing.goes(&webhook);
-        self.publish_others(told, webhook.uid).await
+        let changed = self.sharing.remove(&webhook);
+        self.publish_others(changed, webhook.uid).await
     }
 
-    /// Follows Namespaces exactly while a subscription depends on their labels. `kind`: of what has changed.
+    /// Starts or stops following Namespaces, which are needed only while a subscription depends on their labels. `kind`
+    /// is the kind of the changed object.
     async fn follow_namespaces(&mut self, kind: WebhookKind) -> bool {
         if kind == WebhookKind::Webhook {
             return true;
@@ -367,11 +373,11 @@ impl Controller {
         let mut unreadable = self.unreadable.values().flatten();
         let wanted = self.entries.values().any(SubscriptionEntry::selects_namespaces)
             || unreadable.any(|known| matches!(&known.scope, Scope::Cluster(selector) if !selector.selects_all()));
-        let ceased = self.namespaces.follow(wanted);
-        !ceased || self.changes.send(WebhookChange::Namespace(namespaces::NamespaceChange::Ended)).await.is_ok()
+        let stopped = self.namespaces.follow(wanted);
+        !stopped || self.changes.send(WebhookChange::Namespace(namespaces::NamespaceChange::Ended)).await.is_ok()
     }
 
-    /// Hands on what is learned of Namespaces, and the subscriptions that waited for it.
+    /// Publishes a change of the Namespaces, and then the subscriptions that waited for it.
     async fn namespace(&mut self, change: namespaces::NamespaceChange) -> bool {
         let select: Vec<Uid> = match change {
             namespaces::NamespaceChange::Listed | namespaces::NamespaceChange::Refused => {
@@ -397,7 +403,8 @@ impl Controller {
         true
     }
 
-    /// Something was missing when it was needed. Handing the Webhook on anew releases what waits for it.
+    /// Handles a reference that an attempt found missing. Always publishes the Webhook, because the engine withholds
+    /// its deliveries until the next update.
     async fn lost(&mut self, uid: Uid, target: &Arc<CachedTarget>, error: ReferenceError) -> bool {
         let Some(entry) = self.entries.get_mut(&uid) else { return true };
         entry.lose(target, error);
@@ -408,15 +415,15 @@ impl Controller {
         let Some(entry) = self.entries.get_mut(&uid) else { return true };
         entry.reading = false;
         match entry.take(reading) {
-            Ok(()) if entry.lacks().is_some() => {
-                // The spec has come to name something else.
+            Ok(()) if entry.references_to_read().is_some() => {
+                // The references have changed during the read.
                 self.fetch(uid);
                 return true;
             }
             Ok(()) => entry.missing = None,
             Err(error) => match &mut entry.missing {
                 Some(missing) => {
-                    missing.look_again_after(Instant::now());
+                    missing.retry_after(Instant::now());
                     if missing.error == error {
                         return true;
                     }
@@ -428,13 +435,13 @@ impl Controller {
         self.publish(uid).await
     }
 
-    /// Looks again for what is missing, and marks what has been missing for a minute.
-    async fn look_again(&mut self) -> bool {
+    /// Reads missing references again, and marks Webhooks whose references have been missing for a minute.
+    async fn retry(&mut self) -> bool {
         let now = Instant::now();
         let mut publish = Vec::new();
         let mut fetch = Vec::new();
         for (uid, entry) in &mut self.entries {
-            if entry.has_another_bundle_warning() {
+            if entry.bundle_warning_changed() {
                 publish.push(*uid);
             }
             let Some(missing) = &mut entry.missing else { continue };
@@ -456,10 +463,10 @@ impl Controller {
         true
     }
 
-    /// Begins to read what is named and not at hand.
+    /// Starts to read the target, unless it is present or being read.
     fn fetch(&mut self, uid: Uid) {
         let Some(entry) = self.entries.get_mut(&uid) else { return };
-        let Some(references) = entry.lacks().filter(|_| !entry.reading).cloned() else { return };
+        let Some(references) = entry.references_to_read().filter(|_| !entry.reading).cloned() else { return };
         entry.reading = true;
         let (reader, permits) = (Arc::clone(&self.reader), Arc::clone(&self.permits));
         self.readings.spawn(async move {
@@ -468,7 +475,7 @@ impl Controller {
         });
     }
 
-    /// Hands a Webhook on as it stands, unless it waits for Namespaces to be listed.
+    /// Publishes the state of a Webhook, unless it waits for the list of Namespaces.
     async fn publish(&mut self, uid: Uid) -> bool {
         let listed = self.namespaces.are_listed();
         let entry = self.entries.get_mut(&uid).filter(|entry| listed || !entry.selects_namespaces());
@@ -477,7 +484,7 @@ impl Controller {
         self.changes.send(WebhookChange::Updated(Box::new(update))).await.is_ok()
     }
 
-    /// Hands those of these Webhooks on that are others than this one.
+    /// Publishes these Webhooks except one.
     async fn publish_others(&mut self, webhooks: Vec<Uid>, but: Uid) -> bool {
         for uid in webhooks.into_iter().filter(|uid| *uid != but) {
             if !self.publish(uid).await {
@@ -488,7 +495,7 @@ impl Controller {
     }
 }
 
-/// The next change; never, where they are not served.
+/// The next change. Never completes if `ClusterWebhooks` are not served.
 async fn next_of(objects: &mut Option<Objects<ClusterWebhook>>) -> Option<objects::ObjectChange<ClusterWebhook>> {
     match objects {
         Some(objects) => objects.next().await,

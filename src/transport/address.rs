@@ -1,7 +1,8 @@
-//! Which addresses may be connected to. Pure: rules over ranges of addresses, of which the one with the longest prefix decides.
+//! Decides which addresses may be connected to. Pure: rules for address ranges, of which the one with the longest
+//! prefix decides.
 //!
-//! An address that carries an IPv4 address inside, as translations and tunnels have it, must be allowed itself, and so must
-//! what it carries. What no rule names is allowed: receivers live in private ranges as well as in public ones.
+//! An IPv6 address that contains an IPv4 address, for translation or tunneling, must be allowed itself, and so must the
+//! contained address. Addresses without a rule are allowed: receivers are in private ranges as well as in public ones.
 
 use std::{
     cmp::Reverse,
@@ -11,14 +12,14 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// How much of a host a refusal tells, in characters: a status has room for 256, and the rule matters more.
+/// The number of characters of a host that a refusal shows: a status has 256, and the rule matters more.
 const SHOWN_HOST: usize = 80;
 
-/// The well-known prefix of NAT64 (RFC 6052): such an address is judged by the IPv4 address that it carries.
+/// The well-known prefix of NAT64 (RFC 6052). The contained IPv4 address decides.
 const NAT64: Rule = open(v6([0x64, 0xff9b], 96), "NAT64");
 
-/// What holds where nobody says otherwise: IANA's registries of special-purpose addresses (RFC 6890), and the addresses at
-/// which clouds serve metadata and credentials. `docs/security.md` tells the reasons.
+/// The default rules: IANA's registries of special-purpose addresses (RFC 6890), and the addresses of cloud metadata
+/// and credentials. `docs/security.md` has the reasons.
 const BUILT_IN: [Rule; 48] = [
     refuse(v4([0, 0, 0, 0], 8), "unspecified"),
     refuse(v4([100, 100, 100, 200], 32), "cloud metadata"),
@@ -74,7 +75,7 @@ const BUILT_IN: [Rule; 48] = [
 struct Rule {
     range: IpNet,
     open: bool,
-    /// What lives there; `None` for a rule of the user's.
+    /// What the range is for; `None` for a user's rule.
     what: Option<&'static str>,
 }
 
@@ -101,10 +102,10 @@ const fn open(range: IpNet, what: &'static str) -> Rule {
     Rule { range, open: true, what: Some(what) }
 }
 
-/// The rules of one operator.
+/// The rules of an operator.
 #[derive(Debug)]
 pub struct Guard {
-    /// In the order in which they are asked.
+    /// In the order in which they are checked.
     rules: Vec<Rule>,
     apiserver: Vec<SocketAddr>,
 }
@@ -112,11 +113,11 @@ pub struct Guard {
 /// Why an address is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It lies in a range that is refused unless the platform team allows it.
+    /// It is in a range that is refused unless the platform team allows it.
     BuiltIn(IpNet, &'static str),
-    /// It lies in a range that `--deny-cidr` names.
+    /// It is in a range of `--deny-cidr`.
     Denied(IpNet),
-    /// It is the kube-apiserver's own address and port.
+    /// It is the address and port of the kube-apiserver.
     Apiserver,
 }
 
@@ -130,7 +131,8 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// A host, or where it has several addresses the first of them that is refused. Of a long host the end is kept.
+    /// Creates the error for a host, or for the first refused address of a host with several. Of a long host, the end
+    /// is shown.
     #[must_use]
     pub fn new(host: &str, refusal: Refusal) -> Self {
         let host = match host.char_indices().rev().nth(SHOWN_HOST - 1) {
@@ -145,44 +147,45 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BuiltIn(range, what) => {
-                write!(f, "is in {range} ({what}): write another host, or have the platform team pass --allow-cidr")
+                write!(f, "is in {range} ({what}): use another host, or have the platform team set --allow-cidr")
             }
             Self::Denied(range) => {
                 write!(
                     f,
-                    "is in {range}, which --deny-cidr refuses: write another host, or have the platform team change that"
+                    "is in {range}, which --deny-cidr denies: use another host, or have the platform team change the flag"
                 )
             }
             Self::Apiserver => {
-                write!(f, "is the kube-apiserver's own address and port, which nothing allows: write another")
+                write!(f, "is the address and port of the kube-apiserver, which is always denied: use another")
             }
         }
     }
 }
 
 impl Guard {
-    /// The built-in rules and the user's. The longest prefix decides; of the same length the user's before the built-in ones,
-    /// and what denies before what allows. No rule opens the `apiserver`'s addresses, each with its port.
+    /// Combines the built-in rules and the user's. The longest prefix decides. For equal lengths, the user's rules come
+    /// before built-in ones, and denials before allowances. No rule allows the addresses of the `apiserver`, each with
+    /// its port.
     #[must_use]
     pub fn new(allow: &[IpNet], deny: &[IpNet], apiserver: Vec<SocketAddr>) -> Self {
         let user = |open| move |range: &IpNet| Rule { range: *range, open, what: None };
         let mut rules: Vec<Rule> = deny.iter().map(user(false)).chain(allow.iter().map(user(true))).collect();
         rules.extend(BUILT_IN);
-        // Stable: of the same length the order above stays.
+        // A stable sort keeps the order above for equal lengths.
         rules.sort_by_key(|rule| Reverse(rule.range.prefix_len()));
         let apiserver = apiserver.into_iter().map(|at| SocketAddr::new(at.ip().to_canonical(), at.port())).collect();
         Self { rules, apiserver }
     }
 
-    /// Refuses nothing.
+    /// Creates a guard that refuses nothing.
     #[must_use]
     pub const fn open() -> Self {
         Self { rules: Vec::new(), apiserver: Vec::new() }
     }
 
-    /// Whether a connection may go to this address and port.
+    /// Checks whether a connection may go to this address and port.
     pub fn check(&self, address: IpAddr, port: u16) -> Result<(), Refusal> {
-        // An IPv4-mapped address is the IPv4 address itself: the kernel connects to that.
+        // The kernel connects an IPv4-mapped address to the IPv4 address itself.
         let address = address.to_canonical();
         self.judge(address, port)?;
         let IpAddr::V6(address) = address else { return Ok(()) };
@@ -201,13 +204,13 @@ impl Guard {
     }
 }
 
-/// The IPv4 addresses that an IPv6 address may lead to.
+/// Returns the IPv4 addresses that an IPv6 address may lead to.
 fn carried(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
     let bits = address.to_bits();
     let segments = address.segments();
-    // The IPv4 address that ends so many bits before the end.
+    // The IPv4 address that ends this many bits before the end.
     let before_end = |distance: u32| Ipv4Addr::from_bits((bits >> distance) as u32);
-    // RFC 6052, 2.2: around the bits 64 to 71, which are zero.
+    // RFC 6052, 2.2: around bits 64 to 71, which are zero.
     let around = |first: u32| {
         let (head, tail) = (bits >> 64, (bits << 72) >> 72);
         let second = 32 - first;
@@ -222,33 +225,33 @@ fn carried(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
     let local_nat64 = segments[..3] == [0x64, 0xff9b, 1];
     let (teredo, six_to_four) = (segments[..2] == [0x2001, 0], segments[0] == 0x2002);
     let at_end = (compatible || translated || nat64 || isatap).then_some(last);
-    // A client of Teredo is there in complement, its server as it is (RFC 4380, 4).
+    // Teredo contains the client's address in complement, and the server's unchanged (RFC 4380, 4).
     let [server, client] =
         [before_end(64), Ipv4Addr::from_bits(!last.to_bits())].map(|inside| teredo.then_some(inside));
     let six_to_four = six_to_four.then(|| before_end(80));
-    // Of a prefix of one's own the length is not known; where nothing is at a place, that is not its place.
+    // The length of a network-specific prefix is unknown. A position that contains zeros is not the position of an
+    // address.
     let local = [around(16), around(8), around(0), last]
         .map(|inside| (local_nat64 && inside.octets()[0] != 0).then_some(inside));
     [at_end, server, client, six_to_four].into_iter().chain(local).flatten()
 }
 
-/// Reads a range of addresses in CIDR notation; the error says what to write instead.
+/// Parses an address range in CIDR notation. The error says what to write instead.
 pub fn parse_range(text: &str) -> Result<IpNet, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         let address = address.to_canonical();
-        return Err(format!("to name this one address, write {}", IpNet::from(address)));
+        return Err(format!("for this single address, use {}", IpNet::from(address)));
     }
-    let range: IpNet =
-        text.parse().map_err(|_| "write a range of addresses, such as 10.0.0.0/8 or fd00::/8".to_owned())?;
+    let range: IpNet = text.parse().map_err(|_| "use an address range, such as 10.0.0.0/8 or fd00::/8".to_owned())?;
     if range.addr() != range.network() {
-        return Err(format!("beyond its prefix a range has zeros: write {}", range.trunc()));
+        return Err(format!("the bits after the prefix must be zero: use {}", range.trunc()));
     }
     if let IpNet::V6(inner) = range
         && let Some(address) = inner.addr().to_ipv4_mapped()
     {
         return match Ipv4Net::new(address, inner.prefix_len().saturating_sub(96)) {
-            Ok(range) if inner.prefix_len() >= 96 => Err(format!("write IPv4 addresses as such: {range}")),
-            _ => Err("write IPv4 addresses as such, as in 10.0.0.0/8".to_owned()),
+            Ok(range) if inner.prefix_len() >= 96 => Err(format!("use the IPv4 form: {range}")),
+            _ => Err("use the IPv4 form, as in 10.0.0.0/8".to_owned()),
         };
     }
     Ok(range)

@@ -1,7 +1,8 @@
-//! One HTTP client: requests in, answers out, over connections that are kept.
+//! An HTTP client over pooled connections.
 //!
-//! 1. A request is sent again at most once, over a new connection and within its time: when the connection was used before and closed before a
-//!    byte of an answer, or when HTTP/2 says that it was not processed. A new connection that breaks is an error.
+//! 1. A request is sent again at most once, over a new connection and within its time limit: if an already used
+//!    connection closes before the first byte of the response, or if HTTP/2 reports that the request was not processed.
+//!    A new connection that breaks is an error.
 //! 2. A connection on which a request timed out is not used again (see [`super::pool`]).
 
 use std::{sync::Arc, time::Duration};
@@ -23,47 +24,47 @@ use super::{
 
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("llmtune-webhooks/", env!("CARGO_PKG_VERSION")));
 
-/// A client; cheap to clone.
+/// A client. It is cheap to clone.
 #[derive(Clone)]
 pub struct Client {
     connector: Connector,
     pool: Pool,
 }
 
-/// An answer, of which the head has come.
+/// A response whose head has arrived.
 pub struct Response {
     http: http::Response<Incoming>,
     unasked: Unasked,
-    /// Host and port of the proxy that was told the whole URL, and may have answered itself.
+    /// Host and port of the proxy that got the whole URL and may have answered itself.
     proxy: Option<String>,
     lease: Option<Lease>,
 }
 
-/// A connection that answers.
+/// A connection with a response in progress.
 struct Lease {
     pool: Pool,
     key: Key,
     connection: Connection,
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    /// The url is one of the URL standard's, and none of RFC 3986's.
-    #[error("no request can be made of the url: percent-encode what is not ASCII in it")]
+    /// The URL is valid by the URL standard, but not by RFC 3986.
+    #[error("the URL contains characters that are not ASCII: percent-encode them")]
     Url,
-    /// It did not come in time.
+    /// It did not arrive in time.
     #[error("no answer in time")]
     Timeout {
-        /// What was waited for last.
+        /// The last stage that was waited for.
         stage: Stage,
-        /// Host and port of the proxy on the way.
+        /// Host and port of the proxy in use.
         proxy: Option<String>,
     },
     /// There was no connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The connection did not hold.
+    /// The connection broke.
     #[error(transparent)]
     Http(#[from] hyper::Error),
 }
@@ -74,7 +75,8 @@ impl Client {
         Self { connector, pool: Pool::new(Arc::clone(shares)) }
     }
 
-    /// Sends a POST for a namespace, and waits so long for the head of its answer. Redirects are not followed.
+    /// Sends a POST for a namespace, and waits for the head of the response up to the limit. Redirects are not
+    /// followed.
     pub async fn post(
         &self,
         tenant: &Arc<str>,
@@ -108,7 +110,7 @@ impl Client {
                 None => self.connect(key, &uri, progress).await?,
             };
             progress.reach(Stage::Answer);
-            // Unless it ends by itself, it has timed out.
+            // Unless the exchange ends, it has timed out.
             let suspicion = Suspicion::of(&self.pool, key, &connection);
             let sent = connection.send(request.clone()).await;
             match sent {
@@ -140,7 +142,7 @@ impl Client {
     }
 }
 
-/// Has nothing to an origin used again that has not answered since, unless it is dispelled.
+/// Excludes the connections to an origin from reuse unless they have answered since, or the suspicion is dispelled.
 struct Suspicion<'a> {
     pool: Option<&'a Pool>,
     key: &'a Key,
@@ -171,7 +173,7 @@ impl Drop for Suspicion<'_> {
 }
 
 impl Lease {
-    /// The answer is over: the next request may have the connection.
+    /// Ends the response: the next request may use the connection.
     fn end(self) {
         let Self { pool, key, connection } = self;
         let Connection::Http1(connection) = connection else { return };
@@ -187,28 +189,28 @@ impl Lease {
 }
 
 impl Response {
-    /// Its status.
+    /// Returns the status.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         self.http.status()
     }
 
-    /// Its headers.
+    /// Returns the headers.
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {
         self.http.headers()
     }
 
-    /// Host and port of the proxy that may have answered in the endpoint's place: one that is told the whole URL.
+    /// Returns host and port of the proxy that may have answered instead of the endpoint, because it got the whole URL.
     #[must_use]
     pub fn proxy(&self) -> Option<&str> {
         self.proxy.as_deref()
     }
 
-    /// The next piece of its body; `None` at its end.
+    /// Returns the next piece of the body; `None` at its end.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, hyper::Error> {
         while let Some(frame) = self.http.body_mut().frame().await {
-            // What is no data are trailers.
+            // Frames without data are trailers.
             if let Ok(data) = frame?.into_data() {
                 self.unasked.taken(data.len());
                 return Ok(Some(data));

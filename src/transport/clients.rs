@@ -28,17 +28,17 @@ use super::{
     tls::{Either, Named, TlsConfig},
 };
 
-/// The client of one TLS configuration, made when it is first needed.
+/// The client of one TLS configuration, created on first use.
 #[derive(Default)]
 pub struct Pool(Mutex<Option<Client>>);
 
-/// Why a url was not sent to.
+/// Why a request to a URL failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The url's host is an address that is refused.
+    /// The host of the URL is a refused address.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// There is no answer.
+    /// There is no response.
     #[error(transparent)]
     Http(#[from] SendError),
     /// TLS cannot be set up.
@@ -46,23 +46,24 @@ pub enum ClientError {
     Tls(#[from] rustls::Error),
 }
 
-/// Makes clients.
+/// Creates clients.
 pub struct Clients {
     trust: Trust,
     network: Arc<Network>,
-    /// For whoever brings no TLS of its own.
+    /// For requests without a TLS configuration of their own.
     pool: Pool,
     shares: Arc<Shares>,
 }
 
-/// Whom clients trust.
+/// The trusted certificates.
 struct Trust {
     verifier: Arc<dyn ServerCertVerifier>,
     provider: Arc<CryptoProvider>,
 }
 
 impl Clients {
-    /// Clients that trust the system's roots and these, connect where the guard lets them, and have names resolved by `names`.
+    /// Creates clients that trust the system's roots and these certificates, connect where the guard allows it, and
+    /// resolve names with `names`.
     pub fn new(
         roots: Vec<CertificateDer<'static>>,
         guard: Guard,
@@ -78,8 +79,8 @@ impl Clients {
         Ok(Self { trust, network, pool: Pool::default(), shares: Arc::default() })
     }
 
-    /// Sends a POST to a url, with this TLS or with that of all, and waits so long for the head of its answer. `tenant`: the namespace that
-    /// it is sent for, which shares connections with no other.
+    /// Sends a POST to a URL, with this TLS configuration or the common one, and waits for the head of the response up
+    /// to the limit. `tenant` is the namespace of the request. Namespaces do not share connections.
     pub async fn post(
         &self,
         tenant: &Arc<str>,
@@ -93,7 +94,7 @@ impl Clients {
         Ok(client.post(tenant, uri, headers, body, limit).await?)
     }
 
-    /// The client for a url, and the url as it takes it. An address in the url is checked here already, before anything is made for it.
+    /// Returns the client for a URL, and the URL in the form it accepts. An address in the URL is already checked here.
     pub fn client(&self, url: &Url, tls: Option<&TlsConfig>) -> Result<(Client, Uri), ClientError> {
         let uri: Uri = url.as_str().parse().map_err(|_| SendError::Url)?;
         self.network.check(&uri)?;
@@ -115,7 +116,7 @@ impl Trust {
             Some(bundle) => Arc::new(Either { bundle, rest }),
             None => rest,
         };
-        // TLS 1.2 and 1.3: rustls knows no other.
+        // TLS 1.2 and 1.3: rustls supports no other.
         let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()?
             .dangerous()

@@ -1,4 +1,4 @@
-//! One connection of HTTP/1.1 or HTTP/2, and what became of a request on it.
+//! One HTTP/1.1 or HTTP/2 connection, and the outcome of a request on it.
 
 use std::{
     sync::{
@@ -28,38 +28,38 @@ use super::{
 };
 use llmtune_client::error_chain::chain;
 
-/// The most that an answer's head may have, in bytes; curl takes lines of 100 KiB.
+/// The maximum size of a response head in bytes. curl accepts lines of 100 KiB.
 pub(super) const MAX_HEAD: usize = 128 * 1024;
-/// The most headers that it may have.
+/// The maximum number of headers in a response.
 const MAX_HEADERS: usize = 1000;
-/// What may be read ahead of what is wanted over HTTP/2, of one answer and of all that share a connection.
+/// The HTTP/2 window for one response and for all responses of a connection.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 128 * 1024;
-/// A connection of HTTP/2 that is silent for so long while a request waits is asked whether it is still there…
+/// An HTTP/2 connection that is silent for this long while a request waits gets a ping.
 const PING: Duration = Duration::from_secs(10);
-/// … and is dead if it does not answer for so long: a receiver may be busy, and answers pings only when it is not.
+/// A connection that does not answer a ping for this long is dead. A busy receiver answers pings late.
 const PONG: Duration = Duration::from_secs(15);
-/// How long a connection that is not wanted any more may take to close.
+/// The time that an unneeded connection has to close.
 const CLOSING: Duration = Duration::from_secs(1);
 
 type Body = Full<Bytes>;
 
-/// A connection to send a request on.
+/// A connection for requests.
 pub(super) enum Connection {
     Http1(Http1),
-    /// Which many requests share.
+    /// Shared by many requests.
     Http2(Arc<Http2>),
 }
 
-/// A connection of HTTP/1.1, with one request at a time.
+/// An HTTP/1.1 connection, with one request at a time.
 pub(super) struct Http1 {
     sender: http1::SendRequest<Body>,
     facts: Facts,
-    /// It leads to a proxy, which is told the whole URL.
+    /// It leads to a proxy that gets the whole URL.
     proxied: bool,
 }
 
-/// A connection of HTTP/2.
+/// An HTTP/2 connection.
 pub(super) struct Http2 {
     sender: http2::SendRequest<Body>,
     facts: Facts,
@@ -67,23 +67,24 @@ pub(super) struct Http2 {
 
 struct Facts {
     born: Instant,
-    /// When it was last used, and when it last answered, in milliseconds since `born`; 0 is never.
+    /// When it was last used and when it last answered, in milliseconds since `born`; 0 means never.
     used: AtomicU64,
     answered: AtomicU64,
     unasked: Unasked,
     _cut: Cut,
 }
 
-/// Why a request has no answer.
+/// Why a request has no response.
 #[derive(Debug)]
 pub(super) struct Broken {
     pub error: hyper::Error,
-    /// The endpoint has not processed it, or as good as certainly: the connection was used before, and closed before a byte of an answer.
+    /// The endpoint did not process the request, or almost certainly not: the connection had been used before, and
+    /// closed before the first byte of a response.
     pub resend: bool,
 }
 
 impl Connection {
-    /// Begins HTTP on a connection.
+    /// Starts HTTP on a connection.
     pub(super) async fn begin(wire: Wire) -> Result<Self, hyper::Error> {
         let (used, unasked) = (wire.used(), wire.unasked());
         let (cut, ended) = oneshot::channel();
@@ -121,7 +122,7 @@ impl Connection {
         Ok(Self::Http1(Http1 { sender, facts, proxied: used == Use::Proxied }))
     }
 
-    /// Sends a request, and waits for the head of its answer.
+    /// Sends a request, and waits for the head of the response.
     pub(super) async fn send(&mut self, mut request: Request<Body>) -> Result<Response<Incoming>, Broken> {
         let facts = self.facts();
         facts.note(&facts.used);
@@ -155,7 +156,8 @@ impl Connection {
             Self::Http2(connection) => {
                 let cause = chain(&error).find_map(|cause| cause.downcast_ref::<h2::Error>());
                 let unprocessed = cause.is_some_and(|cause| {
-                    // A stream gets the one only above the last id that it names (RFC 9113, 6.8), and the other says so itself (8.7).
+                    // A stream gets GOAWAY only above the last processed id (RFC 9113, 6.8). REFUSED_STREAM says the
+                    // same itself (8.7).
                     let refused = cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM);
                     cause.is_remote() && (cause.is_go_away() || refused)
                 });
@@ -166,12 +168,12 @@ impl Connection {
         Broken { error, resend }
     }
 
-    /// What has come over it that nobody asked for.
+    /// Returns the counter of unrequested bytes.
     pub(super) fn unasked(&self) -> Unasked {
         self.facts().unasked.clone()
     }
 
-    /// Whether it leads to a proxy that is told the whole URL.
+    /// Reports whether it leads to a proxy that gets the whole URL.
     pub(super) const fn is_proxied(&self) -> bool {
         matches!(self, Self::Http1(Http1 { proxied: true, .. }))
     }
@@ -185,7 +187,7 @@ impl Connection {
 }
 
 impl Http1 {
-    /// Writes the request's target as HTTP/1.1 has it (RFC 9112, 3.2).
+    /// Writes the request target in the form of HTTP/1.1 (RFC 9112, 3.2).
     fn address(&self, request: &mut Request<Body>) {
         let uri = request.uri();
         let host = uri.authority().and_then(|authority| authority.as_str().parse().ok());
@@ -206,7 +208,7 @@ impl Http1 {
         self.facts.has_answered_after(since)
     }
 
-    /// Waits until the next request can be sent; `None` where there will be none.
+    /// Waits until the next request can be sent; `None` if the connection ends.
     pub(super) async fn ready(mut self) -> Option<Self> {
         let ready = timeout(CLOSING, self.sender.ready()).await.is_ok_and(|ready| ready.is_ok());
         ready.then_some(self)
@@ -245,7 +247,8 @@ impl Facts {
     }
 }
 
-/// Cuts a connection off once nobody wants it any more and it has had time to close: an endpoint that takes nothing would otherwise hold it.
+/// Closes an unneeded connection after it had time to close itself. Otherwise an endpoint that reads nothing would keep
+/// it open.
 struct Cut(Option<oneshot::Sender<()>>);
 
 impl Drop for Cut {

@@ -1,8 +1,9 @@
-//! How a connection is made: to one of the host's addresses, or through a proxy, and with TLS if the URL says so.
+//! Opens connections: to one of the host's addresses or through a proxy, and with TLS if the URL says so.
 //!
-//! 1. Every address is checked by the guard before it is connected to, whether it stands in the URL or a name resolved to it.
-//! 2. A host's addresses are tried as RFC 8305 says: the next one begins when the one before has failed, or after [`STAGGER`].
-//! 3. All of them together may take [`CONNECT`].
+//! 1. The guard checks every address before it is connected to, whether it is in the URL or resolved from a name.
+//! 2. The addresses of a host are tried as in RFC 8305: the next one starts when the one before has failed, or after
+//!    [`STAGGER`].
+//! 3. All addresses together have [`CONNECT`].
 
 use std::{
     io,
@@ -33,14 +34,15 @@ use super::{
     wire::{Stream, Use, Wire},
 };
 
-/// How long all addresses of a host may take to accept a connection: three times as long as the SYN that is sent twice.
+/// The time for all addresses of a host to accept a connection: three times the time after which a SYN is repeated
+/// twice.
 pub(crate) const CONNECT: Duration = Duration::from_secs(10);
-/// When the next address is tried beside those that have not answered yet (RFC 8305, 5).
+/// When the next address is tried although earlier ones have not answered (RFC 8305, 5).
 const STAGGER: Duration = Duration::from_millis(250);
-/// A silent connection is probed this often, and is dead after so many probes.
+/// A silent connection is probed at this interval, and is dead after several probes.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const PROBES: u32 = 3;
-/// The most that a proxy's answer to CONNECT may have.
+/// The maximum size of a proxy's response head to CONNECT, in bytes.
 const MAX_TUNNEL_HEAD: usize = 16 * 1024;
 
 /// An HTTP proxy, and the hosts that bypass it.
@@ -49,11 +51,12 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy for all hosts but those in `no_proxy`: a comma-separated list of names, each with its subdomains, addresses and
-    /// ranges; `*` is every host. The error says what to write instead, and holds nothing of `url`, where a password may stand.
+    /// Creates a proxy for all hosts except those in `no_proxy`: a comma-separated list of names with their subdomains,
+    /// addresses and ranges; `*` means every host. The error says what to write instead, and contains nothing of `url`,
+    /// which may contain a password.
     pub fn new(url: &str, no_proxy: &str) -> Result<Self, String> {
         let is_one = Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-        // Whether the matcher takes it is seen by a host that nothing goes past.
+        // A test with a host that nothing excludes shows whether the matcher accepts the URL.
         let all = Matcher::builder().all(url.to_owned()).build();
         if !is_one || all.intercept(&Uri::from_static("http://a.example/")).is_none() {
             return Err("write the proxy's URL, such as http://proxy.example.com:3128".to_owned());
@@ -61,29 +64,29 @@ impl Proxy {
         Ok(Self { matcher: Matcher::builder().all(url.to_owned()).no(no_proxy.to_owned()).build() })
     }
 
-    /// By which proxy, and as whom.
+    /// Returns the proxy for a URL, with its credentials.
     fn takes(&self, to: &Uri) -> Option<Intercept> {
         self.matcher.intercept(to)
     }
 }
 
-/// What an attempt is waiting for.
+/// The stage that an attempt is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Stage {
-    /// The addresses of a host.
+    /// Resolving the host.
     Lookup,
-    /// One of them to accept a connection.
+    /// Connecting to one of its addresses.
     Connect,
-    /// A proxy to open a tunnel.
+    /// Waiting for a proxy to open a tunnel.
     Tunnel,
-    /// TLS.
+    /// The TLS handshake.
     Handshake,
-    /// The head of the answer.
+    /// Waiting for the response head.
     Answer,
 }
 
-/// The [`Stage`] of an attempt, for whoever ends it.
+/// The [`Stage`] of an attempt, for the task that ends it.
 #[derive(Debug, Default)]
 pub(super) struct Progress(AtomicU8);
 
@@ -101,30 +104,30 @@ impl Progress {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// None of the host's addresses is allowed.
+    /// No address of the host is allowed.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// It has no address.
+    /// The host has no address.
     #[error(transparent)]
     Lookup(#[from] LookupError),
-    /// TLS knows no such host.
+    /// The host is not valid in TLS.
     #[error("invalid dns name")]
     Name,
     /// No address accepted a connection.
     #[error(transparent)]
     Tcp(io::Error),
-    /// None did in time.
+    /// No address accepted a connection in time.
     #[error("no address answered in time")]
     TimedOut,
-    /// TLS was not set up.
+    /// The TLS handshake failed.
     #[error(transparent)]
     Tls(io::Error),
-    /// The proxy on the way did not do its part.
+    /// The proxy failed.
     #[error("the proxy {proxy}: {problem}")]
     Proxy {
-        /// Its host and port.
+        /// Host and port of the proxy.
         proxy: String,
-        /// What it did.
+        /// The problem.
         problem: ProxyProblem,
     },
 }
@@ -132,14 +135,14 @@ pub enum ConnectError {
 /// What went wrong with a proxy.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyProblem {
-    /// It was not reached.
+    /// The proxy cannot be reached.
     #[error(transparent)]
     Unreached(Box<ConnectError>),
     /// It answered CONNECT with this status.
     #[error("it answered CONNECT with {0}")]
     Answered(StatusCode),
-    /// It broke off, or did not answer as HTTP has it.
-    #[error("it broke off")]
+    /// It closed the connection, or did not answer with HTTP.
+    #[error("it closed the connection")]
     Broken,
 }
 
@@ -152,29 +155,29 @@ impl From<Unresolved> for ConnectError {
     }
 }
 
-/// Where connections may go, which all clients share.
+/// What all clients share to open connections.
 pub(super) struct Network {
     pub(super) guard: Arc<Guard>,
     pub(super) names: Arc<dyn Resolve>,
     pub(super) proxy: Option<Proxy>,
-    /// To a proxy that itself speaks TLS.
+    /// For proxies that use TLS themselves.
     pub(super) proxy_tls: TlsConnector,
 }
 
 impl Network {
-    /// Whether an address that is written in a url may be sent to. A name is looked at once it is resolved.
+    /// Checks whether an address in a URL is allowed. A name is checked after it is resolved.
     pub(super) fn check(&self, to: &Uri) -> Result<(), Refused> {
         let (host, port) = endpoint(to);
         let Ok(address) = host.parse::<IpAddr>() else { return Ok(()) };
         self.guard.check(address, port).map_err(|refusal| Refused::new(to.host().unwrap_or_default(), refusal))
     }
 
-    /// What a proxy wants to see with a request that is not tunnelled.
+    /// Returns the credentials that a proxy expects with a request that is not tunneled.
     pub(super) fn proxy_authorization(&self, to: &Uri) -> Option<HeaderValue> {
         self.by(to).filter(|_| !is_https(to))?.basic_auth().cloned()
     }
 
-    /// Host and port of the proxy that a request goes through.
+    /// Returns host and port of the proxy for a request.
     pub(super) fn proxy_of(&self, to: &Uri) -> Option<String> {
         self.by(to).map(|by| named(by.uri()))
     }
@@ -183,7 +186,7 @@ impl Network {
         self.proxy.as_ref()?.takes(to)
     }
 
-    /// A connection to one of the addresses of a host; `guard`: `None` allows all of them.
+    /// Connects to one of the addresses of a host. `guard`: `None` allows all addresses.
     async fn reach(&self, to: &Uri, guard: Option<&Guard>, progress: &Progress) -> Result<TcpStream, ConnectError> {
         let (host, port) = endpoint(to);
         progress.reach(Stage::Lookup);
@@ -195,7 +198,7 @@ impl Network {
         Ok(stream)
     }
 
-    /// A connection to the proxy, whose own address the platform team has written.
+    /// Connects to the proxy, whose address the platform team configured.
     async fn reach_proxy(&self, proxy: &Uri, progress: &Progress) -> Result<Box<dyn Stream>, ConnectError> {
         let reached = async {
             let name = if is_https(proxy) { Some(server_name(proxy)?) } else { None };
@@ -209,7 +212,7 @@ impl Network {
         reached.await.map_err(|error| blame(proxy, ProxyProblem::Unreached(Box::new(error))))
     }
 
-    /// A tunnel through the proxy (RFC 9110, 9.3.6).
+    /// Opens a tunnel through the proxy (RFC 9110, 9.3.6).
     async fn tunnel(&self, by: &Intercept, to: &Uri, progress: &Progress) -> Result<Box<dyn Stream>, ConnectError> {
         let mut stream = self.reach_proxy(by.uri(), progress).await?;
         let problem = match open_tunnel(&mut stream, to, by.basic_auth()).await {
@@ -225,7 +228,7 @@ fn blame(proxy: &Uri, problem: ProxyProblem) -> ConnectError {
     ConnectError::Proxy { proxy: named(proxy), problem }
 }
 
-/// Asks a proxy for a tunnel; returns the status of its answer.
+/// Asks a proxy for a tunnel. Returns the status of its response.
 async fn open_tunnel(
     stream: &mut Box<dyn Stream>,
     to: &Uri,
@@ -241,7 +244,7 @@ async fn open_tunnel(
     request.extend_from_slice(b"\r\n");
     stream.write_all(&request).await?;
     stream.flush().await?;
-    // One byte after the other: what follows the head belongs to the tunnel.
+    // One byte at a time, because the bytes after the head belong to the tunnel.
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") && !head.ends_with(b"\n\n") {
         if head.len() == MAX_TUNNEL_HEAD {
@@ -255,7 +258,7 @@ async fn open_tunnel(
     status.filter(|_| is_http).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// The first of these that accepts a connection (RFC 8305, 5).
+/// Returns the first connection that is accepted (RFC 8305, 5).
 async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let mut waiting = addresses.into_iter();
     let mut trying = FuturesUnordered::new();
@@ -265,7 +268,7 @@ async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
             trying.push(TcpStream::connect(next));
         }
         let stagger = async {
-            // Once all are tried, only their answers matter.
+            // After all addresses have been tried, only their results matter.
             if waiting.len() == 0 { std::future::pending().await } else { sleep(STAGGER).await }
         };
         tokio::select! {
@@ -279,7 +282,7 @@ async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     }
 }
 
-/// The error that says more: where one family has no route at all, that of the other.
+/// Returns the more useful error: if one family has no route, that of the other.
 fn telling(before: Option<io::Error>, error: io::Error) -> io::Error {
     let has_no_route =
         |error: &io::Error| matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable);
@@ -295,7 +298,7 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
-/// Makes the connections of one client.
+/// Opens the connections of one client.
 #[derive(Clone)]
 pub(super) struct Connector {
     pub(super) network: Arc<Network>,
@@ -329,14 +332,14 @@ fn is_https(uri: &Uri) -> bool {
     uri.scheme() == Some(&Scheme::HTTPS)
 }
 
-/// Host, without the brackets of an IPv6 address, and port.
+/// Returns the host, without the brackets of an IPv6 address, and the port.
 fn endpoint(uri: &Uri) -> (&str, u16) {
     let host = uri.host().unwrap_or_default();
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     (host, uri.port_u16().unwrap_or(if is_https(uri) { 443 } else { 80 }))
 }
 
-/// Host and port, as users write them, and nothing else of a URL.
+/// Returns host and port as users write them, and nothing else of a URL.
 fn named(uri: &Uri) -> String {
     format!("{}:{}", uri.host().unwrap_or_default(), endpoint(uri).1)
 }

@@ -1,5 +1,5 @@
-//! Requests over HTTP, answers back: over connections of our own, by whichever TLS, only to addresses that a guard lets through, and within
-//! bounds.
+//! HTTP requests over the operator's own connections, with any TLS configuration, only to addresses that the guard
+//! allows, and within bounds.
 
 pub mod address;
 pub mod client;

@@ -1,8 +1,11 @@
-//! The connections of one client that wait to be used again, each for one namespace and one origin.
+//! The idle connections of one client, each for one namespace and one origin.
 //!
-//! 1. A connection is used again only while it is younger than [`MAX_AGE`], so that a change of DNS is followed, and has not been idle for [`IDLE`].
-//! 2. After an attempt has timed out, or a connection has broken, none to that origin is used again but what has answered since.
-//! 3. All clients together keep [`Shares::KEPT`] connections. A namespace may keep another only while it keeps fewer than are still free.
+//! 1. A connection is reused only while it is younger than [`MAX_AGE`], so that DNS changes are followed, and has been
+//!    idle for less than [`IDLE`].
+//! 2. After an attempt has timed out or a connection has broken, only connections to that origin that have answered
+//!    since are reused.
+//! 3. All clients together keep [`Shares::KEPT`] connections. A namespace may keep another one only while it has fewer
+//!    than are still free.
 
 use std::{
     collections::HashMap,
@@ -15,17 +18,17 @@ use tokio::time::{Instant, sleep};
 
 use super::connection::{Connection, Http1, Http2};
 
-/// A connection that is not used for so long is closed.
+/// An idle connection is closed after this time.
 pub(super) const IDLE: Duration = Duration::from_secs(60);
-/// One that is so old is not used again.
+/// An older connection is not reused.
 pub(super) const MAX_AGE: Duration = Duration::from_secs(120);
-/// How often those that may not be used again are looked for.
+/// How often connections that may not be reused are closed.
 const SWEEP: Duration = Duration::from_secs(15);
 
-/// Whose connection it is, and where it leads.
+/// The namespace and the origin of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    /// The namespace that it is used for.
+    /// The namespace of its requests.
     pub tenant: Arc<str>,
     pub https: bool,
     pub authority: Authority,
@@ -48,7 +51,7 @@ struct PooledConnections {
 
 #[derive(Default)]
 struct Origin {
-    /// The one that was used last is at the end.
+    /// The most recently used one is last.
     idle: Vec<(Http1, Share)>,
     shared: Option<(Arc<Http2>, Share)>,
 }
@@ -58,7 +61,7 @@ impl Pool {
         Self(Arc::new(Inner { shares, kept: Mutex::default() }))
     }
 
-    /// A connection that can be used at once.
+    /// Takes a connection that can be used immediately.
     pub(super) fn take(&self, key: &Key) -> Option<Connection> {
         let now = Instant::now();
         let mut kept = self.0.lock();
@@ -77,19 +80,20 @@ impl Pool {
         None
     }
 
-    /// Keeps a connection of HTTP/1.1 that has answered, if there is room.
+    /// Keeps an HTTP/1.1 connection that has answered, if there is capacity.
     pub(super) fn keep(&self, key: Key, connection: Http1) {
         let Some(share) = self.0.shares.take(&key.tenant) else { return };
         self.insert(key, |origin| origin.idle.push((connection, share)));
     }
 
-    /// Has a connection of HTTP/2 used by others too, if there is room. An older one is used no more.
+    /// Lets other requests use an HTTP/2 connection, if there is capacity. It replaces an older one.
     pub(super) fn share(&self, key: Key, connection: &Arc<Http2>) {
         let Some(share) = self.0.shares.take(&key.tenant) else { return };
         self.insert(key, |origin| origin.shared = Some((Arc::clone(connection), share)));
     }
 
-    /// None to that origin is used again but what has answered after `since`; `suspect` is not in any case.
+    /// Excludes all connections to that origin except those that have answered after `since`. `suspect` is always
+    /// excluded.
     pub(super) fn forget(&self, key: &Key, since: Instant, suspect: Option<&Arc<Http2>>) {
         let mut kept = self.0.lock();
         let Some(origin) = kept.origins.get_mut(key) else { return };
@@ -114,7 +118,7 @@ impl Inner {
     }
 }
 
-/// Closes what may not be used again, until nothing is kept.
+/// Closes connections that may not be reused, until none is kept.
 async fn sweep(pool: Weak<Inner>) {
     loop {
         sleep(SWEEP).await;
@@ -134,7 +138,7 @@ async fn sweep(pool: Weak<Inner>) {
     }
 }
 
-/// How many connections are kept, in all clients together and by namespace.
+/// The number of kept connections of all clients, in total and by namespace.
 #[derive(Default)]
 pub(super) struct Shares(Mutex<Taken>);
 
@@ -145,7 +149,7 @@ struct Taken {
 }
 
 impl Shares {
-    /// Connections that are kept at most.
+    /// The maximum number of kept connections.
     pub(super) const KEPT: usize = 1024;
 
     fn take(self: &Arc<Self>, tenant: &Arc<str>) -> Option<Share> {
@@ -161,7 +165,7 @@ impl Shares {
     }
 }
 
-/// The place of one connection among those that are kept.
+/// The reservation of one kept connection.
 struct Share {
     shares: Arc<Shares>,
     tenant: Arc<str>,
@@ -185,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_namespace_keeps_half_and_leaves_room_for_newcomers() {
+    fn namespace_keeps_at_most_half_so_newcomers_find_capacity() {
         let shares = Arc::new(Shares::default());
         let [greedy, second, newcomer] = ["greedy", "second", "newcomer"].map(Arc::<str>::from);
         let all = |tenant: &Arc<str>| std::iter::from_fn(|| shares.take(tenant)).collect::<Vec<_>>();

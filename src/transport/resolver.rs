@@ -1,11 +1,12 @@
-//! Host names become addresses here and nowhere else, by an asynchronous DNS client that is the same in the static image and elsewhere.
+//! Resolves host names with an asynchronous DNS client, which works the same in the static image and elsewhere.
 //!
-//! 1. `/etc/hosts` comes first, then DNS as `/etc/resolv.conf` says: its name servers, search list, `ndots`, `timeout` and `attempts`. Both files
-//!    are read at the start. `/etc/nsswitch.conf` and multicast DNS are not consulted.
-//! 2. A and AAAA are asked for at once. Addresses of one family are enough, whatever the answer for the other is.
-//! 3. A lookup ends after [`DEADLINE`], and waits for no other. Answers are cached for their TTL, within bounds.
-//! 4. Only addresses that the guard allows leave, and those are connected to: a name that resolves to something else a moment later cannot slip
-//!    through between check and connect.
+//! 1. `/etc/hosts` comes first, then DNS as configured in `/etc/resolv.conf`: its name servers, search list, `ndots`,
+//!    `timeout` and `attempts`. Both files are read at startup. `/etc/nsswitch.conf` and multicast DNS are not used.
+//! 2. A and AAAA are queried at the same time. Addresses of one family are enough, whatever the response for the other
+//!    is.
+//! 3. A lookup ends after [`DEADLINE`], and delays no other. Responses are cached for their TTL, within bounds.
+//! 4. Only allowed addresses are returned, and exactly these are connected to. A name that resolves differently a
+//!    moment later cannot bypass the guard.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -31,32 +32,32 @@ use tracing::warn;
 
 use super::address::{Guard, Refused};
 
-/// The limit on one lookup, with all that the search list asks for.
+/// The time limit of one lookup, including the whole search list.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How long one query waits at most before it is sent again, whatever resolv.conf says: one packet may get lost.
+/// The maximum time before a query is repeated, whatever resolv.conf says, because a packet can be lost.
 const QUERY: Duration = Duration::from_secs(3);
-/// How long AAAA may be later than A (RFC 8305, 3, has 50 ms; a lookup here is rare, since connections are kept).
+/// How long AAAA may arrive after A. RFC 8305, 3, has 50 ms; lookups are rare here, because connections are kept.
 const LATER: Duration = Duration::from_millis(250);
-/// The longest that an answer is cached, and that the absence of one is.
+/// The maximum time for which a response, or the absence of one, is cached.
 const MAX_TTL: Duration = Duration::from_secs(60);
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(5);
-/// Answers that are cached; the least used ones make room.
+/// The number of cached responses. The least recently used ones are removed.
 const CACHED: u64 = 2048;
-/// Queries at once over one TCP connection to a name server; over UDP each has its own socket.
+/// The number of concurrent queries over one TCP connection to a name server. Over UDP, each has its own socket.
 const ACTIVE: usize = 4096;
-/// Of a host's addresses so many are tried.
+/// The number of addresses of a host that are tried.
 const MAX_ADDRESSES: usize = 16;
 
-/// The addresses of a name, once they are known.
+/// The addresses of a name, when they are known.
 pub type Resolving = Pin<Box<dyn Future<Output = Result<Vec<IpAddr>, LookupError>> + Send>>;
 
-/// Looks up host names.
+/// Resolves host names.
 pub trait Resolve: Send + Sync {
-    /// The addresses of this host.
+    /// Returns the addresses of this host.
     fn resolve(&self, host: String) -> Resolving;
 }
 
-/// Why a host has no address. The most telling one of several is the greatest.
+/// Why a host has no address. Of several reasons, the greatest is the most informative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum LookupError {
     /// The host is not a DNS name.
@@ -65,26 +66,26 @@ pub enum LookupError {
     /// No name of the search list exists.
     #[error("no such name (NXDOMAIN)")]
     NoSuchName,
-    /// It exists without an address.
+    /// The name exists, but has no address.
     #[error("it has no address")]
     NoAddress,
-    /// The name servers answered with this error code.
+    /// The name servers returned this error code.
     #[error("the name server answered {0}")]
     Answered(&'static str),
-    /// No name server could be asked.
+    /// No name server can be reached.
     #[error("no name server can be reached")]
     Unreachable,
-    /// They did not answer in time.
+    /// The name servers did not answer in time.
     #[error("no answer from the name servers in time")]
     NoAnswer,
 }
 
-/// A DNS client, as `/etc/resolv.conf` configures it.
+/// A DNS client, configured by `/etc/resolv.conf`.
 #[derive(Clone)]
 pub struct Dns(Arc<Inner>);
 
 struct Inner {
-    /// `None`: hickory refuses the configuration, and only `/etc/hosts` is left.
+    /// `None`: hickory rejects the configuration, and only `/etc/hosts` is used.
     resolver: Option<TokioResolver>,
     hosts: Hosts,
     search: Vec<Name>,
@@ -92,7 +93,8 @@ struct Inner {
 }
 
 impl Dns {
-    /// Reads `/etc/resolv.conf` and `/etc/hosts`. Without the former the name server of this host is asked, as glibc does.
+    /// Reads `/etc/resolv.conf` and `/etc/hosts`. Without the former, the name server of this host is used, as in
+    /// glibc.
     #[must_use]
     pub fn system() -> Self {
         let (config, options) = read_system_conf().unwrap_or_else(|error| {
@@ -101,13 +103,13 @@ impl Dns {
             (ResolverConfig::from_name_servers(vec![server]), ResolverOpts::default())
         });
         let hosts = Hosts::from_system().unwrap_or_else(|error| {
-            warn!(%error, "/etc/hosts cannot be read; going on without it");
+            warn!(%error, "/etc/hosts cannot be read; continuing without it");
             Hosts::default()
         });
         Self::new(config, options, hosts)
     }
 
-    /// A client for these name servers.
+    /// Creates a client for these name servers.
     #[must_use]
     pub fn new(config: ResolverConfig, mut options: ResolverOpts, hosts: Hosts) -> Self {
         let (search, ndots) = (config.search().to_vec(), options.ndots);
@@ -116,13 +118,13 @@ impl Dns {
         options.positive_max_ttl = Some(MAX_TTL);
         options.negative_max_ttl = Some(MAX_NEGATIVE_TTL);
         options.max_active_requests = ACTIVE;
-        // The search list and the hosts are looked at here, where both families are.
+        // The search list and the hosts file are handled here, for both families together.
         options.use_hosts_file = ResolveHosts::Never;
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         *builder.options_mut() = options;
         let resolver = builder.build();
         let resolver =
-            resolver.inspect_err(|error| warn!(%error, "/etc/resolv.conf cannot be used; no name is resolved"));
+            resolver.inspect_err(|error| warn!(%error, "/etc/resolv.conf cannot be used; no name can be resolved"));
         Self(Arc::new(Inner { resolver: resolver.ok(), hosts, search, ndots }))
     }
 }
@@ -143,7 +145,7 @@ impl Inner {
         }
         let mut failure = LookupError::Invalid;
         for candidate in self.candidates(&name) {
-            // As glibc does, a name server that refuses one name of the list is asked for the next.
+            // As in glibc, a name server that refuses one name of the list is asked for the next.
             match self.addresses(candidate).await {
                 Ok(found) => return Ok(found),
                 Err(error) => failure = failure.max(error),
@@ -158,7 +160,7 @@ impl Inner {
         lookups.iter().flatten().flat_map(Lookup::answers).filter_map(|record| record.data.ip_addr()).collect()
     }
 
-    /// The names to look up for a name, in order (resolv.conf(5), `search` and `ndots`).
+    /// Returns the names to look up for a name, in order (resolv.conf(5), `search` and `ndots`).
     fn candidates(&self, name: &Name) -> Vec<Name> {
         let mut absolute = name.clone();
         absolute.set_fqdn(true);
@@ -176,7 +178,7 @@ impl Inner {
         names
     }
 
-    /// The addresses of a fully qualified name, of both families.
+    /// Returns the addresses of a fully qualified name, of both families.
     async fn addresses(&self, name: Name) -> Result<Vec<IpAddr>, LookupError> {
         let six = pin!(self.lookup(name.clone(), RecordType::AAAA));
         let four = pin!(self.lookup(name, RecordType::A));
@@ -225,7 +227,8 @@ fn failure(error: &NetError) -> LookupError {
     }
 }
 
-/// Where a host may be connected to, in the order of RFC 8305, 4: the families take turns, IPv6 first. `guard`: `None` allows all addresses.
+/// Returns the addresses to connect to, in the order of RFC 8305, 4: the families alternate, IPv6 first. `guard`:
+/// `None` allows all addresses.
 pub(super) async fn endpoints(
     names: &dyn Resolve,
     guard: Option<&Guard>,
@@ -257,7 +260,7 @@ pub(super) async fn endpoints(
     }
 }
 
-/// A host cannot be connected to.
+/// Why a host cannot be connected to.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unresolved {
     #[error(transparent)]

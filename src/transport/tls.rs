@@ -1,7 +1,7 @@
-//! TLS as users give it: certificates to trust, and one to show. Each distinct configuration exists once, with its clients, however
-//! many Webhooks have it, and goes with the last of them.
+//! TLS configurations of Webhooks: trusted certificates, and a client certificate. Each distinct configuration exists
+//! once, with its clients, and is removed with the last Webhook that uses it.
 //!
-//! What is wrong is told in fixed words: a bundle may be read from any Secret, and nothing of it may be seen.
+//! Errors are fixed texts: a bundle can come from any Secret, and none of its content may appear.
 
 use std::{
     collections::HashMap,
@@ -28,13 +28,13 @@ use super::clients::Pool;
 
 /// The certificates of a PEM bundle.
 pub struct Bundle {
-    /// At least one.
+    /// At least one certificate.
     pub certificates: Vec<CertificateDer<'static>>,
-    /// What of it is left out, and what to do about it; nothing of its text.
+    /// The blocks that are ignored, and what to do. Contains none of their text.
     pub warning: Option<String>,
 }
 
-/// Why a block of PEM is no certificate.
+/// Why a PEM block is not a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Lines,
@@ -45,18 +45,18 @@ enum Fault {
 impl Fault {
     const fn text(self) -> &'static str {
         match self {
-            Self::Lines => "its lines BEGIN CERTIFICATE and END CERTIFICATE do not stand alone, or one is missing",
-            Self::Base64 => "its base64 is broken",
-            Self::Der => "it is no X.509 certificate",
+            Self::Lines => "the line BEGIN CERTIFICATE or END CERTIFICATE is missing or contains other text",
+            Self::Base64 => "its base64 is invalid",
+            Self::Der => "it is not an X.509 certificate",
         }
     }
 }
 
-/// The invalid blocks of one bundle that a warning names.
+/// The number of invalid blocks that a warning names.
 const NAMED_BLOCKS: usize = 5;
 
-/// Reads a PEM bundle, as somebody may have put it together: what is no certificate is passed over, and a certificate that is broken is left out
-/// with a warning. An error if none is left.
+/// Reads a PEM bundle. Other content is ignored, and invalid certificates are left out with a warning. Fails if no
+/// certificate is left.
 pub fn certificates(pem: &[u8]) -> Result<Bundle, String> {
     let mut certificates = Vec::new();
     let mut invalid = Vec::new();
@@ -72,7 +72,7 @@ pub fn certificates(pem: &[u8]) -> Result<Bundle, String> {
     }
     let warning = warn_of(&invalid);
     match warning {
-        None if certificates.is_empty() => Err("it holds no PEM certificate".to_owned()),
+        None if certificates.is_empty() => Err("it contains no PEM certificate".to_owned()),
         Some(warning) if certificates.is_empty() => Err(warning),
         warning => Ok(Bundle { certificates, warning }),
     }
@@ -88,14 +88,14 @@ fn warn_of(invalid: &[(usize, Fault)]) -> Option<String> {
     let (count, numbers) = (invalid.len(), numbers.join(", "));
     let more = if count > NAMED_BLOCKS { ", …" } else { "" };
     Some(format!(
-        "the bundle contains {count} invalid certificates (blocks {numbers}{more}): of the first, {fault}; fix or remove them"
+        "the bundle contains {count} invalid certificates (blocks {numbers}{more}): in the first, {fault}; fix or remove them"
     ))
 }
 
-/// The blocks of PEM (RFC 7468) that are meant as certificates. Text around them, and keys, are passed over.
+/// Returns the PEM blocks (RFC 7468) with the label of a certificate. Text around them and keys are ignored.
 fn blocks(pem: &[u8]) -> Vec<Result<CertificateDer<'static>, Fault>> {
     let mut found = Vec::new();
-    // Of the block that was begun: its base64, if its first line was right.
+    // The base64 of the current block, if its first line was valid.
     let mut begun: Option<Result<Vec<u8>, Fault>> = None;
     for line in pem.split(|byte| matches!(byte, b'\n' | b'\r')).map(<[u8]>::trim_ascii) {
         let marks = |what: &[u8]| line.windows(what.len()).any(|part| part == what);
@@ -129,16 +129,16 @@ fn blocks(pem: &[u8]) -> Vec<Result<CertificateDer<'static>, Fault>> {
     found
 }
 
-/// Why a TLS configuration is none.
+/// Why a TLS configuration is invalid.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Unusable {
     /// The bundle.
     Bundle(String),
-    /// The certificate to show, or its key.
+    /// The client certificate or its key.
     Certificate(String),
 }
 
-/// A TLS configuration, and the clients that have it.
+/// A TLS configuration, and its clients.
 pub struct TlsConfig {
     pub(super) bundle: Option<Arc<Named>>,
     pub(super) identity: Option<Arc<CertifiedKey>>,
@@ -147,21 +147,21 @@ pub struct TlsConfig {
 }
 
 impl TlsConfig {
-    /// What of the bundle is left out, and what to do about it.
+    /// Returns the blocks of the bundle that are ignored, and what to do.
     #[must_use]
     pub fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
     }
 }
 
-/// All configurations that are in use, by a hash of what they are made from.
+/// All configurations in use, by a hash of their sources.
 #[derive(Default)]
 pub struct Materials {
     known: Mutex<HashMap<[u8; 32], Weak<TlsConfig>>>,
 }
 
 impl Materials {
-    /// The configuration of a PEM bundle, and of a PEM chain with its key.
+    /// Returns the configuration for a PEM bundle, and for a PEM chain with its key.
     pub fn get(&self, bundle: Option<&[u8]>, identity: Option<(&[u8], &[u8])>) -> Result<Arc<TlsConfig>, Unusable> {
         let digest = digest([bundle, identity.map(|(chain, _)| chain), identity.map(|(_, key)| key)]);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -201,32 +201,32 @@ fn trust(pem: &[u8]) -> Result<(Arc<Named>, Option<String>), String> {
 
 fn prove(chain: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, String> {
     let chain: Vec<_> = blocks(chain).into_iter().collect::<Result<_, _>>().map_err(|_| {
-        "of tls.crt, it holds broken PEM: write each certificate from BEGIN to END CERTIFICATE as it was issued"
-            .to_owned()
+        "tls.crt contains invalid PEM: write each certificate from BEGIN to END CERTIFICATE as it was issued".to_owned()
     })?;
     if chain.is_empty() {
-        return Err("of tls.crt, it holds no PEM certificate".to_owned());
+        return Err("tls.crt contains no PEM certificate".to_owned());
     }
-    let key = PrivateKeyDer::from_pem_slice(key)
-        .map_err(|_| "tls.key holds no PEM private key: write it unencrypted, in PKCS#8, PKCS#1 or SEC1".to_owned())?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
+        "tls.key contains no PEM private key: write it unencrypted, in PKCS#8, PKCS#1 or SEC1".to_owned()
+    })?;
     let curve = curve_in(key.secret_der());
     match CertifiedKey::from_der(chain, key, &ring::default_provider()) {
         Ok(certified) => Ok(Arc::new(certified)),
         Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
             Err("tls.key is not the key of the first certificate in tls.crt".to_owned())
         }
-        Err(Error::InvalidCertificate(_)) => Err("the first certificate in tls.crt is none".to_owned()),
+        Err(Error::InvalidCertificate(_)) => Err("the first certificate in tls.crt is invalid".to_owned()),
         Err(_) => Err(match curve {
             Some(curve) => format!("tls.key is a key of {curve}, which is not supported: {SUPPORTED_KEYS}"),
-            None => format!("tls.key is of a kind that is not supported: {SUPPORTED_KEYS}"),
+            None => format!("tls.key has an unsupported key type: {SUPPORTED_KEYS}"),
         }),
     }
 }
 
-/// What to have issued instead of a key or certificate that is not supported.
+/// The supported kinds of keys, as advice.
 pub(crate) const SUPPORTED_KEYS: &str = "use RSA of at least 2048 bits, ECDSA on P-256 or P-384, or Ed25519";
 
-/// The curve that a key or an algorithm is of, by its object identifier in DER; `None` for those that are supported.
+/// Returns the curve of a key or an algorithm by its object identifier in DER; `None` for supported ones.
 pub(crate) fn curve_in(der: &[u8]) -> Option<&'static str> {
     const CURVES: [(&[u8], &str); 5] = [
         (&[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x23], "the curve P-521"),
@@ -239,12 +239,13 @@ pub(crate) fn curve_in(der: &[u8]) -> Option<&'static str> {
     CURVES.into_iter().find_map(|(identifier, name)| holds(identifier).then_some(name))
 }
 
-/// Trusts the issuers among these certificates, and besides each of them where the endpoint shows that very one: what somebody has named is
-/// trusted whoever has issued it, and even if it says that it is a CA's, as `openssl req -x509` makes it. Its names and dates count all the same.
+/// Trusts the issuers among these certificates, and each certificate itself if the endpoint shows exactly it: users may
+/// trust a certificate of any issuer, even if it is marked as a CA, as `openssl req -x509` does. Its names and
+/// dates are checked all the same.
 #[derive(Debug)]
 pub(super) struct Named {
     pub certificates: Vec<CertificateDer<'static>>,
-    /// Which trusts them as issuers.
+    /// Trusts them as issuers.
     pub inner: Arc<dyn ServerCertVerifier>,
 }
 
@@ -259,7 +260,7 @@ impl ServerCertVerifier for Named {
     ) -> Result<ServerCertVerified, Error> {
         let verified = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match verified {
-            // The dates are looked at before anything else.
+            // Dates are checked before anything else.
             Err(error) if !is_of_dates(&error) && self.certificates.iter().any(|named| named == end_entity) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
@@ -297,7 +298,7 @@ fn is_of_dates(error: &Error) -> bool {
     matches!(error, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
 }
 
-/// Trusts whom a bundle trusts, and whom all trust.
+/// Trusts the certificates of a bundle, and those that all Webhooks trust.
 pub(super) struct Either {
     pub bundle: Arc<Named>,
     pub rest: Arc<dyn ServerCertVerifier>,
@@ -321,7 +322,7 @@ impl ServerCertVerifier for Either {
         let by = |verifier: &dyn ServerCertVerifier| {
             verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
         };
-        // The bundle's issuer is the likelier one, and so what it finds is told.
+        // The issuer is more likely in the bundle, so the bundle's error is reported.
         by(self.bundle.as_ref()).or_else(|found| by(self.rest.as_ref()).map_err(|_| found))
     }
 

@@ -1,4 +1,4 @@
-//! One connection to an endpoint, and a bound on what comes over it unasked.
+//! One connection to an endpoint, with a bound on unrequested bytes.
 
 use std::{
     io::{self, IoSlice},
@@ -15,53 +15,53 @@ use tokio::{
     sync::oneshot,
 };
 
-/// What may come since the last request was begun, beside what is taken of the bodies of answers: their heads, and what is read ahead. An
-/// endpoint that goes on with answers that announce another, or with frames that mean nothing, would otherwise be read for as long as an
-/// attempt may take, at the cost of all others.
+/// The maximum number of bytes since the last request was started, besides consumed response bodies: heads, and what is
+/// read ahead. Otherwise an endpoint that keeps sending interim responses or meaningless frames would be read for as
+/// long as an attempt may take, at the cost of all others.
 const MAX_UNASKED: usize = 256 * 1024;
-/// What a client of HTTP/2 says first (RFC 9113, 3.4).
+/// The length of the HTTP/2 client preface (RFC 9113, 3.4).
 const PREFACE: usize = 24;
 const FRAME_HEAD: usize = 9;
 const HEADERS: u8 = 1;
 
-/// Bytes that go and come, in whatever way.
+/// A byte stream in both directions.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// The endpoint sends without an end.
+/// The endpoint sends too many unrequested bytes.
 #[derive(Debug, thiserror::Error)]
 #[error("the endpoint sent more than {} KiB without an answer: answer with a status at once", MAX_UNASKED / 1024)]
 struct Endless;
 
-/// How many bytes have come over a connection that nobody asked for. The answers of one connection share it, since those to many requests
-/// may come at once.
+/// Counts the unrequested bytes of a connection. All responses of a connection share the counter, because many can
+/// arrive at once.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Unasked(Arc<AtomicUsize>);
 
 impl Unasked {
-    /// So many of them were of an answer's body, and have been taken.
+    /// Subtracts consumed bytes of a response body.
     pub(super) fn taken(&self, bytes: usize) {
         let less = |unasked: usize| Some(unasked.saturating_sub(bytes));
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
-    /// Whether nothing has come since the last request was begun.
+    /// Reports whether nothing has arrived since the last request was started.
     pub(super) fn is_none(&self) -> bool {
         self.0.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether more has come than may.
+    /// Reports whether the limit is exceeded.
     pub(super) fn is_too_much(&self) -> bool {
         self.0.load(Ordering::Relaxed) > MAX_UNASKED
     }
 
-    /// More have come; whether they may.
+    /// Adds received bytes. Returns whether they are within the limit.
     fn add(&self, bytes: usize) -> bool {
         self.0.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_UNASKED
     }
 
-    /// What comes next has been asked for.
+    /// Resets the counter at the start of a request.
     fn reset(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
@@ -71,7 +71,7 @@ impl Unasked {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
     Http1,
-    /// HTTP/1.1 to a proxy, which is told the whole url.
+    /// HTTP/1.1 to a proxy that gets the whole URL.
     Proxied,
     Http2,
 }
@@ -82,13 +82,13 @@ pub(super) struct Wire {
     used: Use,
     frames: Frames,
     unasked: Unasked,
-    /// It is cut off when this ends.
+    /// The connection is closed when this ends.
     ended: Option<oneshot::Receiver<()>>,
     cut: bool,
 }
 
 impl Wire {
-    /// A connection over this stream.
+    /// Creates a connection over this stream.
     pub(super) fn over(stream: impl Stream + 'static, used: Use) -> Self {
         Self {
             stream: Box::new(stream),
@@ -100,7 +100,7 @@ impl Wire {
         }
     }
 
-    /// The same, until the other end of this is dropped.
+    /// Closes the connection when the other end of `ended` is dropped.
     pub(super) fn until(self, ended: oneshot::Receiver<()>) -> Self {
         Self { ended: Some(ended), ..self }
     }
@@ -113,7 +113,7 @@ impl Wire {
         self.unasked.clone()
     }
 
-    /// An error once it is cut off, whatever it waits for.
+    /// Fails if the connection is to be closed, whatever it waits for.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.ended.as_mut().is_some_and(|ended| Pin::new(ended).poll(cx).is_ready()) {
             (self.ended, self.cut) = (None, true);
@@ -122,7 +122,8 @@ impl Wire {
     }
 
     fn sent(&mut self, data: &[u8]) {
-        // The rest of a request goes as slowly as the endpoint takes it, and acknowledgements of HTTP/2 as often as it provokes them.
+        // The rest of a request is sent as slowly as the endpoint accepts it, and HTTP/2 acknowledgments as often as it
+        // causes them.
         let begins = match self.used {
             Use::Http1 | Use::Proxied => data.starts_with(b"POST "),
             Use::Http2 => self.frames.begin_request(data),
@@ -133,13 +134,13 @@ impl Wire {
     }
 }
 
-/// The frames of HTTP/2 that a client sends.
+/// Parses the HTTP/2 frames that a client sends.
 #[derive(Debug)]
 struct Frames {
     head: [u8; FRAME_HEAD],
-    /// How much of `head` is known.
+    /// The number of known bytes of `head`.
     known: usize,
-    /// How much of what stands before the next head is still to come.
+    /// The number of bytes before the next head.
     before: usize,
 }
 
@@ -150,7 +151,7 @@ impl Default for Frames {
 }
 
 impl Frames {
-    /// Whether a request begins in what is sent next.
+    /// Reports whether a request starts in the data that is sent next.
     fn begin_request(&mut self, mut data: &[u8]) -> bool {
         let mut begins = false;
         loop {

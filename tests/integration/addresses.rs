@@ -70,7 +70,7 @@ fn the_apiserver_is_not_reached_even_where_its_range_is_allowed() {
         scene.webhook("name", &format!("https://localhost:{port}/api"), &once);
         let operator = scene.operator().await;
         for error in refusals(&scene, &operator, &["address", "name"]).await {
-            assert!(error.contains("is the kube-apiserver's own address and port, which nothing allows"), "{error}");
+            assert!(error.contains("is the address and port of the kube-apiserver, which is always denied"), "{error}");
         }
     });
 }

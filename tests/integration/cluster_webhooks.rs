@@ -283,7 +283,7 @@ fn what_is_given_up_is_kept_in_the_operator_s_namespace_apart_from_a_webhook_s_o
         let (_, reason, message) = condition(&late, "Delivered").unwrap();
         assert_eq!(
             (reason.as_str(), message.as_str()),
-            ("WebhookNotFound", "there is no ClusterWebhook ci: create it, then ask again")
+            ("WebhookNotFound", "there is no ClusterWebhook ci: create it, then request the delivery again")
         );
     });
 }
@@ -312,7 +312,7 @@ fn a_definition_and_a_right_that_come_later_are_taken_up_and_nothing_is_lost_mea
         let [receiver, of_a] = [Receiver::start().await, Receiver::start().await];
         team.webhook("ci", &receiver.url(), &json!({}));
         let mut operator = Operator::start_ready(&home.plane, &home.options().cluster_wide()).await;
-        operator.wait_log("ClusterWebhooks cannot be listed; going on as if there were none", SOON).await;
+        operator.wait_log("ClusterWebhooks cannot be listed; continuing without them", SOON).await;
         team.job("a");
         team.phase("a", "Running");
         receiver.wait_for("training.started", "a", SOON).await;

@@ -201,7 +201,7 @@ fn a_host_that_drops_packets_is_reported_as_a_connect_timeout() {
         })
         .await;
         assert!(
-            error.starts_with("connect timeout: nothing accepts connections at the host and port of spec.url"),
+            error.starts_with("connect timeout: nothing accepted a connection at the host and port of spec.url"),
             "{error}"
         );
         assert_eq!(operator.metric("llmtune_webhooks_attempts_total", &[("outcome", "connect")]) as u64, 1);

@@ -193,10 +193,10 @@ fn spec_and_status_are_written_apart() {
     run(async {
         let scene = Scene::new("subresource").await;
         let apiserver = Apiserver::of(&scene).await;
-        let not_looked_at = json!({
+        let unobserved_conditions = json!({
             "conditions": [{
                 "type": "Ready", "status": "Unknown", "reason": "Pending", "lastTransitionTime": "1970-01-01T00:00:00Z",
-                "message": "no operator has looked at it yet: see that one runs and serves it"
+                "message": "Waiting for the operator. Check that it is running and watches this namespace."
             }],
             "consecutiveFailures": 0
         });
@@ -204,12 +204,12 @@ fn spec_and_status_are_written_apart() {
         let mut manifest = with(json!({}));
         manifest["status"] = status.clone();
         let created = apiserver.create(&manifest).await;
-        assert_eq!(created["status"], not_looked_at, "a status cannot be created");
+        assert_eq!(created["status"], unobserved_conditions, "a status cannot be created");
         let both = json!({"spec": {"suspend": true}, "status": status});
         let through_spec = apiserver.merge(&created, "", &both).await.unwrap();
         assert_eq!(through_spec["spec"]["suspend"], true);
         assert_eq!(through_spec["metadata"]["generation"], 2);
-        assert_eq!(through_spec["status"], not_looked_at);
+        assert_eq!(through_spec["status"], unobserved_conditions);
         let both = json!({"spec": {"suspend": false}, "status": status});
         let through_status = apiserver.merge(&created, "/status", &both).await.unwrap();
         assert_eq!(through_status["status"], status);

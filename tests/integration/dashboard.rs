@@ -130,7 +130,7 @@ fn webhooks_are_seen_tested_and_mended_without_javascript() {
             "0 delivered, 2 failed attempts, failing during ",
             "DeliveriesFailing: attempts fail: HTTP 500",
             "SecretNotFound: ",
-            "Without JavaScript, reload to see what is now",
+            "JavaScript is off: reload to update the page",
         ] {
             assert!(text.contains(said), "{said:?}: {text}");
         }
@@ -169,7 +169,7 @@ fn webhooks_are_seen_tested_and_mended_without_javascript() {
         let sent = &receiver.received()[before..];
         assert!(sent.len() == 1 && sent[0].name() == "a" && sent[0].is_signed_with(SECRET), "{sent:#?}");
         browser.ask("click", json!({"selector": "#again"}));
-        says(&mut browser, "1 delivery asked for again.").await;
+        says(&mut browser, "1 delivery requested again.").await;
         receiver.wait_for("training.started", "b", SOON).await;
         browser.ask("click", json!({"selector": "#test"}));
         says(&mut browser, "The test test-").await;

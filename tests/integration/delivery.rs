@@ -160,7 +160,7 @@ fn a_retry_after_of_429_pauses_all_deliveries_of_the_webhook() {
         })
         .await;
         let events = scene.kubectl(&["get", "events", "-o", "json"]);
-        assert!(!events.contains("DeliveriesFailing"), "a pause says nothing of health: {events}");
+        assert!(!events.contains("DeliveriesFailing"), "a pause does not change health: {events}");
     });
 }
 

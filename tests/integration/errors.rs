@@ -87,7 +87,7 @@ fn webhooks_that_the_operator_may_not_list_are_asked_for_with_patience_and_ready
         assert!(log.contains("rbac.yaml"), "{log}");
         let (status, text) = operator.get("/readyz").unwrap();
         assert_eq!(status, 503);
-        assert!(text.contains("listing Webhooks; if this lasts, the log says why"), "{text}");
+        assert!(text.contains("listing Webhooks; if this lasts, see the log"), "{text}");
         assert_eq!(operator.get("/healthz").unwrap().0, 200, "a restart would not help");
 
         install_roles(&scene.plane, &scene.namespace);
@@ -161,7 +161,7 @@ fn without_a_place_for_its_ledger_the_operator_sends_nothing_says_what_to_apply_
         let what = "LedgerSegment is not installed: apply the custom resource definitions of this release (crds/)";
         operator.wait_log(what, SOON).await;
         let (status, text) = operator.get("/readyz").unwrap();
-        assert!(status == 503 && text.contains("reading the ledger; if this lasts, the log says why"), "{text}");
+        assert!(status == 503 && text.contains("reading the ledger; if this lasts, see the log"), "{text}");
         assert_eq!(operator.get("/healthz").unwrap().0, 200, "a restart would not help");
         scene.job("llama");
         scene.phase("llama", "Running");
@@ -212,7 +212,7 @@ fn a_ledger_of_another_installation_is_set_aside_as_it_is_and_said_with_what_tha
         other.phase("old", "Running");
         let operator = other.operator().await;
         let log = operator.log();
-        assert!(log.contains("the ledger that is here belongs to another installation, and is set aside"), "{log}");
+        assert!(log.contains("the stored ledger belongs to another installation, and is not used"), "{log}");
         without_dumps(&log);
         let note = new_epoch(&other).await;
         assert!(note.contains("let receivers compare what they know with the objects"), "{note}");
@@ -249,7 +249,9 @@ fn a_ledger_of_a_newer_release_is_never_written_over_and_said_with_what_that_mea
         let operator = scene.operator().await;
         let log = operator.log();
         let said = |name: &&str| {
-            log.contains(&format!("segment {name} cannot be read, as it was harmed or written by a newer release"))
+            log.contains(&format!(
+                "segment {name} cannot be read, because it is damaged or was written by a newer release"
+            ))
         };
         assert!(names.iter().any(said), "{names:?}\n{log}");
         without_dumps(&log);
@@ -310,7 +312,7 @@ fn beside_an_older_definition_of_the_ledger_nothing_is_written_that_could_not_be
         operator.wait_log("the definition of LedgerSegment is another release's: apply", SOON).await;
         without_dumps(&operator.log());
         let (_, ready) = operator.get("/readyz").unwrap();
-        assert!(ready.contains("reading the ledger; if this lasts, the log says why"), "{ready}");
+        assert!(ready.contains("reading the ledger; if this lasts, see the log"), "{ready}");
         assert_eq!(scene.kubectl(&["get", "ledgersegments", "-o", "name"]), "");
         let crds = root().join("crds");
         scene.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", crds.to_str().unwrap()]);

@@ -68,12 +68,12 @@ fn a_malformed_filter_is_stalled_at_its_position_and_disturbs_no_other_webhook()
         scene.webhook("sound", &receiver.url(), &json!({}));
         let nested = &format!("{}true{}", "(".repeat(41), ")".repeat(41));
         let malformed = [
-            ("assigns", "data.status = 'completed'", "line 1, column 13: `=` is no part of CEL; write `==` to compare"),
-            ("unknown", "true &&\n  objekt.metadata.name == 'a'", "line 2, column 3: there is no `objekt`"),
-            ("open", "(event == 'training.completed'", "write `)` to close what opened at line 1, column 1"),
+            ("assigns", "data.status = 'completed'", "line 1, column 13: `=` is not valid in CEL; use `==` to compare"),
+            ("unknown", "true &&\n  objekt.metadata.name == 'a'", "line 2, column 3: unknown name `objekt`"),
+            ("open", "(event == 'training.completed'", "expected `)` to close the bracket at line 1, column 1"),
             ("nested", nested, "more than 40 deep"),
             ("mistyped", "event == 1", "line 1, column 7: `==` does not take a string and an int"),
-            ("empty", "", "it is empty"),
+            ("empty", "", "the expression is empty"),
         ];
         for (name, filter, _) in malformed {
             scene.webhook(name, &receiver.url(), &json!({"filter": filter}));

@@ -174,7 +174,7 @@ fn a_secret_that_is_none_of_standard_webhooks_stalls_the_webhook_until_it_is_one
         scene.wait_condition("hook", "Stalled", "True", "InvalidSecret", SOON).await;
         let (_, _, message) = scene.condition("hook", "Ready").unwrap();
         assert!(message.contains("write whsec_ and the base64 of 24 to 64 random bytes"), "{message}");
-        assert!(message.contains("it is in the URL-safe alphabet of base64"), "{message}");
+        assert!(message.contains("it uses the URL-safe base64 alphabet"), "{message}");
         scene.job("llama");
         scene.phase("llama", "Running");
         let secret = whsec(9, 64);

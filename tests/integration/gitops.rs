@@ -115,7 +115,7 @@ fn each_kind_that_pipelines_manage_is_in_progress_until_an_operator_has_looked_a
         let [tokens, jobs] = [["usagethreshold", "tokens"], ["webhooksource", "jobs"]];
         for object in [ci, platform, tokens, jobs] {
             for message in judged(&scene, object, "Progressing", "InProgress", Duration::ZERO).await {
-                assert!(message.contains("no operator has looked at it yet"), "{object:?}: {message}");
+                assert!(message.contains("Waiting for the operator"), "{object:?}: {message}");
             }
         }
 

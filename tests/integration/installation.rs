@@ -149,7 +149,7 @@ fn helm_installs_upgrades_and_rolls_back_and_what_it_is_told_to_keep_is_all_that
         team.phase("a", "Completed");
         let post = receiver.wait_for("training.completed", "a", SOON).await;
         assert_eq!(post.json()["cluster"], "prod");
-        assert!(running.log_text().contains("going on from the ledger"), "{}", running.log_tail());
+        assert!(running.log_text().contains("continuing from the ledger"), "{}", running.log_tail());
         stop(running);
         scene.plane.helm(&["rollback", RELEASE, "1", "--namespace", NAMESPACE, "--wait", "--timeout=5m"]);
         let arguments = pod(&scene)["spec"]["containers"][0]["args"].to_string();
@@ -168,7 +168,7 @@ fn helm_installs_upgrades_and_rolls_back_and_what_it_is_told_to_keep_is_all_that
         assert!(stayed.iter().any(|object| is_ledger(object)) && stayed.iter().any(|object| is_definition(object)));
         with_chart(&scene, &["install", "--wait"], &values);
         let running = operator(&scene).await;
-        says(&running, "going on from the ledger").await;
+        says(&running, "continuing from the ledger").await;
         stop(running);
 
         uninstall(&scene);
@@ -236,7 +236,7 @@ fn an_owner_that_is_not_there_is_awaited_and_said() {
         let scene = Scene::new("owner").await;
         let options = scene.options().argument("--owner=home");
         let mut operator = llmtune_webhooks_harness::operator::Operator::start(&scene.plane, &options).await;
-        operator.wait_log("ConfigMap \"home\", which --owner names, is not there: create it", SOON).await;
+        operator.wait_log("ConfigMap \"home\" of --owner does not exist: create it", SOON).await;
         scene.apply(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "home"}}));
         operator.wait_ready().await;
         let uid = &scene.get("configmap", "home")["metadata"]["uid"];

@@ -138,7 +138,11 @@ fn of_two_processes_with_one_identity_the_one_that_stops_says_that_they_share_it
         let _second = Operator::start_ready(&scene.plane, &options).await;
         assert_eq!(first.process.wait(SOON).code(), Some(1));
         let log = first.process.log_text();
-        assert!(log.contains("calls itself") || log.contains("the same --identity"), "{}", first.process.log_tail());
+        assert!(
+            log.contains("the same identity") || log.contains("the same --identity"),
+            "{}",
+            first.process.log_tail()
+        );
     });
 }
 
@@ -291,7 +295,7 @@ fn a_wrong_configuration_is_refused_with_what_to_write_instead() {
     let nowhere = refused(&["run", "--listen=nowhere"]);
     assert!(nowhere.contains("--listen") && nowhere.contains("such as [::]:8080, 0.0.0.0:8080"), "{nowhere}");
     assert!(refused(&["run", "--namespace=Bad Name"]).contains("such as llmtune-system"));
-    assert!(refused(&["run", "--watch-namespace="]).contains("leave the flag"));
+    assert!(refused(&["run", "--watch-namespace="]).contains("omit the flag"));
     let one_address = refused(&["run", "--allow-cidr=127.0.0.0/8,10.1.2.3"]);
     assert!(one_address.contains("--allow-cidr") && one_address.contains("write 10.1.2.3/32"), "{one_address}");
     assert!(refused(&["run", "--deny-cidr=10.1.2.3/8"]).contains("write 10.0.0.0/8"));

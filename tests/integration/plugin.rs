@@ -198,7 +198,7 @@ fn a_test_tells_what_the_endpoint_answers() {
         drop(operator);
         let message = plugin(&scene, &["test", "ci", "--timeout", "1s"]).failed();
         assert!(
-            message.contains("has not answered the test of webhook/ci within 1.00s\ndoes an operator run"),
+            message.contains("did not handle the test of webhook/ci within 1.00s\ncheck that the operator is running"),
             "{message}"
         );
     });
@@ -223,7 +223,7 @@ fn deliveries_are_listed_selected_and_sent_again() {
         let ran = plugin(&scene, &["deliveries", "ci"]);
         assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, "", "No deliveries of webhook/ci found.\n"));
         let ran = plugin(&scene, &["redeliver", "ci", "--failed"]);
-        assert!(ran.code == 0 && ran.err.contains("none is kept"), "{ran:?}");
+        assert!(ran.code == 0 && ran.err.contains("webhook/ci has no WebhookDelivery objects"), "{ran:?}");
 
         given_up(&scene, &["a", "b"]).await;
         receiver.answer(|post| Answer::status(if post.name() == "c" { 200 } else { 503 }));
@@ -283,7 +283,7 @@ fn deliveries_are_listed_selected_and_sent_again() {
         );
         println!("{screen:?}");
         let ran = plugin(&scene, &["redeliver", "ci", "--failed"]);
-        assert!(ran.code == 0 && ran.err.contains("of 2 that are kept none is meant"), "{ran:?}");
+        assert!(ran.code == 0 && ran.err.contains("0 of 2 WebhookDelivery objects"), "{ran:?}");
         let message = plugin(&scene, &["redeliver", "ci"]).succeeded();
         assert!(
             message.contains("2 deliveries of webhook/ci sent again") && message.contains(": 2 acknowledged\n"),
@@ -293,7 +293,7 @@ fn deliveries_are_listed_selected_and_sent_again() {
         // A suspended Webhook holds redeliveries too.
         scene.kubectl(&["patch", "webhook", "ci", "--type=merge", "-p", r#"{"spec":{"suspend":true}}"#]);
         let message = plugin(&scene, &["redeliver", "ci"]).succeeded();
-        assert_eq!(message, "2 deliveries of webhook/ci asked for: they wait until spec.suspend is false again\n");
+        assert_eq!(message, "2 deliveries of webhook/ci requested; they stay pending while spec.suspend is true\n");
     });
 }
 
@@ -306,8 +306,10 @@ fn what_is_slow_to_be_acknowledged_is_told_to_be_under_way() {
         given_up(&scene, &["a"]).await;
         receiver.answer(|_| Answer::status(200).after(Duration::from_secs(20)));
         let ran = plugin(&scene, &["redeliver", "ci", "--timeout", "1s"]);
-        assert!(ran.out.contains("0 acknowledged, 1 under way\n"), "{ran:?}");
-        assert!(ran.failed().contains("error: none was answered\ndoes an operator run"));
+        assert!(ran.out.contains("0 acknowledged, 1 pending\n"), "{ran:?}");
+        assert!(
+            ran.failed().contains("error: no delivery finished before the timeout\ncheck that the operator is running")
+        );
         let message = plugin(&scene, &["deliveries", "ci"]).succeeded();
         assert_eq!(words(&message)[1][3], "Pending");
         operator.process.kill();
@@ -435,10 +437,7 @@ fn commands_are_completed_in_every_shell_and_by_kubectl() {
             message.lines().map(str::to_owned).collect::<Vec<_>>()
         };
         let ns = scene.namespace.as_str();
-        assert_eq!(
-            complete(&["re"]),
-            ["redeliver\tSend deliveries that were given up again, and wait until they are acknowledged", ":4"]
-        );
+        assert_eq!(complete(&["re"]), ["redeliver\tResend dead letters, and wait for the outcome", ":4"]);
         assert_eq!(complete(&["-n", ns, "test", ""]), ["ci", "slack", ":4"]);
         assert_eq!(complete(&["-n", ns, "test", "s"]), ["slack", ":4"]);
         assert_eq!(complete(&["test", "ci", "--event", "model"]), ["model.deployed", ":4"]);
@@ -495,7 +494,10 @@ fn people_may_do_what_their_role_says_and_are_told_what_is_missing() {
             );
         }
         let message = ran("view", &["status", "-A"]).failed();
-        assert!(message.contains("at the cluster scope") && message.contains("with -n in place of -A"), "{message}");
+        assert!(
+            message.contains("at the cluster scope") && message.contains("use -n NAMESPACE instead of -A"),
+            "{message}"
+        );
         let message = ran("view", &["test", "clusterwebhook/platform"]).failed();
         assert!(message.contains("ask a cluster admin"), "{message}");
         assert!(ran("edit", &["test", "ci"]).succeeded().contains("acknowledged"));

@@ -271,7 +271,7 @@ impl Scenario {
                 ("echoing", "the connection broke"),
                 ("phrasing", "HTTP 500"),
                 ("off-limits", "address refused"),
-                ("untrusted", "issued by nobody who is trusted"),
+                ("untrusted", "signed by an unknown authority"),
                 ("misnamed", "is not for the host in the URL that spec.urlFrom names"),
                 ("demanding", "refuses the client certificate"),
                 ("going-away", "the connection broke"),

@@ -102,7 +102,7 @@ fn a_secret_is_sent_in_clear_only_with_its_owners_label_which_the_command_in_the
         scene.kubectl(&["label", "secret", "url", "llmtune.io/send-in-clear=false"]);
         for name in ["url", "header"] {
             let (_, _, message) = scene.condition(name, "Ready").unwrap();
-            let (_, command) = message.split_once("if that is meant: kubectl ").unwrap();
+            let (_, command) = message.split_once("to allow it, run: kubectl ").unwrap();
             let arguments: Vec<&str> = command.split(' ').collect();
             let output = scene.plane.kubectl(&arguments);
             assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
@@ -187,18 +187,18 @@ fn what_is_no_url_or_no_header_is_said_at_once_without_being_shown_and_heals() {
             .await;
             assert!(!text.contains("hidden"), "{text}");
         };
-        reports("url", "HTTPSRequired", "key \"url\" of Secret \"url\", which spec.urlFrom.secretKeyRef names").await;
+        reports("url", "HTTPSRequired", "key \"url\" of Secret \"url\" in spec.urlFrom.secretKeyRef").await;
         for (value, says) in [
-            ("hidden.example.com", "no absolute, percent-encoded http:// or https:// URL"),
-            ("https://hidden.example.com /", "no absolute, percent-encoded http:// or https:// URL"),
-            ("https://user:hidden@example.com/", "must not hold a user name or password"),
+            ("hidden.example.com", "not an absolute, percent-encoded http:// or https:// URL"),
+            ("https://hidden.example.com /", "not an absolute, percent-encoded http:// or https:// URL"),
+            ("https://user:hidden@example.com/", "must not contain a user name or password"),
             ("https://example.com/#hidden", "must not have a fragment"),
             ("https://hidden.example.com:0/", "a port from 1 to 65535"),
         ] {
             url(value);
             reports("url", "InvalidURL", says).await;
         }
-        reports("header", "InvalidHeader", "which spec.headers[Authorization].valueFrom.secretKeyRef names").await;
+        reports("header", "InvalidHeader", "in spec.headers[Authorization].valueFrom.secretKeyRef").await;
 
         let (_, _, message) = scene.condition("header", "Ready").unwrap();
         assert!(message.contains("write one line of at most 8192 printable ASCII characters"), "{message}");

@@ -295,7 +295,7 @@ fn webhooks_that_sign_with_one_key_are_told_of_each_other_once_and_again_when_th
         for (name, other) in [("a", "b"), ("b", "a")] {
             let note = scene.wait_event("Webhook", name, "SecretShared").await;
             let says = format!("key \"secret\" of Secret \"common\" also signs the deliveries of {other}: ");
-            assert!(note.starts_with(&says) && note.contains("give each Webhook a Secret of its own"), "{note}");
+            assert!(note.starts_with(&says) && note.contains("give each Webhook its own Secret"), "{note}");
         }
         scene.kubectl(&["label", "webhook", "a", "b", "team=research"]);
         let jobs = Jobs::new(&scene).await;

@@ -214,7 +214,7 @@ fn a_bundle_is_trusted_from_a_configmap_or_a_secret_by_the_webhook_that_names_it
         }
         let error = failure(&scene, "neither").await;
         assert!(
-            error.contains("is issued by nobody who is trusted: name the issuer's in spec.tls.caBundleRef"),
+            error.contains("is signed by an unknown authority: add the CA certificate to spec.tls.caBundleRef"),
             "{error}"
         );
         assert_eq!(operator.metric("llmtune_webhooks_attempts_total", &[("outcome", "tls")]) as u64, 1);
@@ -255,8 +255,8 @@ fn what_is_wrong_with_a_certificate_is_named_in_the_status() {
             ("expired", expired.url(), "TLS: the endpoint's certificate has expired: renew it"),
             ("early", early.url(), "TLS: the endpoint's certificate is not valid yet"),
             ("other", other.url(), "is not for the host in spec.url, but for other.example.com"),
-            ("unknown", unknown.url(), "is issued by nobody who is trusted"),
-            ("old", old_url, "TLS: the endpoint offers no TLS 1.2 or 1.3"),
+            ("unknown", unknown.url(), "is signed by an unknown authority"),
+            ("old", old_url, "TLS: the endpoint does not support TLS 1.2 or 1.3"),
         ];
         for (name, url, _) in &cases {
             webhook(&scene, name, url, Some(trusts("internal-ca")), 0);
@@ -300,7 +300,7 @@ fn an_endpoint_that_demands_a_client_certificate_is_shown_the_one_that_is_named_
         let error = failure(&scene, "stranger").await;
         assert!(error.contains("refuses the client certificate of spec.tls.clientCertificateRef"), "{error}");
         let error = failure(&scene, "none").await;
-        assert!(error.contains("requires a client certificate: name one in spec.tls.clientCertificateRef"), "{error}");
+        assert!(error.contains("requires a client certificate: set spec.tls.clientCertificateRef"), "{error}");
         assert_eq!(endpoint.received.lock().unwrap().len(), 1);
 
         let pem = good.key.serialize_pem();
@@ -333,7 +333,7 @@ fn a_bundle_and_a_client_certificate_that_are_replaced_take_effect_live() {
 
         endpoint.show(&new.issue("localhost"), Some(&old_clients));
         start_job(&scene, "new-ca").await;
-        assert!(failure(&scene, "ci").await.contains("is issued by nobody who is trusted"));
+        assert!(failure(&scene, "ci").await.contains("is signed by an unknown authority"));
         let replaced = Instant::now();
         scene.apply(&bundle("internal-ca", &new));
         endpoint.wait_for("new-ca").await;
@@ -382,7 +382,7 @@ fn a_bundle_or_certificate_that_is_missing_or_broken_holds_events_is_said_withou
         let mut mismatched = clients.issue("ci").secret("client");
         mismatched["stringData"]["tls.key"] = json!(KeyPair::generate().unwrap().serialize_pem());
         scene.apply(&mismatched);
-        lacks("CABundleInvalid", "it holds no PEM certificate").await;
+        lacks("CABundleInvalid", "it contains no PEM certificate").await;
         scene.apply(&bundle("late", &ca));
         lacks("ClientCertificateInvalid", "tls.key is not the key of the first certificate in tls.crt").await;
         assert!(endpoint.received.lock().unwrap().is_empty());
@@ -413,7 +413,7 @@ fn self_signed_certificate_is_trusted_beside_a_broken_one() {
         for name in ["named", "other"] {
             scene.wait(&format!("webhook/{name}"), "condition=Ready");
         }
-        let says = "the bundle contains an invalid certificate (block 2): its base64 is broken; fix or remove it";
+        let says = "the bundle contains an invalid certificate (block 2): its base64 is invalid; fix or remove it";
         let note = scene.wait_event("Webhook", "named", "CABundlePartlyInvalid").await;
         assert!(note.contains("spec.tls.caBundleRef") && note.contains(says), "{note}");
         let (status, reason, message) = scene.condition("named", "Ready").unwrap();
@@ -422,7 +422,10 @@ fn self_signed_certificate_is_trusted_beside_a_broken_one() {
         start_job(&scene, "llama").await;
         scene.wait("webhook/named", "condition=Healthy");
         let error = failure(&scene, "other").await;
-        assert!(error.contains("is that of a CA") && error.contains("put this very one into the bundle"), "{error}");
+        assert!(
+            error.contains("is a CA certificate") && error.contains("add exactly this certificate to the bundle"),
+            "{error}"
+        );
         assert!(!operator.log().contains("quokka"));
 
         // After the correction it is read again before the next delivery.

@@ -187,13 +187,13 @@ fn what_cannot_be_measured_is_told_in_conditions_and_is_neither_an_event_nor_a_r
         let cases = [
             ("absent", query("nothing_of_that_name"), "NoSample", false, "correct the query"),
             ("several", query("several"), "SeveralSamples", false, "sum(...)"),
-            ("diverged", query("diverged"), "NotFinite", false, "gives NaN"),
-            ("infinite", query("llm_tokens / 0"), "NotFinite", false, "gives +Inf"),
+            ("diverged", query("diverged"), "NotFinite", false, "returns NaN"),
+            ("infinite", query("llm_tokens / 0"), "NotFinite", false, "returns +Inf"),
             ("wrong", query("sum(llm_tokens"), "InvalidQuery", true, "parse error"),
             ("range", query("llm_tokens[1m]"), "NotOneNumber", true, "a range of samples"),
             ("text", query("'600'"), "NotOneNumber", true, "a string"),
             ("elsewhere", elsewhere, "PrometheusNotAllowed", true, "--allow-prometheus"),
-            ("quota", quota, "QuotaNotFound", false, "there is no ResourceQuota none"),
+            ("quota", quota, "QuotaNotFound", false, "ResourceQuota none does not exist"),
             ("blunt", json!({"hysteresis": "950"}), "HysteresisTooLarge", true, "lower the hysteresis"),
         ];
         for (name, fields, ..) in &cases {
@@ -389,7 +389,7 @@ fn a_quota_that_pods_use_up_tells_its_thresholds_and_a_new_hard_arms_them() {
         lacks["resourceQuota"]["resource"] = json!("services");
         scene.apply(&manifest("lacks", lacks));
         let missing = wait_ready(&scene, "pods", "QuotaNotFound").await;
-        assert!(missing.contains("there is no ResourceQuota team"), "{missing}");
+        assert!(missing.contains("ResourceQuota team does not exist"), "{missing}");
 
         let quota = |pods: &str| {
             scene.apply(&json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"}, "spec": {"hard": {"pods": pods}}}));
@@ -398,7 +398,9 @@ fn a_quota_that_pods_use_up_tells_its_thresholds_and_a_new_hard_arms_them() {
         wait_ready(&scene, "pods", "Measured").await;
         // The message until the controller has written the quota's status.
         let message = eventually("lacks tells what the quota limits", LATE, || async {
-            condition(&scene, "lacks", "Ready").map(|ready| ready.2).filter(|text| text.contains("limits no services"))
+            condition(&scene, "lacks", "Ready")
+                .map(|ready| ready.2)
+                .filter(|text| text.contains("does not limit services"))
         })
         .await;
         assert!(message.contains("(pods)"), "{message}");
@@ -551,7 +553,7 @@ fn a_partial_answer_neither_measures_nor_arms_a_threshold() {
             fake.answer(200, &[], &vector("100", partial));
             let message = wait_ready(&scene, "tokens", "PartialAnswer").await;
             println!("{message}");
-            assert!(message.contains("measures nothing"), "{message}");
+            assert!(message.contains("is not used"), "{message}");
             assert_eq!(condition(&scene, "tokens", "Stalled").unwrap().0, "False");
             assert_eq!(scene.get("usagethreshold", "tokens")["status"]["value"], "600");
             fake.answer(200, &[], &vector("600", ""));

@@ -39,8 +39,7 @@ fn quota(fields: Value) -> Value {
 fn invalid() -> Vec<(Value, &'static str, &'static str)> {
     const THRESHOLD: &str = "a threshold must be a percentage above 0%";
     const HYSTERESIS: &str = "hysteresis must be a percentage such as 5%, or a Quantity such as 10M";
-    const LOWER: &str =
-        "hysteresis must be lower than every threshold, else that would be sent only once: lower hysteresis";
+    const LOWER: &str = "hysteresis must be lower than every threshold, otherwise a threshold would be sent only once: lower hysteresis";
     const LIMIT: &str = "limit must be a Quantity above zero, such as 1G, 500k or 64Gi";
     const URL: &str =
         "url must be an absolute http:// or https:// URL, one that the operator's --allow-prometheus names";
@@ -50,9 +49,9 @@ fn invalid() -> Vec<(Value, &'static str, &'static str)> {
     let url = |url: &str| query(json!({"prometheus": {"url": url, "query": "up"}}));
     let both = query(json!({"resourceQuota": {"name": "a", "resource": "pods"}, "limit": null}));
     vec![
-        (query(json!({"prometheus": null})), "spec", "spec must say what to measure: give prometheus"),
+        (query(json!({"prometheus": null})), "spec", "set what to measure: prometheus"),
         (both, "spec", "only one of prometheus and resourceQuota: remove one"),
-        (quota(json!({"limit": "4"})), "spec", "a quota brings its own limit, the resource's hard: remove limit"),
+        (quota(json!({"limit": "4"})), "spec", "a resourceQuota has its own limit, hard: remove limit"),
         (query(json!({"limit": null})), "spec", "thresholds in percent are of a limit: give limit, such as 1G"),
         (query(json!({"limit": null, "thresholds": ["5", "5%"]})), "spec", "or write the thresholds as quantities"),
         (query(json!({"limit": "0"})), "spec.limit", LIMIT),

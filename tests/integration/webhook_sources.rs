@@ -131,7 +131,7 @@ fn a_source_takes_effect_changes_and_is_withdrawn_live() {
         receiver.wait_for("training.failed", "b", SOON).await;
 
         scene.kubectl(&["delete", "webhooksource", "trainings"]);
-        operator.wait_log("the source is withdrawn", SOON).await;
+        operator.wait_log("the source is deleted", SOON).await;
         create(&scene, "c", &json!({}));
         phase(&scene, "c", &json!("Busy"));
         // A later event: the earlier ones have been processed when it arrives.
@@ -276,7 +276,7 @@ fn a_kind_that_the_operator_may_not_watch_says_what_to_apply_and_that_works() {
         scene.apply(&source("trainings", &json!({})));
         let message = condition(&scene, "trainings", "Ready", "False", "Forbidden").await;
         println!("{message}");
-        operator.wait_readyz("interrupted; its conditions say why", SOON).await;
+        operator.wait_readyz("interrupted; see its conditions", SOON).await;
         // Other sources are not affected.
         scene.job("other");
         scene.phase("other", "Running");
@@ -312,7 +312,7 @@ fn an_expression_that_cannot_be_evaluated_is_counted_and_shown_and_a_kind_of_the
         phase(&scene, "a", &json!("Busy"));
         let message = condition(&scene, "trainings", "Healthy", "False", "EvaluationFailed").await;
         println!("{message}");
-        let whose = format!("spec.stages[0].when cannot be evaluated for {}/a: ", scene.namespace);
+        let whose = format!("spec.stages[0].when failed for {}/a: ", scene.namespace);
         assert!(message.starts_with(&whose), "{message}");
         let status = scene.get("webhooksource", "trainings")["status"].clone();
         assert_eq!(status["lastEvaluationError"]["expression"], "spec.stages[0].when", "{status:#}");
@@ -353,10 +353,10 @@ fn malformed_sources_are_refused_with_what_to_write_instead() {
             (json!({"lifecycle": "Serving"}), "the stages of the Serving lifecycle are Pending, Available, Deployed"),
             (stage("Running", ""), "when must be a CEL expression over object"),
             (stage("Running", &"x".repeat(4097)), "4096"),
-            (serving(json!({"baseModel": "'a'"})), "data of the Serving lifecycle may hold deploymentId, modelId"),
-            (serving(json!({"startedAt": "'a'"})), "data of the Serving lifecycle may hold"),
-            (json!({"data": {"modelId": "'a'"}}), "data of the Training lifecycle may hold jobId, baseModel"),
-            (json!({"data": {"endpoint": "'a'"}}), "data of the Training lifecycle may hold"),
+            (serving(json!({"baseModel": "'a'"})), "data of the Serving lifecycle can have deploymentId, modelId"),
+            (serving(json!({"startedAt": "'a'"})), "data of the Serving lifecycle can have"),
+            (json!({"data": {"modelId": "'a'"}}), "data of the Training lifecycle can have jobId, baseModel"),
+            (json!({"data": {"endpoint": "'a'"}}), "data of the Training lifecycle can have"),
             (json!({"data": {"colour": "'a'"}}), "colour"),
             (json!({"data": {"jobId": "x".repeat(4097)}}), "4096"),
             (resource("v1", "Secret"), "Secrets cannot be watched"),

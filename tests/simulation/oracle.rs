@@ -111,7 +111,7 @@ pub struct Oracle {
     /// selector that lost and regained their label and were deleted before the existence check. Second, when a list is
     /// compared, objects without the label whose deletion would emit no event. Third, objects of a kind that is not
     /// served when its source returns under the same name.
-    pub begun_anew: HashSet<Uid>,
+    pub restarted: HashSet<Uid>,
     /// Objects that existed when a kind without a known watch was found missing.
     out_of_sight: HashSet<Uid>,
     /// By kind and by when the kind was found missing: the position of its watch at that time. A crash may undo a later
@@ -165,7 +165,7 @@ impl Oracle {
 
     /// Whether a leader may emit an event of this object twice.
     pub fn may_repeat(&self, leader: u64, object: Uid) -> bool {
-        self.outlived.contains(&leader) || self.begun_anew.contains(&object)
+        self.outlived.contains(&leader) || self.restarted.contains(&object)
     }
 
     /// Whether the ledger ever contained a watch of this name.
@@ -184,7 +184,7 @@ impl Oracle {
     pub fn absent(&mut self, store: &Store, kind: usize) {
         let there = store.lives.values().filter(|life| life.kind == kind).map(|life| life.uid);
         self.out_of_sight.extend(there.clone());
-        self.begun_anew.extend(there.filter(|_| self.was_forgotten[kind]));
+        self.restarted.extend(there.filter(|_| self.was_forgotten[kind]));
     }
 
     /// A list replaces a position.
@@ -204,7 +204,7 @@ impl Oracle {
     /// A list is compared with the records.
     pub fn forgotten(&mut self, store: &Store, kind: usize) {
         let unselected = |life: &&Life| life.kind == kind && life.states.iter().any(|state| !state.selected);
-        self.begun_anew.extend(store.lives.values().filter(unselected).map(|life| life.uid));
+        self.restarted.extend(store.lives.values().filter(unselected).map(|life| life.uid));
     }
 
     fn is_in_gap(&self, kind: usize, first: u64, last: u64) -> bool {
@@ -315,7 +315,7 @@ impl Oracle {
 
     /// An attempt begins.
     pub fn attempted(&mut self, webhook: Uid, object: Uid, event: EventId, number: u32) {
-        if self.begun_anew.contains(&object) {
+        if self.restarted.contains(&object) {
             return;
         }
         if self.sealed.contains(&(webhook, event)) {
@@ -436,7 +436,7 @@ impl Oracle {
     ) {
         let uid = event.object.uid;
         let Some(life) = store.lives.get(&uid).filter(|_| !KINDS[kind].serving) else { return };
-        if self.tainted.contains(&uid) || self.begun_anew.contains(&uid) || self.lost.iter().any(|lost| lost.uid == uid)
+        if self.tainted.contains(&uid) || self.restarted.contains(&uid) || self.lost.iter().any(|lost| lost.uid == uid)
         {
             return;
         }

@@ -213,7 +213,7 @@ pub struct Process {
     pub engine: Option<Engine>,
     pub watchers: Vec<Watcher>,
     pub queue: VecDeque<Item>,
-    questions: Vec<ExistenceCheck>,
+    existence_checks: Vec<ExistenceCheck>,
     pub attempts: Vec<Attempt>,
     keeps: Vec<StoreDeadLetter>,
     /// The PUT whose response it waits for.
@@ -240,7 +240,7 @@ pub struct Process {
     pauses: HashMap<Uid, (Timestamp, i64)>,
     /// Events that this process emitted, each with its watch if that watch's baseline was not flushed at the time.
     told: BTreeMap<EventId, Option<WatchId>>,
-    told_since: Vec<EventId>,
+    reported_since: Vec<EventId>,
     owed_since: Vec<(Uid, EventId)>,
     /// Measured events that are not flushed.
     withheld: BTreeSet<EventId>,
@@ -268,7 +268,7 @@ impl Process {
             engine: None,
             watchers: Vec::new(),
             queue: VecDeque::new(),
-            questions: Vec::new(),
+            existence_checks: Vec::new(),
             attempts: Vec::new(),
             keeps: Vec::new(),
             put: None,
@@ -285,7 +285,7 @@ impl Process {
             first_attempts: HashMap::new(),
             pauses: HashMap::new(),
             told: BTreeMap::new(),
-            told_since: Vec::new(),
+            reported_since: Vec::new(),
             owed_since: Vec::new(),
             withheld: BTreeSet::new(),
         }
@@ -346,7 +346,7 @@ impl Process {
 
     /// The number of events since the last complete flush.
     pub fn unflushed(&self) -> usize {
-        self.told_since.len()
+        self.reported_since.len()
     }
 
     /// A flush is in progress, or a further part of it is pending.
@@ -373,7 +373,7 @@ impl Process {
             && self.sources == env.store.sources
             && self.meter.as_ref().is_none_or(|meter| meter.is_at_end(env))
             && self.queue.is_empty()
-            && self.questions.is_empty()
+            && self.existence_checks.is_empty()
             && self.attempts.is_empty()
             && self.keeps.is_empty()
             && self.flushing.is_none()
@@ -388,7 +388,7 @@ fn brief(change: &WatchEvent) -> String {
         WatchEvent::Seen(object) => format!("seen {} {:.200}", object.version, format!("{:?}", object.facts)),
         WatchEvent::Deleted(object) => format!("deleted {} {}", object.version, object.name),
         WatchEvent::Left(object) => format!("left {} {}", object.version, object.name),
-        WatchEvent::Answer { question, living } => format!("answer {} living {living}", question.name),
+        WatchEvent::ExistenceChecked { check, exists } => format!("{} exists: {exists}", check.name),
         other => format!("{other:?}"),
     }
 }

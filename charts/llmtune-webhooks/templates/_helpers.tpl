@@ -42,7 +42,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- regexFind "[0-9]+$" .Values.operator.listen -}}
 {{- end -}}
 
-{{- /* The object that the operator's Lease and its ledger belong to. */ -}}
+{{- /* The ConfigMap that owns the operator's Lease and its ledger. */ -}}
 {{- define "llmtune-webhooks.owner" -}}
 {{- include "llmtune-webhooks.fullname" . }}-ledger
 {{- end -}}

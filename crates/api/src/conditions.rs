@@ -1,9 +1,10 @@
-//! Conditions, by the conventions of the Kubernetes API: one of each type, whose time is that of its status's last change.
+//! Conditions by the conventions of the Kubernetes API: one for each type, with the time of the last change of its
+//! status.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-/// The condition of this type that comes after those `before`.
+/// Returns the next condition of this type after the existing ones.
 #[must_use]
 pub fn next(
     before: &[Condition],
@@ -25,7 +26,7 @@ pub fn next(
     }
 }
 
-/// Puts a condition in the place of the one of its type; tells whether status or reason have changed.
+/// Replaces the condition of the same type. Returns whether status or reason changed.
 pub fn set(conditions: &mut Vec<Condition>, new: Condition) -> bool {
     let Some(known) = conditions.iter_mut().find(|known| known.type_ == new.type_) else {
         conditions.push(new);
@@ -36,25 +37,25 @@ pub fn set(conditions: &mut Vec<Condition>, new: Condition) -> bool {
     changed
 }
 
-/// The condition of this type.
+/// Returns the condition of this type.
 #[must_use]
 pub fn get<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
     conditions.iter().find(|condition| condition.type_ == kind)
 }
 
-/// Whether the condition of this type is there and `True`.
+/// Reports whether the condition of this type exists and is `True`.
 #[must_use]
 pub fn holds(conditions: &[Condition], kind: &str) -> bool {
     get(conditions, kind).is_some_and(|condition| condition.status == "True")
 }
 
-/// The status of a condition that is known to hold or not.
+/// Returns the status for a known value.
 #[must_use]
 pub const fn status(holds: bool) -> &'static str {
     if holds { "True" } else { "False" }
 }
 
-/// A time as `metav1.Time` tells it.
+/// Truncates a time to whole seconds, the precision of `metav1.Time`.
 #[must_use]
 pub fn whole_seconds(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
@@ -65,7 +66,7 @@ mod tests {
     use crate::conditions::*;
 
     #[test]
-    fn the_time_of_a_condition_moves_with_its_status_alone() {
+    fn transition_time_changes_only_with_the_status() {
         let at = |second| Timestamp::from_second(second).unwrap();
         let mut conditions = Vec::new();
         let mut say = |status, reason, message, second| {

@@ -45,7 +45,7 @@ const RESERVED_PREFIXES: [&str; 8] =
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.value) != has(self.valueFrom)")
-    .message("a header must have value, or valueFrom where it is a secret, and not both"))]
+    .message("a header must have either value, or valueFrom if it is a secret"))]
 pub struct Header {
     /// Name of the header. Headers that HTTP, proxies or the operator set, such as Host, Content-Type and signatures, are refused.
     #[schemars(length(max = 128))]
@@ -53,7 +53,7 @@ pub struct Header {
         validation = Rule::new(format!("self.matches({TOKEN})"))
             .message("name must be a header's name: letters, digits and '-', such as X-Environment"),
         validation = Rule::new(not_reserved())
-            .message("name is a header that HTTP, a proxy or the operator decides on: choose another, such as Authorization or X-Environment")
+            .message("name is a header that HTTP, a proxy or the operator sets: use another, such as Authorization or X-Environment")
     )]
     pub name: String,
     /// Value of the header. Everybody who may read this object sees it.
@@ -82,5 +82,5 @@ fn not_reserved() -> String {
 /// Header names in a list are unique (RFC 9110, 5.1: names are case-insensitive).
 pub(super) fn unique_names() -> Rule {
     Rule::new("self.all(one, self.exists_one(other, other.name.lowerAscii() == one.name.lowerAscii()))")
-        .message("headers must have each name once, whatever its case: remove one of the two")
+        .message("each header name can occur once, ignoring case: remove one of the two")
 }

@@ -124,10 +124,10 @@ fn empty_object() -> serde_json::Map<String, serde_json::Value> {
 
 /// The initial status of an object. Without it, tools that wait for the object would consider it done where no operator runs: kstatus
 /// treats an object without conditions as `Current`. The Gateway API's definitions do the same.
-fn not_looked_at() -> Value {
+fn unobserved_conditions() -> Value {
     json!({"conditions": [{
         "type": "Ready", "status": "Unknown", "reason": "Pending",
-        "message": "no operator has looked at it yet: see that one runs and serves it",
+        "message": "Waiting for the operator. Check that it is running and watches this namespace.",
         "lastTransitionTime": "1970-01-01T00:00:00Z"
     }]})
 }

@@ -24,7 +24,7 @@ pub struct SecretKeyReference {
     /// Name of the Secret.
     #[schemars(length(max = 253))]
     #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
-        .message("name must be a Secret's name: lower-case letters, digits, '-' and '.', such as ci-hook"))]
+        .message("name must be a Secret's name: lowercase letters, digits, '-' and '.', such as ci-hook"))]
     pub name: String,
     /// Key of the Secret.
     #[schemars(length(max = 253))]
@@ -37,12 +37,12 @@ pub struct SecretKeyReference {
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.key) || !has(self.previousKey) || self.key != self.previousKey")
-    .message("previousKey must be another than key: name the key there that holds the secret before this one"))]
+    .message("previousKey must differ from key: name the key of the previous secret"))]
 pub struct SecretReference {
     /// Name of the Secret.
     #[schemars(length(max = 253))]
     #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
-        .message("name must be a Secret's name: lower-case letters, digits, '-' and '.', such as ci-hook"))]
+        .message("name must be a Secret's name: lowercase letters, digits, '-' and '.', such as ci-hook"))]
     pub name: String,
     /// Key of the Secret whose value signs deliveries.
     #[serde(default = "default_secret_key")]
@@ -84,7 +84,7 @@ pub struct BundleReference {
     /// Name of the object.
     #[schemars(length(max = 253))]
     #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
-        .message("name must be an object's name: lower-case letters, digits, '-' and '.', such as internal-ca"))]
+        .message("name must be an object's name: lowercase letters, digits, '-' and '.', such as internal-ca"))]
     pub name: String,
     /// Key that holds PEM certificates.
     #[serde(default = "default_bundle_key")]
@@ -108,7 +108,7 @@ pub struct CertificateReference {
     /// Name of the Secret.
     #[schemars(length(max = 253))]
     #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
-        .message("name must be a Secret's name: lower-case letters, digits, '-' and '.', such as ci-client"))]
+        .message("name must be a Secret's name: lowercase letters, digits, '-' and '.', such as ci-client"))]
     pub name: String,
 }
 

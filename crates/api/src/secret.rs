@@ -6,45 +6,45 @@ use base64::{
 };
 pub use secrecy::{ExposeSecret, SecretSlice};
 
-/// How a key is written in its Secret.
+/// The encoding of a signing key in its Secret.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Encoding {
-    /// The bytes are the key.
+    /// The bytes of the Secret key are the signing key.
     #[default]
     Raw,
-    /// As the libraries of Standard Webhooks read it: the key in base64, as a rule behind `whsec_`. Accepted are the forms that one of them accepts
-    /// (JavaScript takes base64 without padding, Python and Go take it over several lines, all take it without `whsec_`), and `v1,whsec_`,
-    /// which consoles show. White space is ignored.
+    /// The encoding of Standard Webhooks: base64, usually after `whsec_`. Every form that one of the official libraries
+    /// accepts is accepted: JavaScript accepts base64 without padding, Python and Go accept it over several lines, all
+    /// accept it without `whsec_`. So is `v1,whsec_`, which consoles show. White space is ignored.
     Whsec,
 }
 
-/// What is wrong with a text that should be a secret of Standard Webhooks. Never anything of the text itself.
+/// Why a text is not a Standard Webhooks secret. The error never contains any of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
-    #[error("it holds no key")]
+    #[error("it contains no key")]
     NoKey,
     #[error("it has quotation marks around the secret: remove them")]
     Quoted,
-    #[error("it is a key of asymmetric signatures (whsk_, whpk_), and deliveries are signed with a shared secret")]
+    #[error("it is a key for asymmetric signatures (whsk_, whpk_), but deliveries are signed with a shared secret")]
     Asymmetric,
-    #[error("whsec_ is written in lower case")]
+    #[error("its prefix must be lowercase: whsec_")]
     PrefixCase,
     #[error(
-        "it holds more than one secret: write one here, and the secret before it under the key that previousKey names"
+        "it contains more than one secret: write the current one here, and the previous one under the key in spec.secretRef.previousKey"
     )]
     Several,
-    #[error("it is in the URL-safe alphabet of base64, which the libraries do not read: write + for - and / for _")]
+    #[error("it uses the URL-safe base64 alphabet, which the libraries do not accept: replace - with + and _ with /")]
     UrlSafe,
-    /// Counted from 1 behind the prefix, without white space.
-    #[error("its character {0} is none of base64")]
+    /// The position is counted from 1 after the prefix, without white space.
+    #[error("character {0} is not a base64 character")]
     Character(usize),
-    #[error("it has a = elsewhere than at its end, or too many of them")]
+    #[error("its base64 has = before the end, or too many = at the end")]
     Padding,
-    #[error("its base64 is incomplete: a character is missing, or one too many")]
+    #[error("its base64 has a wrong length: characters are missing or superfluous")]
     Length,
 }
 
-/// With or without padding; bits of the last character that stand for nothing are ignored.
+/// Accepts missing padding and ignores unused bits of the last character.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new()
@@ -53,7 +53,7 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 );
 
 impl Encoding {
-    /// The key in these bytes of a Secret.
+    /// Decodes the bytes of a Secret key.
     pub fn decode(self, stored: &[u8]) -> Result<SecretSlice<u8>, SecretError> {
         match self {
             Self::Raw => Ok(stored.to_vec().into()),
@@ -112,8 +112,8 @@ mod tests {
     }
 
     #[test]
-    fn a_standard_webhooks_secret_is_read_in_every_form_that_libraries_take() {
-        // What one of the official libraries takes: the specification's 24 to 64 bytes are a rule for those who make secrets.
+    fn every_secret_form_that_a_library_accepts_is_accepted() {
+        // The libraries accept any length. The 24 to 64 bytes of the specification are a rule for generators.
         for length in [1, 16, 24, 32, 47, 48, 49, 64, 65, 96] {
             let key: Vec<u8> = (0..length).map(|byte| 251_u8.wrapping_mul(byte)).collect();
             let base64 = STANDARD.encode(&key);
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_library_takes_is_named_and_never_quoted() {
+    fn invalid_secrets_are_explained_and_never_quoted() {
         let base64 = STANDARD.encode([0xfb; 32]);
         let url_safe = base64.replace('+', "-").replace('/', "_");
         for (text, error) in [

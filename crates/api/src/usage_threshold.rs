@@ -48,13 +48,13 @@ const ZERO: &str = r"self.matches('^0+([.]0+)?%?$')";
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.prometheus) || has(self.resourceQuota)")
-        .message("spec must say what to measure: give prometheus, such as {query: sum(increase(llm_tokens_total[30d]))}, or resourceQuota, such as {name: team-a, resource: requests.nvidia.com/gpu}"),
+        .message("set what to measure: prometheus, such as {query: sum(increase(llm_tokens_total[30d]))}, or resourceQuota, such as {name: team-a, resource: requests.nvidia.com/gpu}"),
     validation = Rule::new("!has(self.prometheus) || !has(self.resourceQuota)")
-        .message("spec may hold only one of prometheus and resourceQuota: remove one, or make a UsageThreshold of its own for it"),
+        .message("spec can have only one of prometheus and resourceQuota: remove one, or create another UsageThreshold for it"),
     validation = Rule::new("!has(self.resourceQuota) || !has(self.limit)")
-        .message("a quota brings its own limit, the resource's hard: remove limit"),
+        .message("a resourceQuota has its own limit, hard: remove limit"),
     validation = Rule::new("!has(self.prometheus) || has(self.limit) || !self.thresholds.exists(threshold, threshold.endsWith('%'))")
-        .message("thresholds in percent are of a limit: give limit, such as 1G, or write the thresholds as quantities, such as 800M"),
+        .message("thresholds in percent need a limit: set limit, such as 1G, or use quantities as thresholds, such as 800M"),
     validation = lower_than_percentages()
 )]
 pub struct UsageThresholdSpec {
@@ -104,23 +104,23 @@ pub struct UsageThresholdSpec {
 #[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.basicAuthRef) || !has(self.headers) || !self.headers.exists(header, header.name.lowerAscii() == 'authorization')")
-    .message("basicAuthRef and a header Authorization say the same: remove one of them"))]
+    .message("basicAuthRef sets the header Authorization: remove one of them"))]
 pub struct PrometheusQuery {
     /// One of the servers in the operator's `--allow-prometheus`. Defaults to the first of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     #[x_kube(
         validation = Rule::new("isURL(self) ? url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' : false")
-            .message("url must be an absolute http:// or https:// URL, one that the operator's --allow-prometheus names, such as http://prometheus.monitoring:9090"),
+            .message("url must be an absolute http:// or https:// URL that the operator's --allow-prometheus allows, such as http://prometheus.monitoring:9090"),
         validation = Rule::new("!self.matches('^[^/?#]*//[^/?#]*@')")
-            .message("url must not hold a user name or password: name a Secret in basicAuthRef, or have the operator's --prometheus-token-file hold a token"),
+            .message("url must not contain a user name or password: name a Secret in basicAuthRef, or set a token in the operator's --prometheus-token-file"),
         validation = Rule::new("!self.contains('?') && !self.contains('#')")
-            .message("url must have neither a query (?...) nor a fragment (#...): remove it, the PromQL goes into query")
+            .message("url must have neither a query (?...) nor a fragment (#...): remove it, and write the PromQL into query")
     )]
     pub url: Option<String>,
     /// PromQL expression. It must return one number: a scalar, or a vector with one element.
     #[schemars(length(max = 4096))]
-    #[x_kube(validation = Rule::new("self.trim().size() > 0").message("query must be PromQL that gives one number, such as sum(increase(llm_tokens_total[30d]))"))]
+    #[x_kube(validation = Rule::new("self.trim().size() > 0").message("query must be PromQL that returns one number, such as sum(increase(llm_tokens_total[30d]))"))]
     pub query: String,
     /// Headers of the query, at most 16, such as `X-Scope-OrgID` for a server with tenants. A header Authorization replaces the operator's token.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -144,7 +144,7 @@ pub struct BasicAuthReference {
     /// Name of the Secret.
     #[schemars(length(max = 253))]
     #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
-        .message("name must be a Secret's name: lower-case letters, digits, '-' and '.', such as prometheus"))]
+        .message("name must be a Secret's name: lowercase letters, digits, '-' and '.', such as prometheus"))]
     pub name: String,
 }
 
@@ -155,19 +155,19 @@ pub struct QuotaResource {
     /// Name of the quota.
     #[schemars(length(max = 253))]
     #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
-        .message("name must be a ResourceQuota's name: lower-case letters, digits, '-' and '.', such as team-a"))]
+        .message("name must be a ResourceQuota's name: lowercase letters, digits, '-' and '.', such as team-a"))]
     pub name: String,
     /// Name of the resource in the quota's `hard`.
     #[schemars(length(max = 317))]
     #[x_kube(validation = Rule::new("self.matches('^[-._/a-zA-Z0-9]+$')")
-        .message("resource must be a resource as the quota's hard names it, such as requests.nvidia.com/gpu, limits.memory or pods"))]
+        .message("resource must be a resource in the quota's hard, such as requests.nvidia.com/gpu, limits.memory or pods"))]
     pub resource: String,
 }
 
 /// State of the figure. Value and time of the last evaluation are written at most once a minute.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("default" = super::not_looked_at()))]
+#[schemars(extend("default" = super::unobserved_conditions()))]
 pub struct UsageThresholdStatus {
     /// The `metadata.generation` that this status was written for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -207,7 +207,7 @@ fn threshold_rule() -> String {
 
 fn hysteresis_rule() -> Rule {
     Rule::new(format!("{PERCENT} || {QUANTITY} || {ZERO}"))
-        .message("hysteresis must be a percentage such as 5%, or a Quantity such as 10M; with 0% any fall below a threshold will do")
+        .message("hysteresis must be a percentage such as 5%, or a Quantity such as 10M; with 0%, any fall below a threshold is enough")
 }
 
 /// A hysteresis as large as a threshold would never arm that threshold again. The operator compares quantities with percentages.
@@ -218,7 +218,7 @@ fn lower_than_percentages() -> Rule {
     Rule::new(format!(
         "!has(self.hysteresis) || !self.hysteresis.matches({percent}) || self.thresholds.all(threshold, !threshold.matches({percent}) || {hysteresis} < {threshold})"
     ))
-    .message("hysteresis must be lower than every threshold, else that would be sent only once: lower hysteresis, such as to 5%")
+    .message("hysteresis must be lower than every threshold, otherwise a threshold would be sent only once: lower hysteresis, such as to 5%")
 }
 
 fn default_hysteresis() -> String {

@@ -12,7 +12,7 @@ use super::{
 };
 
 const KNOWN_EVENT: &str = "self in ['*', 'training.*', 'model.*', 'deployment.*', 'usage.*', 'training.started', 'training.completed', 'training.failed', 'model.deployed', 'deployment.created', 'deployment.paused', 'deployment.resumed', 'deployment.deleted', 'usage.threshold_reached']";
-const KNOWN_EVENT_MESSAGE: &str = "events may hold training.started, training.completed, training.failed, model.deployed, deployment.created, deployment.paused, deployment.resumed, deployment.deleted, usage.threshold_reached, and the patterns training.*, model.*, deployment.*, usage.* and \"*\"";
+const KNOWN_EVENT_MESSAGE: &str = "events can contain training.started, training.completed, training.failed, model.deployed, deployment.created, deployment.paused, deployment.resumed, deployment.deleted, usage.threshold_reached, and the patterns training.*, model.*, deployment.*, usage.* and \"*\"";
 #[cfg(test)]
 pub(super) const EVENT_RULE: [&str; 2] = [KNOWN_EVENT, KNOWN_EVENT_MESSAGE];
 /// A Gateway API duration (GEP-2257), as a CEL literal.
@@ -49,13 +49,13 @@ pub(super) const DURATION: &str = "'^([0-9]{1,5}(h|m|s|ms)){1,4}$'";
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.url) != has(self.urlFrom)")
-    .message("exactly one of url and urlFrom must be there: write url, such as https://ci.example.com/hooks, or urlFrom.secretKeyRef where the URL itself is a secret"),
+    .message("set exactly one of url and urlFrom: url, such as https://ci.example.com/hooks, or urlFrom.secretKeyRef if the URL is a secret"),
     validation = Rule::new("!has(self.tls) || !has(self.url) || !isURL(self.url) || url(self.url).getScheme() != 'http'")
-    .message("tls has no meaning for an http:// url: write https://, or remove tls"),
+    .message("tls requires an https:// url: use https://, or remove tls"),
     validation = Rule::new("self.format != 'StandardWebhooks' || has(self.secretRef)")
-        .message("format StandardWebhooks signs every delivery: name the Secret in secretRef, whose key holds whsec_ and the base64 of 24 to 64 random bytes"),
+        .message("format StandardWebhooks signs every delivery: set secretRef to a Secret that contains whsec_ and the base64 of 24 to 64 random bytes"),
     validation = Rule::new("!has(self.cloudEvents) || self.format == 'CloudEvents'")
-        .message("cloudEvents is for format CloudEvents only: write that format, or remove cloudEvents"))]
+        .message("cloudEvents requires the format CloudEvents: set that format, or remove cloudEvents"))]
 pub struct WebhookSpec {
     /// URL of the endpoint: an absolute http or https URL without user name, password or fragment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,7 +68,7 @@ pub struct WebhookSpec {
         validation = Rule::new("!isURL(self) || url(self).getPort() == '' || (url(self).getPort().size() <= 5 && int(url(self).getPort()) >= 1 && int(url(self).getPort()) <= 65535)")
             .message("url's port must be from 1 to 65535, such as https://ci.example.com:8443/hooks"),
         validation = Rule::new("!self.matches('^[^/?#]*//[^/?#]*@')")
-            .message("url must not hold a user name or password, which anyone who may read Webhooks would see: sign deliveries with secretRef, or send the header Authorization with valueFrom"),
+            .message("url must not contain a user name or password, because everyone who can read Webhooks would see it: sign deliveries with secretRef, or send the header Authorization with valueFrom"),
         validation = Rule::new("!self.contains('#')")
             .message("url must not have a fragment (#...), which is never sent: remove it")
     )]
@@ -197,7 +197,7 @@ pub struct Backoff {
 /// State of the subscription and health of its deliveries. Counters are approximate across a crash of the operator.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("default" = super::not_looked_at()))]
+#[schemars(extend("default" = super::unobserved_conditions()))]
 pub struct WebhookStatus {
     /// The `metadata.generation` that this status was written for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -354,7 +354,7 @@ fn max_not_shorter_than_initial() -> Rule {
     let unreadable = format!("!self.initial.matches({DURATION}) || !self.max.matches({DURATION})");
     let ordered = "duration(self.initial) <= duration(self.max)";
     Rule::new(format!("!has(self.initial) || !has(self.max) || {unreadable} || {ordered}"))
-        .message("backoff.max (1h unless given) must not be shorter than backoff.initial: raise max or lower initial")
+        .message("backoff.max (default 1h) must not be shorter than backoff.initial: raise max or lower initial")
 }
 
 fn default_timeout() -> String {

@@ -56,9 +56,9 @@ pub const DEFAULT_TTL: &str = "168h";
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self == oldSelf").message("spec cannot be changed: make a new WebhookDelivery, or set the annotation llmtune.io/redeliver-requested-at to the present time to have this one sent again"),
-    validation = Rule::new("has(self.test) || has(self.eventId)").message("spec must say what to send: to send a test, give test, such as test: {event: training.completed}"),
-    validation = Rule::new("!has(self.test) || !has(self.eventId)").message("spec may hold only one of test and eventId: remove eventId to send a test")
+    validation = Rule::new("self == oldSelf").message("spec is immutable: create another WebhookDelivery, or set the annotation llmtune.io/redeliver-requested-at to the current time to send this one again"),
+    validation = Rule::new("has(self.test) || has(self.eventId)").message("set what to send: for a test, set test, such as test: {event: training.completed}"),
+    validation = Rule::new("!has(self.test) || !has(self.eventId)").message("spec can have only one of test and eventId: remove eventId to send a test")
 )]
 pub struct WebhookDeliverySpec {
     /// The webhook whose endpoint gets the delivery. Its signing key and retries apply.
@@ -72,7 +72,7 @@ pub struct WebhookDeliverySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     #[x_kube(validation = Rule::new("self.matches('^evt_[0-9a-f]{32}$')")
-        .message("eventId must be an event's id, evt_ and 32 digits from 0 to 9 and a to f, as the header X-LLMTune-Event-Id has it: to send a test, give test instead"))]
+        .message("eventId must be an event's id, evt_ and 32 digits from 0 to 9 and a to f, as in the header X-LLMTune-Event-Id: to send a test, set test instead"))]
     pub event_id: Option<String>,
     /// How long this object is kept after the delivery finished: more than 0, at most 8760h (a year).
     #[serde(default = "default_ttl")]
@@ -91,7 +91,7 @@ pub struct WebhookReference {
     /// Name of the webhook.
     #[schemars(length(max = 63))]
     #[x_kube(validation = Rule::new("!format.dns1123Subdomain().validate(self).hasValue()")
-        .message("name must be a webhook's name: 1 to 63 lower-case letters, digits, '-' and '.', such as ci"))]
+        .message("name must be a webhook's name: 1 to 63 lowercase letters, digits, '-' and '.', such as ci"))]
     pub name: String,
 }
 

@@ -33,7 +33,7 @@ const SERVING_STAGES: &str = "['Pending', 'Available', 'Deployed', 'Paused']";
     printcolumn(name = "Errors", type_ = "integer", json_path = ".status.evaluationErrors", priority = "1"),
     printcolumn(name = "Last error", type_ = "string", json_path = ".status.lastEvaluationError.error", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("self.metadata.name.size() <= 63").message("a WebhookSource's name may have at most 63 characters: choose a shorter metadata.name")
+    validation = Rule::new("self.metadata.name.size() <= 63").message("the name of a WebhookSource can have at most 63 characters: use a shorter metadata.name")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -42,9 +42,9 @@ const SERVING_STAGES: &str = "['Pending', 'Available', 'Deployed', 'Paused']";
     validation = Rule::new(format!("self.lifecycle != 'Serving' || self.stages.all(each, each.stage in {SERVING_STAGES})"))
         .message("the stages of the Serving lifecycle are Pending, Available, Deployed and Paused"),
     validation = Rule::new("!has(self.data) || self.lifecycle != 'Training' || !(has(self.data.deploymentId) || has(self.data.modelId) || has(self.data.version) || has(self.data.revision) || has(self.data.environment) || has(self.data.endpoint))")
-        .message("data of the Training lifecycle may hold jobId, baseModel, trainingMethod, artifact, metrics, progress, startedAt, completedAt, reason and message"),
+        .message("data of the Training lifecycle can have jobId, baseModel, trainingMethod, artifact, metrics, progress, startedAt, completedAt, reason and message"),
     validation = Rule::new("!has(self.data) || self.lifecycle != 'Serving' || !(has(self.data.jobId) || has(self.data.baseModel) || has(self.data.trainingMethod) || has(self.data.artifact) || has(self.data.metrics) || has(self.data.progress) || has(self.data.startedAt) || has(self.data.completedAt) || has(self.data.reason) || has(self.data.message))")
-        .message("data of the Serving lifecycle may hold deploymentId, modelId, version, revision, environment and endpoint")
+        .message("data of the Serving lifecycle can have deploymentId, modelId, version, revision, environment and endpoint")
 )]
 pub struct WebhookSourceSpec {
     /// Kind of the objects. It must be namespaced.
@@ -53,7 +53,7 @@ pub struct WebhookSourceSpec {
         validation = Rule::new("!(self.apiVersion == 'v1' && self.kind == 'Secret')")
             .message("Secrets cannot be watched: their content must not reach a receiver"),
         validation = Rule::new("!self.apiVersion.startsWith('llmtune.io/')")
-            .message("the kinds of llmtune.io need no WebhookSource: TrainingJobs and UsageThresholds are watched as they are")
+            .message("the kinds of llmtune.io need no WebhookSource: the operator already watches TrainingJobs and UsageThresholds")
     )]
     pub resource: ResourceReference,
     /// `Training`: training.started, training.completed, training.failed. `Serving`: model.deployed and deployment.*.
@@ -73,7 +73,7 @@ pub struct WebhookSourceSpec {
     #[x_kube(
         merge_strategy = ListMerge::Atomic,
         validation = Rule::new("self.size() > 0")
-            .message("stages must name at least one stage and when an object is in it, such as {stage: Completed, when: \"object.status.phase == 'Succeeded'\"}")
+            .message("stages must have at least one stage with its expression, such as {stage: Completed, when: \"object.status.phase == 'Succeeded'\"}")
     )]
     pub stages: Vec<StageRule>,
     /// Data of the events: CEL expressions over `object`. A member whose expression finds nothing is left out.
@@ -187,7 +187,7 @@ pub struct DataExpressions {
 /// State of the source.
 #[derive(KubeSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("default" = super::not_looked_at()))]
+#[schemars(extend("default" = super::unobserved_conditions()))]
 pub struct WebhookSourceStatus {
     /// The `metadata.generation` that this status was written for.
     #[serde(default, skip_serializing_if = "Option::is_none")]

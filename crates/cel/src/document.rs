@@ -6,10 +6,10 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor}
 
 use super::value::{Key, Map, Value};
 
-/// A JSON document as expressions see it, read straight from JSON; cheap to clone.
+/// A JSON document for expressions, deserialized directly from JSON; cheap to clone.
 ///
-/// Integers become int, beyond 2^63 - 1 uint, beyond 2^64 - 1 double; numbers with a fraction or an exponent become double. How deep it may nest
-/// is its deserializer's business (`serde_json`: 128).
+/// Integers become int, beyond 2^63 - 1 uint, and beyond 2^64 - 1 double. Numbers with a fraction or an exponent become
+/// double. The deserializer limits the nesting (`serde_json`: 128).
 #[derive(Clone, Debug)]
 pub struct Document(pub(super) Value);
 
@@ -19,7 +19,7 @@ impl From<&str> for Document {
     }
 }
 
-/// A map; of members with the same name the last one counts.
+/// A map. If several members have the same name, the last one counts.
 impl<'a> FromIterator<(&'a str, Document)> for Document {
     fn from_iter<I: IntoIterator<Item = (&'a str, Document)>>(members: I) -> Self {
         let members = members.into_iter().map(|(name, Self(value))| (Key::String(name.into()), value));

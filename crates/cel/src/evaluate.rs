@@ -1,4 +1,4 @@
-//! Evaluates an expression's tree on documents, within bounds of work.
+//! Evaluates a syntax tree on documents, with bounded work.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::tree::{Comprehension, Kind, Macro, Node, Operator};
 use super::value::{Compared, Key, Map, Value, compare, equal, type_names};
 use super::work::{Fault, MOST_STEPS, Work};
 
-/// Why a part has no value.
+/// Why the evaluation of a node has no value.
 enum Stop {
     Missing,
     Failed(Box<EvaluationError>),
@@ -24,11 +24,11 @@ impl From<EvaluationError> for Stop {
 
 type Evaluated = Result<Value, Stop>;
 
-/// One evaluation: what its variables are, and what is left of its work.
+/// One evaluation: its variables, and the work that is left.
 pub(super) struct Evaluation<'a> {
     text: &'a str,
     scope: &'a [(&'static str, &'a Document)],
-    /// What the macros around the current place have in hand, outermost first.
+    /// The current values of the variables of the enclosing macros, outermost first.
     elements: Vec<Value>,
     work: Work,
 }
@@ -38,13 +38,13 @@ impl<'a> Evaluation<'a> {
         Self { text, scope, elements: Vec::new(), work: Work::new(MOST_STEPS) }
     }
 
-    /// The steps that it took.
+    /// The number of steps so far.
     #[cfg(test)]
     pub const fn spent(&self) -> u64 {
         MOST_STEPS - self.work.left()
     }
 
-    /// The node's value; `None` where it is missing.
+    /// The value of a node; `None` if it is missing.
     pub fn outcome(&mut self, node: &Node) -> Result<Option<Value>, EvaluationError> {
         match self.evaluate(node) {
             Ok(value) => Ok(Some(value)),
@@ -107,7 +107,7 @@ impl<'a> Evaluation<'a> {
         EvaluationError::Types { at: self.position(at), operation, types: type_names(operands) }.into()
     }
 
-    /// What a fault of `operation` on these values is.
+    /// Converts a fault of `operation` on these values.
     fn stop(&self, at: usize, operation: &'static str, fault: &Fault, values: &[Value]) -> Stop {
         let position = self.position(at);
         match fault {
@@ -124,7 +124,7 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    /// Charges what is done at a node.
+    /// Converts the result of charging for a node.
     fn charged<T>(&self, at: usize, outcome: Result<T, Fault>) -> Result<T, Stop> {
         outcome.map_err(|fault| self.stop(at, "", &fault, &[]))
     }
@@ -243,7 +243,7 @@ impl<'a> Evaluation<'a> {
         nodes.iter().map(|node| self.evaluate(node)).collect()
     }
 
-    /// What is there; nothing where it is missing.
+    /// Converts a missing value to `None`.
     fn present(found: Evaluated) -> Result<Option<Value>, Stop> {
         match found {
             Ok(value) => Ok(Some(value)),
@@ -252,7 +252,7 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    /// Whether a condition that decides something is true; what is missing is not so.
+    /// Whether a condition is true. A missing condition counts as false.
     fn decides(&mut self, condition: &Node, operation: &str) -> Result<bool, Stop> {
         match self.evaluate(condition) {
             Ok(Value::Bool(truth)) => Ok(truth),
@@ -281,7 +281,7 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    /// A field as `has` and `.?` ask for it: what has no fields has not this one.
+    /// A field for `has` and `.?`. It is missing if the operand has no fields at all.
     fn present_field(&mut self, at: usize, operand: &Value, field: &str) -> Evaluated {
         match operand {
             Value::Optional(Some(inner)) => self.present_field(at, inner, field),
@@ -317,8 +317,8 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    /// `||` where `decisive` is true, `&&` where it is false: one decisive part decides, whatever becomes of the others. Else
-    /// an error counts before what is missing.
+    /// `||` if `decisive` is true, `&&` if it is false. One operand with the decisive value decides, even if others are
+    /// errors or missing. Otherwise an error takes precedence over a missing operand.
     fn logical(&mut self, at: usize, decisive: bool, parts: &[Node]) -> Evaluated {
         let mut undecided = None;
         for part in parts {
@@ -354,7 +354,7 @@ impl<'a> Evaluation<'a> {
         Ok(list.into())
     }
 
-    /// A value of a literal; none of an optional without one.
+    /// An element of a literal. `None` for an empty optional after `?`.
     fn entry(&self, at: usize, optional: bool, value: Value) -> Result<Option<Value>, Stop> {
         match value {
             value if !optional => Ok(Some(value)),
@@ -376,7 +376,7 @@ impl<'a> Evaluation<'a> {
         self.map_of(at, members)
     }
 
-    /// A map of these, whose keys are compared with each other.
+    /// Creates a map. Charges for comparing the keys.
     fn map_of(&mut self, at: usize, members: Vec<(Key, Value)>) -> Evaluated {
         let rounds = (usize::BITS - members.len().leading_zeros()) as usize + 1;
         let keys: usize = members.iter().map(|(key, _)| key.bytes()).sum();
@@ -487,7 +487,7 @@ impl<'a> Evaluation<'a> {
                 let all = members.len();
                 let map = self.map_of(at, members)?;
                 match &map {
-                    // Each key may be yielded once.
+                    // A key must not occur twice.
                     Value::Map(map) if map.len() < all => Err(self.stop(at, "transformMapEntry", &Fault::Refused, &[])),
                     _ => Ok(map),
                 }
@@ -527,7 +527,7 @@ fn is_in(work: &mut Work, value: &Value, container: &Value) -> Result<Value, Fau
         }
         Value::Map(map) => match map.find(work, value) {
             Ok(found) => Ok(Value::Bool(found.is_some())),
-            // What can be no key is none of the map's.
+            // A value that cannot be a key is not in the map.
             Err(Fault::Types) => Ok(Value::Bool(false)),
             Err(fault) => Err(fault),
         },

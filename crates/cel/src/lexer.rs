@@ -1,4 +1,4 @@
-//! An expression's text, as tokens with their places.
+//! Splits an expression's text into tokens with positions.
 
 use super::error::{CompileError, Position};
 
@@ -19,7 +19,7 @@ pub(super) enum Token {
 }
 
 impl Token {
-    /// As an error names it.
+    /// The name of the token in error messages.
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Identifier(name) => format!("`{name}`"),
@@ -33,13 +33,13 @@ impl Token {
     }
 }
 
-/// Longer ones first.
+/// All signs; longer ones come before their prefixes.
 const SIGNS: [&str; 24] = [
     "==", "!=", "<=", ">=", "&&", "||", "<", ">", "+", "-", "*", "/", "%", "!", "?", ":", ".", ",", "(", ")", "[", "]",
     "{", "}",
 ];
 
-/// The text's tokens with the byte at which each begins; the last is the end.
+/// The tokens of a text, each with its byte offset. The last token is the end.
 pub(super) fn tokens(text: &str) -> Result<Vec<(usize, Token)>, CompileError> {
     let mut lexer = Lexer { text, at: 0 };
     let mut tokens = Vec::new();
@@ -69,7 +69,7 @@ impl<'a> Lexer<'a> {
         Err(CompileError::Malformed { at: Position::of(self.text, at), message: message.into() })
     }
 
-    /// Spaces, and comments to the end of their line.
+    /// Skips white space and comments.
     fn skip_blanks(&mut self) {
         loop {
             let rest = self.rest().trim_start_matches([' ', '\t', '\n', '\r', '\x0c']);
@@ -108,18 +108,18 @@ impl<'a> Lexer<'a> {
             self.at += sign.len();
             return Ok(Token::Sign(sign));
         }
-        let instead = match first {
-            '=' => "write `==` to compare",
-            '&' => "write `&&` for and",
-            '|' => "write `||` for or",
-            ';' => "an expression has no end sign: leave it out",
-            '“' | '”' | '‘' | '’' | '„' => "write plain quotes, `'` or `\"`, around a string",
-            '$' | '@' | '#' => "variables are written without a sign",
-            '^' => "there is no such operator: write math.bitXor(a, b)",
-            '~' => "there is no such operator: write s.matches('pattern') or math.bitNot(a)",
-            _ => "outside a string only CEL's operators, ASCII names and numbers may stand",
+        let advice = match first {
+            '=' => "use `==` to compare",
+            '&' => "use `&&`",
+            '|' => "use `||`",
+            ';' => "remove it",
+            '“' | '”' | '‘' | '’' | '„' => "use the quotes `'` or `\"` for strings",
+            '$' | '@' | '#' => "write names without a prefix",
+            '^' => "use math.bitXor(a, b)",
+            '~' => "use s.matches('pattern') or math.bitNot(a)",
+            _ => "outside strings, use only CEL operators, ASCII names and numbers",
         };
-        self.error(self.at, format!("`{first}` is no part of CEL; {instead}"))
+        self.error(self.at, format!("`{first}` is not valid in CEL; {advice}"))
     }
 
     fn quoted_name(&mut self) -> Result<Token, CompileError> {
@@ -127,8 +127,10 @@ impl<'a> Lexer<'a> {
         self.at += 1;
         let name = self.take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '/' | ' '));
         if name.is_empty() || !self.rest().starts_with('`') {
-            return self
-                .error(at, "a name in backticks ends with a backtick, and has letters, digits and `_.-/ ` only");
+            return self.error(
+                at,
+                "a name in backticks must contain only letters, digits and `_.-/ `, and end with a backtick",
+            );
         }
         self.at += 1;
         Ok(Token::Quoted(name.to_owned()))
@@ -141,7 +143,7 @@ impl<'a> Lexer<'a> {
             self.at = self.text.len() - hex.len();
             let digits = self.take_while(|c| c.is_ascii_hexdigit()).to_owned();
             if digits.is_empty() {
-                return self.error(at, "hexadecimal digits must follow `0x`");
+                return self.error(at, "expected hexadecimal digits after `0x`");
             }
             self.integer(digits, 16)
         } else {
@@ -160,14 +162,14 @@ impl<'a> Lexer<'a> {
             if fraction || exponent.is_some() {
                 match self.text[at..self.at].parse() {
                     Ok(double) => Token::Double(double),
-                    Err(_) => return self.error(at, "this is no number"),
+                    Err(_) => return self.error(at, "invalid number"),
                 }
             } else {
                 self.integer(digits, 10)
             }
         };
         if self.rest().starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_') {
-            return self.error(at, "a number ends at its last digit (or at `u`); a name cannot begin with a digit");
+            return self.error(at, "a letter cannot follow a number, and a name cannot begin with a digit");
         }
         Ok(token)
     }
@@ -181,7 +183,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// A string or bytes, where one begins here.
+    /// Reads a string or bytes. `None` if the text does not continue with one.
     fn string(&mut self) -> Result<Option<Token>, CompileError> {
         let at = self.at;
         let unprefixed = self.rest().trim_start_matches(['r', 'R', 'b', 'B']);
@@ -200,13 +202,13 @@ impl<'a> Lexer<'a> {
                 break;
             }
             match rest.chars().next() {
-                None => return self.error(at, format!("this string does not end; close it with {quote}")),
+                None => return self.error(at, format!("unterminated string; close it with {quote}")),
                 Some('\n' | '\r') if quote.len() == 1 => {
                     let triple = quote.repeat(3);
                     return self.error(
                         at,
                         format!(
-                            "this string does not end on its line; close it with {quote}, or write {triple} around it"
+                            "unterminated string; close it with {quote} on the same line, or use {triple} for several lines"
                         ),
                     );
                 }
@@ -222,15 +224,15 @@ impl<'a> Lexer<'a> {
         }
         match String::from_utf8(content) {
             Ok(string) => Ok(Some(Token::String(string))),
-            Err(_) => self.error(at, "this string is no UTF-8"),
+            Err(_) => self.error(at, "this string is not valid UTF-8"),
         }
     }
 
-    /// One escape; in bytes, `\x` and octal ones are bytes, in strings code points.
+    /// Reads one escape sequence. `\x` and octal sequences are bytes in bytes, and code points in strings.
     fn escape(&mut self, bytes: bool, content: &mut Vec<u8>) -> Result<(), CompileError> {
         let at = self.at;
         let after = &self.rest()[1..];
-        let Some(kind) = after.chars().next() else { return self.error(at, "this string does not end") };
+        let Some(kind) = after.chars().next() else { return self.error(at, "unterminated string") };
         let simple = match kind {
             'a' => 0x07,
             'b' => 0x08,
@@ -255,7 +257,7 @@ impl<'a> Lexer<'a> {
             _ => {
                 return self.error(
                     at,
-                    format!("`\\{kind}` is no escape; write `\\\\` for a backslash, or r'…' around a pattern"),
+                    format!("`\\{kind}` is not an escape sequence; use `\\\\` for a backslash, or r'…' for a pattern"),
                 );
             }
         };
@@ -264,7 +266,7 @@ impl<'a> Lexer<'a> {
         match code.map(|code| (u8::try_from(code), char::from_u32(code))) {
             Some((Ok(byte), _)) if bytes => content.push(byte),
             Some((_, Some(c))) if !bytes => content.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
-            _ => return self.error(at, format!("{length} digits of a character's code must follow `\\{kind}`")),
+            _ => return self.error(at, format!("expected {length} digits of a valid character code after `\\{kind}`")),
         }
         self.at += 1 + from + length;
         Ok(())

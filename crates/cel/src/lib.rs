@@ -1,21 +1,23 @@
-//! Expressions that users write over JSON documents, in the apiserver's own dialect of CEL.
+//! Evaluates expressions over JSON documents, in the apiserver's dialect of CEL.
 //!
-//! Text → [`Expression::compile`] → [`Expression::holds`] or [`Expression::value`] on [`Document`]s. Everything is bounded:
-//! the text, its depth, the nesting of macros, its patterns, and the work of an evaluation, which is counted step by step.
+//! [`Expression::compile`] compiles a text. [`Expression::holds`] and [`Expression::value`] evaluate it on
+//! [`Document`]s. Everything is bounded: the text, its depth, the nesting of macros, its patterns, and the work of an
+//! evaluation, which is counted step by step.
 //!
-//! **What is missing** is neither true nor false, as NULL in SQL. Missing are: a field or key that a map lacks, any field of
-//! `null`, an index beyond a list's end. It passes through operators, functions and `!`; `missing || true` is true and
-//! `missing && false` is false, also among a list's elements under `exists` and `all`. Where a truth decides, missing
-//! counts as not so: as the whole expression, before `?`, and for an element under `filter`, `map` and `exists_one`. So neither
-//! `a.b == 'x'` nor `a.b != 'x'` holds where `b` is missing; `!has(a.b)` does. `has` is false where any part of its path is missing.
+//! **Missing values** are neither true nor false, as NULL in SQL. Missing are: a field or key that a map does not have,
+//! any field of `null`, an index beyond the end of a list, and the value of an empty optional. A missing operand makes
+//! the result of an operator or function missing. `missing || true` is true and `missing && false` is false, also among
+//! the elements of a list under `exists` and `all`. A condition that is missing counts as false: the whole expression,
+//! the condition before `?`, and the condition of an element under `filter`, `map` and `exists_one`. So neither
+//! `a.b == 'x'` nor `a.b != 'x'` is true if `b` is missing; `!has(a.b)` is. `has` is false if any part of its path is
+//! missing.
 //!
-//! **Errors** are what no document makes true, such as comparing a string with a number by `<`. They are told rather than taken as
-//! false, unless `||` or `&&` is decided without them.
+//! **Errors** are mistakes in the expression, such as comparing a string with a number by `<`. An error is reported,
+//! and does not count as false. `||` and `&&` ignore an error if another operand decides the result.
 //!
-//! Beyond CEL's operators, macros and conversions there are the apiserver's functions of strings, lists, sets, numbers, regular
-//! expressions (with a literal pattern), URLs, IP addresses, CIDRs, quantities, versions and base64. There are no optional
-//! values, no messages and no types as values. Fields are named as in the document; what is no identifier is written in
-//! brackets and quotes.
+//! Besides the operators, macros and conversions of CEL, expressions may use the apiserver's functions for strings,
+//! lists, sets, regular expressions, URLs, IP addresses, CIDRs, quantities, versions and formats, and the `math` and
+//! `base64` functions of cel-go. Messages are not supported.
 
 mod document;
 mod error;
@@ -43,10 +45,10 @@ use evaluate::Evaluation;
 use tree::Node;
 use value::Value;
 
-/// The most bytes that an expression's text may have.
+/// Maximum length of an expression, in bytes.
 pub const LONGEST: usize = 4096;
 
-/// An expression that has been read and found well formed; cheap to clone.
+/// A compiled expression; cheap to clone.
 #[derive(Clone)]
 pub struct Expression(Arc<Compiled>);
 
@@ -56,38 +58,37 @@ struct Compiled {
 }
 
 impl Expression {
-    /// Reads an expression. `variables` are the names that it may use; any other is an error that lists them. Nothing is known
-    /// of their types.
+    /// Compiles an expression that may use these variables, of unknown types. The error for another name lists them.
     pub fn compile(text: &str, variables: &[&'static str]) -> Result<Self, CompileError> {
         let variables: Vec<_> = variables.iter().map(|name| (*name, Type::Dyn)).collect();
         Self::compile_typed(text, &variables)
     }
 
-    /// As [`Self::compile`], with what is known of the variables' types.
+    /// Like [`Self::compile`], with the types of the variables.
     pub fn compile_typed(text: &str, variables: &[(&'static str, Type)]) -> Result<Self, CompileError> {
         let root = parser::parse(text, variables)?;
         Ok(Self(Arc::new(Compiled { text: text.to_owned(), root })))
     }
 
-    /// As [`Self::compile_typed`], for [`Self::holds`]: what can be no bool is refused.
+    /// Like [`Self::compile_typed`], for [`Self::holds`]: refuses an expression whose type is known and is not bool.
     pub fn compile_condition(text: &str, variables: &[(&'static str, Type)]) -> Result<Self, CompileError> {
         let expression = Self::compile_typed(text, variables)?;
         match &expression.0.root.of {
             Type::Bool | Type::Dyn => Ok(expression),
             other => {
-                let message = format!("it yields {other}, not a bool: compare it with something");
+                let message = format!("the expression returns {other}, not a bool; compare it with a value");
                 Err(CompileError::Malformed { at: Position { line: 1, column: 1 }, message })
             }
         }
     }
 
-    /// What was compiled.
+    /// The text of the expression.
     pub fn text(&self) -> &str {
         &self.0.text
     }
 
-    /// Whether it is true, with these documents as its variables; a variable that is not there is missing. What is missing is
-    /// not so: false. A value that is no bool is an error.
+    /// Whether the expression is true, with these documents as variables. A variable without a document is missing. A
+    /// missing result counts as false. A result that is not a bool is an error.
     pub fn holds(&self, scope: &[(&'static str, &Document)]) -> Result<bool, EvaluationError> {
         match self.evaluate(scope)?.1 {
             None => Ok(false),
@@ -96,9 +97,9 @@ impl Expression {
         }
     }
 
-    /// Its value as JSON; `None` where it is missing or null. Timestamps and durations become strings, as `string()` makes
-    /// them; what JSON cannot say of doubles becomes `"NaN"`, `"Infinity"` or `"-Infinity"`. Bytes and the values of the
-    /// libraries, such as a quantity, are an error.
+    /// The result as JSON; `None` if it is missing or null. Timestamps and durations become strings, as `string()`
+    /// formats them. Doubles that JSON cannot represent become `"NaN"`, `"Infinity"` or `"-Infinity"`. Bytes, types and
+    /// values of the libraries, such as quantities, are an error.
     pub fn value(&self, scope: &[(&'static str, &Document)]) -> Result<Option<serde_json::Value>, EvaluationError> {
         let (mut evaluation, value) = self.evaluate(scope)?;
         match value {
@@ -107,8 +108,8 @@ impl Expression {
         }
     }
 
-    /// Whether it reads what is at `path` of a variable, or something above or below it. True where that cannot be told, such
-    /// as for a variable that is passed on whole or indexed by what is computed.
+    /// Whether the expression reads the value at `path` of a variable, or a value above or below it. True if that is
+    /// not known, for example if the variable is passed to a function, or indexed by a computed value.
     pub fn reads(&self, variable: &str, path: &[&str]) -> bool {
         self.0.root.reads(variable, path)
     }
@@ -118,7 +119,7 @@ impl Expression {
         scope: &'a [(&'static str, &'a Document)],
     ) -> Result<(Evaluation<'a>, Option<Value>), EvaluationError> {
         let mut evaluation = Evaluation::new(&self.0.text, scope);
-        // The last guard: a panic of a library over some argument must cost this evaluation, not the process.
+        // A library may panic on unusual arguments. That must end only this evaluation, not the process.
         let outcome = catch_unwind(AssertUnwindSafe(|| evaluation.outcome(&self.0.root)));
         let value = outcome.unwrap_or(Err(EvaluationError::Panicked))?;
         Ok((evaluation, value))
@@ -131,7 +132,7 @@ impl fmt::Debug for Expression {
     }
 }
 
-/// By text.
+/// Compares the texts.
 impl PartialEq for Expression {
     fn eq(&self, other: &Self) -> bool {
         self.0.text == other.0.text

@@ -1,4 +1,4 @@
-//! Tokens into a tree, whose names, functions and sizes are checked.
+//! Parses tokens into a syntax tree, and checks its names, functions and sizes.
 
 mod calls;
 mod types;
@@ -11,11 +11,11 @@ use super::tree::{Kind, Node, Operator};
 use super::types::Type;
 use super::value::Value;
 
-/// How many nodes may lie on the way from an expression to its innermost part; alternatives joined by `&&` or `||` count as one level.
+/// Maximum depth of the syntax tree. All operands of a chain of `&&` or `||` are on one level.
 const DEEPEST: usize = 64;
-/// How many brackets, calls and conditionals may stand in one another.
+/// Maximum nesting of brackets, calls and conditionals.
 const NESTED: usize = 40;
-/// Words that CEL keeps for itself.
+/// Words that CEL reserves.
 const RESERVED: [&str; 20] = [
     "as",
     "break",
@@ -48,7 +48,7 @@ pub(super) fn parse(text: &str, variables: &[(&'static str, Type)]) -> Parsed {
     let mut parser =
         Parser { text, tokens: tokens(text)?, next: 0, variables, elements: Vec::new(), nested: 0, room: Room::new() };
     if *parser.peek() == Token::End {
-        return parser.error(0, "it is empty; write an expression, or leave the field out");
+        return parser.error(0, "the expression is empty; write one, or omit the field");
     }
     let root = parser.expression()?;
     match parser.peek().clone() {
@@ -59,11 +59,11 @@ pub(super) fn parse(text: &str, variables: &[(&'static str, Type)]) -> Parsed {
 
 struct Parser<'a> {
     text: &'a str,
-    /// Ends with `Token::End`, past which nothing reads.
+    /// Ends with `Token::End`. Nothing reads beyond it.
     tokens: Vec<(usize, Token)>,
     next: usize,
     variables: &'a [(&'static str, Type)],
-    /// The names that macros around the current place gave, outermost first.
+    /// The variables of the enclosing macros, outermost first.
     elements: Vec<(String, Type)>,
     nested: usize,
     room: Room,
@@ -108,9 +108,9 @@ impl Parser<'_> {
         let found = self.peek().clone();
         let hint = match found {
             Token::Identifier(_) => format!("; {}", Self::instead_of_operator(&found)),
-            _ => format!(" instead of {}", found.describe()),
+            _ => format!(", found {}", found.describe()),
         };
-        self.error(self.at(), format!("write `{sign}` to close what opened at {opened}{hint}"))
+        self.error(self.at(), format!("expected `{sign}` to close the bracket at {opened}{hint}"))
     }
 
     fn error<T>(&self, at: usize, message: impl Into<String>) -> Result<T, CompileError> {
@@ -120,20 +120,20 @@ impl Parser<'_> {
     fn instead_of_operator(found: &Token) -> String {
         match found {
             Token::Identifier(word) => match word.as_str() {
-                "and" | "AND" => "write `&&` for `and`".to_owned(),
-                "or" | "OR" => "write `||` for `or`".to_owned(),
-                "is" | "eq" => format!("write `==` for `{word}`"),
-                "not" => "write `!` for `not`, before what it negates; `!(x in y)` for `x not in y`".to_owned(),
-                "like" | "LIKE" => "write s.matches('pattern') or s.contains('part') for `like`".to_owned(),
-                "if" => "write `condition ? this : that` for `if`".to_owned(),
-                _ => format!("an operator must stand before `{word}`"),
+                "and" | "AND" => "use `&&` instead of `and`".to_owned(),
+                "or" | "OR" => "use `||` instead of `or`".to_owned(),
+                "is" | "eq" => format!("use `==` instead of `{word}`"),
+                "not" => "use `!` before the operand instead of `not`, such as !(x in y)".to_owned(),
+                "like" | "LIKE" => "use s.matches('pattern') or s.contains('part') instead of `like`".to_owned(),
+                "if" => "use `condition ? this : that` instead of `if`".to_owned(),
+                _ => format!("expected an operator before `{word}`"),
             },
-            Token::Sign(")" | "]" | "}") => format!("{} closes nothing; leave it out", found.describe()),
-            Token::Sign(":") => "`:` belongs after `condition ? this`".to_owned(),
+            Token::Sign(")" | "]" | "}") => format!("{} has no matching opening bracket; remove it", found.describe()),
+            Token::Sign(":") => "`:` is only valid after `condition ? this`".to_owned(),
             Token::Sign("{") => {
-                "messages such as Name{field: value} are not supported; write a map, {'field': value}".to_owned()
+                "messages such as Name{field: value} are not supported; use a map, {'field': value}".to_owned()
             }
-            other => format!("an operator must stand before {}", other.describe()),
+            other => format!("expected an operator before {}", other.describe()),
         }
     }
 
@@ -142,12 +142,12 @@ impl Parser<'_> {
         node.depth += node.children().into_iter().map(|child| child.depth).max().unwrap_or(0);
         if node.depth > DEEPEST {
             return self
-                .error(at, format!("its parts are nested more than {DEEPEST} deep; write a flatter expression"));
+                .error(at, format!("operations are nested more than {DEEPEST} deep; write a flatter expression"));
         }
         Ok(node)
     }
 
-    /// `condition ? this : that`, or less. All recursion passes here.
+    /// Parses `condition ? this : that`, or an operand of it. All recursion passes through this function.
     fn expression(&mut self) -> Parsed {
         self.nested += 1;
         if self.nested > NESTED {
@@ -161,7 +161,7 @@ impl Parser<'_> {
             let then = self.or()?;
             if !self.accept(":") {
                 let found = self.peek().describe();
-                return self.error(self.at(), format!("write `:` and what holds otherwise, instead of {found}"));
+                return self.error(self.at(), format!("expected `:` and the other alternative, found {found}"));
             }
             let otherwise = self.expression()?;
             let of = self.conditional(at, &condition, &then, &otherwise)?;
@@ -248,7 +248,7 @@ impl Parser<'_> {
             }
             let not = self.is("!");
             if signs.last().is_some_and(|(_, other)| *other != not) {
-                return self.error(self.at(), "`!` and `-` do not follow each other; write brackets, such as !(-x)");
+                return self.error(self.at(), "`!` and `-` cannot follow each other; add parentheses, such as !(-x)");
             }
             signs.push((self.at(), not));
             self.advance();
@@ -266,7 +266,7 @@ impl Parser<'_> {
         Ok(operand)
     }
 
-    /// A primary with the fields, indices and calls after it.
+    /// Parses a primary expression, and the fields, indices and calls that follow.
     fn member(&mut self) -> Parsed {
         let mut operand = self.primary()?;
         loop {
@@ -289,7 +289,7 @@ impl Parser<'_> {
                         let found = found.describe();
                         return self.error(
                             at,
-                            format!("a field's name must follow the dot, not {found}; write x['…'] for other names"),
+                            format!("expected a field name after the dot, found {found}; for other names, use x['…']"),
                         );
                     }
                 };
@@ -333,12 +333,12 @@ impl Parser<'_> {
             Token::Int(digits, base) => self.int(at, &digits, base),
             Token::Uint(digits, base) => match u64::from_str_radix(&digits, base) {
                 Ok(uint) => self.literal(at, Value::Uint(uint)),
-                Err(_) => self.error(at, "this number is too large for an unsigned one of 64 bits"),
+                Err(_) => self.error(at, "this number is too large for 64 bits; use a double, such as 1e20"),
             },
             Token::Sign("-") => match self.advance() {
                 Token::Double(double) => self.literal(at, Value::Double(-double)),
                 Token::Int(digits, base) => self.int(at, &format!("-{digits}"), base),
-                found => self.error(at, format!("a value must follow `-`, not {}", found.describe())),
+                found => self.error(at, format!("expected a value after `-`, found {}", found.describe())),
             },
             Token::Sign("(") => {
                 let inner = self.expression()?;
@@ -347,18 +347,20 @@ impl Parser<'_> {
             }
             Token::Sign("[") => self.list_literal(at),
             Token::Sign("{") => self.map(at),
-            // A leading dot only says that the name is none of a namespace's, nor of a macro's.
+            // After a leading dot, a name does not refer to a macro's variable.
             Token::Sign(".") => match self.advance() {
                 Token::Identifier(name) => self.name(at, &name, true),
-                found => self.error(at, format!("a name must follow the dot, not {}", found.describe())),
+                found => self.error(at, format!("expected a name after the dot, found {}", found.describe())),
             },
             Token::Identifier(name) => self.name(at, &name, false),
             found => {
                 let message = match (&found, at) {
-                    (Token::End, _) => "a value must follow here; the expression ends too early".to_owned(),
-                    (Token::Quoted(_), _) => "backticks are for fields, after a dot; write '…' for a string".to_owned(),
+                    (Token::End, _) => "expected a value, but the expression ends".to_owned(),
+                    (Token::Quoted(_), _) => {
+                        "backticks are only for field names after a dot; for a string, use '…'".to_owned()
+                    }
                     (found, 0) => format!("an expression cannot begin with {}", found.describe()),
-                    (found, _) => format!("a value must stand here, not {}", found.describe()),
+                    (found, _) => format!("expected a value, found {}", found.describe()),
                 };
                 self.error(at, message)
             }
@@ -368,11 +370,11 @@ impl Parser<'_> {
     fn int(&self, at: usize, digits: &str, base: u32) -> Parsed {
         match i64::from_str_radix(digits, base) {
             Ok(int) => self.literal(at, Value::Int(int)),
-            Err(_) => self.error(at, "this number is too large for 64 bits; write it as a double, such as 1e20"),
+            Err(_) => self.error(at, "this number is too large for 64 bits; use a double, such as 1e20"),
         }
     }
 
-    /// Expressions with commas between them, up to the closing sign.
+    /// Parses expressions that commas separate, up to the closing sign.
     fn list(&mut self, close: &str, opened_at: usize) -> Result<Vec<Node>, CompileError> {
         let mut elements = Vec::new();
         while !self.is(close) {
@@ -385,7 +387,7 @@ impl Parser<'_> {
         Ok(elements)
     }
 
-    /// A list; a comma may follow the last element.
+    /// Parses a list. A comma may follow the last element.
     fn list_literal(&mut self, at: usize) -> Parsed {
         let mut elements = Vec::new();
         let mut of: Option<Type> = None;
@@ -394,7 +396,7 @@ impl Parser<'_> {
             let optional = self.accept("?");
             let element = self.expression()?;
             let element_of = self.optional_entry(element_at, optional, &element)?;
-            // Elements of different types are fine here, though not for the apiserver.
+            // Unlike the apiserver, this crate allows elements of different types.
             of = Some(of.map_or_else(|| element_of.clone(), |of| of.joined(&element_of).unwrap_or(Type::Dyn)));
             elements.push((optional, element));
             if !self.accept(",") {
@@ -415,7 +417,7 @@ impl Parser<'_> {
             self.key(&key)?;
             if !self.accept(":") {
                 let found = self.peek().describe();
-                return self.error(self.at(), format!("write `:` and the key's value, instead of {found}"));
+                return self.error(self.at(), format!("expected `:` and the value of the key, found {found}"));
             }
             let value = self.expression()?;
             let value_of = self.optional_entry(entry_at, optional, &value)?;
@@ -435,12 +437,12 @@ impl Parser<'_> {
         self.node(at, Type::Map(Box::new(keys), Box::new(values)), Kind::Map(entries))
     }
 
-    /// A word that no dot precedes: a literal, a variable, a function or a function's namespace.
+    /// Parses a name without a dot before it: a literal, a variable, a function or the namespace of a function.
     fn name(&mut self, at: usize, name: &str, dotted: bool) -> Parsed {
         match name {
             "true" | "false" => return self.literal(at, Value::Bool(name == "true")),
             "null" => return self.literal(at, Value::Null),
-            "not" => return self.error(at, "write `!` for `not`"),
+            "not" => return self.error(at, "use `!` instead of `not`"),
             _ => {}
         }
         if self.is("(") {
@@ -450,7 +452,7 @@ impl Parser<'_> {
         if let Some(depth) = element.filter(|_| !dotted) {
             return self.node(at, self.elements[depth].1.clone(), Kind::Element(depth));
         }
-        // Of variables whose names have dots, the longest.
+        // Variables may have dots in their names. The longest match counts.
         let variables = self.variables.iter().filter(|(variable, _)| self.follows(name, variable));
         if let Some((variable, of)) = variables.max_by_key(|(variable, _)| variable.len()) {
             self.next += 2 * variable.matches('.').count();
@@ -463,20 +465,20 @@ impl Parser<'_> {
             self.advance();
             let function = match self.advance() {
                 Token::Identifier(function) if self.is("(") => function,
-                _ => return self.error(at, format!("a function must follow, such as {name}.…(x)")),
+                _ => return self.error(at, format!("expected a function after `{name}`, such as {name}.…(x)")),
             };
             return self.function(at, &format!("{name}.{function}"));
         }
         if RESERVED.contains(&name) {
-            return self.error(at, format!("`{name}` is a word that CEL keeps for itself; {}", self.names()));
+            return self.error(at, format!("`{name}` is a reserved word; {}", self.names()));
         }
         if self.is("{") {
             return self.error(at, Self::instead_of_operator(&Token::Sign("{")));
         }
-        self.error(at, format!("there is no `{name}`; {}", self.names()))
+        self.error(at, format!("unknown name `{name}`; {}", self.names()))
     }
 
-    /// The type that is named here, whose further words are read.
+    /// The type with this name. Consumes the other parts of a name with dots.
     fn type_name(&mut self, name: &str) -> Option<&'static str> {
         let simple = [
             "bool",
@@ -501,7 +503,7 @@ impl Parser<'_> {
         Some(found)
     }
 
-    /// Whether `name` and the words and dots that follow are `dotted`.
+    /// Whether `name` and the tokens that follow form the name `dotted`.
     fn follows(&self, name: &str, dotted: &str) -> bool {
         let mut words = dotted.split('.');
         let token = |at: usize| self.tokens.get(at).map(|(_, token)| token);
@@ -515,6 +517,6 @@ impl Parser<'_> {
     fn names(&self) -> String {
         let variables = self.variables.iter().map(|(name, _)| *name);
         let known: Vec<&str> = variables.chain(self.elements.iter().map(|(name, _)| name.as_str())).collect();
-        format!("an expression here may use {}, and strings in quotes", known.join(", "))
+        format!("use {}, or a string in quotes", known.join(", "))
     }
 }

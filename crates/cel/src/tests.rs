@@ -37,7 +37,7 @@ fn a_job() -> serde_json::Value {
 }
 
 #[test]
-fn operators_macros_and_functions_are_those_of_the_apiserver() {
+fn operators_macros_and_functions_match_the_apiserver() {
     for text in [
         "object.spec.replicas == 3 && object.spec.replicas == 3.0 && 3u == object.spec.replicas",
         "object.spec.huge > 9223372036854775807 && object.spec.rate < 1",
@@ -79,7 +79,7 @@ fn operators_macros_and_functions_are_those_of_the_apiserver() {
 }
 
 #[test]
-fn what_is_missing_is_neither_so_nor_not_so() {
+fn missing_is_neither_true_nor_false() {
     for text in [
         "object.status.reason == 'x'",
         "object.status.reason != 'x'",
@@ -106,7 +106,7 @@ fn what_is_missing_is_neither_so_nor_not_so() {
 }
 
 #[test]
-fn what_is_missing_does_not_hide_what_decides() {
+fn missing_operand_does_not_hide_decisive_operand() {
     for text in [
         "true || object.none",
         "object.none || true",
@@ -127,9 +127,9 @@ fn what_is_missing_does_not_hide_what_decides() {
 }
 
 #[test]
-fn a_mistake_is_told_with_its_place_and_types_and_nothing_of_the_content() {
+fn errors_show_position_and_types_but_no_content() {
     for (text, message) in [
-        ("object.status.phase", "it yields a string, not a bool: compare it with something"),
+        ("object.status.phase", "the expression returns a string, not a bool; compare it with a value"),
         ("object.status.phase < 1", "line 1, column 21: `<` does not take a string and an int"),
         ("object.status.phase.x == 1", "line 1, column 21: `.x` does not take a string"),
         ("1 == 1 &&\n  !object.status.phase", "line 2, column 3: `!` does not take a string"),
@@ -143,9 +143,9 @@ fn a_mistake_is_told_with_its_place_and_types_and_nothing_of_the_content() {
         ("object.none || object.status.phase < 1", "line 1, column 36: `<` does not take a string and an int"),
         (
             "timestamp(object.status.phase) > timestamp('2025-11-08T14:00:00Z')",
-            "line 1, column 1: `timestamp` cannot make anything of what it is given here (a string)",
+            "line 1, column 1: `timestamp` failed: an argument has an invalid value (a string)",
         ),
-        ("object.spec.replicas / 0 == 1", "line 1, column 22: division by zero: ask whether the divisor is 0 before"),
+        ("object.spec.replicas / 0 == 1", "line 1, column 22: division by zero; check the divisor first"),
         ("9223372036854775807 + 1 > 0", "line 1, column 21: the result of `+` is out of range"),
         ("-(-9223372036854775808) > 0", "line 1, column 1: the result of `-` is out of range"),
         ("object.status.conditions[-1] == 1", "line 1, column 25: the result of `[]` is out of range"),
@@ -153,7 +153,7 @@ fn a_mistake_is_told_with_its_place_and_types_and_nothing_of_the_content() {
         ("{object.spec.rate: 'x'} == {}", "line 1, column 1: `{}` does not take a double"),
         (
             "event.matches(object.status.phase + '[')",
-            "line 1, column 7: `matches` cannot make anything of what it is given here (a string and a string)",
+            "line 1, column 7: `matches` failed: an argument has an invalid value (a string and a string)",
         ),
     ] {
         assert_eq!(holds(text, &a_job()).unwrap_err().to_string(), message, "{text}");
@@ -161,7 +161,7 @@ fn a_mistake_is_told_with_its_place_and_types_and_nothing_of_the_content() {
 }
 
 #[test]
-fn an_error_is_at_most_256_characters() {
+fn errors_have_at_most_256_characters() {
     let text = format!("object.status.phase.{} == 1", "x".repeat(3000));
     assert!(holds(&text, &a_job()).unwrap_err().to_string().chars().count() <= 256);
 }
@@ -177,22 +177,25 @@ fn a_value_becomes_json_and_null_becomes_none() {
     assert_eq!(value("duration('90m')", &a_job()), Some(json!("5400s")));
     assert_eq!(value("timestamp('2025-11-08T14:00:00Z')", &a_job()), Some(json!("2025-11-08T14:00:00Z")));
     let error = compile("quantity('1Gi')").value(&[]).unwrap_err();
-    assert_eq!(error.to_string(), "it yields a quantity, which JSON has no form for: yield a string or a number");
+    assert_eq!(
+        error.to_string(),
+        "the expression returns a quantity, which JSON cannot represent; return a string or a number"
+    );
 }
 
 #[test]
-fn numbers_keep_their_worth_beyond_what_a_double_can_tell_apart() {
+fn integers_are_compared_exactly_beyond_double_precision() {
     let object = json!({"a": 9_007_199_254_740_993_i64, "b": 9_007_199_254_740_992_i64, "c": 9_007_199_254_740_992.0});
     assert_eq!(holds("object.a > object.b && object.a != object.b && object.b < object.a", &object), Ok(true));
-    // An integer that is compared with a double is rounded to one, as the apiserver does it.
+    // As in the apiserver, an integer is rounded to a double before it is compared with one.
     assert_eq!(holds("object.a == object.c && object.a >= object.c && !(object.a > object.c)", &object), Ok(true));
     assert_eq!(holds("0.0 / 0.0 == 0.0 / 0.0", &object), Ok(false));
     let error = holds("0.0 / 0.0 < 1", &object).unwrap_err().to_string();
-    assert_eq!(error, "line 1, column 11: `<` has no answer for NaN, which is neither less nor greater than a number");
+    assert_eq!(error, "line 1, column 11: `<` cannot compare NaN with a number");
 }
 
 #[test]
-fn an_expression_tells_which_paths_it_reads() {
+fn expression_knows_the_paths_that_it_reads() {
     let annotations = |text: &str| compile(text).reads("object", &["metadata", "annotations"]);
     for text in [
         "object.metadata.annotations['a'] == 'b'",
@@ -218,9 +221,9 @@ fn an_expression_tells_which_paths_it_reads() {
 }
 
 #[test]
-fn a_text_and_its_nesting_are_bounded() {
+fn length_and_nesting_are_bounded() {
     let refused = |text: &str| Expression::compile(text, &["object"]).unwrap_err().to_string();
-    assert_eq!(refused(&"a".repeat(4097)), "the expression has 4097 bytes; write one of at most 4096");
+    assert_eq!(refused(&"a".repeat(4097)), "the expression has 4097 bytes; the maximum is 4096");
     for (before, after) in
         [("(", ")"), ("[", "]"), ("{1: ", "}"), ("object[", "]"), ("size(", ")"), ("true ? 1 : ", "")]
     {
@@ -235,10 +238,10 @@ fn a_text_and_its_nesting_are_bounded() {
         assert!(refused(&format!("{}object", sign.repeat(3000))).contains("nested more than 64 deep"));
     }
     let wide = vec!["object.a == 1"; 200].join(" || ");
-    assert!(Expression::compile(&wide, &["object"]).is_ok(), "alternatives stand beside each other");
+    assert!(Expression::compile(&wide, &["object"]).is_ok(), "alternatives are on one level");
 }
 
-/// Random letters, which no pattern finds soon.
+/// Random letters, in which no pattern matches early.
 fn random() -> String {
     (0..4000_u64).map(|n| if (n * n * 2_654_435_761) >> 7 & 1 == 0 { 'a' } else { 'b' }).collect()
 }
@@ -273,7 +276,7 @@ fn work_is_bounded() {
         "object.words.exists(x, object.random.findAll('[ab]*a[ab]{200}c').size() > 0)",
         "object.random.findAll('a|b[ab]*c').size() > 0",
         "object.words.exists(x, x.matches(x + 'y'))",
-        // Keys that are looked up, compared and put into maps.
+        // Lookups, comparisons and insertions of long keys.
         "lists.range(400).all(x, lists.range(400).all(y, !(object.key + 'x' in object.keys)))",
         "object.words.all(x, object.keys[object.key] == 'v')",
         "object.words.all(x, object.keys == object.keys)",
@@ -295,30 +298,30 @@ fn work_is_bounded() {
     ] {
         let text = text.replace('~', &".map(x, x + x)".repeat(25));
         let started = std::time::Instant::now();
-        let Err(error) = holds(&text, &big) else { panic!("{text}: it has a value") };
+        let Err(error) = holds(&text, &big) else { panic!("{text}: it returned a value") };
         assert!(matches!(error, EvaluationError::Work { .. }), "{text}: {error}");
         assert!(started.elapsed() < std::time::Duration::from_secs(1), "{text} took {:?}", started.elapsed());
     }
 }
 
 #[test]
-fn a_panic_costs_its_evaluation_alone() {
+fn panic_ends_only_its_evaluation() {
     let error = holds("object.a == 1 && test.panic()", &json!({"a": 1})).unwrap_err();
     assert!(error.to_string().contains("please report"), "{error}");
     assert_eq!(holds("object.a == 2 && test.panic()", &json!({"a": 1})), Ok(false));
 }
 
 #[test]
-fn patterns_of_an_expression_share_their_room() {
+fn patterns_of_an_expression_share_a_size_limit() {
     let patterns = |count| vec![r"object.text.matches(r'^(\pL|[^x]){9}$')"; count].join(" || ");
     assert!(Expression::compile(&patterns(2), &["object"]).is_ok());
     let error = Expression::compile(&patterns(90), &["object"]).unwrap_err();
-    assert!(error.to_string().contains("the patterns of this expression are too large up to here"), "{error}");
+    assert!(error.to_string().contains("the patterns of this expression are too large"), "{error}");
     let small = vec!["object.text.matches('^a.*b$')"; 40].join(" || ");
     assert!(Expression::compile(&small, &["object"]).is_ok());
 }
 
-/// What a simulation is charged for follows the characters of a text, not the number of ways through a class of them.
+/// The cost of a simulation depends on the characters of the text, not on the number of paths through a class.
 #[test]
 fn classes_of_many_characters_are_searched_in_long_texts() {
     let object = json!({"text": "é ".repeat(400)});
@@ -326,7 +329,7 @@ fn classes_of_many_characters_are_searched_in_long_texts() {
 }
 
 #[test]
-fn keys_count_in_the_size_of_a_result() {
+fn keys_count_towards_the_size_of_a_result() {
     let annotations: serde_json::Map<String, serde_json::Value> =
         (0..100).map(|n| (format!("{}{n}", "a".repeat(200)), json!("v"))).collect();
     let object = document(&json!({"annotations": annotations}));
@@ -341,7 +344,7 @@ fn keys_count_in_the_size_of_a_result() {
 }
 
 #[test]
-fn what_is_usual_stays_far_below_the_bound() {
+fn usual_expressions_stay_far_below_the_limit() {
     let conditions: Vec<_> =
         (0..100).map(|n| json!({"type": format!("Type{n}"), "status": "False", "message": "m".repeat(200)})).collect();
     let object = document(&json!({"conditions": conditions, "labels": {"team": "nlp"}}));
@@ -359,7 +362,7 @@ fn what_is_usual_stays_far_below_the_bound() {
 }
 
 #[test]
-fn the_same_text_is_the_same_expression() {
+fn expressions_with_the_same_text_are_equal() {
     assert_eq!(compile("true"), compile("true"));
     assert_ne!(compile("true"), compile("true "));
 }

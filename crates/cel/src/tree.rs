@@ -1,17 +1,17 @@
-//! The tree of an expression that was compiled.
+//! The syntax tree of a compiled expression.
 
 use super::functions::Function;
 use super::functions::regex::{Match, Pattern};
 use super::types::Type;
 use super::value::Value;
 
-/// An expression's part.
+/// A part of an expression.
 pub(super) struct Node {
-    /// The byte of the text where an error points.
+    /// The byte offset in the text that errors point to.
     pub at: usize,
-    /// Nodes on the longest way down, this one included.
+    /// Height of the subtree, including this node.
     pub depth: usize,
-    /// What is known of its value's type.
+    /// The type of the value, as far as it is known.
     pub of: Type,
     pub kind: Kind,
 }
@@ -19,12 +19,12 @@ pub(super) struct Node {
 pub(super) enum Kind {
     Literal(Value),
     Variable(&'static str),
-    /// A name that a macro gave: the how manieth of those around it, from 0.
+    /// A variable of a macro: its position among the variables of all enclosing macros, starting at 0.
     Element(usize),
     Select(Box<Node>, String),
     /// `x.?field`
     OptionalSelect(Box<Node>, String),
-    /// `has(x.field)`; whether the field is one that may be missing, `x.?field`, does not matter.
+    /// `has(x.field)`
     Has(Box<Node>, String),
     Index(Box<Node>, Box<Node>),
     /// `x[?index]`
@@ -35,26 +35,26 @@ pub(super) enum Kind {
     And(Vec<Node>),
     Conditional(Box<[Node; 3]>),
     Binary(Operator, Box<[Node; 2]>),
-    /// Of each element whether it is an optional that is left out where it has no value.
+    /// The flag of an element marks an optional that is omitted if it is empty.
     List(Vec<(bool, Node)>),
     Map(Vec<(bool, [Node; 2])>),
     Macro(Box<Comprehension>),
-    /// `x.optMap(name, body)`, and `optFlatMap` where `flat`.
+    /// `x.optMap(name, body)`, or `optFlatMap` if `flat`.
     OptionalMap {
         flat: bool,
         value: Box<Node>,
         body: Box<Node>,
     },
-    /// `x.orValue(y)`, and `x.or(y)` where `optional`.
+    /// `x.orValue(y)`, or `x.or(y)` if `optional`.
     Otherwise {
         optional: bool,
         parts: Box<[Node; 2]>,
     },
-    /// A pattern that is part of the expression.
+    /// A match with a pattern that is a literal.
     Matches {
         role: Match,
         pattern: Pattern,
-        /// The text, and how many matches are wanted.
+        /// The text, the pattern, and for `findAll` the maximum number of matches.
         arguments: Vec<Node>,
     },
     Call {
@@ -63,13 +63,13 @@ pub(super) enum Kind {
     },
 }
 
-/// A macro that goes over a list or a map.
+/// A macro that iterates over a list or a map.
 pub(super) struct Comprehension {
     pub role: Macro,
-    /// Whether it has a name for the index or key as well as for the value.
+    /// Whether it has two variables: index or key, and value.
     pub two: bool,
     pub range: Node,
-    /// The condition under which an element counts, if there is one.
+    /// Skips elements for which it is false.
     pub condition: Option<Node>,
     pub body: Node,
 }
@@ -123,7 +123,7 @@ pub(super) enum Macro {
 }
 
 impl Node {
-    /// The parts right below.
+    /// The direct children.
     pub fn children(&self) -> Vec<&Self> {
         match &self.kind {
             Kind::Literal(_) | Kind::Variable(_) | Kind::Element(_) => Vec::new(),
@@ -157,7 +157,7 @@ impl Node {
         self.children().into_iter().any(|child| child.reads(variable, path))
     }
 
-    /// The variable and the fields that lead to this node, where nothing else does.
+    /// The variable and the fields that lead to this node. `None` if anything else does.
     fn path(&self) -> Option<(&'static str, Vec<&str>)> {
         let (operand, field) = match &self.kind {
             Kind::Variable(name) => return Some((name, Vec::new())),

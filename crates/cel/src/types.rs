@@ -1,4 +1,4 @@
-//! What is known of a value's type before it is there, and the signatures of functions.
+//! Types that are known at compilation, and the signatures of functions.
 
 use std::fmt;
 
@@ -22,7 +22,7 @@ pub enum Type {
     Type,
     /// A type of the libraries.
     Named(&'static str),
-    /// In signatures: any type, the same wherever the letter stands.
+    /// A type parameter of a signature. It has the same type wherever the letter occurs.
     Parameter(char),
 }
 
@@ -35,7 +35,7 @@ impl Type {
         Self::Optional(Box::new(value))
     }
 
-    /// The type of what may have either of two types; `None` where they have nothing in common.
+    /// The common type of two types. `None` if they are incompatible.
     pub(super) fn joined(&self, other: &Self) -> Option<Self> {
         if self == other {
             return Some(self.clone());
@@ -56,7 +56,7 @@ impl Type {
         matches!(self, Self::Timestamp | Self::Duration | Self::Optional(_) | Self::Named(_))
     }
 
-    /// Whether a value of this type may be taken where `wanted` is; what its letters stand for is noted.
+    /// Whether `wanted` accepts a value of this type. Records the types of the parameters in `letters`.
     fn fits(&self, wanted: &Self, letters: &mut Vec<(char, Self)>) -> bool {
         match (self, wanted) {
             (_, Self::Parameter(letter)) => {
@@ -84,7 +84,7 @@ impl Type {
         }
     }
 
-    /// The letters in a type of which nothing is known.
+    /// Records all parameters of this type as `Dyn`.
     fn name_letters(&self, letters: &mut Vec<(char, Self)>) {
         match self {
             Self::Parameter(_) => {
@@ -146,7 +146,7 @@ impl Type {
     }
 }
 
-/// As an error names it.
+/// The name of the type in error messages.
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -179,7 +179,7 @@ pub(super) struct Signature {
 }
 
 impl Signature {
-    /// Signatures as they are written in tables: `string.(int) string`, `(int) string`, with ` | ` between them.
+    /// Parses signatures, which ` | ` separates: `string.(int) string` with a receiver, `(int) string` without one.
     pub fn parse(text: &str) -> Vec<Self> {
         text.split(" | ").map(Self::parse_one).collect()
     }
@@ -216,7 +216,7 @@ impl Signature {
         }
     }
 
-    /// The type of the result of a call with arguments of these types; `None` where it does not take them.
+    /// The result type of a call with these argument types. `None` if the signature does not accept them.
     pub fn result_of(&self, arguments: &[Type]) -> Option<Type> {
         if self.parameters.len() != arguments.len() {
             return None;
@@ -227,14 +227,15 @@ impl Signature {
     }
 }
 
-/// The type of a call's result by whichever signatures take arguments of these types; `None` where none does.
+/// The result type of a call with these argument types. `None` if no signature accepts them. If several do, and their
+/// results differ, it is `Dyn`.
 pub(super) fn result_of<'a>(signatures: impl IntoIterator<Item = &'a Signature>, arguments: &[Type]) -> Option<Type> {
     let mut results = signatures.into_iter().filter_map(|signature| signature.result_of(arguments));
     let first = results.next()?;
     Some(results.fold(first, |known, other| if known == other { known } else { Type::Dyn }))
 }
 
-/// The types of these, for an error.
+/// The names of these types, for error messages.
 pub(super) fn type_names(types: &[Type]) -> String {
     types.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
@@ -244,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signatures_are_read_as_they_are_written() {
+    fn parses_signatures() {
         let signatures = Signature::parse("map(A, B).(A, list(B)) optional(B) | () string");
         assert_eq!(signatures.len(), 2);
         assert!(signatures[0].receiver && !signatures[1].receiver);

@@ -1,4 +1,4 @@
-//! The values of expressions: how they compare, and what comparing them costs.
+//! The values of expressions, their comparison, and its cost.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(super) enum Value {
     List(Arc<Vec<Self>>),
     Map(Arc<Map>),
     Optional(Option<Arc<Self>>),
-    /// A type, by its name.
+    /// A type, represented by its name.
     Type(&'static str),
     Url(Arc<Url>),
     Quantity(Arc<Quantity>),
@@ -32,7 +32,7 @@ pub(super) enum Value {
     Format(&'static Format),
 }
 
-/// The key of a map. An int and a uint of the same worth are the same key.
+/// The key of a map. An int and a uint with the same numeric value are the same key.
 #[derive(Clone, Debug)]
 pub(super) enum Key {
     Bool(bool),
@@ -41,7 +41,7 @@ pub(super) enum Key {
     String(Arc<str>),
 }
 
-/// A map, sorted by its keys: results must not depend on the run.
+/// A map, sorted by key, so that results are reproducible.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Map(Vec<(Key, Value)>);
 
@@ -64,7 +64,7 @@ impl Key {
         }
     }
 
-    /// The key that a value stands for; of doubles those that are integers.
+    /// Converts a value to a key. `None` if it has another type; [`Map::find`] also accepts doubles.
     pub fn of(value: &Value) -> Option<Self> {
         Some(match value {
             Value::Bool(truth) => Self::Bool(*truth),
@@ -93,7 +93,7 @@ impl Key {
 }
 
 impl Map {
-    /// Of entries with the same key the last one counts.
+    /// If several entries have the same key, the last one counts.
     pub fn new(mut entries: Vec<(Key, Value)>) -> Self {
         entries.reverse();
         entries.sort_by(|left, right| left.0.order(&right.0));
@@ -109,7 +109,7 @@ impl Map {
         &self.0
     }
 
-    /// The value of a field, whose name is part of the expression.
+    /// The value of a field whose name is part of the expression.
     pub fn field(&self, work: &mut Work, name: &str) -> Result<Option<&Value>, Fault> {
         work.bytes(name.len() * self.depth())?;
         let found = self.0.binary_search_by(|(key, _)| match key {
@@ -124,11 +124,11 @@ impl Map {
         Ok(self.0.binary_search_by(|(other, _)| other.order(key)).ok().map(|at| &self.0[at].1))
     }
 
-    /// The value of what a value stands for as a key; `Fault::Types` where it can be none.
+    /// The value for a key of any type. `Fault::Types` if the type cannot be a key. An integral double is a key.
     pub fn find(&self, work: &mut Work, key: &Value) -> Result<Option<&Value>, Fault> {
         match key {
             Value::Double(double) => {
-                // An integer, and within the range that a conversion would not cut it to.
+                // Outside these ranges, a conversion would saturate.
                 let whole = double.fract() == 0.0;
                 if whole && (i64::MIN as f64..i64::MAX as f64).contains(double) {
                     self.get(work, &Key::Int(*double as i64))
@@ -142,7 +142,7 @@ impl Map {
         }
     }
 
-    /// How many keys a search looks at.
+    /// Number of keys that a binary search compares.
     fn depth(&self) -> usize {
         (usize::BITS - self.0.len().leading_zeros()) as usize + 1
     }
@@ -173,7 +173,7 @@ impl From<Map> for Value {
 }
 
 impl Value {
-    /// How many bytes a string has, or bytes have.
+    /// The length of a string or of bytes; 0 for other types.
     pub fn bytes(&self) -> usize {
         match self {
             Self::String(text) => text.len(),
@@ -182,7 +182,7 @@ impl Value {
         }
     }
 
-    /// As `type()` names it.
+    /// The name of the type, as `type()` returns it.
     pub fn type_of(&self) -> &'static str {
         match self {
             Self::Null => "null_type",
@@ -207,7 +207,7 @@ impl Value {
         }
     }
 
-    /// For an error.
+    /// The name of the type in error messages.
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -233,12 +233,12 @@ impl Value {
     }
 }
 
-/// The types of these, for an error.
+/// The types of these values, for error messages.
 pub(super) fn type_names<'a>(values: impl IntoIterator<Item = &'a Value>) -> String {
     values.into_iter().map(Value::type_name).collect::<Vec<_>>().join(" and ")
 }
 
-/// What two values are to each other.
+/// The result of a comparison.
 pub(super) enum Compared {
     Are(Ordering),
     /// One of them is NaN.
@@ -252,7 +252,7 @@ impl From<Option<Ordering>> for Compared {
     }
 }
 
-/// Compares two values, of which numbers of any types are of one kind.
+/// Compares two values. Numbers of different types are comparable.
 pub(super) fn compare(work: &mut Work, left: &Value, right: &Value) -> Result<Compared, Fault> {
     let ordering = match (left, right) {
         (Value::Int(left), Value::Int(right)) | (Value::Duration(left), Value::Duration(right)) => left.cmp(right),
@@ -283,12 +283,12 @@ pub(super) fn compare(work: &mut Work, left: &Value, right: &Value) -> Result<Co
     Ok(Compared::Are(ordering))
 }
 
-/// A double against an integer of 64 bits, which is rounded to a double first, as the apiserver does it.
+/// Compares a double with a 64-bit integer. As in the apiserver, the integer is first rounded to a double.
 fn compare_double(double: f64, integer: i128) -> Option<Ordering> {
     double.partial_cmp(&(integer as f64))
 }
 
-/// Numbers by what they are worth, whatever their types; values of different types are unequal.
+/// Numbers of different types are equal if their values are. Other values of different types are not equal.
 pub(super) fn equal(work: &mut Work, left: &Value, right: &Value) -> Result<bool, Fault> {
     work.steps(1)?;
     Ok(match (left, right) {

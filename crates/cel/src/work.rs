@@ -1,25 +1,26 @@
-//! What an evaluation may cost. Whatever touches a document's or a result's bytes is charged here before it is done.
+//! Limits the cost of an evaluation. Each operation on the bytes of a document or of a result is charged before it
+//! runs.
 
-/// Steps that one evaluation may take. `make bench micro` measures what that costs: less than a millisecond.
+/// Maximum number of steps of an evaluation: less than a millisecond, as `make bench micro` measures.
 pub(super) const MOST_STEPS: u64 = 25_000;
-/// Bytes that are copied, compared or searched in a step.
+/// Number of bytes that one step copies, compares or searches.
 const BYTES_A_STEP: usize = 32;
 
-/// Why a function has no value.
+/// Why an operation fails.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// It takes arguments of other types.
+    /// An argument has the wrong type.
     Types,
-    /// It takes arguments of these types, but not these.
+    /// The types are correct, but a value is invalid.
     Refused,
     /// The result is out of range.
     Range,
     DivisionByZero,
-    /// NaN has no place in an order.
+    /// NaN cannot be ordered.
     NotANumber,
-    /// The result is missing, as what a document lacks.
+    /// The result is missing, like a field that a document does not have.
     Missing,
-    /// It would take more work than is left.
+    /// The operation needs more work than is left.
     Work,
 }
 
@@ -35,17 +36,17 @@ impl Work {
 
     pub fn steps(&mut self, steps: u64) -> Result<(), Fault> {
         let left = self.left.checked_sub(steps);
-        // Nothing after it is for free, such as what `||` tries next.
+        // After a failure no work is left. Otherwise the next operands of `||` would still run.
         self.left = left.unwrap_or(0);
         left.map(|_| ()).ok_or(Fault::Work)
     }
 
-    /// For looking at this many bytes, or copying them.
+    /// Charges for reading or copying this many bytes.
     pub fn bytes(&mut self, bytes: usize) -> Result<(), Fault> {
         self.steps((bytes / BYTES_A_STEP) as u64)
     }
 
-    /// For a value of its own of this many bytes or elements.
+    /// Charges for a new value of this many bytes.
     pub fn allocation(&mut self, bytes: usize) -> Result<(), Fault> {
         self.steps(2 + (bytes / BYTES_A_STEP) as u64)
     }

@@ -1,4 +1,5 @@
-//! The way to the kube-apiserver as kubectl goes it: the configuration, and the proxy that the kubeconfig or the environment names.
+//! Connects to the kube-apiserver as kubectl does: by the same configuration, and through the proxy of the kubeconfig
+//! or the environment.
 
 mod proxy;
 
@@ -31,10 +32,10 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, util::BoxServi
 use proxy::{Environment, Scheme};
 pub use proxy::{Proxy, ProxyError};
 
-/// A value of `proxy-url` with which kube looks into no variable of the environment.
+/// A value of `proxy-url` that keeps kube from reading the environment.
 const PLACEHOLDER: &str = "http://proxy.invalid";
 
-/// A cluster, and the proxy that it is reached through.
+/// A cluster, and the proxy to it.
 #[derive(Clone)]
 pub struct Way {
     pub config: Config,
@@ -51,12 +52,12 @@ pub enum WayError {
 }
 
 impl Way {
-    /// The cluster that a kubeconfig names. kube's own reading of `HTTPS_PROXY` and `NO_PROXY` is not kubectl's: it compares `NO_PROXY` with the
-    /// proxy, and refuses values that kubectl takes.
+    /// Reads the cluster of a kubeconfig. kube handles `HTTPS_PROXY` and `NO_PROXY` differently from kubectl: it
+    /// compares `NO_PROXY` with the proxy, and rejects values that kubectl accepts.
     pub async fn of_kubeconfig(mut kubeconfig: Kubeconfig, options: &KubeConfigOptions) -> Result<Self, WayError> {
         let own = own_proxy(&kubeconfig, options);
         let loaded = match Config::from_custom_kubeconfig(kubeconfig.clone(), options).await {
-            // What kube cannot read in a variable is no reason to stop; what the kubeconfig says is read below.
+            // A variable that kube cannot parse is ignored. The kubeconfig's own proxy is read below.
             Err(KubeconfigError::ParseProxyUrl(_)) => {
                 for cluster in kubeconfig.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
                     cluster.proxy_url = Some(PLACEHOLDER.into());
@@ -71,15 +72,15 @@ impl Way {
         Ok(Self { config, proxy })
     }
 
-    /// The cluster whose pod this runs in.
+    /// Returns the cluster of the pod that this process runs in.
     pub fn in_cluster() -> Result<Self, kube::config::InClusterError> {
         let config = Config::incluster()?;
-        // Without a proxy-url nothing of it can be wrong.
+        // Without a proxy-url, this cannot fail.
         let proxy = Proxy::towards(&config.cluster_url, None, &Environment::of_process()).ok().flatten();
         Ok(Self { config, proxy })
     }
 
-    /// A client whose requests pass the layer.
+    /// Creates a client whose requests pass through the layer.
     pub fn client<L, B>(self, layer: &L) -> Result<Client, kube::Error>
     where
         L: Layer<Requests>,
@@ -111,10 +112,10 @@ impl Way {
     }
 }
 
-/// What kube sends requests by.
+/// The service with which kube sends requests.
 pub type Requests = BoxService<Request<Body>, Response<Box<DynBody>>, BoxError>;
 
-/// `proxy-url` of the cluster that these options mean, as kube finds it.
+/// Returns the `proxy-url` of the cluster that these options select, found as kube finds it.
 fn own_proxy(kubeconfig: &Kubeconfig, options: &KubeConfigOptions) -> Option<String> {
     let context = options.context.as_ref().or(kubeconfig.current_context.as_ref());
     let context = kubeconfig.contexts.iter().find(|named| Some(&named.name) == context);
@@ -131,7 +132,7 @@ fn tunnel<C>(proxy: &Proxy, connector: C) -> Tunnel<C> {
     }
 }
 
-/// The layers of kube's own client over a connector of ours.
+/// Adds the layers of kube's own client to this connector.
 fn through<C>(config: &Config, connector: C, proxy: &Proxy) -> Result<Requests, kube::Error>
 where
     C: Service<Uri> + Clone + Send + Sync + 'static,
@@ -164,7 +165,7 @@ struct Named<C> {
     proxy: String,
 }
 
-/// A proxy does not connect.
+/// A proxy failed to connect.
 #[derive(Debug)]
 struct ThroughProxy {
     proxy: String,

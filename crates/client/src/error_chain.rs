@@ -1,5 +1,5 @@
-//! Errors with their causes, as log lines and one by one: the outermost alone often says only that something failed. What the apiserver
-//! refused is told in its own words, with what to do about it.
+//! Errors with their causes, for log lines and one by one, because the outermost error often says only that something
+//! failed. A rejection by the apiserver has the apiserver's words, and what to do.
 
 use std::{error::Error, fmt, io};
 
@@ -13,7 +13,7 @@ impl fmt::Display for ErrorChain<'_> {
         let mut written = String::new();
         let mut next = Some(self.0);
         while let Some(error) = next {
-            // kube's own text ends in a dump of the whole answer.
+            // kube's own text ends with a dump of the whole response.
             let refused = match error.downcast_ref() {
                 Some(kube::Error::Api(status)) => Some(status.as_ref()),
                 _ => error.downcast_ref::<Status>(),
@@ -32,7 +32,7 @@ impl fmt::Display for ErrorChain<'_> {
     }
 }
 
-/// An error and its causes, outermost first, also those that an error of io keeps to itself.
+/// Returns an error and its causes, outermost first, including those inside an I/O error.
 pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| {
         let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -40,13 +40,13 @@ pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (
     })
 }
 
-/// The innermost cause; those around it may repeat a url.
+/// Returns the innermost cause. The outer ones can contain a URL.
 #[must_use]
 pub fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     chain(error).last().unwrap_or(error)
 }
 
-/// What an error says beside its cause, which is told next.
+/// Returns the text of an error without that of its cause, which follows.
 fn without_cause(error: &(dyn Error + 'static)) -> String {
     let text = error.to_string();
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
@@ -58,7 +58,7 @@ fn without_cause(error: &(dyn Error + 'static)) -> String {
     }
 }
 
-/// A refusal of the apiserver, and what to do about it.
+/// Describes a rejection by the apiserver, and what to do about it.
 #[must_use]
 pub fn explain(code: u16, message: &str) -> std::borrow::Cow<'_, str> {
     let what_to_do = match code {
@@ -74,13 +74,13 @@ pub fn explain(code: u16, message: &str) -> std::borrow::Cow<'_, str> {
     format!("{message}: {what_to_do}").into()
 }
 
-/// Whether the apiserver refused because of the operator's rights: quotas and policies answer 403 too.
+/// Reports whether the apiserver rejected a request because of missing rights. Quotas and policies return 403 too.
 #[must_use]
 pub fn lacks_right(code: u16, message: &str) -> bool {
     code == 403 && message.contains(" cannot ") && message.contains(" resource ")
 }
 
-/// Whether the apiserver serves no such kind, rather than no such object or namespace.
+/// Reports whether the apiserver does not serve the kind, as opposed to a missing object or namespace.
 #[must_use]
 pub fn is_unknown_kind(code: u16, message: &str) -> bool {
     code == 404 && (message.contains("page not found") || message.contains("could not find the requested resource"))
@@ -102,7 +102,7 @@ mod tests {
     struct Outer(#[source] kube::Error);
 
     #[test]
-    fn a_refusal_is_told_in_the_apiservers_words_with_what_to_do_and_without_a_dump() {
+    fn rejections_have_the_apiservers_words_and_advice() {
         for (error, says, to_do) in [
             (refused(403, "Forbidden", FORBIDDEN), FORBIDDEN, "rbac.yaml"),
             (refused(401, "Unauthorized", "Unauthorized"), "Unauthorized", "renew the token"),
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_that_is_exceeded_is_no_lack_of_a_right() {
+    fn exceeded_quota_is_not_a_missing_right() {
         assert!(lacks_right(403, FORBIDDEN));
         assert!(!lacks_right(403, r#"webhookdeliveries "a" is forbidden: exceeded quota: q, requested: 1, used: 0"#));
         assert!(!lacks_right(
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cause_is_told_once() {
+    fn each_cause_is_written_once() {
         let io = std::io::Error::other("Connection refused");
         let error = kube::Error::Service(Box::new(io));
         assert_eq!(ErrorChain(&error).to_string(), "Connection refused");

@@ -1,4 +1,4 @@
-//! What an attempt is made from, and what came of it. Pure.
+//! Attempts and their outcomes. Pure.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,39 +12,39 @@ pub struct Attempt {
     pub webhook: Uid,
     pub delivery: DeliveryId,
     pub event: Arc<Event>,
-    /// From 1.
+    /// Starting at 1.
     pub number: u32,
-    /// The generation of the spec that it is made under.
+    /// The generation of the Webhook's spec.
     pub generation: i64,
-    /// It sends a sample, and is not the engine's.
+    /// It sends a sample and does not come from the engine.
     pub test: bool,
 }
 
-/// How an attempt ended.
+/// The outcome of an attempt.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub webhook: Uid,
     pub delivery: DeliveryId,
-    /// The generation of the spec that the attempt was made under.
+    /// The generation of the Webhook's spec at the start of the attempt.
     pub generation: i64,
     pub result: AttemptResult,
-    /// `None` where no request was made.
+    /// `None` if no request was made.
     pub exchange: Option<Exchange>,
 }
 
-/// The result of an attempt, as far as it decides what comes next.
+/// The result of an attempt that decides what happens next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttemptResult {
     /// The endpoint acknowledged the delivery.
     Acknowledged,
-    /// It did not; it may have said when to come again.
+    /// It did not acknowledge. It may have asked to wait.
     Failed { retry_after: Option<Duration> },
-    /// The endpoint asked for a pause: it answered 429 or 503 with a `Retry-After` greater than zero (RFC 6585, 4; RFC 9110, 10.2.3 and
-    /// 15.6.4).
+    /// The endpoint asked for a pause: it answered 429 or 503 with a `Retry-After` above zero (RFC 6585, 4; RFC 9110,
+    /// 10.2.3 and 15.6.4).
     Throttled { retry_after: Duration },
     /// It answered 410 Gone.
     Gone,
-    /// No attempt was made; with `hold`, none is to be begun until the subscription is given anew.
+    /// No attempt was made. With `hold`, none starts until the subscription changes.
     Withheld { hold: bool },
 }
 
@@ -60,7 +60,7 @@ impl AttemptResult {
     }
 }
 
-/// How an attempt ended, by the metric's label.
+/// The class of an outcome, for the metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
     Success,
@@ -71,7 +71,7 @@ pub enum Class {
     Connect,
     Tls,
     Protocol,
-    /// The endpoint's address is refused: nothing was connected to.
+    /// The endpoint's address is refused. No connection was made.
     Address,
 }
 
@@ -116,19 +116,19 @@ impl Class {
     }
 }
 
-/// What passed between the operator and an endpoint in an attempt that was made.
+/// What happened between the operator and the endpoint in an attempt.
 #[derive(Clone, Debug)]
 pub struct Exchange {
     pub class: Class,
-    /// The answer's status, where there was an answer.
+    /// The status of the response, if there was one.
     pub status: Option<StatusCode>,
-    /// What went wrong, in at most 256 characters; nothing of the answer's body, the url's path or a secret.
+    /// The error in at most 256 characters, without the response's body, the URL's path or a secret.
     pub error: Option<String>,
     pub duration: Duration,
 }
 
 impl Exchange {
-    /// The answer's status as a number, where there was an answer.
+    /// Returns the status of the response as a number, if there was one.
     #[must_use]
     pub fn status_code(&self) -> Option<u16> {
         self.status.map(|status| status.as_u16())

@@ -53,16 +53,16 @@ use crate::{
     subscription::{
         WebhookRef,
         filter::FilterError,
-        index::{Doubt, Index, Match, Subscription},
+        index::{Index, Match, Subscription, Uncertainty},
         namespaces::Namespaces,
     },
 };
-use pending::{Pending, Shelving};
+use pending::{AddedDeadLetter, Pending};
 use watch::{Baseline, Missing, Occurred, Watch, WatchScope};
 
 pub use checkpoint::Unflushed;
 pub use deliveries::{Due, RecordedOutcome, Verdict};
-pub use pending::{MAX_BYTES, MAX_DELIVERIES, MAX_SHELVED, MAX_TOTAL_BYTES, StoreDeadLetter};
+pub use pending::{MAX_BYTES, MAX_DEAD_LETTERS, MAX_DELIVERIES, MAX_TOTAL_BYTES, StoreDeadLetter};
 
 /// The result of an observation.
 #[derive(Debug, Default)]
@@ -78,7 +78,7 @@ pub struct Observed {
     /// Webhooks whose dead-letter bound is reached as well, one entry for each event that was dropped.
     pub dropped: Vec<Uid>,
     /// Existence checks to send to the apiserver.
-    pub questions: Vec<ExistenceCheck>,
+    pub existence_checks: Vec<ExistenceCheck>,
     /// After an evaluation: the UID of the measured object and the thresholds that are reached, as its spec writes
     /// them, ascending.
     pub reached: Option<(Uid, Vec<String>)>,
@@ -206,10 +206,12 @@ impl Engine {
 
     /// Returns the existence checks that were open when a crash happened.
     #[must_use]
-    pub fn open_questions(&self) -> Vec<ExistenceCheck> {
+    pub fn open_checks(&self) -> Vec<ExistenceCheck> {
         let watches = self.watches.iter();
         watches
-            .flat_map(|(id, watch)| watch.existence_checks().map(|(uid, record)| watch::question(*id, uid, record)))
+            .flat_map(|(id, watch)| {
+                watch.existence_checks().map(|(uid, record)| watch::existence_check(*id, uid, record))
+            })
             .flatten()
             .collect()
     }
@@ -368,14 +370,18 @@ impl Engine {
             WatchEvent::Left(object) => {
                 self.moved |= watch.follow(object.version);
                 let uid = object.uid;
-                let (occurred, missed) = watch.left(*object, now, &mut dirty);
-                observed.questions.extend(missed.and_then(|record| watch::question(id, uid, record)));
+                let (occurred, unconfirmed) = watch.left(*object, now, &mut dirty);
+                observed
+                    .existence_checks
+                    .extend(unconfirmed.and_then(|record| watch::existence_check(id, uid, record)));
                 self.occur(id, occurred, now, &mut observed);
             }
-            WatchEvent::LeftUnread(question) => {
-                self.moved |= watch.follow(question.version);
-                let missed = watch.left_unread(&question, &mut dirty);
-                observed.questions.extend(missed.and_then(|record| watch::question(id, question.uid, record)));
+            WatchEvent::LeftUnread(check) => {
+                self.moved |= watch.follow(check.version);
+                let unconfirmed = watch.left_unread(&check, &mut dirty);
+                observed
+                    .existence_checks
+                    .extend(unconfirmed.and_then(|record| watch::existence_check(id, check.uid, record)));
             }
             WatchEvent::Unreadable(uid) => watch.listed(uid),
             WatchEvent::ListEnded(version) => {
@@ -387,7 +393,7 @@ impl Engine {
                 for uid in absent {
                     let Some(watch) = self.watches.get_mut(&id) else { break };
                     // An object that left its watch before the kind went missing still needs its existence check.
-                    if is_back && !watch.is_missed(uid) {
+                    if is_back && !watch.is_unconfirmed(uid) {
                         watch.forget(uid, &mut dirty);
                     } else {
                         self.lacked(id, uid, now, &mut observed, &mut dirty);
@@ -399,8 +405,8 @@ impl Engine {
                 watch.current(at);
                 self.moved = true;
             }
-            WatchEvent::Answer { question, living } => {
-                if let Some(occurred) = watch.answer(&question, living, &mut dirty) {
+            WatchEvent::ExistenceChecked { check, exists } => {
+                if let Some(occurred) = watch.answer(&check, exists, &mut dirty) {
                     self.occur(id, occurred, now, &mut observed);
                 }
             }
@@ -436,7 +442,7 @@ impl Engine {
     fn lacked(&mut self, id: WatchId, uid: Uid, now: Timestamp, observed: &mut Observed, dirty: &mut Vec<Uid>) {
         let Some(watch) = self.watches.get_mut(&id) else { return };
         if let Some(record) = watch.begin_existence_check(uid, dirty) {
-            observed.questions.extend(watch::question(id, uid, record));
+            observed.existence_checks.extend(watch::existence_check(id, uid, record));
         } else {
             let occurred = watch.vanished(uid, dirty);
             self.occur(id, occurred, now, observed);
@@ -448,7 +454,7 @@ impl Engine {
         let Some(known) = self.watches.get(&watch).filter(|_| !occurred.is_empty()) else { return };
         let (source, epoch) = (Arc::clone(&known.source), known.epoch());
         let after = match known.baseline {
-            Baseline::Landed if known.sight != WatchScope::Measured => None,
+            Baseline::Committed if known.sight != WatchScope::Measured => None,
             Baseline::Written(flush) if known.sight != WatchScope::Measured => Some(flush),
             _ => Some(self.pending.gate.await_next_flush()),
         };
@@ -473,12 +479,12 @@ impl Engine {
                 sequence,
                 forms: Forms::default(),
             });
-            for Match { subscription, doubt } in self.index.matching(&event, &object) {
+            for Match { subscription, uncertainty } in self.index.matching(&event, &object) {
                 let webhook = subscription.uid;
-                let reason = if doubt == Some(Doubt::Namespace) {
+                let reason = if uncertainty == Some(Uncertainty::Namespace) {
                     Reason::NamespaceUnknown
                 } else {
-                    if let Some(Doubt::Filter(error)) = doubt {
+                    if let Some(Uncertainty::Filter(error)) = uncertainty {
                         observed.unfiltered.push(Unfiltered { webhook, event: Arc::clone(&event), error });
                     }
                     if self.pending.enqueue(webhook, &event, after).is_ok() {
@@ -487,13 +493,13 @@ impl Engine {
                     }
                     Reason::BoundReached
                 };
-                match self.pending.shelve(webhook, &event, GivenUp::unattempted(reason, now), after) {
-                    Shelving::DeadLetter => {
+                match self.pending.add_dead_letter(webhook, &event, GivenUp::unattempted(reason, now), after) {
+                    AddedDeadLetter::DeadLetter => {
                         let verdict = Verdict::GivenUp(reason);
                         observed.given_up.push(self.recorded(webhook, Arc::clone(&event), 0, None, verdict));
                     }
-                    Shelving::Known => {}
-                    Shelving::Full => observed.dropped.push(webhook),
+                    AddedDeadLetter::Known => {}
+                    AddedDeadLetter::Full => observed.dropped.push(webhook),
                 }
             }
             observed.events.push(event);

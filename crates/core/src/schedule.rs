@@ -1,4 +1,4 @@
-//! When a failed attempt is repeated: a pure function of the retry's number, a random number and the endpoint's wish.
+//! When a failed attempt is retried: a pure function of the retry's number, a random number and `Retry-After`.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use std::time::Duration;
 pub struct Backoff {
     /// The wait before the first retry.
     pub initial: Duration,
-    /// What each wait is multiplied by for the next, at least 1.
+    /// The factor from one wait to the next, at least 1.
     pub factor: u32,
-    /// The longest wait, the endpoint's wish included.
+    /// The maximum wait, also for `Retry-After`.
     pub max: Duration,
 }
 
 impl Backoff {
-    /// How long to wait before the `retry`th retry (from 1). `random` in [0, 1) varies the wait by 20% either way. A
-    /// `Retry-After` (RFC 9110, 10.2.3) lengthens it; nothing is longer than `max`.
+    /// Returns the wait before a retry, counted from 1. `random` in [0, 1) varies the wait by up to 20% in both
+    /// directions. A `Retry-After` (RFC 9110, 10.2.3) makes it longer. It never exceeds `max`.
     #[must_use]
     pub fn wait(&self, retry: u32, random: f64, retry_after: Option<Duration>) -> Duration {
         let mut wait = self.initial;
@@ -39,13 +39,13 @@ mod tests {
     const DEFAULT: Backoff = Backoff { initial: Duration::from_secs(5), factor: 5, max: Duration::from_secs(3600) };
 
     #[test]
-    fn the_default_waits_five_seconds_then_five_times_as_long_each_up_to_an_hour() {
+    fn default_waits_five_seconds_times_five_up_to_an_hour() {
         let waits = (1..=6).map(|retry| DEFAULT.wait(retry, 0.5, None).as_secs());
         assert_eq!(waits.collect::<Vec<_>>(), [5, 25, 125, 625, 3125, 3600]);
     }
 
     #[test]
-    fn a_retry_after_lengthens_the_wait_up_to_the_maximum_and_never_shortens_it() {
+    fn retry_after_only_lengthens_the_wait_up_to_the_maximum() {
         assert_eq!(DEFAULT.wait(1, 0.5, Some(Duration::from_secs(90))).as_secs(), 90);
         assert_eq!(DEFAULT.wait(1, 0.5, Some(Duration::from_secs(90_000))).as_secs(), 3600);
         assert_eq!(DEFAULT.wait(2, 0.5, Some(Duration::from_secs(1))).as_secs(), 25);

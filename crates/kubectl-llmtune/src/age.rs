@@ -9,8 +9,8 @@ const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 const YEAR: u64 = 365 * DAY;
 
-/// The age of `then`, in the format of kubectl's columns (apimachinery, `duration.HumanDuration`). A time in the future
-/// counts as now.
+/// The age of `then`, in the format of kubectl's columns (apimachinery, `duration.HumanDuration`). Up to one second in
+/// the future counts as now.
 pub fn age(then: Timestamp, now: Timestamp) -> String {
     let seconds = now.duration_since(then).as_secs();
     if seconds < -1 {
@@ -49,7 +49,7 @@ pub fn took(duration: Duration) -> String {
 /// Parses the duration of a flag. It must be greater than 0.
 pub fn read(text: &str) -> Result<Duration, String> {
     let read = llmtune_api::duration::read(text).filter(|duration| !duration.is_zero());
-    read.ok_or_else(|| "write whole numbers of h, m and s, such as 2h, 90s or 1h30m".into())
+    read.ok_or_else(|| "use whole numbers with the units h, m and s, such as 2h, 90s or 1h30m".into())
 }
 
 #[cfg(test)]
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_are_told_as_kubectl_tells_them() {
+    fn formats_ages_as_kubectl_does() {
         // The cases of apimachinery's own test.
         for (seconds, expected) in [
             (0, "0s"),
@@ -87,14 +87,14 @@ mod tests {
     }
 
     #[test]
-    fn what_took_long_is_told_less_exactly() {
+    fn long_durations_have_fewer_digits() {
         for (millis, expected) in [(38, "0.04s"), (3_456, "3.46s"), (34_560, "34.6s"), (200_000, "3m20s")] {
             assert_eq!(took(Duration::from_millis(millis)), expected);
         }
     }
 
     #[test]
-    fn a_flags_duration_is_more_than_nothing() {
+    fn flag_duration_must_be_positive() {
         assert_eq!(read("1h30m"), Ok(Duration::from_secs(5400)));
         for text in ["", "0s", "2 hours", "-1h", "yesterday"] {
             assert!(read(text).unwrap_err().contains("such as 2h"), "{text}");

@@ -22,14 +22,14 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Which cluster, and as whom.
+/// The cluster and the user.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Options of every command")]
+#[command(next_help_heading = "Global options")]
 pub struct ClusterArgs {
-    /// The namespace [default: the context's]. Of a `ClusterWebhook`: the operator's.
+    /// The namespace [default: the context's]. For a `ClusterWebhook`, the operator's namespace.
     #[arg(short, long, global = true, value_name = "NS")]
     pub namespace: Option<String>,
-    /// The kubeconfig file [default: KUBECONFIG, else ~/.kube/config].
+    /// The kubeconfig file [default: KUBECONFIG, or else ~/.kube/config].
     #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// The context of the kubeconfig to use.
@@ -41,34 +41,34 @@ pub struct ClusterArgs {
     /// The user of the kubeconfig to use.
     #[arg(long, global = true, value_name = "NAME")]
     pub user: Option<String>,
-    /// Whom to impersonate.
+    /// The user to impersonate.
     #[arg(long = "as", global = true, value_name = "USER")]
     pub impersonate: Option<String>,
-    /// A group to impersonate; may be given several times.
+    /// A group to impersonate; can be repeated.
     #[arg(long = "as-group", global = true, value_name = "GROUP", requires = "impersonate")]
     pub groups: Vec<String>,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Send a test to a Webhook's endpoint and print its answer.
+    /// Send a test event to a Webhook's endpoint, and print the answer.
     Test(TestArgs),
     /// List a Webhook's deliveries: the newest ones and the dead letters.
     Deliveries(DeliveriesArgs),
-    /// Send deliveries that were given up again, and wait until they are acknowledged.
+    /// Resend dead letters, and wait for the outcome.
     Redeliver(RedeliverArgs),
     /// Show the health of Webhooks.
     Status(StatusArgs),
-    /// Serve a page on this machine that shows the health of Webhooks, tests them and redelivers.
+    /// Serve a local web page that shows the health of Webhooks, sends tests and resends deliveries.
     Dashboard(DashboardArgs),
-    /// Verify a recorded request from standard input, and report the cause if it fails.
+    /// Verify a recorded request from standard input; if verification fails, find the cause.
     Verify(VerifyArgs),
-    /// Receive deliveries on this machine: verify them, show them, and hand them on.
+    /// Receive deliveries on this machine; verify, print and forward them.
     Listen(ListenArgs),
-    /// Print the manifest of a Webhook and of a strong Secret for it.
+    /// Print the manifests of a Webhook and of a Secret with a strong key.
     Create(CreateArgs),
-    /// Print the script that completes commands in a shell.
+    /// Print the completion script for a shell.
     Completion(CompletionArgs),
 }
 
@@ -77,13 +77,13 @@ pub struct TestArgs {
     /// The Webhook: NAME, or clusterwebhook/NAME.
     #[arg(value_name = "WEBHOOK")]
     pub target: Target,
-    /// The event to make up [default: the first one that the Webhook subscribes to].
+    /// The event to send [default: the first event that the Webhook subscribes to].
     #[arg(long, value_parser = events(), value_name = "EVENT")]
     pub event: Option<EventType>,
     /// How long to wait for the outcome.
     #[arg(long, default_value = "90s", value_parser = age::read, value_name = "DURATION")]
     pub timeout: Duration,
-    /// Print the `WebhookDelivery`.
+    /// Print the `WebhookDelivery` object in this format.
     #[arg(short, long, value_name = "FORMAT")]
     pub output: Option<Format>,
 }
@@ -93,13 +93,13 @@ pub struct DeliveriesArgs {
     /// The Webhook: NAME, or clusterwebhook/NAME.
     #[arg(value_name = "WEBHOOK")]
     pub target: Target,
-    /// Only what the endpoint has not acknowledged.
+    /// Only deliveries that the endpoint has not acknowledged.
     #[arg(long)]
     pub failed: bool,
-    /// Only what finished within this time, such as 2h.
+    /// Only deliveries that finished within this time, such as 2h.
     #[arg(long, value_parser = age::read, value_name = "DURATION")]
     pub since: Option<Duration>,
-    /// Another form; json, yaml and name print the `WebhookDelivery` objects alone.
+    /// The output format; json, yaml and name print only the `WebhookDelivery` objects.
     #[arg(short, long, value_name = "FORMAT")]
     pub output: Option<Format>,
 }
@@ -109,68 +109,68 @@ pub struct RedeliverArgs {
     /// The Webhook: NAME, or clusterwebhook/NAME.
     #[arg(value_name = "WEBHOOK")]
     pub target: Target,
-    /// Only what the endpoint has not acknowledged, and nothing a second time.
+    /// Only deliveries that the endpoint has not acknowledged.
     #[arg(long)]
     pub failed: bool,
-    /// Only what finished within this time, such as 2h.
+    /// Only deliveries that finished within this time, such as 2h.
     #[arg(long, value_parser = age::read, value_name = "DURATION")]
     pub since: Option<Duration>,
-    /// List what would be sent again, and send nothing.
+    /// List the deliveries without sending them.
     #[arg(long)]
     pub dry_run: bool,
-    /// How long to wait for the outcomes; deliveries go on after that.
+    /// How long to wait for the outcome; the deliveries continue with their retries.
     #[arg(long, default_value = "2m", value_parser = age::read, value_name = "DURATION")]
     pub timeout: Duration,
 }
 
 #[derive(Args, Debug)]
 pub struct StatusArgs {
-    /// Of all namespaces, whatever -n says, with the `ClusterWebhooks`.
+    /// Show all namespaces and the `ClusterWebhooks`, and ignore -n.
     #[arg(short = 'A', long)]
     pub all_namespaces: bool,
-    /// Go on, and show changes: as a live table on a terminal, else a line for each.
+    /// Follow changes: a terminal shows one table, a pipe gets a line for each change.
     #[arg(short, long)]
     pub watch: bool,
-    /// Another form.
+    /// The output format.
     #[arg(short, long, value_name = "FORMAT", conflicts_with = "watch")]
     pub output: Option<Format>,
 }
 
 #[derive(Args, Debug)]
 pub struct DashboardArgs {
-    /// Of all namespaces, with the `ClusterWebhooks`; -n names the operator's then.
+    /// Show all namespaces and the `ClusterWebhooks`; -n then names the operator's namespace.
     #[arg(short = 'A', long)]
     pub all_namespaces: bool,
-    /// The port of 127.0.0.1; 0: any that is free.
+    /// The port at 127.0.0.1; 0 selects a free port.
     #[arg(long, default_value_t = 0)]
     pub port: u16,
 }
 
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
-    /// A file with the secret, byte for byte as the receiver has it.
+    /// A file with the same bytes as the receiver's secret.
     #[arg(long, value_name = "FILE")]
     pub secret_file: PathBuf,
-    /// A header, as curl takes it, where standard input is the body alone; may be given several times.
+    /// A header, as with curl, if standard input is only the body; can be repeated.
     #[arg(short = 'H', long = "header", value_parser = header, value_name = "'NAME: VALUE'")]
     pub headers: Vec<(String, String)>,
-    /// The format [default: what the headers say].
+    /// The format [default: determined by the headers].
     #[arg(long, value_parser = formats(), value_name = "FORMAT")]
     pub format: Option<BodyFormat>,
 }
 
 #[derive(Args, Debug)]
 pub struct ListenArgs {
-    /// The port of 127.0.0.1; 0: any that is free.
+    /// The port at 127.0.0.1; 0 selects a free port.
     #[arg(long, default_value_t = 8000)]
     pub port: u16,
-    /// A file with the secret, byte for byte as in the cluster. Without it nothing is verified.
+    /// A file with the same bytes as the Secret in the cluster. Without it, nothing is verified.
     #[arg(long, value_name = "FILE")]
     pub secret_file: Option<PathBuf>,
-    /// Where to hand deliveries on to; what is answered there is the answer. What does not verify is not handed on.
+    /// Forward deliveries to this URL, and return its answer. Deliveries that do not verify are not forwarded.
     #[arg(long, value_parser = http_url, value_name = "URL")]
     pub forward: Option<reqwest::Url>,
-    /// The status to answer, to see how an endpoint that fails is dealt with.
+    /// The status code to answer with, to see how the operator handles a failing endpoint.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(200..600), conflicts_with = "forward")]
     pub answer: u16,
 }
@@ -180,16 +180,16 @@ pub struct CreateArgs {
     /// The Webhook: NAME, or clusterwebhook/NAME.
     #[arg(value_name = "WEBHOOK")]
     pub target: Target,
-    /// Where to send events.
+    /// The URL of the endpoint.
     #[arg(long, value_parser = http_url)]
     pub url: reqwest::Url,
-    /// What to send: events, training.* and the like, or "*"; comma-separated.
+    /// The events to send, separated by commas: names, patterns such as training.*, or "*".
     #[arg(long, value_delimiter = ',', default_value = "*", value_parser = patterns(), value_name = "EVENTS")]
     pub events: Vec<String>,
-    /// How events are written.
+    /// The format of the events.
     #[arg(long, value_parser = formats(), default_value = "LLMTune", value_name = "FORMAT")]
     pub format: BodyFormat,
-    /// A Secret that is there already: none is made.
+    /// Refer to this existing Secret instead of generating one.
     #[arg(long, value_name = "SECRET")]
     pub existing_secret: Option<String>,
 }
@@ -206,7 +206,7 @@ fn events() -> impl TypedValueParser<Value = EventType> {
         .try_map(|name| EventType::parse(&name).ok_or("there is no such event"))
 }
 
-/// The same, and patterns.
+/// The names of events, and patterns.
 fn patterns() -> PossibleValuesParser {
     let patterns = ["*", "training.*", "model.*", "deployment.*", "usage.*"];
     PossibleValuesParser::new(patterns.into_iter().chain(EventType::ALL.map(EventType::name)))
@@ -219,7 +219,7 @@ fn formats() -> impl TypedValueParser<Value = BodyFormat> {
     })
 }
 
-/// The format's name, as `spec.format` has it.
+/// The format's name in `spec.format`.
 pub const fn format_name(format: BodyFormat) -> &'static str {
     match format {
         BodyFormat::LLMTune => "LLMTune",
@@ -229,13 +229,13 @@ pub const fn format_name(format: BodyFormat) -> &'static str {
 }
 
 fn header(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once(':').ok_or("write 'Name: value'")?;
+    let (name, value) = text.split_once(':').ok_or("use the form 'Name: value'")?;
     Ok((name.trim().to_lowercase(), value.trim().to_owned()))
 }
 
 fn http_url(text: &str) -> Result<reqwest::Url, String> {
     let url = reqwest::Url::parse(text).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
-    url.ok_or_else(|| "write an absolute http:// or https:// URL, such as http://127.0.0.1:3000/hooks".into())
+    url.ok_or_else(|| "use an absolute http:// or https:// URL, such as http://127.0.0.1:3000/hooks".into())
 }
 
 #[cfg(test)]
@@ -245,12 +245,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn flags_may_stand_where_kubectls_may() {
+    fn accepts_flags_before_and_after_the_command() {
         for line in ["-n research test ci", "test -n research ci", "test ci --namespace=research", "test ci -nresearch"]
         {
             let cli = Cli::try_parse_from(std::iter::once("kubectl-llmtune").chain(line.split(' '))).unwrap();
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_event_is_told_with_what_was_meant() {
+    fn mistyped_event_gets_a_suggestion() {
         let error = Cli::try_parse_from(["kubectl-llmtune", "test", "ci", "--event", "training.complete"]).unwrap_err();
         assert!(error.to_string().contains("training.completed"), "{error}");
     }

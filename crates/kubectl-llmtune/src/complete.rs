@@ -31,7 +31,7 @@ pub const COMMAND: &str = "__complete";
 const FILES: &str = ":0";
 const NO_FILES: &str = ":4";
 /// Time limit for the cluster's answer: the user waits at the prompt.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Prints the completion script of this shell.
 pub fn script(shell: Shell) -> Result<ExitCode, Failure> {
@@ -56,8 +56,8 @@ pub async fn complete(words: &[OsString]) -> Result<ExitCode, Failure> {
         Expected::Webhooks => (plain(in_time(webhooks(&cluster)).await), NO_FILES),
         Expected::Namespaces => (plain(in_time(namespaces(&cluster)).await), NO_FILES),
     };
-    let fitting = candidates.into_iter().filter(|(word, _)| word.starts_with(partial));
-    let lines: String = fitting
+    let matching = candidates.into_iter().filter(|(word, _)| word.starts_with(partial));
+    let lines: String = matching
         .map(|(word, help)| if help.is_empty() { format!("{word}\n") } else { format!("{word}\t{help}\n") })
         .collect();
     print(&format!("{lines}{directive}\n"))?;
@@ -70,7 +70,7 @@ fn plain(words: Vec<String>) -> Vec<(String, String)> {
 
 /// No candidates if the cluster does not answer in time or refuses the request.
 async fn in_time(names: impl Future<Output = Option<Vec<String>>>) -> Vec<String> {
-    timeout(PATIENCE, names).await.ok().flatten().unwrap_or_default()
+    timeout(TIMEOUT, names).await.ok().flatten().unwrap_or_default()
 }
 
 async fn webhooks(args: &ClusterArgs) -> Option<Vec<String>> {
@@ -121,7 +121,7 @@ impl Line {
                     continue;
                 }
                 match joined.or_else(|| words.next().map(String::as_str)) {
-                    Some(value) => note_cluster(&mut cluster, arg, value),
+                    Some(value) => set_cluster_flag(&mut cluster, arg, value),
                     None => return Self { expected: values(arg), cluster },
                 }
             } else if let Some(sub) = command.find_subcommand(word) {
@@ -154,7 +154,7 @@ fn is_named(arg: &Arg, flag: &str) -> bool {
     arg.get_short().is_some_and(short) || arg.get_long().is_some_and(|long| flag.strip_prefix("--") == Some(long))
 }
 
-fn note_cluster(cluster: &mut ClusterArgs, arg: &Arg, value: &str) {
+fn set_cluster_flag(cluster: &mut ClusterArgs, arg: &Arg, value: &str) {
     let value = Some(value.to_owned());
     match arg.get_id().as_str() {
         "namespace" => cluster.namespace = value,
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_come_next_is_offered() {
+    fn offers_candidates_for_each_position() {
         assert!(
             ["test", "deliveries", "redeliver", "status", "dashboard", "verify", "listen", "create", "completion"]
                 .iter()
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_the_cluster_is_heeded() {
+    fn reads_cluster_flags_of_the_line() {
         let before = ["-n", "research", "--context=staging", "test"].map(str::to_owned);
         let line = Line::read(&before, "");
         assert_eq!(line.cluster.namespace.as_deref(), Some("research"));

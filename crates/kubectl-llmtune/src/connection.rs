@@ -59,7 +59,7 @@ impl Cluster {
         let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let client = way.client(&Identity::new()).map_err(|error| {
             let what = format!("the configuration of the cluster at {server} cannot be used: {}", ErrorChain(&error));
-            Failure::new(what).next("kubectl config view shows it")
+            Failure::new(what).next("check it with kubectl config view")
         })?;
         Ok(Self { client, namespace, given: args.namespace.clone(), server })
     }
@@ -102,8 +102,8 @@ impl Cluster {
             [one] => Ok(one.clone()),
             several => {
                 let names: Vec<&str> = several.iter().map(String::as_str).collect();
-                let what = format!("ambiguous: there are operators in the namespaces {}", names.join(", "));
-                Err(Failure::new(what).next(format!("say whose deliveries are meant: -n {}", either(&names))))
+                let what = format!("several operators are installed, in the namespaces {}", names.join(", "));
+                Err(Failure::new(what).next(format!("choose one with -n {}", either(&names))))
             }
         }
     }
@@ -124,7 +124,7 @@ async fn way(args: &ClusterArgs) -> Result<Way, Failure> {
     let contexts: Vec<String> = kubeconfig.contexts.iter().map(|context| context.name.clone()).collect();
     Way::of_kubeconfig(kubeconfig, &options).await.map_err(|error| match error {
         WayError::Kubeconfig(error) => unusable(&error, &contexts),
-        WayError::Proxy(error) => Failure::new(error.to_string()).next("kubectl config view shows it"),
+        WayError::Proxy(error) => Failure::new(error.to_string()).next("check it with kubectl config view"),
     })
 }
 
@@ -145,16 +145,16 @@ fn no_cluster(error: &KubeconfigError, args: &ClusterArgs) -> Failure {
         (None, None) => "no cluster is configured".into(),
     };
     Failure::new(format!("{place}: {}", ErrorChain(error)))
-        .next("name a kubeconfig that kubectl can use, with --kubeconfig or KUBECONFIG")
+        .next("set --kubeconfig or KUBECONFIG to a kubeconfig that kubectl can use")
 }
 
 fn unusable(error: &KubeconfigError, contexts: &[String]) -> Failure {
     let known = || {
         let names: Vec<&str> = contexts.iter().map(String::as_str).collect();
         if names.is_empty() {
-            "the kubeconfig has none".into()
+            "the kubeconfig has no contexts".into()
         } else {
-            format!("the kubeconfig has {}", names.join(", "))
+            format!("the contexts are {}", names.join(", "))
         }
     };
     match error {
@@ -168,7 +168,7 @@ fn unusable(error: &KubeconfigError, contexts: &[String]) -> Failure {
         KubeconfigError::CurrentContextNotSet => Failure::new("the kubeconfig has no current context")
             .next(format!("choose one with --context or kubectl config use-context: {}", known())),
         error => Failure::new(format!("the kubeconfig cannot be used: {}", ErrorChain(error)))
-            .next("kubectl config view shows it"),
+            .next("check it with kubectl config view"),
     }
 }
 
@@ -177,11 +177,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_context_that_is_not_there_is_told_with_those_that_are() {
+    fn missing_context_suggests_existing_contexts() {
         let contexts = ["production", "staging"].map(str::to_owned);
         for (error, says) in [
             (KubeconfigError::LoadContext("stagin".into()), "did you mean staging?"),
-            (KubeconfigError::LoadContext("kind".into()), "the kubeconfig has production, staging"),
+            (KubeconfigError::LoadContext("kind".into()), "the contexts are production, staging"),
             (KubeconfigError::CurrentContextNotSet, "choose one with --context"),
         ] {
             let message = unusable(&error, &contexts).to_string();

@@ -17,8 +17,8 @@ use llmtune_api::{signature::hexadecimal, webhook::Format, webhook_delivery::Web
 const KEY_BYTES: usize = 32;
 
 const ABOUT_SECRETS: &str = "\
-# The key that signs deliveries, fresh from this machine's random numbers. Give the receiver the same one. Do not commit it as it
-# stands: seal or encrypt it first (Sealed Secrets, SOPS), or let an operator make the Secret from your vault (External Secrets).
+# This key signs deliveries. It was just generated at random; give the receiver the same key. Do not commit it in clear text: seal
+# or encrypt it first (Sealed Secrets, SOPS), or let an operator create the Secret from your vault (External Secrets).
 ";
 
 pub fn run(args: &ClusterArgs, asked: &CreateArgs) -> Result<ExitCode, Failure> {
@@ -31,7 +31,7 @@ pub fn run(args: &ClusterArgs, asked: &CreateArgs) -> Result<ExitCode, Failure> 
 pub fn random<const LENGTH: usize>() -> Result<[u8; LENGTH], Failure> {
     let mut bytes = [0; LENGTH];
     let random = rustls::crypto::ring::default_provider().secure_random;
-    random.fill(&mut bytes).map_err(|_| Failure::new("this machine gives no random numbers"))?;
+    random.fill(&mut bytes).map_err(|_| Failure::new("the random number generator of this machine failed"))?;
     Ok(bytes)
 }
 
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_webhook_and_its_secret_are_two_manifests() {
+    fn prints_manifests_of_webhook_and_secret() {
         let text = printed(&["ci", "--url", "https://ci.example.com/hooks", "--events", "training.*,model.deployed"]);
         let expected = format!(
             "apiVersion: v1\nkind: Secret\nmetadata:\n  name: ci-hook\nstringData:\n  secret: {}\n---\n",
@@ -139,11 +139,11 @@ spec:
             ),
             "{text}"
         );
-        assert!(text.starts_with("# The key"), "{text}");
+        assert!(text.starts_with("# This key"), "{text}");
     }
 
     #[test]
-    fn a_secret_is_written_as_its_format_wants_it() {
+    fn secret_has_the_form_that_its_format_requires() {
         let text =
             printed(&["ci", "--url", "https://ci.example.com", "--format", "StandardWebhooks", "-n", "research"]);
         assert!(text.contains(&format!("  secret: whsec_{}\n", STANDARD.encode([0xa5; 32]))), "{text}");
@@ -152,7 +152,7 @@ spec:
     }
 
     #[test]
-    fn a_key_that_looks_like_a_number_is_a_text_all_the_same() {
+    fn key_that_looks_like_a_number_stays_a_string() {
         let line = ["kubectl-llmtune", "create", "ci", "--url", "https://ci.example.com"];
         let Command::Create(asked) = Cli::try_parse_from(line).unwrap().command else { panic!() };
         for key in [vec![0x12; 32], [vec![0x1e], vec![0x11; 31]].concat(), [vec![0x0b], vec![0x10; 31]].concat()] {
@@ -163,14 +163,14 @@ spec:
     }
 
     #[test]
-    fn a_cluster_webhooks_secret_is_in_the_operators_namespace() {
+    fn secret_of_cluster_webhook_is_in_operator_namespace() {
         let text = printed(&["cwh/platform", "--url", "https://ci.example.com"]);
         assert!(text.contains("kind: ClusterWebhook\nmetadata:\n  name: platform\nspec:"), "{text}");
         assert!(text.contains("name: platform-hook\n  namespace: llmtune-system\n"), "{text}");
     }
 
     #[test]
-    fn a_secret_that_is_there_is_not_made() {
+    fn existing_secret_is_not_generated() {
         let text = printed(&["ci", "--url", "https://ci.example.com", "--existing-secret", "vault-ci"]);
         assert!(!text.contains("stringData") && !text.contains('#') && text.contains("    name: vault-ci\n"), "{text}");
     }

@@ -16,19 +16,20 @@ use super::{
 pub async fn run(args: &ClusterArgs, asked: &DeliveriesArgs) -> Result<ExitCode, Failure> {
     let cluster = Cluster::connect(args).await?;
     let hook = webhooks::find(&cluster, &asked.target).await?;
-    let kept = hook.dead_letters(&cluster).await?;
+    let objects = hook.dead_letters(&cluster).await?;
     let now = Timestamp::now();
     let selection = Selection { failed: asked.failed, since: asked.since };
     if let Some(format) = asked.output.filter(|format| *format != Format::Wide) {
-        let objects: Vec<_> = kept.into_iter().filter(|object| selection.admits(&Delivery::of(object), now)).collect();
-        print(&output::list(&objects, format)?)?;
+        let chosen: Vec<_> =
+            objects.into_iter().filter(|object| selection.admits(&Delivery::of(object), now)).collect();
+        print(&output::list(&chosen, format)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let all = selection::all(&kept, &hook.status.recent);
+    let all = selection::all(&objects, &hook.status.recent);
     let chosen = all.iter().filter(|delivery| selection.admits(delivery, now));
     let table = selection::table(chosen, asked.output == Some(Format::Wide), now);
     if table.is_empty() {
-        let which = if all.is_empty() { "deliveries" } else { "such deliveries" };
+        let which = if all.is_empty() { "deliveries" } else { "matching deliveries" };
         note(&format!("No {which} of {} found.", hook.target));
     } else {
         print(&table.text(Screen::of_stdout().paint, None))?;

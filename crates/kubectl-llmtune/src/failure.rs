@@ -10,50 +10,50 @@ use llmtune_client::error_chain::{ErrorChain, is_unknown_kind, lacks_right};
 const PIPE_CLOSED: u8 = 141;
 
 /// The advice for an operator that does not answer.
-pub const OPERATOR_AWAY: &str = "does an operator run, and does it serve this namespace? kubectl get leases -A \
-    --field-selector metadata.name=llmtune-webhooks names the one that leads; its log says more";
+pub const OPERATOR_AWAY: &str = "check that the operator is running and watches this namespace; kubectl get leases -A \
+    --field-selector metadata.name=llmtune-webhooks shows the leader, and its log has the details";
 
 /// The reason why a command failed.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Failure {
-    what: String,
-    next: Option<String>,
+    problem: String,
+    advice: Option<String>,
     /// Standard output is a closed pipe.
-    unheard: bool,
+    pipe_closed: bool,
 }
 
 impl Failure {
-    pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), next: None, unheard: false }
+    pub fn new(problem: impl Into<String>) -> Self {
+        Self { problem: problem.into(), advice: None, pipe_closed: false }
     }
 
     /// Adds advice on what to do next.
-    pub fn next(self, next: impl Into<String>) -> Self {
-        Self { next: Some(next.into()), ..self }
+    pub fn next(self, advice: impl Into<String>) -> Self {
+        Self { advice: Some(advice.into()), ..self }
     }
 
     /// The error of a failed write to standard output.
     pub fn unprinted(error: &std::io::Error) -> Self {
-        let unheard = error.kind() == std::io::ErrorKind::BrokenPipe;
-        Self { unheard, ..Self::new(format!("cannot print: {error}")) }
+        let pipe_closed = error.kind() == std::io::ErrorKind::BrokenPipe;
+        Self { pipe_closed, ..Self::new(format!("cannot print: {error}")) }
     }
 
     /// Converts the error of a request. `server` is the apiserver's address.
     pub fn of_request(error: &kube::Error, server: &str) -> Self {
         let kube::Error::Api(status) = error else {
-            let what = format!("cannot ask the cluster at {server}: {}", ErrorChain(error));
-            return Self::new(what)
-                .next("kubectl cluster-info tells whether kubectl reaches it; --context names another cluster");
+            let problem = format!("the request to the cluster at {server} failed: {}", ErrorChain(error));
+            return Self::new(problem)
+                .next("check with kubectl cluster-info that kubectl can reach it, or select another with --context");
         };
         let message = status.message.trim_end();
         if status.code == 401 {
-            let what = format!("the cluster at {server} does not know you: {message}");
-            return Self::new(what).next("log in again, as for kubectl; kubectl auth whoami tells who you are");
+            let problem = format!("the cluster at {server} rejected your credentials: {message}");
+            return Self::new(problem).next("log in again, as for kubectl; kubectl auth whoami shows your user");
         }
         if is_unknown_kind(status.code, message) {
-            return Self::new(format!("the cluster at {server} has no Webhooks: their definitions are not installed")).next(
-                "have the platform team install them, with the chart (helm install … charts/llmtune-webhooks) or kubectl apply -f crds/; \
-                 kubectl api-resources --api-group=llmtune.io shows them then",
+            return Self::new(format!("the CRDs of llmtune-webhooks are not installed in the cluster at {server}")).next(
+                "ask the platform team to install them, with the chart (helm install … charts/llmtune-webhooks) or kubectl apply -f crds/; \
+                 kubectl api-resources --api-group=llmtune.io then lists them",
             );
         }
         if lacks_right(status.code, message) {
@@ -64,7 +64,7 @@ impl Failure {
 
     /// Prints the error to standard error, as kubectl does.
     pub fn report(&self) -> ExitCode {
-        if self.unheard {
+        if self.pipe_closed {
             return ExitCode::from(PIPE_CLOSED);
         }
         eprintln!("error: {self}");
@@ -74,8 +74,8 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)?;
-        self.next.as_ref().map_or(Ok(()), |next| write!(f, "\n{next}"))
+        f.write_str(&self.problem)?;
+        self.advice.as_ref().map_or(Ok(()), |advice| write!(f, "\n{advice}"))
     }
 }
 
@@ -102,25 +102,22 @@ fn missing_right(message: &str) -> String {
     let user = quoted("User \"").unwrap_or_default();
     let reads = ["get", "list", "watch"].contains(&verb);
     if ["clusterwebhooks", "webhooksources"].contains(&resource) {
-        return format!(
-            "{resource} belong to the cluster: ask a cluster admin, or name a Webhook of your own namespace"
-        );
+        return format!("{resource} are cluster-scoped: ask a cluster admin, or use a Webhook in your own namespace");
     }
     if resource == "leases" || resource == "namespaces" {
-        return "name the namespace with -n".into();
+        return "set the namespace with -n".into();
     }
     let role = if reads { "view" } else { "edit" };
     match quoted(" in the namespace \"") {
         Some(namespace) => {
-            let what = "which the shipped roles add these rights to (charts/kustomize/rbac-people.yaml)";
             format!(
-                "ask an admin of namespace {namespace} for the role {role}, {what}: \
-                 kubectl -n {namespace} create rolebinding llmtune-{role} --clusterrole={role} {}",
+                "ask an admin of namespace {namespace} for the role {role}, to which charts/kustomize/rbac-people.yaml adds \
+                 this permission: kubectl -n {namespace} create rolebinding llmtune-{role} --clusterrole={role} {}",
                 subject(user)
             )
         }
         None if reads => {
-            "name one namespace with -n in place of -A, or ask a cluster admin for the role view in all".into()
+            "use -n NAMESPACE instead of -A, or ask a cluster admin for the role view in all namespaces".into()
         }
         None => "ask a cluster admin".into(),
     }
@@ -155,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn who_lacks_a_right_is_told_who_can_give_it_and_how() {
+    fn missing_permission_suggests_a_role_binding() {
         let research = "in the namespace \"research\"";
         for (report, to_do) in [
             (
@@ -166,7 +163,7 @@ mod tests {
                 forbidden("system:serviceaccount:research:ci", "create", "webhookdeliveries", research),
                 "kubectl -n research create rolebinding llmtune-edit --clusterrole=edit --serviceaccount=research:ci",
             ),
-            (forbidden("ada", "list", "webhooks", "at the cluster scope"), "with -n in place of -A"),
+            (forbidden("ada", "list", "webhooks", "at the cluster scope"), "use -n NAMESPACE instead of -A"),
             (forbidden("ada", "get", "clusterwebhooks", "at the cluster scope"), "ask a cluster admin"),
         ] {
             assert!(report.contains(" is forbidden: User ") && report.contains(to_do), "{report}");
@@ -174,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn every_refusal_says_what_to_do() {
+    fn each_refusal_has_advice() {
         for (report, to_do) in [
             (report(404, "404 page not found"), "kubectl apply -f crds/"),
             (report(404, "the server could not find the requested resource"), "kubectl apply -f crds/"),
@@ -182,16 +179,17 @@ mod tests {
         ] {
             assert!(report.contains(to_do), "{report}");
         }
-        let cut_off = kube::Error::Service(Box::new(std::io::Error::other("Connection refused")));
-        let report = Failure::of_request(&cut_off, "https://cluster.example").to_string();
+        let unreachable = kube::Error::Service(Box::new(std::io::Error::other("Connection refused")));
+        let report = Failure::of_request(&unreachable, "https://cluster.example").to_string();
         assert!(
-            report.contains("https://cluster.example: Connection refused") && report.contains("kubectl cluster-info"),
+            report.contains("https://cluster.example failed: Connection refused")
+                && report.contains("kubectl cluster-info"),
             "{report}"
         );
     }
 
     #[test]
-    fn what_a_policy_or_a_quota_says_stands_as_it_is() {
+    fn policy_and_quota_messages_are_unchanged() {
         let message = "webhookdeliveries \"a\" is forbidden: exceeded quota: q, requested: 1, used: 0";
         assert_eq!(report(403, message), message);
     }

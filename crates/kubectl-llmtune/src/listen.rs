@@ -37,7 +37,7 @@ use llmtune_client::error_chain::ErrorChain;
 /// Upper bound for a request body, in bytes. No delivery is larger.
 const MAX_BODY: usize = 1 << 20;
 /// Hop-by-hop headers (RFC 9110, 7.6.1), and headers that the forwarding client writes itself.
-const OF_A_CONNECTION: [HeaderName; 9] = [
+const CONNECTION_HEADERS: [HeaderName; 9] = [
     header::CONNECTION,
     header::CONTENT_LENGTH,
     header::HOST,
@@ -63,15 +63,15 @@ pub async fn run(asked: &ListenArgs) -> Result<ExitCode, Failure> {
     let secret = asked.secret_file.as_deref().map(verify::secret).transpose()?;
     let client = || {
         let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build();
-        client.map_err(|error| Failure::new(format!("cannot hand deliveries on: {}", ErrorChain(&error))))
+        client.map_err(|error| Failure::new(format!("cannot forward deliveries: {}", ErrorChain(&error))))
     };
     let forward = asked.forward.clone().map(|url| Ok((client()?, url))).transpose()?;
     let (listener, address) = on_loopback(asked.port).await?;
     note(&format!(
-        "Listening at http://{address} (Ctrl-C ends). An operator on this machine sends there with --allow-cidr 127.0.0.0/8."
+        "Listening at http://{address} (press Ctrl-C to stop). An operator on this machine can send to it with --allow-cidr 127.0.0.0/8."
     ));
     if secret.is_none() {
-        note("Nothing is verified: name a file with the secret by --secret-file.");
+        note("Nothing is verified: to verify deliveries, pass a file that contains the secret with --secret-file.");
     }
     let (ended, mut end) = channel(1);
     let answer = StatusCode::from_u16(asked.answer).unwrap_or(StatusCode::OK);
@@ -79,7 +79,7 @@ pub async fn run(asked: &ListenArgs) -> Result<ExitCode, Failure> {
     let router = Router::new().fallback(receive).layer(DefaultBodyLimit::max(MAX_BODY)).with_state(Arc::new(receiver));
     tokio::select! {
         served = async { axum::serve(listener, router).await } => {
-            served.map_err(|error| Failure::new(format!("cannot listen any more: {error}")))?;
+            served.map_err(|error| Failure::new(format!("stopped listening: {error}")))?;
             Ok(ExitCode::SUCCESS)
         }
         Some(failure) = end.recv() => Err(failure),
@@ -90,7 +90,7 @@ pub async fn run(asked: &ListenArgs) -> Result<ExitCode, Failure> {
 pub async fn on_loopback(port: u16) -> Result<(TcpListener, SocketAddr), Failure> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(|error| {
         Failure::new(format!("cannot listen at 127.0.0.1:{port}: {error}"))
-            .next("choose another port with --port; --port 0 takes any that is free")
+            .next("choose another port with --port; --port 0 selects a free one")
     })?;
     let address = listener.local_addr().map_err(|error| Failure::new(format!("cannot listen: {error}")))?;
     Ok((listener, address))
@@ -99,10 +99,10 @@ pub async fn on_loopback(port: u16) -> Result<(TcpListener, SocketAddr), Failure
 async fn receive(State(receiver): State<Arc<Receiver>>, method: Method, headers: HeaderMap, body: Bytes) -> Response {
     // The operator never sends this header. Browsers send it with each cross-origin POST.
     if headers.contains_key(header::ORIGIN) {
-        return (StatusCode::FORBIDDEN, "deliveries come from no page\n").into_response();
+        return (StatusCode::FORBIDDEN, "requests from web pages are refused\n").into_response();
     }
     if method != Method::POST {
-        return (StatusCode::METHOD_NOT_ALLOWED, "deliveries are POSTed\n").into_response();
+        return (StatusCode::METHOD_NOT_ALLOWED, "method not allowed: deliveries use POST\n").into_response();
     }
     let now = Timestamp::now();
     let request = recorded(&headers, &body);
@@ -111,7 +111,7 @@ async fn receive(State(receiver): State<Arc<Receiver>>, method: Method, headers:
     let answer = if verdict.as_ref().is_some_and(|verdict| !verdict.verified) {
         StatusCode::UNAUTHORIZED
     } else if let Some((client, url)) = &receiver.forward {
-        let (answer, outcome) = hand_on(client, url, headers, body).await;
+        let (answer, outcome) = forward_delivery(client, url, headers, body).await;
         text.extend([format!("→ {}{}: {outcome}\n", url.origin().ascii_serialization(), url.path())]);
         answer
     } else {
@@ -135,13 +135,13 @@ fn recorded(headers: &HeaderMap, body: &Bytes) -> Request {
 }
 
 /// Forwards a delivery. Returns the answer of the target and a line that describes it.
-async fn hand_on(
+async fn forward_delivery(
     client: &reqwest::Client,
     url: &reqwest::Url,
     mut headers: HeaderMap,
     body: Bytes,
 ) -> (StatusCode, String) {
-    for name in OF_A_CONNECTION {
+    for name in CONNECTION_HEADERS {
         headers.remove(name);
     }
     match client.post(url.clone()).headers(headers).body(body).send().await {
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_delivery_is_shown_in_the_order_in_which_it_was_written_and_moves_no_cursor() {
+    fn shows_delivery_in_written_order_without_control_characters() {
         let text = "X-LLMTune-Event: training.started\nX-LLMTune-Attempt: 1\nX-LLMTune-Event-Id: evt_1\nX-LLMTune-Test: true\n\n\
             {\"id\":\"evt_1\",\"data\":{\"name\":\"ll\u{9b}ama\",\"namespace\":\"research\",\"metrics\":{\"loss\":0.42,\"step\":7}}}";
         let now = Timestamp::from_second(1_700_000_000).unwrap();

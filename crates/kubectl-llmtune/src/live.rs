@@ -167,7 +167,7 @@ impl View {
         let time = now.strftime("%H:%M:%SZ");
         let place = self.namespace.as_deref().map_or("in all namespaces".into(), |name| format!("in namespace {name}"));
         let statuses = webhooks.iter().map(|webhook| part(webhook, "status").unwrap_or_default());
-        let head = format!("{time}  {} {place}  (Ctrl-C ends)", status::summary(statuses));
+        let head = format!("{time}  {} {place}  (press Ctrl-C to stop)", status::summary(statuses));
         let mut shown = vec![cut(&head, columns)];
         shown.extend(self.trouble.told().map(|trouble| cut(trouble, columns)));
         shown.push(String::new());
@@ -177,10 +177,10 @@ impl View {
             let table = status::table(&webhooks, self.namespace.is_none(), false, now);
             shown.extend(table.lines(self.screen.paint, Some(columns)));
         }
-        let room = lines.saturating_sub(1).max(1);
-        if shown.len() > room {
-            let more = shown.len() - room + 1;
-            shown.truncate(room - 1);
+        let height = lines.saturating_sub(1).max(1);
+        if shown.len() > height {
+            let more = shown.len() - height + 1;
+            shown.truncate(height - 1);
             shown.push(cut(&format!("… {more} more"), columns));
         }
         format!("\x1b[H{}\x1b[K\n\x1b[J", shown.join("\x1b[K\n"))

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return Failure::new(format!("cannot begin: {error}")).report(),
+        Err(error) => return Failure::new(format!("cannot start the runtime: {error}")).report(),
     };
     // Without a default provider the first TLS connection panics.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_are_alike_are_found_and_others_are_not() {
+    fn finds_only_similar_names() {
         let names = ["ci", "cd", "grafana", "slack-alerts", "slack-news", "x"];
         assert_eq!(nearest("cj", names), ["cd", "ci"]);
         assert_eq!(nearest("grafna", names), ["grafana"]);
@@ -41,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_told_as_a_choice() {
+    fn joins_names_as_a_choice() {
         assert_eq!(either(&[]), "");
         assert_eq!(either(&["a"]), "a");
         assert_eq!(either(&["a", "b", "c"]), "a, b or c");

@@ -102,5 +102,5 @@ pub fn json_text(value: &impl Serialize, indent: &[u8]) -> Result<String, Failur
 }
 
 fn unwritable(error: impl std::fmt::Display) -> Failure {
-    Failure::new(format!("cannot be written: {error}"))
+    Failure::new(format!("cannot serialize the output: {error}"))
 }

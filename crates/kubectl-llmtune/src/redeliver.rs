@@ -44,12 +44,12 @@ pub async fn run(args: &ClusterArgs, asked: &RedeliverArgs) -> Result<ExitCode, 
     let selection = Selection { failed: asked.failed, since: asked.since };
     let chosen: Vec<&Delivery> = all.iter().filter(|delivery| selection.redelivers(delivery, now)).collect();
     if chosen.is_empty() {
-        let of = if all.is_empty() {
-            "none is kept".to_owned()
+        let reason = if all.is_empty() {
+            format!("{} has no WebhookDelivery objects", hook.target)
         } else {
-            format!("of {} that are kept none is meant", all.len())
+            format!("0 of {} WebhookDelivery objects of {} are selected", all.len(), hook.target)
         };
-        note(&format!("Nothing of {} to send again: {of}.", hook.target));
+        note(&format!("Nothing to resend: {reason}."));
         return Ok(ExitCode::SUCCESS);
     }
     if asked.dry_run {
@@ -75,7 +75,7 @@ async fn send_again(
     if hook.is_suspended() {
         bar.finish_and_clear();
         let what = count(waiting.len());
-        print(&format!("{what} of {} asked for: they wait until spec.suspend is false again\n", hook.target))?;
+        print(&format!("{what} of {} requested; they stay pending while spec.suspend is true\n", hook.target))?;
         return Ok(ExitCode::SUCCESS);
     }
     let outcome = wait(cluster, &api, hook, waiting, &request, begun + limit, &bar).await;
@@ -159,7 +159,7 @@ fn summarize(hook: &Hook, outcome: &Outcome, chosen: usize, elapsed: Duration) -
     let open = outcome.values().filter(|delivery| delivery.is_none()).count();
     let mut text =
         format!("{} of {} sent again in {}: {acknowledged} acknowledged", count(chosen), hook.target, took(elapsed));
-    for (number, what) in [(failed.len(), "not acknowledged"), (open, "under way"), (chosen - outcome.len(), "gone")] {
+    for (number, what) in [(failed.len(), "not acknowledged"), (open, "pending"), (chosen - outcome.len(), "deleted")] {
         if number > 0 {
             text.extend([format!(", {number} {what}")]);
         }
@@ -172,11 +172,11 @@ fn summarize(hook: &Hook, outcome: &Outcome, chosen: usize, elapsed: Duration) -
     }
     print(&text)?;
     if open > 0 && open == outcome.len() {
-        return Err(Failure::new("none was answered").next(OPERATOR_AWAY));
+        return Err(Failure::new("no delivery finished before the timeout").next(OPERATOR_AWAY));
     }
     if open > 0 {
         note(&format!(
-            "What is under way is tried on: kubectl llmtune -n {} deliveries {} shows it.",
+            "Pending deliveries continue with their retries; to see them, run kubectl llmtune -n {} deliveries {}.",
             hook.home, hook.target
         ));
     }

@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_for_again_is_pending_until_that_is_answered() {
+    fn requested_redelivery_is_pending_until_handled() {
         let standing = |object: &DynamicObject| Delivery::of(object).standing;
         let mut asked = given_up("a", 60);
         assert_eq!(standing(&asked), Standing::Failed);
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn deliveries_are_selected_by_how_and_when_they_ended() {
+    fn selects_by_result_and_time() {
         let all = [given_up("new", 60), given_up("old", 7300), delivered(given_up("done", 60))]
             .map(|object| Delivery::of(&object));
         let selected = |failed, since: Option<u64>| {
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_a_test_nor_what_holds_no_event_is_sent_again() {
+    fn tests_and_objects_without_event_are_not_redelivered() {
         let mut test = given_up("test", 60);
         test.data["spec"] = json!({"webhookRef": {"name": "ci"}, "test": {"event": "training.failed"}});
         let mut empty = given_up("empty", 60);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_and_what_the_status_tells_of_make_one_list_newest_first() {
+    fn merges_objects_and_status_newest_first() {
         let summary = |id: &str, seconds: i64| -> DeliverySummary {
             serde_json::from_value(json!({
                 "time": ago(seconds), "event": "training.started", "eventId": id, "object": "trainingjob/llama",

@@ -115,10 +115,10 @@ fn row(webhook: &DynamicObject, wide: bool, now: Timestamp) -> Vec<Cell> {
     row
 }
 
-/// Why a Webhook does not deliver, in the operator's words; the most severe reason first.
+/// The reason why a Webhook does not deliver, as the operator reports it; the most severe one.
 pub fn why(status: &WebhookStatus, spec: Option<&WebhookSpec>) -> Option<String> {
     if status.conditions.is_empty() {
-        return Some("no operator has looked at it yet".into());
+        return Some("waiting for the operator; check that it is running and watches this namespace".into());
     }
     let problem = |kind: &str, bad: &str| {
         let condition = conditions::get(&status.conditions, kind)?;
@@ -188,7 +188,7 @@ mod tests {
 
     fn some() -> Vec<DynamicObject> {
         let ready = ("Ready", "True", "Subscribed", "matching events are delivered");
-        let pending = ("Ready", "Unknown", "Pending", "no operator has looked at it yet");
+        let pending = ("Ready", "Unknown", "Pending", "waiting for the operator");
         let failing = ("Healthy", "False", "NotAcknowledged", "HTTP 500: look at the receiver's log");
         let counts = json!({"succeeded": 118, "failed": 1, "retries": 7, "pending": 2, "dropped": 0});
         vec![
@@ -225,14 +225,14 @@ mod tests {
     }
 
     #[test]
-    fn each_webhook_is_a_line_that_says_what_keeps_it_from_delivering() {
+    fn each_line_shows_why_a_webhook_does_not_deliver() {
         let now = Timestamp::from_second(NOW).unwrap();
         let expected = "\
 NAMESPACE   NAME                      ENDPOINT                 READY     HEALTHY   PENDING   FAILED   LAST     WHY
 research    ci                        https://ci.example.com   True      True      2         1        6s       <none>
 research    slack                     (Secret slack)           True      False     0         0        <none>   NotAcknowledged: HTTP 500: look at the receiver's log
 research    held                      <none>                   True      Unknown   0         0        <none>   Suspended: deliveries wait
-research    new                       <none>                   Unknown   Unknown   0         0        <none>   Pending: no operator has looked at it yet
+research    new                       <none>                   Unknown   Unknown   0         0        <none>   Pending: waiting for the operator
 <none>      clusterwebhook/platform   <none>                   False     Unknown   0         0        <none>   SecretNotFound: create the Secret platform
 ";
         assert_eq!(table(&some(), true, false, now).text(Paint(false), None), expected);
@@ -242,7 +242,7 @@ research    new                       <none>                   Unknown   Unknown
     }
 
     #[test]
-    fn the_summary_counts_those_that_need_somebody() {
+    fn summary_counts_webhooks_that_need_attention() {
         let statuses = some().into_iter().map(|webhook| part(&webhook, "status").unwrap_or_default());
         let statuses: Vec<WebhookStatus> = statuses.collect();
         assert_eq!(summary(statuses.clone()), "5 webhooks, 1 failing, 2 not ready");

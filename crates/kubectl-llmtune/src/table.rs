@@ -99,27 +99,27 @@ impl Table {
     }
 }
 
-fn line(row: &[Cell], widths: &[usize], paint: Paint, mut room: usize) -> String {
+fn line(row: &[Cell], widths: &[usize], paint: Paint, mut remaining: usize) -> String {
     let mut line = String::new();
     for (column, cell) in row.iter().enumerate() {
-        let text = cut(&cell.text, room);
+        let text = cut(&cell.text, remaining);
         line.push_str(&paint.paint(cell.tone, &text));
         if column + 1 < row.len() {
-            let gap = (widths[column] + 3).saturating_sub(length(&text)).min(room.saturating_sub(length(&text)));
+            let gap = (widths[column] + 3).saturating_sub(length(&text)).min(remaining.saturating_sub(length(&text)));
             line.extend(std::iter::repeat_n(' ', gap));
-            room = room.saturating_sub(widths[column] + 3);
+            remaining = remaining.saturating_sub(widths[column] + 3);
         }
     }
     line.trim_end().to_owned()
 }
 
 /// Cuts the text to this many characters, and marks the cut with an ellipsis.
-pub fn cut(text: &str, room: usize) -> String {
-    if length(text) <= room {
+pub fn cut(text: &str, width: usize) -> String {
+    if length(text) <= width {
         return text.to_owned();
     }
-    let kept: String = text.chars().take(room.saturating_sub(1)).collect();
-    if room == 0 { kept } else { kept + "…" }
+    let start: String = text.chars().take(width.saturating_sub(1)).collect();
+    if width == 0 { start } else { start + "…" }
 }
 
 fn length(text: &str) -> usize {
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_as_wide_as_what_stands_in_them() {
+    fn columns_are_as_wide_as_their_content() {
         let expected = "\
 NAME           HEALTHY   WHY
 ci             True      <none>
@@ -158,7 +158,7 @@ slack-alerts   False     HTTP 500: look there
     }
 
     #[test]
-    fn colours_change_nothing_but_colours() {
+    fn colors_do_not_change_the_layout() {
         let painted = table().text(Paint(true), None);
         assert!(painted.contains("\x1b[32mTrue\x1b[0m      <none>"), "{painted:?}");
         let plain = painted.replace("\x1b[32m", "").replace("\x1b[31m", "").replace("\x1b[0m", "");
@@ -166,7 +166,7 @@ slack-alerts   False     HTTP 500: look there
     }
 
     #[test]
-    fn no_line_is_wider_than_the_terminal() {
+    fn lines_fit_the_terminal() {
         for width in 0..60 {
             for line in table().lines(Paint(false), Some(width)) {
                 assert!(length(&line) <= width, "{width}: {line:?}");
@@ -176,7 +176,7 @@ slack-alerts   False     HTTP 500: look there
     }
 
     #[test]
-    fn nothing_in_a_cell_can_move_the_cursor_or_turn_what_follows_around() {
+    fn control_characters_in_cells_are_replaced() {
         let mut table = Table::new(&["NAME"]);
         table.row(vec![Cell::new("a\x1b[2Jb\n\u{9b}c\u{202e}d\u{2066}e")]);
         assert_eq!(table.text(Paint(false), None), "NAME\na\u{fffd}[2Jb\u{fffd}\u{fffd}c\u{fffd}d\u{fffd}e\n");

@@ -38,7 +38,7 @@ impl FromStr for Target {
         };
         let inside = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || "-.".contains(letter);
         if name.is_empty() || name.len() > 63 || !name.chars().all(inside) {
-            return Err("write a Webhook's name, such as ci, or clusterwebhook/NAME".into());
+            return Err("use the name of a Webhook, such as ci, or clusterwebhook/NAME".into());
         }
         Ok(Self { kind, name: name.to_owned() })
     }
@@ -46,7 +46,7 @@ impl FromStr for Target {
 
 fn unknown_kind(kind: &str) -> String {
     match nearest(kind, KINDS.map(|(name, _)| name)).as_slice() {
-        [] => "write webhook/NAME or clusterwebhook/NAME".into(),
+        [] => "use webhook/NAME or clusterwebhook/NAME".into(),
         alike => format!("there is no kind {kind}; did you mean {}?", either(alike)),
     }
 }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn webhooks_are_named_as_kubectl_names_objects() {
+    fn accepts_the_kinds_that_kubectl_accepts() {
         for (text, shown) in [
             ("ci", "webhook/ci"),
             ("webhook/ci", "webhook/ci"),
@@ -83,13 +83,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_webhooks_name_is_told_with_what_is() {
+    fn invalid_argument_suggests_a_valid_one() {
         for (text, says) in [
             ("", "such as ci"),
             ("webhook/", "such as ci"),
             ("CI", "such as ci"),
             ("webhok/ci", "did you mean webhook or webhooks?"),
-            ("pod/ci", "write webhook/NAME"),
+            ("pod/ci", "use webhook/NAME"),
             ("wh/a/b", "such as ci"),
         ] {
             let error = text.parse::<Target>().unwrap_err();

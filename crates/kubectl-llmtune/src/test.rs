@@ -53,11 +53,7 @@ pub async fn run(args: &ClusterArgs, asked: &TestArgs) -> Result<ExitCode, Failu
     }
     if conditions::holds(&status.conditions, "Delivered") {
         if !quiet {
-            print(&format!(
-                "{} acknowledged the test, {} after it was asked for\n",
-                hook.target,
-                took(began.elapsed())
-            ))?;
+            print(&format!("{} acknowledged the test after {}\n", hook.target, took(began.elapsed())))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -84,7 +80,7 @@ fn manifest(hook: &Hook, event: EventType) -> Result<DynamicObject, Failure> {
         event_id: None,
         ttl: TTL.to_owned(),
     };
-    let unwritable = |error| Failure::new(format!("the test cannot be written: {error}"));
+    let unwritable = |error| Failure::new(format!("cannot serialize the test: {error}"));
     let spec = serde_json::to_value(&spec).map_err(unwritable)?;
     let mut object = DynamicObject::new("", &ApiResource::erase::<WebhookDelivery>(&())).data(json!({"spec": spec}));
     object.meta_mut().name = None;
@@ -107,7 +103,7 @@ async fn answered(
         match timeout_at(until, await_condition(api.clone(), name, finished)).await {
             Ok(Ok(Some(tested))) => return Ok(tested),
             Ok(Ok(None)) => {
-                return Err(Failure::new(format!("webhookdelivery/{name} was deleted before it was answered")));
+                return Err(Failure::new(format!("webhookdelivery/{name} was deleted before the operator handled it")));
             }
             Ok(Err(kube::runtime::wait::Error::ProbeFailed(error))) => {
                 if let Some(refused) = refusal(&error) {
@@ -126,17 +122,19 @@ fn is_finished(object: &DynamicObject) -> bool {
 }
 
 fn unanswered(hook: &Hook, name: &str, limit: Duration) -> Failure {
-    let what = format!("the operator has not answered the test of {} within {}", hook.target, took(limit));
-    let watch = format!("kubectl -n {} get whd {name} -w shows it when it does", hook.home);
+    let what = format!("the operator did not handle the test of {} within {}", hook.target, took(limit));
+    let watch = format!("to wait longer, run kubectl -n {} get whd {name} -w", hook.home);
     Failure::new(what).next(format!("{OPERATOR_AWAY}\n{watch}"))
 }
 
 fn unacknowledged(hook: &Hook, tested: &DynamicObject, status: &WebhookDeliveryStatus) -> Failure {
     let why = conditions::get(&status.conditions, "Delivered").map_or("", |condition| condition.message.as_str());
     let next = match conditions::get(&status.conditions, "Delivered").map(|condition| condition.reason.as_str()) {
-        Some("WebhookNotReady") => format!("kubectl -n {} describe {} tells its conditions", hook.home, hook.target),
-        Some("NotInOperatorNamespace") => "write -n with the operator's namespace".to_owned(),
-        _ => format!("kubectl -n {} get whd {} -o yaml tells more", hook.home, name(tested)),
+        Some("WebhookNotReady") => {
+            format!("to see its conditions, run kubectl -n {} describe {}", hook.home, hook.target)
+        }
+        Some("NotInOperatorNamespace") => "set -n to the operator's namespace".to_owned(),
+        _ => format!("for details, run kubectl -n {} get whd {} -o yaml", hook.home, name(tested)),
     };
     Failure::new(format!("{} did not acknowledge the test: {why}", hook.target)).next(next)
 }

@@ -95,10 +95,10 @@ fn absent(
     let failure = Failure::new(format!("there is no {kind} {wanted}{place}"));
     let prefix = if kind == WebhookKind::ClusterWebhook { "clusterwebhook/" } else { "" };
     if !elsewhere.is_empty() {
-        return failure.next(format!("there is one in another namespace: write -n {}", either(elsewhere)));
+        return failure.next(format!("another namespace has one: use -n {}", either(elsewhere)));
     }
     if of_cluster.contains(&wanted) {
-        return failure.next(format!("there is a ClusterWebhook of that name: write clusterwebhook/{wanted}"));
+        return failure.next(format!("there is a ClusterWebhook with this name: use clusterwebhook/{wanted}"));
     }
     let alike = nearest(wanted, names.iter().copied());
     if !alike.is_empty() {
@@ -108,12 +108,12 @@ fn absent(
     }
     if names.is_empty() {
         return failure.next(format!(
-            "there are none at all; kubectl llmtune create {prefix}{wanted} --url https://… prints one to start from"
+            "no {kind} exists there yet; to create one, run kubectl llmtune create {prefix}{wanted} --url https://…"
         ));
     }
     let shown: Vec<String> = names.iter().take(5).map(|name| format!("{prefix}{name}")).collect();
     let more = if names.len() > shown.len() { ", …" } else { "" };
-    failure.next(format!("there are {}{more}", shown.join(", ")))
+    failure.next(format!("these exist: {}{more}", shown.join(", ")))
 }
 
 #[cfg(test)]
@@ -121,14 +121,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_names_a_webhook_that_is_not_there_is_told_what_is() {
+    fn unknown_name_suggests_existing_webhooks() {
         let ci: Target = "cii".parse().unwrap();
         let text = |names: &[&str], elsewhere: &[&str], of_cluster: &[&str]| {
             absent(&ci, Some("research"), names, elsewhere, of_cluster).to_string()
         };
         for (text, says) in [
             (text(&["ci", "cd", "grafana"], &[], &[]), "did you mean ci?"),
-            (text(&["grafana", "slack"], &[], &[]), "there are grafana, slack"),
+            (text(&["grafana", "slack"], &[], &[]), "these exist: grafana, slack"),
             (
                 text(
                     &["a", "b", "c", "d", "e", "f"]
@@ -140,8 +140,8 @@ mod tests {
                 ),
                 ", …",
             ),
-            (text(&["ci"], &["prod", "staging"], &[]), "write -n prod or staging"),
-            (text(&["ci"], &[], &["cii"]), "write clusterwebhook/cii"),
+            (text(&["ci"], &["prod", "staging"], &[]), "use -n prod or staging"),
+            (text(&["ci"], &[], &["cii"]), "use clusterwebhook/cii"),
             (text(&[], &[], &[]), "kubectl llmtune create cii"),
         ] {
             assert!(

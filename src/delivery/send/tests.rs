@@ -22,7 +22,7 @@ fn sender_under(claim: Claim) -> Sender {
     Sender::new(Arc::new(clients), claim)
 }
 
-/// A target at this receiver, signed for with the key `new` and, as the one before, `old`.
+/// A target at this receiver, with the current key `new` and the previous key `old`.
 fn rotating(receiver: &Receiver) -> Target {
     let key = |text: &str| SecretSlice::from(text.as_bytes().to_vec());
     Target {
@@ -35,7 +35,7 @@ fn rotating(receiver: &Receiver) -> Target {
     }
 }
 
-/// Makes an attempt in the operator's own format.
+/// Makes an attempt in the native format.
 async fn send(sender: &Sender, target: &Target) -> Attempted {
     sender.attempt(&attempt(), target, Format::LlmTune, LIMIT).await
 }
@@ -47,7 +47,7 @@ fn attempt() -> Attempt {
     Attempt { webhook, delivery, event: Arc::new(event), number: 3, generation: 1, test: false }
 }
 
-/// A receiver that knows one key.
+/// A receiver with one key.
 async fn knowing(key: &'static str) -> Receiver {
     Receiver::answering(move |post| Reply::status(if post.is_signed_with(key) { 200 } else { 401 })).await
 }
@@ -58,13 +58,13 @@ fn signed_by(posts: &[Received]) -> Vec<&'static str> {
 }
 
 #[tokio::test]
-async fn what_is_refused_with_one_key_is_sent_at_once_with_the_other_as_the_same_attempt() {
+async fn refused_request_is_repeated_with_the_other_key() {
     let receiver = knowing("new").await;
     let (sender, target) = (sender(), rotating(&receiver));
     let attempted = send(&sender, &target).await;
     assert_eq!(attempted.outcome.result, AttemptResult::Acknowledged);
     assert_eq!(attempted.outcome.exchange.unwrap().class, Class::Success);
-    assert!(!attempted.doubts_target, "it has the other key");
+    assert!(!attempted.target_may_be_stale, "it has the other key");
     let refused = attempted.refused.unwrap();
     assert_eq!((refused.class, refused.status_code()), (Class::ClientError, Some(401)));
     assert!(send(&sender, &target).await.refused.is_none(), "the new key is first now");
@@ -83,7 +83,7 @@ async fn what_is_refused_with_one_key_is_sent_at_once_with_the_other_as_the_same
 }
 
 #[tokio::test]
-async fn a_receiver_that_knows_the_old_key_is_asked_once_each_time_and_one_that_goes_back_to_it_is_followed() {
+async fn accepted_key_is_tried_first_also_after_a_step_back() {
     let receiver = knowing("old").await;
     let (sender, target) = (sender(), rotating(&receiver));
     let acknowledged = async || assert_eq!(send(&sender, &target).await.outcome.result, AttemptResult::Acknowledged);
@@ -98,21 +98,21 @@ async fn a_receiver_that_knows_the_old_key_is_asked_once_each_time_and_one_that_
 }
 
 #[tokio::test]
-async fn an_endpoint_that_refuses_both_keys_is_told_of_and_taken_to_have_the_one_that_it_had() {
+async fn endpoint_that_refuses_both_keys_is_reported_and_keeps_its_key() {
     let receiver = Receiver::answering(|_| Reply::status(403)).await;
     let (sender, target) = (sender(), rotating(&receiver));
     for _ in 0..2 {
         let attempted = send(&sender, &target).await;
         assert!(matches!(attempted.outcome.result, AttemptResult::Failed { .. }));
-        assert!(attempted.doubts_target, "the Secret may have been put right");
+        assert!(attempted.target_may_be_stale, "the Secret may have been corrected");
         let error = attempted.outcome.exchange.unwrap().error.unwrap();
-        assert!(error.contains("neither key of spec.secretRef is taken"), "{error}");
+        assert!(error.contains("accepts neither key of spec.secretRef"), "{error}");
     }
     assert_eq!(signed_by(&receiver.received()), ["old", "new", "old", "new"]);
 }
 
 #[tokio::test]
-async fn nothing_is_repeated_once_the_leaders_claim_has_expired_and_the_attempt_is_not_spent() {
+async fn expired_claim_prevents_the_repetition_and_spends_no_attempt() {
     let claim = Claim::unbounded();
     let lapsing = sender_under(claim.clone());
     let receiver = Receiver::answering(move |post| {
@@ -124,7 +124,7 @@ async fn nothing_is_repeated_once_the_leaders_claim_has_expired_and_the_attempt_
     let attempted = send(&lapsing, &target).await;
     assert_eq!(attempted.outcome.result, AttemptResult::Withheld { hold: false });
     assert!(attempted.outcome.exchange.is_none());
-    assert_eq!(attempted.refused.unwrap().status_code(), Some(401), "what was sent is counted");
+    assert_eq!(attempted.refused.unwrap().status_code(), Some(401), "the first request is counted");
     assert_eq!(receiver.count(), 1);
     assert!(send(&sender(), &target).await.outcome.result == AttemptResult::Acknowledged);
     assert_eq!(signed_by(&receiver.received()), ["old", "old", "new"]);
@@ -153,7 +153,7 @@ async fn the_time_limit_covers_the_repeat() {
 }
 
 #[tokio::test]
-async fn in_standard_webhooks_both_signatures_go_together_and_nothing_is_repeated() {
+async fn standard_webhooks_have_both_signatures_and_no_repetition() {
     let receiver = Receiver::answering(|_| Reply::status(401)).await;
     let format = Format::Derived(Derived::StandardWebhooks);
     let (sender, target) = (sender(), rotating(&receiver));
@@ -172,7 +172,7 @@ fn after(value: &str) -> Option<Duration> {
 }
 
 #[test]
-fn retry_after_is_read_as_seconds_or_as_any_of_the_three_dates() {
+fn retry_after_is_seconds_or_one_of_three_date_forms() {
     assert_eq!(after("120"), Some(Duration::from_secs(120)));
     assert_eq!(after("99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
     for date in ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"] {
@@ -185,6 +185,6 @@ fn retry_after_is_read_as_seconds_or_as_any_of_the_three_dates() {
 }
 
 #[test]
-fn an_error_has_at_most_256_characters() {
+fn errors_have_at_most_256_characters() {
     assert_eq!(shorten("é".repeat(300)).chars().count(), 256);
 }

@@ -1,4 +1,4 @@
-//! Attempts: begun when they are due, settled when they have ended, and told.
+//! Attempts: starts those that are due, records their outcomes, and publishes them.
 
 use std::sync::Arc;
 
@@ -24,31 +24,31 @@ use llmtune_core::{
     event::{id::traceparent, object::Uid},
 };
 
-/// What came of an attempt, and what of its Webhook's target was gone.
+/// The result of an attempt, and the part of its Webhook's target that was missing.
 pub(super) type Ended = (Attempted, Option<Lost>);
 
-/// Makes an attempt with what its Webhook names, read again where that is due. One that panics has failed.
+/// Makes an attempt with the Webhook's target, which is read again if it is due. An attempt that panics has failed.
 pub(super) async fn make(sender: &Sender, attempt: &Attempt, webhook: &Resolved) -> Ended {
-    let Resolved { target: kept, format, timeout } = webhook;
+    let Resolved { target: cached, format, timeout } = webhook;
     let made = async {
-        let target = match kept.current().await {
+        let target = match cached.current().await {
             Ok(target) => target,
             Err(error) => {
-                return (Attempted::withheld(attempt, true), Some((attempt.webhook, Arc::clone(kept), error)));
+                return (Attempted::withheld(attempt, true), Some((attempt.webhook, Arc::clone(cached), error)));
             }
         };
         let attempted = sender.attempt(attempt, &target, *format, *timeout).await;
-        if attempted.doubts_target {
-            kept.expire();
+        if attempted.target_may_be_stale {
+            cached.expire();
         }
         (attempted, None)
     };
-    // It takes 4 KiB, which would be moved a dozen times on the way into a task and out of it.
+    // The future has 4 KiB, which would be moved a dozen times on the way into a task and out of it.
     caught(Box::pin(made)).await.unwrap_or_else(|| (Attempted::broken(attempt), None))
 }
 
 impl Leader {
-    /// Begins what is due; nothing while the claim has lapsed.
+    /// Starts the attempts that are due. Starts none if the claim has expired.
     pub(super) fn begin_due(&mut self) {
         if !self.claim.holds() {
             return;
@@ -57,7 +57,7 @@ impl Leader {
         while let Some(due) = self.engine.due(now) {
             match due {
                 Due::Attempt(attempt) => self.begin(attempt),
-                Due::GivenUp(settled) => self.report_outcome(settled, now),
+                Due::GivenUp(recorded) => self.report_outcome(recorded, now),
                 Due::StoreDeadLetter(keep) => match self.webhooks.get(&keep.webhook) {
                     Some(known) => self.order(Order::StoreDeadLetter(known.webhook.clone(), keep)),
                     None => self.engine.dead_letter_stored(keep.webhook, keep.delivery),
@@ -69,7 +69,7 @@ impl Leader {
     fn begin(&mut self, attempt: Attempt) {
         let resolved = self.webhooks.get(&attempt.webhook).and_then(|known| known.resolved.clone());
         let Some(resolved) = resolved else {
-            // Held Webhooks begin nothing, and no other lacks what it needs.
+            // A held Webhook starts none, and every other has a target.
             warn!(delivery = %attempt.delivery, "an attempt was due for a Webhook that is not ready");
             self.publish_outcome((Attempted::withheld(&attempt, true), None));
             return;
@@ -81,7 +81,7 @@ impl Leader {
     pub(super) fn ended(&mut self, ended: Result<Ended, JoinError>) {
         match ended {
             Ok(ended) => self.publish_outcome(ended),
-            Err(error) => warn!(%error, "an attempt broke off"),
+            Err(error) => warn!(%error, "an attempt panicked"),
         }
     }
 
@@ -92,32 +92,32 @@ impl Leader {
         self.lost(lost);
         self.follow_clock();
         let now = self.clock.now();
-        if let Some(settled) = self.engine.record_outcome(outcome, now, random()) {
-            self.report_outcome(settled, now);
+        if let Some(recorded) = self.engine.record_outcome(outcome, now, random()) {
+            self.report_outcome(recorded, now);
         }
     }
 
-    /// Has a Webhook looked after whose target was gone.
+    /// Has the watch check a Webhook whose target was missing.
     pub(super) fn lost(&self, lost: Option<Lost>) {
         if let Some(lost) = lost {
-            // The controller lives as long as this loop.
+            // The receiver lives as long as this loop.
             let _ = self.lost_targets.send(lost);
         }
     }
 
-    pub(super) fn report_outcome(&mut self, settled: RecordedOutcome, now: Timestamp) {
-        self.answer_again(&settled, now);
-        if settled.dropped {
-            self.count_dropped(settled.webhook, DropReason::Bound, 1);
-            self.note(Note::Dropped { webhook: settled.webhook, pending: settled.pending });
+    pub(super) fn report_outcome(&mut self, recorded: RecordedOutcome, now: Timestamp) {
+        self.answer_again(&recorded, now);
+        if recorded.dropped {
+            self.count_dropped(recorded.webhook, DropReason::Bound, 1);
+            self.note(Note::Dropped { webhook: recorded.webhook, pending: recorded.pending });
         }
-        let Some(Known { webhook, .. }) = self.webhooks.get(&settled.webhook) else { return };
-        let latency = now.duration_since(settled.event.observed_at).as_secs_f64();
-        self.context.metrics.record_outcome(webhook, &settled, latency);
-        let error = settled.error();
+        let Some(Known { webhook, .. }) = self.webhooks.get(&recorded.webhook) else { return };
+        let latency = now.duration_since(recorded.event.observed_at).as_secs_f64();
+        self.context.metrics.record_outcome(webhook, &recorded, latency);
+        let error = recorded.error();
         let (namespace, name) = (webhook.namespace(), &webhook.name);
-        let (event, id, attempt) = (settled.event.event_type, settled.event.id, settled.attempt);
-        if let Verdict::GivenUp(reason) = settled.verdict {
+        let (event, id, attempt) = (recorded.event.event_type, recorded.event.id, recorded.attempt);
+        if let Verdict::GivenUp(reason) = recorded.verdict {
             let error = error.unwrap_or(reason.message());
             warn!(namespace, webhook = name, %event, %id, attempt, error, "delivery exhausted");
         } else {
@@ -127,25 +127,25 @@ impl Leader {
                 %event,
                 %id,
                 attempt,
-                traceparent = traceparent(id, settled.delivery, attempt),
+                traceparent = traceparent(id, recorded.delivery, attempt),
                 error,
-                verdict = ?settled.verdict,
+                verdict = ?recorded.verdict,
                 "attempt"
             );
         }
-        self.note(Note::RecordedOutcome { settled: Box::new(settled), at: now });
+        self.note(Note::RecordedOutcome { recorded: Box::new(recorded), at: now });
     }
 
-    /// A given-up delivery is an object now, or is dropped.
-    pub(super) fn dead_letter_stored(&mut self, kept: DeadLetterStored) {
-        // An object that belongs to a deleted Webhook goes with it. The delivery waits to be taken over.
-        if !self.webhooks.contains_key(&kept.webhook) {
+    /// The object of a dead letter exists, or the delivery is dropped.
+    pub(super) fn dead_letter_stored(&mut self, stored: DeadLetterStored) {
+        // The object of a deleted Webhook is deleted with it. The delivery waits for a successor.
+        if !self.webhooks.contains_key(&stored.webhook) {
             return;
         }
-        self.engine.dead_letter_stored(kept.webhook, kept.delivery);
-        if !kept.landed {
-            self.count_dropped(kept.webhook, DropReason::NotKept, 1);
-            self.note(Note::Dropped { webhook: kept.webhook, pending: self.engine.pending(kept.webhook) });
+        self.engine.dead_letter_stored(stored.webhook, stored.delivery);
+        if !stored.exists {
+            self.count_dropped(stored.webhook, DropReason::NotKept, 1);
+            self.note(Note::Dropped { webhook: stored.webhook, pending: self.engine.pending(stored.webhook) });
         }
     }
 

@@ -1,15 +1,15 @@
-//! The leader's time.
+//! The leader's clock.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-/// The wall clock is taken to have been set where it is this far from what it should show.
+/// The wall clock counts as set if it differs this much from the expected time.
 const STEP: SignedDuration = SignedDuration::from_millis(500);
 
-/// The wall clock as it was read last, from where it runs evenly on: a wait takes as long as it should. Where somebody sets the wall clock,
-/// [`Self::follow`] says by how much, and times that are waited for have to be moved by as much.
+/// The wall clock as last read, continued by the monotonic clock, so that timers take their time. If the wall clock is
+/// set, [`Self::follow`] returns the step, and timers must be moved by it.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     wall: Timestamp,
@@ -33,12 +33,12 @@ impl Clock {
         self.origin + Duration::try_from(at.duration_since(self.wall)).unwrap_or_default()
     }
 
-    /// Reads the wall clock. Tells by how much it was set since it was read last; `None`: it was not.
+    /// Reads the wall clock. Returns the step if it was set since the last reading.
     pub fn follow(&mut self) -> Option<SignedDuration> {
         self.read(Timestamp::now(), Instant::now())
     }
 
-    /// Takes in what the wall clock shows at an instant.
+    /// Records the time of the wall clock at an instant.
     fn read(&mut self, wall: Timestamp, instant: Instant) -> Option<SignedDuration> {
         let step = wall.duration_since(self.at(instant));
         if step.abs() < STEP {
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_of_the_wall_clock_is_followed_and_told_once() {
+    fn wall_clock_steps_are_followed_and_reported_once() {
         let origin = Instant::now();
         let at = |second: i64| Timestamp::from_second(1_700_000_000 + second).unwrap();
         let after = |seconds| origin + Duration::from_secs(seconds);
@@ -64,18 +64,18 @@ mod tests {
         let retry = clock.instant(at(60));
         assert_eq!(retry, after(60));
 
-        // It had been an hour behind.
+        // The clock was an hour behind.
         assert_eq!(clock.read(at(3630), after(30)), Some(SignedDuration::from_secs(3600)));
         assert_eq!(clock.at(after(30)), at(3630));
         assert_eq!(clock.read(at(3640), after(40)), None);
         assert_eq!(
             clock.instant(at(60) + SignedDuration::from_secs(3600)),
             retry,
-            "a time that was moved comes when it would have"
+            "a moved timer ends when it would have"
         );
 
         assert_eq!(clock.read(at(-10), after(50)), Some(SignedDuration::from_secs(-3660)));
         assert_eq!((clock.at(after(51)), clock.instant(at(0))), (at(-9), after(60)));
-        assert_eq!(clock.instant(at(-3600)), after(50), "what is past is due");
+        assert_eq!(clock.instant(at(-3600)), after(50), "past times are due");
     }
 }

@@ -1,4 +1,4 @@
-//! The task that writes what has changed to the ledger: one flush at a time.
+//! The task that writes changes to the ledger, one flush at a time.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -22,38 +22,38 @@ use llmtune_core::{
     ledger::journal::{Journal, NoLedger},
 };
 
-/// What a flush came to: the journal back, or why it cannot be gone on with.
+/// The result of a flush: the journal, and why it cannot be continued, if so.
 pub type Flushed = Result<(Journal, Result<(), LedgerError>), JoinError>;
 
-/// The ledger's side of the loop.
+/// The loop's side of the ledger.
 pub struct Flushing {
     store: Store,
-    /// `None` while a flush is under way.
+    /// `None` while a flush is in flight.
     journal: Option<Journal>,
     under_way: JoinSet<(Journal, Result<(), LedgerError>)>,
     pace: FlushScheduler,
-    /// When the last flush began.
+    /// When the last flush started.
     begun: Instant,
 }
 
 impl Flushing {
-    /// A ledger to which nothing has been written yet but the claim.
+    /// Creates the state for a ledger that contains nothing new but the claim.
     pub fn new(store: Store, journal: Journal, now: Timestamp) -> Self {
         let pace = FlushScheduler::new(Intervals::default(), now);
         Self { store, journal: Some(journal), under_way: JoinSet::new(), pace, begun: Instant::now() }
     }
 
-    /// When the next flush is to begin; `None` where there is nothing to write, or one is under way.
+    /// Returns when the next flush starts; `None` if nothing changed or a flush is in flight.
     pub fn next(&mut self, engine: &Engine, now: Timestamp) -> Option<Timestamp> {
         self.pace.next(engine, self.journal.as_ref()?, now)
     }
 
-    /// The clock was set forward by so much, or back.
+    /// Adjusts to a step of the clock.
     pub fn shift(&mut self, step: SignedDuration) {
         self.pace.shift(step);
     }
 
-    /// Begins a flush of what has changed, unless one is under way.
+    /// Starts a flush of the changes, unless one is in flight.
     pub fn begin(&mut self, engine: &mut Engine, now: Timestamp) {
         let Some(journal) = self.journal.take() else { return };
         let flush = self.pace.compose(engine, &journal, now);
@@ -61,12 +61,12 @@ impl Flushing {
         self.under_way.spawn(self.store.clone().flush(journal, flush));
     }
 
-    /// Waits for the flush that is under way; `None` where none is.
+    /// Waits for the flush in flight; `None` if there is none.
     pub async fn ended(&mut self) -> Option<Flushed> {
         self.under_way.join_next().await
     }
 
-    /// A flush has landed.
+    /// Records a committed flush.
     pub fn flush_committed(&mut self, journal: Journal, engine: &mut Engine, metrics: &Metrics) {
         metrics.ledger_flush_duration.observe(self.begun.elapsed().as_secs_f64());
         metrics.ledger_bytes.set(journal.bytes() as i64);
@@ -74,7 +74,7 @@ impl Flushing {
         engine.flush_committed();
     }
 
-    /// Writes all that is left.
+    /// Writes all remaining changes.
     pub async fn finish(&mut self, engine: &mut Engine, metrics: &Metrics, clock: Clock) {
         if engine.awaits_watches() {
             return;
@@ -96,19 +96,20 @@ impl Flushing {
     }
 }
 
-/// Says how the ledger goes on; a new epoch is worth an Event.
-pub fn tell(began: Option<&NoLedger>, journal: &Journal, lease: &ObjectReference) -> Option<Notice> {
+/// Logs how the ledger continues. A new epoch is also an Event.
+pub fn log_start(began: Option<&NoLedger>, journal: &Journal, lease: &ObjectReference) -> Option<Notice> {
     let (epoch, term) = (journal.epoch(), journal.term());
     let Some(why) = began else {
-        info!(epoch, term, "going on from the ledger");
+        info!(epoch, term, "continuing from the ledger");
         return None;
     };
-    let baseline = "all objects that are there now are a baseline, and nothing is sent for their past";
+    let baseline = "existing objects become the baseline, and nothing is sent for their past";
     if matches!(why, NoLedger::Fresh) {
         info!(epoch, "there is no ledger yet, so a new epoch begins: {baseline}");
         return Some(Notice::new_epoch(lease.clone(), false, format!("{why}: {baseline}")));
     }
-    let lost = "what was still to be delivered is not: let receivers compare what they know with the objects (docs/operations.md, The ledger)";
+    let lost =
+        "pending deliveries are lost; compare the state of receivers with the objects (docs/operations.md, The ledger)";
     warn!(epoch, %why, "a new epoch begins: {baseline}; {lost}");
     Some(Notice::new_epoch(lease.clone(), true, format!("{why}: {baseline}; {lost}")))
 }

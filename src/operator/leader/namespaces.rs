@@ -1,4 +1,4 @@
-//! Namespaces, by whose labels `ClusterWebhooks` select: what is learned of them goes to the engine first, then to the sources.
+//! Namespaces, whose labels `ClusterWebhooks` select. Changes go to the engine first, then to the sources.
 
 use super::Leader;
 use crate::subscription::watch::namespaces::{NamespaceChange, Seen};
@@ -6,31 +6,31 @@ use llmtune_core::subscription::namespaces::Namespaces;
 
 impl Leader {
     pub(super) fn namespace(&mut self, change: NamespaceChange) {
-        let told = &self.sources.namespaces;
+        let namespaces = &self.sources.namespaces;
         match change {
             NamespaceChange::Seen(seen) => {
                 let Seen { name, version, labels, listed } = seen;
-                told.seen(&name);
+                namespaces.seen(&name);
                 self.engine.namespaces().seen(name, version, labels, listed);
             }
             NamespaceChange::Gone(name) => {
-                told.gone(&name);
+                namespaces.gone(&name);
                 self.engine.namespaces().gone(&name);
             }
-            NamespaceChange::Listed => told.begin(),
+            NamespaceChange::Listed => namespaces.begin(),
             NamespaceChange::Ended => {
-                told.end();
+                namespaces.end();
                 *self.engine.namespaces() = Namespaces::default();
             }
             NamespaceChange::Answered(seen, asker) => {
-                // The sources learn of it from the watch, as of its going.
+                // The watch informs the sources of a Namespace and of its deletion.
                 if let Some(Seen { name, version, labels, listed }) = seen {
                     self.engine.namespaces().seen(name, version, labels, listed);
                 }
-                // Whoever asked has been stopped.
+                // The task that asked has ended.
                 let _ = asker.send(());
             }
-            // The log says so.
+            // The watch logs it.
             NamespaceChange::Refused => {}
         }
     }

@@ -1,5 +1,6 @@
-//! What was pending to deleted Webhooks. One of the same kind, namespace, name and URL that is created within [`GRACE`] takes it over, as
-//! `kubectl replace --force` and some other tools delete and create; else it is dropped, counted, and an Event says so.
+//! Pending deliveries of deleted Webhooks. A Webhook with the same kind, namespace, name and URL that is created within
+//! [`GRACE`] takes them over, because `kubectl replace --force` and other tools delete and create. Otherwise they are
+//! dropped and counted, and an Event reports them.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -11,10 +12,11 @@ use crate::{report::Note, subscription::owner};
 use llmtune_api::webhook_delivery::WebhookKind;
 use llmtune_core::{event::object::Uid, subscription::WebhookRef};
 
-/// How long what was pending to a deleted Webhook waits for another. Where the operator has just started, from then on.
+/// How long pending deliveries of a deleted Webhook wait for a successor, from its deletion or from the start of this
+/// leader.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// Deleted Webhooks with pending deliveries, by whom these belong to.
+/// Deleted Webhooks with pending deliveries, by owner.
 #[derive(Default)]
 pub struct Orphans(HashMap<Arc<str>, Vec<Orphan>>);
 
@@ -28,7 +30,7 @@ impl Orphans {
         self.0.entry(owner).or_default().push(Orphan { webhook, until: Instant::now() + GRACE });
     }
 
-    /// Takes out those that nobody took over in time.
+    /// Removes and returns the Webhooks without a successor.
     fn expired(&mut self, now: Instant) -> Vec<WebhookRef> {
         let mut expired = Vec::new();
         self.0.retain(|_, orphans| {
@@ -40,7 +42,7 @@ impl Orphans {
 }
 
 impl Leader {
-    /// A Webhook is deleted.
+    /// Records a deleted Webhook.
     pub(super) fn orphaned(&mut self, Known { webhook, owner, .. }: Known) {
         let pending = self.engine.orphan(&webhook);
         info!(namespace = webhook.namespace(), webhook = webhook.name, pending, "the {} is deleted", webhook.kind);
@@ -53,7 +55,7 @@ impl Leader {
         self.adopt_by_namesake(&owner);
     }
 
-    /// What was recovered for Webhooks that are not there: they were deleted while nobody led. All Webhooks are known now.
+    /// Handles recovered deliveries whose Webhooks were deleted while no operator led. All Webhooks are known now.
     pub(super) fn recovered_orphans(&mut self) {
         for uid in self.engine.orphans() {
             if let (Some(owner), Some(namespace)) = self.engine.owner(uid)
@@ -68,16 +70,17 @@ impl Leader {
                 self.adopt_by_namesake(&owner);
                 continue;
             }
-            // A release before this one did not record who it belongs to.
+            // An earlier release did not record the owner.
             let dropped = self.engine.unsubscribe(uid);
             if dropped > 0 {
-                warn!(webhook = %uid, dropped, "a Webhook was deleted while no operator ran; what was pending to it is dropped");
+                warn!(webhook = %uid, dropped, "a Webhook was deleted while no operator ran; its pending deliveries are dropped");
                 self.context.metrics.dropped_with_webhook("", dropped);
             }
         }
     }
 
-    /// The Webhook that is there already takes over what belongs to it: where a list shows both changes at once, the new one comes first.
+    /// If a list shows a deletion and a creation at once, the new Webhook comes first. It takes over the deliveries of
+    /// the deleted one.
     fn adopt_by_namesake(&mut self, owner: &Arc<str>) {
         let heir = self.webhooks.iter().find(|(_, known)| known.owner.as_ref() == Some(owner)).map(|(uid, _)| *uid);
         if let Some(heir) = heir {
@@ -85,10 +88,10 @@ impl Leader {
         }
     }
 
-    /// Hands to a Webhook what was pending to a deleted one of the same owner.
+    /// Moves the pending deliveries of a deleted Webhook with the same owner to this Webhook.
     pub(super) fn adopt(&mut self, heir: Uid, owner: &Arc<str>) {
         for Orphan { webhook, .. } in self.orphans.0.remove(owner).unwrap_or_default() {
-            // A list had lacked it, and it is there again.
+            // A list lacked the Webhook, but it exists.
             if self.webhooks.contains_key(&webhook.uid) {
                 continue;
             }
@@ -98,7 +101,7 @@ impl Leader {
                 namespace,
                 webhook = name,
                 pending,
-                "the {} was created again and takes over what was pending",
+                "the {} was created again and takes over the pending deliveries",
                 webhook.kind
             );
             self.note(Note::Enqueued { webhook: heir, pending: self.engine.pending(heir) });
@@ -123,7 +126,7 @@ impl Leader {
             namespace,
             webhook = name,
             dropped,
-            "the {} was deleted; what was pending to it is dropped",
+            "the {} was deleted; its pending deliveries are dropped",
             webhook.kind
         );
         self.context.metrics.dropped_with_webhook(namespace, dropped);

@@ -1,4 +1,4 @@
-//! What users ask for through `WebhookDelivery` objects, tests and redeliveries, and what each is answered.
+//! Requests of users through `WebhookDelivery` objects: tests and redeliveries, and their answers.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::report::{
     Note,
-    deliveries::{Answer, Asked, DeliveryRef, Order, Subject, unsent},
+    deliveries::{Answer, DeliveryRef, Order, Request, Subject, unsent},
 };
 use llmtune_api::webhook_delivery::{WebhookKind, WebhookReference};
 use llmtune_core::{
@@ -25,34 +25,35 @@ use llmtune_core::{
     subscription::WebhookRef,
 };
 
-/// What is asked of a Webhook that is not known waits this long: they may have been applied together.
+/// How long a request for an unknown Webhook waits, because both may have been applied together.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A Webhook may be this old before a test says that it is not ready: its Secret may have been applied together with it.
+/// How old a Webhook must be before a test reports that it is not ready, because its Secret may have been applied
+/// together with it.
 const READY_WITHIN: Duration = Duration::from_secs(5);
 
-/// A test that was made: who asked, what was sent, what became of it.
+/// A finished test: the requesting object, the event, and the result.
 pub type Tested = (DeliveryRef, Arc<Event>, Ended);
 
-/// What was asked for and is not answered.
+/// The requests without an answer.
 #[derive(Default)]
 pub struct Requests {
-    /// Tests under way.
+    /// Tests in flight.
     pub tests: JoinSet<Tested>,
-    /// What was asked of Webhooks that are not known or not ready, and until when those are waited for.
-    waiting: Vec<(Instant, Asked)>,
-    /// Who asked for a delivery again.
+    /// Requests for Webhooks that are unknown or not ready, and how long they wait.
+    waiting: Vec<(Instant, Request)>,
+    /// The requesting objects of redeliveries.
     redeliveries: HashMap<(Uid, DeliveryId), (DeliveryRef, Arc<Event>)>,
 }
 
 impl Requests {
-    /// Takes out whoever asked this Webhook for a delivery again.
+    /// Removes and returns the redelivery requests for this Webhook.
     pub fn of_webhook(&mut self, webhook: Uid) -> Vec<(DeliveryRef, Arc<Event>)> {
-        self.redeliveries.extract_if(|(of, _), _| *of == webhook).map(|(_, asked)| asked).collect()
+        self.redeliveries.extract_if(|(of, _), _| *of == webhook).map(|(_, object)| object).collect()
     }
 }
 
 impl Leader {
-    /// The Webhook of this kind and name whose home the object that asks is in.
+    /// Returns the Webhook of this kind and name whose home contains the requesting object.
     fn named(&self, object: &DeliveryRef) -> Option<&Known> {
         let WebhookReference { kind, name } = &object.webhook;
         let is_meant = |WebhookRef { kind: of, home, name: called, .. }: &WebhookRef| {
@@ -61,37 +62,37 @@ impl Leader {
         self.webhooks.values().find(|known| is_meant(&known.webhook))
     }
 
-    /// Does what users ask for, once its Webhook is known and ready, or after a while as it then is.
-    pub(super) fn asked(&mut self, asked: Asked) {
-        self.asked_until(asked, Instant::now() + PATIENCE);
+    /// Executes a request once its Webhook is known and ready, or after a while.
+    pub(super) fn handle_request(&mut self, request: Request) {
+        self.handle_until(request, Instant::now() + PATIENCE);
     }
 
-    fn asked_until(&mut self, asked: Asked, until: Instant) {
-        let (Asked::Test { object, .. } | Asked::Again { object, .. }) = &asked;
+    fn handle_until(&mut self, request: Request, until: Instant) {
+        let (Request::Test { object, .. } | Request::Again { object, .. }) = &request;
         let wait = match self.named(object) {
             None => Instant::now() < until,
-            Some(Known { resolved: None, since, .. }) if matches!(asked, Asked::Test { .. }) => {
+            Some(Known { resolved: None, since, .. }) if matches!(request, Request::Test { .. }) => {
                 since.elapsed() < READY_WITHIN
             }
             Some(_) => false,
         };
         if wait {
-            self.requests.waiting.push((until, asked));
+            self.requests.waiting.push((until, request));
             return;
         }
-        match asked {
-            Asked::Test { object, event } => self.test(object, event),
-            Asked::Again { object, event } => self.deliver_again(object, &event),
+        match request {
+            Request::Test { object, event } => self.test(object, event),
+            Request::Again { object, event } => self.deliver_again(object, &event),
         }
     }
 
     pub(super) fn retry_waiting(&mut self) {
-        for (until, asked) in std::mem::take(&mut self.requests.waiting) {
-            self.asked_until(asked, until);
+        for (until, request) in std::mem::take(&mut self.requests.waiting) {
+            self.handle_until(request, until);
         }
     }
 
-    /// Sends a sample once, past what waits: a test tells of the endpoint, not of the queue.
+    /// Sends a sample once. It does not queue: a test checks the endpoint.
     fn test(&mut self, object: DeliveryRef, event: EventType) {
         let now = self.clock.now();
         let cluster = self.context.args.cluster_name.as_deref();
@@ -100,7 +101,7 @@ impl Leader {
             return self.no_webhook(object, Subject::Test { event, owner: None });
         };
         let Some(resolved) = resolved.clone() else {
-            let message = format!("{webhook} is not ready: its conditions say what it lacks");
+            let message = format!("{webhook} is not ready: see its conditions");
             let subject = Subject::Test { event, owner: Some(webhook.clone()) };
             let answer = unsent(object, subject, "WebhookNotReady", message, now);
             return self.order(Order::Answer(Box::new(answer)));
@@ -123,7 +124,7 @@ impl Leader {
     pub(super) fn tested(&mut self, tested: Result<Tested, JoinError>) {
         let (object, event, (attempted, lost)) = match tested {
             Ok(tested) => tested,
-            Err(error) => return warn!(%error, "a test broke off"),
+            Err(error) => return warn!(%error, "a test panicked"),
         };
         let lacks = lost.as_ref().map(|(_, _, error)| error.to_string());
         self.lost(lost);
@@ -133,11 +134,11 @@ impl Leader {
         };
         let Some(exchange) = attempted.outcome.exchange else {
             if attempted.outcome.result == (AttemptResult::Withheld { hold: false }) {
-                // The claim had lapsed.
+                // The claim has expired.
                 return self
                     .requests
                     .waiting
-                    .push((Instant::now() + PATIENCE, Asked::Test { object, event: event.event_type }));
+                    .push((Instant::now() + PATIENCE, Request::Test { object, event: event.event_type }));
             }
             let lacks = lacks.unwrap_or_else(|| "the Webhook is not ready".to_owned());
             let message = format!("nothing was sent: {lacks}");
@@ -165,43 +166,43 @@ impl Leader {
         self.order(Order::Answer(Box::new(answer)));
     }
 
-    /// Sends a kept event again, with retries anew.
+    /// Sends the event of a `WebhookDelivery` again, with all retries.
     fn deliver_again(&mut self, object: DeliveryRef, event: &Arc<Event>) {
         let Some(uid) = self.named(&object).map(|known| known.webhook.uid) else {
             return self.no_webhook(object, Subject::Event(Arc::clone(event)));
         };
         self.engine.redeliver(uid, event);
-        // Where it is pending already, that delivery's end is the answer.
+        // If the delivery is pending already, its outcome is the answer.
         self.requests.redeliveries.insert((uid, DeliveryId::new(event.id, uid)), (object, Arc::clone(event)));
     }
 
     pub(super) fn no_webhook(&self, object: DeliveryRef, subject: Subject) {
         let WebhookReference { kind, name } = &object.webhook;
         let place = if *kind == WebhookKind::Webhook { " in this namespace" } else { "" };
-        let message = format!("there is no {kind} {name}{place}: create it, then ask again");
+        let message = format!("there is no {kind} {name}{place}: create it, then request the delivery again");
         let answer = unsent(object, subject, "WebhookNotFound", message, self.clock.now());
         self.order(Order::Answer(Box::new(answer)));
     }
 
-    /// Tells whoever asked for this delivery again how it ended.
-    pub(super) fn answer_again(&mut self, settled: &RecordedOutcome, now: Timestamp) {
-        let (reason, message) = match settled.verdict {
+    /// Answers the request for this delivery with its outcome.
+    pub(super) fn answer_again(&mut self, recorded: &RecordedOutcome, now: Timestamp) {
+        let (reason, message) = match recorded.verdict {
             Verdict::Retry(_) => return,
             Verdict::Delivered => ("Acknowledged", "the endpoint acknowledged the delivery"),
             Verdict::GivenUp(reason) => (reason.name(), reason.message()),
         };
-        let Some((object, event)) = self.requests.redeliveries.remove(&(settled.webhook, settled.delivery)) else {
+        let Some((object, event)) = self.requests.redeliveries.remove(&(recorded.webhook, recorded.delivery)) else {
             return;
         };
-        let error = settled.error().map(str::to_owned);
+        let error = recorded.error().map(str::to_owned);
         let answer = Answer {
             object,
             subject: Subject::Event(event),
-            delivered: settled.verdict == Verdict::Delivered,
+            delivered: recorded.verdict == Verdict::Delivered,
             reason,
             message: error.clone().unwrap_or_else(|| message.to_owned()),
-            attempts: settled.attempt,
-            status_code: settled.exchange.as_ref().and_then(Exchange::status_code),
+            attempts: recorded.attempt,
+            status_code: recorded.exchange.as_ref().and_then(Exchange::status_code),
             error,
             at: now,
         };

@@ -1,8 +1,11 @@
-//! The watches: made known to the engine first, started once all Webhooks and WebhookSources are listed, and changed with these.
+//! The watches. The engine gets them first. They start once all Webhooks and WebhookSources are listed, and change with
+//! them.
 //!
-//! 1. While the spec of a WebhookSource is invalid, the newest valid one stays in force, over restarts by `status.inForce`.
-//! 2. Records of a source are forgotten when its rules change, or when it is deleted and not created again within [`GRACE`]. Until
-//!    then, and while there is no valid spec to watch by, its watch is dormant: no task runs, and the ledger goes on naming it.
+//! 1. While the spec of a WebhookSource is invalid, the last valid one stays in force, also after a restart
+//!    (`status.inForce`).
+//! 2. The records of a source are deleted when its rules change, or when it is deleted and not created again within
+//!    [`GRACE`]. Until then, and while there is no valid spec, its watch is dormant: no task runs, and the ledger keeps
+//!    its name.
 
 use std::{
     collections::HashMap,
@@ -38,37 +41,38 @@ use llmtune_core::event::{
     observation::Observation,
 };
 
-/// For how long WebhookSources, or `ClusterWebhooks`, that cannot be listed are waited for, where the ledger remembers nothing of theirs.
+/// How long the leader waits for WebhookSources or `ClusterWebhooks` that cannot be listed, if the ledger has no
+/// records of theirs.
 pub const PATIENCE: Duration = Duration::from_secs(3);
-/// The same where it may.
+/// The same if the ledger may have records of theirs.
 pub const LONG_PATIENCE: Duration = Duration::from_secs(15);
 
-/// How long what is remembered of a deleted source's objects waits for one of the same name and rules: `kubectl replace --force` deletes and
-/// creates.
+/// How long records of a deleted source wait for a source with the same name and rules: `kubectl replace --force`
+/// deletes and creates.
 const GRACE: Duration = Duration::from_secs(60);
 
 /// The watches.
 pub struct Sources {
-    /// Their tasks.
+    /// The tasks of the watches.
     pub tasks: JoinSet<()>,
     pub observe: mpsc::Sender<Observation>,
     notes: mpsc::UnboundedSender<Note>,
     kinds: WatchedKinds,
-    /// The Namespaces that the engine has been told of.
+    /// The Namespaces that the engine knows.
     pub namespaces: NamespaceBarrier,
     built_in: Vec<BuiltIn>,
     mapped: HashMap<Uid, MappedWatch>,
-    /// Watches of sources that are deleted, or have no valid spec, by the names that the ledger calls them.
+    /// Watches of sources that are deleted or have no valid spec, by their names in the ledger.
     dormant: HashMap<String, Dormant>,
-    /// WebhookSources that have no valid spec, by uid; the names.
+    /// The names of WebhookSources without a valid spec, by uid.
     broken: HashMap<Uid, String>,
-    /// The number that the next watch gets.
+    /// The number of the next watch.
     next: u16,
     webhooks_listed: bool,
     all_listed: bool,
 }
 
-/// A watch that no `WebhookSource` asks for.
+/// A watch of a built-in source.
 #[derive(Clone)]
 struct BuiltIn {
     id: WatchId,
@@ -82,10 +86,10 @@ enum SourceKind {
     Deployment,
 }
 
-/// A watch that nobody follows.
+/// A watch without a task.
 struct Dormant {
     id: WatchId,
-    /// When its records are forgotten; `None`: its source is there, and waits for a valid spec.
+    /// When its records are deleted; `None` if its source exists and waits for a valid spec.
     until: Option<Instant>,
 }
 
@@ -94,7 +98,7 @@ struct MappedWatch {
     source: SourceRef,
     id: WatchId,
     mapping: Arc<Mapping>,
-    /// The generation that the mapping is from.
+    /// The generation of the mapping.
     generation: i64,
     health: Arc<WatchHealth>,
     failures: Arc<Failures>,
@@ -117,7 +121,7 @@ impl MappedWatch {
 }
 
 impl Sources {
-    /// Watches that are not begun. `mapped`: whether WebhookSources are served.
+    /// Creates the state before the watches start. `mapped`: whether WebhookSources are served.
     pub fn new(
         observe: mpsc::Sender<Observation>,
         notes: mpsc::UnboundedSender<Note>,
@@ -140,8 +144,8 @@ impl Sources {
         }
     }
 
-    /// Whether the watches are begun: no source is observed before all Webhooks are listed, since they decide who gets its
-    /// events, and all WebhookSources, since they decide which objects are owned.
+    /// Reports whether the watches have started. No source is observed before all Webhooks are listed, which decide who
+    /// gets its events, and all WebhookSources, which decide which objects are owned.
     pub const fn are_begun(&self) -> bool {
         self.webhooks_listed && self.all_listed
     }
@@ -160,12 +164,12 @@ impl Sources {
     }
 
     fn note(&self, note: Note) {
-        // The writer of their statuses lives until this sender goes.
+        // The status writer lives until this sender is dropped.
         let _ = self.notes.send(note);
     }
 
-    /// Tells all sources which kinds speak for the objects that they own.
-    fn tell_kinds(&self) {
+    /// Informs all sources of the kinds that report instead of the objects that they own.
+    fn update_kinds(&self) {
         let dormant = self.dormant.keys().filter_map(|name| WatchName::read(name));
         let mapped = self.mapped.values().map(|watch| watch.mapping.group_kind());
         self.kinds.set(mapped.chain(dormant.map(|name| name.group_kind())));
@@ -173,14 +177,14 @@ impl Sources {
 }
 
 impl Leader {
-    /// The scopes of all watches that no WebhookSource asks for: namespaces, or all of them.
+    /// Returns the scopes of all built-in watches: namespaces, or all of them.
     pub(super) fn scopes(&self) -> Vec<Option<String>> {
         let namespaces = &self.context.args.watch_namespaces;
         if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() }
     }
 
-    /// Makes the built-in watches known to the engine. Tells how long WebhookSources are to be waited for: what the ledger
-    /// remembers beside these watches may be theirs.
+    /// Registers the built-in watches with the engine. Returns how long to wait for WebhookSources, because the other
+    /// records in the ledger may be theirs.
     pub(super) fn add_watches(&mut self) -> Duration {
         let kinds = self.sources.kinds.clone();
         for scope in self.scopes() {
@@ -201,20 +205,20 @@ impl Leader {
         self.engine.add_watch(id, source.name(), &source.watch_name(scope), source.selector().is_some());
     }
 
-    /// All Webhooks are listed.
+    /// Handles that all Webhooks are listed.
     pub(super) fn webhooks_listed(&mut self) {
         self.sources.webhooks_listed = true;
         self.recovered_orphans();
         self.begin_sources();
     }
 
-    /// All WebhookSources are listed.
+    /// Handles that all WebhookSources are listed.
     pub(super) fn sources_listed(&mut self) {
         self.sources.all_listed = true;
         self.begin_sources();
     }
 
-    /// Starts all watches where the engine stands.
+    /// Starts all watches at their positions.
     fn begin_sources(&mut self) {
         if !self.sources.are_begun() {
             return;
@@ -229,14 +233,14 @@ impl Leader {
         for uid in self.sources.mapped.keys().copied().collect::<Vec<_>>() {
             self.begin_mapped(uid);
         }
-        self.keep_remembered();
+        self.add_dormant_watches();
         for watch in self.engine.forget_other_watches() {
-            info!(watch, "what is remembered of this watch is forgotten: it is no longer configured");
+            info!(watch, "the records of this watch are deleted: it is no longer configured");
         }
         self.show_watches();
         self.start_usage();
-        for question in self.engine.open_questions() {
-            self.ask(question);
+        for check in self.engine.open_checks() {
+            self.ask(check);
         }
     }
 
@@ -254,7 +258,7 @@ impl Leader {
             source,
         };
         let (ask, asked) = mpsc::unbounded_channel();
-        self.questions.insert(id, ask);
+        self.existence_checks.insert(id, ask);
         let position = Some(self.engine.position(id)).filter(|position| *position > 0);
         self.sources.tasks.spawn(Arc::new(watcher).follow(position, asked))
     }
@@ -275,8 +279,8 @@ impl Leader {
         self.context.health.set_watches(built_in.chain(mapped).cloned().collect());
     }
 
-    /// Lets the watches that the ledger remembers of sources without a valid spec, or without a source, wait.
-    fn keep_remembered(&mut self) {
+    /// Makes watches in the ledger dormant if their source has no valid spec or does not exist.
+    fn add_dormant_watches(&mut self) {
         let names: Vec<String> = self.engine.remembered_watches().map(str::to_owned).collect();
         for name in names {
             let Some(WatchName { webhook_source, source, selective }) = WatchName::read(&name) else { continue };
@@ -284,20 +288,17 @@ impl Leader {
             let until = (!is_broken).then(|| Instant::now() + GRACE);
             let id = self.sources.next_id();
             self.engine.add_watch(id, source, &name, selective);
-            info!(
-                watch = name,
-                "there is no valid WebhookSource for this watch; what is remembered of it waits for one"
-            );
+            info!(watch = name, "there is no valid WebhookSource for this watch; its records wait for one");
             self.sources.dormant.insert(name, Dormant { id, until });
         }
-        self.sources.tell_kinds();
+        self.sources.update_kinds();
     }
 
-    /// A WebhookSource is new, or its spec has changed. One whose rules are what they were goes on where it was.
+    /// Handles a new WebhookSource or a change of its spec. If its rules are unchanged, its watch continues.
     pub(super) fn source_applied(&mut self, applied: Applied) {
         let Applied { source, generation, mapping, recorded, found } = applied;
         let uid = source.uid;
-        // One that was deleted and created again under its name.
+        // A source that was deleted and created again under its name.
         let namesakes = self.sources.mapped.values().filter(|watch| watch.source.name == source.name);
         let namesakes: Vec<Uid> = namesakes.map(|watch| watch.source.uid).filter(|other| *other != uid).collect();
         for namesake in namesakes {
@@ -309,7 +310,7 @@ impl Leader {
                 if let Some(watch) = self.sources.mapped.get(&uid) {
                     let (state, in_force) =
                         (watch.state(Some(fault(&error, watch.generation))), Some(watch.in_force()));
-                    return self.sources.note(Note::Standing { source, generation, state, in_force, found });
+                    return self.sources.note(Note::Changed { source, generation, state, in_force, found });
                 }
                 let recorded = recorded.filter(|(_, mapping)| self.may_go_on(&source.name, mapping));
                 let Some((of, mapping)) = recorded else {
@@ -338,10 +339,7 @@ impl Leader {
             known.id
         } else {
             if let Some(other) = self.stop_mapped(uid) {
-                info!(
-                    webhook_source = source.name,
-                    "the rules have changed; what was remembered of its objects is forgotten"
-                );
+                info!(webhook_source = source.name, "the rules have changed; the records of its objects are deleted");
                 self.engine.remove_watch(other.id);
             }
             self.wake_dormant(&source.name, &name).unwrap_or_else(|| self.sources.next_id())
@@ -349,20 +347,20 @@ impl Leader {
         self.sources.broken.remove(&uid);
         let (state, in_force) = (watch.state(fault), Some(watch.in_force()));
         self.sources.mapped.insert(uid, watch);
-        self.sources.tell_kinds();
-        self.sources.note(Note::Standing { source, generation, state, in_force, found });
+        self.sources.update_kinds();
+        self.sources.note(Note::Changed { source, generation, state, in_force, found });
         if self.sources.are_begun() {
             self.begin_mapped(uid);
-            // What the task before was asked has gone with it.
+            // Requests to the previous task ended with it.
             let id = self.sources.mapped.get(&uid).map(|watch| watch.id);
-            for question in self.engine.open_questions().into_iter().filter(|question| Some(question.watch) == id) {
-                self.ask(question);
+            for check in self.engine.open_checks().into_iter().filter(|check| Some(check.watch) == id) {
+                self.ask(check);
             }
             self.show_watches();
         }
     }
 
-    /// A WebhookSource has no valid spec, and none is recorded that could go on. What is remembered of its objects waits.
+    /// Handles a WebhookSource without a valid spec, current or recorded. Its records wait.
     fn source_broken(
         &mut self,
         source: SourceRef,
@@ -377,14 +375,15 @@ impl Leader {
         }
         self.sources.broken.insert(source.uid, source.name.clone());
         let message = format!(
-            "{error}\nno valid spec of this WebhookSource is known, so nothing is watched for it until this one is corrected"
+            "{error}\nno earlier spec of this WebhookSource was valid, so it watches nothing until the spec is corrected"
         );
         let state = State::Broken(Fault { reason: error.reason(), message });
-        self.sources.note(Note::Standing { source, generation, state, in_force: None, found });
+        self.sources.note(Note::Changed { source, generation, state, in_force: None, found });
     }
 
-    /// Whether a recorded mapping goes on from what is remembered. Where only records under other rules are, a crash came before the status
-    /// named these: they wait for the spec to be corrected, rather than be forgotten for the sake of an older one.
+    /// Reports whether a recorded mapping continues existing records. If the only records have other rules, a crash
+    /// came before the status recorded these: the records wait for a correct spec, and the older rules must not delete
+    /// them.
     fn may_go_on(&self, source: &str, mapping: &Arc<Mapping>) -> bool {
         let is_of_source = |name: &&str| WatchName::read(name).is_some_and(|name| name.webhook_source == source);
         let name = mapping.watch_name();
@@ -393,7 +392,7 @@ impl Leader {
         remembered.peek().is_none() || remembered.any(|remembered| remembered == name)
     }
 
-    /// The id of the dormant watch of this name. Those of other rules of the same source are forgotten.
+    /// Returns the id of the dormant watch with this name, and deletes watches of the same source with other rules.
     fn wake_dormant(&mut self, source: &str, name: &str) -> Option<WatchId> {
         let of_source = self
             .sources
@@ -404,28 +403,28 @@ impl Leader {
             if other == name {
                 woken = Some(id);
             } else {
-                info!(watch = other, "the rules have changed; what was remembered of its objects is forgotten");
+                info!(watch = other, "the rules have changed; the records of its objects are deleted");
                 self.engine.remove_watch(id);
             }
         }
         woken
     }
 
-    /// Forgets what is remembered of deleted sources that nobody created again.
+    /// Deletes records of deleted sources that were not created again.
     pub(super) fn drop_expired_watches(&mut self) {
         let now = Instant::now();
         let is_over = |dormant: &mut Dormant| dormant.until.is_some_and(|until| until <= now);
         let expired: Vec<_> = self.sources.dormant.extract_if(|_, dormant| is_over(dormant)).collect();
         for (watch, Dormant { id, .. }) in &expired {
-            info!(watch, "what is remembered of this watch is forgotten: its WebhookSource is deleted");
+            info!(watch, "the records of this watch are deleted: its WebhookSource is deleted");
             self.engine.remove_watch(*id);
         }
         if !expired.is_empty() {
-            self.sources.tell_kinds();
+            self.sources.update_kinds();
         }
     }
 
-    /// A WebhookSource is deleted.
+    /// Handles a deleted WebhookSource.
     pub(super) fn source_removed(&mut self, uid: Uid) {
         let until = Some(Instant::now() + GRACE);
         if let Some(watch) = self.stop_mapped(uid) {
@@ -433,12 +432,12 @@ impl Leader {
             let source = &watch.source.name;
             info!(
                 webhook_source = source,
-                "the source is withdrawn; what is remembered of its objects waits a minute for another of its name"
+                "the source is deleted; the records of its objects are kept for a minute, in case it is created again"
             );
             self.sources.dormant.insert(name, Dormant { id: watch.id, until });
-            // The metric goes with the source.
+            // The metric is removed with the source.
             let _ = self.context.metrics.source_errors.remove_label_values(&[source]);
-            self.sources.tell_kinds();
+            self.sources.update_kinds();
         }
         if let Some(source) = self.sources.broken.remove(&uid) {
             for (name, dormant) in &mut self.sources.dormant {
@@ -456,8 +455,8 @@ impl Leader {
         if let Some(task) = &watch.task {
             task.abort();
         }
-        self.questions.remove(&watch.id);
-        self.sources.tell_kinds();
+        self.existence_checks.remove(&watch.id);
+        self.sources.update_kinds();
         if self.sources.are_begun() {
             self.show_watches();
         }
@@ -465,8 +464,8 @@ impl Leader {
     }
 }
 
-/// What is wrong with a spec while that of an older generation is in force.
+/// Describes what is wrong with a spec while an older generation is in force.
 fn fault(error: &MappingError, in_force: i64) -> Fault {
-    let message = format!("{error}\nuntil it is corrected, the mapping of generation {in_force} stays in force");
+    let message = format!("{error}\nuntil the spec is corrected, the mapping of generation {in_force} stays in force");
     Fault { reason: error.reason(), message }
 }

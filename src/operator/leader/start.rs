@@ -1,4 +1,4 @@
-//! What the loop is made from, and the tasks beside it.
+//! Creates the loop and its background tasks.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 use super::{
     Context, Leader,
     clock::Clock,
-    flushing::{Flushing, tell},
+    flushing::{Flushing, log_start},
     orphans::Orphans,
     requests::Requests,
     sources::{LONG_PATIENCE, PATIENCE, Sources},
@@ -37,22 +37,22 @@ use llmtune_core::{
     ledger::journal::{LedgerLayout, RecoveredState},
 };
 
-/// Observations that may wait for the engine.
+/// The capacity of the channel of observations.
 const OBSERVATIONS: usize = 1024;
-/// How long the last Events may take.
+/// The time for the last Events.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
-/// What `/readyz` and the log say where namespaces are named.
+/// The text for `/readyz` and the log if namespaces are named.
 const NOT_SERVED: &str =
-    "ClusterWebhook and WebhookSource are not served: they belong to no namespace, and --watch-namespace names some";
+    "ClusterWebhook and WebhookSource are not served: they are cluster-scoped, and --watch-namespace is set";
 
-/// The tasks beside the loop, and what comes in from them.
+/// The background tasks, and their channels to the loop.
 pub(super) struct BackgroundTasks {
     pub(super) changes: mpsc::Receiver<WebhookChange>,
     pub(super) observations: mpsc::Receiver<Observation>,
     pub(super) refreshes: mpsc::Receiver<Refresh>,
     pub(super) source_changes: mpsc::Receiver<catalog::SourceChange>,
-    /// Follows the WebhookSources, where they are served.
+    /// The task that follows WebhookSources, if they are served.
     pub(super) catalog: Option<JoinHandle<()>>,
     pub(super) source_writer: JoinHandle<()>,
     pub(super) controller: JoinHandle<()>,
@@ -63,25 +63,25 @@ pub(super) struct BackgroundTasks {
     pub(super) publisher: JoinHandle<()>,
 }
 
-/// How Webhooks are looked after.
+/// Returns the settings of the Webhook watch.
 fn settings(args: &RunArgs, memory: &RecoveredState) -> Settings {
     Settings {
         require_https: args.require_https,
         home: args.namespace.clone(),
-        // What is under way may be a ClusterWebhook's, and would go with it.
+        // Recovered deliveries may belong to a ClusterWebhook, and would be dropped with it.
         patience: if memory.events.is_empty() { PATIENCE } else { LONG_PATIENCE },
     }
 }
 
 impl BackgroundTasks {
-    /// Ends the tasks whose work is for a leader alone.
+    /// Ends the tasks that only a leader needs.
     pub(super) fn stop(&self) {
         for task in [&self.controller, &self.usage_writer, &self.source_writer].into_iter().chain(&self.catalog) {
             task.abort();
         }
     }
 
-    /// Lets the others write what they have been told. To be called once nobody tells them more.
+    /// Lets the writers finish. To be called after their senders are dropped.
     pub(super) async fn finish(self) {
         if let Err(error) = self.deliveries.await {
             warn!(%error, "the last answers to requests were not written");
@@ -102,7 +102,7 @@ impl Leader {
         let sender = Arc::new(Sender::new(Arc::clone(&context.clients), claim.clone()));
         let clock = Clock::new();
         let (notes, incoming_notes) = mpsc::unbounded_channel();
-        let (told, incoming_told) = mpsc::unbounded_channel();
+        let (usage_updates, incoming_updates) = mpsc::unbounded_channel();
         let (lost, incoming_lost) = mpsc::unbounded_channel();
         let (orders, incoming_orders) = mpsc::unbounded_channel();
         let (back, from_deliveries) = mpsc::unbounded_channel();
@@ -122,11 +122,11 @@ impl Leader {
             cluster_home: serves_cluster.then(|| args.namespace.clone()),
         };
         let Ledger { journal, memory, began } = ledger;
-        if let Some(notice) = tell(began.as_ref(), &journal, &context.lease) {
-            // The first into an empty channel.
+        if let Some(notice) = log_start(began.as_ref(), &journal, &context.lease) {
+            // The channel is still empty.
             let _ = notices.try_send(notice);
         }
-        let usage_writer = UsageWriter { client: client.clone(), told: incoming_told, claim: claim.clone() };
+        let usage_writer = UsageWriter { client: client.clone(), updates: incoming_updates, claim: claim.clone() };
         let writer = Writer {
             client: client.clone(),
             notes: incoming_notes,
@@ -162,7 +162,7 @@ impl Leader {
             let events = memory.unknown_events;
             warn!(
                 events,
-                "the ledger holds events of a type that this release does not know; they are sent only if a release that knows it takes over before they are written over"
+                "the ledger contains events of a type that this release does not know; only a release that knows the type can send them, if it takes over before they are overwritten"
             );
         }
         let shards = LedgerLayout::default().shards;
@@ -180,9 +180,9 @@ impl Leader {
             attempts: JoinSet::new(),
             requests: Requests::default(),
             orders,
-            questions: HashMap::new(),
+            existence_checks: HashMap::new(),
             notes,
-            told,
+            usage_updates,
             lost_targets: lost,
             sources: Sources::new(observe, source_notes, NamespaceBarrier::new(ask), serves_cluster),
             keep_annotations: Arc::default(),

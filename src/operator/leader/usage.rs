@@ -1,4 +1,4 @@
-//! Usage figures: their watches are made known to the engine with the others, and measured beside them.
+//! Usage: the engine gets its watches with the others, and a background task measures.
 
 use std::sync::Arc;
 
@@ -10,16 +10,16 @@ use crate::{
 };
 use llmtune_core::event::object::WatchId;
 
-/// No other watch has this number or a higher one.
+/// No other watch has this id or a higher one.
 pub const FIRST_ID: u16 = u16::MAX - MAX_NAMESPACES as u16;
 
 impl Leader {
-    /// The watch of each namespace that is served, or of all.
+    /// Returns the watch of each served namespace, or of all.
     fn usage_scopes(&self) -> Vec<(WatchId, Option<String>)> {
         (FIRST_ID..).map(WatchId).zip(self.scopes()).collect()
     }
 
-    /// Makes the watches known to the engine.
+    /// Registers the watches with the engine.
     pub(super) fn add_usage_watches(&mut self) {
         for (id, namespace) in self.usage_scopes() {
             self.engine.add_measured_watch(id, usage::NAME, &usage::watch_name(namespace.as_deref()));
@@ -35,8 +35,8 @@ impl Leader {
             prometheus: Arc::clone(&self.context.prometheus),
             reader: Arc::new(Reader::new(self.context.client.clone())),
             observations: self.sources.observe.clone(),
-            told_namespaces: self.sources.namespaces.clone(),
-            told: self.told.clone(),
+            namespaces: self.sources.namespaces.clone(),
+            updates: self.usage_updates.clone(),
             evaluations: metrics.usage_evaluations.clone(),
             query_duration: metrics.usage_query_duration.clone(),
         };

@@ -1,5 +1,5 @@
-//! What the conditions of Webhooks are: nine series for each Webhook, made when they are asked for. As gauges they would take 6 KiB for each
-//! Webhook.
+//! The conditions of Webhooks as metrics: nine series for each Webhook, created at each scrape. As gauges they would
+//! take 6 KiB for each Webhook.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -17,7 +17,7 @@ use llmtune_core::{event::object::Uid, subscription::WebhookRef};
 const TYPES: [&str; 3] = ["Ready", "Healthy", "Stalled"];
 const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
 
-/// What there is by namespace and name: whose it is, and the status of each type, `None` while it has none.
+/// By namespace and name: the uid, and the status of each condition type, or `None`.
 type Known = BTreeMap<(String, String), (Uid, Statuses)>;
 type Statuses = [Option<&'static str>; TYPES.len()];
 
@@ -29,12 +29,12 @@ pub struct Conditions {
 }
 
 impl Conditions {
-    /// None yet; an error means that the name or the help is none.
+    /// Creates an empty family. Fails if the name or the help is invalid.
     pub fn new(opts: &Opts) -> Result<Self, prometheus::Error> {
         Ok(Self { desc: opts.describe()?, known: Arc::default() })
     }
 
-    /// Sets what a condition of a Webhook is now. What is no type or no status of Webhooks is left out.
+    /// Sets a condition of a Webhook. Unknown types and statuses are ignored.
     pub fn set(&self, webhook: &WebhookRef, kind: &str, status: &str) {
         let kind = TYPES.iter().position(|known| *known == kind);
         let status = STATUSES.into_iter().find(|known| *known == status);
@@ -47,7 +47,7 @@ impl Conditions {
         statuses[kind] = status;
     }
 
-    /// Removes those of a deleted Webhook; not those of another that has taken its name, of which may be heard before.
+    /// Removes the conditions of a deleted Webhook, unless another Webhook with its name has been reported before.
     pub fn forget(&self, webhook: &WebhookRef) {
         if let Entry::Occupied(known) = self.known().entry(key(webhook))
             && known.get().0 == webhook.uid
@@ -76,7 +76,7 @@ impl Collector for Conditions {
             for (kind, now) in TYPES.into_iter().zip(statuses) {
                 let Some(now) = *now else { continue };
                 for status in STATUSES {
-                    // In the order of their names, as those of other families are.
+                    // Sorted by name, as in other families.
                     let labels =
                         [("namespace", namespace.as_str()), ("status", status), ("type", kind), ("webhook", webhook)];
                     let mut metric = Metric::from_label(labels.map(label).into());
@@ -111,7 +111,7 @@ mod tests {
     use llmtune_api::webhook_delivery::WebhookKind;
 
     #[test]
-    fn each_status_of_a_condition_is_a_series_until_the_webhook_is_gone() {
+    fn each_status_is_a_series_until_the_webhook_is_deleted() {
         let webhook = |name: &str, uid| WebhookRef {
             kind: WebhookKind::Webhook,
             uid: Uid::from_u128(uid),
@@ -119,8 +119,7 @@ mod tests {
             name: name.to_owned(),
         };
         let (ci, pager) = (webhook("ci", 1), webhook("pager", 2));
-        let conditions =
-            Conditions::new(&Opts::new("condition", "1 for the status that a condition has now.")).unwrap();
+        let conditions = Conditions::new(&Opts::new("condition", "1 for the current status of a condition.")).unwrap();
         let registry = Registry::new();
         registry.register(Box::new(conditions.clone())).unwrap();
         let text = || TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
@@ -130,7 +129,7 @@ mod tests {
         conditions.set(&pager, "Healthy", "False");
         assert_eq!(
             text(),
-            r#"# HELP condition 1 for the status that a condition has now.
+            r#"# HELP condition 1 for the current status of a condition.
 # TYPE condition gauge
 condition{namespace="ml",status="False",type="Healthy",webhook="pager"} 1
 condition{namespace="ml",status="False",type="Ready",webhook="ci"} 0
@@ -149,8 +148,8 @@ condition{namespace="ml",status="Unknown",type="Ready",webhook="ci"} 0
         let text = text();
         assert!(
             text.contains(r#"status="True",type="Ready",webhook="pager"} 1"#),
-            "the next of this name stays: {text}"
+            "the next Webhook of this name stays: {text}"
         );
-        assert!(!text.contains("Healthy"), "and takes nothing over: {text}");
+        assert!(!text.contains("Healthy"), "and inherits nothing: {text}");
     }
 }

@@ -1,7 +1,7 @@
-//! Calls to the apiserver about the objects, so many at once, each in its turn and under the claim.
+//! Calls to the apiserver about `WebhookDelivery` objects, with bounded concurrency and under the claim.
 //!
-//! That the apiserver does not serve the kind never is an answer for good, unlike that there is no such object: one that
-//! has just begun says so for some seconds, and so it is while the custom resource definitions are installed anew.
+//! A response that the kind is not served is never final, unlike a response that the object does not exist: an
+//! apiserver gives it for some seconds after its start, and while the custom resource definitions are reinstalled.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,42 +28,43 @@ use llmtune_api::WebhookDelivery;
 use llmtune_client::error_chain::{ErrorChain, is_unknown_kind, lacks_right};
 use llmtune_core::{engine::StoreDeadLetter, event::object::Uid, subscription::WebhookRef};
 
-/// Calls at once.
+/// Concurrent calls.
 const CONCURRENT: usize = 8;
 const REQUEST: Duration = Duration::from_secs(10);
-/// Names that are tried for one object: each of them may be taken by an object of somebody else's.
+/// The number of names that are tried for one object. Objects of others can have any of them.
 const NAMES: u32 = 8;
-/// How often an object is made that somebody else deletes before it has its event.
+/// How often an object is created again that others delete before its event is written.
 const TRIES: u32 = 10;
 
-/// What the log says where a call is to be made again.
+/// The log message for a call that is repeated.
 struct Complaint {
     what: &'static str,
-    hush: LogThrottle,
+    throttle: LogThrottle,
 }
 
 static NOT_CREATED: Complaint = Complaint::new("a WebhookDelivery was not created");
-static NOT_ANSWERED: Complaint = Complaint::new("a WebhookDelivery's status was not written");
+static NOT_ANSWERED: Complaint = Complaint::new("the status of a WebhookDelivery was not written");
 static NOT_READ: Complaint = Complaint::new("a WebhookDelivery was not read");
 static NOT_DELETED: Complaint = Complaint::new("a WebhookDelivery was not deleted");
 
 impl Complaint {
     const fn new(what: &'static str) -> Self {
-        Self { what, hush: LogThrottle::new() }
+        Self { what, throttle: LogThrottle::new() }
     }
 }
 
-/// Why an object is not kept.
+/// Why an object cannot be created.
 enum Obstacle {
-    /// It is refused, and will be.
+    /// The request is rejected, and would be again.
     Final(Box<Status>),
-    /// An object of somebody else's has its name: another name is tried.
+    /// An object of others has the name. Another name is tried.
     Taken,
-    /// It was deleted before it had its event: it is made again.
+    /// The object was deleted before its event was written. It is created again.
     Passing,
 }
 
-/// Calls to the apiserver, each tried until it is answered for good. One that is to be tried again holds up no other.
+/// Calls to the apiserver. Each is repeated until its answer is final. A call that waits for its repetition delays no
+/// other.
 #[derive(Clone)]
 pub(super) struct Call {
     client: Client,
@@ -72,7 +73,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// The claim is asked before each call.
+    /// `claim` is checked before each call.
     pub(super) fn new(client: Client, claim: Claim) -> Self {
         Self { client, claim, permits: Arc::new(Semaphore::new(CONCURRENT)) }
     }
@@ -81,7 +82,7 @@ impl Call {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Makes a request in its turn, and not before the claim holds.
+    /// Sends a request when a permit is free and the claim holds.
     async fn request<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
         let _permit = loop {
             // The semaphore is never closed.
@@ -95,7 +96,7 @@ impl Call {
         within(REQUEST, request).await
     }
 
-    /// Makes a request again and again, until it succeeds or is refused in a way that `is_final`.
+    /// Repeats a request until it succeeds or its rejection `is_final`.
     async fn insist<T, R: Future<Output = Result<T, kube::Error>>>(
         &self,
         (namespace, name): (&str, &str),
@@ -114,7 +115,7 @@ impl Call {
                 }
                 Err(error) => error,
             };
-            if let Some(more) = complaint.hush.admit() {
+            if let Some(more) = complaint.throttle.admit() {
                 warn!(namespace, name, more, error = %ErrorChain(&error), "{}; trying again", complaint.what);
             }
             sleep(pause(failures)).await;
@@ -122,30 +123,34 @@ impl Call {
         }
     }
 
-    /// The object as it is now, if it is.
+    /// Returns the current object, if it exists.
     pub(super) async fn read(&self, namespace: &str, name: &str) -> Option<Box<WebhookDelivery>> {
         let api = self.api(namespace);
         let read = self.insist((namespace, name), &NOT_READ, Status::is_not_found, || api.get(name));
         read.await.ok().map(Box::new)
     }
 
-    /// Creates the object of a given-up delivery, with its event; `None` where it cannot be had, for good.
-    pub(super) async fn keep(&self, webhook: &WebhookRef, keep: &StoreDeadLetter) -> Option<(Uid, DeliveryEntry)> {
+    /// Creates the object of a dead letter with its event. Returns `None` if that is impossible.
+    pub(super) async fn store(
+        &self,
+        webhook: &WebhookRef,
+        dead_letter: &StoreDeadLetter,
+    ) -> Option<(Uid, DeliveryEntry)> {
         let (mut number, mut tries) = (1, 0);
         let refused = loop {
-            match self.try_to_keep(webhook, keep, &given_up(webhook, keep, number)).await {
+            match self.try_to_store(webhook, dead_letter, &given_up(webhook, dead_letter, number)).await {
                 Ok(kept) => return Some(kept),
                 Err(Obstacle::Final(status)) => break status.message,
                 Err(Obstacle::Taken) if number == NAMES => {
                     break format!(
-                        "its name {} and all that are tried after it belong to objects that the operator did not make: delete them",
-                        keep.delivery.object_name()
+                        "objects that the operator did not create have its name {} and its alternatives; delete them",
+                        dead_letter.delivery.object_name()
                     );
                 }
                 Err(Obstacle::Taken) => number += 1,
                 Err(Obstacle::Passing) if tries == TRIES => {
                     break format!(
-                        "it was deleted {TRIES} times before it had its event: see who deletes WebhookDeliveries"
+                        "it was deleted {TRIES} times before its event was written; check what deletes WebhookDeliveries"
                     );
                 }
                 Err(Obstacle::Passing) => {
@@ -155,16 +160,16 @@ impl Call {
             }
         };
         warn!(
-            namespace = webhook.home, webhook = webhook.name, event = %keep.event.id, error = refused,
-            "a WebhookDelivery was refused; the delivery is dropped"
+            namespace = webhook.home, webhook = webhook.name, event = %dead_letter.event.id, error = refused,
+            "a WebhookDelivery was rejected; the delivery is dropped"
         );
         None
     }
 
-    async fn try_to_keep(
+    async fn try_to_store(
         &self,
         webhook: &WebhookRef,
-        keep: &StoreDeadLetter,
+        dead_letter: &StoreDeadLetter,
         object: &WebhookDelivery,
     ) -> Result<(Uid, DeliveryEntry), Obstacle> {
         let namespace = &webhook.home;
@@ -175,7 +180,7 @@ impl Call {
             namespace: namespace.clone(),
             name: object.name_any(),
             webhook: object.spec.webhook_ref.clone(),
-            bytes: keep.event.body.len(),
+            bytes: dead_letter.event.body.len(),
             spent: false,
             expires: None,
             empty_request: false,
@@ -193,11 +198,11 @@ impl Call {
             request: None,
             only: None,
         };
-        match self.answer(&giving_up(reference, keep)).await {
+        match self.answer(&giving_up(reference, dead_letter)).await {
             Ok(version) => entry.version = version,
             Err(status) if status.is_not_found() || status.is_conflict() => return Err(Obstacle::Passing),
             Err(status) => {
-                // Without its event it is none, and would only be in the way.
+                // An object without its event is useless and would have the name.
                 self.delete(namespace, &entry.name, uid).await;
                 return Err(Obstacle::Final(status));
             }
@@ -220,18 +225,18 @@ impl Call {
         if holds_event(&found, &object.spec) || (stays && found.spec == object.spec) {
             return Ok(*found);
         }
-        // It names another Webhook or another event, or does not last.
+        // It belongs to another Webhook or another event, or is being deleted.
         Err(Obstacle::Taken)
     }
 
-    /// Writes how a delivery ended, and tells the object's version then. Refused where the object is gone or another has
-    /// its name, or where the status cannot be.
+    /// Writes the outcome of a delivery, and returns the object's new version. Fails if the object is gone or replaced,
+    /// or if its status is rejected.
     pub(super) async fn answer(&self, answer: &Answer) -> Result<u64, Box<Status>> {
         let DeliveryRef { namespace, name, uid, only, .. } = &answer.object;
         let (api, params) = (self.api(namespace), PatchParams::apply(FIELD_MANAGER).force());
         let metadata = ObjectMeta {
             name: Some(name.clone()),
-            // With the uid an object that was deleted and created anew under this name is left alone.
+            // The uid keeps the write from reaching another object that was created under this name.
             uid: Some(uid.to_string()),
             resource_version: only.map(|version| version.to_string()),
             ..ObjectMeta::default()
@@ -243,7 +248,7 @@ impl Call {
             "status": super::object::status(answer),
         });
         let status = Patch::Apply(status);
-        // A test is made by its user: its owner and its labels come with its answer.
+        // A user creates the object of a test. Its owner and labels are written with the outcome.
         let marks = match &answer.subject {
             Subject::Test { event, owner: Some(owner) } => {
                 let ObjectMeta { labels, owner_references, .. } = belonging(owner, event.event_type);
@@ -263,25 +268,25 @@ impl Call {
         };
         let written: Result<u64, Box<Status>> = written.await;
         if let Err(status) = &written {
-            debug!(namespace, name, error = status.message, "a WebhookDelivery's status was refused");
+            debug!(namespace, name, error = status.message, "the status of a WebhookDelivery was rejected");
         }
         written
     }
 
-    /// Deletes this object and no other of its name.
+    /// Deletes this object, and no other with its name.
     pub(super) async fn delete(&self, namespace: &str, name: &str, uid: Uid) {
         let preconditions = Preconditions { uid: Some(uid.to_string()), resource_version: None };
         let (api, params) = (self.api(namespace), DeleteParams::default().preconditions(preconditions));
         let is_answer = |status: &Status| status.is_not_found() || status.is_conflict();
         let delete = self.insist((namespace, name), &NOT_DELETED, is_answer, || api.delete(name, &params));
         if let Err(status) = delete.await {
-            debug!(namespace, name, error = status.message, "a WebhookDelivery was gone before it was deleted");
+            debug!(namespace, name, error = status.message, "a WebhookDelivery was already gone");
         }
     }
 }
 
-/// Whether a creation that was refused so will be refused again: a quota, a policy, a namespace that goes. The operator's
-/// missing rights are mended by whoever installs it.
+/// Reports whether a rejected creation would be rejected again: by a quota, by a policy, or because the namespace is
+/// being deleted. Missing rights of the operator are not final.
 fn is_final(status: &Status) -> bool {
     matches!(status.code, 403 | 404 | 422) && !lacks_right(status.code, &status.message)
 }
@@ -312,7 +317,8 @@ mod tests {
             "spec": {"webhookRef": {"name": "ci"}}}"#,
     );
 
-    /// Has a delivery kept by an apiserver that gives these answers; tells whether it is, and what was asked.
+    /// Creates the object of a dead letter through an apiserver that gives these answers. Returns whether it succeeded,
+    /// and the requests.
     async fn kept(answers: &[(u16, &'static str)]) -> (bool, Vec<String>) {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let answers = Mutex::new(VecDeque::from(answers.to_vec()));
@@ -330,13 +336,13 @@ mod tests {
         let delivery = llmtune_core::event::id::DeliveryId::new(event.id, webhook.uid);
         let at = Timestamp::now();
         let given_up = GivenUp { reason: Reason::Exhausted, at, attempts: 1, status_code: None, error: None };
-        let keep = StoreDeadLetter { webhook: webhook.uid, delivery, event, given_up };
-        let kept = Call::new(client, Claim::unbounded()).keep(&webhook, &keep).await;
+        let dead_letter = StoreDeadLetter { webhook: webhook.uid, delivery, event, given_up };
+        let kept = Call::new(client, Claim::unbounded()).store(&webhook, &dead_letter).await;
         (kept.is_some(), std::mem::take(&mut asked.lock().unwrap()))
     }
 
     #[tokio::test]
-    async fn that_the_kind_is_not_served_is_not_believed_and_that_there_is_no_object_is() {
+    async fn missing_kind_is_retried_and_missing_object_is_final() {
         let answers = [UNKNOWN_KIND, UNKNOWN_KIND, DONE, UNKNOWN_KIND, DONE];
         assert_eq!(kept(&answers).await, (true, ["POST", "POST", "POST", "PATCH", "PATCH"].map(str::to_owned).into()));
         let (kept, asked) = kept(&[NO_OBJECT]).await;
@@ -344,7 +350,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_object_that_is_deleted_before_it_has_its_event_is_made_again() {
+    async fn object_deleted_before_its_event_is_created_again() {
         let answers = [DONE, NO_OBJECT, DONE, DONE];
         assert_eq!(kept(&answers).await, (true, ["POST", "PATCH", "POST", "PATCH"].map(str::to_owned).into()));
     }
@@ -353,7 +359,7 @@ mod tests {
         409,
         r#"{"status": "Failure", "code": 409, "reason": "AlreadyExists", "message": "webhookdeliveries.llmtune.io \"dlv\" already exists"}"#,
     );
-    /// An object of somebody else's, which finalizers would hold.
+    /// An object of others, which finalizers would keep.
     const FOREIGN: (u16, &str) = (
         200,
         r#"{"apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery",
@@ -362,24 +368,24 @@ mod tests {
     );
 
     #[tokio::test(start_paused = true)]
-    async fn a_foreign_object_is_left_alone_and_another_name_taken() {
-        let (landed, asked) = kept(&[TAKEN, FOREIGN, DONE, DONE]).await;
-        assert_eq!((landed, asked), (true, ["POST", "GET", "POST", "PATCH"].map(str::to_owned).into()));
+    async fn another_name_is_used_if_a_foreign_object_has_it() {
+        let (exists, asked) = kept(&[TAKEN, FOREIGN, DONE, DONE]).await;
+        assert_eq!((exists, asked), (true, ["POST", "GET", "POST", "PATCH"].map(str::to_owned).into()));
         let every_name: Vec<_> = (0..NAMES).flat_map(|_| [TAKEN, FOREIGN]).collect();
-        let (landed, asked) = kept(&every_name).await;
-        assert_eq!((landed, asked.len()), (false, 16), "eight names, and nothing is deleted");
+        let (exists, asked) = kept(&every_name).await;
+        assert_eq!((exists, asked.len()), (false, 16), "eight names are tried, and nothing is deleted");
         assert!(asked.iter().all(|method| method == "POST" || method == "GET"));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_object_that_is_deleted_again_and_again_is_dropped() {
+    async fn object_that_is_always_deleted_is_dropped() {
         let answers: Vec<_> = (0..=TRIES).flat_map(|_| [DONE, NO_OBJECT]).collect();
-        let (landed, asked) = kept(&answers).await;
-        assert_eq!((landed, asked.len()), (false, 22));
+        let (exists, asked) = kept(&answers).await;
+        assert_eq!((exists, asked.len()), (false, 22));
     }
 
     #[tokio::test]
-    async fn an_object_that_may_not_have_its_event_does_not_stay_without_it() {
+    async fn object_whose_event_is_rejected_is_deleted() {
         let answers = [DONE, INVALID, DONE];
         assert_eq!(kept(&answers).await, (false, ["POST", "PATCH", "DELETE"].map(str::to_owned).into()));
     }

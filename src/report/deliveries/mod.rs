@@ -1,15 +1,15 @@
-//! Deliveries as objects: what was given up is kept, a test is asked for, a delivery is asked for again.
+//! `WebhookDelivery` objects: dead letters, tests and redeliveries.
 //!
-//! 1. What the engine gives up is created before the engine forgets it, under the delivery's own name, or with a number behind that where
-//!    somebody else's object has it: once, however often. An object of somebody else's is left alone.
-//! 2. The event comes from a status that only the operator writes: a spec holds nothing that could be signed.
-//! 3. A request is marked as handled with its result, so that one that a crash cut off is handled again.
-//! 4. A finished delivery goes after its `spec.ttl`; a Webhook has at most [`MAX_OBJECTS`] and [`MAX_BYTES`], of which the
-//!    oldest delivered makes room.
+//! 1. The object of a dead letter is created before the engine forgets the delivery. It is named after the delivery,
+//!    with a number appended if an object of others has the name. Objects of others are not changed.
+//! 2. The event comes from a status that only the operator writes. A spec contains nothing that could be signed.
+//! 3. A request is marked as handled together with its outcome. After a crash, an unmarked request is handled again.
+//! 4. A finished delivery is deleted after its `spec.ttl`. A Webhook has at most [`MAX_OBJECTS`] objects and
+//!    [`MAX_BYTES`] bytes of events; the oldest delivered ones are deleted first.
 
 mod call;
+mod capacity;
 mod object;
-mod room;
 mod state;
 
 use std::{sync::Arc, time::Duration};
@@ -40,57 +40,57 @@ use llmtune_core::{
     subscription::WebhookRef,
 };
 
-/// Objects of one Webhook; also bounded by [`MAX_BYTES`] of their events.
+/// The maximum number of objects of one Webhook. [`MAX_BYTES`] bounds their events too.
 pub const MAX_OBJECTS: usize = 1_000;
-/// How long the last calls may take.
+/// The time for the last calls.
 const LAST: Duration = Duration::from_secs(5);
 
-/// Which object, and what of its status the next one goes on from.
+/// An object, and the parts of its status that the next status continues.
 #[derive(Clone, Debug)]
 pub struct DeliveryRef {
     pub uid: Uid,
     pub namespace: String,
     pub name: String,
-    /// The Webhook, whose home this namespace is.
+    /// The Webhook. Its home is this namespace.
     pub webhook: WebhookReference,
     generation: i64,
     conditions: Vec<Condition>,
     /// The request that is answered.
     request: Option<String>,
-    /// The only version of the object that an answer is for; `None`: any.
+    /// The version of the object that the answer is for; `None` for any.
     only: Option<u64>,
 }
 
-/// What users ask for.
+/// A request of a user.
 #[derive(Debug)]
-pub enum Asked {
-    /// A sample of this event.
+pub enum Request {
+    /// Send a sample of this event.
     Test { object: DeliveryRef, event: EventType },
-    /// The event once more.
+    /// Send the event again.
     Again { object: DeliveryRef, event: Arc<Event> },
 }
 
-/// What the loop orders.
+/// An order of the leader loop.
 #[derive(Debug)]
 pub enum Order {
-    /// To keep what the engine has given up.
+    /// Create the object of a dead letter.
     StoreDeadLetter(WebhookRef, StoreDeadLetter),
-    /// To tell how a delivery that was asked for ended.
+    /// Write the outcome of a requested delivery.
     Answer(Box<Answer>),
 }
 
-/// What a delivery is of.
+/// The event of a delivery.
 #[derive(Debug)]
 pub enum Subject {
-    /// A sample. `owner`: the Webhook that it tests, to which the object belongs from then on; `None`: there is none.
+    /// A sample. `owner` is the tested Webhook, which owns the object from then on; `None` if there is no such Webhook.
     Test { event: Arc<Event>, owner: Option<WebhookRef> },
-    /// An event that was given up, or that is sent again.
+    /// The event of a dead letter or of a redelivery.
     Event(Arc<Event>),
-    /// What the object holds, which stays as it is.
+    /// The event in the object, unchanged.
     Found(Option<Box<DeliveredEvent>>),
 }
 
-/// How a delivery that was asked for ended.
+/// The outcome of a requested delivery.
 #[derive(Debug)]
 pub struct Answer {
     pub object: DeliveryRef,
@@ -98,46 +98,46 @@ pub struct Answer {
     pub delivered: bool,
     pub reason: &'static str,
     pub message: String,
-    /// Attempts that were made.
+    /// The number of attempts.
     pub attempts: u32,
     pub status_code: Option<u16>,
     pub error: Option<String>,
     pub at: Timestamp,
 }
 
-/// An order to keep is done with.
+/// An order to create the object of a dead letter is finished.
 #[derive(Clone, Copy, Debug)]
 pub struct DeadLetterStored {
     pub webhook: Uid,
     pub delivery: DeliveryId,
-    /// Whether there is an object now; else the delivery is dropped.
-    pub landed: bool,
+    /// The object exists. Otherwise the delivery is dropped.
+    pub exists: bool,
 }
 
-/// What comes back to the loop.
+/// A message to the leader loop.
 #[derive(Debug)]
 pub enum FromDeliveries {
-    Asked(Asked),
+    Request(Request),
     DeadLetterStored(DeadLetterStored),
 }
 
-/// Looks after the `WebhookDelivery` objects of some namespaces.
+/// Manages the `WebhookDelivery` objects of some namespaces.
 pub struct Deliveries {
     pub client: Client,
     pub orders: mpsc::UnboundedReceiver<Order>,
     pub back: mpsc::UnboundedSender<FromDeliveries>,
     /// Events about the objects.
     pub notices: mpsc::Sender<Notice>,
-    /// Asked before each write.
+    /// Checked before each write.
     pub claim: Claim,
-    /// The namespace of the deliveries of `ClusterWebhooks`; `None`: these are not served.
+    /// The namespace of the deliveries of `ClusterWebhooks`; `None` if the operator does not serve them.
     pub cluster_home: Option<String>,
 }
 
 impl Deliveries {
-    /// Runs until the loop is gone, or until a watch breaks off. `namespaces`: empty means all.
+    /// Runs until the leader loop ends or a watch fails. `namespaces`: empty means all.
     pub async fn run(mut self, namespaces: Vec<String>) {
-        // Each object may hold a body of 256 KiB.
+        // Each object can contain a body of 256 KiB.
         let config = watcher::Config::default().timeout(30).page_size(20);
         let mut objects = Objects::<WebhookDelivery>::watch(&self.client, &namespaces, &config);
         let (mut listed, mut early) = (false, Vec::new());
@@ -148,7 +148,7 @@ impl Deliveries {
             tokio::select! {
                 change = objects.next() => match change {
                     Some(ObjectChange::Seen { uid, object: Ok(object), listed }) => {
-                        // A list has the last word: an etcd that was restored counts from lower on.
+                        // A list overrides what is known: a restored etcd counts from a lower version.
                         if listed && let Some(known) = state.entries.get_mut(&uid) {
                             known.version = 0;
                         }
@@ -158,25 +158,25 @@ impl Deliveries {
                     Some(ObjectChange::Gone(uid)) => state.forget(uid),
                     Some(ObjectChange::Listed) => {
                         listed = true;
-                        for (webhook, keep) in std::mem::take(&mut early) {
-                            state.keep(webhook, keep);
+                        for (webhook, dead_letter) in std::mem::take(&mut early) {
+                            state.dead_letter(webhook, dead_letter);
                         }
                     }
-                    // The log says so, and it is asked again.
+                    // The watch logs it and retries.
                     Some(ObjectChange::Refused) => {}
-                    // A watch has ended: whoever runs this room is to know.
+                    // A watch has ended. The caller ends too.
                     None => break,
                 },
                 order = self.orders.recv() => match order {
                     None => break,
-                    // How many there are is known once all are listed.
-                    Some(Order::StoreDeadLetter(webhook, keep)) if !listed => early.push((webhook, keep)),
-                    Some(Order::StoreDeadLetter(webhook, keep)) => state.keep(webhook, keep),
+                    // The number of objects is known once all are listed.
+                    Some(Order::StoreDeadLetter(webhook, dead_letter)) if !listed => early.push((webhook, dead_letter)),
+                    Some(Order::StoreDeadLetter(webhook, dead_letter)) => state.dead_letter(webhook, dead_letter),
                     Some(Order::Answer(answer)) => state.answer(*answer),
                 },
                 Some(done) = state.calls.join_next() => match done {
                     Ok(done) => state.done(done),
-                    Err(error) => warn!(error = %ErrorChain(&error), "a call about a WebhookDelivery broke off"),
+                    Err(error) => warn!(error = %ErrorChain(&error), "a call about a WebhookDelivery panicked"),
                 },
                 _ = tick.tick() => {
                     for uid in state.expired(Timestamp::now()) {
@@ -190,19 +190,19 @@ impl Deliveries {
         if timeout(LAST, ended).await.is_err() {
             warn!(
                 calls = state.calls.len(),
-                "calls about WebhookDelivery objects did not end in time; they are made again by the next leader"
+                "calls about WebhookDelivery objects did not end in time; the next leader repeats them"
             );
         }
     }
 }
 
-/// The answer to a request that nothing was sent for.
+/// Returns the outcome of a request for which nothing was sent.
 #[must_use]
 pub fn unsent(object: DeliveryRef, subject: Subject, reason: &'static str, message: String, at: Timestamp) -> Answer {
     Answer { object, subject, delivered: false, reason, message, attempts: 0, status_code: None, error: None, at }
 }
 
-/// Names an object that cannot be read in the log.
+/// Logs an object that cannot be read.
 fn unreadable(invalid: &InvalidObject) {
     let (namespace, name) = (invalid.metadata.namespace.as_deref(), invalid.metadata.name.as_deref());
     warn!(kind = "WebhookDelivery", namespace, name, error = invalid.error, "skipping a malformed object");
@@ -214,8 +214,8 @@ mod tests {
     use crate::report::apiserver;
 
     #[tokio::test]
-    async fn the_room_ends_when_a_watch_breaks_off() {
-        let client = apiserver(|_| panic!("as this test wants"));
+    async fn run_ends_when_a_watch_fails() {
+        let client = apiserver(|_| panic!("on purpose"));
         let (_orders, orders) = mpsc::unbounded_channel();
         let (back, _from) = mpsc::unbounded_channel();
         let (notices, _incoming) = mpsc::channel(1);

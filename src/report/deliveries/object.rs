@@ -1,4 +1,4 @@
-//! The object itself: its labels, its owner, what its status says, and the event that it holds. Pure.
+//! Builds the object: its labels, owner, status and event. Pure.
 
 use std::sync::Arc;
 
@@ -30,48 +30,48 @@ use llmtune_core::{
     subscription::WebhookRef,
 };
 
-/// Its uid, where it is one.
+/// Returns the object's uid, if it is valid.
 pub(super) fn uid(object: &WebhookDelivery) -> Option<Uid> {
     Uid::parse(object.metadata.uid.as_deref()?)
 }
 
-/// The resourceVersion as a number; 0 where it is none.
+/// Returns the resourceVersion as a number, or 0 if it is not a number.
 pub(super) fn version(metadata: &ObjectMeta) -> u64 {
     metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
-/// Whether it is the object of this delivery, and has its event.
+/// Reports whether the object belongs to this delivery and has its event.
 pub(super) fn holds_event(found: &WebhookDelivery, spec: &WebhookDeliverySpec) -> bool {
     let event = found.status.as_ref().and_then(|status| status.event.as_ref());
     found.spec.webhook_ref == spec.webhook_ref && event.is_some_and(|event| Some(&event.id) == spec.event_id.as_ref())
 }
 
-/// The object of a delivery that was given up, as it is created under its first, second, … name: its event comes with its status.
-pub(super) fn given_up(webhook: &WebhookRef, keep: &StoreDeadLetter, number: u32) -> WebhookDelivery {
-    let name = match (keep.delivery.object_name(), number) {
+/// Builds the object of a dead letter under its first, second, … name. The status adds the event.
+pub(super) fn given_up(webhook: &WebhookRef, dead_letter: &StoreDeadLetter, number: u32) -> WebhookDelivery {
+    let name = match (dead_letter.delivery.object_name(), number) {
         (name, 0 | 1) => name,
         (name, number) => format!("{name}-{number}"),
     };
     WebhookDelivery {
-        metadata: ObjectMeta { name: Some(name), ..belonging(webhook, keep.event.event_type) },
+        metadata: ObjectMeta { name: Some(name), ..belonging(webhook, dead_letter.event.event_type) },
         spec: WebhookDeliverySpec {
             webhook_ref: WebhookReference { kind: webhook.kind, name: webhook.name.clone() },
             test: None,
-            event_id: Some(keep.event.id.to_string()),
+            event_id: Some(dead_letter.event.id.to_string()),
             ttl: DEFAULT_TTL.to_owned(),
         },
         status: None,
     }
 }
 
-/// The command that has a delivery sent again, for any POSIX shell and date.
+/// Returns the command that sends a delivery again, for any POSIX shell and `date`.
 pub(super) fn again(namespace: &str, name: &str) -> String {
     format!(
         "kubectl -n {namespace} annotate whd {name} {REDELIVER_ANNOTATION}=$(date -u +%Y-%m-%dT%H:%M:%SZ) --overwrite"
     )
 }
 
-/// How a delivery was given up.
+/// Returns the outcome of a dead letter.
 pub(super) fn giving_up(object: DeliveryRef, StoreDeadLetter { event, given_up, .. }: &StoreDeadLetter) -> Answer {
     let again = again(&object.namespace, &object.name);
     Answer {
@@ -87,7 +87,7 @@ pub(super) fn giving_up(object: DeliveryRef, StoreDeadLetter { event, given_up, 
     }
 }
 
-/// What makes an object a Webhook's: labels to select it by, and an owner with which it goes.
+/// Returns the metadata that makes an object a Webhook's: labels to select it, and an owner that deletes it.
 pub(super) fn belonging(webhook: &WebhookRef, event: EventType) -> ObjectMeta {
     let labels = [
         (WEBHOOK_LABEL, webhook.name.clone()),
@@ -101,7 +101,7 @@ pub(super) fn belonging(webhook: &WebhookRef, event: EventType) -> ObjectMeta {
     }
 }
 
-/// The status that tells an answer.
+/// Returns the status for an outcome.
 pub(super) fn status(answer: &Answer) -> WebhookDeliveryStatus {
     let made = i32::try_from(answer.attempts).unwrap_or(i32::MAX);
     let Answer { object, reason, message, at, .. } = answer;
@@ -113,12 +113,12 @@ pub(super) fn status(answer: &Answer) -> WebhookDeliveryStatus {
         observed_generation: Some(object.generation),
         conditions: vec![condition("Delivered", answer.delivered), condition("Finished", true)],
         event: match &answer.subject {
-            Subject::Test { event, .. } => Some(kept_event(event, true)),
-            Subject::Event(event) => Some(kept_event(event, false)),
+            Subject::Test { event, .. } => Some(delivered_event(event, true)),
+            Subject::Event(event) => Some(delivered_event(event, false)),
             Subject::Found(event) => event.as_deref().cloned(),
         },
         attempts: Some(made),
-        // Nothing is known of the attempts before, where it was given up without another.
+        // Earlier attempts are unknown if the delivery was given up without another attempt.
         last_attempt: (answer.status_code.is_some() || answer.error.is_some()).then(|| DeliveryAttempt {
             time: whole_seconds(*at),
             attempt: made,
@@ -130,7 +130,7 @@ pub(super) fn status(answer: &Answer) -> WebhookDeliveryStatus {
     }
 }
 
-fn kept_event(event: &Event, test: bool) -> DeliveredEvent {
+fn delivered_event(event: &Event, test: bool) -> DeliveredEvent {
     let ObjectReference { kind, namespace, name, uid, .. } = references::object(&event.object);
     DeliveredEvent {
         id: event.id.to_string(),
@@ -143,7 +143,7 @@ fn kept_event(event: &Event, test: bool) -> DeliveredEvent {
     }
 }
 
-/// The event that a status keeps. `namespace`: the delivery's own.
+/// Returns the event in a status. `namespace` is the delivery's own.
 pub(super) fn event(namespace: &str, kept: &DeliveredEvent) -> Option<Event> {
     let id = EventId::parse(&kept.id)?;
     let event_type = EventType::parse(&kept.event_type)?;
@@ -171,12 +171,12 @@ mod tests {
     };
 
     #[test]
-    fn of_a_delivery_that_is_given_up_without_another_attempt_no_attempt_is_made_up() {
+    fn no_attempt_is_reported_if_none_was_made() {
         let at = Timestamp::UNIX_EPOCH;
         let event = Arc::new(sample(EventType::ModelDeployed, Uid::from_u128(2), "research", None, at));
         let told = |given_up| {
             let webhook = Uid::from_u128(1);
-            let keep = StoreDeadLetter {
+            let dead_letter = StoreDeadLetter {
                 webhook,
                 delivery: DeliveryId::new(event.id, webhook),
                 event: Arc::clone(&event),
@@ -186,14 +186,14 @@ mod tests {
             let object = DeliveryRef {
                 uid: Uid::from_u128(3),
                 namespace: "research".into(),
-                name: keep.delivery.object_name(),
+                name: dead_letter.delivery.object_name(),
                 webhook,
                 generation: 1,
                 conditions: Vec::new(),
                 request: None,
                 only: None,
             };
-            status(&giving_up(object, &keep))
+            status(&giving_up(object, &dead_letter))
         };
         let gone = GivenUp { attempts: 2, ..GivenUp::unattempted(Reason::EndpointGone, at) };
         let of_gone = told(gone.clone());

@@ -1,4 +1,4 @@
-//! The objects as they are known, and the calls about them that are under way.
+//! The known objects, and the calls about them in flight.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -12,10 +12,10 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tracing::{debug, warn};
 
 use super::{
-    Answer, Asked, DeadLetterStored, DeliveryRef, FromDeliveries, Subject,
+    Answer, DeadLetterStored, DeliveryRef, FromDeliveries, Request, Subject,
     call::Call,
+    capacity::{Capacity, Reservations},
     object::{again, event, uid, version},
-    room::{Places, Room},
     unsent,
 };
 use crate::{panics::caught, report::events::Notice, subscription::resolve::duration};
@@ -31,44 +31,44 @@ use llmtune_core::{
     subscription::WebhookRef,
 };
 
-/// The most characters of a request in a status; a longer one is remembered by its beginning and its hash.
+/// The maximum length of a request in a status, in characters. A longer one is recorded by its beginning and its hash.
 const MAX_REQUEST: usize = 64;
-/// An object that names an event and has none is given up on after this long.
+/// How long an object may name an event that it does not have.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(30);
 
-/// What is remembered of an object.
+/// What is known about an object.
 #[derive(Debug)]
 pub(super) struct DeliveryEntry {
-    /// The newest version known: what is older says nothing any more.
+    /// The newest known version. Older versions are ignored.
     pub(super) version: u64,
     pub(super) namespace: String,
     pub(super) name: String,
     pub(super) webhook: WebhookReference,
     pub(super) bytes: usize,
-    /// Nothing is lost with it: it is delivered, or holds no event.
+    /// Deleting it loses nothing: it is delivered, or has no event.
     pub(super) spent: bool,
-    /// When it is to go; `None` also where it is being deleted, and held by finalizers.
+    /// When it expires; `None` also if finalizers keep it from being deleted.
     pub(super) expires: Option<Timestamp>,
-    /// The annotation asks for nothing: it is empty.
+    /// The request annotation is empty.
     pub(super) empty_request: bool,
 }
 
-/// A request that is under way.
+/// A request in flight.
 #[derive(Debug)]
 struct UnderWay {
     request: Option<String>,
-    /// Another has come meanwhile.
+    /// Another request came while this one was in flight.
     another: bool,
 }
 
-/// What a call to the apiserver came to.
+/// The result of a call to the apiserver.
 pub(super) enum Done {
     DeadLetterStored {
         webhook: WebhookRef,
         delivery: DeliveryId,
         object: Option<(Uid, Box<DeliveryEntry>)>,
     },
-    /// `version`: of the object with its answer.
+    /// `version` is that of the object with its outcome.
     Answered {
         object: Uid,
         version: u64,
@@ -82,20 +82,20 @@ pub(super) enum Done {
     },
 }
 
-/// The objects as they are known, and the calls about them that are under way.
+/// The known objects, and the calls about them in flight.
 pub(super) struct State {
     back: mpsc::UnboundedSender<FromDeliveries>,
     cluster_home: Option<String>,
     call: Call,
     pub(super) calls: JoinSet<Done>,
     pub(super) entries: HashMap<Uid, DeliveryEntry>,
-    places: Places,
-    /// When each object is to go: one element for each entry that expires.
+    reservations: Reservations,
+    /// When objects expire, with one element for each entry that expires.
     expiries: BTreeSet<(Timestamp, Uid)>,
-    /// Objects with a request under way.
-    asked: HashMap<Uid, UnderWay>,
+    /// Objects with a request in flight.
+    in_flight: HashMap<Uid, UnderWay>,
     deleting: HashSet<Uid>,
-    /// Objects that name an event and have none, and when to give up on them.
+    /// Objects that name an event that they do not have, and when they are answered.
     unknown: HashMap<Uid, (Timestamp, DeliveryRef)>,
     notices: mpsc::Sender<Notice>,
 }
@@ -113,9 +113,9 @@ impl State {
             call,
             calls: JoinSet::new(),
             entries: HashMap::new(),
-            places: Places::default(),
+            reservations: Reservations::default(),
             expiries: BTreeSet::new(),
-            asked: HashMap::new(),
+            in_flight: HashMap::new(),
             deleting: HashSet::new(),
             unknown: HashMap::new(),
             notices,
@@ -123,11 +123,11 @@ impl State {
     }
 
     fn send(&self, message: FromDeliveries) {
-        // The loop is gone: so is this task soon.
+        // If the leader loop has ended, this task ends soon too.
         let _ = self.back.send(message);
     }
 
-    /// Begins a call. One that panics ends as `broken`, so that what it was for is not under way for ever.
+    /// Starts a call. One that panics ends as `broken`, so that it is not in flight forever.
     fn begin<C>(&mut self, broken: Done, call: impl FnOnce(Call) -> C)
     where
         C: Future<Output = Done> + Send + 'static,
@@ -136,7 +136,7 @@ impl State {
         self.calls.spawn(async move { call.await.unwrap_or(broken) });
     }
 
-    /// Takes an object in, and hands on what it asks for.
+    /// Records an object, and passes on its request.
     pub(super) fn seen(&mut self, uid: Uid, object: WebhookDelivery) {
         let version = version(&object.metadata);
         if self.entries.get(&uid).is_some_and(|known| known.version > version) {
@@ -162,7 +162,7 @@ impl State {
             webhook: spec.webhook_ref.clone(),
             bytes: status.event.as_ref().map_or(0, |event| event.body.len()),
             spent: status.event.is_none() || holds(&status.conditions, "Delivered"),
-            // One that is asked for again does not go before it is answered.
+            // An object with an open request does not expire before the answer.
             expires: finished_at
                 .filter(|_| handled && metadata.deletion_timestamp.is_none())
                 .and_then(|at| at.checked_add(ttl).ok()),
@@ -182,7 +182,7 @@ impl State {
         let due = (spec.test.is_some() && finished_at.is_none()) || (!handled && request.is_some());
         if spec.test.is_none() && status.event.is_none() && (due || finished_at.is_none()) {
             let after = Timestamp::now().checked_add(UNKNOWN_AFTER).unwrap_or(Timestamp::MAX);
-            // The event may yet come, from this leader or from one before whose write is under way.
+            // The event may still come, from this leader or from an earlier one whose write is in flight.
             let object = DeliveryRef { only: Some(version), ..object };
             self.unknown.entry(uid).and_modify(|(_, known)| *known = object.clone()).or_insert((after, object));
             return;
@@ -191,40 +191,41 @@ impl State {
         if !due {
             return;
         }
-        if let Some(under_way) = self.asked.get_mut(&uid) {
+        if let Some(under_way) = self.in_flight.get_mut(&uid) {
             under_way.another |= under_way.request != request;
             return;
         }
-        self.asked.insert(uid, UnderWay { request, another: false });
+        self.in_flight.insert(uid, UnderWay { request, another: false });
         self.hand_on(object, spec.test.map(|test| test.event), status.event);
     }
 
-    /// Hands on a request: for a sample of the event `test`, else for the event that the object has kept. Where that cannot be, it is answered.
+    /// Passes on a request: for a sample of the event `test`, otherwise for the event in the object. If that is
+    /// impossible, answers the request.
     fn hand_on(&mut self, object: DeliveryRef, test: Option<String>, kept: Option<DeliveredEvent>) {
         let (reason, message) = match (self.misplaced(&object), test, &kept) {
             (Some(misplaced), ..) => misplaced,
             (None, Some(test), _) => {
                 if let Some(event) = EventType::parse(&test) {
-                    return self.send(FromDeliveries::Asked(Asked::Test { object, event }));
+                    return self.send(FromDeliveries::Request(Request::Test { object, event }));
                 }
                 ("EventUnknown", format!("this release does not know the event {test}: upgrade the operator"))
             }
             (None, None, kept) => {
                 if let Some(event) = kept.as_ref().and_then(|kept| event(&object.namespace, kept)) {
-                    return self.send(FromDeliveries::Asked(Asked::Again { object, event: Arc::new(event) }));
+                    return self.send(FromDeliveries::Request(Request::Again { object, event: Arc::new(event) }));
                 }
                 let message = format!(
-                    "this release cannot read the event in status.event: upgrade the operator to the release that kept it, then set the annotation {REDELIVER_ANNOTATION} anew"
+                    "this release cannot read the event in status.event: upgrade the operator to the release that wrote it, then set the annotation {REDELIVER_ANNOTATION} to a new value"
                 );
                 ("EventUnreadable", message)
             }
         };
-        warn!(namespace = object.namespace, name = object.name, reason, message, "a delivery cannot be made");
+        warn!(namespace = object.namespace, name = object.name, reason, message, "a request cannot be fulfilled");
         self.answer(unsent(object, Subject::Found(kept.map(Box::new)), reason, message, Timestamp::now()));
     }
 
-    /// Why nothing is sent to a `ClusterWebhook` for an object in this namespace: whoever may write here must not make the operator send
-    /// to an endpoint of the platform team's, nor learn whether there is one.
+    /// Returns why nothing is sent to a `ClusterWebhook` for an object in this namespace. A tenant must neither make
+    /// the operator send to an endpoint of the platform team, nor learn whether it exists.
     fn misplaced(&self, object: &DeliveryRef) -> Option<(&'static str, String)> {
         if object.webhook.kind == WebhookKind::Webhook {
             return None;
@@ -233,39 +234,38 @@ impl State {
             Some(home) if *home == object.namespace => None,
             Some(home) => {
                 let say =
-                    format!("deliveries of ClusterWebhooks are in the operator's namespace: make this one in {home}");
+                    format!("deliveries of ClusterWebhooks are in the operator's namespace: create this one in {home}");
                 Some(("NotInOperatorNamespace", say))
             }
             None => {
-                let say =
-                    "this operator serves no ClusterWebhook, since it runs with --watch-namespace: name a Webhook";
+                let say = "this operator does not serve ClusterWebhooks, because it runs with --watch-namespace: name a Webhook";
                 Some(("ClusterWebhooksNotServed", say.to_owned()))
             }
         }
     }
 
-    /// Says that an annotation without a value asks for nothing.
+    /// Reports that an annotation without a value requests nothing.
     fn refuse_empty(&self, uid: Uid, namespace: &str, name: &str) {
         let note = format!(
-            "the annotation {REDELIVER_ANNOTATION} is empty, and nothing is sent: give it a value that it has not had, such as the time: {}",
+            "the annotation {REDELIVER_ANNOTATION} is empty, so nothing is sent: set it to a new value, such as the time: {}",
             again(namespace, name)
         );
         warn!(namespace, name, "{note}");
         if self.notices.try_send(Notice::about_delivery(uid, namespace, name, "EmptyRedeliverRequest", note)).is_err() {
-            debug!("too many Events at once; one is left out");
+            debug!("too many Events at once; one is not published");
         }
     }
 
     fn enter(&mut self, uid: Uid, entry: DeliveryEntry) {
         if !self.deleting.contains(&uid) {
-            self.places.seen(uid, &entry);
+            self.reservations.seen(uid, &entry);
         }
         self.expiries.extend(entry.expires.map(|at| (at, uid)));
         let expired = self.entries.insert(uid, entry).and_then(|known| known.expires);
         self.cancel_expiry(uid, expired);
     }
 
-    /// Takes out when an object was to go, unless that is still so.
+    /// Removes the expiry of an object if it has changed.
     fn cancel_expiry(&mut self, uid: Uid, expires: Option<Timestamp>) {
         if let Some(at) = expires
             && self.entries.get(&uid).is_none_or(|entry| entry.expires != Some(at))
@@ -276,32 +276,32 @@ impl State {
 
     pub(super) fn forget(&mut self, uid: Uid) {
         if let Some(entry) = self.entries.remove(&uid) {
-            self.places.gone(uid, &entry);
+            self.reservations.gone(uid, &entry);
             self.cancel_expiry(uid, entry.expires);
         }
         self.unknown.remove(&uid);
-        self.asked.remove(&uid);
+        self.in_flight.remove(&uid);
         self.deleting.remove(&uid);
     }
 
-    pub(super) fn keep(&mut self, webhook: WebhookRef, keep: StoreDeadLetter) {
-        let (delivery, bytes) = (keep.delivery, keep.event.body.len());
+    pub(super) fn dead_letter(&mut self, webhook: WebhookRef, dead_letter: StoreDeadLetter) {
+        let (delivery, bytes) = (dead_letter.delivery, dead_letter.event.body.len());
         let reference = WebhookReference { kind: webhook.kind, name: webhook.name.clone() };
-        match self.places.room(&webhook.home, &reference, bytes) {
-            Room::Enough => {}
-            Room::After(uids) => uids.into_iter().for_each(|uid| self.delete(uid)),
-            Room::None => {
+        match self.reservations.capacity(&webhook.home, &reference, bytes) {
+            Capacity::Enough => {}
+            Capacity::After(uids) => uids.into_iter().for_each(|uid| self.delete(uid)),
+            Capacity::None => {
                 return self.send(FromDeliveries::DeadLetterStored(DeadLetterStored {
                     webhook: webhook.uid,
                     delivery,
-                    landed: false,
+                    exists: false,
                 }));
             }
         }
-        self.places.reserve(&webhook.home, reference, &delivery.object_name(), bytes);
+        self.reservations.reserve(&webhook.home, reference, &delivery.object_name(), bytes);
         let broken = Done::DeadLetterStored { webhook: webhook.clone(), delivery, object: None };
         self.begin(broken, |call| async move {
-            let object = call.keep(&webhook, &keep).await.map(|(uid, entry)| (uid, Box::new(entry)));
+            let object = call.store(&webhook, &dead_letter).await.map(|(uid, entry)| (uid, Box::new(entry)));
             Done::DeadLetterStored { webhook, delivery, object }
         });
     }
@@ -318,7 +318,7 @@ impl State {
         if !self.deleting.insert(uid) {
             return;
         }
-        self.places.gone(uid, entry);
+        self.reservations.gone(uid, entry);
         let (namespace, name) = (entry.namespace.clone(), entry.name.clone());
         self.begin(Done::Deleted { object: uid }, |call| async move {
             call.delete(&namespace, &name, uid).await;
@@ -329,8 +329,8 @@ impl State {
     pub(super) fn done(&mut self, done: Done) {
         match done {
             Done::DeadLetterStored { webhook, delivery, object } => {
-                let landed = object.is_some();
-                self.places.release(&webhook.home, &delivery.object_name());
+                let exists = object.is_some();
+                self.reservations.release(&webhook.home, &delivery.object_name());
                 if let Some((uid, entry)) = object {
                     if entry.name != delivery.object_name() {
                         self.count_again(&webhook.home, &delivery.object_name());
@@ -338,20 +338,20 @@ impl State {
                     if self.entries.get(&uid).is_none_or(|known| known.version < entry.version) {
                         self.enter(uid, *entry);
                     } else if let Some(known) = self.entries.get(&uid).filter(|_| !self.deleting.contains(&uid)) {
-                        self.places.seen(uid, known);
+                        self.reservations.seen(uid, known);
                     }
                 }
                 self.send(FromDeliveries::DeadLetterStored(DeadLetterStored {
                     webhook: webhook.uid,
                     delivery,
-                    landed,
+                    exists,
                 }));
             }
             Done::Answered { object: uid, version } => {
                 let Some(entry) = self.entries.get_mut(&uid) else { return };
                 entry.version = entry.version.max(version);
                 let (namespace, name) = (entry.namespace.clone(), entry.name.clone());
-                if self.asked.remove(&uid).is_some_and(|under_way| under_way.another) {
+                if self.in_flight.remove(&uid).is_some_and(|under_way| under_way.another) {
                     self.begin(Done::Read { uid, object: None }, |call| async move {
                         Done::Read { uid, object: call.read(&namespace, &name).await }
                     });
@@ -364,25 +364,25 @@ impl State {
             }
             Done::Deleted { object: uid } => {
                 self.deleting.remove(&uid);
-                // It may be held by finalizers: it takes its place until it goes, and makes no room for others.
+                // Finalizers can keep it: it counts until it is gone, and no other object replaces it.
                 if let Some(entry) = self.entries.get_mut(&uid) {
                     let expires = entry.expires.take();
-                    self.places.seen(uid, entry);
+                    self.reservations.seen(uid, entry);
                     self.cancel_expiry(uid, expires);
                 }
             }
         }
     }
 
-    /// Counts the object of this name, which was not the operator's, and whose place was kept for another.
+    /// Counts an object that is not the operator's and whose name was reserved.
     fn count_again(&mut self, namespace: &str, name: &str) {
         let named = self.entries.iter().find(|(_, entry)| entry.namespace == namespace && entry.name == name);
         if let Some((uid, entry)) = named.filter(|(uid, _)| !self.deleting.contains(uid)) {
-            self.places.seen(*uid, entry);
+            self.reservations.seen(*uid, entry);
         }
     }
 
-    /// Takes out the objects that are to go now.
+    /// Removes and returns the expired objects.
     pub(super) fn expired(&mut self, now: Timestamp) -> Vec<Uid> {
         let mut expired = Vec::new();
         while let Some((_, uid)) = self.expiries.first().filter(|(at, _)| *at <= now).copied() {
@@ -392,7 +392,7 @@ impl State {
         expired
     }
 
-    /// Says of objects that name an event which the operator does not have that nothing can come of them.
+    /// Answers objects that name an event that the operator does not have.
     pub(super) fn give_up_unknown(&mut self) {
         let now = Timestamp::now();
         let due: Vec<DeliveryRef> =
@@ -401,13 +401,13 @@ impl State {
             if self.entries.get(&object.uid).is_none_or(|entry| entry.bytes > 0) {
                 continue;
             }
-            let text = "the operator has no event of this id: only deliveries that it has created hold one; to test a Webhook write spec.test";
+            let text = "the operator has no event with this id: only deliveries that it created have one; to test a Webhook set spec.test";
             self.answer(unsent(object, Subject::Found(None), "EventUnknown", text.into(), now));
         }
     }
 }
 
-/// A request as the status remembers it: what is too long for that is told from another that begins alike by its hash.
+/// Returns the form of a request in the status. A hash distinguishes long requests that begin alike.
 fn remembered(text: &str) -> String {
     if text.chars().nth(MAX_REQUEST).is_none() {
         return text.to_owned();
@@ -422,14 +422,14 @@ mod tests {
     use super::*;
     use crate::{claim::Claim, report::apiserver};
 
-    /// The state of a namespace, with what it hands on and what Events it publishes.
+    /// Creates the state of a namespace, with its messages and Events.
     fn state(call: Call) -> (State, mpsc::UnboundedReceiver<FromDeliveries>, mpsc::Receiver<Notice>) {
         let (back, from) = mpsc::unbounded_channel();
         let (notices, incoming) = mpsc::channel(16);
         (State::new(back, notices, None, call), from, incoming)
     }
 
-    /// A delivered object, as it is at this version.
+    /// Builds a delivered object at this version.
     fn delivered(number: u128, version: u64, finished_at: &str) -> WebhookDelivery {
         let object = serde_json::json!({
             "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery",
@@ -449,11 +449,11 @@ mod tests {
     }
 
     fn idle() -> Call {
-        Call::new(apiserver(|_| panic!("nothing is asked")), Claim::unbounded())
+        Call::new(apiserver(|_| panic!("nothing is requested")), Claim::unbounded())
     }
 
     #[tokio::test]
-    async fn an_object_that_is_seen_again_expires_once() {
+    async fn object_seen_twice_expires_once() {
         let (mut state, ..) = state(idle());
         let uid = Uid::from_u128(1);
         for version in 1..=1000 {
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_object_that_finalizers_hold_does_not_expire_again() {
+    async fn object_kept_by_finalizers_does_not_expire_again() {
         let (mut state, ..) = state(idle());
         let mut held = delivered(1, 5, "2026-02-03T04:05:06Z");
         held.metadata.deletion_timestamp = serde_json::from_str("\"2026-02-03T05:05:06Z\"").unwrap();
@@ -479,14 +479,14 @@ mod tests {
         assert_eq!(state.expiries.len(), 0);
         let reference = WebhookReference { kind: WebhookKind::Webhook, name: "ci".into() };
         assert_eq!(
-            state.places.room("research", &reference, llmtune_core::engine::MAX_BYTES),
-            Room::None,
-            "it makes no room"
+            state.reservations.capacity("research", &reference, llmtune_core::engine::MAX_BYTES),
+            Capacity::None,
+            "it is not deleted for others"
         );
     }
 
     #[tokio::test]
-    async fn an_object_without_its_event_waits_once_however_often_seen() {
+    async fn object_without_its_event_waits_once() {
         let (mut state, ..) = state(idle());
         for version in 1..=100 {
             let mut object = delivered(1, version, "2026-02-03T04:05:06Z");
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_empty_redelivery_request_is_answered_by_an_event() {
+    async fn empty_redelivery_request_is_answered_by_an_event() {
         let (mut state, _from, mut notices) = state(idle());
         let annotated = |version, value: &str| {
             let mut object = delivered(1, version, "2026-02-03T04:05:06Z");
@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn long_requests_that_begin_alike_are_told_apart() {
+    fn long_requests_with_the_same_beginning_differ() {
         let (short, long) = ("x".repeat(MAX_REQUEST), "x".repeat(MAX_REQUEST + 1));
         assert_eq!(remembered(&short), short);
         let others = [&long, &format!("{long}x"), &"\u{1f600}".repeat(100)].map(|text| remembered(text));
@@ -526,8 +526,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_that_panics_leaves_nothing_under_way() {
-        let call = Call::new(apiserver(|_| panic!("as this test wants")), Claim::unbounded());
+    async fn panicking_call_leaves_nothing_in_flight() {
+        let call = Call::new(apiserver(|_| panic!("on purpose")), Claim::unbounded());
         let (mut state, mut from, _notices) = state(call);
         let object = serde_json::json!({
             "apiVersion": "llmtune.io/v1alpha1", "kind": "WebhookDelivery",
@@ -537,10 +537,14 @@ mod tests {
         let object: WebhookDelivery = serde_json::from_value(object).unwrap();
         for _ in 0..2 {
             state.seen(Uid::from_u128(7), object.clone());
-            assert_eq!((state.asked.len(), state.calls.len()), (1, 1), "it is answered that there is no such event");
+            assert_eq!(
+                (state.in_flight.len(), state.calls.len()),
+                (1, 1),
+                "the answer is that the event does not exist"
+            );
             let done = state.calls.join_next().await.unwrap().unwrap();
             state.done(done);
-            assert!(state.asked.is_empty());
+            assert!(state.in_flight.is_empty());
         }
         assert!(from.try_recv().is_err());
     }

@@ -1,4 +1,4 @@
-//! What one Webhook's status says, and what is told with it.
+//! The status of one Webhook, and the Events that come with its changes.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use crate::{
     },
     subscription::{
         tls::BUNDLE_INVALID,
-        watch::{Readiness, Standing},
+        watch::{Readiness, SubscriptionState},
     },
 };
 use llmtune_api::{
@@ -30,32 +30,33 @@ use llmtune_core::{
     subscription::WebhookRef,
 };
 
-/// A healthy endpoint counts as unhealthy after this many failed attempts in a row; one that was never healthy at once.
+/// A healthy endpoint becomes unhealthy after this many consecutive failures. An endpoint that was never healthy
+/// becomes unhealthy after the first.
 const UNHEALTHY_AFTER: i64 = 3;
-/// Deliveries that are told.
+/// The number of deliveries in `status.recent`.
 const RECENT: usize = 10;
 
-/// A Webhook.
+/// The status of a Webhook.
 #[derive(Debug)]
 pub struct WebhookStatusEntry {
     pub webhook: WebhookRef,
     pub status: WebhookStatus,
-    pub standing: Option<Standing>,
-    /// When it was last told that the filter fails.
-    pub filter_failure_told: Option<Instant>,
+    pub state: Option<SubscriptionState>,
+    /// When a filter failure was last reported.
+    pub filter_failure_reported: Option<Instant>,
     pub turn: Turn,
-    /// Metrics have not been told of a condition.
+    /// A condition changed since metrics last read them.
     pub conditions_changed: bool,
 }
 
 impl WebhookStatusEntry {
-    /// A Webhook that was not known, with the status that it has in the cluster.
+    /// Creates the entry of a new Webhook from its status in the cluster.
     pub fn new(webhook: WebhookRef, found: Option<Box<WebhookStatus>>) -> Self {
         Self {
             webhook,
-            status: taken_over(found),
-            standing: None,
-            filter_failure_told: None,
+            status: initial_status(found),
+            state: None,
+            filter_failure_reported: None,
             turn: Turn::default(),
             conditions_changed: false,
         }
@@ -65,25 +66,25 @@ impl WebhookStatusEntry {
         self.status.deliveries.get_or_insert_default()
     }
 
-    /// Takes in how the subscription stands.
-    pub fn stand(&mut self, standing: Standing, at: Timestamp) -> Vec<Notice> {
+    /// Records the state of the subscription.
+    pub fn update_state(&mut self, state: SubscriptionState, at: Timestamp) -> Vec<Notice> {
         let mut notices = Vec::new();
-        let generation = standing.generation;
+        let generation = state.generation;
         let new_generation = self.status.observed_generation != Some(generation);
         if new_generation {
-            self.filter_failure_told = None;
+            self.filter_failure_reported = None;
         }
-        let (ready, stalled, reason, message) = match &standing.readiness {
+        let (ready, stalled, reason, message) = match &state.readiness {
             Readiness::Live => {
                 let mut message = "matching events are delivered".to_owned();
-                let bundle = standing.warnings.iter().find(|(reason, _)| *reason == BUNDLE_INVALID);
+                let bundle = state.warnings.iter().find(|(reason, _)| *reason == BUNDLE_INVALID);
                 if let Some((_, warning)) = bundle {
                     message = format!("{message}; {warning}");
                 }
                 (true, false, "Subscribed", message)
             }
             Readiness::Suspended => {
-                (true, false, "Suspended", "deliveries are held until spec.suspend is false".to_owned())
+                (true, false, "Suspended", "deliveries wait until spec.suspend is false".to_owned())
             }
             Readiness::Waiting { reason, message, stalled } => (false, *stalled, *reason, message.clone()),
             Readiness::Broken { reason, message } => (false, true, *reason, message.clone()),
@@ -97,47 +98,49 @@ impl WebhookStatusEntry {
         if was_gone || self.status_of("Healthy").is_none() {
             self.set_condition("Healthy", "Unknown", "NoAttempt", "no delivery has been attempted yet", generation, at);
         }
-        // A new leader counts the minute of what is missing anew: what had been missing for longer is stalled all along.
+        // A new leader starts the minute of grace again. A Webhook that was stalled before stays stalled.
         let known = conditions::get(&self.status.conditions, "Stalled").filter(|known| known.status == "True");
         let stalled = stalled
             || known.is_some_and(|known| known.reason == reason && known.observed_generation == Some(generation));
-        let (stalled, stalled_reason, stalled_message) = match (&standing.fault, stalled, ready) {
+        let (stalled, stalled_reason, stalled_message) = match (&state.fault, stalled, ready) {
             (Some(fault), ..) => (true, fault.reason, fault.message.as_str()),
             (None, true, _) => (true, reason, message.as_str()),
-            (None, false, true) => (false, "Progressing", "the spec can work as it stands"),
-            (None, false, false) => {
-                (false, "Progressing", "what the spec needs is waited for; the condition Ready says what")
-            }
+            (None, false, true) => (false, "Progressing", "the spec is valid"),
+            (None, false, false) => (
+                false,
+                "Progressing",
+                "the operator waits for objects that the spec references; see the condition Ready",
+            ),
         };
         let changed = self.condition("Stalled", stalled, stalled_reason, stalled_message, generation, at);
-        if let Some(fault) = standing.fault.as_ref().filter(|_| changed || new_generation) {
+        if let Some(fault) = state.fault.as_ref().filter(|_| changed || new_generation) {
             notices.push(Notice::warning(&self.webhook, fault.reason, fault.message.clone()));
         }
-        let known = self.standing.as_ref().map(|standing| standing.warnings.clone()).unwrap_or_default();
-        for (reason, text) in standing.warnings.iter().filter(|warning| !known.contains(warning)) {
-            if new_generation || self.standing.is_some() {
+        let known = self.state.as_ref().map(|state| state.warnings.clone()).unwrap_or_default();
+        for (reason, text) in state.warnings.iter().filter(|warning| !known.contains(warning)) {
+            if new_generation || self.state.is_some() {
                 notices.push(Notice::warning(&self.webhook, reason, text.clone()));
             }
         }
         self.status.observed_generation = Some(generation);
-        self.status.endpoint = Some(standing.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
-        // A record that this release cannot compile is left for one that can.
-        if standing.in_force.is_some() {
-            self.status.in_force.clone_from(&standing.in_force);
+        self.status.endpoint = Some(state.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
+        // If this release cannot compile the recorded filter, the record stays for one that can.
+        if state.in_force.is_some() {
+            self.status.in_force.clone_from(&state.in_force);
         }
         self.counts();
-        self.standing = Some(standing);
+        self.state = Some(state);
         self.conditions_changed = true;
         self.turn.touch(Changed::Conditions);
         notices
     }
 
-    /// Takes in a settled attempt.
-    pub fn record_outcome(&mut self, settled: &RecordedOutcome, at: Timestamp) -> Vec<Notice> {
-        let RecordedOutcome { event, attempt, exchange, .. } = settled;
+    /// Records the outcome of an attempt.
+    pub fn record_outcome(&mut self, recorded: &RecordedOutcome, at: Timestamp) -> Vec<Notice> {
+        let RecordedOutcome { event, attempt, exchange, .. } = recorded;
         let status_code = exchange.as_ref().and_then(Exchange::status_code).map(i32::from);
-        self.counts().pending = settled.pending as i64;
-        if settled.is_retry() {
+        self.counts().pending = recorded.pending as i64;
+        if recorded.is_retry() {
             self.counts().retries += 1;
         }
         self.turn.touch(Changed::Figures);
@@ -148,34 +151,34 @@ impl WebhookStatusEntry {
             event_id: event.id.to_string(),
             attempt: *attempt as i32,
             status_code,
-            error: settled.error().map(str::to_owned),
+            error: recorded.error().map(str::to_owned),
         };
         let generation = self.status.observed_generation.unwrap_or_default();
-        if settled.verdict == Verdict::Delivered {
+        if recorded.verdict == Verdict::Delivered {
             self.counts().succeeded += 1;
             self.status.last_success = Some(summary);
-            // What the endpoint of an older spec acknowledges says nothing of one that is gone.
-            if settled.endpoint_gone {
+            // An acknowledgment by the endpoint of an older spec does not change the state of one that is gone.
+            if recorded.endpoint_gone {
                 self.status.consecutive_failures = 0;
             } else {
                 notices.extend(self.acknowledged(event.event_type.name(), at));
             }
         } else if exchange.is_some() {
             // An endpoint that asks for a pause works.
-            self.status.consecutive_failures += i64::from(!settled.throttled);
+            self.status.consecutive_failures += i64::from(!recorded.throttled);
             self.status.last_failure = Some(summary);
         }
-        let ended = match settled.verdict {
+        let ended = match recorded.verdict {
             Verdict::Delivered => Some("Delivered"),
-            Verdict::Retry(_) if settled.throttled => None,
+            Verdict::Retry(_) if recorded.throttled => None,
             Verdict::Retry(_) => {
-                notices.extend(self.judge_failure(settled, generation, at));
+                notices.extend(self.judge_failure(recorded, generation, at));
                 None
             }
             Verdict::GivenUp(reason) => {
                 self.counts().failed += 1;
-                notices.extend(self.judge_failure(settled, generation, at));
-                notices.extend(self.tell_given_up(settled, reason));
+                notices.extend(self.judge_failure(recorded, generation, at));
+                notices.extend(self.given_up_notice(recorded, reason));
                 Some("Exhausted")
             }
         };
@@ -195,7 +198,7 @@ impl WebhookStatusEntry {
         notices
     }
 
-    /// Takes in that the endpoint answered 2xx to `what`, a delivery or a test: it is healthy.
+    /// Records a 2xx response to `what`, a delivery or a test. The endpoint is healthy.
     pub fn acknowledged(&mut self, what: &str, at: Timestamp) -> Option<Notice> {
         let generation = self.status.observed_generation.unwrap_or_default();
         let failing = self.status_of("Healthy") == Some("False");
@@ -203,38 +206,38 @@ impl WebhookStatusEntry {
         self.turn.touch(Changed::Figures);
         self.condition("Healthy", true, "Acknowledged", "the endpoint acknowledges deliveries", generation, at);
         failing.then(|| {
-            let text = format!("the endpoint acknowledges deliveries again, {what} first");
+            let text = format!("the endpoint acknowledges deliveries again, starting with {what}");
             Notice::normal(&self.webhook, "EndpointRecovered", text)
         })
     }
 
-    /// Whether a delivery that was not acknowledged makes the endpoint unhealthy.
-    fn judge_failure(&mut self, settled: &RecordedOutcome, generation: i64, at: Timestamp) -> Option<Notice> {
-        let gone = settled.endpoint_gone;
-        let given_up = matches!(settled.verdict, Verdict::GivenUp(_));
+    /// Records a failure. Returns whether it makes the endpoint unhealthy.
+    fn judge_failure(&mut self, recorded: &RecordedOutcome, generation: i64, at: Timestamp) -> Option<Notice> {
+        let gone = recorded.endpoint_gone;
+        let given_up = matches!(recorded.verdict, Verdict::GivenUp(_));
         let healthy = self.status_of("Healthy") == Some("True");
-        // What found no room says nothing of the endpoint.
-        if settled.exchange.is_none() && !gone
+        // A full queue does not depend on the endpoint's health.
+        if recorded.exchange.is_none() && !gone
             || !(gone || given_up || !healthy || self.status.consecutive_failures >= UNHEALTHY_AFTER)
         {
             return None;
         }
         let (reason, message) = if gone {
-            let text = "the endpoint answered 410 Gone; events are kept as WebhookDelivery objects until the spec changes, or a test or a redelivery is answered 2xx: correct spec.url, or delete the Webhook";
+            let text = "the endpoint answered 410 Gone; correct spec.url, or delete the Webhook (until the spec changes or a test or redelivery is answered 2xx, events become WebhookDelivery objects)";
             ("EndpointGone", text.to_owned())
         } else {
-            ("DeliveriesFailing", format!("attempts fail: {}", settled.error().unwrap_or("no answer")))
+            ("DeliveriesFailing", format!("attempts fail: {}", recorded.error().unwrap_or("no answer")))
         };
         let changed = self.condition("Healthy", false, reason, &message, generation, at);
         changed.then(|| Notice::warning(&self.webhook, reason, message))
     }
 
-    /// What is to be said of a delivery that was given up.
-    fn tell_given_up(&self, settled: &RecordedOutcome, reason: Reason) -> Vec<Notice> {
-        let error = settled.error().unwrap_or(reason.message());
-        let event = &settled.event;
+    /// Creates the Event of a delivery that was given up.
+    fn given_up_notice(&self, recorded: &RecordedOutcome, reason: Reason) -> Vec<Notice> {
+        let error = recorded.error().unwrap_or(reason.message());
+        let event = &recorded.event;
         let subject = self.describe(&event.object);
-        let attempts = match settled.attempt {
+        let attempts = match recorded.attempt {
             1 => "1 attempt".to_owned(),
             number => format!("{number} attempts"),
         };
@@ -244,11 +247,12 @@ impl WebhookStatusEntry {
             WebhookKind::ClusterWebhook => (format!("-n {home} "), format!(",{KIND_LABEL}={kind}")),
         };
         let text = format!(
-            "{} of {subject} was given up after {attempts}: {error}; kubectl {options}get whd -l {WEBHOOK_LABEL}={name}{labels} shows what is kept to be sent again",
+            "{} of {subject} was given up after {attempts}: {error}; kubectl {options}get whd -l {WEBHOOK_LABEL}={name}{labels} lists the deliveries that can be sent again",
             event.event_type
         );
         let mut notices = vec![Notice::warning(&self.webhook, "DeliveryExhausted", text)];
-        // How an endpoint of the platform team's fares is none of a tenant's business.
+        // The object's Event is only for its own namespace's Webhooks: a tenant does not learn about endpoints of the
+        // platform team.
         if *kind == WebhookKind::Webhook {
             let text =
                 format!("{} could not be delivered to {} in {attempts}: {error}", event.event_type, self.webhook);
@@ -257,7 +261,8 @@ impl WebhookStatusEntry {
         notices
     }
 
-    /// The object as users of the Webhook name it: `trainingjob/llama-sft`, or for a `ClusterWebhook` `trainingjob/research/llama-sft`.
+    /// Returns the object as users write it: `trainingjob/llama-sft`, or for a `ClusterWebhook`
+    /// `trainingjob/research/llama-sft`.
     pub fn describe(&self, object: &Object) -> String {
         let kind = references::object(object).kind.unwrap_or_default().to_lowercase();
         match self.webhook.kind {
@@ -270,7 +275,7 @@ impl WebhookStatusEntry {
         conditions::get(&self.status.conditions, kind).map(|condition| condition.status.as_str())
     }
 
-    /// Sets a condition, and tells whether its status or reason changed.
+    /// Sets a condition. Returns whether its status or reason changed.
     pub fn condition(
         &mut self,
         kind: &str,
@@ -297,7 +302,7 @@ impl WebhookStatusEntry {
             self.log_health(status, reason, message);
         }
         let changed = conditions::set(&mut self.status.conditions, new);
-        // The same state in other words waits for the next write.
+        // A change of the message alone waits for the next write.
         if changed {
             self.conditions_changed = true;
             self.turn.touch(Changed::Conditions);
@@ -315,8 +320,8 @@ impl WebhookStatusEntry {
     }
 }
 
-/// The status found in the cluster; what is pending is told by the engine.
-fn taken_over(found: Option<Box<WebhookStatus>>) -> WebhookStatus {
+/// Starts from the status in the cluster. The engine reports the number of pending deliveries.
+fn initial_status(found: Option<Box<WebhookStatus>>) -> WebhookStatus {
     let mut status = found.map(|found| *found).unwrap_or_default();
     if let Some(counts) = &mut status.deliveries {
         counts.pending = 0;

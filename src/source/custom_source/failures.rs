@@ -1,4 +1,4 @@
-//! Expressions that could not be evaluated, for metrics and the status.
+//! Counts expressions that could not be evaluated, for metrics and the status.
 
 use std::sync::{
     Mutex, PoisonError,
@@ -11,7 +11,7 @@ use prometheus::IntCounter;
 use super::mapping::Placed;
 use crate::source::slim::SlimMeta;
 
-/// Evaluations that failed, counted.
+/// The number of failed evaluations, and the newest failure.
 #[derive(Debug)]
 pub struct Failures {
     pub(super) metric: IntCounter,
@@ -22,26 +22,26 @@ pub struct Failures {
 /// An expression that could not be evaluated.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// When.
+    /// When the evaluation failed.
     pub at: Timestamp,
     /// The object's namespace.
     pub namespace: String,
     /// The object's name.
     pub name: String,
-    /// Where the expression stands, such as `spec.stages[0].when`.
+    /// The field of the expression, such as `spec.stages[0].when`.
     pub place: String,
-    /// What went wrong; nothing of the object's content.
+    /// The error. It never contains content of the object.
     pub error: String,
 }
 
 impl Failures {
-    /// None yet; `metric` counts them too.
+    /// Starts counting at zero. `metric` is incremented for each failure too.
     #[must_use]
     pub const fn new(metric: IntCounter) -> Self {
         Self { metric, count: AtomicU64::new(0), last: Mutex::new(None) }
     }
 
-    /// Counts one of this object.
+    /// Records a failure for this object.
     pub(super) fn add(&self, metadata: &SlimMeta, placed: &Placed, error: String) {
         self.metric.inc();
         self.count.fetch_add(1, Ordering::Relaxed);
@@ -55,9 +55,9 @@ impl Failures {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
     }
 
-    /// How many there were, and the newest.
+    /// The number of failures, and the newest.
     #[must_use]
-    pub fn tell(&self) -> (u64, Option<Failure>) {
+    pub fn summary(&self) -> (u64, Option<Failure>) {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         (self.count.load(Ordering::Relaxed), last.clone())
     }

@@ -1,4 +1,4 @@
-//! The spec of a `WebhookSource`, compiled.
+//! Compiles the spec of a `WebhookSource`.
 
 use std::sync::Arc;
 
@@ -11,25 +11,27 @@ use cel::{CompileError, Expression, Type};
 use llmtune_api::{selector::LabelSelector, webhook_source::WebhookSourceSpec};
 use llmtune_core::event::object::{Facts, ObjectKind, ServingFacts, ServingStage, TrainingFacts, TrainingStage};
 
-/// The only name that the expressions may use: the whole object.
+/// The only variable of the expressions: the object.
 pub(super) const OBJECT: &str = "object";
 
-/// What is wrong with a `WebhookSource` that passed admission.
+/// Why a `WebhookSource` that passed admission cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MappingError {
-    /// Expressions that are none; the text says of each where it stands, where in it, and what to write instead.
+    /// Expressions that do not compile. For each, the text gives the field, the position and the correction.
     #[error("{}", .0.join("\n"))]
     Expressions(Vec<String>),
-    /// A newer release let it in.
-    #[error("it cannot be read: {0}; correct it, or upgrade the operator to the release that it was written for")]
+    /// The object cannot be parsed, for example because a newer release admitted it.
+    #[error(
+        "the WebhookSource cannot be read: {0}; correct it, or upgrade the operator to the release that it was written for"
+    )]
     Unreadable(String),
-    /// A word that this release does not know.
+    /// A field has a value that this release does not know.
     #[error("{0} is {1:?}, which this release does not know: correct it, or upgrade the operator")]
     Unknown(String, String),
 }
 
 impl MappingError {
-    /// The reason that conditions give.
+    /// The reason in conditions.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -43,18 +45,18 @@ impl MappingError {
 #[derive(Debug)]
 pub struct Mapping {
     spec: WebhookSourceSpec,
-    /// What names it in event ids: the WebhookSource and the kind.
+    /// The name of the source in event ids: the `WebhookSource` and the kind.
     pub(super) name: String,
     pub(super) gvk: GroupVersionKind,
     pub(super) kind: Arc<ObjectKind>,
     pub(super) selector: Option<String>,
     pub(super) include_owned: bool,
     pub(super) rules: Rules,
-    /// Records under another one are of other rules.
+    /// Records with another fingerprint were made by other rules.
     pub(super) fingerprint: String,
 }
 
-/// An expression, and where in the spec it stands.
+/// An expression and its field in the spec.
 #[derive(Debug)]
 pub(super) struct Placed {
     pub(super) place: String,
@@ -92,7 +94,7 @@ pub(super) struct ServingData {
 }
 
 impl Rules {
-    /// What no event is made of.
+    /// Facts that emit no event.
     pub(super) fn nothing(&self) -> Facts {
         match self {
             Self::Training { .. } => Facts::Training(TrainingFacts::default()),
@@ -101,7 +103,7 @@ impl Rules {
     }
 }
 
-/// Compiles expressions, and collects what is wrong with them.
+/// Compiles expressions and collects their errors.
 #[derive(Default)]
 struct Compiler {
     errors: Vec<String>,
@@ -135,7 +137,7 @@ impl Compiler {
 }
 
 impl Mapping {
-    /// Compiles the spec of the WebhookSource of this name.
+    /// Compiles the spec of the `WebhookSource` of this name.
     pub fn compile(name: &str, spec: &WebhookSourceSpec) -> Result<Self, MappingError> {
         let resource = &spec.resource;
         let (group, version) = resource.api_version.split_once('/').unwrap_or(("", &resource.api_version));
@@ -193,21 +195,22 @@ impl Mapping {
         &self.spec
     }
 
-    /// What the ledger calls its watch.
+    /// The name of its watch in the ledger, without the namespace.
     #[must_use]
     pub fn watch_name(&self) -> String {
         let selected = self.selector.as_ref().map(|selector| format!(" where {selector}")).unwrap_or_default();
         format!("{} {}{selected}", self.name, self.fingerprint)
     }
 
-    /// The kind that it maps, of whatever version.
+    /// The mapped kind, of any version.
     #[must_use]
     pub fn group_kind(&self) -> GroupKind {
         (self.gvk.group.clone(), self.gvk.kind.clone())
     }
 }
 
-/// A hash of what decides stages. What events tell beside them may change without the records beginning anew.
+/// A hash of the fields that decide stages. The expressions in `spec.data` are not part of it, so editing them does not
+/// reset the records.
 fn fingerprint(spec: &WebhookSourceSpec) -> String {
     let WebhookSourceSpec { lifecycle, include_owned, stages, .. } = spec;
     let text = json!([lifecycle, include_owned, stages]).to_string();

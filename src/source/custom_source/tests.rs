@@ -13,15 +13,15 @@ fn spec(lifecycle: &str, stages: &[(&str, &str)], data: &Value) -> WebhookSource
         .unwrap()
 }
 
-fn mapped(spec: &WebhookSourceSpec) -> CustomSource {
+fn source_of(spec: &WebhookSourceSpec) -> CustomSource {
     let failures = Arc::new(Failures::new(IntCounter::new("errors", "of a source").unwrap()));
     CustomSource::new(Arc::new(Mapping::compile("jobs", spec).unwrap()), WatchedKinds::default(), failures)
 }
 
-fn read(mapped: &CustomSource, mut object: Value) -> Object {
+fn read(source: &CustomSource, mut object: Value) -> Object {
     object["metadata"]["uid"] = json!("00000000-0000-0000-0000-000000000007");
     object["metadata"]["resourceVersion"] = json!("11");
-    mapped.read(serde_json::value::to_raw_value(&object).unwrap()).unwrap()
+    source.read(serde_json::value::to_raw_value(&object).unwrap()).unwrap()
 }
 
 fn training(object: Object) -> TrainingFacts {
@@ -35,8 +35,8 @@ const STAGES: [(&str, &str); 2] = [
 ];
 
 #[test]
-fn the_first_stage_that_holds_is_the_objects_and_where_none_does_it_stays_where_it_was() {
-    let source = mapped(&spec("Training", &STAGES, &json!({})));
+fn first_true_stage_wins_and_without_one_the_stage_stays() {
+    let source = source_of(&spec("Training", &STAGES, &json!({})));
     let complete = json!([{"type": "Suspended", "status": "False"}, {"type": "Complete", "status": "True"}]);
     for (status, stage) in [
         (json!({"conditions": complete, "ready": 1}), Some(TrainingStage::Completed)),
@@ -49,26 +49,26 @@ fn the_first_stage_that_holds_is_the_objects_and_where_none_does_it_stays_where_
         assert_eq!(object.kind.as_ref().map(|kind| kind.kind.as_str()), Some("Job"));
         assert_eq!(training(object).stage, stage, "{status}");
     }
-    assert_eq!(source.failures.tell().0, 0, "what is missing is no error");
+    assert_eq!(source.failures.summary().0, 0, "a missing field is not an error");
 }
 
 #[test]
-fn what_is_too_long_to_be_kept_is_left_out_and_a_text_that_is_is_counted() {
+fn too_long_texts_and_metrics_are_omitted() {
     let data = json!({"message": "object.spec.log", "artifact": "object.spec.short", "metrics": "object.spec.metrics"});
-    let source = mapped(&spec("Training", &STAGES, &data));
+    let source = source_of(&spec("Training", &STAGES, &data));
     let (long, longest) = ("x".repeat(MAX_TEXT + 1), "x".repeat(llmtune_core::event::body::MAX_BYTES));
     let spec = json!({"log": long, "short": &long[1..], "metrics": {"loss": 0.5, "text": longest}});
     let facts = training(read(&source, json!({"metadata": {"name": "a", "namespace": "ns"}, "spec": spec})));
     assert_eq!((facts.message, facts.artifact.map(|text| text.len())), (None, Some(MAX_TEXT)));
     assert!(facts.metrics.is_empty() && facts.metrics_too_long);
-    let (count, failure) = source.failures.tell();
+    let (count, failure) = source.failures.summary();
     let text = format!("{:?}", failure.unwrap());
     assert!(count == 1 && text.contains("the value must be a string of at most 32 KiB"), "{text}");
 }
 
 #[test]
-fn what_cannot_be_evaluated_moves_nothing_and_is_counted_and_named() {
-    let source = mapped(&spec(
+fn failed_evaluations_are_counted_and_change_no_stage() {
+    let source = source_of(&spec(
         "Training",
         &[("Completed", "object.status.phase > 3"), ("Running", "true")],
         &json!({"jobId": "object.metadata", "startedAt": "object.spec.begun", "metrics": "object.spec.begun"}),
@@ -77,7 +77,7 @@ fn what_cannot_be_evaluated_moves_nothing_and_is_counted_and_named() {
         json!({"metadata": {"name": "a", "namespace": "ns"}, "spec": {"begun": "yesterday"}, "status": {"phase": "x"}});
     let facts = training(read(&source, object));
     assert_eq!(facts, TrainingFacts { continues: true, ..TrainingFacts::default() });
-    let (count, last) = source.failures.tell();
+    let (count, last) = source.failures.summary();
     assert_eq!((count, source.failures.metric.get()), (4, 4));
     let last = last.unwrap();
     assert_eq!((last.namespace.as_str(), last.name.as_str()), ("ns", "a"));
@@ -86,14 +86,14 @@ fn what_cannot_be_evaluated_moves_nothing_and_is_counted_and_named() {
 }
 
 #[test]
-fn events_tell_what_the_expressions_find() {
+fn facts_come_from_the_expressions() {
     let data = json!({
         "jobId": "object.spec.number", "baseModel": "object.metadata.annotations['llmtune.io/base-model']",
         "startedAt": "object.status.startTime", "completedAt": "object.status.completionTime",
         "reason": "object.status.conditions.filter(c, c.type == 'Failed')[0].reason",
         "metrics": "{'loss': object.status.loss, 'note': 'x', 'nested': [1], 'flops': 9007199254740993, 'most': 18446744073709551615u}"
     });
-    let source = mapped(&spec("Training", &STAGES, &data));
+    let source = source_of(&spec("Training", &STAGES, &data));
     let facts = training(read(
         &source,
         json!({
@@ -105,7 +105,7 @@ fn events_tell_what_the_expressions_find() {
             }
         }),
     ));
-    assert_eq!(source.failures.tell().0, 0, "{:?}", source.failures.tell());
+    assert_eq!(source.failures.summary().0, 0, "{:?}", source.failures.summary());
     assert_eq!((facts.job_id.as_deref(), facts.base_model.as_deref()), (Some("7"), Some("llama")));
     assert_eq!(facts.started_at, "2025-11-08T14:22:31Z".parse().ok());
     assert_eq!((facts.completed_at, facts.reason.as_deref()), (None, Some("BackoffLimitExceeded")));
@@ -120,21 +120,21 @@ fn events_tell_what_the_expressions_find() {
 }
 
 #[test]
-fn an_owned_object_is_left_to_its_owner_unless_the_source_says_otherwise() {
+fn owned_objects_are_skipped_unless_include_owned_is_set() {
     let owner = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "d", "uid": "u", "controller": true});
     let object =
         json!({"metadata": {"name": "a", "namespace": "ns", "ownerReferences": [owner]}, "status": {"ready": 1}});
     let mut spec = spec("Training", &STAGES, &json!({}));
-    assert!(read(&mapped(&spec), object.clone()).owned);
+    assert!(read(&source_of(&spec), object.clone()).owned);
     spec.include_owned = true;
-    let told = read(&mapped(&spec), object);
-    assert!(!told.owned);
-    assert_eq!(training(told).stage, Some(TrainingStage::Running));
+    let included = read(&source_of(&spec), object);
+    assert!(!included.owned);
+    assert_eq!(training(included).stage, Some(TrainingStage::Running));
 }
 
 #[test]
-fn records_begin_anew_with_other_rules_and_go_on_with_other_data() {
-    let name = |spec: &WebhookSourceSpec| mapped(spec).watch_name(None);
+fn records_are_reset_by_other_rules_but_not_by_other_data() {
+    let name = |spec: &WebhookSourceSpec| source_of(spec).watch_name(None);
     let before = spec("Training", &STAGES, &json!({}));
     let other_data = spec("Training", &STAGES, &json!({"jobId": "object.metadata.name"}));
     assert_eq!(name(&before), name(&other_data));
@@ -154,7 +154,7 @@ fn records_begin_anew_with_other_rules_and_go_on_with_other_data() {
 }
 
 #[test]
-fn every_expression_that_is_none_is_named_with_its_place() {
+fn every_invalid_expression_is_reported_with_its_field() {
     let bad = spec(
         "Serving",
         &[("Deployed", "object.status."), ("Paused", "objet.spec.replicas == 0")],
@@ -170,9 +170,9 @@ fn every_expression_that_is_none_is_named_with_its_place() {
 }
 
 #[test]
-fn a_right_that_lacks_is_told_as_what_to_apply() {
-    let source = mapped(&spec("Training", &STAGES, &json!({})));
-    assert_eq!((source.grant(), source.path(None)), (None, None), "nothing is known before the kind is found");
+fn missing_right_is_reported_as_a_manifest_to_apply() {
+    let source = source_of(&spec("Training", &STAGES, &json!({})));
+    assert_eq!((source.grant(), source.path(None)), (None, None), "nothing is known before the kind is located");
     let gvk = GroupVersionKind::gvk("batch", "v1", "Job");
     source.resource.set(ApiResource::from_gvk_with_plural(&gvk, "jobs")).unwrap();
     assert_eq!(source.path(Some("ns")).as_deref(), Some("/apis/batch/v1/namespaces/ns/jobs"));
@@ -182,11 +182,11 @@ fn a_right_that_lacks_is_told_as_what_to_apply() {
 }
 
 #[test]
-fn name_of_a_watch_tells_its_source_kind_and_selector() {
+fn watch_name_contains_source_kind_and_selector() {
     let named = |resource: Value, selector: Value| {
         let mut spec = serde_json::to_value(spec("Training", &STAGES, &json!({}))).unwrap();
         (spec["resource"], spec["selector"]) = (resource, selector);
-        mapped(&serde_json::from_value(spec).unwrap()).watch_name(None)
+        source_of(&serde_json::from_value(spec).unwrap()).watch_name(None)
     };
     for (api_version, group) in [("batch/v1", "batch"), ("v1", ""), ("a.b.example.com/v1", "a.b.example.com")] {
         for (selector, selective) in [(json!({}), false), (json!({"matchLabels": {"team": "a"}}), true)] {
@@ -194,7 +194,7 @@ fn name_of_a_watch_tells_its_source_kind_and_selector() {
             let read = WatchName::read(&name).unwrap();
             assert_eq!((read.webhook_source, read.selective), ("jobs", selective), "{name}");
             assert_eq!(read.group_kind(), (group.to_owned(), "Job".to_owned()), "{name}");
-            let source = mapped(&spec("Training", &STAGES, &json!({})));
+            let source = source_of(&spec("Training", &STAGES, &json!({})));
             assert!(api_version != "batch/v1" || read.source == source.name());
         }
     }

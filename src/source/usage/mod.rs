@@ -1,12 +1,14 @@
-//! Usage figures, measured: PromQL queries and quotas, against the thresholds of `UsageThreshold` objects.
+//! Measures usage for `UsageThreshold` objects: runs their PromQL queries, watches their quotas, and sends the results
+//! to the engine, which compares them with the thresholds. The leader loop starts this task.
 //!
-//! 1. Nothing is measured before all `UsageThreshold` objects are listed, and the engine knows which there are.
-//! 2. A query that fails, and a quota that is not there, is told to whoever reads statuses and to nobody else: it is no
-//!    evaluation.
-//! 3. Queries bear what their spec names in Secrets, read again every 30 s; what is from there is told nobody.
-//! 4. Queries of one interval are spread over it; a spec that is new or has changed is measured at once. Of one object at most one query is
-//!    under way.
-//! 5. Quotas are watched while a spec names one, and measured when they change.
+//! 1. Nothing is measured before all `UsageThreshold` objects are listed and the engine knows them.
+//! 2. A failed query or a missing quota appears only in the status. It is not an evaluation, so the engine does not see
+//!    it.
+//! 3. Queries carry the headers that the spec takes from Secrets. Secrets are read again every 30 s, and their content
+//!    appears in no log and no status.
+//! 4. Queries with the same interval are spread over it. A new or changed spec is measured immediately. At most one
+//!    query per object is in flight.
+//! 5. Quotas are watched only while a spec names one, and measured when they change.
 
 mod plan;
 pub mod prometheus;
@@ -33,7 +35,7 @@ use tracing::{debug, info, warn};
 
 use self::{
     plan::{Meter, Plan},
-    prometheus::{Asked, Prometheus},
+    prometheus::{Prometheus, QueryResult},
     quota::SlimQuota,
     schedule::{Schedule, place, turn_after},
 };
@@ -51,22 +53,22 @@ use llmtune_core::event::{
 
 pub use plan::{Failure, Figure, Reason};
 
-/// `resource.group`: part of every event id, so it never changes.
+/// `resource.group`. It is part of every event id, so it must never change.
 pub const NAME: &str = "usagethresholds.llmtune.io";
-/// At a start all queries are made within this time, or within their interval where that is shorter.
+/// After a start all queries are made within this time, or within their interval if that is shorter.
 const FIRST: Duration = Duration::from_secs(10);
-/// For how long what lies in Secrets is used before it is read again.
+/// The time after which Secrets are read again.
 const FRESH: Duration = Duration::from_secs(30);
-/// How long quotas may take to be listed before that is told.
+/// The time that the list of quotas may take before the status reports it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the ledger calls the watch of one namespace, or of all.
+/// The name in the ledger of the watch of one namespace, or of all.
 #[must_use]
 pub fn watch_name(namespace: Option<&str>) -> String {
     namespace.map_or_else(|| NAME.to_owned(), |namespace| format!("{NAME} in {namespace}"))
 }
 
-/// Which `UsageThreshold`.
+/// Identifies a `UsageThreshold`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageRef {
     pub uid: Uid,
@@ -74,42 +76,42 @@ pub struct UsageRef {
     pub name: String,
 }
 
-/// What is told of a `UsageThreshold`, for its status.
+/// News about a `UsageThreshold`, for its status.
 #[derive(Debug)]
 pub enum UsageUpdate {
-    /// It is there; `found` is the status in the cluster.
+    /// It exists. `found` is the status in the cluster.
     Found { threshold: UsageRef, found: Box<UsageThresholdStatus> },
-    /// It was measured, under the spec of this generation.
+    /// It was measured, by the spec of this generation.
     Measured { uid: Uid, generation: i64, facts: Box<UsageFacts> },
-    /// It was not measured, and why.
+    /// It could not be measured, by the spec of this generation.
     Failed { uid: Uid, generation: i64, failure: Failure, at: Timestamp },
-    /// These thresholds are reached, ascending.
+    /// These thresholds are reached, in ascending order.
     Reached { uid: Uid, thresholds: Vec<String> },
     /// It is deleted.
     Gone(Uid),
 }
 
-/// What the task is given.
+/// The dependencies of the task.
 pub struct Usage {
     pub client: Client,
-    /// The watches of the engine, by namespace; `None`: all namespaces.
+    /// The watches of the engine by namespace. `None` means all namespaces.
     pub scopes: Vec<(WatchId, Option<String>)>,
     pub prometheus: Arc<Prometheus>,
-    /// Of the Secrets that queries name.
+    /// Reads the Secrets that queries need.
     pub reader: Arc<Reader>,
-    /// Where evaluations go.
+    /// Receives evaluations.
     pub observations: mpsc::Sender<Observation>,
-    /// The Namespaces that the engine has been told of.
-    pub told_namespaces: NamespaceBarrier,
-    /// Where results and failures go.
-    pub told: mpsc::UnboundedSender<UsageUpdate>,
-    /// Evaluations by source and result.
+    /// Holds back observations of Namespaces that the engine does not know.
+    pub namespaces: NamespaceBarrier,
+    /// Receives results and failures, for the status.
+    pub updates: mpsc::UnboundedSender<UsageUpdate>,
+    /// Counts evaluations by source and result.
     pub evaluations: IntCounterVec,
-    /// How long queries take.
+    /// The duration of queries.
     pub query_duration: Histogram,
 }
 
-/// A `UsageThreshold` as the task knows it.
+/// The state of a `UsageThreshold`.
 struct ThresholdEntry {
     watch: WatchId,
     threshold: UsageRef,
@@ -118,22 +120,22 @@ struct ThresholdEntry {
     annotations: Option<BTreeMap<String, String>>,
     created_at: Option<Timestamp>,
     plan: Result<Plan, Failure>,
-    /// The query that is under way.
+    /// The query in flight.
     query: Option<AbortHandle>,
-    /// The headers of queries, and when they were read.
+    /// The headers of its queries, and when they were read.
     headers: Option<(Instant, Arc<HeaderMap>)>,
 }
 
-/// A query that has ended, made under the spec of this generation.
+/// A finished query, made by the spec of this generation.
 struct Ended {
     uid: Uid,
     generation: i64,
-    asked: Asked,
-    /// The headers that the query bore, and when they were read; `None` where they are to be read before the next.
+    answer: QueryResult,
+    /// The headers of the query, and when they were read. `None` if they must be read again before the next query.
     headers: Option<(Instant, Arc<HeaderMap>)>,
 }
 
-/// Quotas, while a spec names one.
+/// The quotas. They are watched while a spec names one.
 struct Quotas {
     objects: Objects<SlimQuota>,
     usages: HashMap<(String, String), quota::Usage>,
@@ -148,7 +150,7 @@ struct Quotas {
 struct Stopped;
 
 impl Usage {
-    /// Measures until the engine stops, or a watch has ended.
+    /// Runs until the engine stops or a watch ends.
     pub async fn run(self) {
         let namespaces: Vec<String> = self.scopes.iter().filter_map(|(_, namespace)| namespace.clone()).collect();
         let thresholds = Objects::<UsageThreshold>::watch(&self.client, &namespaces, &Config::default().timeout(30));
@@ -163,7 +165,7 @@ impl Usage {
             schedule: Schedule::default(),
             begun: Instant::now(),
         };
-        // Either way the task has ended, which whoever started it notices.
+        // The leader loop notices that the task has ended.
         let _ = measuring.follow(thresholds).await;
     }
 }
@@ -189,8 +191,8 @@ impl Measuring {
                 change = thresholds.next() => match change.ok_or(Stopped)? {
                     objects::ObjectChange::Seen { uid, object: Ok(object), .. } => self.applied(uid, *object),
                     objects::ObjectChange::Seen { uid, object: Err(invalid), .. } => {
-                        let say = "the UsageThreshold cannot be read and is not measured: correct it, or upgrade the operator to the release that it was written for";
-                        warn!(namespace = invalid.metadata.namespace, name = invalid.metadata.name, error = invalid.error, "{say}");
+                        let message = "the UsageThreshold cannot be read and is not measured: correct it, or upgrade the operator to the release that it was written for";
+                        warn!(namespace = invalid.metadata.namespace, name = invalid.metadata.name, error = invalid.error, "{message}");
                         if let Some(watch) = self.watch_of(&invalid.metadata) {
                             self.unreadable.insert(uid, watch);
                         }
@@ -198,12 +200,12 @@ impl Measuring {
                     }
                     objects::ObjectChange::Gone(uid) => self.gone(uid).await?,
                     objects::ObjectChange::Listed => self.all_listed().await?,
-                    // The log says why; once it is not refused any more, what is there is a baseline or known.
+                    // `Objects` logs the error and retries. Objects that a later list returns are a baseline or known.
                     objects::ObjectChange::Refused => {}
                 },
                 change = next_quota(&mut self.quotas) => self.quota(change.ok_or(Stopped)?).await?,
                 Some(ended) = self.queries.join_next() => {
-                    // What was broken off is void.
+                    // An aborted query has no result.
                     if let Ok(ended) = ended {
                         self.ended(ended).await?;
                     }
@@ -219,8 +221,8 @@ impl Measuring {
     }
 
     fn watch_of(&self, metadata: &ObjectMeta) -> Option<WatchId> {
-        let of = |namespace: &Option<String>| namespace.is_none() || *namespace == metadata.namespace;
-        self.usage.scopes.iter().find(|(_, namespace)| of(namespace)).map(|(watch, _)| *watch)
+        let includes = |namespace: &Option<String>| namespace.is_none() || *namespace == metadata.namespace;
+        self.usage.scopes.iter().find(|(_, namespace)| includes(namespace)).map(|(watch, _)| *watch)
     }
 
     fn applied(&mut self, uid: Uid, object: UsageThreshold) {
@@ -241,7 +243,7 @@ impl Measuring {
         self.forget(uid);
         let plan = Plan::read(&object.spec, self.usage.prometheus.servers(), &namespace);
         let threshold = UsageRef { uid, namespace, name };
-        // At a start all come at once.
+        // Spread the queries after a start, when all objects are applied at once.
         let wait = match &plan {
             Ok(plan) if !self.listed && matches!(plan.meter, Meter::Query { .. }) => {
                 place(uid, plan.interval.min(FIRST))
@@ -249,7 +251,7 @@ impl Measuring {
             _ => Duration::ZERO,
         };
         let created_at = metadata.creation_timestamp.map(|time| time.0);
-        self.tell(UsageUpdate::Found {
+        self.notify(UsageUpdate::Found {
             threshold: threshold.clone(),
             found: Box::new(object.status.unwrap_or_default()),
         });
@@ -262,7 +264,7 @@ impl Measuring {
         self.follow_quotas();
     }
 
-    /// Breaks off what was to be measured of it.
+    /// Removes an object and aborts its query.
     fn forget(&mut self, uid: Uid) {
         if let Some(query) = self.entries.remove(&uid).and_then(|entry| entry.query) {
             query.abort();
@@ -273,7 +275,7 @@ impl Measuring {
     async fn gone(&mut self, uid: Uid) -> Result<(), Stopped> {
         let watch = self.entries.get(&uid).map(|entry| entry.watch).or_else(|| self.unreadable.remove(&uid));
         self.forget(uid);
-        self.tell(UsageUpdate::Gone(uid));
+        self.notify(UsageUpdate::Gone(uid));
         self.follow_quotas();
         match watch {
             Some(watch) => self.observe(watch, WatchEvent::Gone(uid)).await,
@@ -282,13 +284,13 @@ impl Measuring {
     }
 
     async fn all_listed(&mut self) -> Result<(), Stopped> {
-        let there = || {
+        let existing = || {
             let readable = self.entries.iter().map(|(uid, entry)| (*uid, entry.watch));
             readable.chain(self.unreadable.iter().map(|(uid, watch)| (*uid, *watch)))
         };
-        info!(thresholds = there().count(), "all UsageThresholds are listed");
+        info!(thresholds = existing().count(), "all UsageThresholds are listed");
         let of_scopes = self.usage.scopes.iter().map(|(scope, _)| {
-            let mut uids: Vec<Uid> = there().filter(|(_, watch)| watch == scope).map(|(uid, _)| uid).collect();
+            let mut uids: Vec<Uid> = existing().filter(|(_, watch)| watch == scope).map(|(uid, _)| uid).collect();
             uids.sort_unstable();
             (*scope, uids)
         });
@@ -299,7 +301,7 @@ impl Measuring {
         Ok(())
     }
 
-    /// Watches quotas exactly while a spec names one.
+    /// Starts or stops the watch of quotas. It runs only while a spec names a quota.
     fn follow_quotas(&mut self) {
         let named = |entry: &ThresholdEntry| matches!(&entry.plan, Ok(Plan { meter: Meter::Quota(_), .. }));
         if !self.entries.values().any(named) {
@@ -334,7 +336,7 @@ impl Measuring {
             }
             objects::ObjectChange::Gone(uid) => {
                 let Some(key) = quotas.names.remove(&uid) else { return Ok(()) };
-                // It may be there again already, under another uid.
+                // A quota of the same name may already exist again, with another uid.
                 if !quotas.names.values().any(|named| *named == key) {
                     quotas.usages.remove(&key);
                 }
@@ -354,19 +356,19 @@ impl Measuring {
         if !self.listed {
             return Ok(());
         }
-        let concerned = self.entries.values().filter(|entry| {
+        let affected = self.entries.values().filter(|entry| {
             let Ok(Plan { meter: Meter::Quota(quota), .. }) = &entry.plan else { return false };
             changed
                 .as_ref()
                 .is_none_or(|(namespace, name)| (namespace, name) == (&entry.threshold.namespace, &quota.name))
         });
-        for uid in concerned.map(|entry| entry.threshold.uid).collect::<Vec<_>>() {
+        for uid in affected.map(|entry| entry.threshold.uid).collect::<Vec<_>>() {
             self.measure(uid).await?;
         }
         Ok(())
     }
 
-    /// Measures a figure, or begins to.
+    /// Measures a figure, or starts a query for it.
     async fn measure(&mut self, uid: Uid) -> Result<(), Stopped> {
         let now = self.begun.elapsed();
         let Some(entry) = self.entries.get_mut(&uid) else { return Ok(()) };
@@ -390,22 +392,23 @@ impl Measuring {
                 entry.query = Some(self.queries.spawn(async move {
                     let asking = async {
                         let headers = headers(&reader, &credentials, known).await?;
-                        let asked = prometheus.query(&server, &query, &headers.1).await;
-                        Ok::<_, ReferenceError>((asked, Some(headers)))
+                        let answer = prometheus.query(&server, &query, &headers.1).await;
+                        Ok::<_, ReferenceError>((answer, Some(headers)))
                     };
-                    let unasked = |failure| Asked { result: Err(failure), took: Duration::ZERO, pause: None };
-                    let (asked, headers) = match caught(asking).await {
-                        Some(Ok(asked)) => asked,
-                        Some(Err(error)) => (unasked(error.into()), None),
+                    let failed = |failure| QueryResult { result: Err(failure), took: Duration::ZERO, pause: None };
+                    let (answer, headers) = match caught(asking).await {
+                        Some(Ok(answer)) => answer,
+                        Some(Err(error)) => (failed(error.into()), None),
                         None => {
-                            let say = "the operator broke off the query: please report this with its log";
-                            (unasked(Failure::new(Reason::QueryFailed, say)), None)
+                            let message =
+                                "the query failed because of a bug in the operator: report it with the operator's log";
+                            (failed(Failure::new(Reason::QueryFailed, message)), None)
                         }
                     };
-                    // What is refused may be refused for what it bore.
+                    // The server may have rejected the headers, so read them again before the next query.
                     let refused = |failure: &Failure| failure.reason == Reason::PrometheusRefused;
-                    let headers = headers.filter(|_| !asked.result.as_ref().is_err_and(refused));
-                    Ended { uid, generation, asked, headers }
+                    let headers = headers.filter(|_| !answer.result.as_ref().is_err_and(refused));
+                    Ended { uid, generation, answer, headers }
                 }));
                 Ok(())
             }
@@ -421,8 +424,8 @@ impl Measuring {
                     self.schedule.set(uid, now + PATIENCE);
                     return Ok(());
                 } else {
-                    let say = "the operator cannot list resourcequotas, its log says why: grant it that right, as charts/kustomize/rbac.yaml of this release does";
-                    Err(Failure::new(Reason::QuotaUnavailable, say))
+                    let message = "the operator cannot list resourcequotas (see its log): grant it list and watch on resourcequotas, as charts/kustomize/rbac.yaml of this release does";
+                    Err(Failure::new(Reason::QuotaUnavailable, message))
                 };
                 self.evaluated(uid, result).await
             }
@@ -430,7 +433,7 @@ impl Measuring {
     }
 
     async fn ended(&mut self, ended: Ended) -> Result<(), Stopped> {
-        let Ended { uid, generation, asked: Asked { result, took, pause }, headers } = ended;
+        let Ended { uid, generation, answer: QueryResult { result, took, pause }, headers } = ended;
         let current = self.entries.get_mut(&uid).filter(|entry| entry.generation == generation);
         let Some(entry) = current else { return Ok(()) };
         entry.query = None;
@@ -443,22 +446,22 @@ impl Measuring {
         self.evaluated(uid, result.map(|value| Figure { value, limit: None })).await
     }
 
-    /// Hands an evaluation on: to the engine, and to the status; a failure to the status alone.
+    /// Sends an evaluation to the engine and to the status, or a failure to the status only.
     async fn evaluated(&mut self, uid: Uid, result: Result<Figure, Failure>) -> Result<(), Stopped> {
         let Some(entry) = self.entries.get(&uid) else { return Ok(()) };
         let now = Timestamp::now();
         let at = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
         let source = entry.plan.as_ref().map_or("none", |plan| plan.meter.label());
-        let judged = result.and_then(|figure| entry.plan.as_ref().map_err(Clone::clone)?.facts(figure, at));
-        let label = judged.as_ref().map_or_else(|failure| failure.reason.name(), |_| "Measured");
+        let evaluation = result.and_then(|figure| entry.plan.as_ref().map_err(Clone::clone)?.facts(figure, at));
+        let label = evaluation.as_ref().map_or_else(|failure| failure.reason.name(), |_| "Measured");
         self.usage.evaluations.with_label_values(&[source, label]).inc();
         let UsageRef { namespace, name, .. } = &entry.threshold;
         let generation = entry.generation;
-        let facts = match judged {
+        let facts = match evaluation {
             Ok(facts) => facts,
             Err(failure) => {
                 debug!(namespace, name, reason = label, message = failure.message, "not measured");
-                self.tell(UsageUpdate::Failed { uid, generation, failure, at });
+                self.notify(UsageUpdate::Failed { uid, generation, failure, at });
                 return Ok(());
             }
         };
@@ -478,8 +481,8 @@ impl Measuring {
             facts: Facts::Usage(facts.clone()),
         };
         let watch = entry.watch;
-        self.usage.told_namespaces.wait_for(namespace).await;
-        self.tell(UsageUpdate::Measured { uid, generation, facts: Box::new(facts) });
+        self.usage.namespaces.wait_for(namespace).await;
+        self.notify(UsageUpdate::Measured { uid, generation, facts: Box::new(facts) });
         self.observe(watch, WatchEvent::Measured(Box::new(object))).await
     }
 
@@ -487,13 +490,13 @@ impl Measuring {
         self.usage.observations.send(Observation { watch, change }).await.map_err(|_| Stopped)
     }
 
-    fn tell(&self, told: UsageUpdate) {
-        // Whoever writes statuses lives as long as this task.
-        let _ = self.usage.told.send(told);
+    fn notify(&self, update: UsageUpdate) {
+        // The status writer lives as long as this task.
+        let _ = self.usage.updates.send(update);
     }
 }
 
-/// The headers of a query: those that are known, while they are fresh.
+/// The headers of a query: the known ones while they are fresh, else read again.
 async fn headers(
     reader: &Reader,
     credentials: &Credentials,
@@ -506,7 +509,7 @@ async fn headers(
     }
 }
 
-/// The next change of a quota; never, while none is watched.
+/// The next change of a quota. Never completes while no quota is watched.
 async fn next_quota(quotas: &mut Option<Quotas>) -> Option<objects::ObjectChange<SlimQuota>> {
     match quotas {
         Some(quotas) => quotas.objects.next().await,

@@ -1,4 +1,4 @@
-//! From a `UsageThreshold`'s spec to what is measured, and from a figure to facts. Asks nobody.
+//! Converts the spec of a `UsageThreshold` to a plan for its measurement, and a figure to facts for the engine. Pure.
 
 use std::{fmt, time::Duration};
 
@@ -15,31 +15,31 @@ use llmtune_core::event::{
     object::UsageFacts,
 };
 
-/// A spec, read and found usable.
+/// A validated spec.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     pub meter: Meter,
     limit: Option<Amount>,
     thresholds: Vec<Level>,
     hysteresis: Level,
-    /// How long a threshold must be held.
+    /// How long a figure must stay at or above a threshold before the threshold counts as reached.
     pub hold: Duration,
-    /// How often a query is made.
+    /// The interval between queries.
     pub interval: Duration,
     unit: Option<String>,
 }
 
-/// Where a figure comes from.
+/// The source of a figure.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Meter {
     /// A PromQL query.
     Query { server: Server, query: String, credentials: Credentials },
-    /// What is used of a quota's resource.
+    /// The used amount of a resource of a `ResourceQuota`.
     Quota(QuotaResource),
 }
 
 impl Meter {
-    /// The value of the metrics' label `source`.
+    /// The value of the metric label `source`.
     #[must_use]
     pub const fn label(&self) -> &'static str {
         match self {
@@ -49,7 +49,7 @@ impl Meter {
     }
 }
 
-/// As the payload tells it: the query, or `NAME/RESOURCE` of a quota.
+/// As in the payload: the query, or `NAME/RESOURCE` of a quota.
 impl fmt::Display for Meter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -59,15 +59,15 @@ impl fmt::Display for Meter {
     }
 }
 
-/// What was measured.
+/// A measured figure.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figure {
     pub value: Amount,
-    /// A quota's own limit.
+    /// The limit of a quota.
     pub limit: Option<Amount>,
 }
 
-/// Why there is no figure, or none that can be judged.
+/// Why a figure cannot be measured or compared with the thresholds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub reason: Reason,
@@ -87,7 +87,7 @@ impl From<ReferenceError> for Failure {
     }
 }
 
-/// The reasons of failures, as conditions and metrics name them.
+/// The reasons of failures in conditions and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     InvalidSpec,
@@ -99,7 +99,7 @@ pub enum Reason {
     PrometheusUnavailable,
     PrometheusRateLimited,
     PartialAnswer,
-    /// What the query is to bear cannot be had, under this name; final where waiting does not help.
+    /// The credentials of the query are unavailable, for this reason. `is_final` if waiting does not help.
     Credentials {
         name: &'static str,
         is_final: bool,
@@ -142,7 +142,7 @@ impl Reason {
         }
     }
 
-    /// Whether the spec cannot work as it stands.
+    /// Whether the spec must be changed before it can work.
     #[must_use]
     pub const fn stalls(self) -> bool {
         matches!(
@@ -159,26 +159,27 @@ impl Reason {
 }
 
 impl Plan {
-    /// Reads a spec. `servers` are those that queries may be made to, the first of them where a spec names none.
-    /// `namespace`: where the Secrets lie that it names.
+    /// Reads a spec. `servers` are the allowed servers; the first is the default. `namespace` is the namespace of the
+    /// Secrets in the spec.
     pub fn read(spec: &UsageThresholdSpec, servers: &[Server], namespace: &str) -> Result<Self, Failure> {
         let level = |field: &str, text: &str| {
             Level::parse(text).map_err(|error| {
-                let say = format!("spec.{field} is {text:?}, which cannot be used: {error}; write a percentage such as 80%, or a Quantity such as 950M");
-                Failure::new(Reason::InvalidSpec, say)
+                let message = format!("spec.{field} is {text:?}, which is invalid: {error}; write a percentage such as 80%, or a Quantity such as 950M");
+                Failure::new(Reason::InvalidSpec, message)
             })
         };
         let span = |field: &str, text: &str| {
             duration::read(text).ok_or_else(|| {
-                let say = format!("spec.{field} is {text:?}, which is no duration: write one such as 60s");
-                Failure::new(Reason::InvalidSpec, say)
+                let message = format!("spec.{field} is {text:?}, which is not a duration: write one such as 60s");
+                Failure::new(Reason::InvalidSpec, message)
             })
         };
         let limit = spec.limit.as_ref().map(|text| {
             let limit = Amount::quantity(text).ok().filter(Amount::is_positive);
             limit.ok_or_else(|| {
-                let say = format!("spec.limit is {text:?}, which is no Quantity above zero: write one such as 1G");
-                Failure::new(Reason::InvalidSpec, say)
+                let message =
+                    format!("spec.limit is {text:?}, which is not a Quantity above zero: write one such as 1G");
+                Failure::new(Reason::InvalidSpec, message)
             })
         });
         let thresholds = spec.thresholds.iter().map(|text| level("thresholds", text));
@@ -193,7 +194,7 @@ impl Plan {
         })
     }
 
-    /// What a figure, measured at this time, comes to.
+    /// The facts for a figure that was measured at this time.
     pub fn facts(&self, figure: Figure, observed_at: Timestamp) -> Result<UsageFacts, Failure> {
         let facts = UsageFacts {
             metric: self.meter.to_string(),
@@ -207,48 +208,48 @@ impl Plan {
         };
         let limit = facts.limit.as_ref();
         if limit.is_some_and(|limit| !limit.is_positive()) {
-            let say = format!(
-                "the limit of {} is zero: nothing is a percentage of that; raise the quota's hard, or remove the UsageThreshold",
+            let message = format!(
+                "the limit of {} is zero, so no percentage can be computed: raise spec.hard of the ResourceQuota, or remove the UsageThreshold",
                 facts.metric
             );
-            return Err(Failure::new(Reason::LimitIsZero, say));
+            return Err(Failure::new(Reason::LimitIsZero, message));
         }
         for level in &facts.thresholds {
             let Some(at) = level.of(limit) else {
-                let say = format!(
-                    "the threshold {} is of a limit, and there is none: give spec.limit, such as 1G, or write a Quantity such as 800M",
+                let message = format!(
+                    "the threshold {} is a percentage, but there is no limit: set spec.limit, such as 1G, or write a Quantity such as 800M",
                     level.text()
                 );
-                return Err(Failure::new(Reason::InvalidSpec, say));
+                return Err(Failure::new(Reason::InvalidSpec, message));
             };
             if facts.hysteresis.of(Some(limit.unwrap_or(&at))).is_none_or(|hysteresis| hysteresis >= at) {
-                let say = format!(
-                    "spec.hysteresis, {}, is not lower than the threshold {}, which would be sent only once: lower the hysteresis, such as to 0%",
+                let message = format!(
+                    "spec.hysteresis ({}) is not lower than the threshold {}, which would therefore be sent only once: lower the hysteresis, for example to 0%",
                     facts.hysteresis.text(),
                     level.text()
                 );
-                return Err(Failure::new(Reason::HysteresisTooLarge, say));
+                return Err(Failure::new(Reason::HysteresisTooLarge, message));
             }
         }
         Ok(facts)
     }
 
-    /// How often a quota is looked at although it has not changed; `None`: never.
+    /// The interval at which a quota is evaluated although it has not changed, or `None` if it is not.
     #[must_use]
     pub fn look_again(&self) -> Option<Duration> {
-        // A threshold that must be held is reached between two changes.
+        // A threshold with a hold time can become reached between two changes.
         (!self.hold.is_zero()).then(|| (self.hold / 10).clamp(Duration::from_secs(1), self.interval))
     }
 }
 
 fn meter(spec: &UsageThresholdSpec, servers: &[Server], namespace: &str) -> Result<Meter, Failure> {
     let Some(prometheus) = &spec.prometheus else {
-        let say = "spec names neither prometheus nor resourceQuota: give one of them";
-        return spec.resource_quota.clone().map(Meter::Quota).ok_or_else(|| Failure::new(Reason::InvalidSpec, say));
+        let message = "spec has neither prometheus nor resourceQuota: set one of them";
+        return spec.resource_quota.clone().map(Meter::Quota).ok_or_else(|| Failure::new(Reason::InvalidSpec, message));
     };
     let Some(default) = servers.first() else {
-        let say = "the operator knows no Prometheus: start it with --allow-prometheus, such as --allow-prometheus http://prometheus.monitoring:9090";
-        return Err(Failure::new(Reason::PrometheusNotConfigured, say));
+        let message = "the operator may not query any Prometheus: start it with --allow-prometheus, such as --allow-prometheus http://prometheus.monitoring:9090";
+        return Err(Failure::new(Reason::PrometheusNotConfigured, message));
     };
     let server = match &prometheus.url {
         None => default,
@@ -256,18 +257,18 @@ fn meter(spec: &UsageThresholdSpec, servers: &[Server], namespace: &str) -> Resu
             let named = url.parse().ok();
             servers.iter().find(|server| Some(*server) == named.as_ref()).ok_or_else(|| {
                 let allowed: Vec<String> = servers.iter().map(ToString::to_string).collect();
-                let say = format!(
-                    "queries may not be made to spec.prometheus.url, {url}: write one that the operator's --allow-prometheus names ({}), leave url out for the first of them, or have it added there",
+                let message = format!(
+                    "spec.prometheus.url {url} is not allowed: use one of the operator's --allow-prometheus ({}), omit url to use the first, or ask the platform team to add this one",
                     allowed.join(", ")
                 );
-                Failure::new(Reason::PrometheusNotAllowed, say)
+                Failure::new(Reason::PrometheusNotAllowed, message)
             })?
         }
     };
     let basic = prometheus.basic_auth_ref.as_ref().map(|secret| secret.name.as_str());
     let credentials = Credentials::read(&prometheus.headers, basic, namespace).map_err(|error| {
-        let say = error.to_string().replacen("spec.headers", "spec.prometheus.headers", 1);
-        Failure::new(Reason::InvalidSpec, say)
+        let message = error.to_string().replacen("spec.headers", "spec.prometheus.headers", 1);
+        Failure::new(Reason::InvalidSpec, message)
     })?;
     Ok(Meter::Query { server: server.clone(), query: prometheus.query.clone(), credentials })
 }
@@ -299,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_goes_to_the_first_allowed_server_or_to_the_one_that_is_named_however_it_is_spelled() {
+    fn query_goes_to_the_first_or_the_given_allowed_server() {
         let server = |spec: &UsageThresholdSpec| match Plan::read(spec, &servers(), "ns").unwrap().meter {
             Meter::Query { server, .. } => server.to_string(),
             Meter::Quota(_) => panic!("a query"),
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_no_query_may_have_is_named() {
+    fn headers_that_queries_may_not_have_are_reported() {
         let headers = |name: &str, value: &str| {
             query(&json!({"prometheus": {"query": "up", "headers": [{"name": name, "value": value}]}}))
         };
@@ -334,12 +335,12 @@ mod tests {
         for (name, value) in [("Host", "a"), ("Content-Type", "a"), ("a b", "a"), ("X-Scope-OrgID", "a\nb")] {
             let failure = Plan::read(&headers(name, value), &servers(), "ns").unwrap_err();
             assert_eq!(failure.reason, Reason::InvalidSpec);
-            assert!(failure.message.starts_with("spec.prometheus.headers names"), "{}", failure.message);
+            assert!(failure.message.starts_with("spec.prometheus.headers: "), "{}", failure.message);
         }
     }
 
     #[test]
-    fn a_quota_needs_no_prometheus_and_brings_its_limit() {
+    fn quota_needs_no_prometheus_and_has_its_own_limit() {
         let spec = spec(&json!({"resourceQuota": {"name": "team-a", "resource": "requests.nvidia.com/gpu"}}));
         let plan = Plan::read(&spec, &[], "ns").unwrap();
         let amount = |text| Amount::quantity(text).unwrap();
@@ -351,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_older_definitions_let_in_and_cannot_work_is_named() {
+    fn invalid_specs_that_older_crds_admit_are_reported() {
         for (fields, says) in [
             (json!({"thresholds": ["many"]}), "spec.thresholds is \"many\""),
             (json!({"hysteresis": "little"}), "spec.hysteresis is \"little\""),
@@ -366,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hysteresis_that_no_figure_could_fall_below_is_refused() {
+    fn hysteresis_must_be_lower_than_every_threshold() {
         let facts = |fields: Value| {
             let plan = Plan::read(&query(&fields), &servers(), "ns").unwrap();
             reason(plan.facts(Figure { value: Amount::default(), limit: None }, Timestamp::UNIX_EPOCH))
@@ -375,8 +376,8 @@ mod tests {
         assert_eq!(facts(json!({"hysteresis": "800M"})), "HysteresisTooLarge");
         assert_eq!(facts(json!({"hysteresis": "5%", "thresholds": ["80%", "50M"]})), "HysteresisTooLarge");
         assert_eq!(facts(json!({"hysteresis": "5%", "thresholds": ["80%", "51M"]})), "none");
-        let none: UsageThresholdSpec = spec(&json!({"prometheus": {"query": "up"}}));
-        let plan = Plan::read(&none, &servers(), "ns").unwrap();
+        let without_limit: UsageThresholdSpec = spec(&json!({"prometheus": {"query": "up"}}));
+        let plan = Plan::read(&without_limit, &servers(), "ns").unwrap();
         assert_eq!(
             reason(plan.facts(Figure { value: Amount::default(), limit: None }, Timestamp::UNIX_EPOCH)),
             "InvalidSpec"
@@ -384,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_is_looked_at_between_changes_only_where_a_threshold_must_be_held() {
+    fn quota_is_evaluated_between_changes_only_with_a_hold_time() {
         let again = |hold: &str| {
             let plan = Plan::read(&query(&json!({"for": hold, "interval": "60s"})), &servers(), "ns").unwrap();
             plan.look_again().map(|pause| pause.as_secs())

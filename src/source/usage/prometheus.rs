@@ -1,4 +1,4 @@
-//! PromQL queries, over connections that all thresholds share. A server that hangs holds up its own queries alone.
+//! Makes PromQL queries, over connections that all thresholds share. A server that hangs delays only its own queries.
 
 use std::{
     collections::HashMap,
@@ -30,18 +30,18 @@ use crate::{
 use llmtune_client::error_chain::innermost;
 use llmtune_core::event::amount::{Amount, AmountError};
 
-/// The limit on one query, from its turn to the end of the answer.
+/// The time limit of one query, from its start to the end of the response.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Queries to one server at once.
+/// The maximum number of concurrent queries to one server.
 const CONCURRENCY: usize = 8;
-/// One number takes some hundred bytes; a longer answer is none.
-const MAX_ANSWER: usize = 64 << 10;
-/// Of what a server says about an error, this much is told.
-const MAX_TOLD: usize = 256;
-/// The longest that a server may ask to be left alone.
+/// The maximum response in bytes. A response with one sample has some hundred bytes.
+const MAX_RESPONSE: usize = 64 << 10;
+/// The maximum number of characters that a message quotes from a server.
+const MAX_QUOTED: usize = 256;
+/// The maximum wait that a server can request with `Retry-After`.
 const MAX_PAUSE: Duration = Duration::from_secs(3600);
 
-/// A Prometheus server: scheme, host, port and path prefix. Two spellings of one are the same.
+/// A Prometheus server: scheme, host, port and path prefix. Different spellings of the same URL are equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Server(Url);
 
@@ -56,7 +56,7 @@ impl FromStr for Server {
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(
-                "it must not hold a user name or password: give a token with --prometheus-token-file".to_owned()
+                "it must not contain a user name or password: give a token with --prometheus-token-file".to_owned()
             );
         }
         if url.query().is_some() || url.fragment().is_some() {
@@ -74,26 +74,26 @@ impl fmt::Display for Server {
     }
 }
 
-/// The servers that queries may be made to, and how.
+/// The client for the allowed servers.
 pub struct Prometheus {
     clients: Clients,
     servers: Vec<Server>,
-    turns: HashMap<Server, Semaphore>,
+    permits: HashMap<Server, Semaphore>,
     token: Option<PathBuf>,
 }
 
 impl Prometheus {
-    /// Queries may be made to these servers. `roots` are trusted beside the system's. `token`: a file with a bearer token, read anew
-    /// for each query, since it may be replaced.
+    /// Creates a client for these servers. `roots` are trusted in addition to the system's roots. `token` is a file
+    /// with a bearer token. The file is read for each query, because the token may be rotated.
     pub fn new(
         servers: Vec<Server>,
         roots: Vec<CertificateDer<'static>>,
         token: Option<PathBuf>,
     ) -> Result<Self, rustls::Error> {
-        // The platform team names the servers: no address of theirs is refused.
+        // The platform team configures the servers, so their addresses are not restricted.
         let clients = Clients::new(roots, Guard::open(), Arc::new(Dns::system()), None)?;
-        let turns = servers.iter().map(|server| (server.clone(), Semaphore::new(CONCURRENCY))).collect();
-        Ok(Self { clients, servers, turns, token })
+        let permits = servers.iter().map(|server| (server.clone(), Semaphore::new(CONCURRENCY))).collect();
+        Ok(Self { clients, servers, permits, token })
     }
 
     /// The servers, in the order of the configuration.
@@ -102,41 +102,42 @@ impl Prometheus {
         &self.servers
     }
 
-    /// Makes a query with these headers once it is its turn.
-    pub async fn query(&self, server: &Server, query: &str, headers: &HeaderMap) -> Asked {
-        let failed = |failure, took| Asked { result: Err(failure), took, pause: None };
-        let _turn = match self.turns.get(server) {
-            Some(turns) => turns.acquire().await,
-            None => return failed(unavailable(server, "it is not allowed"), Duration::ZERO),
+    /// Makes a query with these headers. Waits while [`CONCURRENCY`] other queries to the server are in flight.
+    pub async fn query(&self, server: &Server, query: &str, headers: &HeaderMap) -> QueryResult {
+        let failed = |failure, took| QueryResult { result: Err(failure), took, pause: None };
+        let _permit = match self.permits.get(server) {
+            Some(permits) => permits.acquire().await,
+            None => return failed(unavailable(server, "it is not in --allow-prometheus"), Duration::ZERO),
         };
         let begun = Instant::now();
         match timeout(LIMIT, self.ask(server, query, headers)).await {
-            Ok(Ok((result, pause))) => Asked { result, took: begun.elapsed(), pause },
+            Ok(Ok((result, pause))) => QueryResult { result, took: begun.elapsed(), pause },
             Ok(Err(failure)) => failed(failure, begun.elapsed()),
             Err(_) => failed(unavailable(server, &format!("no answer within {} s", LIMIT.as_secs())), begun.elapsed()),
         }
     }
 
-    /// The result, and for how long the server wants not to be asked again; an error where there is no answer.
+    /// The result and the wait that the server requests. An error if there is no response.
     async fn ask(
         &self,
         server: &Server,
         query: &str,
-        given: &HeaderMap,
+        extra: &HeaderMap,
     ) -> Result<(Measured, Option<Duration>), Failure> {
-        // A POST, since a query may be longer than what proxies take for a URL. One sample more than is wanted tells that there are several.
+        // A POST, because a query may be longer than the URL length that proxies allow. Two samples are enough to
+        // detect that there are several.
         let form = Url::parse_with_params("http://form", [("query", query), ("timeout", "10s"), ("limit", "2")]);
         let form = form.ok().and_then(|url| url.query().map(str::to_owned)).unwrap_or_default();
-        let mut headers = given.clone();
+        let mut headers = extra.clone();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        if let Some(path) = self.token.as_ref().filter(|_| !given.contains_key(header::AUTHORIZATION)) {
+        if let Some(path) = self.token.as_ref().filter(|_| !extra.contains_key(header::AUTHORIZATION)) {
             headers.insert(header::AUTHORIZATION, bearer(path).map_err(|problem| unavailable(server, &problem))?);
         }
         let secrets = Secrets::of(&headers);
         let mut url = server.0.clone();
         url.set_path(&format!("{}/api/v1/query", url.path().trim_end_matches('/')));
-        // The limit is that of the whole query.
+        // `query` limits the time.
         let response = self.clients.post(&"".into(), &url, None, headers, form.into(), Duration::MAX).await;
         let response = response.map_err(|error| broken(server, &error))?;
         let status = response.status();
@@ -147,31 +148,33 @@ impl Prometheus {
     }
 }
 
-/// A figure, or why there is none.
+/// A figure, or why it could not be measured.
 type Measured = Result<Amount, Failure>;
 
-/// What a query came to.
+/// The outcome of a query.
 #[derive(Debug)]
-pub struct Asked {
+pub struct QueryResult {
     pub result: Measured,
-    /// How long it took from its turn on.
+    /// The duration, without the wait for other queries.
     pub took: Duration,
-    /// For how long the server wants not to be asked again.
+    /// The wait until the next query that the server requests.
     pub pause: Option<Duration>,
 }
 
-/// What authorizes a query; the error never tells of the token.
+/// The `Authorization` header with the token from this file. The error never contains the token.
 fn bearer(path: &Path) -> Result<HeaderValue, String> {
     let refuse =
         |problem: &dyn fmt::Display| format!("the operator's --prometheus-token-file cannot be read: {problem}");
     let token = std::fs::read_to_string(path).map_err(|error| refuse(&error))?;
     let value = HeaderValue::from_str(&format!("Bearer {}", token.trim()));
-    let mut value = value.map_err(|_| refuse(&"it holds what no token holds, such as a line break"))?;
+    let mut value =
+        value.map_err(|_| refuse(&"it contains characters that a token cannot have, such as a line break"))?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-/// What no message repeats, whatever a server answers: values of headers from Secrets, the token, the password.
+/// Texts that must not appear in messages, even if a server returns them: header values from Secrets, the token, the
+/// password.
 #[derive(Default)]
 struct Secrets(Vec<SecretString>);
 
@@ -180,7 +183,7 @@ impl Secrets {
         let mut secrets = Vec::new();
         for value in headers.values().filter(|value| value.is_sensitive()) {
             let Ok(whole) = value.to_str() else { continue };
-            // A credential stands behind the name of its scheme; basic authentication's is base64.
+            // The credential follows the name of the scheme. In basic authentication it is base64.
             let credential = whole.split_once(' ').map(|(_, credential)| credential);
             let basic = credential.filter(|_| whole.starts_with("Basic ")).and_then(|text| STANDARD.decode(text).ok());
             let basic = basic.and_then(|pair| String::from_utf8(pair).ok());
@@ -191,43 +194,45 @@ impl Secrets {
         Self(secrets)
     }
 
-    /// What a server said, in one line of bounded length, without what is secret.
-    fn told(&self, text: &str) -> String {
+    /// The text in one line of bounded length, without secrets.
+    fn redact(&self, text: &str) -> String {
         let secrets = self.0.iter().map(ExposeSecret::expose_secret);
-        told(&secrets.fold(text.to_owned(), |text, secret| text.replace(secret, "[redacted]")))
+        one_line(&secrets.fold(text.to_owned(), |text, secret| text.replace(secret, "[redacted]")))
     }
 }
 
 async fn read(server: &Server, mut response: Response) -> Result<Vec<u8>, Failure> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| broken(server, &error))? {
-        if body.len() + chunk.len() > MAX_ANSWER {
-            let say = "spec.prometheus.query gives more than 64 KiB: aggregate it to one number, such as with sum(...)";
-            return Err(Failure::new(Reason::SeveralSamples, say));
+        if body.len() + chunk.len() > MAX_RESPONSE {
+            let message =
+                "spec.prometheus.query returns more than 64 KiB: aggregate it to one number, for example with sum(...)";
+            return Err(Failure::new(Reason::SeveralSamples, message));
         }
         body.extend_from_slice(&chunk);
     }
     Ok(body)
 }
 
+/// Explains to users that a failed query neither sends an event nor resets a threshold.
+const UNTIL_MEASURED: &str = "no event is sent and reached thresholds stay reached until it succeeds";
+
 fn unavailable(server: &Server, problem: &str) -> Failure {
-    let say = format!(
-        "{server} cannot be asked: {problem}; it is tried again, nothing is sent meanwhile and nothing is forgotten"
-    );
-    Failure::new(Reason::PrometheusUnavailable, say)
+    let message = format!("{server} cannot be queried: {problem}; the query is retried; {UNTIL_MEASURED}");
+    Failure::new(Reason::PrometheusUnavailable, message)
 }
 
 fn broken(server: &Server, error: &(dyn std::error::Error + 'static)) -> Failure {
-    unavailable(server, &told(&innermost(error).to_string()))
+    unavailable(server, &one_line(&innermost(error).to_string()))
 }
 
-/// One line of bounded length.
-fn told(text: &str) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TOLD).collect();
+/// The text in one line of at most [`MAX_QUOTED`] characters.
+fn one_line(text: &str) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_QUOTED).collect();
     line.trim().to_owned()
 }
 
-/// `/api/v1/query`'s answer, as far as it is read.
+/// The fields of a response of `/api/v1/query` that are read.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Answer<'a> {
@@ -238,10 +243,10 @@ struct Answer<'a> {
     error_type: String,
     #[serde(default)]
     error: String,
-    /// That not all was looked at: of Prometheus, Thanos, Mimir and Cortex.
+    /// Set by Prometheus, Thanos, Mimir and Cortex if the response may be partial.
     #[serde(default)]
     warnings: Option<Vec<serde_json::Value>>,
-    /// The same of `VictoriaMetrics`.
+    /// Set by `VictoriaMetrics` if the response is partial.
     #[serde(default)]
     is_partial: Option<bool>,
 }
@@ -254,16 +259,16 @@ struct Data<'a> {
     result: &'a RawValue,
 }
 
-/// An element of a vector; a native histogram has no value.
+/// An element of a vector. A native histogram has no value.
 #[derive(Deserialize)]
 struct Element {
     value: Option<Sample>,
 }
 
-/// Seconds, and the value as text.
+/// The time in seconds, and the value as text.
 type Sample = (f64, String);
 
-/// An answer that came, and from where.
+/// A response and its server.
 struct Answered<'a> {
     server: &'a Server,
     status: StatusCode,
@@ -272,28 +277,29 @@ struct Answered<'a> {
 }
 
 impl Answered<'_> {
-    /// The one number that it gives. A partial answer gives none: a figure of less than there is would arm a threshold again.
+    /// The number in the response. A partial response is an error, because a figure that is too low would reset
+    /// thresholds.
     fn measured(&self, body: &[u8]) -> Measured {
         let Self { server, status, .. } = self;
         let answer = serde_json::from_slice::<Answer<'_>>(body).ok();
         let words = match &answer {
-            Some(answer) if !answer.error.is_empty() => self.secrets.told(&answer.error),
+            Some(answer) if !answer.error.is_empty() => self.secrets.redact(&answer.error),
             Some(_) => String::new(),
-            None => self.secrets.told(&words(body)),
+            None => self.secrets.redact(&words(body)),
         };
-        // Gateways answer these in JSON too.
+        // Gateways may return these as Prometheus errors in JSON.
         if matches!(status.as_u16(), 401 | 403 | 429) || names_tenant(&words) {
             return Err(self.refused(&words));
         }
         let Some(answer) = answer else { return Err(self.refused(&words)) };
         if answer.status == "error" {
-            let kind = self.secrets.told(&answer.error_type);
-            let (reason, to_do) = match kind.as_str() {
+            let kind = self.secrets.redact(&answer.error_type);
+            let (reason, fix) = match kind.as_str() {
                 "bad_data" => (Reason::InvalidQuery, "correct spec.prometheus.query"),
-                "timeout" | "canceled" | "unavailable" | "internal" => (Reason::QueryFailed, "it is tried again"),
-                _ => (Reason::QueryFailed, "see whether spec.prometheus.query can be evaluated there"),
+                "timeout" | "canceled" | "unavailable" | "internal" => (Reason::QueryFailed, "the query is retried"),
+                _ => (Reason::QueryFailed, "run spec.prometheus.query on that server to find the cause"),
             };
-            return Err(Failure::new(reason, format!("{server} answers {kind}: {words}; {to_do}")));
+            return Err(Failure::new(reason, format!("{server} answers {kind}: {words}; {fix}")));
         }
         let Some(data) = answer.data.filter(|_| answer.status == "success" && status.is_success()) else {
             return Err(self.refused(&words));
@@ -302,29 +308,29 @@ impl Answered<'_> {
         let warning = answer.warnings.unwrap_or_default().into_iter().next();
         if warning.is_some() || answer.is_partial == Some(true) {
             let warning = warning.map(|warning| warning.as_str().map_or_else(|| warning.to_string(), str::to_owned));
-            let warning = warning.map(|warning| format!(" ({})", self.secrets.told(&warning))).unwrap_or_default();
-            let say = format!(
-                "{server} answers with a warning{warning}: the answer may be partial, and so measures nothing; it is tried again, nothing is sent meanwhile and nothing is forgotten; see that all its stores answer, or correct spec.prometheus.query where the warning is of the query"
+            let warning = warning.map(|warning| format!(" ({})", self.secrets.redact(&warning))).unwrap_or_default();
+            let message = format!(
+                "{server} answers with a warning{warning}, so the answer may be partial and is not used: check that all its stores answer, or correct spec.prometheus.query if the warning is about the query; the query is retried; {UNTIL_MEASURED}"
             );
-            return Err(Failure::new(Reason::PartialAnswer, say));
+            return Err(Failure::new(Reason::PartialAnswer, message));
         }
         let Some(text) = sample else {
-            let say = "spec.prometheus.query gives no sample: nothing of that name and these labels has been scraped lately; correct the query, or add \"or vector(0)\" where absence means zero";
-            return Err(Failure::new(Reason::NoSample, say));
+            let message = "spec.prometheus.query returns no sample: no series with this name and these labels was scraped recently; correct the query, or add \"or vector(0)\" if absence means zero";
+            return Err(Failure::new(Reason::NoSample, message));
         };
         Amount::sample(&text).map_err(|error| {
-            let value = told(&text);
+            let value = one_line(&text);
             match error {
                 AmountError::NotFinite => {
-                    let say = format!("spec.prometheus.query gives {value}, which is no figure: it divides by zero, or the metric itself is {value}");
-                    Failure::new(Reason::NotFinite, say)
+                    let message = format!("spec.prometheus.query returns {value}, which is not a finite number: correct the query if it divides by zero, or the exporter if the metric itself is {value}");
+                    Failure::new(Reason::NotFinite, message)
                 }
                 AmountError::Form | AmountError::TooLarge => not_one(&format!("{value:?}")),
             }
         })
     }
 
-    /// The text of the one sample; `None` where there is none.
+    /// The text of the only sample, or `None` if there is no sample.
     fn sample(&self, data: &Data<'_>) -> Result<Option<String>, Failure> {
         let unreadable = |_| self.refused("");
         let result = data.result.get();
@@ -337,60 +343,62 @@ impl Answered<'_> {
                         element.value.map(|(_, text)| Some(text)).ok_or_else(|| not_one("a histogram"))
                     }
                     (Some(_), false) => {
-                        let say = "spec.prometheus.query gives several samples, and which one is meant cannot be told: aggregate them to one, such as with sum(...) or max(...)";
-                        Err(Failure::new(Reason::SeveralSamples, say))
+                        let message = "spec.prometheus.query returns several samples: aggregate them to one, for example with sum(...) or max(...)";
+                        Err(Failure::new(Reason::SeveralSamples, message))
                     }
                     (None, _) => Ok(None),
                 }
             }
             "matrix" => Err(not_one("a range of samples")),
             "string" => Err(not_one("a string")),
-            other => Err(not_one(&format!("a {}", told(other)))),
+            other => Err(not_one(&format!("a {}", one_line(other)))),
         }
     }
 
-    /// An answer that is not to the query.
+    /// The failure for a response that is not a result of the query.
     fn refused(&self, words: &str) -> Failure {
         let Self { server, status, pause, .. } = self;
         let said = if words.is_empty() { String::new() } else { format!(" ({words})") };
-        let to_do = match status.as_u16() {
+        let fix = match status.as_u16() {
             429 => {
                 let again = match pause {
-                    Some(pause) => format!("in {} s, as it asks", pause.as_secs()),
+                    Some(pause) => format!("in {} s, as the server requests", pause.as_secs()),
                     None => "after spec.interval".to_owned(),
                 };
-                let say = format!(
-                    "{server} limits how often it may be asked, HTTP 429{said}: it is asked again {again}, nothing is sent meanwhile and nothing is forgotten; where that lasts, raise spec.interval, or the limit there"
+                let message = format!(
+                    "{server} limits the rate of queries, HTTP 429{said}: the query is retried {again}; {UNTIL_MEASURED}. If this lasts, raise spec.interval or the limit of the server"
                 );
-                return Failure::new(Reason::PrometheusRateLimited, say);
+                return Failure::new(Reason::PrometheusRateLimited, message);
             }
             _ if names_tenant(words) => {
-                "it serves several tenants, name one in spec.prometheus.headers, such as {name: X-Scope-OrgID, value: team-a}"
+                "it serves several tenants; name one in spec.prometheus.headers, such as {name: X-Scope-OrgID, value: team-a}"
             }
-            300..=399 => "redirects are not followed, have the operator's --allow-prometheus name the final address",
+            300..=399 => "redirects are not followed; write the final address in the operator's --allow-prometheus",
             401 | 403 => {
-                "it wants other credentials, or a header: give them in spec.prometheus.basicAuthRef or spec.prometheus.headers, or give the operator a token that it takes, with --prometheus-token-file"
+                "it requires other credentials or a header; set spec.prometheus.basicAuthRef or spec.prometheus.headers, or give the operator a valid token with --prometheus-token-file"
             }
             404 | 405 => {
-                "have the operator's --allow-prometheus name the address of a Prometheus API, with its path prefix"
+                "write the address of a Prometheus API, with its path prefix, in the operator's --allow-prometheus"
             }
             500..=599 => {
                 return unavailable(server, &format!("it answers HTTP {status}{said}"));
             }
-            _ => "that is no answer of Prometheus's API, have the operator's --allow-prometheus name one",
+            _ => {
+                "this is not an answer of a Prometheus API; write the address of one in the operator's --allow-prometheus"
+            }
         };
-        Failure::new(Reason::PrometheusRefused, format!("{server} answers HTTP {status}{said}: {to_do}"))
+        Failure::new(Reason::PrometheusRefused, format!("{server} answers HTTP {status}{said}: {fix}"))
     }
 }
 
 fn not_one(what: &str) -> Failure {
-    let say = format!(
-        "spec.prometheus.query gives {what}, not one number: write a query whose result is a scalar or a vector of one sample, such as sum(...)"
+    let message = format!(
+        "spec.prometheus.query returns {what}, not one number: write a query whose result is a scalar or a vector of one sample, such as sum(...)"
     );
-    Failure::new(Reason::NotOneNumber, say)
+    Failure::new(Reason::NotOneNumber, message)
 }
 
-/// Whether a server misses the name of a tenant, as Mimir, Cortex, Loki and their gateways say it.
+/// Whether the message says that the tenant is missing, in the words of Mimir, Cortex, Loki and their gateways.
 fn names_tenant(words: &str) -> bool {
     let words = words.to_lowercase();
     ["no org id", "x-scope-orgid", "org id is required", "tenant id is required", "no tenant"]
@@ -398,7 +406,7 @@ fn names_tenant(words: &str) -> bool {
         .any(|said| words.contains(said))
 }
 
-/// The words of an answer that is not Prometheus's own; a page is none.
+/// The text of a response that is not in the format of Prometheus. Empty for an HTML page.
 fn words(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     let text = text.trim();
@@ -429,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scalar_and_a_vector_of_one_sample_are_a_number_to_the_last_digit() {
+    fn scalar_and_one_sample_vector_keep_every_digit() {
         assert_eq!(gives(200, &data("scalar", r#"[1700000000.123,"0.1"]"#)).unwrap(), "0.1");
         let vector =
             |value: &str| data("vector", &format!(r#"[{{"metric":{{"a":"b"}},"value":[1700000000,"{value}"]}}]"#));
@@ -438,15 +446,15 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_a_failure_that_says_what_to_do() {
+    fn other_responses_are_failures_that_say_what_to_do() {
         let sample = r#"{"metric":{},"value":[1,"1"]}"#;
         let error = |kind: &str, text: &str| format!(r#"{{"status":"error","errorType":"{kind}","error":"{text}"}}"#);
         for (status, body, reason, says) in [
             (200, data("vector", "[]"), "NoSample", "or vector(0)"),
             (200, data("vector", &format!("[{sample},{sample}]")), "SeveralSamples", "sum(...)"),
             (200, data("vector", r#"[{"metric":{},"histogram":[1,{"count":"1"}]}]"#), "NotOneNumber", "a histogram"),
-            (200, data("scalar", r#"[1,"NaN"]"#), "NotFinite", "gives NaN"),
-            (200, data("scalar", r#"[1,"+Inf"]"#), "NotFinite", "gives +Inf"),
+            (200, data("scalar", r#"[1,"NaN"]"#), "NotFinite", "returns NaN"),
+            (200, data("scalar", r#"[1,"+Inf"]"#), "NotFinite", "returns +Inf"),
             (200, data("scalar", r#"[1,"soon"]"#), "NotOneNumber", "\"soon\""),
             (200, data("matrix", "[]"), "NotOneNumber", "a range of samples"),
             (200, data("string", r#"[1,"a"]"#), "NotOneNumber", "a string"),
@@ -457,16 +465,16 @@ mod tests {
                 "1:5: parse error; correct spec.prometheus.query",
             ),
             (422, error("execution", "many-to-many"), "QueryFailed", "many-to-many"),
-            (503, error("timeout", "query timed out"), "QueryFailed", "it is tried again"),
-            (200, "<html>".into(), "PrometheusRefused", "no answer of Prometheus's API"),
+            (503, error("timeout", "query timed out"), "QueryFailed", "the query is retried"),
+            (200, "<html>".into(), "PrometheusRefused", "not an answer of a Prometheus API"),
             (302, String::new(), "PrometheusRefused", "redirects are not followed"),
-            (401, "no".into(), "PrometheusRefused", "401 Unauthorized (no): it wants other credentials"),
+            (401, "no".into(), "PrometheusRefused", "401 Unauthorized (no): it requires other credentials"),
             (401, "no".into(), "PrometheusRefused", "--prometheus-token-file"),
             (
                 401,
                 "no org id\n".into(),
                 "PrometheusRefused",
-                "(no org id): it serves several tenants, name one in spec.prometheus.headers",
+                "(no org id): it serves several tenants; name one in spec.prometheus.headers",
             ),
             (401, error("unauthorized", "no org id"), "PrometheusRefused", "X-Scope-OrgID"),
             (500, "no org id".into(), "PrometheusRefused", "X-Scope-OrgID"),
@@ -475,10 +483,10 @@ mod tests {
                 429,
                 "too many".into(),
                 "PrometheusRateLimited",
-                "HTTP 429 (too many): it is asked again after spec.interval",
+                "HTTP 429 (too many): the query is retried after spec.interval",
             ),
             (429, error("too_many_requests", "slow down"), "PrometheusRateLimited", "(slow down)"),
-            (429, "<html>".into(), "PrometheusRateLimited", "HTTP 429: it"),
+            (429, "<html>".into(), "PrometheusRateLimited", "HTTP 429: the"),
             (500, data("scalar", r#"[1,"1"]"#), "PrometheusUnavailable", "500"),
             (302, data("scalar", r#"[1,"1"]"#), "PrometheusRefused", "redirects"),
             (
@@ -497,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partial_answer_measures_nothing() {
+    fn partial_response_measures_nothing() {
         let answer = |result: &str, more: &str| {
             let body = format!(r#"{{"status":"success","data":{{"resultType":"vector","result":{result}}},{more}}}"#);
             gives(200, &body).map_err(|(reason, message)| format!("{reason}: {message}"))
@@ -509,23 +517,23 @@ mod tests {
             assert_eq!(answer(one, whole).as_deref(), Ok("5"), "{whole}");
         }
         for result in [one, "[]"] {
-            let told = answer(result, r#""warnings":["store a:10901: deadline exceeded","b"]"#).unwrap_err();
+            let message = answer(result, r#""warnings":["store a:10901: deadline exceeded","b"]"#).unwrap_err();
             assert!(
-                told.starts_with("PartialAnswer: ") && told.contains("(store a:10901: deadline exceeded)"),
-                "{told}"
+                message.starts_with("PartialAnswer: ") && message.contains("(store a:10901: deadline exceeded)"),
+                "{message}"
             );
             for partial in [r#""isPartial":true"#, r#""warnings":[{"code":1}]"#] {
                 assert!(answer(result, partial).unwrap_err().starts_with("PartialAnswer: "), "{partial}");
             }
         }
-        // Prometheus warns of the limit that the query itself sets.
+        // Prometheus warns about the limit of two samples that the query sets.
         let several = format!("[{sample},{sample}]", sample = r#"{"metric":{},"value":[1,"5"]}"#);
-        let told = answer(&several, r#""warnings":["results truncated due to limit"]"#).unwrap_err();
-        assert!(told.starts_with("SeveralSamples: "), "{told}");
+        let message = answer(&several, r#""warnings":["results truncated due to limit"]"#).unwrap_err();
+        assert!(message.starts_with("SeveralSamples: "), "{message}");
     }
 
     #[test]
-    fn what_is_secret_is_not_repeated_whatever_a_server_answers() {
+    fn secrets_in_a_response_are_redacted() {
         let mut headers = HeaderMap::new();
         for (name, value) in [("x-key", "hunter2"), ("authorization", "Basic dXM6cDRzcw==")] {
             let mut value = HeaderValue::from_static(value);
@@ -535,12 +543,12 @@ mod tests {
         headers.insert("x-scope-orgid", HeaderValue::from_static("team-a"));
         let secrets = Secrets::of(&headers);
         let answered = Answered { server: &server(), status: StatusCode::UNAUTHORIZED, pause: None, secrets: &secrets };
-        let told = answered.measured(b"hunter2? dXM6cDRzcw==? p4ss? team-a?").unwrap_err().message;
-        assert!(told.contains("([redacted]? [redacted]? [redacted]? team-a?)"), "{told}");
+        let message = answered.measured(b"hunter2? dXM6cDRzcw==? p4ss? team-a?").unwrap_err().message;
+        assert!(message.contains("([redacted]? [redacted]? [redacted]? team-a?)"), "{message}");
     }
 
     #[test]
-    fn what_a_server_says_is_told_in_one_bounded_line() {
+    fn server_errors_are_quoted_in_one_bounded_line() {
         let text = format!("a\\nb{}", "x".repeat(10_000));
         let (_, message) =
             gives(400, &format!(r#"{{"status":"error","errorType":"bad_data","error":"{text}"}}"#)).unwrap_err();
@@ -548,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_named_by_scheme_host_port_and_path_and_nothing_else() {
+    fn server_has_scheme_host_port_and_path_only() {
         let shown = |text: &str| text.parse::<Server>().map(|server| server.to_string());
         assert_eq!(shown("HTTP://Prometheus:80/").unwrap(), "http://prometheus");
         assert_eq!(shown("https://a:8443/x//").unwrap(), "https://a:8443/x");

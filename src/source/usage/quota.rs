@@ -1,4 +1,4 @@
-//! What is used of a `ResourceQuota`.
+//! Reads the used amount of a resource from a `ResourceQuota`.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::plan::{Failure, Figure, Reason};
 use llmtune_api::usage_threshold::QuotaResource;
 use llmtune_core::event::amount::Amount;
 
-/// A `ResourceQuota`, as far as it is read.
+/// The fields of a `ResourceQuota` that are read.
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = ResourceQuota)]
 pub struct SlimQuota {
@@ -19,7 +19,7 @@ pub struct SlimQuota {
     pub status: Usage,
 }
 
-/// What a quota allows, and what is used of it.
+/// The status of a quota: hard limits and used amounts.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Usage {
@@ -27,34 +27,36 @@ pub struct Usage {
     used: BTreeMap<String, String>,
 }
 
-/// What is used of the resource; `None`: there is no such quota.
+/// The used amount of the resource. `usage` is `None` if the quota does not exist.
 pub fn figure(usage: Option<&Usage>, named: &QuotaResource) -> Result<Figure, Failure> {
     let QuotaResource { name, resource } = named;
     let Some(Usage { hard, used }) = usage else {
-        let say = format!(
-            "there is no ResourceQuota {name} in this namespace: create it, or correct spec.resourceQuota.name"
+        let message = format!(
+            "ResourceQuota {name} does not exist in this namespace: create it, or correct spec.resourceQuota.name"
         );
-        return Err(Failure::new(Reason::QuotaNotFound, say));
+        return Err(Failure::new(Reason::QuotaNotFound, message));
     };
     let (Some(hard_of), Some(used_of)) = (hard.get(resource), used.get(resource)) else {
         let known: Vec<&str> = hard.keys().map(String::as_str).take(16).collect();
-        let say = if known.is_empty() {
-            format!("the status of ResourceQuota {name} has no hard yet: kube-controller-manager writes it")
+        let message = if known.is_empty() {
+            format!(
+                "status.hard of ResourceQuota {name} is empty: check that kube-controller-manager, which writes it, is running"
+            )
         } else {
             let known = known.join(", ");
             format!(
-                "ResourceQuota {name} limits no {resource}: write one that its hard names ({known}), or add it there"
+                "ResourceQuota {name} does not limit {resource}: use a resource of its spec.hard ({known}), or add {resource} to it"
             )
         };
-        return Err(Failure::new(Reason::ResourceNotInQuota, say));
+        return Err(Failure::new(Reason::ResourceNotInQuota, message));
     };
     if let (Ok(value), Ok(limit)) = (Amount::quantity(used_of), Amount::quantity(hard_of)) {
         return Ok(Figure { value, limit: Some(limit) });
     }
-    let say = format!(
-        "ResourceQuota {name} says {used_of:?} of {hard_of:?}, which are no quantities: see who writes its status"
+    let message = format!(
+        "the status of ResourceQuota {name} has {used_of:?} used of {hard_of:?}, which are not both Quantities: check which client writes it"
     );
-    Err(Failure::new(Reason::QuotaUnavailable, say))
+    Err(Failure::new(Reason::QuotaUnavailable, message))
 }
 
 #[cfg(test)]
@@ -64,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_used_of_a_quota_is_a_figure_with_the_limit_that_the_quota_brings() {
+    fn figure_has_the_used_amount_and_the_hard_limit() {
         let named = |resource: &str| QuotaResource { name: "team-a".into(), resource: resource.into() };
         let quota: SlimQuota = serde_json::from_value(json!({
             "metadata": {"name": "team-a"},
@@ -80,12 +82,12 @@ mod tests {
         assert_eq!(memory.value.percent_of(memory.limit.as_ref().unwrap()).unwrap().to_string(), "0.781");
         assert_eq!(of("requests.nvidia.com/gpu").unwrap().value.to_string(), "3");
         assert_eq!(of("odd").unwrap_err().reason, Reason::QuotaUnavailable);
-        assert_eq!(of("new").unwrap_err().reason, Reason::ResourceNotInQuota, "it is not counted yet");
-        let lacks = of("pods").unwrap_err();
+        assert_eq!(of("new").unwrap_err().reason, Reason::ResourceNotInQuota, "the resource is not counted yet");
+        let absent = of("pods").unwrap_err();
         assert!(
-            lacks.message.contains("limits no pods") && lacks.message.contains("limits.memory"),
+            absent.message.contains("does not limit pods") && absent.message.contains("limits.memory"),
             "{}",
-            lacks.message
+            absent.message
         );
         assert_eq!(figure(None, &named("pods")).unwrap_err().reason, Reason::QuotaNotFound);
         let fresh = figure(Some(&Usage::default()), &named("pods")).unwrap_err();

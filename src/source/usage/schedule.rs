@@ -1,5 +1,5 @@
-//! When each figure is measured. Figures of one interval are spread over it by their objects' uids. Pure: times are durations since
-//! the beginning.
+//! Schedules measurements. Figures with the same interval are spread over it by the uids of their objects. Pure: times
+//! are durations since the start of the task.
 
 use std::{
     cmp::Reverse,
@@ -9,7 +9,7 @@ use std::{
 
 use llmtune_core::event::object::Uid;
 
-/// When each figure is due; the newest time given counts.
+/// The time at which each figure is due. The newest time that was set counts.
 #[derive(Debug, Default)]
 pub struct Schedule {
     due: HashMap<Uid, Duration>,
@@ -17,14 +17,14 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The figure is due at this time, and at no other.
+    /// Sets the only time at which the figure is due.
     pub fn set(&mut self, uid: Uid, at: Duration) {
         if self.due.insert(uid, at) != Some(at) {
             self.queue.push(Reverse((at, uid)));
         }
     }
 
-    /// The figure is not due by itself.
+    /// Removes the figure.
     pub fn remove(&mut self, uid: Uid) {
         self.due.remove(&uid);
     }
@@ -40,7 +40,7 @@ impl Schedule {
         None
     }
 
-    /// Takes out a figure that is due now.
+    /// Removes and returns a figure that is due.
     pub fn pop(&mut self, now: Duration) -> Option<Uid> {
         self.next().filter(|at| *at <= now)?;
         let Reverse((_, uid)) = self.queue.pop()?;
@@ -49,14 +49,14 @@ impl Schedule {
     }
 }
 
-/// The place of a figure within its interval.
+/// The offset of a figure within its interval.
 pub fn place(uid: Uid, interval: Duration) -> Duration {
     const PLACES: usize = 1 << 20;
-    // Uids are random (RFC 9562, version 4), above all in their last digits.
+    // Uids are random (RFC 9562, version 4); `shard` uses their last digits.
     interval.mul_f64(uid.shard(PLACES) as f64 / PLACES as f64)
 }
 
-/// The figure's next turn after now.
+/// The next time after `now` at which the figure is measured.
 pub fn turn_after(now: Duration, uid: Uid, interval: Duration) -> Duration {
     let (now, interval, place) = (now.as_nanos(), interval.as_nanos().max(1), place(uid, interval).as_nanos());
     let turn = if now < place { place } else { place + ((now - place) / interval + 1) * interval };
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_time_counts_and_each_is_due_once() {
+    fn newest_time_counts_and_each_figure_is_due_once() {
         let mut schedule = Schedule::default();
         let uids = [1, 2, 3].map(Uid::from_u128);
         for uid in uids {
@@ -93,10 +93,10 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_figures_of_one_interval_are_spread_over_it() {
+    fn thousand_figures_are_spread_over_their_interval() {
         let mut tenths = [0; 10];
         for number in 0..1000_u128 {
-            // As random as the apiserver's.
+            // Pseudorandom, like the uids of the apiserver.
             let uid = Uid::from_u128(number.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
             let turn = turn_after(secs(600), uid, secs(60));
             assert!(turn > secs(600) && turn <= secs(660));

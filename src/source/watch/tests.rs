@@ -35,7 +35,7 @@ fn list(version: u64, items: &[Value]) -> Answer {
     Answer::Object(json!({"metadata": {"resourceVersion": version.to_string()}, "items": items}))
 }
 
-/// What is observed in this much of the paused clock's time.
+/// The observations in this much time of the paused clock.
 async fn observed(
     watcher: &Arc<Watcher<impl Source>>,
     incoming: &mut mpsc::Receiver<Observation>,
@@ -52,26 +52,26 @@ async fn observed(
     changes
 }
 
-/// An apiserver that answers 404 until `begun` after it was first asked, as one that does not know its custom resources yet.
-fn just_begun(begun: Duration) -> impl Fn(&str) -> Answer + Send + Sync + 'static {
+/// An apiserver that answers 404 for this time, like one that does not serve its custom resources yet.
+fn just_started(startup: Duration) -> impl Fn(&str) -> Answer + Send + Sync + 'static {
     let start = Instant::now();
     move |path| match path {
-        _ if start.elapsed() < begun => Answer::Error(404),
+        _ if start.elapsed() < startup => Answer::Error(404),
         path if path.contains("watch=true") => Answer::Watch(vec![]),
         _ => list(100, &[]),
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_kind_that_the_ledger_knows_is_not_believed_missing_by_an_apiserver_that_has_just_begun() {
-    let (watcher, mut incoming) = watcher::<TrainingJobs>(just_begun(Duration::from_secs(12)));
+async fn known_kind_does_not_count_as_missing_while_the_apiserver_starts() {
+    let (watcher, mut incoming) = watcher::<TrainingJobs>(just_started(Duration::from_secs(12)));
     let changes = observed(&watcher, &mut incoming, Some(90), Duration::from_secs(60)).await;
     assert!(changes.is_empty(), "{changes:?}");
     assert!(watcher.health.is_installed() && watcher.health.is_synced());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_kind_that_was_never_seen_is_soon_believed_missing_and_a_known_one_in_the_end() {
+async fn unknown_kind_counts_as_missing_sooner_than_a_known_one() {
     for (version, seconds) in [(None, 10), (Some(90), 30)] {
         let (watcher, mut incoming) = watcher::<TrainingJobs>(|_| Answer::Error(404));
         let changes = observed(&watcher, &mut incoming, version, Duration::from_secs(seconds)).await;
@@ -81,7 +81,7 @@ async fn a_kind_that_was_never_seen_is_soon_believed_missing_and_a_known_one_in_
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_apiserver_whose_watches_expire_at_once_is_asked_for_lists_ever_more_seldom() {
+async fn lists_back_off_if_watches_expire_immediately() {
     let lists = Arc::new(AtomicUsize::new(0));
     let asked = Arc::clone(&lists);
     let (watcher, mut incoming) = watcher::<TrainingJobs>(move |path| match path {
@@ -103,7 +103,7 @@ fn unreadable(version: u64) -> Value {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deletion_is_noticed_also_where_the_last_state_cannot_be_read() {
+async fn deletion_of_an_unreadable_object_is_observed() {
     let (watcher, mut incoming) = watcher::<TrainingJobs>(|path| match path {
         path if path.contains("watch=true") => {
             Answer::Watch(vec![line("MODIFIED", &unreadable(101)), line("DELETED", &unreadable(102))])
@@ -116,82 +116,82 @@ async fn a_deletion_is_noticed_also_where_the_last_state_cannot_be_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unreadable_object_that_leaves_a_selection_is_asked_after() {
+async fn unreadable_object_that_leaves_a_selection_is_checked() {
     let (watcher, mut incoming) = watcher::<Deployments>(|path| match path {
         path if path.contains("watch=true") => Answer::Watch(vec![line("DELETED", &unreadable(101))]),
         _ => list(100, &[]),
     });
     let changes = observed(&watcher, &mut incoming, Some(100), Duration::from_secs(10)).await;
     let [WatchEvent::LeftUnread(question)] = &changes[..] else { panic!("{changes:?}") };
-    assert_eq!(question, &ExistenceCheck { uid: Uid::parse(UID).unwrap(), ..asked("a", 7) });
+    assert_eq!(question, &ExistenceCheck { uid: Uid::parse(UID).unwrap(), ..existence_check("a", 7) });
 }
 
-/// A question after the object of this name and number.
-fn asked(name: &str, number: u128) -> ExistenceCheck {
+/// An existence check of the object with this name and number.
+fn existence_check(name: &str, number: u128) -> ExistenceCheck {
     let uid = Uid::from_u128(number);
     ExistenceCheck { watch: WatchId(0), uid, namespace: "ns".into(), name: name.into(), version: 101 }
 }
 
-fn there(name: &str, number: u128, version: u64) -> Value {
+fn object(name: &str, number: u128, version: u64) -> Value {
     let uid = Uid::from_u128(number).to_string();
     json!({"metadata": {"name": name, "namespace": "ns", "uid": uid, "resourceVersion": version.to_string()}})
 }
 
-/// A watcher that is at work, and what asks it.
-fn at_work<S: Source>(watcher: &Arc<Watcher<S>>) -> (JoinHandle<()>, mpsc::UnboundedSender<ExistenceCheck>) {
-    let (ask, questions) = mpsc::unbounded_channel();
-    (tokio::spawn(Arc::clone(watcher).follow(Some(100), questions)), ask)
+/// Starts the watcher. Existence checks go to the returned sender.
+fn start<S: Source>(watcher: &Arc<Watcher<S>>) -> (JoinHandle<()>, mpsc::UnboundedSender<ExistenceCheck>) {
+    let (ask, checks) = mpsc::unbounded_channel();
+    (tokio::spawn(Arc::clone(watcher).follow(Some(100), checks)), ask)
 }
 
 async fn next(incoming: &mut mpsc::Receiver<Observation>) -> WatchEvent {
-    timeout(Duration::from_secs(600), incoming.recv()).await.expect("it is soon observed").unwrap().change
+    timeout(Duration::from_secs(600), incoming.recv()).await.expect("an observation arrives").unwrap().change
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_without_an_answer_holds_up_neither_the_watch_nor_the_others() {
+async fn failing_check_delays_neither_the_watch_nor_other_checks() {
     let (watcher, mut incoming) = watcher::<Deployments>(move |path| match path {
         path if path.contains("watch=true") => {
-            Answer::Watch(vec![line("DELETED", &there("a", 7, 101)), line("ADDED", &there("b", 8, 102))])
+            Answer::Watch(vec![line("DELETED", &object("a", 7, 101)), line("ADDED", &object("b", 8, 102))])
         }
         path if path.ends_with("/deployments/a") => Answer::Error(503),
-        path if path.ends_with("/deployments/c") => Answer::Object(there("c", 9, 50)),
+        path if path.ends_with("/deployments/c") => Answer::Object(object("c", 9, 50)),
         _ => list(103, &[]),
     });
-    let (working, ask) = at_work(&watcher);
+    let (running, ask) = start(&watcher);
     assert!(matches!(next(&mut incoming).await, WatchEvent::Left(object) if object.name == "a"));
     assert!(matches!(next(&mut incoming).await, WatchEvent::Seen(object) if object.name == "b"));
-    for question in [asked("a", 7), asked("a", 7), asked("c", 9)] {
-        ask.send(question).unwrap();
+    for check in [existence_check("a", 7), existence_check("a", 7), existence_check("c", 9)] {
+        ask.send(check).unwrap();
     }
     assert!(
-        matches!(next(&mut incoming).await, WatchEvent::Answer { question, living: true } if question == asked("c", 9))
+        matches!(next(&mut incoming).await, WatchEvent::ExistenceChecked { check, exists: true } if check == existence_check("c", 9))
     );
     for _ in 0..5 {
         sleep(Duration::from_secs(60)).await;
-        assert!(watcher.health.stands_still() < Duration::from_secs(60));
+        assert!(watcher.health.idle_for() < Duration::from_secs(60));
     }
-    working.abort();
+    running.abort();
     let more: Vec<WatchEvent> = std::iter::from_fn(|| incoming.try_recv().ok()).map(|seen| seen.change).collect();
     let again = |change: &WatchEvent| matches!(change, WatchEvent::Left(_) | WatchEvent::Seen(_));
-    assert!(more.iter().all(again), "nothing is told before it is known: {more:?}");
+    assert!(more.iter().all(again), "no answer without a successful check: {more:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_kind_that_a_new_apiserver_does_not_know_yet_makes_nothing_gone() {
+async fn check_is_retried_while_the_kind_is_not_served() {
     let begun = Instant::now();
     let (watcher, mut incoming) = watcher::<Deployments>(move |path| match path {
         path if path.contains("watch=true") => Answer::Watch(vec![]),
         path if path.ends_with("/deployments/a") && begun.elapsed() < Duration::from_secs(50) => Answer::Error(404),
-        path if path.ends_with("/deployments/a") => Answer::Object(there("a", 7, 102)),
+        path if path.ends_with("/deployments/a") => Answer::Object(object("a", 7, 102)),
         _ => list(100, &[]),
     });
-    let (_working, ask) = at_work(&watcher);
-    ask.send(asked("a", 7)).unwrap();
-    assert!(matches!(next(&mut incoming).await, WatchEvent::Answer { living: true, .. }));
+    let (_running, ask) = start(&watcher);
+    ask.send(existence_check("a", 7)).unwrap();
+    assert!(matches!(next(&mut incoming).await, WatchEvent::ExistenceChecked { exists: true, .. }));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_missing_right_to_get_is_shown_until_it_is_granted() {
+async fn missing_right_to_get_is_reported_until_it_is_granted() {
     let begun = Instant::now();
     let forbidden =
         r#"deployments.apps "a" is forbidden: User "u" cannot get resource "deployments" in API group "apps""#;
@@ -200,24 +200,24 @@ async fn a_missing_right_to_get_is_shown_until_it_is_granted() {
         path if path.contains("/deployments/") && begun.elapsed() < Duration::from_secs(300) => {
             Answer::Refused(403, forbidden)
         }
-        path if path.contains("/deployments/") => Answer::Object(there("a", 8, 102)),
+        path if path.contains("/deployments/") => Answer::Object(object("a", 8, 102)),
         _ => list(100, &[]),
     });
-    let (_working, ask) = at_work(&watcher);
+    let (_running, ask) = start(&watcher);
     sleep(Duration::from_secs(60)).await;
-    let trouble = watcher.health.trouble().expect("it is known before anything is asked");
+    let trouble = watcher.health.trouble().expect("the probe finds it before the first check");
     assert!(trouble.reason == "Forbidden" && trouble.message.contains("apply"), "{trouble:?}");
     assert!(watcher.health.is_synced(), "the watch goes on");
-    ask.send(asked("a", 7)).unwrap();
+    ask.send(existence_check("a", 7)).unwrap();
     assert!(
-        matches!(next(&mut incoming).await, WatchEvent::Answer { living: false, .. }),
+        matches!(next(&mut incoming).await, WatchEvent::ExistenceChecked { exists: false, .. }),
         "another object has its name"
     );
     assert_eq!(watcher.health.trouble(), None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_tells_as_of_when_it_has_seen_everything() {
+async fn watch_reports_the_time_up_to_which_it_is_complete() {
     let listed = || Answer::At("Tue, 01 Dec 2026 10:01:00 GMT", Box::new(list(102, &[])));
     let (watcher, mut incoming) = watcher::<TrainingJobs>(move |path| match path {
         path if path.contains("watch=true") => {
@@ -232,9 +232,9 @@ async fn a_watch_tells_as_of_when_it_has_seen_everything() {
     let [WatchEvent::Bookmark(101), WatchEvent::Bookmark(102), WatchEvent::Current(at), WatchEvent::Bookmark(103)] =
         changes[..]
     else {
-        panic!("once it has passed what the store held before the watch began: {changes:?}")
+        panic!("Current follows the version that etcd had before the watch started: {changes:?}")
     };
-    assert_eq!(at, minute, "by the apiserver's clock, less a minute");
+    assert_eq!(at, minute, "by the apiserver's clock, minus one minute");
     let changes = observed(&watcher, &mut incoming, None, Duration::from_millis(1)).await;
     let [WatchEvent::ListBegun, WatchEvent::ListEnded(102), WatchEvent::Current(at), ..] = changes[..] else {
         panic!("{changes:?}")
@@ -243,7 +243,7 @@ async fn a_watch_tells_as_of_when_it_has_seen_everything() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_of_a_namespace_that_the_engine_was_not_told_of_is_observed_before_it_has_been_asked_after() {
+async fn observations_of_unknown_namespaces_wait_for_a_lookup() {
     let (ask, mut asked) = mpsc::unbounded_channel();
     let namespaces = NamespaceBarrier::new(ask);
     let (watcher, mut incoming) = watcher::<TrainingJobs>(|path| {
@@ -260,7 +260,7 @@ async fn nothing_of_a_namespace_that_the_engine_was_not_told_of_is_observed_befo
             _ => list(101, &[]),
         }
     });
-    let Some(watcher) = Arc::into_inner(watcher) else { panic!("it has one owner") };
+    let Some(watcher) = Arc::into_inner(watcher) else { panic!("the watcher has one owner") };
     let watcher = Arc::new(Watcher { namespaces: namespaces.clone(), ..watcher });
     namespaces.seen("known");
     namespaces.begin();
@@ -277,20 +277,20 @@ async fn nothing_of_a_namespace_that_the_engine_was_not_told_of_is_observed_befo
             std::iter::from_fn(|| incoming.try_recv().ok()).map(|seen| seen.change).collect();
         versions(&changes)
     };
-    let (name, told) = asked.recv().await.unwrap();
-    // An apiserver that does not answer for long is no reason to take the watch for stuck.
+    let (name, confirm) = asked.recv().await.unwrap();
+    // The watch does not count as stuck while the apiserver does not answer.
     sleep(Duration::from_secs(600)).await;
-    assert!(watcher.health.stands_still() < Duration::from_secs(60));
+    assert!(watcher.health.idle_for() < Duration::from_secs(60));
     assert_eq!((name.as_str(), drain(&mut incoming)), ("new", vec![102]));
-    told.send(()).unwrap();
-    // It is not among those that the watch of Namespaces has told of yet: each time it is asked after.
-    let (name, told) = asked.recv().await.unwrap();
+    confirm.send(()).unwrap();
+    // The watch of Namespaces has not reported the Namespace yet, so it is looked up each time.
+    let (name, confirm) = asked.recv().await.unwrap();
     assert_eq!((name.as_str(), drain(&mut incoming)), ("new", vec![103]));
-    drop(told);
+    drop(confirm);
     sleep(Duration::from_millis(1)).await;
     assert_eq!(drain(&mut incoming), [103, 104]);
 
     namespaces.end();
-    assert!(namespaces.know("new"), "nobody selects by labels any more");
+    assert!(namespaces.know("new"), "labels no longer matter");
     watching.abort();
 }

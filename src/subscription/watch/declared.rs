@@ -1,4 +1,4 @@
-//! The kinds that declare subscriptions, as one.
+//! Webhook and `ClusterWebhook` behind one trait.
 
 use kube::{Resource, api::ObjectMeta};
 
@@ -17,7 +17,7 @@ pub(super) trait Subscribes: Resource<DynamicType = ()> {
     fn declared(self) -> Declared;
 }
 
-/// A subscription as it was declared.
+/// The parts of an object that declares a subscription.
 pub(super) struct Declared {
     pub(super) metadata: ObjectMeta,
     pub(super) scope: Scope,

@@ -1,25 +1,25 @@
-//! What of the Webhooks has been listed, and how long `ClusterWebhooks` that cannot be are waited for.
+//! Tracks which kinds of Webhooks have been listed, and how long to wait for `ClusterWebhooks` that cannot be listed.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What has been listed.
+/// The progress of the first lists.
 #[derive(Default)]
 pub(super) struct Listing {
-    /// When all Webhooks were.
+    /// When all Webhooks were listed.
     pub(super) webhooks: Option<Instant>,
-    /// Also where it is believed that there are none.
+    /// Whether `ClusterWebhooks` are listed, not served, or given up on.
     pub(super) cluster_webhooks: bool,
-    /// Since when listing these has been refused.
+    /// Since when the list of `ClusterWebhooks` has been refused.
     pub(super) refused: Option<Instant>,
-    /// It has been told that all are listed.
-    pub(super) told: bool,
+    /// Whether `WebhookChange::Listed` has been sent.
+    pub(super) published: bool,
 }
 
 impl Listing {
-    /// When it is believed that there are no `ClusterWebhooks`; `None` where they are listed, or not refused.
-    pub(super) fn resigned_at(&self, patience: Duration) -> Option<Instant> {
+    /// When to continue without `ClusterWebhooks`. `None` if they are listed or not refused.
+    pub(super) fn give_up_at(&self, patience: Duration) -> Option<Instant> {
         let since = self.refused?.max(self.webhooks?);
         (!self.cluster_webhooks).then_some(since + patience)
     }

@@ -1,4 +1,4 @@
-//! Namespaces, followed for their labels while a `ClusterWebhook` selects by them.
+//! Follows the labels of Namespaces while a `ClusterWebhook` selects by them.
 
 use std::{collections::HashMap, future::pending, time::Duration};
 
@@ -20,36 +20,36 @@ use llmtune_core::event::object::{Labels, Uid};
 
 const REQUEST: Duration = Duration::from_secs(10);
 
-/// The name of a Namespace that is asked after, and whom to tell once the engine knows what is known of it.
+/// The name of a Namespace to look up, and a channel to confirm on once the engine has the result.
 pub type Asked = (String, oneshot::Sender<()>);
 
-/// What is learned of Namespaces.
+/// A change of the Namespaces.
 pub enum NamespaceChange {
-    /// One as it is.
+    /// A Namespace exists, in this state.
     Seen(Seen),
-    /// One is gone.
+    /// A Namespace is gone.
     Gone(String),
-    /// All that exist have been seen. Comes once for each time that they are followed.
+    /// All existing Namespaces have been reported. Sent once each time that they are followed.
     Listed,
     /// They are no longer followed.
     Ended,
-    /// The answer to a question; `None`: there is no such Namespace.
+    /// The result of a lookup. `None` if the Namespace does not exist.
     Answered(Option<Seen>, oneshot::Sender<()>),
-    /// The apiserver refuses to list them. It is asked again.
+    /// The apiserver refuses the list. The list is retried.
     Refused,
 }
 
-/// A Namespace as it was at a version.
+/// A Namespace at a resource version.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Seen {
     pub name: String,
     pub version: u64,
     pub labels: Labels,
-    /// It is from a list, which has the last word.
+    /// Whether it is from a list. A list overrides newer versions.
     pub listed: bool,
 }
 
-/// The Namespaces.
+/// Follows Namespaces, and looks up single ones.
 pub(super) struct Namespaces {
     client: Client,
     following: Option<Following>,
@@ -67,7 +67,7 @@ impl Namespaces {
         Self { client, following: None, lookups: JoinSet::new() }
     }
 
-    /// Follows them, or ceases to. Tells whether it has ceased now.
+    /// Starts or stops following Namespaces. Returns true if this call has stopped it.
     pub(super) fn follow(&mut self, wanted: bool) -> bool {
         if !wanted {
             return self.following.take().is_some();
@@ -80,26 +80,26 @@ impl Namespaces {
         false
     }
 
-    /// Whether all that exist have been handed on.
+    /// Whether all existing Namespaces have been reported.
     pub(super) fn are_listed(&self) -> bool {
         self.following.as_ref().is_some_and(|following| following.listed)
     }
 
-    /// The next change; `None` where the watch has ended.
+    /// The next change, or `None` if the watch has ended.
     pub(super) async fn next(&mut self) -> Option<NamespaceChange> {
         tokio::select! {
             change = next_of(&mut self.following) => change,
-            // One that broke off has dropped whom to tell.
-            Some(Ok((seen, told))) = self.lookups.join_next() => Some(NamespaceChange::Answered(seen, told)),
+            // A lookup that panicked has dropped its channel.
+            Some(Ok((seen, confirm))) = self.lookups.join_next() => Some(NamespaceChange::Answered(seen, confirm)),
         }
     }
 
-    /// Asks the apiserver for one Namespace: it may have been created just now, and word of its objects may have been faster.
-    pub(super) fn ask(&mut self, (name, told): Asked) {
-        // Nobody selects by labels any more.
+    /// Looks up one Namespace. An object of a new Namespace may arrive before the Namespace itself.
+    pub(super) fn ask(&mut self, (name, confirm): Asked) {
+        // Otherwise labels no longer matter, and dropping `confirm` ends the wait.
         if self.following.is_some() {
             let client = self.client.clone();
-            self.lookups.spawn(async move { (look_up(client, &name).await, told) });
+            self.lookups.spawn(async move { (look_up(client, &name).await, confirm) });
         }
     }
 }
@@ -126,7 +126,7 @@ impl Following {
                 }
                 objects::ObjectChange::Gone(uid) => {
                     let Some(name) = self.names.remove(&uid) else { continue };
-                    // It may be there again already, under another uid.
+                    // A Namespace of the same name may already exist again, with another uid.
                     if self.names.values().all(|other| *other != name) {
                         return Some(NamespaceChange::Gone(name));
                     }
@@ -150,7 +150,8 @@ fn seen(metadata: ObjectMeta, listed: bool) -> Seen {
     }
 }
 
-/// The Namespace of this name as it is now, by a consistent list: a GET would be a right of its own. Asked until the apiserver tells.
+/// Looks up the Namespace of this name with a consistent list, because a GET would need another right. Retries until
+/// the apiserver answers.
 async fn look_up(client: Client, name: &str) -> Option<Seen> {
     let api = Api::<PartialObjectMeta<Namespace>>::all(client);
     let params = ListParams::default().fields(&format!("metadata.name={name}"));

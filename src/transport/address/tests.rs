@@ -16,16 +16,16 @@ use crate::{
     },
 };
 
-/// What becomes of a url.
+/// The result of a URL.
 #[derive(Debug, PartialEq)]
 enum Becomes {
-    /// It is an address, which is refused for what it is.
+    /// A refused address.
     Refused(&'static str),
-    /// It is an address that may be sent to.
+    /// An allowed address.
     Address(&'static str),
-    /// It is a name, which the resolver is asked for and whose addresses are checked.
+    /// A name, whose addresses are checked after it is resolved.
     Name(&'static str),
-    /// It is no url.
+    /// Not a URL.
     Nothing,
 }
 
@@ -34,7 +34,7 @@ use Becomes::{Address, Name, Nothing, Refused};
 const METADATA: &str = "link-local and cloud metadata";
 const CLOUD: &str = "cloud metadata";
 
-/// Spellings of hosts.
+/// Hosts in many spellings.
 const HOSTS: [(&str, Becomes); 147] = [
     ("127.0.0.1", Refused("loopback")),
     ("127.0.0.1.", Refused("loopback")),
@@ -185,7 +185,7 @@ const HOSTS: [(&str, Becomes); 147] = [
     ("[::1].example.com", Nothing),
 ];
 
-/// Whole urls: what stands around the host.
+/// Whole URLs, with text around the host.
 const URLS: [(&str, Becomes); 31] = [
     ("HTTP://127.0.0.1/", Refused("loopback")),
     ("hTTps://127.0.0.1", Refused("loopback")),
@@ -224,7 +224,7 @@ fn clients(guard: Guard) -> Clients {
     Clients::new(Vec::new(), guard, Arc::new(Dns::system()), None).unwrap()
 }
 
-/// Reads a url as one of a Webhook, and asks for the client that would send to it.
+/// Parses a URL like a Webhook's, and requests the client for it.
 fn becomes(clients: &Clients, url: &str) -> Becomes {
     let spec = json!({"url": url, "events": ["*"]});
     let Ok(plan) = Plan::read(&serde_json::from_value(spec).unwrap(), "ns", false).dispatch else { return Nothing };
@@ -243,7 +243,7 @@ fn becomes(clients: &Clients, url: &str) -> Becomes {
 }
 
 #[test]
-fn however_an_address_is_spelled_it_is_known_for_what_it_is() {
+fn addresses_are_recognized_in_every_spelling() {
     let clients = clients(Guard::new(&[], &[], Vec::new()));
     let hosts = HOSTS.iter().map(|(host, expected)| (format!("http://{host}/hook"), expected));
     let urls = URLS.iter().map(|(url, expected)| ((*url).to_owned(), expected));
@@ -276,7 +276,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 #[test]
-fn the_longest_prefix_decides_then_the_users_rule_then_the_one_that_denies() {
+fn longest_prefix_then_user_rule_then_denial_decides() {
     let guard = |allow: &[&str], deny: &[&str]| {
         let ranges = |texts: &[&str]| texts.iter().map(|text| range(text)).collect::<Vec<_>>();
         Guard::new(&ranges(allow), &ranges(deny), Vec::new())
@@ -296,7 +296,7 @@ fn the_longest_prefix_decides_then_the_users_rule_then_the_one_that_denies() {
 }
 
 #[test]
-fn the_apiservers_address_is_refused_on_its_port_alone_and_no_rule_opens_it() {
+fn no_rule_allows_the_apiservers_address_and_port() {
     let apiserver = vec!["[::ffff:10.96.0.1]:443".parse().unwrap(), "[fd00::1]:6443".parse().unwrap()];
     let guard = Guard::new(&[range("10.96.0.1/32"), range("fd00::1/128")], &[], apiserver);
     for (address, port, refused) in [
@@ -314,18 +314,18 @@ fn the_apiservers_address_is_refused_on_its_port_alone_and_no_rule_opens_it() {
 }
 
 #[test]
-fn a_range_that_cannot_be_is_refused_with_what_to_write_instead() {
+fn invalid_ranges_are_refused_with_advice() {
     assert_eq!(parse_range("10.0.0.0/8"), Ok(range("10.0.0.0/8")));
     assert_eq!(parse_range("fd00::/8"), Ok(range("fd00::/8")));
     for (text, says) in [
         ("", "such as 10.0.0.0/8 or fd00::/8"),
         ("ten", "such as 10.0.0.0/8"),
         ("10.0.0.0/33", "such as 10.0.0.0/8"),
-        ("10.1.2.3", "write 10.1.2.3/32"),
-        ("fd00::1", "write fd00::1/128"),
-        ("::ffff:10.1.2.3", "write 10.1.2.3/32"),
-        ("10.1.2.3/8", "write 10.0.0.0/8"),
-        ("::ffff:10.0.0.0/104", "as such: 10.0.0.0/8"),
+        ("10.1.2.3", "use 10.1.2.3/32"),
+        ("fd00::1", "use fd00::1/128"),
+        ("::ffff:10.1.2.3", "use 10.1.2.3/32"),
+        ("10.1.2.3/8", "use 10.0.0.0/8"),
+        ("::ffff:10.0.0.0/104", "the IPv4 form: 10.0.0.0/8"),
     ] {
         let error = parse_range(text).unwrap_err();
         assert!(error.contains(says), "{text}: {error}");
@@ -333,30 +333,30 @@ fn a_range_that_cannot_be_is_refused_with_what_to_write_instead() {
 }
 
 #[test]
-fn a_refusal_names_the_host_and_the_rule_within_the_room_of_a_status() {
+fn refusals_name_host_and_rule_and_fit_a_status() {
     let long = format!("{}.example.com", "a".repeat(240));
     let guard = Guard::new(&[], &[range("10.0.0.0/8")], vec!["10.96.0.1:443".parse().unwrap()]);
     let told =
         |host: &str, address: &str| super::Refused::new(host, guard.check(ip(address), 443).unwrap_err()).to_string();
     assert_eq!(
         told("metadata.example.com", "169.254.169.254"),
-        "address refused: metadata.example.com is in 169.254.0.0/16 (link-local and cloud metadata): write another host, or have the platform team pass --allow-cidr"
+        "address refused: metadata.example.com is in 169.254.0.0/16 (link-local and cloud metadata): use another host, or have the platform team set --allow-cidr"
     );
-    assert!(told("a.example.com", "10.1.2.3").contains("is in 10.0.0.0/8, which --deny-cidr refuses"));
-    assert!(told("a.example.com", "10.96.0.1").contains("the kube-apiserver's own address and port"));
+    assert!(told("a.example.com", "10.1.2.3").contains("is in 10.0.0.0/8, which --deny-cidr denies"));
+    assert!(told("a.example.com", "10.96.0.1").contains("the address and port of the kube-apiserver"));
     for address in ["169.254.169.254", "10.1.2.3", "10.96.0.1", "fd20:ce::254"] {
         let text = told(&long, address);
         assert!(text.chars().count() <= 256 && text.contains("a.example.com "), "{text}");
     }
 }
 
-/// Every IPv6 address that carries this IPv4 address.
+/// Returns every IPv6 address that contains this IPv4 address.
 fn embeddings(inside: Ipv4Addr, prefix: u64) -> Vec<(&'static str, Ipv6Addr)> {
     let [v4, complement] = [u128::from(inside.to_bits()), u128::from(!inside.to_bits())];
     let at = |head: u128, shift: u32| Ipv6Addr::from_bits(head | (v4 << shift));
     let nat64 = 0x64_ff9b_u128 << 96;
     let local = nat64 | (1 << 80);
-    // RFC 6052, 2.2: the bits 64 to 71 stay zero.
+    // RFC 6052, 2.2: bits 64 to 71 stay zero.
     let around = |length: u32| {
         let (spread, before) = (v4 << (96 - length), 64 - length.min(64));
         let upper = if before == 0 { 0 } else { (spread >> 64) << 64 };
@@ -405,7 +405,7 @@ proptest! {
     fn every_form_of_a_refused_ipv4_address_is_refused_whatever_the_user_allows(
         inside in v4_addresses(), deny in ranges(), prefix in any::<u64>(),
     ) {
-        // All of IPv6 is opened by rules as long as the built-in ones.
+        // Rules as long as the built-in ones allow all of IPv6.
         let allow: Vec<IpNet> = BUILT_IN.iter().map(|rule| rule.range).filter(|range| matches!(range, IpNet::V6(_))).collect();
         let guard = Guard::new(&allow, &deny, vec!["8.8.8.8:443".parse().unwrap()]);
         prop_assume!(inside.octets()[0] != 0);

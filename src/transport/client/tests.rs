@@ -20,7 +20,7 @@ use crate::transport::{
 const AT_ONCE: usize = 100;
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// TLS of HTTP/2 for localhost, and its certificate.
+/// TLS with HTTP/2 for localhost, and its certificate.
 fn tls() -> (TlsAcceptor, CertificateDer<'static>) {
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let certificate = certified.cert.der().clone();
@@ -36,7 +36,7 @@ fn tls() -> (TlsAcceptor, CertificateDer<'static>) {
     (TlsAcceptor::from(Arc::new(config)), certificate)
 }
 
-/// An endpoint that answers this, the first request at once and then so many at a time; with the number of its connections.
+/// An endpoint that answers the first request immediately and then several at a time; with its number of connections.
 async fn answers(acceptor: TlsAcceptor, answer: Bytes) -> (Url, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://localhost:{}/hook", listener.local_addr().unwrap().port());
@@ -65,7 +65,7 @@ async fn answers(acceptor: TlsAcceptor, answer: Bytes) -> (Url, Arc<AtomicUsize>
 }
 
 #[tokio::test]
-async fn answers_that_come_at_once_to_all_requests_of_a_connection_are_all_read() {
+async fn simultaneous_responses_on_one_connection_are_all_read() {
     let (acceptor, certificate) = tls();
     let answer = Bytes::from(vec![b'x'; 16 * 1024]);
     let (url, connections) = answers(acceptor, answer.clone()).await;
@@ -108,7 +108,7 @@ mod connections {
 
     const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
-    /// A server that does this with each connection, by its number from 1.
+    /// A server that calls this for each connection, with its number, starting at 1.
     async fn server<F: Future<Output = ()> + Send + 'static>(
         serve: impl Fn(usize, TcpStream) -> F + Send + 'static,
     ) -> (u16, Arc<AtomicUsize>) {
@@ -124,13 +124,13 @@ mod connections {
         (port, accepted)
     }
 
-    /// Reads one request of HTTP/1.1; `None` at the end.
+    /// Reads one HTTP/1.1 request; `None` at the end.
     async fn request(stream: &mut TcpStream) -> Option<String> {
         let mut request = Vec::new();
         loop {
             let byte = stream.read_u8().await.ok()?;
             request.push(byte);
-            // The body of every request here.
+            // The body of every request in these tests.
             if request.ends_with(b"\r\n\r\n{}") {
                 return String::from_utf8(request).ok();
             }
@@ -146,7 +146,7 @@ mod connections {
         match clients.post(&tenant.into(), &url, None, HeaderMap::new(), "{}".into(), limit).await {
             Ok(mut response) => {
                 while let Ok(Some(_)) = response.chunk().await {}
-                // Lets a connection become ready again.
+                // Gives the connection time to become ready again.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 (Class::Success, response.status().to_string())
             }
@@ -159,7 +159,7 @@ mod connections {
     }
 
     #[tokio::test]
-    async fn connections_are_kept_for_one_namespace_and_shared_with_no_other() {
+    async fn namespaces_do_not_share_connections() {
         let (port, accepted) = server(|_, mut stream| async move {
             while request(&mut stream).await.is_some() {
                 stream.write_all(OK.as_bytes()).await.unwrap();
@@ -188,7 +188,7 @@ mod connections {
                 request(&mut stream).await.unwrap();
                 counted.fetch_add(1, Ordering::SeqCst);
                 stream.write_all(OK.as_bytes()).await.unwrap();
-                // Takes the next request, and closes.
+                // Reads the next request, and closes.
                 if request(&mut stream).await.is_some() {
                     counted.fetch_add(1, Ordering::SeqCst);
                 }
@@ -205,7 +205,7 @@ mod connections {
     }
 
     #[tokio::test]
-    async fn resends_never_on_a_new_connection_nor_after_an_answer_began() {
+    async fn no_resend_on_a_new_connection_or_after_a_response_started() {
         // A new connection that breaks.
         let (port, accepted) = server(|_, mut stream| async move {
             request(&mut stream).await;
@@ -242,14 +242,14 @@ mod connections {
     }
 
     #[tokio::test]
-    async fn after_a_timeout_no_connection_to_that_origin_is_used_again() {
+    async fn timeout_excludes_all_connections_to_the_origin() {
         let silent = Arc::new(AtomicBool::new(false));
         let mute = Arc::clone(&silent);
         let (port, accepted) = server(move |number, mut stream| {
             let mute = Arc::clone(&mute);
             async move {
                 while request(&mut stream).await.is_some() {
-                    // The first connections die without a word.
+                    // The first connections stop without closing.
                     if number <= 3 && mute.load(Ordering::SeqCst) {
                         std::future::pending::<()>().await;
                     }
@@ -271,7 +271,7 @@ mod connections {
         assert_eq!((class, accepted.load(Ordering::SeqCst)), (Class::Success, 4), "{error}");
     }
 
-    /// An answer as somebody's server gives it, and the status that curl and browsers read.
+    /// A response of a real server, and the status that curl and browsers read.
     const ODD_ANSWERS: [(&str, &str); 26] = [
         (
             "folded",
@@ -328,7 +328,7 @@ mod connections {
     }
 
     #[tokio::test]
-    async fn answers_are_read_as_curl_and_browsers_read_them() {
+    async fn responses_are_read_as_by_curl_and_browsers() {
         let ok = |fields: &[u8]| [b"HTTP/1.1 200 OK\r\n", fields, b"Content-Length: 0\r\n\r\n"].concat();
         let mut answers: Vec<(String, Vec<u8>)> =
             ODD_ANSWERS.map(|(what, answer)| (what.to_owned(), answer.into())).into();
@@ -350,7 +350,7 @@ mod connections {
     }
 
     #[tokio::test]
-    async fn answers_beyond_the_bounds_or_that_may_mean_two_things_are_refused() {
+    async fn too_large_and_ambiguous_responses_are_refused() {
         let ok = |fields: &[u8]| [b"HTTP/1.1 200 OK\r\n", fields, b"\r\n"].concat();
         for (what, answer) in [
             ("1001 headers", ok(&b"X-A: b\r\n".repeat(1001))),
@@ -399,7 +399,7 @@ mod connections {
         }
     }
 
-    /// One frame of HTTP/2: its type, stream and payload.
+    /// Reads one HTTP/2 frame: its type, stream and payload.
     async fn frame(stream: &mut (impl AsyncRead + Unpin)) -> Option<(u8, u32, Vec<u8>)> {
         let mut head = [0; 9];
         stream.read_exact(&mut head).await.ok()?;
@@ -414,12 +414,12 @@ mod connections {
         let _ = stream.write_all(&frame).await;
     }
 
-    /// What a server of HTTP/2 does with the second request on its first connection.
+    /// How an HTTP/2 server reacts to the second request on its first connection.
     #[derive(Clone, Copy, Debug)]
     enum Second {
-        /// GOAWAY, which names the first stream as the last one.
+        /// GOAWAY with the first stream as the last processed one.
         GoAway,
-        /// GOAWAY, which names the second stream as processed, and the end.
+        /// GOAWAY with the second stream as processed, and the end.
         GoAwayProcessed,
         Refuse,
         /// `RST_STREAM` for another reason.
@@ -433,11 +433,11 @@ mod connections {
     const SETTINGS: u8 = 4;
     const PING: u8 = 6;
     const GOAWAY: u8 = 7;
-    /// `:status: 200` (RFC 7541), and the end of headers and stream.
+    /// `:status: 200` (RFC 7541), with the end of headers and stream.
     const STATUS_200: &[u8] = &[0x88];
     const ENDS: u8 = 5;
 
-    /// The number of requests that a server of HTTP/2 has got, and of connections.
+    /// Returns the number of requests and of connections of an HTTP/2 server.
     async fn http2_server(
         second: Second,
         from: usize,
@@ -487,7 +487,7 @@ mod connections {
     }
 
     #[tokio::test]
-    async fn a_stream_that_http2_did_not_process_is_sent_again_once() {
+    async fn unprocessed_http2_request_is_resent_once() {
         for (second, class, requests, connections) in [
             (Second::GoAway, Class::Success, 3, 2),
             (Second::Refuse, Class::Success, 3, 2),
@@ -519,7 +519,7 @@ mod connections {
     }
 
     #[tokio::test]
-    async fn a_connection_of_http2_is_not_used_again_after_a_timeout() {
+    async fn timeout_excludes_the_http2_connection() {
         let (port, certificate, _, accepted) = http2_server(Second::Silence, 3).await;
         let (clients, url) = (clients(vec![certificate]), format!("https://localhost:{port}/"));
         assert_eq!(post(&clients, &url).await.0, Class::Success);

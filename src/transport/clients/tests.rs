@@ -17,7 +17,7 @@ use crate::{
 };
 use llmtune_core::attempt::Class;
 
-/// A name server that gives one answer after the other, over and over.
+/// A name server that cycles through several responses.
 struct Fickle {
     answers: Vec<Vec<IpAddr>>,
     asked: AtomicUsize,
@@ -42,7 +42,7 @@ impl Resolve for Fickle {
     }
 }
 
-/// An endpoint that acknowledges one request a connection, and counts connections.
+/// An endpoint that acknowledges one request per connection, and counts connections.
 struct Endpoint {
     port: u16,
     connections: Arc<AtomicUsize>,
@@ -70,11 +70,11 @@ impl Endpoint {
     }
 }
 
-/// Two endpoints at one port of two addresses.
+/// Two endpoints on the same port of two addresses.
 async fn endpoints(first: &str, second: &str) -> (Endpoint, Endpoint) {
     loop {
         let first = Endpoint::listen(first, 0).await;
-        // Somebody else may have the port there.
+        // Another process can have the port at that address.
         if TcpListener::bind((second, first.port)).await.is_ok() {
             let second = Endpoint::listen(second, first.port).await;
             return (first, second);
@@ -98,7 +98,7 @@ async fn send(clients: &Clients, url: &str) -> (Class, String) {
 }
 
 #[tokio::test]
-async fn a_name_that_resolves_to_something_else_at_each_connection_never_reaches_a_refused_address() {
+async fn changing_dns_never_reaches_a_refused_address() {
     for (allowed, range, refused) in [
         ("127.0.0.1", "127.0.0.1/32", "127.0.0.2"),
         ("127.0.0.1", "127.0.0.1/32", "::1"),
@@ -115,16 +115,16 @@ async fn a_name_that_resolves_to_something_else_at_each_connection_never_reaches
             } else {
                 assert_eq!(class, Class::Address);
                 assert!(error.starts_with("address refused: rebinding.example.com is in "), "{error}");
-                assert!(!error.contains("127.0.0.2"), "the rule is told, not the address: {error}");
+                assert!(!error.contains("127.0.0.2"), "the error has the rule, not the address: {error}");
             }
         }
         assert_eq!((open.connections(), shut.connections()), (5, 0), "{allowed} and {refused}");
-        assert_eq!(names.asked(), 10, "what was checked is connected to: nothing is resolved a second time");
+        assert_eq!(names.asked(), 10, "the checked address is connected to, without a second lookup");
     }
 }
 
 #[tokio::test]
-async fn of_a_name_with_several_addresses_those_that_are_refused_are_left_out() {
+async fn refused_addresses_of_a_name_are_skipped() {
     for answer in [["127.0.0.2", "127.0.0.1"], ["::1", "127.0.0.1"]] {
         let (open, shut) = endpoints("127.0.0.1", answer[0]).await;
         let names = Fickle::new(&[&answer]);
@@ -136,7 +136,7 @@ async fn of_a_name_with_several_addresses_those_that_are_refused_are_left_out() 
 }
 
 #[tokio::test]
-async fn the_apiserver_is_reached_neither_by_its_address_nor_by_a_name_and_its_neighbour_port_is() {
+async fn apiserver_is_unreachable_by_address_and_name() {
     let (apiserver, neighbour) = (Endpoint::listen("127.0.0.1", 0).await, Endpoint::listen("127.0.0.1", 0).await);
     let own = SocketAddr::from(([127, 0, 0, 1], apiserver.port));
     let names = Fickle::new(&[&["127.0.0.1"]]);
@@ -144,7 +144,7 @@ async fn the_apiserver_is_reached_neither_by_its_address_nor_by_a_name_and_its_n
     for host in ["127.0.0.1", "0x7f.1", "[::ffff:7f00:1]", "kubernetes.default.svc"] {
         let (class, error) = send(&clients, &format!("http://{host}:{}/", apiserver.port)).await;
         assert_eq!(class, Class::Address, "{host}: {error}");
-        assert!(error.contains("the kube-apiserver's own address and port"), "{error}");
+        assert!(error.contains("the address and port of the kube-apiserver"), "{error}");
         let (class, error) = send(&clients, &format!("http://{host}:{}/", neighbour.port)).await;
         assert_eq!(class, Class::Success, "{host}: {error}");
     }
@@ -152,17 +152,17 @@ async fn the_apiserver_is_reached_neither_by_its_address_nor_by_a_name_and_its_n
 }
 
 #[tokio::test]
-async fn a_name_without_an_address_is_told_as_one_that_cannot_be_found() {
+async fn name_without_address_cannot_be_found() {
     let clients = Clients::new(Vec::new(), guard(&[], &[]), Fickle::new(&[&[]]), None).unwrap();
     let (class, error) = send(&clients, "http://nowhere.example.com/").await;
     assert_eq!((class, error.as_str()), (Class::Connect, "cannot find the host of spec.url: it has no address"));
 }
 
 #[tokio::test]
-async fn by_a_proxy_names_are_its_own_affair_addresses_are_checked_and_what_goes_past_it_is_guarded() {
+async fn proxy_resolves_names_and_the_guard_checks_addresses_and_bypasses() {
     let proxy = Endpoint::listen("127.0.0.1", 0).await;
     let direct = Endpoint::listen("127.0.0.2", 0).await;
-    // The only name that is resolved is that of the host that goes past the proxy.
+    // Only the host that bypasses the proxy is resolved.
     let names = Fickle::new(&[&["127.0.0.2"]]);
     let by = Proxy::new(&format!("http://user:pass@127.0.0.1:{}", proxy.port), "inside.example.com").unwrap();
     let clients = Clients::new(Vec::new(), guard(&[], &[]), names.clone(), Some(by)).unwrap();
@@ -176,10 +176,10 @@ async fn by_a_proxy_names_are_its_own_affair_addresses_are_checked_and_what_goes
 }
 
 #[test]
-fn a_proxy_that_cannot_be_is_refused_without_telling_what_was_written() {
+fn invalid_proxy_is_refused_without_its_password() {
     for url in ["", "proxy:3128", "socks5://user:hunter2@proxy:1080", "http://user:hunter2@", "user:hunter2@proxy:3128"]
     {
-        let error = Proxy::new(url, "").err().unwrap_or_else(|| panic!("{url} is taken"));
+        let error = Proxy::new(url, "").err().unwrap_or_else(|| panic!("{url} is accepted"));
         assert!(error.contains("such as http://proxy.example.com:3128") && !error.contains("hunter2"), "{error}");
     }
 }

@@ -10,7 +10,7 @@ use crate::{
 };
 use llmtune_core::attempt::Class;
 
-/// A name server with one answer.
+/// A name server with one response.
 struct Answers(Vec<IpAddr>);
 
 impl Resolve for Answers {
@@ -20,7 +20,7 @@ impl Resolve for Answers {
     }
 }
 
-/// An address whose packets are dropped: its queue of connections is full, and stays so.
+/// An address that drops packets, because its connection queue stays full.
 struct Dropping {
     _listener: TcpListener,
     _queued: Vec<TcpStream>,
@@ -40,7 +40,7 @@ impl Dropping {
     }
 }
 
-/// Answers each request of HTTP/1.1 with this, and remembers what it was sent.
+/// Answers each HTTP/1.1 request with this response, and records the requests.
 fn answering(listener: TcpListener, answer: &'static str) -> Arc<Mutex<Vec<String>>> {
     let received = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&received);
@@ -71,7 +71,7 @@ async fn send(clients: &Clients, url: &str, limit: Duration, discretion: Redacti
 }
 
 #[tokio::test]
-async fn an_address_that_drops_packets_costs_a_quarter_of_a_second() {
+async fn address_that_drops_packets_costs_a_quarter_second() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let _received = answering(listener, OK);
@@ -82,7 +82,7 @@ async fn an_address_that_drops_packets_costs_a_quarter_of_a_second() {
     for (addresses, most) in [
         (&["127.0.0.2", "127.0.0.1"][..], 600),
         (&["127.0.0.2", "127.0.0.3", "127.0.0.1"], 900),
-        // Nothing listens there: the next is tried at once.
+        // Nothing listens at the first address: the next is tried immediately.
         (&["127.0.0.4", "::1", "127.0.0.1"], 200),
     ] {
         let begun = Instant::now();
@@ -95,7 +95,7 @@ async fn an_address_that_drops_packets_costs_a_quarter_of_a_second() {
 }
 
 #[tokio::test]
-async fn a_host_that_drops_all_packets_is_a_connect_timeout() {
+async fn host_that_drops_all_packets_is_a_connect_timeout() {
     let free = TcpListener::bind("127.0.0.5:0").await.unwrap().local_addr().unwrap();
     let _dropping = Dropping::at(free).await;
     let clients = clients(&["127.0.0.5"], None);
@@ -104,7 +104,7 @@ async fn a_host_that_drops_all_packets_is_a_connect_timeout() {
         let (class, error) = send(&clients, &url, Duration::from_millis(700), discretion).await;
         assert_eq!(class, Class::Connect);
         let begins =
-            format!("connect timeout: nothing accepts connections at the host and port of {what} within 0.7 s");
+            format!("connect timeout: nothing accepted a connection at the host and port of {what} within 0.7 s");
         assert!(error.starts_with(&begins) && !error.contains("secret"), "{error}");
         assert!(error.chars().count() <= 256, "{error}");
     }
@@ -126,8 +126,8 @@ async fn refusing_proxy_is_named_with_status_without_password() {
             "HTTP/1.0 502\n\n",
             "answered HTTP 502 Bad Gateway, and opened no tunnel: check the host and port of spec.url",
         ),
-        ("SSH-2.0-canary\r\n\r\n", "broke off instead of opening a tunnel"),
-        ("", "broke off instead of opening a tunnel"),
+        ("SSH-2.0-canary\r\n\r\n", "closed the connection instead of opening a tunnel"),
+        ("", "closed the connection instead of opening a tunnel"),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -146,7 +146,7 @@ async fn refusing_proxy_is_named_with_status_without_password() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_cannot_be_reached_or_says_nothing_is_named() {
+async fn unreachable_and_silent_proxies_are_named() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let shut = clients(&[], Some(Proxy::new(&format!("http://user:hunter2@{free}"), "").unwrap()));
     for url in ["https://outside.example/", "http://outside.example/"] {
@@ -164,7 +164,7 @@ async fn a_proxy_that_cannot_be_reached_or_says_nothing_is_named() {
 }
 
 #[tokio::test]
-async fn an_answer_through_a_proxy_names_the_proxy() {
+async fn response_through_a_proxy_names_the_proxy() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let received = answering(listener, "HTTP/1.1 407 Who\r\nContent-Length: 0\r\n\r\n");

@@ -19,7 +19,7 @@ use tokio::net::UdpSocket;
 
 use super::*;
 
-/// What a name server answers.
+/// The responses of a name server.
 #[derive(Clone, Copy)]
 enum Reply {
     Has(&'static str),
@@ -32,7 +32,7 @@ enum Reply {
 const NODATA: Reply = Reply::Code(ResponseCode::NoError);
 const NXDOMAIN: Reply = Reply::Code(ResponseCode::NXDomain);
 
-/// A name server on loopback, and the questions that it was asked.
+/// A name server on loopback, and its questions.
 struct Server {
     config: ResolverConfig,
     asked: Arc<Mutex<Vec<String>>>,
@@ -115,7 +115,7 @@ fn v6(text: &str) -> IpAddr {
 }
 
 #[tokio::test]
-async fn one_family_is_enough_whatever_the_other_answers() {
+async fn one_family_is_enough_whatever_the_other_returns() {
     let other = [
         Reply::Code(ResponseCode::Refused),
         Reply::Code(ResponseCode::ServFail),
@@ -183,7 +183,7 @@ async fn search_list_follows_ndots_and_continues_after_refusal() {
     assert_eq!(find(&dns, "hook").await, Ok(vec![v4("10.0.0.1")]));
     assert!(!server.asked().iter().any(|asked| asked.starts_with("hook. ")), "{:?}", server.asked());
     server.asked.lock().unwrap().clear();
-    // It has as many dots as ndots, and so comes first as it is.
+    // The name has as many dots as ndots, so it is tried unchanged first.
     assert_eq!(find(&dns, "a.b.example").await, Ok(vec![v4("192.0.2.1")]));
     assert!(server.asked().iter().all(|asked| asked.starts_with("a.b.example. ")), "{:?}", server.asked());
     server.asked.lock().unwrap().clear();
@@ -204,7 +204,7 @@ async fn the_hosts_file_comes_first_also_for_one_family() {
 }
 
 #[tokio::test]
-async fn an_answer_is_cached_for_its_ttl() {
+async fn responses_are_cached_for_their_ttl() {
     let server = Server::start(|name, kind| match (name, kind) {
         ("short.example.", RecordType::A) => Reply::HasFor("192.0.2.1", 0),
         (_, RecordType::A) => Reply::Has("192.0.2.1"),
@@ -234,7 +234,7 @@ async fn slow_lookups_delay_no_other() {
 }
 
 #[test]
-fn the_families_take_turns_up_to_sixteen_addresses() {
+fn families_alternate_up_to_sixteen_addresses() {
     struct Many;
     impl Resolve for Many {
         fn resolve(&self, _: String) -> Resolving {

@@ -2,7 +2,7 @@ use rcgen::{CertificateParams, KeyPair};
 
 use super::*;
 
-/// A certificate of its own issue, and its key.
+/// A self-signed certificate, and its key.
 fn issued() -> (String, String) {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(vec!["ci.example.com".to_owned()]).unwrap().self_signed(&key).unwrap();
@@ -10,7 +10,7 @@ fn issued() -> (String, String) {
 }
 
 #[test]
-fn the_same_configuration_exists_once_and_goes_with_its_last_user() {
+fn equal_configurations_exist_once_until_unused() {
     let materials = Materials::default();
     let ((bundle, _), (chain, key)) = (issued(), issued());
     let get = |bundle: Option<&str>| {
@@ -23,11 +23,11 @@ fn the_same_configuration_exists_once_and_goes_with_its_last_user() {
     drop(first);
     assert!(gone.upgrade().is_none());
     let _other = get(None);
-    assert_eq!(materials.known.lock().unwrap().len(), 1, "what nobody uses is forgotten");
+    assert_eq!(materials.known.lock().unwrap().len(), 1, "unused configurations are removed");
 }
 
 #[test]
-fn what_cannot_be_used_is_told_in_words_that_hold_nothing_of_it() {
+fn errors_contain_nothing_of_the_bundle() {
     let materials = Materials::default();
     let ((chain, key), (_, other)) = (issued(), issued());
     let canary = "-----BEGIN canary\ncanary\n-----END canary-----\n";
@@ -42,8 +42,8 @@ fn what_cannot_be_used_is_told_in_words_that_hold_nothing_of_it() {
         (&chain, "canary", "no PEM private key"),
         (&chain, canary, "no PEM private key"),
         (&chain, encrypted, "unencrypted"),
-        ("canary", &key, "of tls.crt, it holds no PEM certificate"),
-        (none, &key, "the first certificate in tls.crt is none"),
+        ("canary", &key, "tls.crt contains no PEM certificate"),
+        (none, &key, "the first certificate in tls.crt is invalid"),
     ] {
         let refused = materials.get(None, Some((chain.as_bytes(), key.as_bytes())));
         let Err(Unusable::Certificate(text)) = refused else { panic!("{says}") };
@@ -70,7 +70,7 @@ mod trust {
         params.self_signed(&KeyPair::generate().unwrap()).unwrap()
     }
 
-    /// Whether a Webhook with this bundle takes this certificate for that of a.example.
+    /// Reports whether a Webhook with this bundle accepts this certificate for a.example.
     fn verify(bundle: &[&rcgen::Certificate], shown: &rcgen::Certificate) -> Result<(), Error> {
         let pem: String = bundle.iter().map(|certificate| certificate.pem()).collect();
         let (named, warning) = trust(pem.as_bytes()).unwrap();
@@ -91,7 +91,7 @@ mod trust {
         let issued = params("a.example", false).signed_by(&KeyPair::generate().unwrap(), &ca).unwrap();
         let unknown = CertifiedIssuer::self_signed(params("x.example", true), KeyPair::generate().unwrap()).unwrap();
         let stranger = params("a.example", false).signed_by(&KeyPair::generate().unwrap(), &unknown).unwrap();
-        // As `openssl req -x509` makes it, and as others do.
+        // With and without CA:TRUE, as `openssl req -x509` and others make them.
         for is_ca in [true, false] {
             let own = self_signed(&params("a.example", is_ca));
             assert_eq!(verify(&[&own], &own), Ok(()), "CA: {is_ca}");
@@ -128,7 +128,7 @@ mod trust {
     }
 
     #[test]
-    fn a_broken_block_is_left_out_and_named() {
+    fn invalid_blocks_are_skipped_and_named() {
         let good = pem();
         let cut = good.replace("-----END CERTIFICATE-----", "");
         let garbled = good.replace("MII", "M!!");
@@ -165,7 +165,7 @@ mod trust {
     }
 
     #[test]
-    fn what_is_around_certificates_is_passed_over() {
+    fn text_around_certificates_is_ignored() {
         let good = pem();
         let key = KeyPair::generate().unwrap().serialize_pem();
         for bundle in [
@@ -182,11 +182,11 @@ mod trust {
         }
     }
 
-    /// What openssl made: a CA on P-521, and what it issued to a.example, a key on P-256.
+    /// Made by openssl: a CA on P-521, and a certificate on P-256 that it issued to a.example.
     const P521: [&str; 3] = [include_str!("p521-ca.pem"), include_str!("p521-leaf.pem"), include_str!("p521-key.pem")];
 
     #[test]
-    fn a_curve_that_is_not_supported_is_named() {
+    fn unsupported_curves_are_named() {
         let [ca, leaf, key] = P521;
         let (named, _) = trust(ca.as_bytes()).unwrap();
         let leaf = certificates(leaf.as_bytes()).unwrap().certificates.remove(0);

@@ -67,7 +67,7 @@ impl Shut {
 
 /// All error texts about a URL in a Secret. They do not depend on the URL.
 const URL_SECRET_ERRORS: [&str; 2] = [
-    "address refused: the host of the URL that spec.urlFrom names is where the operator sends nothing: write another, or have the platform team open its range with --allow-cidr",
+    "address refused: the operator does not send to the host of the URL that spec.urlFrom names: use another, or have the platform team allow its range with --allow-cidr",
     "cannot connect to the host and port of the URL that spec.urlFrom names: invalid dns name",
 ];
 

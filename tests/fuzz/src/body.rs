@@ -5,7 +5,7 @@ use serde::{
     de::{Error, MapAccess, SeqAccess, Visitor},
 };
 
-use super::operator::{Operator, is_well_told};
+use super::operator::{Operator, assert_well_formed};
 use llmtune_core::event::{json, object::Object, observation::WatchEvent};
 use llmtune_webhooks::source::{Source, training_job::TrainingJobs};
 
@@ -17,7 +17,7 @@ pub fn body(status: &[u8]) {
     operator.observe(WatchEvent::Seen(Box::new(running)));
     operator.observe(WatchEvent::Seen(Box::new(object.clone())));
     operator.observe(WatchEvent::Deleted(Box::new(Object { version: 4, ..object })));
-    assert!(operator.attempt_all(is_well_told) >= 1, "it began to run");
+    assert!(operator.attempt_all(assert_well_formed) >= 1, "it began to run");
 }
 
 pub(super) fn job(version: u64, status: &str) -> Option<Object> {

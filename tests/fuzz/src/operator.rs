@@ -82,7 +82,7 @@ impl Operator {
 
 /// Asserts that an attempt's message meets its contract in every format: all headers are there, and the body is bounded
 /// and unchanged by JavaScript.
-pub(super) fn is_well_told(attempt: &Attempt) {
+pub(super) fn assert_well_formed(attempt: &Attempt) {
     let keys = Keys::new(b"key".to_vec().into(), None);
     for (format, headers) in FORMATS {
         let signed = Some((&keys, keys.first()));

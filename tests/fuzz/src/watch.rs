@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use prometheus::IntCounter;
 use serde_json::json;
 
-use super::operator::{Operator, is_well_told};
+use super::operator::{Operator, assert_well_formed};
 use llmtune_core::event::observation::WatchEvent;
 use llmtune_webhooks::source::{
     Source,
@@ -92,7 +92,7 @@ fn follow(source: &impl Source, line: &[u8]) {
             operator.observe(WatchEvent::Deleted(Box::new(object)));
         }
     }
-    operator.attempt_all(is_well_told);
+    operator.attempt_all(assert_well_formed);
     let _ = operator.0.flush(&[0, 1], usize::MAX);
 }
 

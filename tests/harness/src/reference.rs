@@ -6,10 +6,9 @@ use serde_json::Value;
 
 const HEAD: &str = "# API reference
 
-Written by `make generate` from `crds/llmtune.io.yaml`. `kubectl explain webhook.spec --recursive` tells the same of a cluster.
+Written by `make generate` from `crds/llmtune.io.yaml`. `kubectl explain webhook.spec --recursive` shows the same for a cluster.
 
-A field that must be given is marked with *. What a value must fulfil is checked when the object is applied, and what is refused says what to write
-instead.
+Required fields are marked with *. The apiserver checks the rules when an object is applied. The message of a rule says what to write instead.
 ";
 
 /// The reference of these definitions, given as a stream of YAML documents.

@@ -3,13 +3,13 @@
 use super::*;
 
 fn invalid_deliveries() -> Vec<(Value, &'static str, &'static str)> {
-    const NAME: &str = "name must be a webhook's name: 1 to 63 lower-case letters, digits, '-' and '.', such as ci";
+    const NAME: &str = "name must be a webhook's name: 1 to 63 lowercase letters, digits, '-' and '.', such as ci";
     const KINDS: &str = "supported values: \"Webhook\", \"ClusterWebhook\"";
     const EVENT: &str = "event must be one event and no pattern: training.started, training.completed";
     const ID: &str = "eventId must be an event's id, evt_ and 32 digits from 0 to 9 and a to f";
     const TTL: &str = "ttl must be a duration of more than 0 and at most 8760h, in whole h, m, s or ms, such as 168h";
     const NEITHER: &str = "to send a test, give test, such as test: {event: training.completed}";
-    const BOTH: &str = "spec may hold only one of test and eventId: remove eventId to send a test";
+    const BOTH: &str = "spec can have only one of test and eventId: remove eventId to send a test";
 
     let reference = |reference: Value| whd(json!({"webhookRef": reference}));
     let name = |name: &str| whd(json!({"webhookRef": {"name": name}}));
@@ -142,7 +142,7 @@ fn what_a_delivery_leaves_out_is_filled_in() {
 #[test]
 fn the_spec_of_a_delivery_stays_as_it_was_and_an_annotation_asks_for_it_again() {
     run(async {
-        const MESSAGE: &str = "spec cannot be changed: make a new WebhookDelivery, or set the annotation llmtune.io/redeliver-requested-at";
+        const MESSAGE: &str = "spec is immutable: create another WebhookDelivery, or set the annotation llmtune.io/redeliver-requested-at";
         let scene = Scene::new("immutable").await;
         let apiserver = Apiserver::of(&scene).await;
         let stored = apiserver.create(&given_up("lost")).await;

@@ -28,20 +28,20 @@ fn invalid_webhooks() -> Vec<(Value, &'static str, &'static str)> {
     const ABSOLUTE: &str = "must be an absolute, percent-encoded http:// or https:// URL, such as https://";
     const HOST: &str = "url must name a host, of at most 253 characters, such as https://";
     const PORT: &str = "port must be from 1 to 65535, such as https://";
-    const PASSWORD: &str = "must not hold a user name or password";
+    const PASSWORD: &str = "must not contain a user name or password";
     const FRAGMENT: &str = "must not have a fragment (#...), which is never sent: remove it";
-    const EVENTS: &str = "events may hold training.started, training.completed";
+    const EVENTS: &str = "events can contain training.started, training.completed";
     const TIMEOUT: &str = "timeout must be a duration from 1s to 60s, in whole h, m, s or ms, such as 30s";
     const INITIAL: &str = "initial must be a duration from 10ms to 24h, in whole h, m, s or ms, such as 5s";
     const MAX: &str = "max must be a duration from 10ms to 24h, in whole h, m, s or ms, such as 1h";
     const ORDER: &str = "must not be shorter than backoff.initial: raise max or lower initial";
-    const SECRET: &str = "must be a Secret's name: lower-case letters, digits, '-' and '.', such as ci-hook";
+    const SECRET: &str = "must be a Secret's name: lowercase letters, digits, '-' and '.', such as ci-hook";
     const KEY: &str = "must be a key of the Secret: letters, digits, '-', '_' and '.', such as secret";
     const VALUES: &str = "In and NotIn need values; Exists and DoesNotExist must have none";
     const LABEL: &str = "a label's key is a name of at most 63 letters, digits, '-', '_' and '.'";
     const LABEL_VALUE: &str = "a label's value is empty or at most 63 letters, digits, '-', '_' and '.'";
 
-    const ONE_URL: &str = "exactly one of url and urlFrom must be there: write url, such as https://";
+    const ONE_URL: &str = "set exactly one of url and urlFrom: url, such as https://";
 
     let url = |url: &str| with(json!({"url": url}));
     let url_from = |source: Value| with(json!({"url": null, "urlFrom": source}));
@@ -108,7 +108,7 @@ fn invalid_webhooks() -> Vec<(Value, &'static str, &'static str)> {
         (
             headers(vec![("X-Env", "a"), ("Y", "b"), ("x-eNV", "c")]),
             "spec.headers",
-            "have each name once, whatever its case",
+            "each header name can occur once, ignoring case",
         ),
         (
             with(
@@ -153,7 +153,7 @@ fn invalid_webhooks() -> Vec<(Value, &'static str, &'static str)> {
         (backoff(json!({"max": "forever"})), "spec.delivery.backoff.max", MAX),
         (backoff(json!({"max": "9ms", "initial": "10ms"})), "spec.delivery.backoff.max", MAX),
         (backoff(json!({"initial": "10s", "max": "9s999ms"})), "spec.delivery.backoff", ORDER),
-        (backoff(json!({"initial": "2h"})), "spec.delivery.backoff", "max (1h unless given)"),
+        (backoff(json!({"initial": "2h"})), "spec.delivery.backoff", "max (default 1h)"),
         (backoff(json!({"max": "4s"})), "spec.delivery.backoff", ORDER),
         (backoff(json!({"factor": 0})), "spec.delivery.backoff.factor", "greater than or equal to 1"),
         (backoff(json!({"factor": 11})), "spec.delivery.backoff.factor", "less than or equal to 10"),
@@ -180,7 +180,7 @@ fn invalid_webhooks() -> Vec<(Value, &'static str, &'static str)> {
             "must be a key of the Secret",
         ),
         (secret(json!({"name": "ci", "key": "previous"})), "spec.secretRef", "previousKey must be another than key"),
-        (plain_tls, "spec", "tls has no meaning for an http:// url: write https://, or remove tls"),
+        (plain_tls, "spec", "tls requires an https:// url: use https://, or remove tls"),
         (tls(json!({})), "spec.tls", "tls must have caBundleRef, clientCertificateRef or both"),
         (tls(json!({"insecure": true})), "spec.tls.insecure", "unknown field"),
         (bundle(json!({"name": "ca"})), "spec.tls.caBundleRef.kind", "Required value"),
@@ -321,7 +321,7 @@ fn an_invalid_webhook_is_refused_with_what_to_write_instead() {
 #[test]
 fn a_header_that_http_or_the_operator_decides_on_or_that_says_what_no_header_can_is_refused_however_it_is_spelled() {
     run(async {
-        const RESERVED: &str = "is a header that HTTP, a proxy or the operator decides on: choose another";
+        const RESERVED: &str = "is a header that HTTP, a proxy or the operator sets: use another";
         const TOKEN: &str = "must be a header's name: letters, digits and '-', such as X-Environment";
         const PRINTABLE: &str =
             "value must be printable ASCII characters, at least one, without white space at either end";

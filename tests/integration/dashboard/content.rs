@@ -107,8 +107,8 @@ fn who_lacks_a_right_is_told_on_the_page_who_can_give_it() {
         };
         eventually("the page says what is missing", SOON, || async {
             let text = read(dashboard.url.clone()).await;
-            let both = text.contains("clusterwebhooks belong to the cluster: ask a cluster admin")
-                && text.contains("with -n in place of -A");
+            let both = text.contains("clusterwebhooks are cluster-scoped: ask a cluster admin")
+                && text.contains("use -n NAMESPACE instead of -A");
             both.then_some(())
         })
         .await;
@@ -134,7 +134,7 @@ fn who_lacks_a_right_is_told_on_the_page_who_can_give_it() {
             said(text, "create rolebinding llmtune-edit --clusterrole=edit");
         }
         let (_, text) = dashboard.ask("POST", &format!("{hook}/redeliver"), &headers, "delivery=other").await;
-        said(text, "there is nothing to send again");
+        said(text, "there is no failed delivery to resend");
         let (_, text) = dashboard.ask("POST", &format!("{hook}/test"), &headers, "event=training.*").await;
         said(text, "there is no such event");
         assert_eq!(receiver.count(), before);
@@ -168,7 +168,7 @@ fn webhooks_of_all_namespaces_are_there_and_a_cluster_webhook_is_mended_where_th
         assert!(browser.text().contains(&format!("trainingjob/{}/a", scene.namespace)), "{}", browser.text());
         receiver.answer(|_| Answer::status(200));
         browser.ask("click", json!({"selector": "#again"}));
-        says(&mut browser, "1 delivery asked for again.").await;
+        says(&mut browser, "1 delivery requested again.").await;
         receiver.wait_for("training.started", "a", SOON).await;
         browser.ask("click", json!({"selector": "#test"}));
         says(&mut browser, "was acknowledged with HTTP 200.").await;
@@ -181,7 +181,7 @@ fn webhooks_of_all_namespaces_are_there_and_a_cluster_webhook_is_mended_where_th
         says(&mut browser, "the cluster does not answer, trying again: ").await;
         assert!(browser.text().contains("Suspended"), "{}", browser.text());
         browser.ask("click", json!({"selector": "#test"}));
-        assert!(browser.text().contains("cannot ask the cluster at https://127.0.0.1:"), "{}", browser.text());
+        assert!(browser.text().contains("the request to the cluster at https://127.0.0.1:"), "{}", browser.text());
         plane.start_apiserver();
         plane.wait_ready().await;
         scene.kubectl(&["annotate", "webhook", "ci", "changed=now"]);

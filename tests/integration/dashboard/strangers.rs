@@ -52,7 +52,7 @@ fn a_page_of_another_origin_reads_nothing_and_sends_nothing_even_if_it_knows_the
                 "document.body.innerHTML = '<form method=post action=\"{hook}/{action}\"><input name={name} value=\"{value}\"><button>win a prize</button></form>'"
             ));
             assert_eq!(browser.ask("click", json!({"selector": "button"})), 403);
-            assert!(browser.text().contains("what another page asks for is not done"), "{}", browser.text());
+            assert!(browser.text().contains("requests from other pages are refused"), "{}", browser.text());
         }
         // The page itself can do what the other page could not.
         let origin = [("origin", dashboard.origin.as_str()), ("content-type", "application/x-www-form-urlencoded")];
@@ -78,7 +78,7 @@ fn a_name_that_was_rebound_or_a_url_without_the_key_reaches_nothing() {
         let rebound = format!("evil.example:{port}");
         for (method, url) in [("GET", url), ("GET", &hook), ("POST", &format!("{hook}/test"))] {
             let (status, text) = dashboard.ask(method, url, &[("host", &rebound)], "").await;
-            assert!(status == 421 && text.contains("this page has no other name"), "{status} {text}");
+            assert!(status == 421 && text.contains("unknown host name"), "{status} {text}");
         }
         let other = format!("/{}/", "0".repeat(32));
         for path in ["/", "/style.css", "/favicon.ico", &other, &format!("/webhook/{}/ci", scene.namespace)] {

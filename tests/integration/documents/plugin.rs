@@ -57,7 +57,7 @@ pub async fn play(scripts: &mut [Script]) {
     .await;
     says(page, "status");
     let dashboard = page.take("dashboard");
-    shell.terminal(&dashboard).line(&["Open http://127.0.0.1:", "keep it to yourself"]).await;
+    shell.terminal(&dashboard).line(&["Open http://127.0.0.1:", "Keep this URL secret"]).await;
 
     let listen = page.take("listen");
     let terminal = shell.terminal(&listen);

@@ -13,7 +13,10 @@ fn what_is_not_there_is_told_with_what_is() {
         let scene = Scene::new("plugin-names").await;
         let other = scene.plane.namespace("plugin-other").await;
         let output = plugin(&scene, &["test", "nightly"]).failed();
-        assert!(output.contains("there are none at all; kubectl llmtune create nightly --url"), "{output}");
+        assert!(
+            output.contains("no Webhook exists there yet; to create one, run kubectl llmtune create nightly --url"),
+            "{output}"
+        );
         scene.webhook("ci-main", "https://ci.example.com", &json!({}));
         let elsewhere = Scene { plane: Arc::clone(&scene.plane), namespace: other.clone() };
         elsewhere.webhook("plugin-elsewhere", "https://ci.example.com", &json!({}));
@@ -23,9 +26,9 @@ fn what_is_not_there_is_told_with_what_is() {
             format!("error: there is no Webhook ci-mian in namespace {}\ndid you mean ci-main?\n", scene.namespace)
         );
         let output = plugin(&scene, &["redeliver", "plugin-elsewhere"]).failed();
-        assert!(output.contains(&format!("there is one in another namespace: write -n {other}")), "{output}");
+        assert!(output.contains(&format!("another namespace has one: use -n {other}")), "{output}");
         let ran = plugin(&scene, &["test", "pod/ci"]);
-        assert!(ran.code == 2 && ran.err.contains("write webhook/NAME or clusterwebhook/NAME"), "{ran:?}");
+        assert!(ran.code == 2 && ran.err.contains("use webhook/NAME or clusterwebhook/NAME"), "{ran:?}");
 
         for (arguments, says) in [
             (&["--context", "tset"][..], "there is no context \"tset\"\ndid you mean test?"),
@@ -48,14 +51,14 @@ fn what_is_not_there_is_told_with_what_is() {
         fs::write(&away, config.replace(&format!(":{}", scene.plane.port), ":9")).unwrap();
         let output = plugin(&scene, &["status", "--kubeconfig", away.to_str().unwrap()]).failed();
         assert!(
-            output.contains("cannot ask the cluster at https://127.0.0.1:9: ")
+            output.contains("the request to the cluster at https://127.0.0.1:9 failed: ")
                 && output.contains("kubectl cluster-info"),
             "{output}"
         );
         let expired = fs::read_to_string(scene.plane.kubeconfig("admin")).unwrap().replace("admin-token", "expired");
         fs::write(&away, expired).unwrap();
         let output = plugin(&scene, &["status", "--kubeconfig", away.to_str().unwrap()]).failed();
-        assert!(output.contains("does not know you") && output.contains("log in again"), "{output}");
+        assert!(output.contains("rejected your credentials") && output.contains("log in again"), "{output}");
     });
 }
 
@@ -65,7 +68,7 @@ fn a_cluster_webhook_is_tested_and_its_deliveries_sent_again_where_the_operator_
         let plane = Arc::new(ControlPlane::start().await);
         let scene = Scene::on(Arc::clone(&plane), "plugin-team").await;
         let output = plugin(&scene, &["status"]).failed();
-        assert!(output.contains("has no Webhooks: their definitions are not installed"), "{output}");
+        assert!(output.contains("the CRDs of llmtune-webhooks are not installed"), "{output}");
         assert!(output.contains("kubectl apply -f crds/"), "{output}");
         plane.install_crds();
         let home = Scene::on(Arc::clone(&plane), "plugin-operator").await;
@@ -106,11 +109,11 @@ fn a_cluster_webhook_is_tested_and_its_deliveries_sent_again_where_the_operator_
         assert_eq!(table[2][..2], ["<none>", "clusterwebhook/platform"]);
 
         let output = anywhere(&["test", "platform"]).failed();
-        assert!(output.contains("there is a ClusterWebhook of that name: write clusterwebhook/platform"), "{output}");
+        assert!(output.contains("there is a ClusterWebhook with this name: use clusterwebhook/platform"), "{output}");
         let output = anywhere(&["test", "cwh/platfrom"]).failed();
         assert!(output.contains("did you mean clusterwebhook/platform?"), "{output}");
         let output = anywhere(&["test", "cwh/platform", "-n", &scene.namespace]).failed();
-        assert!(output.contains("with the operator's namespace"), "{output}");
+        assert!(output.contains("set -n to the operator's namespace"), "{output}");
         // Another operator.
         let lease =
             json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "llmtune-webhooks"}});
@@ -118,7 +121,7 @@ fn a_cluster_webhook_is_tested_and_its_deliveries_sent_again_where_the_operator_
         let output = anywhere(&["test", "cwh/platform"]).failed();
         let (one, other) = (&home.namespace, &scene.namespace);
         assert!(
-            output.contains(&format!("ambiguous: there are operators in the namespaces {one}, {other}\n")),
+            output.contains(&format!("several operators are installed, in the namespaces {one}, {other}\n")),
             "{output}"
         );
         assert!(output.contains(&format!("-n {one} or {other}")), "{output}");

@@ -55,10 +55,10 @@ fn a_recorded_request_is_verified_and_what_is_wrong_with_it_told() {
         let pretty = serde_json::to_string_pretty(&post.json()).unwrap();
         for (secret, input, says) in [
             (format!("{SECRET}\n"), sound.clone(), "the secret file ends in a line break"),
-            ("wr0ng".to_owned(), sound.clone(), "the secret is another one"),
+            ("wr0ng".to_owned(), sound.clone(), "the secret is probably wrong"),
             (SECRET.to_owned(), sound.replace(&post.body, &pretty), "parsed and serialized again"),
-            (SECRET.to_owned(), sound.replace("llama", "mallory"), "the secret is another one"),
-            (SECRET.to_owned(), sound.replace("signature", "signed"), "receivers look for X-LLMTune-Signature"),
+            (SECRET.to_owned(), sound.replace("llama", "mallory"), "the secret is probably wrong"),
+            (SECRET.to_owned(), sound.replace("signature", "signed"), "receivers read X-LLMTune-Signature"),
             (SECRET.to_owned(), recorded(&newline.received()[0]), "the Secret in the cluster ends in a line break"),
         ] {
             let ran = verify(&secret, &[], &input);
@@ -71,7 +71,7 @@ fn a_recorded_request_is_verified_and_what_is_wrong_with_it_told() {
         assert_eq!(verify(&whsec, &[], &sound).succeeded(), expected);
         let time = post.header("webhook-timestamp").to_owned();
         let millis = sound.replace(&format!("webhook-timestamp: {time}"), &format!("webhook-timestamp: {time}000"));
-        assert!(verify(&whsec, &[], &millis).out.contains("webhook-timestamp was changed: it is in whole seconds"));
+        assert!(verify(&whsec, &[], &millis).out.contains("webhook-timestamp was changed; forward it unchanged"));
         assert!(verify(SECRET, &[], &sound).out.contains("no secret of Standard Webhooks"));
 
         let output = verify(SECRET, &[], "").failed();
@@ -137,7 +137,7 @@ fn a_local_receiver_verifies_shows_and_hands_on() {
             "verified: X-LLMTune-Signature is the signature of the body\n",
             "\n    \"name\": \"sample\",\n",
             "/hook: 202 Accepted\n",
-            "the secret is another one",
+            "the secret is probably wrong",
             "answered 401 Unauthorized\n",
         ] {
             assert!(shown.contains(says), "{says:?}: {shown}");

@@ -42,7 +42,7 @@ fn replaced_webhook_takes_over_its_backlog_over_a_kill_too() {
         replace(&scene, &manifest);
         assert_ne!(uid(), before);
         pending(&scene, "webhook", 10).await;
-        operator.wait_log("takes over what was pending", SOON).await;
+        operator.wait_log("takes over the pending deliveries", SOON).await;
         backlog(&jobs, "second", 2).await;
         pending(&scene, "webhook", 14).await;
         eventually("the ledger knows who took over", SOON, || async {

@@ -14,9 +14,9 @@ impl Process {
                     self.outgoing(env, &keep.event);
                     self.keeps.push(keep);
                 }
-                Some(Due::GivenUp(settled)) => {
-                    if settled.dropped {
-                        env.oracle.reached.insert((settled.webhook, settled.event.id));
+                Some(Due::GivenUp(recorded)) => {
+                    if recorded.dropped {
+                        env.oracle.reached.insert((recorded.webhook, recorded.event.id));
                     }
                     return;
                 }
@@ -93,7 +93,7 @@ impl Process {
             if let Some(before) = self.first_attempts.insert((webhook, object), this)
                 && before.2 != this.2
                 && before >= this
-                && !oracle.begun_anew.contains(&object)
+                && !oracle.restarted.contains(&object)
             {
                 oracle.fail("pending 2", format!("first attempts out of order: {before:?} before {this:?}"));
             }
@@ -131,9 +131,9 @@ impl Process {
         let outcome = Outcome { webhook, delivery, generation, result, exchange: None };
         let (now, random) = (env.time(self.off), env.random.unit());
         let Some(engine) = &mut self.engine else { return };
-        let Some(settled) = engine.record_outcome(outcome, now, random) else { return };
-        env.say(|| format!("#{} settles {} at {webhook:?}: {:?}", self.number, event.id, settled.verdict));
-        if let Some(wait) = result.retry_after().filter(|_| settled.throttled)
+        let Some(recorded) = engine.record_outcome(outcome, now, random) else { return };
+        env.say(|| format!("#{} settles {} at {webhook:?}: {:?}", self.number, event.id, recorded.verdict));
+        if let Some(wait) = result.retry_after().filter(|_| recorded.throttled)
             && let Some(hook) = env.hooks.get(&webhook).filter(|hook| hook.subscription.generation == generation)
         {
             env.met.paused = true;
@@ -142,13 +142,13 @@ impl Process {
             let until = before.map_or(until, |(before, _)| until.max(*before));
             self.pauses.insert(webhook, (until, generation));
         }
-        if settled.verdict == Verdict::Delivered {
+        if recorded.verdict == Verdict::Delivered {
             self.ended.push((webhook, event.id));
         }
-        if settled.dropped {
+        if recorded.dropped {
             env.oracle.reached.insert((webhook, event.id));
         }
-        if settled.verdict == Verdict::GivenUp(Reason::EndpointGone)
+        if recorded.verdict == Verdict::GivenUp(Reason::EndpointGone)
             && let Some(hook) = env.hooks.get_mut(&webhook)
             && env.random.chance(50)
         {

@@ -33,7 +33,7 @@ impl Process {
         let mut held = Held { complete, ..Held::default() };
         if complete {
             held.ended = std::mem::take(&mut self.ended);
-            held.told = std::mem::take(&mut self.told_since);
+            held.told = std::mem::take(&mut self.reported_since);
             held.owed = std::mem::take(&mut self.owed_since);
             held.marks = env.oracle.crossings.mark();
         }

@@ -80,18 +80,18 @@ impl Process {
         let resolution = match answer {
             Answer::Landed(version) => {
                 journal.committed(&segment, version);
-                Resolution::Landed
+                Resolution::Committed
             }
             Answer::Conflict => {
                 let resolution = journal.resolve(&segment, env.store.found(&segment.name));
-                env.met.unanswered |= resolution == Resolution::Landed;
+                env.met.unanswered |= resolution == Resolution::Committed;
                 env.say(|| format!("#{} met a conflict at {}: {resolution:?}", self.number, segment.name));
                 resolution
             }
         };
         match (resolution, self.phase) {
-            (Resolution::Landed, Phase::Claiming) => self.lead(env),
-            (Resolution::Landed, _) => self.next_segment(env),
+            (Resolution::Committed, Phase::Claiming) => self.lead(env),
+            (Resolution::Committed, _) => self.next_segment(env),
             (Resolution::Overwrite, _) => self.send(env, segment),
             (Resolution::Lost, Phase::Claiming) => self.phase = Phase::Reading,
             (Resolution::Lost, _) => {
@@ -189,8 +189,8 @@ impl Process {
             }
         }
         self.remembered.clear();
-        self.questions = engine.open_questions();
-        self.questions.sort_by_key(|question| question.uid);
+        self.existence_checks = engine.open_checks();
+        self.existence_checks.sort_by_key(|check| check.uid);
         for kind in 0..KINDS.len() {
             self.start_watch(kind);
         }
@@ -241,10 +241,10 @@ impl Process {
         env.met.restarted |= self.queue.iter().any(|item| item.watch == known.id);
         env.met.restarted_in_list |= known.in_list;
         let id = known.id;
-        let questions = engine.open_questions().into_iter().filter(|question| question.watch == id);
-        self.questions.retain(|question| question.watch != id);
-        self.questions.extend(questions);
-        self.questions.sort_by_key(|question| question.uid);
+        let existence_checks = engine.open_checks().into_iter().filter(|check| check.watch == id);
+        self.existence_checks.retain(|check| check.watch != id);
+        self.existence_checks.extend(existence_checks);
+        self.existence_checks.sort_by_key(|check| check.uid);
         self.start_watch(kind);
     }
 
@@ -255,7 +255,7 @@ impl Process {
         engine.remove_watch(known.id);
         env.oracle.withdrawn(kind, known.epoch);
         self.watchers.retain(|watcher| watcher.kind != kind);
-        self.questions.retain(|question| question.watch != known.id);
+        self.existence_checks.retain(|check| check.watch != known.id);
     }
 
     /// Passes all existing Webhooks to the engine.

@@ -64,12 +64,12 @@ impl Process {
                 env.oracle.sees(&env.store, (object.uid, object.version), known.current);
             }
             WatchEvent::Left(object) => env.oracle.unselected(object.uid, object.version),
-            WatchEvent::Answer { question, living: false } => {
+            WatchEvent::ExistenceChecked { check, exists: false } => {
                 let selected_again =
-                    |life: &Life| life.states.iter().any(|state| state.selected && state.version > question.version);
-                if env.store.lives.get(&question.uid).is_none_or(selected_again) {
-                    env.oracle.begun_anew.insert(question.uid);
-                    env.oracle.found_gone.insert((question.uid, question.version));
+                    |life: &Life| life.states.iter().any(|state| state.selected && state.version > check.version);
+                if env.store.lives.get(&check.uid).is_none_or(selected_again) {
+                    env.oracle.restarted.insert(check.uid);
+                    env.oracle.found_gone.insert((check.uid, check.version));
                 }
             }
             WatchEvent::NotInstalled(at) if begins => {
@@ -106,7 +106,7 @@ impl Process {
         }
         let unwritten = Some(watch).filter(|_| !known.baselined);
         self.tell(env, unwritten, &observed);
-        self.questions.extend(observed.questions);
+        self.existence_checks.extend(observed.existence_checks);
     }
 
     /// Passes a measurement, or the list of figures, to the engine.
@@ -147,7 +147,7 @@ impl Process {
             if self.told.insert(event.id, unwritten).is_some() && !env.oracle.may_repeat(self.number, object) {
                 env.oracle.fail("engine 1", format!("{} of {} is told twice", event.event_type, event.object.name));
             }
-            self.told_since.push(event.id);
+            self.reported_since.push(event.id);
             if kind_of_uid(event.object.uid) != USAGE {
                 self.owed_since.extend(Oracle::audience(&env.hooks, event));
             }
@@ -165,17 +165,17 @@ impl Process {
 
     /// Answers an existence check.
     pub fn answer(&mut self, env: &mut Env) {
-        if self.questions.is_empty() {
+        if self.existence_checks.is_empty() {
             return;
         }
-        let question = self.questions.swap_remove(env.random.below(self.questions.len()));
-        if !env.installed[kind_of_uid(question.uid)] {
-            self.questions.push(question);
+        let check = self.existence_checks.swap_remove(env.random.below(self.existence_checks.len()));
+        if !env.installed[kind_of_uid(check.uid)] {
+            self.existence_checks.push(check);
             return;
         }
-        let living = env.store.lives(question.uid);
-        let (watch, kind) = (question.watch, kind_of_uid(question.uid));
-        let change = WatchEvent::Answer { question, living };
+        let exists = env.store.lives(check.uid);
+        let (watch, kind) = (check.watch, kind_of_uid(check.uid));
+        let change = WatchEvent::ExistenceChecked { check, exists };
         self.queue.push_back(Item { watch, kind, change, as_of: 0, outdated: false });
     }
 }

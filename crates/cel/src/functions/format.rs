@@ -1,4 +1,4 @@
-//! `'…'.format([…])`, as cel-go's extension of strings (version 2) prints things in English.
+//! `'…'.format([…])`, as in the strings extension of cel-go (version 2), with the locale English.
 
 use super::numbers::{double_text, text};
 use super::strings::go_quote;
@@ -6,7 +6,7 @@ use super::{Work, arguments};
 use crate::value::{Key, Value};
 use crate::work::Fault;
 
-/// How many digits a format may ask for after the point.
+/// Maximum precision of a clause.
 const MOST_DIGITS: usize = 99;
 
 pub(super) fn format(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
@@ -32,7 +32,7 @@ pub(super) fn format(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
     Ok(printed.into())
 }
 
-/// The letter after a percent sign, the digits that it asks for, and what follows.
+/// Parses a clause after a percent sign: the letter, the precision, and the rest of the text.
 pub(crate) fn clause(text: &str) -> Option<(char, Option<usize>, &str)> {
     let (digits, rest) = match text.strip_prefix('.') {
         None => (None, text),
@@ -54,7 +54,7 @@ fn print(work: &mut Work, clause: char, digits: Option<usize>, value: &Value) ->
         ('d', Value::Int(int)) => int.to_string(),
         ('d', Value::Uint(uint)) => uint.to_string(),
         ('f', value) => fixed(number(value)?, digits),
-        // cel-go takes the digits that are asked for as a width.
+        // cel-go uses the precision as the width.
         ('e', value) => format!("{:>digits$}", scientific(number(value)?)),
         ('b', Value::Bool(truth)) => u8::from(*truth).to_string(),
         ('b', Value::Int(int)) => signed(*int, format!("{:b}", int.unsigned_abs())),
@@ -83,7 +83,7 @@ fn hex(bytes: &[u8]) -> String {
 
 fn number(value: &Value) -> Result<f64, Fault> {
     match value {
-        // Zero has no sign in English.
+        // A zero is printed without a sign.
         Value::Double(double) => Ok(double + 0.0),
         Value::String(text) => match &**text {
             "NaN" => Ok(f64::NAN),
@@ -95,7 +95,7 @@ fn number(value: &Value) -> Result<f64, Fault> {
     }
 }
 
-/// Infinities and NaN as English prints them.
+/// The text of infinities and NaN.
 fn special(double: f64) -> Option<&'static str> {
     if double.is_nan() {
         return Some("NaN");
@@ -103,7 +103,7 @@ fn special(double: f64) -> Option<&'static str> {
     double.is_infinite().then_some(if double > 0.0 { "∞" } else { "-∞" })
 }
 
-/// With a comma between thousands.
+/// Formats a number with commas between thousands.
 fn fixed(double: f64, digits: usize) -> String {
     if let Some(special) = special(double) {
         return special.to_owned();
@@ -121,7 +121,7 @@ fn fixed(double: f64, digits: usize) -> String {
     grouped + fraction
 }
 
-/// As `1.500000×10⁰³`.
+/// Formats a number as `1.500000×10⁰³`.
 fn scientific(double: f64) -> String {
     if let Some(special) = special(double) {
         return special.to_owned();
@@ -137,7 +137,7 @@ fn scientific(double: f64) -> String {
     format!("{mantissa}×10{sign}{raised}")
 }
 
-/// `%s`
+/// Formats a value for `%s`.
 fn string(work: &mut Work, value: &Value) -> Result<String, Fault> {
     match value {
         Value::List(_) | Value::Map(_) => literal(work, value),
@@ -152,7 +152,7 @@ fn string(work: &mut Work, value: &Value) -> Result<String, Fault> {
     }
 }
 
-/// A member of a list or map.
+/// Formats an element of a list or map.
 fn literal(work: &mut Work, value: &Value) -> Result<String, Fault> {
     work.allocation(64 + 8 * value.bytes())?;
     Ok(match value {

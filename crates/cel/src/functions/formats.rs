@@ -1,4 +1,4 @@
-//! The named formats of Kubernetes' CEL library: what is wrong with a string, in Kubernetes' words.
+//! The named formats of Kubernetes' CEL library. The error texts are those of Kubernetes.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use super::{Work, arguments, time::Timestamp, url};
 use crate::value::Value;
 use crate::work::Fault;
 
-/// A format, by the name that Kubernetes gives it.
+/// A format and its name in Kubernetes.
 #[derive(Debug)]
 pub(crate) struct Format {
     pub name: &'static str,
@@ -38,7 +38,7 @@ fn find(name: &str) -> Option<&'static Format> {
     FORMATS.iter().find(|format| format.name == name)
 }
 
-/// `format.dns1123Label()` and the like.
+/// The result of `format.dns1123Label()` and similar functions.
 pub(super) fn value(name: &str) -> Result<Value, Fault> {
     find(name).map(Value::Format).ok_or(Fault::Refused)
 }
@@ -59,7 +59,7 @@ fn one(valid: bool, error: &str) -> Vec<String> {
     if valid { Vec::new() } else { vec![error.to_owned()] }
 }
 
-/// The end of a prefix may be a dash.
+/// A prefix may end with a dash.
 fn masked(text: &str) -> String {
     match text.strip_suffix('-') {
         Some(rest) if !rest.is_empty() => {
@@ -80,7 +80,7 @@ fn mismatch(message: &str, pattern: &str, examples: &[&str]) -> String {
     format!("{message} (e.g. {examples}, regex used for validation is '{pattern}')")
 }
 
-/// Alphanumeric at both ends, and of these between.
+/// Whether a text begins and ends with an alphanumeric, and has alphanumerics or `between` elsewhere.
 fn is_name(text: &str, alphanumeric: fn(u8) -> bool, between: &[u8]) -> bool {
     let bytes = text.as_bytes();
     bytes.first().copied().is_some_and(alphanumeric)
@@ -172,7 +172,7 @@ fn label_value(text: &str) -> Vec<String> {
     errors
 }
 
-/// Dashes may be left out.
+/// Dashes are optional.
 fn is_uuid(text: &str) -> bool {
     let mut rest = text;
     for (index, length) in [8, 4, 4, 4, 12].into_iter().enumerate() {
@@ -208,7 +208,7 @@ fn is_datetime(text: &str) -> bool {
     let (Some(hour), Some(minute), Some(second)) = (digits(0), digits(3), digits(6)) else { return false };
     let (Some(":"), Some(":")) = (time.get(2..3), time.get(5..6)) else { return false };
     let mut rest = &time[8..];
-    // Any character stands for the point.
+    // As in Kubernetes, any character can be in the place of the point.
     let fraction =
         rest.chars().next().filter(|c| *c != 'z' && *c != '+' && *c != '-' || rest[c.len_utf8()..].len() > 5);
     if let Some(point) = fraction {

@@ -1,4 +1,4 @@
-//! Lists and sets.
+//! Functions of lists and sets.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::evaluate::add;
 use crate::value::{Compared, Value, compare, equal};
 use crate::work::Fault;
 
-/// The size of an element of a list.
+/// Size of a list element, in bytes.
 const ELEMENT: usize = size_of::<Value>();
 
 pub(super) fn size(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
@@ -21,7 +21,7 @@ pub(super) fn size(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
     )
 }
 
-/// The order of two elements; numbers of any types have one.
+/// Compares two elements. Numbers of different types are comparable.
 fn order(work: &mut Work, left: &Value, right: &Value) -> Result<Ordering, Fault> {
     work.steps(1)?;
     match compare(work, left, right)? {
@@ -57,7 +57,7 @@ pub(super) fn sum(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
     Ok(sum)
 }
 
-/// The first element that none comes before; an empty list has none.
+/// The first smallest or largest element, depending on `wanted`. An empty list has no such element.
 fn extreme(work: &mut Work, args: &[Value], wanted: Ordering) -> Result<Value, Fault> {
     let [Value::List(list)] = args else { return Err(Fault::Types) };
     let (first, others) = list.split_first().ok_or(Fault::Refused)?;
@@ -111,7 +111,7 @@ pub(super) fn sort(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
     sort_by_keys(work, list, list)
 }
 
-/// The order of two values of one type; NaN comes after all other numbers.
+/// Compares two values of one type. NaN comes after all other numbers.
 fn total_order(left: &Value, right: &Value) -> Ordering {
     if let (Value::Double(left), Value::Double(right)) = (left, right) {
         return left.partial_cmp(right).unwrap_or_else(|| left.is_nan().cmp(&right.is_nan()));
@@ -122,7 +122,7 @@ fn total_order(left: &Value, right: &Value) -> Ordering {
     }
 }
 
-/// A list in the order of its elements' keys, which are of one type that has an order.
+/// Sorts a list by the keys of its elements, which must have one comparable type.
 pub(crate) fn sort_by_keys(work: &mut Work, list: &[Value], keys: &[Value]) -> Result<Value, Fault> {
     let Some(first) = keys.first() else { return Ok(Vec::new().into()) };
     for key in keys {
@@ -141,7 +141,7 @@ pub(crate) fn sort_by_keys(work: &mut Work, list: &[Value], keys: &[Value]) -> R
             return Err(Fault::Types);
         }
     }
-    // What sorting takes at most, charged before: an order that gives up half way is none.
+    // The maximum cost of sorting is charged first, because the comparison function cannot fail.
     let comparisons = (usize::BITS - list.len().leading_zeros()) as usize;
     work.steps((list.len() * comparisons) as u64)?;
     work.bytes(keys.iter().map(Value::bytes).sum::<usize>() * comparisons)?;

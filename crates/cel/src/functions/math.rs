@@ -1,4 +1,4 @@
-//! `math`, which the apiserver lacks; as cel-go's extension has it.
+//! The `math` extension of cel-go, which the apiserver does not have.
 
 use std::cmp::Ordering;
 
@@ -50,7 +50,7 @@ pub(super) fn bit_not(_: &mut Work, args: &[Value]) -> Result<Value, Fault> {
     arguments!(args, [Value::Int(int)] => Value::Int(!int), [Value::Uint(uint)] => Value::Uint(!uint))
 }
 
-/// Beyond 63 bits nothing is left.
+/// A shift by more than 63 bits returns 0.
 fn shift(args: &[Value], of: fn(u64, u32) -> Option<u64>) -> Result<Value, Fault> {
     let by = |by: &i64| u32::try_from(*by).or(if *by < 0 { Err(Fault::Range) } else { Ok(64) });
     arguments!(args,
@@ -69,7 +69,7 @@ pub(super) fn shift_right(_: &mut Work, args: &[Value]) -> Result<Value, Fault> 
 
 type Order = fn(&mut Work, &Value, &Value) -> Result<Ordering, Fault>;
 
-/// The first value that stands to none of the others otherwise than `wanted`.
+/// The first smallest or largest value, depending on `wanted`.
 pub(super) fn extreme(
     work: &mut Work,
     first: &Value,

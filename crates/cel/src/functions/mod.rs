@@ -1,7 +1,7 @@
-//! The functions that expressions may call: those of the apiserver's CEL environment, and `math` and `base64` beside them.
+//! The functions of expressions: those of the apiserver's CEL environment, and `math` and `base64`.
 //!
-//! 1. A function charges what it is about to touch before it touches it.
-//! 2. A function whose arguments have other types than its signatures say refuses them.
+//! 1. A function charges its work before it does it.
+//! 2. A function refuses arguments whose types do not match its signatures.
 
 pub(super) mod format;
 pub(super) mod formats;
@@ -27,7 +27,7 @@ use super::types::Signature;
 use super::value::Value;
 use super::work::{Fault, Work};
 
-/// Matches arguments; others are of the wrong types.
+/// Matches the arguments of a function. Other arguments have the wrong types.
 macro_rules! arguments {
     ($args:expr, $($pattern:pat $(if $guard:expr)? => $value:expr),+ $(,)?) => {
         match $args { $($pattern $(if $guard)? => Ok($value),)+ _ => Err(Fault::Types) }
@@ -39,13 +39,13 @@ pub(super) type Call = fn(&mut Work, &[Value]) -> Result<Value, Fault>;
 
 /// A function that expressions may call.
 pub(super) struct Function {
-    /// As it is written, with its namespace.
+    /// The name, including the namespace.
     pub name: &'static str,
     pub signatures: Vec<Signature>,
     pub call: Call,
 }
 
-/// Every function with its signatures; a receiver stands before the dot.
+/// All functions with their signatures. A receiver is before the dot.
 const TABLE: &[(&str, &str, Call)] = &[
     #[cfg(test)]
     ("test.panic", "() dyn", |_, _| panic!("as a library might")),
@@ -210,17 +210,17 @@ static FUNCTIONS: LazyLock<BTreeMap<&'static str, Function>> = LazyLock::new(|| 
     TABLE.iter().map(function).collect()
 });
 
-/// The function of that name, its namespace included.
+/// The function with this name, including the namespace.
 pub(super) fn find(name: &str) -> Option<&'static Function> {
     FUNCTIONS.get(name)
 }
 
-/// Whether `name` is what functions' names begin with before a dot.
+/// Whether `name` is the namespace of a function.
 pub(super) fn is_namespace(name: &str) -> bool {
     TABLE.iter().any(|(function, ..)| function.split_once('.').is_some_and(|(namespace, _)| namespace == name))
 }
 
-/// All functions but the one that stands for a library's bug.
+/// All functions except the one that simulates a bug in a library.
 #[cfg(test)]
 pub(super) fn all() -> impl Iterator<Item = &'static Function> {
     FUNCTIONS.values().filter(|function| function.name != "test.panic")

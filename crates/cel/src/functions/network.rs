@@ -1,4 +1,4 @@
-//! IP addresses and ranges of them, as Go's `net/netip` has them.
+//! IP addresses and CIDRs, as in Go's `net/netip`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,10 +7,10 @@ use super::{Work, arguments};
 use crate::value::Value;
 use crate::work::Fault;
 
-/// What reading one costs.
+/// Cost of parsing an address.
 const PARSE_STEPS: u64 = 4;
 
-/// An address and the length of its prefix.
+/// An address and its prefix length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cidr {
     address: IpAddr,
@@ -53,7 +53,7 @@ impl Cidr {
     }
 }
 
-/// Neither zones nor IPv4 in IPv6.
+/// Parses an address. Zones and IPv4-mapped IPv6 addresses are invalid.
 fn parse(text: &str) -> Option<IpAddr> {
     let address: IpAddr = text.parse().ok()?;
     match address {

@@ -1,4 +1,4 @@
-//! Conversions, as Go's `strconv` and `fmt` make them.
+//! Conversions, as in Go's `strconv` and `fmt`.
 
 use std::borrow::Cow;
 
@@ -21,7 +21,7 @@ pub(super) fn int(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
         [Value::Int(int)] => Value::Int(*int),
         [Value::Uint(uint)] => Value::Int(i64::try_from(*uint).map_err(|_| Fault::Range)?),
         [Value::Double(double)] => {
-            // Both bounds are excluded, as Go's conversion excludes them.
+            // As in Go, both bounds are excluded.
             let fits = *double > -9_223_372_036_854_775_808.0 && *double < 9_223_372_036_854_775_808.0;
             if !fits { return Err(Fault::Range) }
             Value::Int(*double as i64)
@@ -41,7 +41,7 @@ pub(super) fn uint(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
             if !(*double >= 0.0 && *double < 18_446_744_073_709_551_616.0) { return Err(Fault::Range) }
             Value::Uint(*double as u64)
         },
-        // Go takes no sign here.
+        // Go does not accept a sign.
         [Value::String(text)] => {
             let digits = Some(text).filter(|text| !text.starts_with('+')).ok_or(Fault::Refused)?;
             Value::Uint(digits.parse().map_err(|_| Fault::Refused)?)
@@ -64,7 +64,7 @@ pub(super) fn double(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
     )
 }
 
-/// Go lets underscores stand between digits.
+/// Removes underscores between digits, which Go accepts.
 fn without_underscores(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains('_') {
         return Some(Cow::Borrowed(text));

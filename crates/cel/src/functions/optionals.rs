@@ -1,4 +1,4 @@
-//! Optional values.
+//! Functions of optional values.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub(super) fn of_non_zero_value(_: &mut Work, args: &[Value]) -> Result<Value, F
     arguments!(args, [value] => Value::Optional((!is_zero(value)).then(|| Arc::new(value.clone()))))
 }
 
-/// Whether it is its type's zero, such as an empty string.
+/// Whether a value is the zero value of its type, such as an empty string.
 fn is_zero(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) | Value::Int(0) | Value::Uint(0) | Value::Duration(0) => true,
@@ -35,12 +35,12 @@ pub(super) fn has_value(_: &mut Work, args: &[Value]) -> Result<Value, Fault> {
     arguments!(args, [Value::Optional(value)] => Value::Bool(value.is_some()))
 }
 
-/// What is not there is missing.
+/// The value of an empty optional is missing.
 pub(super) fn value(_: &mut Work, args: &[Value]) -> Result<Value, Fault> {
     arguments!(args, [Value::Optional(value)] => value.as_deref().ok_or(Fault::Missing)?.clone())
 }
 
-/// The values of those that have one.
+/// The values of the optionals that are not empty.
 pub(super) fn unwrap(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
     let [Value::List(list)] = args else { return Err(Fault::Types) };
     work.allocation(32 * list.len())?;

@@ -1,4 +1,4 @@
-//! Quantities, as `resource.Quantity` of Kubernetes has them.
+//! Quantities, as in `resource.Quantity` of Kubernetes.
 
 use std::cmp::Ordering;
 use std::str::FromStr as _;
@@ -10,7 +10,7 @@ use super::{Work, arguments};
 use crate::value::Value;
 use crate::work::Fault;
 
-/// The longest text of a quantity, and the largest exponent; longer ones Kubernetes takes, slowly.
+/// Maximum length of a quantity's text, and maximum exponent. Kubernetes accepts larger ones, slowly.
 const LONGEST: usize = 64;
 const LARGEST_EXPONENT: i64 = 64;
 const STEPS: u64 = 40;
@@ -18,7 +18,7 @@ const STEPS: u64 = 40;
 #[derive(Debug)]
 pub(crate) struct Quantity {
     amount: BigDecimal,
-    /// How many digits its integer has after the point, where it is held as an integer of 64 bits.
+    /// Number of decimal places, if Kubernetes stores the quantity as a 64-bit integer.
     places: Option<i64>,
 }
 
@@ -35,7 +35,7 @@ impl Quantity {
         let number = unsigned.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
         let (number, suffix) = unsigned.split_at(number);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        // Kubernetes takes a number without digits for 0.
+        // For Kubernetes, a number without digits is 0.
         if fraction.contains('.') {
             return None;
         }
@@ -67,12 +67,12 @@ impl Quantity {
         let integer = if text.starts_with('-') { -integer } else { integer };
         let places = fraction.len() as i64 - if binary { 0 } else { exponent };
         let integer = if binary { integer << exponent as u64 } else { integer };
-        // Kubernetes holds short ones as an integer of 64 bits, and only of such is told whether they are integers.
+        // Kubernetes stores short quantities as 64-bit integers. Only these can be integers for `isInteger()`.
         let whole_digits = whole.trim_start_matches('0').len().max(1) as i64;
-        let room =
+        let spare_digits =
             if binary { 15 - whole_digits - exponent * 3 / 10 - 1 } else { 18 - whole_digits - fraction.len() as i64 };
         let whole_or_decimal = !binary || fraction.is_empty();
-        let short = room >= 0 && places <= 9 && whole_or_decimal && integer.to_i64().is_some();
+        let short = spare_digits >= 0 && places <= 9 && whole_or_decimal && integer.to_i64().is_some();
         let mut amount = BigDecimal::new(integer, places);
         if !short {
             amount = amount.with_scale_round(9, RoundingMode::Up);

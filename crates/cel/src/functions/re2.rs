@@ -1,7 +1,7 @@
-//! RE2's syntax of patterns, in which Kubernetes' CEL has them, read as the syntax that is compiled here.
+//! Translates patterns from the syntax of RE2, which Kubernetes' CEL uses, to the syntax of `regex-syntax`.
 
-/// A pattern of RE2's syntax in the syntax that is compiled: `\d`, `\w`, `\s` and `\b` are ASCII's, a brace that is no
-/// repetition and a bracket in a class stand for themselves.
+/// Translates a pattern. In RE2, `\d`, `\w`, `\s` and `\b` are ASCII. A brace outside a repetition, and a bracket
+/// inside a class, are literals.
 pub(super) fn translate(pattern: &str) -> Result<String, &'static str> {
     let mut translated = String::with_capacity(2 * pattern.len());
     let mut rest = pattern;
@@ -45,10 +45,10 @@ pub(super) fn translate(pattern: &str) -> Result<String, &'static str> {
             '{' => match repetition(after) {
                 Some((least, most, length)) => {
                     if was_repeated {
-                        return Err("a repetition follows another");
+                        return Err("a repetition cannot follow another");
                     }
                     if least > 1000 || most.is_some_and(|most| most > 1000 || most < least) {
-                        return Err("it repeats more than 1000 times, or less than nothing");
+                        return Err("the bounds of a repetition must be ascending and at most 1000");
                     }
                     translated.push('{');
                     translated.push_str(&after[..length]);
@@ -64,7 +64,7 @@ pub(super) fn translate(pattern: &str) -> Result<String, &'static str> {
             '}' => translated.push_str("\\}"),
             '*' | '+' | '?' => {
                 if was_repeated {
-                    return Err("a repetition follows another");
+                    return Err("a repetition cannot follow another");
                 }
                 translated.push(c);
                 repeated = true;
@@ -90,9 +90,9 @@ pub(super) fn translate(pattern: &str) -> Result<String, &'static str> {
     Ok(translated)
 }
 
-/// What follows a backslash, within a class or not; yields how many bytes it takes.
+/// Translates an escape sequence. `after` begins after the backslash. Returns the number of bytes that it consumes.
 fn escape(after: &str, class: bool, translated: &mut String) -> Result<usize, &'static str> {
-    let kind = after.chars().next().ok_or("it ends with a backslash")?;
+    let kind = after.chars().next().ok_or("the pattern ends with a backslash")?;
     let rest = &after[kind.len_utf8()..];
     let set = match kind.to_ascii_lowercase() {
         'd' => "0-9",
@@ -119,13 +119,13 @@ fn escape(after: &str, class: bool, translated: &mut String) -> Result<usize, &'
             if kind != '0' && digits < 2 {
                 return Err("backreferences are not supported");
             }
-            let code = u32::from_str_radix(&after[..digits], 8).map_err(|_| "an octal code is wrong")?;
+            let code = u32::from_str_radix(&after[..digits], 8).map_err(|_| "invalid octal code")?;
             translated.extend(["\\x{", &format!("{code:X}"), "}"]);
             return Ok(digits);
         }
         'a' | 'f' | 't' | 'n' | 'r' | 'v' | 'x' | 'p' | 'P' => {
             translated.extend(['\\', kind]);
-            // What follows in braces is no repetition.
+            // Braces after these are not a repetition.
             if let Some((name, _)) = rest.strip_prefix('{').and_then(|name| name.split_once('}')) {
                 translated.extend(["{", name, "}"]);
                 return Ok(3 + name.len());
@@ -134,12 +134,12 @@ fn escape(after: &str, class: bool, translated: &mut String) -> Result<usize, &'
         kind if kind.is_ascii_punctuation() => {
             translated.push_str(&regex_syntax::escape(kind.encode_utf8(&mut [0; 4])));
         }
-        _ => return Err("there is no such escape"),
+        _ => return Err("unknown escape sequence"),
     }
     Ok(kind.len_utf8())
 }
 
-/// `{2}`, `{2,}` or `{2,3}`: the bounds, and the length after the opening brace.
+/// Parses `{2}`, `{2,}` or `{2,3}`. Returns the bounds, and the length after the opening brace.
 fn repetition(after: &str) -> Option<(u32, Option<u32>, usize)> {
     let (inside, _) = after.split_once('}')?;
     let number = |text: &str| {

@@ -1,7 +1,7 @@
-//! Regular expressions of RE2's syntax.
+//! Regular expressions in the syntax of RE2.
 //!
-//! A pattern becomes a table of states (a DFA) where that stays small: a byte then costs one look into it. Others are
-//! simulated, at a cost of all the pattern's states for each byte. Both are charged before they run.
+//! A pattern is compiled to a table of states (a DFA) if the table is small. Each byte of a text then costs one lookup.
+//! Other patterns are simulated; each byte costs as much as the pattern has states. Both are charged before they run.
 
 use std::sync::Arc;
 
@@ -14,13 +14,13 @@ use super::re2::translate;
 use crate::value::Value;
 use crate::work::Fault;
 
-/// The longest pattern.
+/// Maximum length of a pattern, in bytes.
 pub(crate) const LONGEST: usize = 256;
-/// Bytes that a pattern which is computed may take.
+/// Maximum size of a computed pattern after compilation, in bytes.
 const COMPUTED_BYTES: usize = 1 << 14;
-/// States of a simulation that a step looks at.
+/// Number of states of a simulation that one step visits.
 const STATES_A_STEP: u64 = 3;
-/// What compiling a pattern costs that is computed, whatever it is; those in quotes are compiled with the expression.
+/// Cost of compiling a computed pattern. Literal patterns are compiled with the expression.
 const COMPILE_STEPS: u64 = 3_000;
 
 /// A compiled pattern; cheap to clone.
@@ -35,21 +35,21 @@ enum Engine {
 type Dfa = dense::DFA<Vec<u32>>;
 
 struct Table {
-    /// Finds where a match ends.
+    /// Finds the end of a match.
     forward: Dfa,
-    /// Finds where it begins, unless nobody asks.
+    /// Finds the start of a match. `matches` does not need it.
     reverse: Option<Dfa>,
 }
 
-/// Why a pattern is none.
+/// Why a pattern is invalid.
 #[derive(Debug)]
 pub(crate) enum Unusable {
     TooLarge,
     Malformed(String),
 }
 
-/// The bytes that the patterns of one expression may still take, compiled. An attempt at a table that becomes too large
-/// counts as one: its work was done.
+/// The number of bytes that further patterns of an expression may have after compilation. A failed attempt to build a
+/// table counts too, because it took work.
 pub(crate) struct Room {
     programs: usize,
     tables: usize,
@@ -62,7 +62,7 @@ impl Room {
 }
 
 impl Pattern {
-    /// Compiles a pattern that is part of an expression.
+    /// Compiles a pattern, and takes its size from `room`.
     pub fn compile(pattern: &str, role: Match, room: &mut Room) -> Result<Self, Unusable> {
         let translated = translate(pattern).map_err(|error| Unusable::Malformed(error.to_owned()))?;
         let parsed = syntax::parse_with(&translated, &syntax::Config::new().nest_limit(64));
@@ -93,11 +93,11 @@ impl Pattern {
         Ok(Self(Arc::new(Engine::Simulation { vm: Box::new(vm), states })))
     }
 
-    /// What searching a text costs.
+    /// Charges for a search in a text.
     fn charge(&self, work: &mut Work, text: &str) -> Result<(), Fault> {
         work.steps(4)?;
         match &*self.0 {
-            // Into the tables once for each byte, and back from the end of a match.
+            // One lookup for each byte, forward, and then backward from the end of a match.
             Engine::Table(_) => work.bytes(text.len().saturating_mul(4)),
             Engine::Simulation { states, .. } => {
                 work.steps((text.len() as u64 + 4).saturating_mul(1 + states / STATES_A_STEP))
@@ -105,7 +105,7 @@ impl Pattern {
         }
     }
 
-    /// The first match from there on. Charges what is read beyond the first time, which [`Self::charge`] pays.
+    /// The first match at or after `from`. Charges for the bytes that it reads; [`Self::charge`] covers only one pass.
     fn first(&self, work: &mut Work, text: &str, from: usize) -> Result<Option<(usize, usize)>, Fault> {
         let input = Input::new(text).range(from..);
         match &*self.0 {
@@ -160,7 +160,7 @@ impl Pattern {
     }
 }
 
-/// A pattern's table, where there is room for it.
+/// Builds the table of a pattern. `None` if it is too large.
 fn table(nfa: &thompson::NFA, config: &dense::Config, room: &mut Room) -> Option<Dfa> {
     if room.tables == 0 {
         return None;
@@ -171,25 +171,25 @@ fn table(nfa: &thompson::NFA, config: &dense::Config, room: &mut Room) -> Option
     built
 }
 
-/// How many states of a simulation can be active at a time. A character of several bytes has many ways through its class,
-/// but any text takes one of them, so that only the way's first state counts.
+/// Maximum number of states of a simulation that are active at the same time. A class of multi-byte characters has many
+/// paths, but a text follows only one of them. So only the first state of each path counts.
 fn most_active(nfa: &thompson::NFA) -> u64 {
     let within = |range: &thompson::Transition| range.start >= 0x80 && range.end <= 0xBF;
     let weight = |state: &thompson::State| match state {
         thompson::State::ByteRange { trans } => u64::from(!within(trans)),
         thompson::State::Sparse(ranges) if ranges.transitions.iter().all(within) => 0,
-        // Its ranges are searched one by one.
+        // Its ranges are searched one after the other.
         thompson::State::Sparse(ranges) => 1 + ranges.transitions.len() as u64 / 16,
         _ => 1,
     };
     nfa.states().iter().map(weight).sum()
 }
 
-/// Where the first match ends, and how many bytes were read to know it.
+/// The end of the first match, and the number of bytes read to find it.
 fn walk(dfa: &impl Automaton, input: &Input<'_>) -> (Option<usize>, usize) {
     let Ok(mut state) = dfa.start_state_forward(input) else { return (None, 0) };
     let mut end = None;
-    // A state says of the byte before it whether a match ended there.
+    // A match state is reached one byte after the end of the match.
     for at in input.start()..input.end() {
         state = dfa.next_state(state, input.haystack()[at]);
         if dfa.is_match_state(state) {
@@ -204,7 +204,7 @@ fn walk(dfa: &impl Automaton, input: &Input<'_>) -> (Option<usize>, usize) {
     (end, input.end() - input.start())
 }
 
-/// What is asked of a pattern.
+/// The function that uses a pattern.
 #[derive(Clone, Copy)]
 pub(crate) enum Match {
     Matches,

@@ -1,4 +1,4 @@
-//! Strings, whose indices count characters.
+//! Functions of strings. Indices count characters.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use super::{Work, arguments, lists};
 use crate::value::Value;
 use crate::work::Fault;
 
-/// What it costs to go over all of these; searching for one string in another goes over both.
+/// Charges for reading all arguments. A search reads both strings.
 fn read(work: &mut Work, args: &[Value]) -> Result<(), Fault> {
     work.steps(2)?;
     work.bytes(3 * args.iter().map(Value::bytes).sum::<usize>())
@@ -32,7 +32,7 @@ pub(super) fn contains(work: &mut Work, args: &[Value]) -> Result<Value, Fault> 
     arguments!(args, [Value::String(text), Value::String(part)] => Value::Bool(text.contains(&**part)))
 }
 
-/// The byte at which a character begins, or the text ends.
+/// The byte offset of a character, or of the end of the text.
 fn offset(text: &str, index: i64) -> Result<usize, Fault> {
     let index = usize::try_from(index).map_err(|_| Fault::Range)?;
     let mut offsets = text.char_indices().map(|(at, _)| at).chain([text.len()]);
@@ -86,10 +86,10 @@ pub(super) fn last_index_of(work: &mut Work, args: &[Value]) -> Result<Value, Fa
     let end = match from {
         None => text.len(),
         Some(from) if from >= length => return Ok(Value::Int(-1)),
-        // Up to the end of what would begin there.
+        // A match that begins at `from` ends here at the latest.
         Some(from) => (offset(text, from)? + part.len()).min(text.len()),
     };
-    // The end may stand within a character, in which no part of whole characters ends.
+    // The end may be inside a character. No match ends there.
     let bytes = &text.as_bytes()[..end];
     let mut end = end;
     while !text.is_char_boundary(end) {
@@ -122,7 +122,7 @@ pub(super) fn replace(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
         _ => return Err(Fault::Types),
     };
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    // What is found is copied piece by piece, a step each; more than are left need not be counted.
+    // Each replacement costs a step. Counting more than the steps that are left is not necessary.
     let count = text.matches(&**old).take(limit.min(work.left() as usize + 1)).count();
     work.steps(count as u64)?;
     work.allocation(text.len() + count.saturating_mul(new.len()))?;
@@ -220,7 +220,7 @@ pub(super) fn quote(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
     Ok(quoted.into())
 }
 
-/// Go's `%q`: what is not printable is escaped.
+/// Go's `%q`: escapes characters that are not printable.
 pub(super) fn go_quote(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! Timestamps and durations, as Go's `time` reads and writes them.
+//! Timestamps and durations, as Go's `time` parses and formats them.
 
 use std::cmp::Ordering;
 
@@ -6,30 +6,30 @@ use super::{Work, arguments};
 use crate::value::Value;
 use crate::work::Fault;
 
-/// The seconds of the years 1 to 9999.
+/// The years 1 to 9999, in seconds since 1970.
 const YEARS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 const NANOS: i64 = 1_000_000_000;
-/// What it costs to look up a time zone, which is read once and kept.
+/// Cost of looking up a time zone. Time zones are cached.
 const ZONE_STEPS: u64 = 200;
 
-/// A point in time with the offset that it was written with, which only its text shows.
+/// A point in time, with the offset of its text. The offset only affects formatting.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timestamp {
     seconds: i64,
     nanos: u32,
-    /// In seconds east of UTC.
+    /// Seconds east of UTC.
     offset: i32,
 }
 
-/// A calendar's view of a point in time.
+/// Calendar fields of a point in time.
 struct Civil {
     year: i64,
-    /// From 1.
+    /// Starts at 1.
     month: i64,
     day: i64,
-    /// From 0.
+    /// Starts at 0.
     day_of_year: i64,
-    /// From 0, Sunday.
+    /// Starts at 0, which is Sunday.
     weekday: i64,
     hour: i64,
     minute: i64,
@@ -49,7 +49,7 @@ impl Timestamp {
         self.seconds
     }
 
-    /// The same point in time, written in UTC.
+    /// The same point in time in UTC.
     #[cfg(test)]
     pub fn utc(self) -> Self {
         Self { offset: 0, ..self }
@@ -61,7 +61,7 @@ impl Timestamp {
         Self::new(seconds, (nanos % NANOS) as u32, self.offset).ok_or(Fault::Range)
     }
 
-    /// `duration` is in nanoseconds, as the result is.
+    /// Adds two durations, in nanoseconds.
     pub fn add(self, duration: i64) -> Result<Self, Fault> {
         let whole = Self::new(self.seconds.saturating_add(duration / NANOS), self.nanos, self.offset);
         whole.ok_or(Fault::Range)?.plus(duration % NANOS)
@@ -73,7 +73,7 @@ impl Timestamp {
         i64::try_from(nanos).map_err(|_| Fault::Range)
     }
 
-    /// RFC 3339.
+    /// Parses RFC 3339, as Go does.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = text.as_bytes();
         let number = |from: usize, length: usize| -> Option<i64> {
@@ -84,7 +84,7 @@ impl Timestamp {
         let is = |at: usize, wanted: u8| bytes.get(at) == Some(&wanted);
         let (year, month, day) = (number(0, 4)?, number(5, 2)?, number(8, 2)?);
         (is(4, b'-') && is(7, b'-') && is(10, b'T')).then_some(())?;
-        // Go takes an hour of one digit.
+        // Go accepts an hour of one digit.
         let short = usize::from(is(12, b':'));
         let at = 13 - short;
         let hour = number(11, 2 - short)?;
@@ -125,7 +125,7 @@ impl Timestamp {
     fn civil(self, offset: i64) -> Civil {
         let seconds = self.seconds + offset;
         let (day_number, second) = (seconds.div_euclid(86400), seconds.rem_euclid(86400));
-        // Howard Hinnant's algorithm, over eras of 400 years from March on.
+        // Howard Hinnant's algorithm. It uses eras of 400 years that begin in March.
         let shifted = day_number + 719_468;
         let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
         let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
@@ -146,7 +146,7 @@ impl Timestamp {
         }
     }
 
-    /// RFC 3339, with as many digits of its fraction as it needs.
+    /// Formats as RFC 3339, with as many fractional digits as necessary.
     pub fn text(self) -> String {
         let Civil { year, month, day, hour, minute, second, .. } = self.civil(i64::from(self.offset));
         let mut text = format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}");
@@ -169,7 +169,7 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
-/// Go's `time.ParseDuration`.
+/// Parses a duration, as Go's `time.ParseDuration`. Returns nanoseconds.
 pub(crate) fn parse_duration(text: &str) -> Option<i64> {
     let (negative, mut rest) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -227,7 +227,7 @@ pub(crate) fn parse_duration(text: &str) -> Option<i64> {
     if negative { Some((total as i64).wrapping_neg()) } else { i64::try_from(total).ok() }
 }
 
-/// As the apiserver prints durations: in seconds.
+/// Formats a duration as the apiserver does, in seconds.
 pub(crate) fn duration_text(nanos: i64) -> String {
     let seconds = (nanos / NANOS) as f64 + (nanos % NANOS) as f64 / 1e9;
     format!("{seconds}s")
@@ -251,7 +251,7 @@ pub(super) fn timestamp(work: &mut Work, args: &[Value]) -> Result<Value, Fault>
     )
 }
 
-/// What is asked of a timestamp, or of a duration.
+/// A part of a timestamp, or the number of units in a duration.
 fn get(
     work: &mut Work,
     args: &[Value],
@@ -260,7 +260,7 @@ fn get(
 ) -> Result<Value, Fault> {
     work.steps(4)?;
     let (timestamp, offset) = match (args, of_duration) {
-        // The fraction may round up, as Go's Duration.Minutes lets it.
+        // As in Go's Duration.Minutes, the division may round up.
         ([Value::Duration(nanos)], Some(unit)) if unit >= NANOS => {
             let whole = (nanos / unit) as f64 + (nanos % unit) as f64 / unit as f64;
             return Ok(Value::Int(whole as i64));
@@ -273,7 +273,7 @@ fn get(
     Ok(Value::Int(part(timestamp.civil(offset), timestamp)))
 }
 
-/// A zone's offset at some time, in seconds: `+02:00`, `02:00`, or a name of the IANA's.
+/// The offset of a time zone at a point in time, in seconds. A zone is `+02:00`, `02:00`, or an IANA name.
 fn offset(work: &mut Work, zone: &str, at: Timestamp) -> Result<i64, Fault> {
     work.bytes(zone.len())?;
     if let Some((hours, minutes)) = zone.split_once(':') {
@@ -296,7 +296,7 @@ fn offset(work: &mut Work, zone: &str, at: Timestamp) -> Result<i64, Fault> {
     if found.iana_name() != Some(zone) {
         return Err(Fault::Refused);
     }
-    // The last day of the year 9999 is none of jiff's; no zone changes there.
+    // jiff does not support the last day of the year 9999. No offset changes on that day.
     let second = at.seconds.min(jiff::Timestamp::MAX.as_second());
     let instant = jiff::Timestamp::from_second(second).map_err(|_| Fault::Range)?;
     Ok(i64::from(found.to_offset(instant).seconds()))

@@ -1,4 +1,4 @@
-//! URLs, as Go's `net/url` reads them: nothing is normalized but the scheme's case.
+//! URLs, as Go's `net/url` parses them. Only the case of the scheme is normalized.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -12,14 +12,14 @@ use crate::work::Fault;
 pub(crate) struct Url {
     scheme: String,
     user: String,
-    /// Without escapes, with the port.
+    /// Unescaped, with the port.
     host: String,
     escaped_path: String,
     query: String,
     fragment: String,
 }
 
-/// Where a character stands decides what need not be escaped.
+/// The part of a URL. It determines which characters must be escaped.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
     Path,
@@ -155,7 +155,7 @@ impl Url {
             .sum()
     }
 
-    /// What a request may ask for: absolute, or a path.
+    /// Parses a URL. If `request` is true, it must be valid in a request line: absolute, or a path.
     fn parse(raw: &str, request: bool) -> Option<Self> {
         let mut url = Self {
             scheme: String::new(),
@@ -189,7 +189,7 @@ impl Url {
         }
         if !rest.starts_with('/') {
             if !url.scheme.is_empty() {
-                // Opaque: it has no path.
+                // An opaque URL has no path.
                 return Some(url);
             }
             if request || rest.split('/').next().is_some_and(|segment| segment.contains(':')) {

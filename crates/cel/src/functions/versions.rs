@@ -1,4 +1,4 @@
-//! Versions (semver.org), and the comparisons that they share with quantities.
+//! Semantic versions (semver.org), and the comparison functions of versions and quantities.
 
 use std::cmp::Ordering;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Calls and macros: what they are, which arguments they take, and the patterns that they compile.
+//! Parses calls and macros, checks their arguments, and compiles patterns.
 
 use super::{Parsed, Parser, RESERVED};
 use crate::error::CompileError;
@@ -9,7 +9,7 @@ use crate::tree::{Comprehension, Kind, Macro, Node};
 use crate::types::Type;
 use crate::value::Value;
 
-/// Macros by name, and how many arguments follow the names of elements at most.
+/// The macros by name.
 const MACROS: [(&str, Macro); 10] = [
     ("all", Macro::All),
     ("exists", Macro::Exists),
@@ -23,15 +23,15 @@ const MACROS: [(&str, Macro); 10] = [
     ("sortBy", Macro::SortBy),
 ];
 const PATTERNS: [(&str, Match); 3] = [("matches", Match::Matches), ("find", Match::Find), ("findAll", Match::FindAll)];
-/// Where functions are described.
-const SEE: &str = "https://kubernetes.io/docs/reference/using-api/cel/ lists them";
+/// Points to the list of functions.
+const SEE: &str = "see https://kubernetes.io/docs/reference/using-api/cel/";
 
 fn find_macro(name: &str) -> Option<Macro> {
     MACROS.into_iter().find(|(known, _)| *known == name).map(|(_, role)| role)
 }
 
 impl Parser<'_> {
-    /// A call that begins with the function's name; the bracket is next.
+    /// Parses a call that begins with the function's name. The bracket is next.
     pub(super) fn function(&mut self, at: usize, name: &str) -> Parsed {
         let open = self.at();
         if name == "has" {
@@ -41,26 +41,26 @@ impl Parser<'_> {
                 (Some(Node { kind: Kind::Select(operand, field), .. }), None) => {
                     self.node(at, Type::Bool, Kind::Has(operand, field))
                 }
-                _ => self.error(at, "has() takes one field, such as has(x.y); for a key write 'key' in x"),
+                _ => self.error(at, "has() takes one field, such as has(x.y); for a key, use 'key' in x"),
             };
         }
         let Some(function) = functions::find(name) else {
             let message = if find_macro(name).is_some() {
-                format!("`{name}` follows what it goes over, such as xs.{name}(x, …)")
+                format!("call `{name}` on a list or a map, such as xs.{name}(x, …)")
             } else {
-                format!("there is no function `{name}`; {SEE}")
+                format!("unknown function `{name}`; {SEE}")
             };
             return self.error(at, message);
         };
         if function.signatures.iter().all(|signature| signature.receiver) {
-            return self.error(at, format!("`{name}` follows what it is asked of, such as x.{name}(…)"));
+            return self.error(at, format!("call `{name}` as a method, such as x.{name}(…)"));
         }
         self.advance();
         let arguments = self.list(")", open)?;
         self.call(at, function, false, arguments)
     }
 
-    /// A call after a dot; the bracket is next.
+    /// Parses a call after a dot. The bracket is next.
     pub(super) fn method(&mut self, at: usize, receiver: Node, name: &str) -> Parsed {
         let open = self.at();
         if let Some(role) = find_macro(name) {
@@ -72,10 +72,10 @@ impl Parser<'_> {
             _ => {}
         }
         let Some(function) = functions::find(name) else {
-            return self.error(at, format!("there is no function `{name}`; {SEE}"));
+            return self.error(at, format!("unknown function `{name}`; {SEE}"));
         };
         if !function.signatures.iter().any(|signature| signature.receiver) {
-            return self.error(at, format!("`{name}` is written before what it takes, such as {name}(x)"));
+            return self.error(at, format!("call `{name}` as a function, such as {name}(x)"));
         }
         self.advance();
         let mut arguments = vec![receiver];
@@ -92,7 +92,7 @@ impl Parser<'_> {
             let (least, most) = (counts().min().unwrap_or(0), counts().max().unwrap_or(0));
             let range = if least == most { least.to_string() } else { format!("{least} to {most}") };
             let noun = if range == "1" { "argument" } else { "arguments" };
-            return self.error(at, format!("`{name}` takes {range} {noun}, and is given {given}"));
+            return self.error(at, format!("`{name}` takes {range} {noun}, not {given}"));
         }
         let types: Vec<Type> = arguments.iter().map(|argument| argument.of.clone()).collect();
         let of = self.checked(at, name, ways(), &types)?;
@@ -113,29 +113,28 @@ impl Parser<'_> {
 
     fn pattern(&mut self, at: usize, role: Match, text: &str) -> Result<Pattern, CompileError> {
         if text.len() > LONGEST {
-            return self.error(at, format!("this pattern is longer than {LONGEST} bytes"));
+            return self.error(at, format!("the pattern is longer than {LONGEST} bytes; shorten it"));
         }
         match Pattern::compile(text, role, &mut self.room) {
             Ok(pattern) => Ok(pattern),
             Err(Unusable::TooLarge) => {
-                self.error(at, "the patterns of this expression are too large up to here; repeat less")
+                self.error(at, "the patterns of this expression are too large; use fewer repetitions")
             }
             Err(Unusable::Malformed(reason)) => {
-                self.error(at, format!("this is no regular expression of RE2's syntax: {reason}"))
+                self.error(at, format!("invalid regular expression (RE2 syntax): {reason}"))
             }
         }
     }
 
-    /// The name that a macro gives to an element; a comma must follow.
+    /// Parses a variable of a macro. A comma must follow.
     fn element_name(&mut self, name: &str) -> Result<String, CompileError> {
         let at = self.at();
         let (Token::Identifier(element), true) = (self.advance(), self.is(",")) else {
-            let message =
-                format!("`{name}` takes a name for an element and what is asked of it, such as xs.{name}(x, …)");
+            let message = format!("`{name}` takes a variable and an expression, such as xs.{name}(x, …)");
             return self.error(at, message);
         };
         if RESERVED.contains(&element.as_str()) || element == "null" {
-            return self.error(at, format!("`{element}` is a word that CEL keeps for itself; take another name"));
+            return self.error(at, format!("`{element}` is a reserved word; use another name"));
         }
         self.advance();
         Ok(element)
@@ -146,7 +145,7 @@ impl Parser<'_> {
         self.advance();
         let (first_of, second_of) = self.members(at, name, &range)?;
         let first = self.element_name(name)?;
-        // A second name is one where a comma follows it, and more arguments than the macro takes with one.
+        // A name before a comma is the second variable. Some macros always have two variables.
         let always_two = matches!(role, Macro::TransformMap | Macro::TransformMapEntry) || name == "transformList";
         let may_be_two = matches!(role, Macro::All | Macro::Exists | Macro::ExistsOne);
         let is_name = matches!((self.peek(), self.peek_second()), (Token::Identifier(_), Token::Sign(",")));
@@ -156,12 +155,12 @@ impl Parser<'_> {
             let second_at = self.at();
             let second = self.element_name(name)?;
             if first == second {
-                return self.error(second_at, format!("`{second}` names two things; take another name"));
+                return self.error(second_at, format!("`{second}` names two variables; use another name"));
             }
             self.elements.push((first, first_of));
             self.elements.push((second, second_of));
         } else {
-            // Of a map, one name is the key's.
+            // If the range is a map, a single variable is the key.
             let of = if matches!(range.of, Type::Map(..)) { first_of } else { second_of };
             self.elements.push((first, of));
         }
@@ -174,9 +173,9 @@ impl Parser<'_> {
             (Some(body), Some(condition), true) if filters => (body, Some(condition)),
             _ => {
                 let most = if filters {
-                    "a name, a condition if need be, and an expression"
+                    "a variable, an optional condition and an expression"
                 } else {
-                    "a name and a condition"
+                    "a variable and a condition"
                 };
                 return self.error(at, format!("`{name}` takes {most}, such as xs.{name}(x, …)"));
             }
@@ -209,7 +208,8 @@ impl Parser<'_> {
             Macro::TransformMapEntry => match &body.of {
                 of @ (Type::Map(..) | Type::Dyn) => of.clone(),
                 other => {
-                    return self.error(body.at, format!("`{name}` yields an entry, such as {{k: v}}, not {other}"));
+                    return self
+                        .error(body.at, format!("`{name}` must return an entry, such as {{k: v}}, not {other}"));
                 }
             },
             Macro::SortBy => {
@@ -217,7 +217,7 @@ impl Parser<'_> {
                     body.of,
                     Type::List(_) | Type::Map(..) | Type::Optional(_) | Type::Null | Type::Type | Type::Named(_)
                 ) {
-                    return self.error(body.at, format!("`{name}` does not sort by {}", body.of));
+                    return self.error(body.at, format!("`{name}` cannot sort by {}", body.of));
                 }
                 if matches!(range.of, Type::Map(..)) {
                     return self.error(at, format!("`{name}` does not take a map"));
@@ -239,12 +239,12 @@ impl Parser<'_> {
         let flat = name == "optFlatMap";
         let mut arguments = arguments?;
         let (Some(body), true) = (arguments.pop(), arguments.is_empty()) else {
-            return self.error(at, format!("`{name}` takes a name and an expression, such as x.?y.{name}(v, …)"));
+            return self.error(at, format!("`{name}` takes a variable and an expression, such as x.?y.{name}(v, …)"));
         };
         let of = match &body.of {
             of if !flat => Type::optional(of.clone()),
             of @ (Type::Optional(_) | Type::Dyn) => of.clone(),
-            other => return self.error(body.at, format!("`{name}` yields an optional, not {other}; write optMap")),
+            other => return self.error(body.at, format!("`{name}` must return an optional, not {other}; use optMap")),
         };
         self.node(at, of, Kind::OptionalMap { flat, value: Box::new(value), body: Box::new(body) })
     }
@@ -253,7 +253,7 @@ impl Parser<'_> {
         match &value.of {
             Type::Optional(inner) => Ok((**inner).clone()),
             Type::Dyn => Ok(Type::Dyn),
-            other => self.error(at, format!("`{name}` follows an optional, such as x.?y, not {other}")),
+            other => self.error(at, format!("call `{name}` on an optional, such as x.?y, not on {other}")),
         }
     }
 

@@ -1,4 +1,4 @@
-//! What is known of types before an expression is evaluated, and refused for them, as the apiserver refuses it.
+//! Checks types at compilation, as the apiserver does.
 
 use std::slice;
 use std::sync::LazyLock;
@@ -31,7 +31,7 @@ signatures! {
 type Checked = Result<Type, CompileError>;
 
 impl Parser<'_> {
-    /// What a call of this name is, with arguments of these types.
+    /// The result type of a call with these argument types. `name` is for the error.
     pub(super) fn checked<'s>(
         &self,
         at: usize,
@@ -45,7 +45,7 @@ impl Parser<'_> {
         }
     }
 
-    /// A condition, which must be able to be true.
+    /// Checks that the type of a condition can be bool.
     pub(super) fn truth(&self, at: usize, name: &str, part: &Node) -> Result<(), CompileError> {
         match part.of {
             Type::Bool | Type::Dyn => Ok(()),
@@ -58,10 +58,10 @@ impl Parser<'_> {
         self.one_type(at, ":", &then.of, &otherwise.of)
     }
 
-    /// The type of what is one of two values.
+    /// The common type of two alternatives.
     pub(super) fn one_type(&self, at: usize, name: &str, left: &Type, right: &Type) -> Checked {
         let message =
-            || format!("both sides of `{name}` must have one type, not {left} and {right}; write dyn(…) around one");
+            || format!("both sides of `{name}` must have the same type, not {left} and {right}; wrap one in dyn(…)");
         left.joined(right).map_or_else(|| self.error(at, message()), Ok)
     }
 
@@ -98,37 +98,36 @@ impl Parser<'_> {
         self.checked(at, "[]", INDEX.iter(), &[operand.of.clone(), index.of.clone()])
     }
 
-    /// The type of an element or value; of one that is left out where it has no value.
+    /// The type of an element of a literal. With `?`, it is the type inside the optional.
     pub(super) fn optional_entry(&self, at: usize, optional: bool, value: &Node) -> Checked {
         match &value.of {
             of if !optional => Ok(of.clone()),
             Type::Dyn => Ok(Type::Dyn),
             Type::Optional(inner) => Ok((**inner).clone()),
-            other => self.error(at, format!("`?` stands before an optional, such as x.?y, not before {other}")),
+            other => self.error(at, format!("`?` must precede an optional, such as x.?y, not {other}")),
         }
     }
 
     pub(super) fn key(&self, key: &Node) -> Result<(), CompileError> {
         match key.of {
             Type::Dyn | Type::Bool | Type::Int | Type::Uint | Type::String => Ok(()),
-            ref other => self.error(
-                key.at,
-                format!("the key of a map is a string, a number without a fraction or a bool, not {other}"),
-            ),
+            ref other => {
+                self.error(key.at, format!("a map key must be a string, an int, a uint or a bool, not {other}"))
+            }
         }
     }
 
-    /// Of what a macro gives names to: an index or key, and a value.
+    /// The types of the variables of a macro: index or key, and value.
     pub(super) fn members(&self, at: usize, name: &str, range: &Node) -> Result<(Type, Type), CompileError> {
         match &range.of {
             Type::Dyn => Ok((Type::Dyn, Type::Dyn)),
             Type::List(element) => Ok((Type::Int, (**element).clone())),
             Type::Map(key, value) => Ok(((**key).clone(), (**value).clone())),
-            other => self.error(at, format!("`{name}` goes over a list or a map, not {other}")),
+            other => self.error(at, format!("`{name}` iterates over a list or a map, not {other}")),
         }
     }
 
-    /// A format whose text and values stand in the expression.
+    /// Checks a call of `format` whose text and list of values are literals.
     pub(super) fn format(&self, arguments: &[Node]) -> Result<(), CompileError> {
         let [Node { kind: Kind::Literal(Value::String(text)), at, .. }, Node { kind: Kind::List(values), .. }] =
             arguments
@@ -143,10 +142,10 @@ impl Parser<'_> {
                 continue;
             }
             let Some((letter, _, after)) = format::clause(after) else {
-                return self.error(*at, "after `%` stands one of s, d, f, e, b, o, x, X, or another `%`");
+                return self.error(*at, "`%` must be followed by s, d, f, e, b, o, x, X or another `%`");
             };
             let Some(value) = values.next() else {
-                return self.error(*at, format!("`%{letter}` is given no value; write one for each `%` into the list"));
+                return self.error(*at, format!("`%{letter}` has no value; add one to the list for each `%`"));
             };
             let fits = match (&value.of, letter) {
                 (Type::Dyn, _) => true,
@@ -168,23 +167,21 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// A conversion of a literal, which fails at each evaluation if it fails now.
+    /// Checks the conversion of a literal. If it fails now, it fails at each evaluation.
     pub(super) fn conversion(&self, function: &Function, arguments: &[Node]) -> Result<(), CompileError> {
         let [Node { kind: Kind::Literal(literal), at, .. }] = arguments else { return Ok(()) };
-        let what = match function.name {
-            "duration" => "duration; write hours, minutes and seconds, such as '36h' or '1h30m'",
-            "timestamp" => {
-                "timestamp; write it as RFC 3339 does, such as '2025-11-08T14:00:00Z', of the years 1 to 9999"
-            }
-            "int" => "int; write a whole number of 64 bits, such as '42'",
-            "uint" => "uint; write a whole number of 64 bits that is not negative, such as '42'",
-            "double" => "double; write a number, such as '0.5'",
-            "bool" => "bool; write 'true' or 'false'",
+        let expected = match function.name {
+            "duration" => "duration; use hours, minutes and seconds, such as '36h' or '1h30m'",
+            "timestamp" => "timestamp; use RFC 3339 with a year from 1 to 9999, such as '2025-11-08T14:00:00Z'",
+            "int" => "int; use a whole number of 64 bits, such as '42'",
+            "uint" => "uint; use a whole number of 64 bits that is not negative, such as '42'",
+            "double" => "double; use a number, such as '0.5'",
+            "bool" => "bool; use 'true' or 'false'",
             _ => return Ok(()),
         };
         match (function.call)(&mut Work::new(MOST_STEPS), slice::from_ref(literal)) {
             Ok(_) => Ok(()),
-            Err(_) => self.error(*at, format!("this is no {what}")),
+            Err(_) => self.error(*at, format!("invalid {expected}")),
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Expressions of every kind, mostly well typed, over one document.
+//! Generates expressions of all kinds, most of them well typed, over one document.
 
-/// A document with something of everything.
+/// A document with values of all types.
 pub(super) const DOCUMENT: &str = r#"{
   "i": 7, "n": -3, "z": 0, "u": 18446744073709551615, "d": 1.5, "w": 2.0, "s": "héllo wörld", "e": "", "b": true, "none": null,
   "t": "2025-11-08T14:00:00.5+02:00", "p": "1h30m", "q": "1Gi", "v": "1.2.3-rc.1", "ip": "10.1.2.3", "c": "10.0.0.0/8",
@@ -8,7 +8,7 @@ pub(super) const DOCUMENT: &str = r#"{
   "lm": [{"k": "a", "v": 1}, {"k": "b", "v": 2}, {"k": "c"}], "m": {"a": 1, "b": 2, "c d": 3}, "mm": {"x": {"y": "z"}}
 }"#;
 
-/// What a generated expression yields.
+/// The type of a generated expression.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Yields {
     Bool,
@@ -39,7 +39,7 @@ use Yields::{
     Semver, String as Text, Strings, Timestamp, Type, Uint, Url,
 };
 
-/// Templates: each `$` and a letter stands for a part that yields what the letter says; `@` for the name of the macro's element.
+/// Templates. `$` with a letter is replaced by a part of the type that the letter selects, `@` by the macro's variable.
 #[rustfmt::skip]
 const TEMPLATES: &[(Yields, &[&str])] = &[
     (Bool, &[
@@ -283,7 +283,7 @@ impl Random {
                         ("n", _) => text += self.pick(NUMBERS),
                         (_, Some(part)) => {
                             let inner = self.part(part, depth, macros);
-                            // What an operator follows stands in brackets.
+                            // A part before an operator needs parentheses.
                             let simple = inner
                                 .chars()
                                 .all(|c| c.is_alphanumeric() || matches!(c, '_' | '\'' | '.' | '(' | ')' | '[' | ']'))

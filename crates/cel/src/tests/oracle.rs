@@ -1,4 +1,5 @@
-//! Against CEL in the environment of the apiserver: the conformance suite, and expressions of every kind.
+//! Compares results with CEL in the environment of the apiserver: for the conformance suite, and for generated
+//! expressions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, Write as _};
@@ -20,7 +21,7 @@ fn oracle() -> String {
     String::from_utf8(built.stdout).unwrap().trim().to_owned()
 }
 
-/// Where the Go module with the conformance suite's cases is.
+/// The folder of the Go module with the cases of the conformance suite.
 fn cases() -> String {
     let module = Path::new(CRATE).join("../../tests/control-plane/cel-oracle");
     let found =
@@ -56,7 +57,7 @@ fn typed(value: &Value) -> Json {
     }
 }
 
-/// What the oracle printed, in one order, without the texts of what has no JSON.
+/// Sorts the members of maps that the oracle printed, and removes the texts of values without a JSON form.
 fn normalized(value: &Json) -> Json {
     let Some((kind, inner)) = value.as_object().and_then(|object| object.iter().find(|(kind, _)| *kind != "text"))
     else {
@@ -80,7 +81,7 @@ fn same(ours: &Value, theirs: &Json) -> bool {
     normalized(&typed(ours)) == normalized(theirs)
 }
 
-/// A value that the oracle printed with its type; none where we have no such.
+/// Converts a value that the oracle printed with its type. `None` if this crate does not have the type.
 fn read(value: &Json) -> Option<Value> {
     let (kind, inner) = value.as_object()?.iter().next()?;
     let number = || inner.as_str();
@@ -124,7 +125,7 @@ fn leaked(text: &str) -> &'static str {
     Box::leak(text.to_owned().into_boxed_str())
 }
 
-/// The file of expected failures: a case's name, two spaces, the reason.
+/// Reads the file of expected failures. A line has the name of a case, two spaces and the reason.
 fn expected_failures() -> BTreeMap<String, String> {
     let text = std::fs::read_to_string(Path::new(CRATE).join("tests/expected-failures")).unwrap();
     let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -137,7 +138,7 @@ fn expected_failures() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn conformance_cases_that_the_apiserver_passes_pass_here() {
+fn passes_conformance_cases_that_the_apiserver_passes() {
     let output = Command::new(oracle()).args(["conformance", &cases()]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut out: BTreeMap<String, usize> = BTreeMap::new();
@@ -174,7 +175,7 @@ fn conformance_cases_that_the_apiserver_passes_pass_here() {
             });
         let passes = match (case.get("value"), &ours) {
             (Some(theirs), Ok(Some(ours))) => same(ours, theirs),
-            // What is an error of the apiserver's may be missing here.
+            // An error in the apiserver may be a missing value here.
             (None, Ok(None) | Err(_)) => true,
             _ => false,
         };
@@ -196,16 +197,16 @@ fn conformance_cases_that_the_apiserver_passes_pass_here() {
         .map(|(name, why)| format!("{name}: {why}"))
         .collect();
     assert!(unlisted.is_empty(), "{} fail that are not listed:\n{}", unlisted.len(), unlisted.join("\n"));
-    assert!(unexpected_passes.is_empty(), "these pass; take them off the list: {unexpected_passes:?}");
+    assert!(unexpected_passes.is_empty(), "these pass; remove them from the list: {unexpected_passes:?}");
     let unknown: Vec<_> = expected.keys().filter(|name| !failed.contains_key(*name)).collect();
-    assert!(unknown.is_empty(), "these are no cases: {unknown:?}");
+    assert!(unknown.is_empty(), "unknown cases: {unknown:?}");
     assert!(passed > 1500, "only {passed} cases were run");
 }
 
-/// How many expressions are generated.
+/// Number of generated expressions.
 const GENERATED: usize = 10_000;
 
-/// What an error of the apiserver's says of what is missing here: it then decides as false does.
+/// Errors of the apiserver for values that are missing here. A missing condition counts as false.
 const MISSING: [&str; 6] = [
     "no such key",
     "index out of bounds",
@@ -215,7 +216,7 @@ const MISSING: [&str; 6] = [
     "unsupported index value",
 ];
 
-/// Functions whose result has the type of an element, which the apiserver's checker makes up where nothing is known of it.
+/// Functions that return the type of an element. If the type is unknown, the apiserver's checker chooses one.
 const OF_ELEMENTS: [&str; 12] = [
     "[]",
     "[?",
@@ -231,19 +232,19 @@ const OF_ELEMENTS: [&str; 12] = [
     "optional.none()",
 ];
 
-/// Which of the differences that docs/expressions.md lists it is.
+/// The difference in docs/expressions.md that explains a different result.
 fn documented(text: &str, theirs: &Json, refused_here: bool) -> Option<&'static str> {
     let (error, refused) = (theirs["error"].as_str().unwrap_or(""), theirs["refused"].as_str().unwrap_or(""));
     let contains = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
-    let made_up = contains(&["dyn(", "object", "[]", "optional.none()"]) && contains(&OF_ELEMENTS);
+    let chosen_type = contains(&["dyn(", "object", "[]", "optional.none()"]) && contains(&OF_ELEMENTS);
     let of_types = ["found no matching overload", "error during formatting"].iter().any(|part| refused.contains(part))
         || error.starts_with("no such overload: ");
     if MISSING.iter().any(|part| error.contains(part)) {
         Some("missing is false")
     } else if refused.contains("expected type") {
         Some("lists and maps of several types")
-    } else if made_up && (of_types || refused_here) {
-        Some("a type that the checker makes up")
+    } else if chosen_type && (of_types || refused_here) {
+        Some("a type that the checker chooses")
     } else if text.contains(".sum()") && theirs.get("value").is_some() {
         Some("the sum of an empty list")
     } else if refused.contains("was given optional_type") {
@@ -253,20 +254,20 @@ fn documented(text: &str, theirs: &Json, refused_here: bool) -> Option<&'static 
     } else if contains(&["quantity('1e400')", "-9223372036854775808"]) && text.contains("quantity") {
         Some("the bounds of quantities")
     } else if error == "no such overload" && contains(&[".add(", ".sub("]) && text.contains("quantity") {
-        Some("== of a quantity to one to which an int was added")
+        Some("== of a quantity and the sum of a quantity and an int")
     } else if contains(&[".sort()", ".sortBy("]) && text.contains("double('nan')") {
-        Some("where NaN stands in a sorted list")
+        Some("the position of NaN in a sorted list")
     } else if text.contains(" in []") {
-        Some("what is looked for in []")
+        Some("in []")
     } else if error.contains("panic: runtime error") || error.contains("internal error: ") {
-        Some("what crashes there")
+        Some("a crash of the apiserver's library")
     } else {
         None
     }
 }
 
 #[test]
-fn generated_expressions_yield_what_they_yield_in_the_apiserver() {
+fn generated_expressions_match_the_apiserver() {
     let seed: u64 = std::env::var("CEL_SEED").map_or(1, |seed| seed.parse().unwrap());
     println!("CEL_SEED={seed}");
     let mut random = Random::new(seed);

@@ -22,7 +22,7 @@ fn json_document() -> impl Strategy<Value = serde_json::Value> {
     })
 }
 
-/// Text that is mostly well formed, over the document's fields `a`, `b` and `c`.
+/// Expressions over the document's fields `a`, `b` and `c`, most of them well formed.
 fn expression() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         prop::sample::select(vec!["object", "object.a", "object.b.c", "data", "event", "true", "false", "null", "x"])
@@ -75,7 +75,7 @@ fn expression() -> impl Strategy<Value = String> {
     })
 }
 
-fn is_told_in_a_sentence(error: &dyn std::error::Error) -> bool {
+fn is_one_bounded_line(error: &dyn std::error::Error) -> bool {
     let text = error.to_string();
     !text.is_empty() && text.chars().count() <= 256 && !text.contains('\n')
 }
@@ -84,14 +84,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_text_compiles_or_is_refused(text in "\\PC{0,80}") {
+    fn any_text_compiles_or_fails(text in "\\PC{0,80}") {
         if let Err(error) = Expression::compile(&text, &VARIABLES) {
             prop_assert!(!error.to_string().is_empty());
         }
     }
 
     #[test]
-    fn any_row_of_tokens_compiles_or_is_refused_at_a_place_in_the_text(
+    fn any_tokens_compile_or_fail_at_a_valid_position(
         tokens in prop::collection::vec(prop::sample::select(vec![
             "object", "x", ".", "a", "(", ")", "[", "]", "{", "}", ",", ":", "?", "!", "-", "1", "'a'", "b'\\xff'", "==", "&&", "||", "in",
             "has", "all", "map", "exists", "true", "null", "+", "math", "greatest", "`a`", "1.5", "2u", "\n", "//", "'", "\\", "é",
@@ -105,22 +105,22 @@ proptest! {
     }
 
     #[test]
-    fn any_expression_on_any_document_ends_with_a_truth_a_value_or_a_sentence(text in expression(), object in json_document()) {
+    fn any_evaluation_returns_a_result_or_a_bounded_error(text in expression(), object in json_document()) {
         if let Ok(expression) = Expression::compile(&text, &VARIABLES) {
             let (object, event) = (document(&object), Document::from("training.completed"));
             let scope = [("object", &object), ("event", &event)];
             if let Err(error) = expression.holds(&scope) {
-                prop_assert!(is_told_in_a_sentence(&error), "{text}: {error}");
+                prop_assert!(is_one_bounded_line(&error), "{text}: {error}");
             }
             if let Err(error) = expression.value(&scope) {
-                prop_assert!(is_told_in_a_sentence(&error), "{text}: {error}");
+                prop_assert!(is_one_bounded_line(&error), "{text}: {error}");
             }
             let _ = expression.reads("object", &["a"]);
         }
     }
 
     #[test]
-    fn any_document_comes_back_as_the_json_that_it_was(object in json_document()) {
+    fn documents_round_trip_to_json(object in json_document()) {
         let text = object.to_string();
         let back = compile("object").value(&[("object", &serde_json::from_str(&text).unwrap())]).unwrap();
         prop_assert_eq!(back.unwrap_or_default(), serde_json::from_str::<serde_json::Value>(&text).unwrap());

@@ -1,5 +1,6 @@
-//! Which proxy a cluster is reached through, by the rules of kubectl: `proxy-url` of the kubeconfig before all, and for every host; else the
-//! variables of the environment as Go's `golang.org/x/net/http/httpproxy` reads them. Pure, but for the reading of the environment.
+//! Selects the proxy to a cluster by kubectl's rules: the kubeconfig's `proxy-url` first, for every host; otherwise the
+//! environment variables, as Go's `golang.org/x/net/http/httpproxy` reads them. Pure, except for reading the
+//! environment.
 
 use std::{fmt, net::IpAddr};
 
@@ -10,18 +11,18 @@ use percent_encoding::percent_decode_str;
 use reqwest::Url;
 use tracing::warn;
 
-/// A proxy, and who names it.
+/// A proxy, and where it is configured.
 #[derive(Clone)]
 pub struct Proxy {
     pub(super) scheme: Scheme,
-    /// Where it is, with its port and without who uses it.
+    /// Its address with the port, without credentials.
     pub(super) uri: Uri,
-    /// Name and password.
+    /// User name and password.
     pub(super) user: Option<(String, String)>,
     named_by: &'static str,
 }
 
-/// How a proxy is spoken to.
+/// The protocol to the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scheme {
     Http,
@@ -29,26 +30,26 @@ pub(super) enum Scheme {
     Socks5,
 }
 
-/// The kubeconfig's `proxy-url` is none. Nothing of it is told: it may hold a password.
+/// The kubeconfig's `proxy-url` is invalid. It is not shown, because it can contain a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "proxy-url of the kubeconfig cannot be used: write an http, https or socks5 URL, such as http://proxy.example.com:3128"
+    "proxy-url of the kubeconfig cannot be used: set an http, https or socks5 URL, such as http://proxy.example.com:3128"
 )]
 pub struct ProxyError;
 
-/// The variables that name proxies, and what is kept from them.
+/// The environment variables that configure proxies.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Environment {
-    /// `HTTP_PROXY`: towards `http://` addresses.
+    /// `HTTP_PROXY`: for `http://` addresses.
     pub http: Option<String>,
-    /// `HTTPS_PROXY`: towards `https://` addresses.
+    /// `HTTPS_PROXY`: for `https://` addresses.
     pub https: Option<String>,
     /// `NO_PROXY`.
     pub direct: Option<String>,
 }
 
 impl Environment {
-    /// Those of this process: upper case before lower case, and one that is empty is not set.
+    /// Reads the variables of this process: upper case before lower case; empty means unset.
     pub(super) fn of_process() -> Self {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let any = |name: &str| set(name).or_else(|| set(&name.to_lowercase()));
@@ -57,7 +58,7 @@ impl Environment {
 }
 
 impl Proxy {
-    /// The proxy towards an apiserver; `own`: the kubeconfig's `proxy-url`.
+    /// Returns the proxy to an apiserver. `own` is the kubeconfig's `proxy-url`.
     pub(super) fn towards(
         cluster: &Uri,
         own: Option<&str>,
@@ -75,14 +76,12 @@ impl Proxy {
         if is_direct(host, port, environment.direct.as_deref().unwrap_or_default()) {
             return Ok(None);
         }
-        // Without a scheme it is one of http.
+        // Without a scheme, the scheme is http.
         let url = if value.contains("://") { Url::parse(value) } else { Url::parse(&format!("http://{value}")) };
         let proxy = url.ok().and_then(|url| Self::read(&url, name));
         if proxy.is_none() {
             // As kubectl does.
-            warn!(
-                "{name} is not the URL of a proxy, and is not heeded: write one such as http://proxy.example.com:3128"
-            );
+            warn!("{name} is not a proxy URL and is ignored: set one such as http://proxy.example.com:3128");
         }
         Ok(proxy)
     }
@@ -102,7 +101,7 @@ impl Proxy {
         Some(Self { scheme, uri, user, named_by })
     }
 
-    /// The value of `Proxy-Authorization`.
+    /// Returns the value of `Proxy-Authorization`.
     pub(super) fn authorization(&self) -> Option<HeaderValue> {
         let (name, password) = self.user.as_ref()?;
         let encoded = STANDARD.encode(format!("{name}:{password}"));
@@ -113,7 +112,7 @@ impl Proxy {
     }
 }
 
-/// Without who uses it.
+/// Omits the credentials.
 impl fmt::Display for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.uri.to_string().trim_end_matches('/'), self.named_by)
@@ -126,7 +125,7 @@ impl fmt::Debug for Proxy {
     }
 }
 
-/// Whether the variables leave a host alone: this host itself, and what `NO_PROXY` names.
+/// Reports whether the variables exclude a host: this host itself, or one in `NO_PROXY`.
 fn is_direct(host: &str, port: u16, no_proxy: &str) -> bool {
     let host = host.trim_matches(['[', ']']).to_lowercase();
     let address = host.parse::<IpAddr>().ok().map(|address| address.to_canonical());
@@ -153,7 +152,7 @@ fn entry_matches(entry: &str, host: &str, address: Option<IpAddr>, port: u16) ->
     if let Ok(named) = name.parse::<IpAddr>() {
         return address == Some(named.to_canonical());
     }
-    // `example.com` names the host and all below it, `.example.com` and `*.example.com` all below it.
+    // `example.com` matches the host and its subdomains; `.example.com` and `*.example.com` match its subdomains.
     let name = name.strip_prefix('*').filter(|rest| rest.starts_with('.')).unwrap_or(name);
     match name.strip_prefix('.') {
         Some(_) => host.ends_with(name),
@@ -161,7 +160,7 @@ fn entry_matches(entry: &str, host: &str, address: Option<IpAddr>, port: u16) ->
     }
 }
 
-/// A name and the port behind it, as Go's `net.SplitHostPort` parts them: an IPv6 address has brackets where it has a port.
+/// Splits a name from the port after it, like Go's `net.SplitHostPort`: an IPv6 address with a port has brackets.
 fn split_port(entry: &str) -> (&str, Option<&str>) {
     if let Some((address, port)) = entry.strip_prefix('[').and_then(|rest| rest.split_once("]:")) {
         return (address, Some(port).filter(|port| !port.is_empty()));
@@ -177,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_proxy_is_read_as_go_reads_it() {
+    fn no_proxy_is_read_as_in_go() {
         for (no_proxy, host, direct) in [
             ("", "api.example.com", false),
             ("*", "api.example.com", true),
@@ -220,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_of_the_kubeconfig_goes_before_the_environment_and_no_proxy() {
+    fn kubeconfig_proxy_overrides_environment_and_no_proxy() {
         let environment = Environment {
             http: Some("http://plain:3128".into()),
             https: Some("proxy.example.com:3128".into()),
@@ -247,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_proxy_is_used_with_is_decoded_and_never_shown() {
+    fn proxy_credentials_are_decoded_and_never_shown() {
         let environment =
             Environment { https: Some("https://us%40er:hun%3Ater2@proxy".into()), ..Environment::default() };
         let proxy = Proxy::towards(&"https://a".parse().unwrap(), None, &environment).unwrap().unwrap();

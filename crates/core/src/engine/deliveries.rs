@@ -77,7 +77,7 @@ pub enum Verdict {
 impl Engine {
     /// Returns the next action that is due. Call it until it returns `None`.
     pub fn due(&mut self, now: Timestamp) -> Option<Due> {
-        if let Some(keep) = self.pending.next_to_keep() {
+        if let Some(keep) = self.pending.next_to_store() {
             return Some(Due::StoreDeadLetter(keep));
         }
         let Begin { webhook, delivery, event, attempt, endpoint_gone } = self.pending.begin(now)?;
@@ -152,8 +152,8 @@ impl Engine {
                     self.pending.queue(webhook).endpoint_gone = None;
                 }
                 self.pending.remove(webhook, id);
-                let settled = self.recorded(webhook, event, attempt, exchange, Verdict::Delivered);
-                return Some(RecordedOutcome { again, ..settled });
+                let recorded = self.recorded(webhook, event, attempt, exchange, Verdict::Delivered);
+                return Some(RecordedOutcome { again, ..recorded });
             }
             AttemptResult::Gone => {
                 self.pending.queue(webhook).endpoint_gone = Some(generation);
@@ -164,8 +164,8 @@ impl Engine {
                 let wait = subscription.backoff.wait(attempt, random, result.retry_after());
                 let due = later(now, wait);
                 self.pending.wait(webhook, id, attempt, due, wait);
-                let settled = self.recorded(webhook, event, attempt, exchange, Verdict::Retry(due));
-                return Some(RecordedOutcome { again, throttled, ..settled });
+                let recorded = self.recorded(webhook, event, attempt, exchange, Verdict::Retry(due));
+                return Some(RecordedOutcome { again, throttled, ..recorded });
             }
         };
         let status_code = exchange.as_ref().and_then(Exchange::status_code);

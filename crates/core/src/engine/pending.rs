@@ -8,7 +8,7 @@
 //! 5. A delivery that must wait for a flush begins once the flush is committed. It delays only the next event of its
 //!    own object.
 //! 6. A delivery that is given up is a dead letter until it is stored as an object. A Webhook holds at most
-//!    [`MAX_SHELVED`] of them.
+//!    [`MAX_DEAD_LETTERS`] of them.
 //! 7. The deliveries of a deleted Webhook wait until another Webhook takes them over or they are dropped. They count
 //!    towards [`MAX_TOTAL_BYTES`].
 
@@ -34,8 +34,8 @@ use crate::event::{
     object::Uid,
     unknown::Unknown,
 };
-pub(super) use dead_letters::Shelving;
-pub use dead_letters::{MAX_SHELVED, StoreDeadLetter};
+pub(super) use dead_letters::AddedDeadLetter;
+pub use dead_letters::{MAX_DEAD_LETTERS, StoreDeadLetter};
 use gate::Gate;
 use queue::{Delivery, Queue};
 
@@ -80,7 +80,7 @@ pub(super) struct Pending {
     /// Changed events, and whether a flush has held each.
     dirty: VecDeque<(EventId, bool)>,
     pub(super) gate: Gate,
-    to_keep: VecDeque<(Uid, DeliveryId)>,
+    to_store: VecDeque<(Uid, DeliveryId)>,
     /// Deliveries that were taken over during an attempt: the old key, and the new one.
     successors: HashMap<(Uid, DeliveryId), (Uid, DeliveryId)>,
 }
@@ -118,9 +118,9 @@ impl Pending {
     pub(super) fn subscribed(&mut self, webhook: Uid) -> &mut Queue {
         let queue = self.queues.entry(webhook).or_default();
         if !std::mem::replace(&mut queue.subscribed, true) {
-            let mut dead_letters: Vec<DeliveryId> = queue.shelf.deliveries().collect();
+            let mut dead_letters: Vec<DeliveryId> = queue.dead_letters.deliveries().collect();
             dead_letters.sort_unstable();
-            self.to_keep.extend(dead_letters.into_iter().map(|id| (webhook, id)));
+            self.to_store.extend(dead_letters.into_iter().map(|id| (webhook, id)));
         }
         queue
     }
@@ -234,8 +234,8 @@ impl Pending {
         if let Some(queue) = self.queues.get_mut(&webhook) {
             if queue.deliveries.contains_key(&id) {
                 queue.ready.push_back(id);
-            } else if queue.shelf.get(id).is_some() {
-                self.to_keep.push_back((webhook, id));
+            } else if queue.dead_letters.get(id).is_some() {
+                self.to_store.push_back((webhook, id));
             }
         }
         self.wake(webhook);
@@ -416,7 +416,7 @@ impl Pending {
         self.resume(webhook);
         let Some(queue) = self.queues.remove(&webhook) else { return 0 };
         let deliveries = queue.deliveries.values().map(|delivery| (delivery.event.id, delivery.again));
-        let dead_letters = queue.shelf.events().map(|event| (event, false));
+        let dead_letters = queue.dead_letters.events().map(|event| (event, false));
         let mut forgotten: Vec<(EventId, bool)> = deliveries.chain(dead_letters).collect();
         forgotten.sort_unstable();
         for (event, again) in &forgotten {

@@ -125,7 +125,7 @@ fn throttled(millis: u64) -> AttemptResult {
 }
 
 /// Returns the next attempt and skips dead letters.
-fn attempt_past_keeps(engine: &mut Engine, now: i64) -> Attempt {
+fn attempt_past_stores(engine: &mut Engine, now: i64) -> Attempt {
     loop {
         match engine.due(at(now)) {
             Some(Due::StoreDeadLetter(_)) => {}

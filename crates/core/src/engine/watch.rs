@@ -65,7 +65,7 @@ pub(super) enum Baseline {
     Unwritten,
     /// The complete flush with this number holds it, and is not committed yet.
     Written(u64),
-    Landed,
+    Committed,
 }
 
 /// The engine's state of one watch.
@@ -115,7 +115,7 @@ use news::{Known, News};
 pub(super) use checkpoint::is_known;
 
 /// Creates the existence check for an object that a list lacked.
-pub(super) fn question(watch: WatchId, uid: Uid, record: &Record) -> Option<ExistenceCheck> {
+pub(super) fn existence_check(watch: WatchId, uid: Uid, record: &Record) -> Option<ExistenceCheck> {
     let object = record.last.as_ref()?;
     let (namespace, name) = (object.namespace.clone(), object.name.clone());
     Some(ExistenceCheck { watch, uid, namespace, name, version: record.version })
@@ -311,12 +311,12 @@ impl Watch {
                 return Vec::new();
             }
             record.version = object.version;
-            if record.excluded || record.missed {
+            if record.excluded || record.unconfirmed {
                 // The object was out of view until now.
                 news = News::KnownRun;
             }
-            let changed = record.excluded != object.owned || record.missed;
-            record.missed = false;
+            let changed = record.excluded != object.owned || record.unconfirmed;
+            record.unconfirmed = false;
             record.left = false;
             record.excluded = object.owned;
             if object.owned {
@@ -413,36 +413,36 @@ impl Watch {
     }
 
     /// Like [`Self::left`], for an object whose last state cannot be read.
-    pub(super) fn left_unread(&mut self, question: &ExistenceCheck, dirty: &mut Vec<Uid>) -> Option<&Record> {
-        let record = self.record(question.uid)?;
-        if question.version <= record.version {
-            return self.asked_at(question.uid, question.version);
+    pub(super) fn left_unread(&mut self, check: &ExistenceCheck, dirty: &mut Vec<Uid>) -> Option<&Record> {
+        let record = self.record(check.uid)?;
+        if check.version <= record.version {
+            return self.asked_at(check.uid, check.version);
         }
-        record.version = question.version;
+        record.version = check.version;
         let event = match record.lifecycle {
             Lifecycle::Training(_) => EventType::TrainingFailed,
             Lifecycle::Serving(_) | Lifecycle::Usage(_) => EventType::DeploymentDeleted,
         };
-        let outline = Object::of_event(event, question.uid, question.namespace.clone(), question.name.clone());
+        let outline = Object::of_event(event, check.uid, check.namespace.clone(), check.name.clone());
         self.miss(outline, false, dirty)
     }
 
     /// Returns the record if an existence check is open since this version. No answer counted before the log reached
     /// that version again.
     fn asked_at(&mut self, uid: Uid, version: u64) -> Option<&Record> {
-        self.record(uid).filter(|record| record.missed && record.version == version).map(|record| &*record)
+        self.record(uid).filter(|record| record.unconfirmed && record.version == version).map(|record| &*record)
     }
 
     /// Reports whether an existence check of the object is open.
-    pub(super) fn is_missed(&mut self, uid: Uid) -> bool {
-        self.record(uid).is_some_and(|record| record.missed)
+    pub(super) fn is_unconfirmed(&mut self, uid: Uid) -> bool {
+        self.record(uid).is_some_and(|record| record.unconfirmed)
     }
 
     /// Opens an existence check. The outline has the namespace and name that the check needs, also after a crash.
     fn miss(&mut self, outline: Object, left: bool, dirty: &mut Vec<Uid>) -> Option<&Record> {
         let uid = outline.uid;
         let record = self.record(uid)?;
-        (record.missed, record.left) = (true, left);
+        (record.unconfirmed, record.left) = (true, left);
         record.last.get_or_insert_with(|| Arc::new(outline));
         self.touch(uid, dirty);
         self.record(uid).map(|record| &*record)
@@ -451,7 +451,7 @@ impl Watch {
     /// Closes an existence check.
     fn close_existence_check(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
         let Some(record) = self.record(uid) else { return };
-        (record.missed, record.left) = (false, false);
+        (record.unconfirmed, record.left) = (false, false);
         if !record.lifecycle.emits_on_delete() {
             record.last = None;
         }
@@ -479,7 +479,7 @@ impl Watch {
     pub(super) fn exclude(&mut self, uid: Uid, dirty: &mut Vec<Uid>) {
         self.listed(uid);
         if let Some(record) = self.record(uid)
-            && (!record.excluded || record.missed)
+            && (!record.excluded || record.unconfirmed)
         {
             record.excluded = true;
             self.close_existence_check(uid, dirty);
@@ -561,8 +561,8 @@ impl Watch {
             return None;
         }
         let record = self.record(uid)?;
-        record.left &= record.missed;
-        record.missed = true;
+        record.left &= record.unconfirmed;
+        record.unconfirmed = true;
         self.touch(uid, dirty);
         self.record(uid).map(|record| &*record)
     }
@@ -570,22 +570,22 @@ impl Watch {
     /// Returns the objects with an open existence check.
     pub(super) fn existence_checks(&self) -> impl Iterator<Item = (Uid, &Record)> {
         let records = self.records.iter().flatten().map(|(uid, tracked)| (*uid, &tracked.record));
-        records.filter(|(_, record)| record.missed)
+        records.filter(|(_, record)| record.unconfirmed)
     }
 
     /// Processes the answer to an existence check. The answer is void if the object has been seen since.
     pub(super) fn answer(
         &mut self,
-        question: &ExistenceCheck,
+        check: &ExistenceCheck,
         living: bool,
         dirty: &mut Vec<Uid>,
     ) -> Option<Vec<Occurred>> {
-        let record = self.record(question.uid)?;
-        if !record.missed || record.version > question.version {
+        let record = self.record(check.uid)?;
+        if !record.unconfirmed || record.version > check.version {
             return None;
         }
         if living {
-            self.exclude(question.uid, dirty);
+            self.exclude(check.uid, dirty);
             return None;
         }
         let (how, left_at) = (if record.left { Gone::Deleted } else { Gone::Vanished }, record.version);
@@ -593,8 +593,8 @@ impl Watch {
             // After a crash the log reports the departure again, and that opens a new check.
             return None;
         }
-        self.found_gone.insert(question.uid);
-        Some(self.go(question.uid, how, dirty))
+        self.found_gone.insert(check.uid);
+        Some(self.go(check.uid, how, dirty))
     }
 }
 

@@ -42,7 +42,7 @@ pub enum WatchEvent {
     /// Everything that existed at this time was reported: by the apiserver's clock, less [`CLOCK_TOLERANCE`].
     Current(Timestamp),
     /// The answer to an [`ExistenceCheck`].
-    Answer { question: ExistenceCheck, living: bool },
+    ExistenceChecked { check: ExistenceCheck, exists: bool },
     /// The resource is not served, and was not at this time, measured like that of [`Self::Current`]. If it was never
     /// served, objects created from then on are new.
     NotInstalled(Option<Timestamp>),

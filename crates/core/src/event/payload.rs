@@ -7,7 +7,7 @@ use super::{
     amount::Amount,
     id::OccurrenceName,
     json,
-    lifecycle::{Occurrence, ToldModel},
+    lifecycle::{AnnouncedModel, Occurrence},
     object::{Facts, Metric, Object, ServingFacts, TrainingFacts, UsageFacts},
 };
 
@@ -142,7 +142,7 @@ fn training(object: &Object, facts: &TrainingFacts, occurrence: &Occurrence) -> 
     data
 }
 
-fn serving(object: &Object, facts: &ServingFacts, model: &ToldModel) -> Data {
+fn serving(object: &Object, facts: &ServingFacts, model: &AnnouncedModel) -> Data {
     let mut data = Data::default();
     match &facts.deployment_id {
         Some(id) => data.text("deploymentId", id),
@@ -151,13 +151,13 @@ fn serving(object: &Object, facts: &ServingFacts, model: &ToldModel) -> Data {
     data.text("name", &object.name);
     data.text("namespace", &object.namespace);
     match model {
-        ToldModel::Last(model) => {
+        AnnouncedModel::Last(model) => {
             let (id, version) = &**model;
             data.text("modelId", id);
             data.optional("version", version.as_ref());
         }
-        ToldModel::Unknown if facts.model_id.is_some() => {}
-        ToldModel::Named | ToldModel::Unknown => {
+        AnnouncedModel::Unknown if facts.model_id.is_some() => {}
+        AnnouncedModel::Named | AnnouncedModel::Unknown => {
             data.optional("modelId", facts.model_id.as_ref());
             data.optional("version", facts.version.as_ref());
         }

@@ -25,16 +25,16 @@ pub fn schema() -> Value {
                 "description": "The event's id: the same for every subscriber, retry, redelivery and replay."
             },
             "event": {"type": "string", "description": "The event's name."},
-            "data": {"type": "object", "description": "What is known of the object; what is not known is left out."},
-            "occurredAt": time("When it happened, by the object's own word where it has one."),
+            "data": {"type": "object", "description": "The known facts about the object. Unknown facts are omitted."},
+            "occurredAt": time("When the event happened. If the object reports a time, it is that time."),
             "sequence": {
                 "type": "integer", "minimum": 0,
-                "description": "The how-manieth event of its object it is, from 1: a retry may come after a later one."
+                "description": "Sequence number of this event for its object, starting at 1. A retry may arrive after a later event."
             },
-            "cluster": text("The cluster's name, where the operator is told it."),
-            "test": {"const": true, "description": "A user asked for it as a test: nothing has happened."},
-            "truncated": {"const": true, "description": "The body would have been longer than 256 KiB: metrics, then the largest members of data are left out."},
-            "deliveredAt": time("When this attempt was made, in whole seconds.")
+            "cluster": text("The cluster's name, if the operator is configured with one."),
+            "test": {"const": true, "description": "A user requested this event as a test. Nothing has happened."},
+            "truncated": {"const": true, "description": "The body would have exceeded 256 KiB. First metrics, then the largest members of data are omitted."},
+            "deliveredAt": time("Time of this attempt, in whole seconds.")
         },
         "oneOf": events,
         "$defs": Map::from_iter(data)
@@ -54,31 +54,31 @@ fn data(event: EventType) -> Value {
         | EventType::DeploymentDeleted => return serving(),
     };
     let mut properties = json!({
-        "jobId": text("The platform's id of the job, else the object's uid."),
+        "jobId": text("The platform's id of the job, or else the object's uid."),
         "name": text("The object's name."),
         "namespace": text("The object's namespace."),
         "baseModel": text("The model that is trained."),
-        "trainingMethod": text("How it is trained, such as sft."),
-        "status": {"enum": status, "description": "How the job stands."},
+        "trainingMethod": text("The training method, such as sft."),
+        "status": {"enum": status, "description": "The status of the job."},
         "metrics": {
             "type": "object",
             "additionalProperties": {"type": ["number", "string", "null"]},
-            "description": "Figures by name; text where they are no numbers of JSON, such as NaN, and for integers beyond 2^53 whose digits JavaScript would change."
+            "description": "Figures by name. Text for figures that JSON cannot represent as numbers, such as NaN, and for integers beyond 2^53, whose digits JavaScript would change."
         },
-        "progress": {"type": "number", "minimum": 0, "maximum": 100, "description": "How much of the training is done, in percent."},
-        "run": {"type": "integer", "minimum": 0, "description": "Which run of the job it is, from 1."},
+        "progress": {"type": "number", "minimum": 0, "maximum": 100, "description": "Progress of the training, in percent."},
+        "run": {"type": "integer", "minimum": 0, "description": "Number of this run of the job, starting at 1."},
         "createdAt": time("When the object was created."),
         "startedAt": time("When the run started."),
     });
     if event != EventType::TrainingStarted {
-        properties["artifact"] = text("Where the trained model lies.");
+        properties["artifact"] = text("Location of the trained model.");
         properties["completedAt"] = time("When the run ended.");
     }
     if event == EventType::TrainingFailed {
         properties["error"] = json!({
             "type": "object",
-            "properties": {"reason": text("A word for it."), "message": text("The same for people.")},
-            "description": "Why it failed."
+            "properties": {"reason": text("The reason in one word."), "message": text("The reason for people.")},
+            "description": "Why the run failed."
         });
     }
     object(&properties, &["name", "namespace", "status"])
@@ -86,13 +86,13 @@ fn data(event: EventType) -> Value {
 
 fn serving() -> Value {
     let properties = json!({
-        "deploymentId": text("The platform's id of the deployment, else the object's uid."),
+        "deploymentId": text("The platform's id of the deployment, or else the object's uid."),
         "name": text("The object's name."),
         "namespace": text("The object's namespace."),
         "modelId": text("The model that is served."),
-        "version": text("Its version."),
-        "environment": text("Where it serves, such as production."),
-        "endpoint": text("The URL at which it serves."),
+        "version": text("The version of the model."),
+        "environment": text("The environment of the deployment, such as production."),
+        "endpoint": text("The URL of the deployment."),
     });
     object(&properties, &["name", "namespace"])
 }
@@ -101,15 +101,15 @@ fn usage() -> Value {
     let properties = json!({
         "name": text("The object's name."),
         "namespace": text("The object's namespace."),
-        "metric": text("What is measured: the query, or the quota and its resource."),
-        "value": number("The figure."),
-        "limit": number("What percentages are of."),
+        "metric": text("The measured query, or the quota and its resource."),
+        "value": number("The measured figure."),
+        "limit": number("The limit that percentages refer to."),
         "percent": {
             "type": ["number", "string", "null"],
-            "description": "The figure in percent of the limit, rounded down to three decimals; null where no double holds it, text beyond 2^53 where JavaScript would change its digits."
+            "description": "The figure in percent of the limit, rounded down to three decimals. Null if a double cannot represent it. Text beyond 2^53, where JavaScript would change its digits."
         },
-        "threshold": text("The threshold that is reached, as the spec spells it."),
-        "unit": text("What is counted."),
+        "threshold": text("The threshold that was reached, as written in the spec."),
+        "unit": text("The unit of the figure."),
         "observedAt": time("When the figure was measured."),
     });
     object(&properties, &["name", "namespace", "value", "threshold", "observedAt"])

@@ -184,9 +184,9 @@ impl Reason {
         match self {
             Self::Exhausted => "the endpoint did not acknowledge the delivery within its retries",
             Self::EndpointGone => "the endpoint answered 410 Gone",
-            Self::BoundReached => "too many deliveries were pending for another to wait",
+            Self::BoundReached => "too many deliveries were pending",
             Self::NamespaceUnknown => {
-                "the namespace of its object is gone, and whether spec.namespaceSelector selects it is not known"
+                "the namespace of the object was deleted, so spec.namespaceSelector could not be evaluated"
             }
         }
     }
@@ -264,11 +264,11 @@ impl Contents {
 /// The error for a segment that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
-    #[error("its data is no base64: {0}")]
+    #[error("its data is not valid base64: {0}")]
     Base64(#[from] base64::DecodeError),
-    #[error("its data cannot be unpacked: {0}")]
+    #[error("its data cannot be decompressed: {0}")]
     Zstd(#[from] io::Error),
-    #[error("its data unpacks to more than {MAX_TEXT} bytes")]
+    #[error("its data decompresses to more than {MAX_TEXT} bytes")]
     TooLong,
     #[error("its data cannot be read: {0}")]
     Json(#[from] serde_json::Error),

@@ -64,7 +64,7 @@ pub struct Flush {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolution {
     /// This process's own write was committed.
-    Landed,
+    Committed,
     /// An older term's late write is there. Write again over it.
     Overwrite,
     /// Another leader wrote there, or the store was restored. Stop.
@@ -277,7 +277,7 @@ impl Journal {
         match (segment.spec.kind, found) {
             (_, Some(found)) if found.segment == *segment => {
                 self.committed(segment, found.version);
-                Resolution::Landed
+                Resolution::Committed
             }
             (SegmentKind::Snapshot, Some(found)) if found.segment.spec.term < self.term => {
                 self.versions.insert(segment.name.clone(), found.version);

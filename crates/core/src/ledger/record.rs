@@ -22,9 +22,9 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub excluded: bool,
     /// An existence check is open: a list lacked the object, or it left a watch with a selector.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub missed: bool,
-    /// The object left its watch: if it no longer exists, its deletion was observed. Used only while `missed` is set.
+    #[serde(rename = "missed", default, skip_serializing_if = "std::ops::Not::not")]
+    pub unconfirmed: bool,
+    /// The object left its watch: if it no longer exists, its deletion was observed. Used only while `unconfirmed` is set.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub left: bool,
     #[serde(flatten)]
@@ -51,7 +51,7 @@ impl Record {
             generation: 0,
             sequence: 0,
             excluded: false,
-            missed: false,
+            unconfirmed: false,
             left: false,
             lifecycle,
             last: None,

@@ -126,7 +126,7 @@ fn record(object: Object) -> Record {
         generation: object.generation,
         sequence: 2,
         excluded: false,
-        missed: true,
+        unconfirmed: true,
         left: false,
         lifecycle,
         last: Some(Arc::new(object)),
@@ -204,7 +204,7 @@ fn what_is_written_comes_back() {
         let found = records[&object.uid];
         assert_eq!(found.lifecycle, original.lifecycle);
         assert_eq!(found.last, original.last);
-        assert_eq!((found.version, found.generation, found.sequence, found.missed), (7, 3, 2, true));
+        assert_eq!((found.version, found.generation, found.sequence, found.unconfirmed), (7, 3, 2, true));
     }
     let bodies: Vec<&str> = memory.events.iter().map(|known| known.event.body.as_str()).collect();
     assert!(bodies[0].contains("\"a\"") && bodies[1].contains("\"b\""), "in the order in which they occurred");
@@ -340,7 +340,7 @@ fn a_conflict_is_judged_by_what_is_in_the_place() {
     let (mut journal, _) = kept.open();
     let claim = journal.claim().unwrap();
     let found = |segment: &Segment| Some(Found { segment: segment.clone(), version: "9".into() });
-    assert_eq!(journal.resolve(&claim, found(&claim)), Resolution::Landed);
+    assert_eq!(journal.resolve(&claim, found(&claim)), Resolution::Committed);
     assert_eq!(journal.version(&claim), Some("9"));
     assert_eq!(journal.resolve(&claim, found(&altered(&claim, |spec| spec.term = 9))), Resolution::Lost);
     assert_eq!(journal.resolve(&claim, None), Resolution::Lost);
@@ -400,7 +400,7 @@ mod before {
         #[serde(default)]
         pub generation: i64,
         #[serde(default)]
-        pub missed: bool,
+        pub unconfirmed: bool,
         #[serde(flatten)]
         pub lifecycle: Lifecycle,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -425,7 +425,7 @@ fn the_release_before_reads_and_keeps_what_this_one_adds() {
     let left = Record { left: true, ..record(training(1)) };
     let kept = before::kept::<before::Record>(&serde_json::to_value(&left).unwrap());
     let back: Record = serde_json::from_value(kept).unwrap();
-    assert!(back.missed && back.left && back.version == left.version);
+    assert!(back.unconfirmed && back.left && back.version == left.version);
 }
 
 #[test]
@@ -453,7 +453,7 @@ fn what_the_release_before_wrote_is_gone_on_with() {
         memory.watches.iter().map(|known| (known.entry.watch.as_str(), known.entry.current)).collect();
     assert_eq!(watches, [("w", None), ("x", None)]);
     let record = &memory.watches[0].records[Uid::from_u128(1).shard(SHAPE.shards)][&Uid::from_u128(1)];
-    assert!(record.missed && !record.left);
+    assert!(record.unconfirmed && !record.left);
 }
 
 #[test]
@@ -609,7 +609,7 @@ fn records_of_several_watches_and_epochs_come_back_each_where_it_belongs() {
 fn what_says_nothing_is_not_written() {
     let mut fresh = entry(training(1));
     if let Some(record) = &mut fresh.record {
-        (record.sequence, record.missed, record.last) = (0, false, None);
+        (record.sequence, record.unconfirmed, record.last) = (0, false, None);
     }
     let mut waiting = event(1, "a");
     waiting.deliveries = vec![DeliveryEntry::new(Uid::from_u128(50))];
@@ -669,7 +669,7 @@ fn a_position_that_is_newer_than_the_flush_that_holds_it_is_of_a_history_that_a_
 }
 
 #[test]
-fn a_part_of_a_snapshot_that_there_is_not_and_records_that_are_none_cannot_be_read() {
+fn rejects_unknown_shards_and_malformed_records() {
     let mut kept = begun(contents_of(0, 1, 0, true), vec![(1, Contents::default())]);
     kept.doctor(|text| {
         if text.get("shard").is_some() {
@@ -680,7 +680,7 @@ fn a_part_of_a_snapshot_that_there_is_not_and_records_that_are_none_cannot_be_re
         Recovered::NoLedger { why, .. } => why.to_string(),
         Recovered::Ledger(..) => panic!("it must not be gone on with"),
     };
-    assert!(why(&kept).contains("no part of a snapshot"), "{}", why(&kept));
+    assert!(why(&kept).contains("is not a shard of a snapshot"), "{}", why(&kept));
     let mut kept = begun(contents_of(0, 1, 0, true), Vec::new());
     kept.doctor(|text| {
         if text.get("records").is_some() {

@@ -1,5 +1,6 @@
-//! What a Webhook's `spec.filter` makes of an event: an expression over `event` (its name), `data` (the payload as receivers
-//! get it) and `object` (`metadata`, with name, namespace, labels and annotations). Pure.
+//! Evaluates a Webhook's `spec.filter` for an event. The variables of the expression are `event` (the event's name),
+//! `data` (the payload that receivers get) and `object` (`metadata` with name, namespace, labels and annotations).
+//! Pure.
 
 use std::{cell::OnceCell, sync::Arc};
 
@@ -9,7 +10,7 @@ use llmtune_api::webhook;
 
 const VARIABLES: [&str; 3] = ["event", "data", "object"];
 
-/// A filter that has been read; cheap to clone.
+/// A compiled filter. Cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Filter {
     text: Arc<str>,
@@ -19,14 +20,14 @@ pub struct Filter {
     reads_annotations: bool,
 }
 
-/// Why a filter says neither yes nor no of an event. In one sentence; nothing of the event's content.
+/// Why a filter could not be evaluated for an event. One sentence, without content of the event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FilterError {
     #[error(transparent)]
     Evaluation(#[from] EvaluationError),
-    /// It was seen before any filter read annotations, or has more than are kept.
+    /// The object was last seen before any filter read annotations, or has more annotations than are kept.
     #[error(
-        "the annotations of this object are not known: it was last seen before a filter read annotations, or has more than 16 KiB of them"
+        "the annotations of this object are unknown: it was last seen before a filter read annotations, or has more than 16 KiB of them"
     )]
     NoAnnotations,
     #[error("the event's data was too large for a body and is incomplete")]
@@ -36,7 +37,7 @@ pub enum FilterError {
 }
 
 impl Filter {
-    /// Reads a filter.
+    /// Compiles a filter.
     pub fn read(text: &str) -> Result<Self, CompileError> {
         let types = [Type::String, Type::Dyn, Type::Dyn];
         let variables: Vec<_> = VARIABLES.into_iter().zip(types).collect();
@@ -50,19 +51,19 @@ impl Filter {
         })
     }
 
-    /// The expression as it was written.
+    /// The source text.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Whether it looks at the annotations of objects.
+    /// Whether the filter reads annotations of objects.
     #[must_use]
     pub const fn reads_annotations(&self) -> bool {
         self.reads_annotations
     }
 
-    /// Whether the event passes. What it asks for and is not there counts as not so.
+    /// Whether the event passes. Missing fields evaluate to false.
     pub fn passes(&self, subject: &Subject<'_>) -> Result<bool, FilterError> {
         if self.reads_annotations && subject.object.annotations.is_none() {
             return Err(FilterError::NoAnnotations);
@@ -83,24 +84,24 @@ impl Filter {
     }
 }
 
-/// The newest filter of a Webhook that compiled. It stays in force while a later one does not.
+/// The newest filter of a Webhook that compiled. It stays in force while later ones do not compile.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FilterInForce {
-    /// The generation of the spec that it is from.
+    /// The generation of its spec.
     pub generation: i64,
-    /// `None`: that spec had no filter.
+    /// The filter, or `None` if that spec had no filter.
     pub filter: Option<Filter>,
 }
 
 impl FilterInForce {
-    /// Takes up what a status has recorded. `None` if this release cannot compile it.
+    /// Restores the filter from a status. `None` if this release cannot compile it.
     #[must_use]
     pub fn recorded(record: &webhook::FilterInForce) -> Option<Self> {
         let filter = record.filter.as_deref().map(Filter::read).transpose().ok()?;
         Some(Self { generation: record.generation, filter })
     }
 
-    /// What a status records.
+    /// The record for the status.
     #[must_use]
     pub fn record(&self) -> webhook::FilterInForce {
         let filter = self.filter.as_ref().map(|filter| filter.text().to_owned());
@@ -108,7 +109,7 @@ impl FilterInForce {
     }
 }
 
-/// An event as filters look at it. Each part is read when the first filter asks for it, and once.
+/// The variables of filters for one event. Each is built once, when the first filter needs it.
 pub struct Subject<'a> {
     event: &'a Event,
     object: &'a Object,
@@ -117,7 +118,7 @@ pub struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// An event, and the object that it happened to as it was observed.
+    /// Creates the variables for an event and the observed object.
     #[must_use]
     pub const fn new(event: &'a Event, object: &'a Object) -> Self {
         Self { event, object, data: OnceCell::new(), metadata: OnceCell::new() }
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_looks_at_the_event_its_data_as_sent_and_the_object_s_metadata() {
+    fn filter_reads_event_data_and_object_metadata() {
         for filter in [
             "data.baseModel.startsWith('meta-llama/')",
             "event == 'training.completed' && data.status == 'completed' && data.run == 1",
@@ -214,17 +215,21 @@ mod tests {
     }
 
     #[test]
-    fn annotations_that_were_not_kept_are_an_error_and_not_absent() {
+    fn unknown_annotations_are_an_error() {
         let filter = "object.metadata.annotations['example.com/owner'] == 'ada'";
         assert_eq!(passes(filter, &annotated(&[("example.com/owner", "ada")])), Ok(true));
         assert_eq!(passes(filter, &annotated(&[])), Ok(false));
         assert_eq!(passes(filter, &job()), Err(FilterError::NoAnnotations));
-        assert_eq!(passes("object.metadata.name == 'llama'", &job()), Ok(true), "who reads none needs none");
+        assert_eq!(
+            passes("object.metadata.name == 'llama'", &job()),
+            Ok(true),
+            "a filter that reads no annotations does not need them"
+        );
         assert!(FilterError::NoAnnotations.to_string().chars().count() <= 256);
     }
 
     #[test]
-    fn data_that_had_to_be_cut_is_an_error_and_not_absent() {
+    fn truncated_data_is_an_error() {
         let Facts::Training(facts) = job().facts else { panic!("training facts") };
         let artifact = Some("x".repeat(body::MAX_BYTES));
         let large = Object { facts: Facts::Training(TrainingFacts { artifact, ..facts }), ..job() };
@@ -233,10 +238,10 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_does_not_fit_is_an_error() {
+    fn type_mismatch_is_an_error() {
         let error = passes("data.metrics.step < 1", &job()).unwrap_err();
         assert_eq!(error.to_string(), "line 1, column 19: `<` does not take a string and an int");
         let error = passes("data.baseModel", &job()).unwrap_err();
-        assert_eq!(error.to_string(), "it yields a string, not a bool: compare it with something");
+        assert_eq!(error.to_string(), "the expression returns a string, not a bool; compare it with a value");
     }
 }

@@ -1,4 +1,4 @@
-//! The live index of subscriptions: who gets this event. Pure; owned by the engine.
+//! The index of subscriptions. It finds the recipients of an event. Owned by the engine. Pure.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -18,43 +18,44 @@ use crate::{
 };
 use llmtune_api::webhook_delivery::WebhookKind;
 
-/// Whose events a subscription is to.
+/// The namespaces whose events match a subscription.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scope {
-    /// Those of this namespace.
+    /// This namespace.
     Namespace(String),
-    /// Those of every namespace whose labels this selects.
+    /// Every namespace whose labels match.
     Cluster(Selector),
 }
 
-/// A Webhook or `ClusterWebhook` as the engine sees it: whom to match, how to schedule. It exists from the moment the Webhook does, Ready or
-/// not, since who gets an event is decided when the event is observed.
+/// The parts of a Webhook or `ClusterWebhook` that the engine needs, to match events and to schedule attempts. A
+/// subscription exists as long as its Webhook, Ready or not, because the recipients of an event are decided when the
+/// event is observed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subscription {
     /// The Webhook's uid.
     pub uid: Uid,
     /// Only events of these namespaces match.
     pub scope: Scope,
-    /// The generation of the spec that this was made from.
+    /// The generation of its spec.
     pub generation: i64,
     /// The events that match.
     pub events: EventSet,
-    /// Labels of the object that match.
+    /// The labels of objects that match.
     pub selector: Selector,
-    /// What must hold of the event besides.
+    /// An additional condition on the event.
     pub filter: Option<Filter>,
-    /// Retries after a failed first attempt.
+    /// The number of retries after the first attempt.
     pub max_retries: u32,
     /// The waits between attempts.
     pub backoff: Backoff,
-    /// Attempts under way at once, at least 1.
+    /// The maximum number of concurrent attempts, at least 1.
     pub concurrency: usize,
-    /// Suspended, or without something that it needs: deliveries wait.
+    /// Whether deliveries wait, because the Webhook is suspended, invalid or lacks a reference.
     pub held: bool,
 }
 
 impl Subscription {
-    /// A subscription to nothing, for a spec that cannot be read.
+    /// A subscription that matches nothing, for a spec that cannot be read.
     #[must_use]
     pub fn inert(webhook: &WebhookRef, generation: i64) -> Self {
         let second = Duration::from_secs(1);
@@ -68,7 +69,7 @@ impl Subscription {
             events: EventSet::default(),
             selector: Selector::default(),
             filter: None,
-            // An attempt under way when the spec broke must not be the last.
+            // A failed attempt that was in flight when the spec became invalid must not be the last.
             max_retries: u32::MAX,
             backoff: Backoff { initial: second, factor: 1, max: second },
             concurrency: 1,
@@ -76,8 +77,8 @@ impl Subscription {
         }
     }
 
-    /// The match, where the event goes to it. `namespace`: the labels of the event's namespace. A filter that fails lets it pass, since
-    /// it might have been wanted.
+    /// The match, if the event matches. `namespace` contains the labels of the event's namespace. If the filter fails,
+    /// the event matches, because it might be wanted.
     fn admit(&self, event: &Event, subject: &Subject<'_>, namespace: Option<&Labels>) -> Option<Match<'_>> {
         if !self.events.contains(event.event_type) || !self.selector.matches(&event.object.labels) {
             return None;
@@ -86,20 +87,20 @@ impl Subscription {
         if selected == Some(Some(false)) {
             return None;
         }
-        let doubt = match self.filter.as_ref().map_or(Ok(true), |filter| filter.passes(subject)) {
+        let uncertainty = match self.filter.as_ref().map_or(Ok(true), |filter| filter.passes(subject)) {
             Ok(false) => return None,
-            _ if selected == Some(None) => Some(Doubt::Namespace),
+            _ if selected == Some(None) => Some(Uncertainty::Namespace),
             Ok(true) => None,
-            Err(error) => Some(Doubt::Filter(error)),
+            Err(error) => Some(Uncertainty::Filter(error)),
         };
-        Some(Match { subscription: self, doubt })
+        Some(Match { subscription: self, uncertainty })
     }
 
     fn reads_annotations(&self) -> bool {
         self.filter.as_ref().is_some_and(Filter::reads_annotations)
     }
 
-    /// The selector of namespaces; `None` where their labels do not matter.
+    /// The selector of namespaces, or `None` if their labels do not matter.
     fn selected_namespaces(&self) -> Option<&Selector> {
         match &self.scope {
             Scope::Cluster(selector) if !selector.selects_all() => Some(selector),
@@ -108,39 +109,39 @@ impl Subscription {
     }
 }
 
-/// All subscriptions, by uid and by scope, and the labels of namespaces that some of them select by.
+/// All subscriptions by uid and by scope, and the labels of namespaces.
 #[derive(Debug, Default)]
 pub struct Index {
     subscriptions: HashMap<Uid, Subscription>,
     of_namespaces: HashMap<String, Vec<Uid>>,
     of_cluster: Vec<Uid>,
-    /// How many have a filter that reads annotations.
+    /// The number of subscriptions whose filter reads annotations.
     annotation_readers: usize,
-    /// How many select namespaces by their labels.
+    /// The number of subscriptions that select namespaces by labels.
     namespace_selectors: usize,
-    /// What is known of Namespaces.
+    /// The known Namespaces.
     pub namespaces: Namespaces,
 }
 
-/// A subscription that an event goes to.
+/// A subscription that matches an event.
 #[derive(Debug)]
 pub struct Match<'a> {
     pub subscription: &'a Subscription,
-    /// Why it might not be wanted there; `None`: it is.
-    pub doubt: Option<Doubt>,
+    /// Why it is uncertain that the event is wanted. `None` if it is certain.
+    pub uncertainty: Option<Uncertainty>,
 }
 
-/// Why it cannot be told whether a subscription wants an event.
+/// Why it is uncertain whether a subscription wants an event.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Doubt {
-    /// Its filter failed on the event.
+pub enum Uncertainty {
+    /// The filter failed.
     Filter(FilterError),
-    /// It selects namespaces, and nothing is known of this one.
+    /// The subscription selects namespaces, and the labels of this one are unknown.
     Namespace,
 }
 
 impl Index {
-    /// Adds a subscription, or replaces the one of the same uid, which is of the same kind.
+    /// Adds a subscription, or replaces the one with the same uid, which must be of the same kind.
     pub fn insert(&mut self, subscription: Subscription) {
         let uid = subscription.uid;
         let namespace = match &subscription.scope {
@@ -150,7 +151,7 @@ impl Index {
         self.annotation_readers += usize::from(subscription.reads_annotations());
         self.namespace_selectors += usize::from(subscription.selected_namespaces().is_some());
         if let Some(before) = self.subscriptions.insert(uid, subscription) {
-            self.count_out(&before);
+            self.subtract_counts(&before);
         } else {
             match namespace {
                 Some(namespace) => self.of_namespaces.entry(namespace).or_default().push(uid),
@@ -159,10 +160,10 @@ impl Index {
         }
     }
 
-    /// Removes a subscription; `None` where there was none.
+    /// Removes and returns a subscription.
     pub fn remove(&mut self, uid: Uid) -> Option<Subscription> {
         let subscription = self.subscriptions.remove(&uid)?;
-        self.count_out(&subscription);
+        self.subtract_counts(&subscription);
         match &subscription.scope {
             Scope::Cluster(_) => self.of_cluster.retain(|other| *other != uid),
             Scope::Namespace(namespace) => {
@@ -177,12 +178,12 @@ impl Index {
         Some(subscription)
     }
 
-    fn count_out(&mut self, subscription: &Subscription) {
+    fn subtract_counts(&mut self, subscription: &Subscription) {
         self.annotation_readers -= usize::from(subscription.reads_annotations());
         self.namespace_selectors -= usize::from(subscription.selected_namespaces().is_some());
     }
 
-    /// The subscription of this uid.
+    /// The subscription with this uid.
     #[must_use]
     pub fn get(&self, uid: Uid) -> Option<&Subscription> {
         self.subscriptions.get(&uid)
@@ -200,8 +201,9 @@ impl Index {
         self.namespace_selectors > 0
     }
 
-    /// The subscriptions that this event of the observed object goes to: those of its namespace, then those of the cluster, each in the
-    /// order in which they came. Of a namespace that is not known the labels are those that the object was last seen under.
+    /// The subscriptions that match this event of the observed object: first those of its namespace, then those of the
+    /// cluster, each in insertion order. If the namespace is unknown, its labels are those from when the object was
+    /// last observed.
     pub fn matching<'a>(&'a self, event: &'a Event, object: &'a Object) -> impl Iterator<Item = Match<'a>> {
         let namespace = &event.object.namespace;
         let of_namespace = self.of_namespaces.get(namespace).map_or(&[][..], Vec::as_slice);

@@ -10,18 +10,19 @@ use llmtune_api::webhook_delivery::WebhookKind;
 
 use crate::event::object::Uid;
 
-/// Which Webhook or `ClusterWebhook`.
+/// Identifies a Webhook or `ClusterWebhook`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WebhookRef {
     pub kind: WebhookKind,
     pub uid: Uid,
-    /// The namespace of what it names and of its `WebhookDelivery` objects: its own, or the operator's where it is a `ClusterWebhook`.
+    /// The namespace of its references and of its `WebhookDelivery` objects: the namespace of a Webhook, or the
+    /// operator's namespace for a `ClusterWebhook`.
     pub home: String,
     pub name: String,
 }
 
 impl WebhookRef {
-    /// The namespace that it is in; empty for a `ClusterWebhook`.
+    /// The namespace of the Webhook. Empty for a `ClusterWebhook`.
     #[must_use]
     pub fn namespace(&self) -> &str {
         match self.kind {
@@ -31,7 +32,7 @@ impl WebhookRef {
     }
 }
 
-/// As users name it, such as `Webhook ci`.
+/// Formats kind and name, such as `Webhook ci`.
 impl fmt::Display for WebhookRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind, self.name)

@@ -1,6 +1,7 @@
-//! The labels of Namespaces, as far as the operator has heard of them. Pure.
+//! The labels of the Namespaces that the operator knows. Pure.
 //!
-//! A Namespace that is gone is remembered for a while: its objects went before it, but word of them comes on other watches, perhaps later.
+//! A deleted Namespace is remembered for a while. Its objects were deleted before it, but their deletions arrive on
+//! other watches, possibly later.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -9,14 +10,14 @@ use std::{
 
 use crate::event::object::Labels;
 
-/// Namespaces that are gone are remembered up to this many.
+/// The maximum number of deleted Namespaces that are remembered.
 pub const MAX_GONE: usize = 1_000;
 
-/// The labels of Namespaces by name.
+/// The labels of Namespaces, by name.
 #[derive(Debug, Default)]
 pub struct Namespaces {
     known: HashMap<String, Known>,
-    /// Those that are gone, oldest first; one that has come back is among them until its turn comes.
+    /// Deleted Namespaces, oldest first. A Namespace that was created again stays in the queue until it is dequeued.
     gone: VecDeque<String>,
 }
 
@@ -28,8 +29,8 @@ struct Known {
 }
 
 impl Namespaces {
-    /// A Namespace as it was at this version. What is older than what is known says nothing, unless it is from a list: a store that was
-    /// restored counts from lower on.
+    /// Records a Namespace at this version. An older version than the known one is ignored unless it is from a list,
+    /// because a restored etcd assigns lower versions.
     pub fn seen(&mut self, name: String, version: u64, labels: Labels, listed: bool) {
         if !listed && self.known.get(&name).is_some_and(|known| known.version >= version) {
             return;
@@ -37,7 +38,7 @@ impl Namespaces {
         self.known.insert(name, Known { version, labels: Arc::new(labels), gone: false });
     }
 
-    /// A Namespace is gone.
+    /// Records that a Namespace is deleted.
     pub fn gone(&mut self, name: &str) {
         let Some(known) = self.known.get_mut(name).filter(|known| !known.gone) else { return };
         known.gone = true;
@@ -50,7 +51,7 @@ impl Namespaces {
         }
     }
 
-    /// The labels that the Namespace of this name has, or had last; `None`: nothing is known of it.
+    /// The current or last known labels of this Namespace. `None` if the Namespace is unknown.
     #[must_use]
     pub fn labels(&self, name: &str) -> Option<&Arc<Labels>> {
         self.known.get(name).map(|known| &known.labels)
@@ -66,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_says_nothing_unless_a_list_says_it() {
+    fn older_versions_are_ignored_unless_listed() {
         let mut namespaces = Namespaces::default();
         let team = |namespaces: &Namespaces| namespaces.labels("ns").unwrap()["team"].clone();
         namespaces.seen("ns".into(), 10, labels("a"), false);
@@ -84,14 +85,18 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_that_is_gone_is_remembered_until_many_others_have_gone() {
+    fn deleted_namespaces_are_remembered_up_to_the_bound() {
         let mut namespaces = Namespaces::default();
         namespaces.gone("never seen");
         namespaces.seen("first".into(), 1, labels("a"), false);
         namespaces.gone("first");
         namespaces.gone("first");
         namespaces.seen("first".into(), 1, labels("b"), false);
-        assert_eq!(namespaces.labels("first").unwrap()["team"], "a", "word of its life that comes late");
+        assert_eq!(
+            namespaces.labels("first").unwrap()["team"],
+            "a",
+            "a late event from before the deletion is ignored"
+        );
         for number in 1..MAX_GONE {
             let name = format!("ns-{number}");
             namespaces.seen(name.clone(), 1, labels("b"), false);
@@ -106,7 +111,11 @@ mod tests {
             namespaces.seen(format!("ns-{number}"), 9, labels("b"), false);
             namespaces.gone(&format!("ns-{number}"));
         }
-        assert_eq!(namespaces.labels("back").unwrap()["team"], "d", "one that lives again is not forgotten");
+        assert_eq!(
+            namespaces.labels("back").unwrap()["team"],
+            "d",
+            "a Namespace that was created again is not forgotten"
+        );
         assert!(namespaces.known.len() <= MAX_GONE + 1 && namespaces.gone.len() <= MAX_GONE);
     }
 }

@@ -60,10 +60,10 @@ pub fn told(hour: &Hour) -> String {
     format!("{} delivered, {failed}{failing}", sum(|minute| minute.delivered))
 }
 
-fn bars(hour: &Hour, most: u64, room: u64, count: impl Fn(&Minute) -> u64, top: impl Fn(u64) -> u64) -> String {
+fn bars(hour: &Hour, most: u64, space: u64, count: impl Fn(&Minute) -> u64, top: impl Fn(u64) -> u64) -> String {
     path(hour.minutes.iter().enumerate().filter(|(_, minute)| count(minute) > 0).map(|(place, minute)| {
         // A count of one stays visible, however large the maximum is.
-        let height = (u128::from(count(minute)) * u128::from(room) / u128::from(most)) as u64;
+        let height = (u128::from(count(minute)) * u128::from(space) / u128::from(most)) as u64;
         let height = height.max(2);
         (place * STEP, top(height), BAR, height)
     }))
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn an_hour_is_told_in_words_as_well() {
+    fn label_describes_the_hour_in_words() {
         let quiet = hour(&[]);
         assert_eq!(told(&quiet), "0 delivered, 0 failed attempts");
         let busy = [
@@ -108,14 +108,14 @@ mod tests {
     }
 
     #[test]
-    fn no_number_leaves_the_picture() {
+    fn bars_stay_within_the_chart() {
         for (delivered, failed) in [(u64::MAX, 1), (1, u64::MAX), (0, 0)] {
             let minutes = [
                 Minute { delivered, failed, health: Health::Unknown },
                 Minute { delivered: 1, failed: 1, health: Health::Unknown },
             ];
             let drawn = chart(&hour(&minutes), "ci").into_string();
-            assert!(drawn.contains("M236 22h3v2h-3z") || delivered < u64::MAX, "one is seen beside many: {drawn}");
+            assert!(drawn.contains("M236 22h3v2h-3z") || delivered < u64::MAX, "a bar of one stays visible: {drawn}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Decides who may use the page: only clients on this machine that know its URL, and no request from another page.
-//! Pure.
+//! Decides which requests the dashboard answers: only requests from this machine that contain the key, and none that
+//! another page made. Pure.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use sha2::{Digest, Sha256};
@@ -54,15 +54,17 @@ impl Refusal {
         match self {
             Self::Host => (
                 StatusCode::MISDIRECTED_REQUEST,
-                "this page has no other name: open the URL that kubectl llmtune dashboard printed\n",
+                "unknown host name: open the URL that kubectl llmtune dashboard printed\n",
             ),
             Self::Key => (
                 StatusCode::FORBIDDEN,
-                "open the URL that kubectl llmtune dashboard printed, with all of its path: each start makes a new one\n",
+                "missing or wrong key: open the URL that kubectl llmtune dashboard printed, with its complete path; each start generates a new key\n",
             ),
-            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "pages are read with GET, and their forms are POSTed\n"),
+            Self::Method => {
+                (StatusCode::METHOD_NOT_ALLOWED, "method not allowed: use GET for pages, and POST for forms\n")
+            }
             Self::Origin => {
-                (StatusCode::FORBIDDEN, "what another page asks for is not done: use the forms of this one\n")
+                (StatusCode::FORBIDDEN, "requests from other pages are refused: use the forms of this page\n")
             }
         }
     }
@@ -151,13 +153,13 @@ mod tests {
     }
 
     #[test]
-    fn the_page_is_at_loopback_under_its_key() {
+    fn url_has_loopback_address_and_key() {
         assert_eq!(guard(8001).url(), format!("http://127.0.0.1:8001/{KEY}/"));
         assert_eq!(guard(80).url(), format!("http://127.0.0.1/{KEY}/"));
     }
 
     #[test]
-    fn a_name_that_only_leads_here_is_refused_on_every_path() {
+    fn other_host_names_are_refused() {
         for host in ["127.0.0.1:8001", "localhost:8001"] {
             assert_eq!(judged("GET", &path(), &[("host", host)]), Ok(()), "{host}");
         }
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_key_nothing_is_answered() {
+    fn requests_without_the_key_are_refused() {
         let shorter = format!("/{}/", &KEY[1..]);
         let louder = format!("/{}/", KEY.to_uppercase());
         let doubled = format!("//{KEY}/");
@@ -197,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_pages_own_forms_act() {
+    fn only_forms_of_the_page_may_post() {
         let host = ("host", "127.0.0.1:8001");
         for (method, headers, expected) in [
             ("POST", &[host, ("origin", "http://127.0.0.1:8001")][..], Ok(())),

@@ -118,8 +118,8 @@ impl<K: Eq + std::hash::Hash> History<K> {
     }
 
     /// Forgets Webhooks that no longer exist.
-    pub fn keep(&mut self, is_there: impl Fn(&K) -> bool) {
-        self.tracks.retain(|key, _| is_there(key));
+    pub fn keep(&mut self, exists: impl Fn(&K) -> bool) {
+        self.tracks.retain(|key, _| exists(key));
     }
 
     /// The last hour of a Webhook with this status and these deliveries.
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_counters_gain_is_of_the_minute_in_which_they_gain_it() {
+    fn counter_increases_belong_to_the_current_minute() {
         let mut history = History::default();
         history.observe("ci", &status(100, 5, 1, "True", -600), at(0));
         history.observe("ci", &status(102, 5, 1, "True", -600), at(10));
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_went_before_is_told_as_far_as_it_is_known() {
+    fn earlier_minutes_come_from_known_deliveries() {
         let mut history = History::default();
         let now = status(100, 5, 1, "False", -100);
         history.observe("ci", &now, at(30));
@@ -228,13 +228,13 @@ mod tests {
             minute(0, 0, Health::Failing),
             minute(0, 1, Health::Failing),
         ];
-        assert_eq!(newest(&hour, 4), expected, "what came later is counted by the status");
+        assert_eq!(newest(&hour, 4), expected, "the status counts later deliveries");
         assert_eq!(hour.since, at(30));
         assert_eq!(hour.minutes[..MINUTES - 4], [Minute::default(); MINUTES - 4]);
     }
 
     #[test]
-    fn an_hour_and_so_many_webhooks_is_all_that_is_kept() {
+    fn minutes_and_webhooks_are_bounded() {
         let mut history = History::default();
         for minute in 0..200 {
             history.observe(0, &status(minute, 0, 0, "True", -600), at(minute * MINUTE));

@@ -50,7 +50,7 @@ const SCRIPT: &str = include_str!("script.js");
 /// Upper bound for the body of a form, in bytes.
 const MAX_FORM: usize = 4 << 10;
 /// Most endpoints answer within this time, so that the page that follows a form already shows the answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+const RESULT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Changes within this time are shown together.
 const SETTLE: Duration = Duration::from_millis(250);
 
@@ -70,12 +70,12 @@ pub async fn run(args: &ClusterArgs, asked: &DashboardArgs) -> Result<ExitCode, 
     let url = dashboard.guard.url();
     let answered = || {
         note(&format!(
-            "Open {url} (Ctrl-C ends). Whoever has this URL may do there what you may, until it ends: keep it to yourself."
+            "Open {url} (press Ctrl-C to stop). Keep this URL secret: while the dashboard runs, anyone who has the URL can act with your permissions."
         ));
     };
     tokio::select! {
         served = async { axum::serve(listener, router(&dashboard)).await } => {
-            served.map_err(|error| Failure::new(format!("cannot listen any more: {error}")))?;
+            served.map_err(|error| Failure::new(format!("stopped listening: {error}")))?;
             Ok(ExitCode::SUCCESS)
         }
         failure = dashboard.watched.follow(news, answered) => Err(failure),
@@ -97,13 +97,13 @@ fn router(dashboard: &Arc<Dashboard>) -> Router {
             .route(&format!("{hook}/redeliver"), post(send_again));
     }
     routes
-        .fallback(|| async { (StatusCode::NOT_FOUND, "there is no such page\n") })
+        .fallback(|| async { (StatusCode::NOT_FOUND, "page not found\n") })
         .layer(DefaultBodyLimit::max(MAX_FORM))
         .layer(middleware::from_fn_with_state(Arc::clone(dashboard), guarded))
         .with_state(Arc::clone(dashboard))
 }
 
-/// Refuses what the guard refuses, and adds the guard's headers to every response.
+/// Rejects requests that the guard refuses, and adds the guard's headers to every response.
 async fn guarded(State(dashboard): State<Arc<Dashboard>>, request: Request, next: Next) -> Response {
     let mut response = match dashboard.guard.judge(request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
@@ -182,13 +182,13 @@ async fn send_test(
     let watched = &dashboard.watched;
     let Some(hook) = place.hook(watched) else { return dashboard.gone(&place) };
     let Some(event) = EventType::parse(&form.event) else {
-        return dashboard.failed(&hook, &Failure::new("there is no such event").next("choose one of the list"));
+        return dashboard.failed(&hook, &Failure::new("there is no such event").next("choose one from the list"));
     };
     match test::ask(&watched.cluster, &hook, event).await {
         Ok(created) => {
             let name = name(&created);
             watched
-                .until(PATIENCE, || {
+                .until(RESULT_TIMEOUT, || {
                     let deliveries = watched.deliveries(&hook);
                     named(&deliveries, name).is_some_and(|delivery| delivery.standing != Standing::Pending)
                 })
@@ -215,7 +215,7 @@ async fn send_again(
         .filter(|name| form.delivery.as_ref().is_none_or(|wanted| wanted == name))
         .collect();
     if names.is_empty() {
-        let failure = Failure::new("there is nothing to send again").next("the list shows what has become of it");
+        let failure = Failure::new("there is no failed delivery to resend").next("see the current results in the list");
         return dashboard.failed(&hook, &failure);
     }
     let api = watched.cluster.api::<WebhookDelivery>(Some(&hook.home));
@@ -223,7 +223,7 @@ async fn send_again(
     match redeliver::ask(&watched.cluster, &api, names, &request).await {
         Ok(asked) => {
             watched
-                .until(PATIENCE, || {
+                .until(RESULT_TIMEOUT, || {
                     let deliveries = watched.deliveries(&hook);
                     let answered = |name: &String| {
                         named(&deliveries, name).is_none_or(|delivery| delivery.handled.as_deref() == Some(&request))
@@ -238,7 +238,7 @@ async fn send_again(
     }
 }
 
-/// Sends an event for each change, and one immediately. It covers changes from before the page began to listen.
+/// Sends an event for each change. The first event is sent immediately, for changes from before the page subscribed.
 async fn changes(State(dashboard): State<Arc<Dashboard>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let events = stream::unfold(dashboard.watched.changes(), |mut changes| async move {
         if !changes.next().await {
@@ -296,7 +296,7 @@ impl Dashboard {
     fn gone(&self, place: &Place) -> Response {
         let base = self.guard.base();
         let url = page::path_of(&base, place.namespace.as_deref(), &place.name);
-        let text = "It was deleted, is elsewhere, or was never there.";
+        let text = "It was deleted, is in another namespace, or never existed.";
         let page = page::message(&self.frame(&base, Timestamp::now()), &url, "There is no such webhook", text);
         (StatusCode::NOT_FOUND, Html(page)).into_response()
     }

@@ -51,7 +51,7 @@ pub fn overview(frame: &Frame, hooks: &[(Hook, Hour)]) -> String {
         h1 { "Webhooks " (place) }
         p.quiet { (summary) }
         @if hooks.is_empty() && frame.amiss.is_empty() {
-            p { (status::none(frame.namespace)) " " code { "kubectl llmtune create NAME --url https://…" } " prints one to start from." }
+            p { (status::none(frame.namespace)) " To create one, run " code { "kubectl llmtune create NAME --url https://…" } "." }
         }
         ul { @for (hook, hour) in hooks { li.sheet.hook { (card(frame, hook, hour)) } } }
     };
@@ -100,7 +100,7 @@ pub fn detail(frame: &Frame, hook: &Hook, hour: &Hour, deliveries: &[Delivery], 
             }
             @if let Some(spec) = &hook.spec { " · " (spec.events.join(", ")) }
         }
-        (became(news))
+        (outcome(news))
         section.sheet.wide { (last_hour(hook, hour)) }
         section.sheet { (conditions_of(&hook.status, frame.now)) }
         section.sheet {
@@ -166,8 +166,8 @@ fn document(frame: &Frame, title: &str, summary: &str, url: &str, news: &News, c
                 a.skip #skip href="#content" { "Skip to content" }
                 header {
                     p { "llmtune webhooks" }
-                    p #live role="status" data-changes={ (frame.base) "/changes" } data-lost="Not connected: kubectl llmtune dashboard has ended, or cannot be reached" {}
-                    noscript { p { "Without JavaScript, " a href=(url) { "reload" } " to see what is now" } }
+                    p #live role="status" data-changes={ (frame.base) "/changes" } data-lost="Not connected: kubectl llmtune dashboard has stopped or cannot be reached" {}
+                    noscript { p { "JavaScript is off: " a href=(url) { "reload" } " to update the page" } }
                 }
                 main #content tabindex="-1" {
                     @if let News::Failed(text) = news { p.sheet.told.bad #told role="alert" { (text) } }
@@ -185,22 +185,22 @@ fn document(frame: &Frame, title: &str, summary: &str, url: &str, news: &News, c
 }
 
 /// Describes the result of a form.
-fn became(news: &News) -> Markup {
+fn outcome(news: &News) -> Markup {
     let text = match news {
         News::Nothing | News::Failed(_) => return html! {},
-        News::Asked(number) => format!("{} asked for again.", count(*number)),
+        News::Asked(number) => format!("{} requested again.", count(*number)),
         News::Of(delivery) => {
             let what = if delivery.test { "The test" } else { "The delivery" };
             let name = delivery.name.as_deref().unwrap_or_default();
-            let became = match delivery.standing {
-                Standing::Pending => "is under way".to_owned(),
+            let state = match delivery.standing {
+                Standing::Pending => "is pending".to_owned(),
                 Standing::Delivered => {
                     let code = delivery.status_code.map(|code| format!(" with HTTP {code}"));
                     format!("was acknowledged{}", code.unwrap_or_default())
                 }
                 Standing::Failed => format!("was not acknowledged: {}", why_not(delivery)),
             };
-            format!("{what} {name} {became}.")
+            format!("{what} {name} {state}.")
         }
     };
     html! { p.sheet.told #told { (text) } }
@@ -258,11 +258,11 @@ fn last_hour(hook: &Hook, hour: &Hour) -> Markup {
         h2 #hour { "Last hour" }
         (chart(hour, &hook.target.name))
         p.quiet {
-            (told(hour)) ". Above the line what was delivered, below it what failed, a column for each of " (MINUTES)
-            " minutes; the strip is thick where it was failing. Counted since " (hour.since.strftime("%H:%MZ").to_string())
-            "; from before, what the API still tells."
+            (told(hour)) ". Each of the " (MINUTES) " columns is one minute: acknowledged deliveries above the line, failed attempts "
+            "below it. The strip is thick where the endpoint was failing. The counts are complete since "
+            (hour.since.strftime("%H:%MZ").to_string()) "; before that, the chart shows the data that the API still has."
         }
-        dl { @for (name, number) in all { div { dt { (name) " in all" } dd { (number) } } } }
+        dl { @for (name, number) in all { div { dt { (name) " in total" } dd { (number) } } } }
     }
 }
 
@@ -271,7 +271,7 @@ fn conditions_of(status: &WebhookStatus, now: Timestamp) -> Markup {
         h2 #conditions { "Conditions" }
         div.scroll #conditions-table role="region" aria-labelledby="conditions" tabindex="0" {
             table {
-                caption { "In the operator's words" }
+                caption { "As reported by the operator" }
                 thead { tr { th scope="col" { "Condition" } th scope="col" { "Status" } th scope="col" { "Since" } th scope="col" { "Why" } } }
                 tbody {
                     @for condition in &status.conditions {
@@ -282,7 +282,7 @@ fn conditions_of(status: &WebhookStatus, now: Timestamp) -> Markup {
                             td.text { (condition.reason) ": " (condition.message) }
                         }
                     }
-                    @if status.conditions.is_empty() { tr { td colspan="4" { "No operator has looked at it yet." } } }
+                    @if status.conditions.is_empty() { tr { td colspan="4" { "Waiting for the operator." } } }
                 }
             }
         }
@@ -302,11 +302,11 @@ fn table(frame: &Frame, hook: &Hook, deliveries: &[Delivery]) -> Markup {
     html! {
         div.scroll #deliveries-table role="region" aria-labelledby="deliveries" tabindex="0" {
             table {
-                caption { "Newest first: what was given up, tests, and the ten newest" }
+                caption { "Newest first: dead letters, tests, and the ten newest deliveries" }
                 thead { tr { @for name in ["Event", "Result", "Answer", "Age", "Delivery", "Action"] { th scope="col" { (name) } } } }
                 tbody {
                     @for delivery in deliveries.iter().take(ROWS) { tr { (row(frame, hook, delivery)) } }
-                    @if deliveries.is_empty() { tr { td colspan="6" { "None yet. A test is one." } } }
+                    @if deliveries.is_empty() { tr { td colspan="6" { "None yet. Send a test to create one." } } }
                 }
             }
         }
@@ -319,7 +319,7 @@ fn table(frame: &Frame, hook: &Hook, deliveries: &[Delivery]) -> Markup {
 fn row(frame: &Frame, hook: &Hook, delivery: &Delivery) -> Markup {
     let failed = Selection { failed: true, since: None };
     let name = delivery.name.as_deref();
-    let what = format!("{} {}", delivery.event, delivery.object);
+    let label = format!("{} {}", delivery.event, delivery.object);
     html! {
         td { (delivery.event) span.quiet { (delivery.object) } }
         td { (result(delivery)) }
@@ -338,7 +338,7 @@ fn row(frame: &Frame, hook: &Hook, delivery: &Delivery) -> Markup {
             @if let Some(name) = name.filter(|_| failed.redelivers(delivery, frame.now)) {
                 form method="post" action={ (path(frame.base, hook)) "/redeliver" } {
                     input type="hidden" name="delivery" value=(name);
-                    button id={ "again-" (name) } aria-label={ "Redeliver " (what) } { "Redeliver" }
+                    button id={ "again-" (name) } aria-label={ "Redeliver " (label) } { "Redeliver" }
                 }
             }
         }

@@ -15,7 +15,7 @@ async function refresh() {
       const answer = await fetch(now().dataset.url);
       show(new DOMParser().parseFromString(await answer.text(), "text/html"));
     } catch {
-      // The command has ended, or is asked again at the next event.
+      // The command has stopped. Otherwise the next event retries.
     }
   }
   busy = false;

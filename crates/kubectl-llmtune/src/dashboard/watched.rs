@@ -103,7 +103,7 @@ impl Watched {
         loop {
             tokio::select! {
                 heard = news.next() => {
-                    let Some((kind, heard)) = heard else { return Failure::new("the cluster is not watched any more") };
+                    let Some((kind, heard)) = heard else { return Failure::new("the watches of the cluster ended") };
                     if let Err(failure) = self.hear(kind, heard) {
                         return failure;
                     }
@@ -172,7 +172,8 @@ impl Watched {
     pub fn amiss(&self) -> Vec<String> {
         let state = self.state.borrow();
         let trouble = state.trouble.told().map(str::to_owned);
-        let waiting = (!state.listed && trouble.is_none()).then(|| "the cluster has not answered yet".to_owned());
+        let waiting =
+            (!state.listed && trouble.is_none()).then(|| "waiting for the first answer of the cluster".to_owned());
         let refused = state.refused.iter().map(|(_, message)| message.clone());
         waiting.into_iter().chain(trouble).chain(refused).collect()
     }

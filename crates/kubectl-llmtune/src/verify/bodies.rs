@@ -1,11 +1,11 @@
-//! Guesses the original body of a request that was changed on its way. Pure.
+//! Guesses the original body of a request that was changed on the way. Pure.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use super::{examine::Variant, json::Json};
 
-const AS_THEY_CAME: &str =
-    "verify the bytes that came, before anything parses them (express.raw(), request.get_data(), io.ReadAll)";
+const VERIFY_RAW_BODY: &str =
+    "verify the received bytes before anything parses them (express.raw(), request.get_data(), io.ReadAll)";
 
 /// The body and its possible originals, each with a description of the change.
 pub fn bodies(body: &[u8]) -> Vec<Variant<Vec<u8>>> {
@@ -17,26 +17,27 @@ pub fn bodies(body: &[u8]) -> Vec<Variant<Vec<u8>>> {
     };
     let trimmed = body.trim_ascii();
     if let Some(rest) = body.strip_prefix("\u{feff}".as_bytes()) {
-        add(rest.to_vec(), format!("the body begins with a byte order mark, which was not sent: {AS_THEY_CAME}"));
+        add(rest.to_vec(), format!("the body begins with a byte order mark that was not sent; {VERIFY_RAW_BODY}"));
     }
-    add(trimmed.to_vec(), format!("the body has line breaks or spaces around it that were not sent: {AS_THEY_CAME}"));
+    add(
+        trimmed.to_vec(),
+        format!("the body has line breaks or spaces around it that were not sent; {VERIFY_RAW_BODY}"),
+    );
     if let Ok(decoded) = STANDARD.decode(trimmed) {
-        let said = "the body is the base64 of what was sent, as API gateways hand it on (isBase64Encoded): decode it, then verify";
+        let said = "the body is base64-encoded, as some API gateways forward it (isBase64Encoded); decode it before you verify it";
         add(decoded, said.into());
     }
     if let Some(json) = Json::read(body) {
         if let Json::Text(inner) = &json {
-            let said = format!(
-                "the body is a JSON string with the body that was sent inside, serialized once more: {AS_THEY_CAME}"
-            );
+            let said = format!("the body is a JSON string that contains the original body; {VERIFY_RAW_BODY}");
             add(inner.clone().into_bytes(), said);
         }
         let said = format!(
-            "the body was parsed and serialized again, with other white space, escapes or numbers: {AS_THEY_CAME}"
+            "the body was parsed and serialized again, with different white space, escapes or numbers; {VERIFY_RAW_BODY}"
         );
         add(json.written().into_bytes(), said);
         let said =
-            format!("the body was parsed and serialized again, with its members in another order: {AS_THEY_CAME}");
+            format!("the body was parsed and serialized again, with its members in another order; {VERIFY_RAW_BODY}");
         add(restored(json).written().into_bytes(), said);
     }
     all
@@ -158,7 +159,7 @@ mod tests {
     use llmtune_core::event::{EventType, format::Derived, object::Uid, sample::sample};
 
     #[test]
-    fn what_sorted_the_members_of_a_body_is_undone_for_every_event_in_every_format() {
+    fn restores_member_order_of_each_event_and_format() {
         let now = Timestamp::from_second(1_700_000_000).unwrap();
         for event in EventType::ALL {
             let sample = sample(event, Uid::from_u128(7), "research", Some("east"), now);
@@ -175,17 +176,17 @@ mod tests {
     }
 
     #[test]
-    fn each_thing_that_is_made_of_bodies_is_undone() {
+    fn undoes_each_known_change() {
         let body =
             r#"{"id":"evt_1","event":"training.started","data":{"name":"é"},"deliveredAt":"2026-01-01T00:00:00Z"}"#;
         for (made, said) in [
             (format!("{body}\n"), "line breaks"),
             (format!("\u{feff}{body}"), "byte order mark"),
             (STANDARD.encode(body), "base64"),
-            (serde_json::to_string(body).unwrap(), "serialized once more"),
+            (serde_json::to_string(body).unwrap(), "a JSON string"),
             (
                 body.replace(':', ": ").replace('é', "\\u00e9").replace("00: 00: 00", "00:00:00"),
-                "serialized again, with other white space",
+                "serialized again, with different white space",
             ),
         ] {
             let found = bodies(made.as_bytes()).into_iter().find(|variant| variant.value == body.as_bytes());

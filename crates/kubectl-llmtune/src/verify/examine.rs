@@ -71,7 +71,7 @@ impl<T> Variant<T> {
 pub struct Verdict {
     pub verified: bool,
     pub summary: String,
-    /// What is wrong and what to do about it. For a verified request: what to look out for.
+    /// Problems, each with advice. For a verified request, warnings.
     pub findings: Vec<String>,
 }
 
@@ -93,14 +93,19 @@ pub fn examine(request: &Request, secret: &SecretSlice<u8>, scheme: Option<Schem
             let format = if indicated == Scheme::Body { "LLMTune or CloudEvents" } else { "StandardWebhooks" };
             verdict.findings.insert(
                 0,
-                format!("its headers are those of the format {format}: verify it as that, or change spec.format"),
+                format!(
+                    "the headers are those of the format {format}; omit --format, or change the Webhook's spec.format"
+                ),
             );
         }
         if let Some(length) = request.length().filter(|length| *length != request.body.len()) {
             let body = request.body.len();
-            let how =
-                if body < length { "it is cut short" } else { "it was changed on its way, or recorded with more" };
-            verdict.findings.push(format!("Content-Length says {length} bytes and the body has {body}: {how}"));
+            let advice = if body < length {
+                "record the complete body"
+            } else {
+                "something changed it on the way, or the recording contains more than the body"
+            };
+            verdict.findings.push(format!("Content-Length is {length}, but the body has {body} bytes; {advice}"));
         }
     }
     verdict
@@ -110,12 +115,13 @@ fn body(request: &Request, secret: &SecretSlice<u8>) -> Verdict {
     let claims: Vec<(&str, &str)> =
         SIGNATURES.iter().filter_map(|(name, shown)| Some((*shown, request.header(name)?))).collect();
     let keys = keys(secret, Scheme::Body);
-    let Some(plain) = keys.first() else { return Verdict::refused("the secret file holds no secret", Vec::new()) };
+    let Some(plain) = keys.first() else { return Verdict::refused("the secret file contains no secret", Vec::new()) };
     let ours = sign(plain.value.expose_secret(), &request.body);
     let (sound, unsound): (Vec<_>, Vec<_>) = claims.iter().copied().partition(|(_, claim)| digits(claim) == ours);
     if let Some((header, _)) = sound.first() {
-        let findings =
-            unsound.iter().map(|(other, _)| format!("{other} has another signature: somebody between changed it"));
+        let findings = unsound
+            .iter()
+            .map(|(other, _)| format!("{other} has another signature; check for a proxy that changes headers"));
         return Verdict {
             verified: true,
             summary: format!("{header} is the signature of the body"),
@@ -123,15 +129,15 @@ fn body(request: &Request, secret: &SecretSlice<u8>) -> Verdict {
         };
     }
     let Some((header, claim)) = claims.first().copied() else {
-        return Verdict::refused("it bears no signature", vec![without_signature(request, &ours)]);
+        return Verdict::refused("the request has no signature", vec![without_signature(request, &ours)]);
     };
     let summary = format!("{header} is not the signature of the body");
     let expected = digits(claim);
     if expected.len() != 64 || !expected.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        let what = format!(
-            "{header} holds no signature: 64 hexadecimal digits, after sha256= in X-Hub-Signature-256 and X-Signature"
+        let problem = format!(
+            "{header} is malformed; it must be 64 hexadecimal digits, after sha256= in X-Hub-Signature-256 and X-Signature"
         );
-        return Verdict::refused(summary, vec![what]);
+        return Verdict::refused(summary, vec![problem]);
     }
     let bodies = bodies(&request.body);
     for body in &bodies {
@@ -143,11 +149,12 @@ fn body(request: &Request, secret: &SecretSlice<u8>) -> Verdict {
     }
     let mut findings = Vec::new();
     if let Some(name) = header_with(request, &ours) {
-        findings
-            .push(format!("{name} is, and receivers do not look there: whatever stands between has exchanged headers"));
+        findings.push(format!(
+            "{name} has the signature, but receivers do not read it; configure the proxy to keep the headers"
+        ));
     }
     if request.header(PREVIOUS).map(digits) == Some(expected) {
-        findings.push("it is signed with the secret from before, which is being replaced: answer 401, and the same attempt comes again at once, signed with the new one".into());
+        findings.push("the previous secret signed the request, because the secret is being replaced; answer 401, and the operator immediately sends the same attempt with the new secret".into());
     }
     findings.push(unexplained(&request.body));
     Verdict::refused(summary, findings)
@@ -157,13 +164,13 @@ fn body(request: &Request, secret: &SecretSlice<u8>) -> Verdict {
 fn without_signature(request: &Request, ours: &str) -> String {
     if let Some(name) = header_with(request, ours) {
         return format!(
-            "the signature is in {name}: receivers look for X-LLMTune-Signature, X-Hub-Signature-256 or X-Signature, have whatever stands between leave these as they are"
+            "the signature is in {name}, but receivers read X-LLMTune-Signature, X-Hub-Signature-256 or X-Signature; configure the proxy to keep these headers"
         );
     }
     if request.header(PREVIOUS).is_some() || request.header("x-llmtune-event").is_some() {
-        return "name the Secret in the Webhook's spec.secretRef: without it nothing is signed; if it is named, something between takes headers away".into();
+        return "set the Webhook's spec.secretRef, because without it nothing is signed; if it is set, check for a proxy that removes headers".into();
     }
-    "there are no headers of a delivery: give the request as it came, with its headers, or name them with -H 'X-LLMTune-Signature: …'".into()
+    "the request has no headers of a delivery; pass the complete request, or add headers with -H 'X-LLMTune-Signature: …'".into()
 }
 
 /// The name of an unknown header that holds this signature.
@@ -176,14 +183,14 @@ fn header_with<'a>(request: &'a Request, signature: &str) -> Option<&'a str> {
 /// Advice if no single change explains the signature.
 fn unexplained(body: &[u8]) -> String {
     if body.is_empty() {
-        return "the body is empty: record it before anything reads it".into();
+        return "the body is empty; record it before anything reads it".into();
     }
     if is_as_written(body) {
-        return "the body looks as the operator wrote it, so the secret is another one: compare the file with kubectl get secret NAME -o jsonpath='{.data.secret}' | base64 -d | sha256sum, and see that the Webhook's spec.secretRef names that Secret".into();
+        return "the body looks unchanged, so the secret is probably wrong; compare the file with kubectl get secret NAME -o jsonpath='{.data.secret}' | base64 -d | sha256sum, and check that the Webhook's spec.secretRef names that Secret".into();
     }
     match Json::read(body) {
-        Some(_) => "the body is not as the operator writes it: it was parsed and serialized again, or changed; verify the bytes that came, before anything parses them",
-        None => "the body is no JSON: it was changed or cut short; verify the bytes that came, before anything parses them",
+        Some(_) => "the body was changed, or parsed and serialized again; verify the received bytes before anything parses them",
+        None => "the body is not JSON, so it was changed or truncated; verify the received bytes before anything parses them",
     }
     .into()
 }
@@ -203,17 +210,18 @@ fn standard_webhooks(request: &Request, secret: &SecretSlice<u8>, now: Timestamp
     let (Some(id), Some(time), Some(signatures)) =
         (header("webhook-id"), header("webhook-timestamp"), header("webhook-signature"))
     else {
-        let what = format!(
-            "{} missing: something between takes headers away, or the Webhook's spec.format is not StandardWebhooks",
+        let problem = format!(
+            "{} missing; check for a proxy that removes headers, and that the Webhook's spec.format is StandardWebhooks",
             missing.join(", ")
         );
-        return Verdict::refused("it bears no signature of Standard Webhooks", vec![what]);
+        return Verdict::refused("the request has no signature of Standard Webhooks", vec![problem]);
     };
     let claims: Vec<&str> = signatures.split(' ').filter_map(|signature| signature.strip_prefix("v1,")).collect();
-    let mut verdict =
-        Verdict::refused("no signature in webhook-signature is that of id, timestamp and body", Vec::new());
+    let mut verdict = Verdict::refused("webhook-signature contains no signature of id, timestamp and body", Vec::new());
     if claims.is_empty() {
-        verdict.findings.push("webhook-signature holds no signature v1,…: it was changed on its way".into());
+        verdict
+            .findings
+            .push("webhook-signature contains no signature v1,…; check for a proxy that changes headers".into());
         return verdict;
     }
     let matches = |key: &SecretSlice<u8>, content: &[u8]| {
@@ -235,7 +243,7 @@ fn standard_webhooks(request: &Request, secret: &SecretSlice<u8>, now: Timestamp
         }
     }
     if keys(secret, Scheme::StandardWebhooks).iter().all(|key| key.said.is_some()) {
-        verdict.findings.push("the secret file holds no secret of Standard Webhooks: whsec_ and the base64 of 24 to 64 bytes, the same text as in the Secret".into());
+        verdict.findings.push("the secret file contains no secret of Standard Webhooks; it must contain the same text as the Secret: whsec_ and the base64 of 24 to 64 bytes".into());
     } else {
         verdict.findings.push(unexplained(&request.body));
     }
@@ -243,7 +251,7 @@ fn standard_webhooks(request: &Request, secret: &SecretSlice<u8>, now: Timestamp
     verdict
 }
 
-/// The content that may have been signed: the correct content, the same with each possible body, and common mistakes.
+/// Content that may have been signed: the correct content, the same with each possible body, and common mistakes.
 fn contents(request: &Request, id: &str, time: &str) -> Vec<Variant<Vec<u8>>> {
     let content = |time: &str, body: &[u8]| [format!("{id}.{time}.").as_bytes(), body].concat();
     let bodies = bodies(&request.body);
@@ -251,27 +259,27 @@ fn contents(request: &Request, id: &str, time: &str) -> Vec<Variant<Vec<u8>>> {
         bodies.into_iter().map(|body| Variant { value: content(time, &body.value), said: body.said }).collect();
     all.push(Variant::said(
         request.body.clone(),
-        "the body alone was signed, without id and timestamp: that is no signature of Standard Webhooks",
+        "only the body was signed; Standard Webhooks also sign id and timestamp",
     ));
     let seconds = time.parse::<i64>().ok().filter(|time| *time > 100_000_000_000).map(|millis| millis / 1000);
     let seconds = seconds.or_else(|| time.parse::<Timestamp>().ok().map(Timestamp::as_second));
     if let Some(seconds) = seconds {
-        let said = "webhook-timestamp was changed: it is in whole seconds since 1970 when it is sent; hand the header on as it came";
+        let said = "webhook-timestamp was changed; forward it unchanged, in whole seconds since 1970";
         all.push(Variant::said(content(&seconds.to_string(), &request.body), said));
     }
     all
 }
 
-/// What the libraries report about the time, which they compare with their clock.
+/// The warning if the timestamp is outside the tolerance of the libraries.
 fn clock(time: &str, now: Timestamp) -> Option<String> {
     let Ok(seconds) = time.parse::<i64>() else {
-        return Some("webhook-timestamp is no whole number of seconds since 1970: it was changed on its way".into());
+        return Some("webhook-timestamp is not a whole number of seconds since 1970; forward it unchanged".into());
     };
     let ago = now.as_second().saturating_sub(seconds);
     let (span, side) = if ago >= 0 { (ago, "behind") } else { (ago.saturating_neg(), "ahead of") };
     (span > TOLERANCE).then(|| {
         format!(
-            "webhook-timestamp is {} {side} this clock, and libraries refuse more than 5m: verify at once when it comes, and see that the receiver's clock is right",
+            "webhook-timestamp is {} {side} this clock, and libraries refuse more than 5m; verify requests immediately, and check the receiver's clock",
             crate::age::took(std::time::Duration::from_secs(span.unsigned_abs()))
         )
     })

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_json_stringify_has_written_is_written_the_same() {
+    fn output_equals_json_stringify() {
         for text in [
             r#"{"b":1,"a":[],"c":{"z":null,"y":[true,false,-0.5,1e+21]},"d":"é\u0001\n\"\\"}"#,
             "[]",
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn white_space_escapes_and_spellings_of_numbers_are_no_part_of_what_it_says() {
+    fn normalizes_white_space_escapes_and_numbers() {
         let text = br#"{ "a" : 1.0, "b": "\u00e9\/", "c": 100000000000000000000000 }"#;
         assert_eq!(Json::read(text).unwrap().written(), r#"{"a":1,"b":"é/","c":1e+23}"#);
         assert_eq!(Json::read(b"{"), None);

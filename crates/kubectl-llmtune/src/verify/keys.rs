@@ -33,64 +33,60 @@ fn of_bytes(bytes: &[u8], all: &mut Keys) {
     add(
         all,
         trimmed.to_vec(),
-        "the secret file ends in a line break, which the key that signed does not: have the receiver use it without (write the file with printf %s, or trim it)",
+        "the secret file ends in a line break, but the signing key does not; remove it (write the file with printf %s, or trim it)",
     );
     for line_break in ["\n", "\r\n"] {
-        let said = "the Secret in the cluster ends in a line break, which this file does not, and keys are used byte for byte: store it anew without (printf %s in place of echo), or give the receiver the line break too";
+        let said = "the Secret in the cluster ends in a line break, but this file does not; store the Secret again without it (printf %s instead of echo), or add it to the receiver's key";
         add(all, [trimmed, line_break.as_bytes()].concat(), said);
     }
     add(
         all,
         bytes.trim_ascii().to_vec(),
-        "the secret file begins with white space, which the key that signed does not: trim it",
+        "the secret file begins with white space, but the signing key does not; trim it",
     );
     for quote in [b'"', b'\''] {
         if let Some(inside) = trimmed.strip_prefix(&[quote]).and_then(|rest| rest.strip_suffix(&[quote])) {
-            add(
-                all,
-                inside.to_vec(),
-                "the secret file has quotation marks around the key, which are no part of it: remove them",
-            );
+            add(all, inside.to_vec(), "the secret file has quotation marks around the key; remove them");
         }
     }
     if let Some(rest) = bytes.strip_prefix("\u{feff}".as_bytes()) {
-        add(
-            all,
-            rest.trim_ascii_end().to_vec(),
-            "the secret file begins with a byte order mark, which is no part of the key: save it without",
-        );
+        add(all, rest.trim_ascii_end().to_vec(), "the secret file begins with a byte order mark; save it without one");
     }
     if let Ok(decoded) = STANDARD.decode(trimmed) {
         let newline = decoded.trim_ascii_end().to_vec();
-        let said = "the secret file holds the base64 of the key, as kubectl get secret -o yaml shows it: decode it (base64 -d)";
+        let said = "the secret file contains the base64 of the key, as kubectl get secret -o yaml shows it; decode it (base64 -d)";
         add(all, decoded, said);
         add(all, newline, said);
     }
-    let twice = "the Secret in the cluster holds the base64 of this secret, since it was encoded twice: write it plain under stringData, or encode it once under data";
+    let twice = "the Secret in the cluster contains the base64 of this secret, because it was encoded twice; set it under stringData in plain text, or under data encoded once";
     add(all, STANDARD.encode(trimmed).into_bytes(), twice);
     add(all, format!("{}\n", STANDARD.encode(trimmed)).into_bytes(), twice);
     let hexadecimal = hexadecimal(trimmed);
     add(
         all,
         hexadecimal.into_bytes(),
-        "the key is the hexadecimal text itself, not the bytes that it stands for: have the receiver use it undecoded",
+        "the key is the hexadecimal text, not the bytes that it encodes; do not decode it in the receiver",
     );
     if let Some(bytes) = unhex(trimmed) {
-        add(all, bytes, "the key is the bytes that this hexadecimal text stands for: have the receiver decode it");
+        add(all, bytes, "the key is the bytes that this hexadecimal text encodes; decode it in the receiver");
     }
     add(
         all,
         [b"whsec_", trimmed].concat(),
-        "the key is the whole text, with whsec_: in this format nothing is taken off and nothing is decoded",
+        "the key is the complete text with whsec_; in this format, do not remove the prefix or decode the text",
     );
     let encoded = format!("whsec_{}", STANDARD.encode(trimmed));
     add(
         all,
         encoded.into_bytes(),
-        "the key is the whole text whsec_… as it stands in the Secret: in this format nothing is taken off and nothing is decoded",
+        "the key is the complete text whsec_… of the Secret; in this format, do not remove the prefix or decode the text",
     );
     if let Some(rest) = trimmed.strip_prefix(b"whsec_") {
-        add(all, rest.to_vec(), "the key is what follows whsec_: the Secret in the cluster lacks it");
+        add(
+            all,
+            rest.to_vec(),
+            "the Secret in the cluster does not have the prefix whsec_; remove it from the receiver's key",
+        );
     }
 }
 
@@ -109,25 +105,17 @@ fn of_text(bytes: &[u8], all: &mut Keys) {
     let trimmed = bytes.trim_ascii();
     for quote in [b'"', b'\''] {
         if let Some(inside) = trimmed.strip_prefix(&[quote]).and_then(|rest| rest.strip_suffix(&[quote])) {
-            add_key(inside, "the secret file has quotation marks around the secret: remove them");
+            add_key(inside, "the secret file has quotation marks around the secret; remove them");
         }
     }
     if let Ok(decoded) = STANDARD.decode(trimmed) {
         add_key(
             decoded.trim_ascii(),
-            "the secret file holds the base64 of the secret, as kubectl get secret -o yaml shows it: decode it (base64 -d)",
+            "the secret file contains the base64 of the secret, as kubectl get secret -o yaml shows it; decode it (base64 -d)",
         );
     }
-    add(
-        all,
-        bytes.to_vec(),
-        "the secret file holds the key itself: give the library the text whsec_… that the Secret has",
-    );
-    add(
-        all,
-        trimmed.to_vec(),
-        "the signature was made with the text as it is, and not with what it encodes: whoever signed did not decode what follows whsec_",
-    );
+    add(all, bytes.to_vec(), "the secret file contains the decoded key; use the text whsec_… of the Secret instead");
+    add(all, trimmed.to_vec(), "the signer used the text itself as the key; it must decode the base64 after whsec_");
 }
 
 fn unhex(text: &[u8]) -> Option<Vec<u8>> {

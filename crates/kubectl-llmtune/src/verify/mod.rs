@@ -30,14 +30,14 @@ const MAX_INPUT: u64 = 4 << 20;
 pub fn run(asked: &VerifyArgs) -> Result<ExitCode, Failure> {
     let secret = secret(&asked.secret_file)?;
     if io::stdin().is_terminal() {
-        note("Reading the request from the terminal: headers, an empty line, the body; Ctrl-D ends it.");
+        note("Reading the request from the terminal: type headers, an empty line and the body, then press Ctrl-D.");
     }
     let mut input = Vec::new();
     let unreadable = |error| Failure::new(format!("standard input cannot be read: {error}"));
     io::stdin().lock().take(MAX_INPUT).read_to_end(&mut input).map_err(unreadable)?;
     if input.is_empty() {
-        return Err(Failure::new("there is no request on standard input")
-            .next("give it there as it came, headers and body: kubectl llmtune verify --secret-file FILE < request"));
+        return Err(Failure::new("standard input contains no request")
+            .next("pass the complete request, headers and body: kubectl llmtune verify --secret-file FILE < request"));
     }
     let request = Request::read(&input, &asked.headers);
     let verdict = examine::examine(&request, &secret, asked.format.map(Scheme::of), Timestamp::now());
@@ -50,7 +50,7 @@ pub fn secret(path: &Path) -> Result<SecretSlice<u8>, Failure> {
     let bytes = std::fs::read(path)
         .map_err(|error| Failure::new(format!("the secret file {} cannot be read: {error}", path.display())))?;
     if bytes.is_empty() {
-        let next = "write the secret there: kubectl get secret NAME -o jsonpath='{.data.secret}' | base64 -d > FILE";
+        let next = "write the secret to it: kubectl get secret NAME -o jsonpath='{.data.secret}' | base64 -d > FILE";
         return Err(Failure::new(format!("the secret file {} is empty", path.display())).next(next));
     }
     Ok(bytes.into())

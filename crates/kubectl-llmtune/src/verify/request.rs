@@ -16,7 +16,7 @@ impl Request {
         let (head, body) = split(input);
         headers.extend(head.lines().filter_map(header));
         let mut request = Self { headers, body: body.to_vec() };
-        request.end_where_it_says();
+        request.trim_to_content_length();
         request
     }
 
@@ -31,7 +31,7 @@ impl Request {
     }
 
     /// Recordings often end with an additional line break, which Content-Length does not count.
-    fn end_where_it_says(&mut self) {
+    fn trim_to_content_length(&mut self) {
         let Some(length) = self.length().filter(|length| *length < self.body.len()) else { return };
         if self.body[length..].iter().all(u8::is_ascii_whitespace) {
             self.body.truncate(length);
@@ -77,7 +77,7 @@ mod tests {
     const BODY: &str = "{\"id\":\"evt_1\",\"data\":{}}";
 
     #[test]
-    fn a_request_is_read_with_or_without_its_first_line_and_with_either_line_break() {
+    fn parses_request_with_optional_first_line_and_any_line_breaks() {
         let head = "POST /hooks HTTP/1.1\r\nX-LLMTune-Event: training.started\r\nContent-Length: 24\r\n";
         for text in [
             format!("{head}\r\n{BODY}"),
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_is_a_header_all_is_the_body() {
+    fn input_without_headers_is_the_body() {
         let headers = [("x-signature".to_owned(), "sha256=0".to_owned())];
         let request = Request::read(BODY.as_bytes(), &headers);
         assert_eq!(request.body, BODY.as_bytes());
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_longer_or_shorter_than_it_says_stays_as_it_is() {
+    fn body_of_wrong_length_is_unchanged() {
         for body in ["{\"a\":1}x", "{"] {
             let text = format!("Content-Length: 7\n\n{body}");
             assert_eq!(Request::read(text.as_bytes(), &[]).body, body.as_bytes());

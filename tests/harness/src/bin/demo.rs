@@ -87,12 +87,14 @@ async fn demo(keep: bool) -> Result<()> {
     scene.show()?;
     let count = scene.deliveries;
     let seconds = begun.elapsed().as_secs_f64();
-    note(&format!("All {count} deliveries came, in order, each with a valid signature. {seconds:.0} s in all."));
+    note(&format!(
+        "All {count} deliveries arrived in order, each with a valid signature. The demo took {seconds:.0} s."
+    ));
     if keep {
         scene.keep().await?;
     }
     drop(scene);
-    note("Ended: the receiver, the operator, kube-apiserver, etcd.");
+    note("Stopped: the receiver, the operator, kube-apiserver, etcd.");
     Ok(())
 }
 
@@ -121,7 +123,7 @@ impl Scene {
         shell.run("kubectl create namespace llmtune-system")?;
         let binary = std::env::current_exe().map_err(|error| error.to_string())?.with_file_name("llmtune-webhooks");
         if !binary.exists() {
-            return Err(format!("{} is missing: run `cargo build` first, or `make demo`", binary.display()));
+            return Err(format!("{} is missing; run `make demo`, or `cargo build` first", binary.display()));
         }
         let options = OperatorOptions::new(&binary.to_string_lossy(), "llmtune-system").cluster_wide();
         show_command("llmtune-webhooks run --namespace llmtune-system");
@@ -130,9 +132,9 @@ impl Scene {
         operator.wait_ready().await;
         note(&format!("ready; see http://127.0.0.1:{}/metrics", operator.port));
 
-        step("A receiver, which verifies every signature");
+        step("A receiver that verifies every signature");
         let secret = random_secret()?;
-        note("WEBHOOK_SECRET holds 32 fresh random bytes in hexadecimal, as `openssl rand -hex 32` prints them.");
+        note("WEBHOOK_SECRET contains 32 new random bytes in hexadecimal, as `openssl rand -hex 32` prints them.");
         show_command("PORT=0 node examples/receivers/receiver.mjs");
         let mut receiver = Receiver::start(&secret)?;
         receiver.wait_listening().await?;
@@ -170,7 +172,7 @@ impl Scene {
 
     /// Applies the Webhook, with the receiver's URL and the secret in place of the placeholders.
     fn subscribe(&self) -> Result<()> {
-        step("The subscription: examples/webhook.yaml, with our receiver's URL and secret in it");
+        step("The subscription: examples/webhook.yaml, with the URL and the secret of the receiver");
         let manifest = fs::read_to_string(root().join("examples/webhook.yaml")).map_err(|error| error.to_string())?;
         for placeholder in [URL, SECRET] {
             if !manifest.contains(placeholder) {
@@ -185,7 +187,7 @@ impl Scene {
     }
 
     async fn train(&mut self) -> Result<()> {
-        step("A TrainingJob; the demo plays the training platform, which writes its status");
+        step("A TrainingJob; the demo writes its status, as the training platform would");
         self.run("kubectl apply -f examples/training-job.yaml")?;
         self.job(&json!({"phase": "Pending"}))?;
         self.job(&json!({"phase": "Running", "jobId": "job-7", "startedAt": now()}))?;
@@ -203,9 +205,7 @@ impl Scene {
 
     async fn deploy(&mut self) -> Result<()> {
         step("A model Deployment");
-        note(
-            "No deployment controller runs here: the demo itself writes the Deployment's status, as the controller would.",
-        );
+        note("No deployment controller runs here. The demo writes the Deployment's status, as the controller would.");
         self.run("kubectl apply -f examples/deployment.yaml")?;
         self.rollout(Rollout { replicas: 2, updated: 2, available: 0, complete: false }).await?;
         self.rollout(Rollout { replicas: 2, updated: 2, available: 1, complete: false }).await?;
@@ -252,8 +252,8 @@ impl Scene {
 
     /// Shows what a Kubernetes user sees.
     fn show(&mut self) -> Result<()> {
-        step("What a Kubernetes user sees of it");
-        note("Counters are written at most every 5 s: wait for them.");
+        step("The Webhook, as Kubernetes users see it");
+        note("The operator writes counters at most every 5 s. Wait for them.");
         let count = self.deliveries;
         self.run(&format!(
             "kubectl wait --for=jsonpath='{{.status.deliveries.succeeded}}'={count} webhook/{WEBHOOK} --timeout=60s"
@@ -262,18 +262,18 @@ impl Scene {
         self.run(&format!("kubectl describe webhook {WEBHOOK}"))?;
         let verified = self.receiver.verified()?;
         if let Some(line) = verified.get(count) {
-            return Err(format!("the receiver got more than was expected:\n  {line}"));
+            return Err(format!("the receiver got an unexpected delivery:\n  {line}"));
         }
         Ok(())
     }
 
     /// Keeps everything running until Ctrl-C, and prints further deliveries.
     async fn keep(&mut self) -> Result<()> {
-        step("It keeps running until Ctrl-C");
+        step("Everything keeps running until Ctrl-C");
         let mut text = String::from("In another terminal:\n\n");
         let _ = writeln!(text, "  export KUBECONFIG={}", self.plane.kubeconfig("admin").display());
         let folder = self.kubectl.parent().unwrap_or(Path::new("."));
-        let _ = writeln!(text, "  export PATH={}:$PATH    # kubectl is there; your own will do too", folder.display());
+        let _ = writeln!(text, "  export PATH={}:$PATH    # contains kubectl; your own works too", folder.display());
         let _ = writeln!(text, "  kubectl get webhooks,trainingjobs\n");
         let _ = writeln!(text, "The operator's log: {}", self.operator.process.log.display());
         let _ = write!(text, "Its metrics: http://127.0.0.1:{}/metrics", self.operator.port);
@@ -365,7 +365,7 @@ impl Receiver {
             self.check_running()?;
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        Err(format!("the receiver did not say where it listens within {} s", SOON.as_secs()))
+        Err(format!("the receiver did not print its address within {} s", SOON.as_secs()))
     }
 
     /// The lines about verified deliveries, without repeats. Returns an error if the receiver refused a delivery or

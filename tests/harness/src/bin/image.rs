@@ -36,7 +36,7 @@ fn main() {
     let emulator = arguments.next();
     let is_native = check_file(&binary);
     if !is_native && emulator.is_none() {
-        println!("not run: it is for another processor, and no emulator was given");
+        println!("skipped: the binary is for another processor; pass an emulator to run it");
         return;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -47,12 +47,12 @@ fn main() {
 fn check_file(binary: &Path) -> bool {
     let bytes = fs::read(binary).unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
     let interpreter = segments(&bytes).any(|kind| kind == PT_INTERP);
-    assert!(!interpreter, "{} wants a dynamic linker", binary.display());
+    assert!(!interpreter, "{} needs a dynamic linker; build a static binary", binary.display());
     let roots = fs::metadata(Path::new("/").join(ROOTS)).expect("Debian's ca-certificates are installed").len();
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let (binary_mib, roots_mib) = (mib(bytes.len() as u64), mib(roots));
     println!("{}: static, {binary_mib:.2} MiB; with CAs {:.2} MiB", binary.display(), binary_mib + roots_mib);
-    assert!(binary_mib + roots_mib < MOST_MIB, "the image is to be smaller than {MOST_MIB} MiB");
+    assert!(binary_mib + roots_mib < MOST_MIB, "the image must be smaller than {MOST_MIB} MiB");
     processor(&bytes) == processor(&fs::read("/proc/self/exe").unwrap())
 }
 

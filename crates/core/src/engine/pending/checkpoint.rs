@@ -29,7 +29,7 @@ impl Pending {
                 queue.owner = entry.owner.as_deref().map(Arc::from);
             }
             if let Some(given_up) = entry.given_up {
-                queue.shelf.insert(id, DeadLetter { event: Arc::clone(&event), given_up });
+                queue.dead_letters.insert(id, DeadLetter { event: Arc::clone(&event), given_up });
                 continue;
             }
             let first = entry.failed == 0;
@@ -130,7 +130,7 @@ impl Pending {
                         entry.wait_millis = wait.as_millis() as u64;
                     }
                 }
-                _ => entry.given_up = Some(queue.shelf.get(*id)?.given_up.clone()),
+                _ => entry.given_up = Some(queue.dead_letters.get(*id)?.given_up.clone()),
             }
             Some(entry)
         });

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The maximum number of dead letters of one Webhook. [`MAX_BYTES`] also applies to their events.
-pub const MAX_SHELVED: usize = 1_000;
+pub const MAX_DEAD_LETTERS: usize = 1_000;
 
 #[derive(Debug)]
 pub struct DeadLetter {
@@ -31,7 +31,7 @@ pub struct DeadLetters {
 impl DeadLetters {
     /// Reports whether there is no space for an event of `size` bytes.
     pub fn is_full(&self, size: usize) -> bool {
-        self.deliveries.len() >= MAX_SHELVED || self.bytes + size > MAX_BYTES
+        self.deliveries.len() >= MAX_DEAD_LETTERS || self.bytes + size > MAX_BYTES
     }
 
     pub fn get(&self, id: DeliveryId) -> Option<&DeadLetter> {
@@ -88,7 +88,7 @@ pub struct StoreDeadLetter {
 
 /// The result of adding a dead letter.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::engine) enum Shelving {
+pub(in crate::engine) enum AddedDeadLetter {
     DeadLetter,
     /// The delivery is already pending or a dead letter.
     Known,
@@ -98,11 +98,11 @@ pub(in crate::engine) enum Shelving {
 
 impl Pending {
     /// Returns the next dead letter to store as an object. Each is returned once.
-    pub(in crate::engine) fn next_to_keep(&mut self) -> Option<StoreDeadLetter> {
-        while let Some((webhook, delivery)) = self.to_keep.pop_front() {
+    pub(in crate::engine) fn next_to_store(&mut self) -> Option<StoreDeadLetter> {
+        while let Some((webhook, delivery)) = self.to_store.pop_front() {
             // The dead letters of a deleted Webhook have no owner that an object could refer to.
             let queue = self.queues.get(&webhook).filter(|queue| queue.subscribed);
-            if let Some(dead_letter) = queue.and_then(|queue| queue.shelf.get(delivery)) {
+            if let Some(dead_letter) = queue.and_then(|queue| queue.dead_letters.get(delivery)) {
                 let (event, given_up) = (Arc::clone(&dead_letter.event), dead_letter.given_up.clone());
                 return Some(StoreDeadLetter { webhook, delivery, event, given_up });
             }
@@ -120,10 +120,10 @@ impl Pending {
             let size = delivery.event.body.len();
             queue.bytes -= size;
             let event = delivery.event.id;
-            kept = !delivery.again && !queue.shelf.is_full(size);
+            kept = !delivery.again && !queue.dead_letters.is_full(size);
             if kept {
-                queue.shelf.insert(id, DeadLetter { event: delivery.event, given_up });
-                self.to_keep.push_back((webhook, id));
+                queue.dead_letters.insert(id, DeadLetter { event: delivery.event, given_up });
+                self.to_store.push_back((webhook, id));
                 self.touch(event);
             } else {
                 self.release(event, webhook, delivery.again);
@@ -134,39 +134,39 @@ impl Pending {
     }
 
     /// Makes a dead letter of an event that cannot be enqueued, unless its delivery exists already.
-    pub(in crate::engine) fn shelve(
+    pub(in crate::engine) fn add_dead_letter(
         &mut self,
         webhook: Uid,
         event: &Arc<Event>,
         given_up: GivenUp,
         after: Option<u64>,
-    ) -> Shelving {
+    ) -> AddedDeadLetter {
         let size = event.body.len();
         let stored = self.stored(event.id).is_some();
         let total = self.total_bytes;
         let id = DeliveryId::new(event.id, webhook);
         let queue = self.queues.entry(webhook).or_default();
         if queue.knows(id) {
-            return Shelving::Known;
+            return AddedDeadLetter::Known;
         }
-        if queue.shelf.is_full(size) || (!stored && total + size > MAX_TOTAL_BYTES + MAX_BYTES) {
-            return Shelving::Full;
+        if queue.dead_letters.is_full(size) || (!stored && total + size > MAX_TOTAL_BYTES + MAX_BYTES) {
+            return AddedDeadLetter::Full;
         }
-        queue.shelf.insert(id, DeadLetter { event: Arc::clone(event), given_up });
+        queue.dead_letters.insert(id, DeadLetter { event: Arc::clone(event), given_up });
         if !self.gate.hold_back(after, webhook, id) {
-            self.to_keep.push_back((webhook, id));
+            self.to_store.push_back((webhook, id));
         }
         let stored = self.store(event);
         stored.to.push((webhook, id));
         stored.after = after.unwrap_or(stored.after);
         self.touch(event.id);
-        Shelving::DeadLetter
+        AddedDeadLetter::DeadLetter
     }
 
     /// Removes a dead letter that is stored as an object or never will be.
     pub(in crate::engine) fn dead_letter_stored(&mut self, webhook: Uid, id: DeliveryId) {
         if let Some(queue) = self.queues.get_mut(&webhook)
-            && let Some(dead_letter) = queue.shelf.remove(id)
+            && let Some(dead_letter) = queue.dead_letters.remove(id)
         {
             self.release(dead_letter.event.id, webhook, false);
         }

@@ -43,7 +43,7 @@ pub struct Queue {
     pub again: VecDeque<DeliveryId>,
     /// Per object with a first attempt that is ready or in flight: its later events.
     pub lanes: HashMap<Uid, VecDeque<DeliveryId>>,
-    pub shelf: DeadLetters,
+    pub dead_letters: DeadLetters,
     pub bytes: usize,
     pub in_flight: usize,
     pub runnable: bool,
@@ -88,7 +88,7 @@ impl Queue {
 
     /// Reports whether a delivery is pending or a dead letter.
     pub fn knows(&self, id: DeliveryId) -> bool {
-        self.deliveries.contains_key(&id) || self.shelf.get(id).is_some()
+        self.deliveries.contains_key(&id) || self.dead_letters.get(id).is_some()
     }
 
     pub fn is_full(&self, size: usize) -> bool {

@@ -21,7 +21,7 @@ impl Pending {
         }
         queue.owner = Some(owner);
         let events: Vec<EventId> = queue.deliveries.values().map(|delivery| delivery.event.id).collect();
-        let dead_letters: Vec<EventId> = queue.shelf.events().collect();
+        let dead_letters: Vec<EventId> = queue.dead_letters.events().collect();
         for event in events.into_iter().chain(dead_letters) {
             self.touch(event);
         }
@@ -36,7 +36,7 @@ impl Pending {
     pub(in crate::engine) fn namespace(&self, webhook: Uid) -> Option<&str> {
         let queue = self.queues.get(&webhook)?;
         let pending = queue.deliveries.values().map(|delivery| &delivery.event);
-        let mut events = pending.chain(queue.shelf.iter().map(|dead_letter| &dead_letter.event));
+        let mut events = pending.chain(queue.dead_letters.iter().map(|dead_letter| &dead_letter.event));
         events.next().map(|event| event.object.namespace.as_str())
     }
 
@@ -45,7 +45,7 @@ impl Pending {
         let Some(queue) = self.queues.get_mut(&webhook) else { return 0 };
         queue.subscribed = false;
         queue.endpoint_gone = None;
-        queue.deliveries.len() + queue.shelf.len()
+        queue.deliveries.len() + queue.dead_letters.len()
     }
 
     /// Returns the key of the delivery after a takeover, or the same key.
@@ -111,7 +111,7 @@ impl Pending {
             taken += 1;
         }
 
-        let mut dead_letters: Vec<_> = old.shelf.drain().collect();
+        let mut dead_letters: Vec<_> = old.dead_letters.drain().collect();
         dead_letters.sort_unstable_by_key(|(_, dead_letter)| self.order(dead_letter.event.id));
         for (old_id, dead_letter) in dead_letters {
             let event = dead_letter.event.id;
@@ -121,9 +121,9 @@ impl Pending {
                 self.release(event, from, false);
                 continue;
             }
-            queue.shelf.insert(id, dead_letter);
+            queue.dead_letters.insert(id, dead_letter);
             if !self.gate.hold_back(gated.get(&old_id).copied(), to, id) {
-                self.to_keep.push_back((to, id));
+                self.to_store.push_back((to, id));
             }
             self.hand_over(event, from, to, id);
             taken += 1;

@@ -9,8 +9,8 @@ fn a_late_410_of_the_endpoint_before_the_edit_says_nothing_of_the_new_one() {
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     let late = attempt(&mut engine, 0);
     engine.subscribe(Subscription { generation: 2, ..subscription(1, 1, 5) });
-    let settled = engine.record_outcome(outcome(&late, AttemptResult::Gone), at(0), 0.5).unwrap();
-    assert!(matches!(settled.verdict, Verdict::Retry(_)) && !settled.endpoint_gone);
+    let recorded = engine.record_outcome(outcome(&late, AttemptResult::Gone), at(0), 0.5).unwrap();
+    assert!(matches!(recorded.verdict, Verdict::Retry(_)) && !recorded.endpoint_gone);
     assert_eq!(attempt(&mut engine, 5000).number, 2);
 }
 
@@ -67,13 +67,13 @@ fn an_endpoint_that_is_gone_exhausts_what_waits_without_an_attempt_and_keeps_the
     let second = attempt(&mut engine, 0);
     let retry = attempt(&mut engine, 5000);
     assert_eq!((second.number, retry.number), (1, 2));
-    let settled = engine.record_outcome(outcome(&retry, AttemptResult::Gone), at(5000), 0.5).unwrap();
-    assert_eq!(settled.verdict, Verdict::GivenUp(Reason::EndpointGone));
+    let recorded = engine.record_outcome(outcome(&retry, AttemptResult::Gone), at(5000), 0.5).unwrap();
+    assert_eq!(recorded.verdict, Verdict::GivenUp(Reason::EndpointGone));
     engine.record_outcome(outcome(&second, AttemptResult::Failed { retry_after: None }), at(5000), 0.5);
     let Some(Due::StoreDeadLetter(keep)) = engine.due(at(5000)) else { panic!("the first becomes an object") };
     assert_eq!((keep.delivery, keep.given_up.reason), (retry.delivery, Reason::EndpointGone));
-    let Some(Due::GivenUp(settled)) = engine.due(at(9000)) else { panic!("the second is given up") };
-    assert_eq!((settled.attempt, settled.endpoint_gone, settled.pending), (1, true, 0));
+    let Some(Due::GivenUp(recorded)) = engine.due(at(9000)) else { panic!("the second is given up") };
+    assert_eq!((recorded.attempt, recorded.endpoint_gone, recorded.pending), (1, true, 0));
 }
 
 #[test]
@@ -86,10 +86,10 @@ fn what_the_endpoint_before_the_edit_acknowledges_says_nothing_of_the_new_one_th
     let late = attempt(&mut engine, 0);
     engine.subscribe(Subscription { generation: 2, ..subscription(1, 2, 5) });
     let new = attempt(&mut engine, 0);
-    let settled = engine.record_outcome(outcome(&new, AttemptResult::Gone), at(0), 0.5).unwrap();
-    assert_eq!((settled.verdict, settled.endpoint_gone), (Verdict::GivenUp(Reason::EndpointGone), true));
-    let settled = engine.record_outcome(outcome(&late, AttemptResult::Acknowledged), at(0), 0.5).unwrap();
-    assert_eq!((settled.verdict, settled.endpoint_gone), (Verdict::Delivered, true));
+    let recorded = engine.record_outcome(outcome(&new, AttemptResult::Gone), at(0), 0.5).unwrap();
+    assert_eq!((recorded.verdict, recorded.endpoint_gone), (Verdict::GivenUp(Reason::EndpointGone), true));
+    let recorded = engine.record_outcome(outcome(&late, AttemptResult::Acknowledged), at(0), 0.5).unwrap();
+    assert_eq!((recorded.verdict, recorded.endpoint_gone), (Verdict::Delivered, true));
 }
 
 #[test]
@@ -103,18 +103,21 @@ fn what_is_asked_for_again_is_retried_anew_and_neither_kept_nor_counted_as_dropp
     assert!(!engine.redeliver(Uid::from_u128(5), &sent.event), "nobody knows the Webhook");
     engine.record_outcome(outcome(&sent, FAILED), at(0), 0.5);
     let retry = attempt(&mut engine, 5000);
-    let settled = engine.record_outcome(outcome(&retry, FAILED), at(5000), 0.5).unwrap();
-    assert_eq!((settled.verdict, settled.again, settled.dropped), (Verdict::GivenUp(Reason::Exhausted), false, false));
+    let recorded = engine.record_outcome(outcome(&retry, FAILED), at(5000), 0.5).unwrap();
+    assert_eq!(
+        (recorded.verdict, recorded.again, recorded.dropped),
+        (Verdict::GivenUp(Reason::Exhausted), false, false)
+    );
 
     // The dead letter still exists: the ledger records it, and not the redelivery.
     assert!(engine.redeliver(webhook, &sent.event));
     assert!(flushed(&mut engine).events[0].deliveries[0].given_up.is_some());
     for number in 1..=2 {
-        let again = attempt_past_keeps(&mut engine, 10_000 * i64::from(number));
+        let again = attempt_past_stores(&mut engine, 10_000 * i64::from(number));
         assert_eq!(again.number, number);
-        let settled = engine.record_outcome(outcome(&again, FAILED), at(10_000 * i64::from(number)), 0.5).unwrap();
-        assert_eq!(settled.verdict == Verdict::GivenUp(Reason::Exhausted), number == 2);
-        assert!(settled.again && !settled.dropped);
+        let recorded = engine.record_outcome(outcome(&again, FAILED), at(10_000 * i64::from(number)), 0.5).unwrap();
+        assert_eq!(recorded.verdict == Verdict::GivenUp(Reason::Exhausted), number == 2);
+        assert!(recorded.again && !recorded.dropped);
     }
     assert!(engine.due(at(90_000)).is_none(), "nothing more is kept");
     assert_eq!(engine.pending(webhook), 0);
@@ -132,8 +135,8 @@ fn a_410_exhausts_what_comes_until_the_endpoint_acknowledges_something_or_the_sp
         loop {
             match engine.due(at(0)).expect("something is due") {
                 Due::StoreDeadLetter(_) => {}
-                Due::GivenUp(settled) => {
-                    assert!(settled.attempt == 0 && settled.endpoint_gone && !settled.dropped);
+                Due::GivenUp(recorded) => {
+                    assert!(recorded.attempt == 0 && recorded.endpoint_gone && !recorded.dropped);
                     return true;
                 }
                 Due::Attempt(attempt) => {
@@ -187,8 +190,8 @@ fn a_retry_after_of_429_pauses_the_queue_and_spends_one_attempt() {
     let paused = subscription(1, 1, 5).uid;
     let (one, other) = (attempt(&mut engine, 0), attempt(&mut engine, 0));
     let (first, other) = if one.webhook == paused { (one, other) } else { (other, one) };
-    let settled = engine.record_outcome(outcome(&first, throttled(800)), at(0), 0.5).unwrap();
-    assert_eq!((settled.verdict, settled.throttled), (Verdict::Retry(at(800)), true));
+    let recorded = engine.record_outcome(outcome(&first, throttled(800)), at(0), 0.5).unwrap();
+    assert_eq!((recorded.verdict, recorded.throttled), (Verdict::Retry(at(800)), true));
     assert!(engine.due(at(0)).is_none(), "the other Webhook is busy, this one is paused");
     engine.record_outcome(outcome(&other, AttemptResult::Acknowledged), at(0), 0.5);
     let next = attempt(&mut engine, 1);
@@ -230,8 +233,8 @@ fn the_last_attempt_also_pauses_the_queue() {
         engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
     }
     let first = attempt(&mut engine, 0);
-    let settled = engine.record_outcome(outcome(&first, throttled(500)), at(0), 0.5).unwrap();
-    assert_eq!((settled.verdict, settled.throttled), (Verdict::GivenUp(Reason::Exhausted), false));
+    let recorded = engine.record_outcome(outcome(&first, throttled(500)), at(0), 0.5).unwrap();
+    assert_eq!((recorded.verdict, recorded.throttled), (Verdict::GivenUp(Reason::Exhausted), false));
     assert!(matches!(engine.due(at(0)), Some(Due::StoreDeadLetter(_))));
     assert!(engine.due(at(499)).is_none());
     assert_eq!(attempt(&mut engine, 500).event.object.name, "job-2");
@@ -249,8 +252,8 @@ fn an_edit_ends_the_pause_and_an_older_endpoint_starts_none() {
     assert!(engine.due(at(1)).is_none());
     engine.subscribe(Subscription { generation: 2, ..subscription(1, 2, 5) });
     assert_eq!(attempt(&mut engine, 1).event.object.name, "job-3");
-    let settled = engine.record_outcome(outcome(&late, throttled(900)), at(1), 0.5).unwrap();
-    assert!(!settled.throttled && engine.backlogs().all(|backlog| !backlog.paused));
+    let recorded = engine.record_outcome(outcome(&late, throttled(900)), at(1), 0.5).unwrap();
+    assert!(!recorded.throttled && engine.backlogs().all(|backlog| !backlog.paused));
 }
 
 #[test]

@@ -7,12 +7,12 @@ fn beyond_the_bound_events_become_objects_then_are_dropped_and_counted_and_other
     let mut engine = listed_engine(false);
     engine.subscribe(Subscription { held: true, ..subscription(1, 1, 0) });
     let (mut given_up, mut dropped) = (0, 0);
-    for number in 0..=(MAX_DELIVERIES + MAX_SHELVED) as u128 + 4 {
+    for number in 0..=(MAX_DELIVERIES + MAX_DEAD_LETTERS) as u128 + 4 {
         let observed = engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
         given_up += observed.given_up.len();
         dropped += observed.dropped.len();
     }
-    assert_eq!((given_up, dropped), (MAX_SHELVED, 5));
+    assert_eq!((given_up, dropped), (MAX_DEAD_LETTERS, 5));
     assert_eq!(engine.pending(Uid::from_u128(1001)), MAX_DELIVERIES);
     let mut kept = 0;
     while let Some(due) = engine.due(at(0)) {
@@ -21,11 +21,11 @@ fn beyond_the_bound_events_become_objects_then_are_dropped_and_counted_and_other
         engine.dead_letter_stored(keep.webhook, keep.delivery);
         kept += 1;
     }
-    assert_eq!(kept, MAX_SHELVED);
+    assert_eq!(kept, MAX_DEAD_LETTERS);
     engine.subscribe(subscription(2, 1, 0));
     let observed = engine.observe(seen(job(1, 6, TrainingStage::Completed)), at(0));
     assert_eq!(observed.enqueued, [Uid::from_u128(1002)]);
-    assert_eq!(engine.unsubscribe(Uid::from_u128(1001)), MAX_DELIVERIES + 1, "with the one on the shelf");
+    assert_eq!(engine.unsubscribe(Uid::from_u128(1001)), MAX_DELIVERIES + 1, "with the one on the dead_letters");
 }
 
 #[test]
@@ -34,15 +34,18 @@ fn an_event_that_is_observed_again_without_a_place_to_wait_is_on_the_shelf_once(
     let event = Arc::new(sample(EventType::TrainingFailed, Uid::from_u128(1), "ns", None, at(0)));
     let webhook = Uid::from_u128(1001);
     pending.subscribed(webhook);
-    let shelve = |pending: &mut Pending| {
-        pending.shelve(webhook, &event, GivenUp::unattempted(Reason::NamespaceUnknown, at(0)), None)
+    let add_dead_letter = |pending: &mut Pending| {
+        pending.add_dead_letter(webhook, &event, GivenUp::unattempted(Reason::NamespaceUnknown, at(0)), None)
     };
-    assert_eq!([shelve(&mut pending), shelve(&mut pending)], [Shelving::DeadLetter, Shelving::Known]);
-    assert_eq!(pending.queue(webhook).shelf.bytes(), event.body.len());
-    let keep = pending.next_to_keep().unwrap();
-    assert!(pending.next_to_keep().is_none());
+    assert_eq!(
+        [add_dead_letter(&mut pending), add_dead_letter(&mut pending)],
+        [AddedDeadLetter::DeadLetter, AddedDeadLetter::Known]
+    );
+    assert_eq!(pending.queue(webhook).dead_letters.bytes(), event.body.len());
+    let keep = pending.next_to_store().unwrap();
+    assert!(pending.next_to_store().is_none());
     pending.dead_letter_stored(webhook, keep.delivery);
-    assert_eq!(shelve(&mut pending), Shelving::DeadLetter, "nothing is left of it");
+    assert_eq!(add_dead_letter(&mut pending), AddedDeadLetter::DeadLetter, "nothing is left of it");
 }
 
 const HEAVY: usize = 128 * KIB;
@@ -61,7 +64,7 @@ fn starts(engine: &mut Engine, namespace: &str, bytes: usize) -> &'static str {
     assert_eq!(observed.events[0].body.len(), bytes);
     match (observed.enqueued.len(), observed.given_up.len(), observed.dropped.len()) {
         (1, 0, 0) => "pending",
-        (0, 1, 0) => "shelved",
+        (0, 1, 0) => "dead letter",
         (0, 0, 1) => "dropped",
         other => panic!("{other:?}"),
     }
@@ -76,11 +79,11 @@ fn a_webhook_holds_its_bytes_to_the_last_then_as_many_on_its_shelf_and_every_end
     for _ in 0..MAX_BYTES / HEAVY {
         assert_eq!(starts(&mut engine, "ns", HEAVY), "pending");
     }
-    assert_eq!(starts(&mut engine, "ns", KIB), "shelved");
+    assert_eq!(starts(&mut engine, "ns", KIB), "dead letter");
     for _ in 1..MAX_BYTES / HEAVY {
-        assert_eq!(starts(&mut engine, "ns", HEAVY), "shelved");
+        assert_eq!(starts(&mut engine, "ns", HEAVY), "dead letter");
     }
-    assert_eq!(starts(&mut engine, "ns", HEAVY - KIB), "shelved");
+    assert_eq!(starts(&mut engine, "ns", HEAVY - KIB), "dead letter");
     assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
 
     let mut keeps = Vec::new();
@@ -90,24 +93,27 @@ fn a_webhook_holds_its_bytes_to_the_last_then_as_many_on_its_shelf_and_every_end
     }
     keeps.retain(|keep| keep.event.body.len() == HEAVY);
     engine.dead_letter_stored(webhook, keeps[0].delivery);
-    assert_eq!(starts(&mut engine, "ns", HEAVY), "shelved", "in the place of what has become an object");
+    assert_eq!(starts(&mut engine, "ns", HEAVY), "dead letter", "in the place of what has become an object");
     assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
 
     engine.subscribe(Subscription { held: false, ..held });
-    let first = attempt_past_keeps(&mut engine, 0);
+    let first = attempt_past_stores(&mut engine, 0);
     engine.record_outcome(outcome(&first, AttemptResult::Acknowledged), at(0), 0.5);
     assert_eq!(starts(&mut engine, "ns", HEAVY), "pending", "in the place of what was acknowledged");
     assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
 
-    let second = attempt_past_keeps(&mut engine, 0);
-    let settled = engine.record_outcome(outcome(&second, FAILED), at(0), 0.5).unwrap();
-    assert!(settled.dropped && !settled.again, "its shelf is full");
+    let second = attempt_past_stores(&mut engine, 0);
+    let recorded = engine.record_outcome(outcome(&second, FAILED), at(0), 0.5).unwrap();
+    assert!(recorded.dropped && !recorded.again, "its dead_letters is full");
     assert_eq!(starts(&mut engine, "ns", HEAVY), "pending", "in the place of what was given up");
     assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
 
     engine.dead_letter_stored(webhook, keeps[1].delivery);
-    let third = attempt_past_keeps(&mut engine, 0);
-    assert!(!engine.record_outcome(outcome(&third, FAILED), at(0), 0.5).unwrap().dropped, "it fits onto the shelf");
+    let third = attempt_past_stores(&mut engine, 0);
+    assert!(
+        !engine.record_outcome(outcome(&third, FAILED), at(0), 0.5).unwrap().dropped,
+        "it fits onto the dead_letters"
+    );
     assert_eq!(starts(&mut engine, "ns", HEAVY), "pending");
     assert_eq!(starts(&mut engine, "ns", KIB), "dropped");
 }
@@ -116,11 +122,11 @@ fn a_webhook_holds_its_bytes_to_the_last_then_as_many_on_its_shelf_and_every_end
 fn a_shelf_takes_a_thousand_deliveries_that_failed_and_the_next_is_dropped() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 1, 0));
-    for number in 0..=MAX_SHELVED {
+    for number in 0..=MAX_DEAD_LETTERS {
         engine.observe(seen(job(number as u128, 5, TrainingStage::Running)), at(0));
-        let attempt = attempt_past_keeps(&mut engine, 0);
-        let settled = engine.record_outcome(outcome(&attempt, FAILED), at(0), 0.5).unwrap();
-        assert_eq!(settled.dropped, number == MAX_SHELVED, "number {number}");
+        let attempt = attempt_past_stores(&mut engine, 0);
+        let recorded = engine.record_outcome(outcome(&attempt, FAILED), at(0), 0.5).unwrap();
+        assert_eq!(recorded.dropped, number == MAX_DEAD_LETTERS, "number {number}");
     }
 }
 
@@ -139,16 +145,16 @@ fn all_webhooks_together_hold_the_total_to_the_last_byte_and_a_deleted_one_gives
             assert_eq!(starts(&mut engine, namespace, HEAVY), "pending");
         }
     }
-    assert_eq!(starts(&mut engine, "n5", KIB), "shelved", "its own queue is empty");
+    assert_eq!(starts(&mut engine, "n5", KIB), "dead letter", "its own queue is empty");
     for namespace in ["n5", "n6"] {
         for _ in 1..MAX_BYTES / HEAVY / 2 {
-            assert_eq!(starts(&mut engine, namespace, HEAVY), "shelved");
+            assert_eq!(starts(&mut engine, namespace, HEAVY), "dead letter");
         }
     }
-    assert_eq!(starts(&mut engine, "n6", HEAVY), "shelved");
-    assert_eq!(starts(&mut engine, "n6", HEAVY - KIB), "shelved");
+    assert_eq!(starts(&mut engine, "n6", HEAVY), "dead letter");
+    assert_eq!(starts(&mut engine, "n6", HEAVY - KIB), "dead letter");
     for namespace in ["n5", "n6"] {
-        assert_eq!(starts(&mut engine, namespace, KIB), "dropped", "its own shelf has room");
+        assert_eq!(starts(&mut engine, namespace, KIB), "dropped", "its own dead_letters has room");
     }
     for number in [1, 5, 6] {
         engine.unsubscribe(Uid::from_u128(1000 + number));
@@ -170,7 +176,7 @@ fn all_webhooks_together_hold_the_total_to_the_last_byte_and_a_deleted_one_gives
     let observed = engine.observe(seen(last), at(0));
     assert_eq!(observed.enqueued, [Uid::from_u128(1006), Uid::from_u128(1007)]);
     engine.unsubscribe(Uid::from_u128(1007));
-    assert_eq!(starts(&mut engine, "n6", KIB), "shelved", "the other Webhook still waits for it");
+    assert_eq!(starts(&mut engine, "n6", KIB), "dead letter", "the other Webhook still waits for it");
 }
 
 #[test]
@@ -193,14 +199,14 @@ fn what_is_asked_for_again_goes_past_the_bounds_and_counts_until_the_last_of_it_
     for _ in 1..MAX_BYTES / HEAVY {
         assert_eq!(starts(&mut engine, "n5", HEAVY), "pending");
     }
-    assert_eq!(starts(&mut engine, "n6", KIB), "shelved");
+    assert_eq!(starts(&mut engine, "n6", KIB), "dead letter");
     let end = |engine: &mut Engine, webhook| {
         let attempt = Attempt { webhook, delivery: DeliveryId::new(sent.event.id, webhook), ..sent.clone() };
         engine.record_outcome(outcome(&attempt, AttemptResult::Acknowledged), at(0), 0.5).unwrap();
     };
     end(&mut engine, both[0]);
-    assert_eq!(starts(&mut engine, "n6", KIB), "shelved");
+    assert_eq!(starts(&mut engine, "n6", KIB), "dead letter");
     end(&mut engine, both[1]);
     assert_eq!(starts(&mut engine, "n6", HEAVY - 2 * KIB), "pending");
-    assert_eq!(starts(&mut engine, "n6", KIB), "shelved");
+    assert_eq!(starts(&mut engine, "n6", KIB), "dead letter");
 }

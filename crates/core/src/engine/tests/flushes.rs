@@ -133,7 +133,7 @@ fn whatever_the_ledger_does_not_know_asks_for_a_flush_and_nothing_else_does() {
 
     let left = engine.observe(change(WatchEvent::Left(Box::new(labelled(15)))), at(0));
     check(&mut engine, "that it left the selection", Unflushed::Changes);
-    let answer = || change(WatchEvent::Answer { question: left.questions[0].clone(), living: true });
+    let answer = || change(WatchEvent::ExistenceChecked { check: left.existence_checks[0].clone(), exists: true });
     engine.observe(answer(), at(0));
     check(&mut engine, "that it is selected no more", Unflushed::Changes);
     engine.observe(answer(), at(0));

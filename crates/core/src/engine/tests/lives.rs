@@ -79,10 +79,10 @@ proptest! {
                             _ => AttemptResult::Withheld { hold: false },
                         };
                         let outcome = outcome(&attempt, result);
-                        let settled = engine.record_outcome(outcome, at(now), 0.5);
+                        let recorded = engine.record_outcome(outcome, at(now), 0.5);
                         let life = lives.get_mut(&(attempt.webhook, attempt.event.id)).unwrap();
                         life.under_way = false;
-                        match settled.map(|settled| settled.verdict) {
+                        match recorded.map(|recorded| recorded.verdict) {
                             Some(Verdict::Delivered) => life.ended = true,
                             Some(Verdict::GivenUp(reason)) => {
                                 prop_assert_eq!(reason, Reason::Exhausted);

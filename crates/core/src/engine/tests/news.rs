@@ -34,7 +34,7 @@ fn list(engine: &mut Engine, version: u64, now: i64, objects: &[Object]) -> Obse
     for next in changes.chain([WatchEvent::ListEnded(version)]) {
         let observed = engine.observe(change(next), at(now));
         all.events.extend(observed.events);
-        all.questions.extend(observed.questions);
+        all.existence_checks.extend(observed.existence_checks);
     }
     all
 }
@@ -114,8 +114,8 @@ fn what_happened_while_the_label_was_gone_is_not_told_when_it_is_back() {
     engine.observe(seen(says(2, 6, Running, 0, [Some(0), None])), at(0));
     for (number, version, stage) in [(1, 7, Pending), (2, 8, Running)] {
         let gone = says(number, version, stage, 0, [None; 2]);
-        for question in engine.observe(change(WatchEvent::Left(Box::new(gone))), at(0)).questions {
-            engine.observe(change(WatchEvent::Answer { question, living: true }), at(0));
+        for check in engine.observe(change(WatchEvent::Left(Box::new(gone))), at(0)).existence_checks {
+            engine.observe(change(WatchEvent::ExistenceChecked { check, exists: true }), at(0));
         }
     }
     let past = says(1, 9, Completed, 0, [Some(1), Some(2)]);
@@ -169,10 +169,13 @@ fn a_kind_that_is_served_again_goes_on_with_its_records() {
     }
     engine.observe(seen(there(2, 6, Completed)), at(0));
     // Its existence check is open.
-    assert_eq!(engine.observe(change(WatchEvent::Left(Box::new(there(4, 7, Running)))), at(0)).questions.len(), 1);
+    assert_eq!(
+        engine.observe(change(WatchEvent::Left(Box::new(there(4, 7, Running)))), at(0)).existence_checks.len(),
+        1
+    );
     let missing = |days: i64| WatchEvent::NotInstalled(Some(at(days * DAY)));
     engine.observe(change(missing(0)), at(0));
-    assert_eq!((engine.open_questions().len(), engine.records()), (1, 4));
+    assert_eq!((engine.open_checks().len(), engine.records()), (1, 4));
     let mut engine = restarted(&mut engine);
     engine.observe(change(missing(6)), at(6 * DAY));
     assert_eq!(engine.position(WATCH), 1, "whoever goes on must list");
@@ -182,13 +185,13 @@ fn a_kind_that_is_served_again_goes_on_with_its_records() {
     let sent = observed.events.iter().map(|event| (event.object.name.as_str(), event.event_type.name()));
     assert_eq!(sent.collect::<Vec<_>>(), [("job-1", "training.completed"), ("job-5", "training.started")]);
     assert_eq!(engine.records(), 4, "what the list lacks is forgotten in silence");
-    let [question] = &observed.questions[..] else {
-        panic!("what left before is asked after: {:?}", observed.questions)
+    let [check] = &observed.existence_checks[..] else {
+        panic!("what left before is asked after: {:?}", observed.existence_checks)
     };
-    let answer = WatchEvent::Answer { question: question.clone(), living: false };
+    let answer = WatchEvent::ExistenceChecked { check: check.clone(), exists: false };
     assert_eq!(names(&engine.observe(change(answer), at(6 * DAY))), ["training.failed"]);
     // From then on, absence is news again.
-    assert_eq!(list(&mut engine, 12, 6 * DAY, &objects[..2]).questions.len(), 1);
+    assert_eq!(list(&mut engine, 12, 6 * DAY, &objects[..2]).existence_checks.len(), 1);
 }
 
 #[test]

@@ -64,8 +64,8 @@ fn attempt_under_way_at_the_deletion_counts_for_the_heir() {
         engine.subscribe(subscription(2, 2, 5));
         assert_eq!(engine.take_over(webhook(1).uid, webhook(2).uid), 2);
         assert!(engine.due(at(0)).is_none(), "the object's first attempt is under way");
-        let settled = engine.record_outcome(outcome(&under_way, result), at(0), 0.5).unwrap();
-        assert_eq!((settled.webhook, settled.attempt), (webhook(2).uid, 1));
+        let recorded = engine.record_outcome(outcome(&under_way, result), at(0), 0.5).unwrap();
+        assert_eq!((recorded.webhook, recorded.attempt), (webhook(2).uid, 1));
         let sent = acknowledged(&mut engine, 60_000);
         let numbers: Vec<u32> = sent.iter().map(|(.., number)| *number).collect();
         let again = if result == FAILED { vec![1, 2] } else { vec![1] };

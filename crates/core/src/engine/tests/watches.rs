@@ -40,21 +40,21 @@ fn on_a_watch_with_a_selector_absence_is_asked_after() {
     engine.observe(change(WatchEvent::ListBegun), at(0));
     let observed = engine.observe(change(WatchEvent::ListEnded(9)), at(0));
     assert!(observed.events.is_empty());
-    assert_eq!(observed.questions.len(), 3);
+    assert_eq!(observed.existence_checks.len(), 3);
     // The third object is selected again before the answer arrives.
     engine.observe(seen(job(3, 12, TrainingStage::Running)), at(0));
     let mut sent = Vec::new();
-    for question in observed.questions {
-        let living = question.uid == Uid::from_u128(1);
-        sent.extend(names(&engine.observe(change(WatchEvent::Answer { question, living }), at(0))));
+    for check in observed.existence_checks {
+        let exists = check.uid == Uid::from_u128(1);
+        sent.extend(names(&engine.observe(change(WatchEvent::ExistenceChecked { check, exists }), at(0))));
     }
     assert_eq!(sent, ["training.failed"], "of the second alone");
     // The first object exists but is not selected. Its deletion emits no event.
     engine.observe(change(WatchEvent::ListBegun), at(0));
     engine.observe(seen(job(3, 12, TrainingStage::Running)), at(0));
     let observed = engine.observe(change(WatchEvent::ListEnded(20)), at(0));
-    let [question] = &observed.questions[..] else { panic!("{:?}", observed.questions) };
-    let answer = WatchEvent::Answer { question: question.clone(), living: false };
+    let [check] = &observed.existence_checks[..] else { panic!("{:?}", observed.existence_checks) };
+    let answer = WatchEvent::ExistenceChecked { check: check.clone(), exists: false };
     assert!(engine.observe(change(answer), at(0)).events.is_empty());
     assert_eq!(engine.records(), 1);
 }
@@ -64,20 +64,20 @@ fn a_label_that_went_and_came_back_mutes_nothing_when_it_is_observed_again() {
     let mut engine = listed_engine(true);
     let history = |engine: &mut Engine| {
         engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
-        let questions = engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).questions;
-        for question in questions.clone() {
-            engine.observe(change(WatchEvent::Answer { question, living: true }), at(0));
+        let existence_checks = engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).existence_checks;
+        for check in existence_checks.clone() {
+            engine.observe(change(WatchEvent::ExistenceChecked { check, exists: true }), at(0));
         }
         engine.observe(seen(job(1, 9, TrainingStage::Running)), at(0));
-        questions.len()
+        existence_checks.len()
     };
     assert_eq!(history(&mut engine), 1);
     // The record was flushed but not the position after it, so the log is read again.
     assert_eq!(history(&mut engine), 0);
     engine.observe(change(WatchEvent::ListBegun), at(0));
     let observed = engine.observe(change(WatchEvent::ListEnded(12)), at(0));
-    let [question] = &observed.questions[..] else { panic!("{:?}", observed.questions) };
-    let answer = WatchEvent::Answer { question: question.clone(), living: false };
+    let [check] = &observed.existence_checks[..] else { panic!("{:?}", observed.existence_checks) };
+    let answer = WatchEvent::ExistenceChecked { check: check.clone(), exists: false };
     let observed = engine.observe(change(answer), at(0));
     assert_eq!(names(&observed), ["training.failed"]);
     assert!(observed.events[0].body.as_str().contains("\"unknown\""), "nobody saw it go");
@@ -97,7 +97,7 @@ fn what_leaves_a_selection_is_told_once_it_is_known_to_be_gone() {
     for (number, stage) in [(1, TrainingStage::Running), (2, TrainingStage::Completed)] {
         let observed = engine.observe(left(job(number, 7, stage)), at(0));
         assert!(observed.events.is_empty(), "it may live");
-        asked.extend(observed.questions);
+        asked.extend(observed.existence_checks);
     }
     assert_eq!((asked.len(), engine.position(WATCH)), (2, 7));
     let unread = ExistenceCheck {
@@ -107,19 +107,22 @@ fn what_leaves_a_selection_is_told_once_it_is_known_to_be_gone() {
         name: "job-3".into(),
         version: 8,
     };
-    asked.extend(engine.observe(change(WatchEvent::LeftUnread(unread.clone())), at(0)).questions);
+    asked.extend(engine.observe(change(WatchEvent::LeftUnread(unread.clone())), at(0)).existence_checks);
     assert_eq!((asked.len(), engine.position(WATCH)), (3, 8));
-    assert!(engine.observe(left(job(9, 9, TrainingStage::Running)), at(0)).questions.is_empty(), "nobody knew it");
+    assert!(
+        engine.observe(left(job(9, 9, TrainingStage::Running)), at(0)).existence_checks.is_empty(),
+        "nobody knew it"
+    );
 
     // The same holds after a crash.
     let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
-    let mut open = engine.open_questions();
-    open.sort_by_key(|question| question.uid);
+    let mut open = engine.open_checks();
+    open.sort_by_key(|check| check.uid);
     assert_eq!(open, asked);
     let mut sent = Vec::new();
-    for question in open {
-        let observed = engine.observe(change(WatchEvent::Answer { question, living: false }), at(0));
+    for check in open {
+        let observed = engine.observe(change(WatchEvent::ExistenceChecked { check, exists: false }), at(0));
         let status = |event: &Arc<Event>| {
             ["cancelled", "unknown"].into_iter().find(|status| event.body.as_str().contains(&format!("\"{status}\"")))
         };
@@ -133,13 +136,13 @@ fn what_leaves_a_selection_is_told_once_it_is_known_to_be_gone() {
 fn what_is_seen_again_before_the_answer_voids_the_question() {
     let mut engine = listed_engine(true);
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
-    let first = engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).questions.remove(0);
+    let first = engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).existence_checks.remove(0);
     engine.observe(seen(job(1, 9, TrainingStage::Running)), at(0));
-    let answer = |question: &ExistenceCheck, living| change(WatchEvent::Answer { question: question.clone(), living });
+    let answer = |check: &ExistenceCheck, exists| change(WatchEvent::ExistenceChecked { check: check.clone(), exists });
     for living in [true, false] {
         assert!(engine.observe(answer(&first, living), at(0)).events.is_empty());
     }
-    let second = engine.observe(left(job(1, 11, TrainingStage::Running)), at(0)).questions.remove(0);
+    let second = engine.observe(left(job(1, 11, TrainingStage::Running)), at(0)).existence_checks.remove(0);
     assert!(engine.observe(answer(&first, false), at(0)).events.is_empty());
     assert_eq!(names(&engine.observe(answer(&second, false), at(0))), ["training.failed"]);
 }
@@ -260,26 +263,26 @@ fn a_question_outlives_a_crash_and_only_the_answer_to_the_newest_counts_once() {
     // Its deletion would not be an event.
     engine.observe(seen(job(3, 5, TrainingStage::Pending)), at(0));
     engine.observe(change(WatchEvent::ListBegun), at(0));
-    let asked = engine.observe(change(WatchEvent::ListEnded(9)), at(0)).questions;
+    let asked = engine.observe(change(WatchEvent::ListEnded(9)), at(0)).existence_checks;
     assert_eq!((asked.len(), engine.records()), (2, 2));
     let mut engine = Engine::recover(None, 1, 4, remembered(&mut engine), at(0));
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
-    let mut open = engine.open_questions();
-    open.sort_by_key(|question| question.uid);
+    let mut open = engine.open_checks();
+    open.sort_by_key(|check| check.uid);
     assert_eq!(open, asked);
 
-    let answer = |question: &ExistenceCheck, living| change(WatchEvent::Answer { question: question.clone(), living });
+    let answer = |check: &ExistenceCheck, exists| change(WatchEvent::ExistenceChecked { check: check.clone(), exists });
     // The first object exists but is not selected. The second answer to the same check is void.
     engine.observe(answer(&asked[0], true), at(0));
     engine.observe(answer(&asked[0], false), at(0));
     assert_eq!(engine.records(), 2);
-    assert_eq!(engine.open_questions(), asked[1..]);
+    assert_eq!(engine.open_checks(), asked[1..]);
     // The second object is seen again, and then a list lacks it again.
     engine.observe(seen(job(2, 12, TrainingStage::Running)), at(0));
-    assert!(engine.open_questions().is_empty());
-    assert!(flushed(&mut engine).records.iter().all(|entry| !entry.record.as_ref().unwrap().missed));
+    assert!(engine.open_checks().is_empty());
+    assert!(flushed(&mut engine).records.iter().all(|entry| !entry.record.as_ref().unwrap().unconfirmed));
     engine.observe(change(WatchEvent::ListBegun), at(0));
-    let newer = engine.observe(change(WatchEvent::ListEnded(20)), at(0)).questions;
+    let newer = engine.observe(change(WatchEvent::ListEnded(20)), at(0)).existence_checks;
     assert!(engine.observe(answer(&asked[1], false), at(0)).events.is_empty());
     assert_eq!(names(&engine.observe(answer(&newer[1], false), at(0))), ["training.failed"]);
 }
@@ -288,15 +291,18 @@ fn a_question_outlives_a_crash_and_only_the_answer_to_the_newest_counts_once() {
 fn an_answer_that_comes_before_the_log_is_read_again_waits_for_it() {
     let mut engine = listed_engine(true);
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
-    let asked = engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).questions.remove(0);
+    let asked = engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).existence_checks.remove(0);
     // The record was flushed but not the position after it.
     let mut memory = remembered(&mut engine);
     memory.watches[0].entry.position = 4;
     let mut engine = Engine::recover(None, 1, 4, memory, at(0));
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", true);
-    let answer = || change(WatchEvent::Answer { question: asked.clone(), living: false });
+    let answer = || change(WatchEvent::ExistenceChecked { check: asked.clone(), exists: false });
     assert!(engine.observe(answer(), at(0)).events.is_empty());
     assert!(engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0)).events.is_empty());
-    assert_eq!(engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).questions, std::slice::from_ref(&asked));
+    assert_eq!(
+        engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).existence_checks,
+        std::slice::from_ref(&asked)
+    );
     assert_eq!(names(&engine.observe(answer(), at(0))), ["training.failed"]);
 }

@@ -32,7 +32,7 @@ impl Watch {
             records.into_iter().map(|shard| shard.into_iter().map(|(uid, record)| (uid, track(record))).collect());
         watch.records = tracked.collect();
         watch.stand = WatchState::Live;
-        watch.baseline = Baseline::Landed;
+        watch.baseline = Baseline::Committed;
         watch.absent = entry.absent;
         watch.position = entry.position;
         watch.current = entry.current;
@@ -99,7 +99,7 @@ impl Watch {
 
     pub(in crate::engine) fn flush_committed(&mut self) {
         if matches!(self.baseline, Baseline::Written(_)) {
-            self.baseline = Baseline::Landed;
+            self.baseline = Baseline::Committed;
         }
     }
 }

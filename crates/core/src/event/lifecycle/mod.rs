@@ -135,7 +135,7 @@ pub struct Recalled {
     /// For a cancelled run: the texts that the object already had while it ran, which do not describe the end.
     pub stale: Stale,
     /// For a deployment: the model of the payload.
-    pub model: ToldModel,
+    pub model: AnnouncedModel,
 }
 
 /// The texts that an object already had before.
@@ -147,7 +147,7 @@ pub struct Stale {
 
 /// The model in the payload of a deployment's event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum ToldModel {
+pub enum AnnouncedModel {
     /// The model that the object names.
     #[default]
     Named,

@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Occurrence, Recalled, Tally, ToldModel};
+use super::{AnnouncedModel, Occurrence, Recalled, Tally};
 use crate::event::{
     EventType,
     id::{Fingerprint, OccurrenceName},
@@ -104,9 +104,9 @@ impl ServingRecord {
     }
 
     /// Returns the model that serves or served last.
-    fn serves(&self) -> ToldModel {
+    fn serves(&self) -> AnnouncedModel {
         let known = self.announced.as_ref().or(self.created.as_ref());
-        known.map_or(ToldModel::Unknown, |model| ToldModel::Last(model.clone()))
+        known.map_or(AnnouncedModel::Unknown, |model| AnnouncedModel::Last(model.clone()))
     }
 
     /// Reports whether the deployed model must be announced, and records it.
@@ -134,7 +134,7 @@ fn model(facts: &ServingFacts) -> Option<Model> {
     facts.model_id.clone().map(|id| (id, facts.version.clone()))
 }
 
-fn occurrence(event: EventType, generation: i64, count: u32, model: ToldModel) -> Occurrence {
+fn occurrence(event: EventType, generation: i64, count: u32, model: AnnouncedModel) -> Occurrence {
     let recalled = Recalled { model, ..Recalled::default() };
     Occurrence { event, name: OccurrenceName::Generation(generation), count, status: None, run: 0, recalled }
 }
@@ -149,7 +149,7 @@ pub fn step(mut record: ServingRecord, facts: &ServingFacts, generation: i64) ->
             if !record.active {
                 record.active = true;
                 record.created = model(facts).map(Box::new);
-                occurrences.push(occurrence(EventType::DeploymentCreated, generation, 1, ToldModel::Named));
+                occurrences.push(occurrence(EventType::DeploymentCreated, generation, 1, AnnouncedModel::Named));
             } else if record.zero == Zero::Paused {
                 // The revisions before the pause no longer exist, and their names may start again from the first.
                 record.revision = None;
@@ -159,7 +159,7 @@ pub fn step(mut record: ServingRecord, facts: &ServingFacts, generation: i64) ->
             record.zero = Zero::No;
             if stage == ServingStage::Deployed && record.announces(facts) {
                 let count = record.deployed.next(generation);
-                occurrences.push(occurrence(EventType::ModelDeployed, generation, count, ToldModel::Named));
+                occurrences.push(occurrence(EventType::ModelDeployed, generation, count, AnnouncedModel::Named));
             }
         }
         Some(ServingStage::Paused) => {
@@ -270,9 +270,9 @@ mod tests {
         let mut sent = Vec::new();
         let version = |occurrence: &Occurrence, facts: &ServingFacts| {
             let version = match &occurrence.recalled.model {
-                ToldModel::Named => facts.version.clone(),
-                ToldModel::Last(model) => model.1.clone(),
-                ToldModel::Unknown => None,
+                AnnouncedModel::Named => facts.version.clone(),
+                AnnouncedModel::Last(model) => model.1.clone(),
+                AnnouncedModel::Unknown => None,
             };
             format!("{} {}", occurrence.event.name().rsplit('.').next().unwrap(), version.unwrap_or_default())
         };

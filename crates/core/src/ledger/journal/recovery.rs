@@ -60,9 +60,9 @@ pub enum Recovered {
 pub enum NoLedger {
     #[error("there is no ledger yet")]
     Fresh,
-    #[error("the ledger that is here belongs to another installation, and is set aside")]
+    #[error("the stored ledger belongs to another installation, and is not used")]
     Foreign,
-    #[error("segment {0} cannot be read, as it was harmed or written by a newer release: {1}")]
+    #[error("segment {0} cannot be read, because it is damaged or was written by a newer release: {1}")]
     Unreadable(String, String),
     #[error("journal segment number {0} is missing")]
     Missing(u64),
@@ -119,7 +119,7 @@ fn open_epoch(
             return Ok(None);
         }
         let Some(shard) = text.shard.filter(|shard| *shard < shape.shards) else {
-            let problem = format!("{:?} is no part of a snapshot", text.shard);
+            let problem = format!("{:?} is not a shard of a snapshot", text.shard);
             return Err(NoLedger::Unreadable(segment.name.clone(), problem));
         };
         let flush = journal
@@ -222,8 +222,8 @@ impl Rebuilt {
                 known.deliveries = event.deliveries;
                 known.unknown = event.unknown;
             } else if !self.unknown.contains(&event.id) {
-                let lost = format!("its deliveries are there, and the event is not: {}", event.id);
-                return Err(NoLedger::Unreadable("(several)".into(), lost));
+                let problem = format!("it contains deliveries of an event that is missing: {}", event.id);
+                return Err(NoLedger::Unreadable("(several)".into(), problem));
             }
         }
         for GroupText { watch, epoch, objects, gone } in text.records {

@@ -1,4 +1,4 @@
-//! Who gets an event, against a plain reading of what was asked for.
+//! Compares the recipients of events with a simple model.
 
 use jiff::Timestamp;
 use kube_core::Expression;
@@ -34,21 +34,22 @@ fn labels(team: &str) -> Labels {
     [("team".to_owned(), team.to_owned())].into()
 }
 
-/// An event of an object in this namespace, with the labels that it was seen under, and the uids that it goes to; those in doubt apart.
-fn told(index: &Index, namespace: &str, seen_under: Option<&str>) -> (Vec<u128>, Vec<u128>) {
+/// The recipients of an event in this namespace: the certain ones and the uncertain ones. `seen_under` is the team
+/// label of the namespace when the object was last observed.
+fn recipients(index: &Index, namespace: &str, seen_under: Option<&str>) -> (Vec<u128>, Vec<u128>) {
     let event = sample(EventType::TrainingFailed, Uid::from_u128(7), namespace, None, Timestamp::UNIX_EPOCH);
     let namespace_labels = seen_under.map(|team| Arc::new(labels(team)));
     let object = Object { namespace_labels, ..event.object.outline() };
     let number = |uid: Uid| (1..100).find(|number| Uid::from_u128(*number) == uid).unwrap();
-    let (mut wanted, mut doubted) = (Vec::new(), Vec::new());
-    for Match { subscription, doubt } in index.matching(&event, &object) {
-        if doubt.is_none() { &mut wanted } else { &mut doubted }.push(number(subscription.uid));
+    let (mut certain, mut uncertain) = (Vec::new(), Vec::new());
+    for Match { subscription, uncertainty } in index.matching(&event, &object) {
+        if uncertainty.is_none() { &mut certain } else { &mut uncertain }.push(number(subscription.uid));
     }
-    (wanted, doubted)
+    (certain, uncertain)
 }
 
 #[test]
-fn a_webhook_never_gets_another_namespace_s_events_and_a_cluster_webhook_those_of_the_namespaces_it_selects() {
+fn webhooks_match_their_namespace_and_cluster_webhooks_the_selected_ones() {
     let mut index = Index::default();
     index.insert(subscription(1, Scope::Cluster(Selector::default())));
     index.insert(subscription(2, Scope::Namespace("research".into())));
@@ -56,31 +57,31 @@ fn a_webhook_never_gets_another_namespace_s_events_and_a_cluster_webhook_those_o
     index.insert(subscription(4, Scope::Cluster(team("a"))));
     index.namespaces.seen("research".into(), 5, labels("a"), true);
     index.namespaces.seen("serving".into(), 5, labels("b"), true);
-    assert_eq!(told(&index, "research", None), (vec![2, 1, 4], vec![]), "those of its namespace first");
-    assert_eq!(told(&index, "serving", None), (vec![3, 1], vec![]));
+    assert_eq!(
+        recipients(&index, "research", None),
+        (vec![2, 1, 4], vec![]),
+        "subscriptions of the namespace come first"
+    );
+    assert_eq!(recipients(&index, "serving", None), (vec![3, 1], vec![]));
     index.namespaces.seen("research".into(), 6, labels("b"), false);
     index.namespaces.seen("serving".into(), 7, labels("a"), false);
-    assert_eq!(
-        told(&index, "research", Some("a")),
-        (vec![2, 1], vec![]),
-        "what is known now comes before what was seen"
-    );
-    assert_eq!(told(&index, "serving", None), (vec![3, 1, 4], vec![]), "matching follows the labels");
+    assert_eq!(recipients(&index, "research", Some("a")), (vec![2, 1], vec![]), "current labels override earlier ones");
+    assert_eq!(recipients(&index, "serving", None), (vec![3, 1, 4], vec![]), "matching follows the labels");
 }
 
 #[test]
-fn of_a_namespace_that_is_gone_what_was_known_last_counts_and_what_nothing_is_known_of_is_in_doubt() {
+fn last_known_labels_count_and_unknown_namespaces_are_uncertain() {
     let mut index = Index::default();
     index.insert(subscription(1, Scope::Cluster(team("a"))));
     index.namespaces.seen("research".into(), 5, labels("a"), true);
     index.namespaces.gone("research");
-    assert_eq!(told(&index, "research", None), (vec![1], vec![]));
-    assert_eq!(told(&index, "forgotten", Some("a")), (vec![1], vec![]));
-    assert_eq!(told(&index, "forgotten", Some("b")), (vec![], vec![]));
-    assert_eq!(told(&index, "forgotten", None), (vec![], vec![1]));
+    assert_eq!(recipients(&index, "research", None), (vec![1], vec![]));
+    assert_eq!(recipients(&index, "forgotten", Some("a")), (vec![1], vec![]));
+    assert_eq!(recipients(&index, "forgotten", Some("b")), (vec![], vec![]));
+    assert_eq!(recipients(&index, "forgotten", None), (vec![], vec![1]));
     let narrowed = Subscription { selector: team("a"), ..subscription(1, Scope::Cluster(team("a"))) };
     index.insert(narrowed);
-    assert_eq!(told(&index, "forgotten", None), (vec![], vec![]), "it would not have got it anyway");
+    assert_eq!(recipients(&index, "forgotten", None), (vec![], vec![]), "the object's labels do not match anyway");
 }
 
 #[derive(Clone, Debug)]
@@ -92,7 +93,7 @@ enum Step {
 }
 
 fn scope(number: u128) -> impl Strategy<Value = Scope> {
-    // A uid is of one kind for good.
+    // The kind of a uid never changes.
     let of_namespace = prop::sample::select(&NAMESPACES[..]).prop_map(|namespace| Scope::Namespace(namespace.into()));
     let all = Just(Scope::Cluster(Selector::default()));
     let some = prop::sample::select(&TEAMS[..]).prop_map(|name| Scope::Cluster(team(name)));
@@ -104,7 +105,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => number.clone().prop_flat_map(|number| scope(number).prop_map(move |scope| Step::Insert(number, scope))),
         1 => number.prop_map(Step::Remove),
-        // Of the last nothing is ever heard.
+        // The last namespace is never reported.
         2 => (prop::sample::select(&NAMESPACES[..3]), prop::sample::select(&TEAMS[..]))
             .prop_map(|(namespace, team)| Step::Seen(namespace, team)),
         1 => prop::sample::select(&NAMESPACES[..3]).prop_map(Step::Gone),
@@ -113,23 +114,23 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn an_event_goes_to_whoever_asked_for_its_namespace(steps in prop::collection::vec(step(), 0..40)) {
+    fn recipients_equal_those_of_the_model(steps in prop::collection::vec(step(), 0..40)) {
         let mut index = Index::default();
-        let mut asked: HashMap<u128, Scope> = HashMap::new();
+        let mut model: HashMap<u128, Scope> = HashMap::new();
         let mut teams: HashMap<&str, &str> = HashMap::new();
         for (version, step) in (1..).zip(steps) {
             match step {
                 Step::Insert(number, scope) => {
                     // A Webhook's namespace never changes.
-                    let scope = match (asked.get(&number), scope) {
+                    let scope = match (model.get(&number), scope) {
                         (Some(before @ Scope::Namespace(_)), Scope::Namespace(_)) => before.clone(),
                         (_, scope) => scope,
                     };
                     index.insert(subscription(number, scope.clone()));
-                    asked.insert(number, scope);
+                    model.insert(number, scope);
                 }
                 Step::Remove(number) => {
-                    prop_assert_eq!(index.remove(Uid::from_u128(number)).is_some(), asked.remove(&number).is_some());
+                    prop_assert_eq!(index.remove(Uid::from_u128(number)).is_some(), model.remove(&number).is_some());
                 }
                 Step::Seen(namespace, team) => {
                     index.namespaces.seen(namespace.into(), version, labels(team), false);
@@ -139,7 +140,7 @@ proptest! {
             }
             prop_assert_eq!(
                 index.selects_namespaces(),
-                asked.values().any(|scope| matches!(scope, Scope::Cluster(selector) if !selector.selects_all()))
+                model.values().any(|scope| matches!(scope, Scope::Cluster(selector) if !selector.selects_all()))
             );
             for namespace in NAMESPACES {
                 let labels = teams.get(namespace).map(|team| labels(team));
@@ -150,17 +151,17 @@ proptest! {
                 };
                 let whose = |want: Option<bool>| {
                     let mut numbers: Vec<u128> =
-                        asked.iter().filter(|(_, scope)| wants(scope) == want).map(|(number, _)| *number).collect();
+                        model.iter().filter(|(_, scope)| wants(scope) == want).map(|(number, _)| *number).collect();
                     numbers.sort_unstable();
                     numbers
                 };
-                let (mut wanted, mut doubted) = told(&index, namespace, None);
-                wanted.sort_unstable();
-                doubted.sort_unstable();
-                prop_assert_eq!((wanted, doubted), (whose(Some(true)), whose(None)));
+                let (mut certain, mut uncertain) = recipients(&index, namespace, None);
+                certain.sort_unstable();
+                uncertain.sort_unstable();
+                prop_assert_eq!((certain, uncertain), (whose(Some(true)), whose(None)));
             }
         }
-        for number in asked.keys() {
+        for number in model.keys() {
             index.remove(Uid::from_u128(*number));
         }
         prop_assert!(index.subscriptions.is_empty() && index.of_namespaces.is_empty() && index.of_cluster.is_empty());

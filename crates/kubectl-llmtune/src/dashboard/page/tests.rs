@@ -13,7 +13,7 @@ fn frame(amiss: &str) -> Frame<'_> {
 }
 
 /// A Webhook and a delivery in which every free text is this text.
-fn said(text: &str) -> (Hook, Delivery) {
+fn filled_with(text: &str) -> (Hook, Delivery) {
     let condition = |kind: &str| json!({"type": kind, "status": "False", "reason": text, "message": text, "lastTransitionTime": AGO});
     let hook = json!({
         "apiVersion": "llmtune.io/v1alpha1", "kind": "Webhook", "metadata": {"name": "ci"},
@@ -35,7 +35,7 @@ fn said(text: &str) -> (Hook, Delivery) {
 }
 
 fn pages(text: &str) -> String {
-    let (hook, delivery) = said(text);
+    let (hook, delivery) = filled_with(text);
     let frame = frame(text);
     let hour = History::<u8>::default().hour(&0, &hook.status, &[], frame.now);
     let deliveries = [delivery];
@@ -52,7 +52,7 @@ fn marks_of(page: &str) -> [usize; 3] {
 
 proptest! {
     #[test]
-    fn no_text_becomes_a_tag_or_an_attribute_or_turns_others_around(
+    fn text_never_becomes_markup_or_reorders_the_page(
         text in prop_oneof!["[a-z<>\"'&/=` \u{202e}\u{2066}\u{7}]{1,40}", "[^\\n]{1,40}"]
     ) {
         let page = pages(&text);
@@ -63,8 +63,8 @@ proptest! {
 }
 
 #[test]
-fn of_a_thousand_deliveries_the_newest_hundred_are_shown_and_how_to_see_the_others() {
-    let (hook, delivery) = said("x");
+fn shows_newest_hundred_deliveries_and_command_for_others() {
+    let (hook, delivery) = filled_with("x");
     let deliveries = vec![delivery; 1000];
     let frame = frame("x");
     let hour = History::<u8>::default().hour(&0, &hook.status, &deliveries, frame.now);

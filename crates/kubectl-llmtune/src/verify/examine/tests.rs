@@ -72,7 +72,7 @@ fn body(request: Request, body: impl Into<Vec<u8>>) -> Request {
 }
 
 #[test]
-fn what_the_operator_sends_verifies_in_every_format() {
+fn verifies_requests_of_each_format() {
     let raw = Keys::new(secret(SECRET), None);
     for format in
         [Format::LlmTune, Format::Derived(Derived::CloudEventsBinary), Format::Derived(Derived::CloudEventsStructured)]
@@ -92,7 +92,7 @@ fn what_the_operator_sends_verifies_in_every_format() {
 }
 
 #[test]
-fn a_secret_that_is_almost_right_is_told_from_one_that_is_wrong() {
+fn recognizes_common_mistakes_in_secrets() {
     let quoted = format!("\"{SECRET}\"");
     let encoded = STANDARD.encode(SECRET);
     let hexadecimal = hexadecimal(SECRET.as_bytes());
@@ -104,9 +104,9 @@ fn a_secret_that_is_almost_right_is_told_from_one_that_is_wrong() {
         (SECRET, quoted, "quotation marks"),
         (SECRET, encoded.clone(), "base64 of the key"),
         (&encoded, SECRET.to_owned(), "encoded twice"),
-        (&hexadecimal, SECRET.to_owned(), "hexadecimal text itself"),
-        (WHSEC, WHSEC.trim_start_matches("whsec_").to_owned(), "nothing is taken off"),
-        (SECRET, "another".to_owned(), "so the secret is another one"),
+        (&hexadecimal, SECRET.to_owned(), "the key is the hexadecimal text"),
+        (WHSEC, WHSEC.trim_start_matches("whsec_").to_owned(), "do not remove the prefix"),
+        (SECRET, "another".to_owned(), "so the secret is probably wrong"),
     ] {
         let advice = findings(&native(stored.as_bytes()), &file);
         assert!(advice.contains(says) && advice.lines().count() == 1, "{stored:?} {file:?}: {advice}");
@@ -114,31 +114,31 @@ fn a_secret_that_is_almost_right_is_told_from_one_that_is_wrong() {
 }
 
 #[test]
-fn a_body_that_was_changed_is_told_with_how() {
+fn recognizes_changes_of_the_body() {
     let request = native(SECRET.as_bytes());
     let value: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
     let text = String::from_utf8(request.body.clone()).unwrap();
     for (changed, says) in [
         (serde_json::to_string_pretty(&value).unwrap(), "in another order"),
-        (text.replace("\":", "\": "), "with other white space"),
+        (text.replace("\":", "\": "), "with different white space"),
         (format!("{text}\n"), "line breaks or spaces around it"),
         (STANDARD.encode(&text), "isBase64Encoded"),
-        (text.replace("sample", "forged"), "the secret is another one"),
-        (text.replace("sample", "forged").replace("\":", "\" :"), "parsed and serialized again, or changed"),
-        (text[..40].to_owned(), "no JSON"),
+        (text.replace("sample", "forged"), "the secret is probably wrong"),
+        (text.replace("sample", "forged").replace("\":", "\" :"), "changed, or parsed and serialized again"),
+        (text[..40].to_owned(), "not JSON"),
         (String::new(), "the body is empty"),
     ] {
         let advice = findings(&body(request.clone(), changed), SECRET);
         assert!(advice.contains(says), "{advice}");
     }
     let both = findings(&body(request.clone(), format!("{text}\n")), &format!("{SECRET}\n"));
-    assert!(both.contains("line break, which the key") && both.contains("around it"), "{both}");
+    assert!(both.contains("line break, but the signing key") && both.contains("around it"), "{both}");
     let cut = Request { body: request.body[..40].to_vec(), ..request };
-    assert!(findings(&cut, SECRET).contains("the body has 40: it is cut short"));
+    assert!(findings(&cut, SECRET).contains("the body has 40 bytes; record the complete body"));
 }
 
 #[test]
-fn a_signature_that_is_missing_or_elsewhere_is_told() {
+fn recognizes_missing_and_moved_signatures() {
     let request = native(SECRET.as_bytes());
     let signature = request.header("x-llmtune-signature").unwrap().to_owned();
     let mut bare = request.clone();
@@ -155,16 +155,16 @@ fn a_signature_that_is_missing_or_elsewhere_is_told() {
 }
 
 #[test]
-fn while_a_secret_is_replaced_it_is_told_which_of_the_two_signed() {
+fn recognizes_the_previous_secret() {
     let keys = Keys::new(secret("new"), Some(secret(SECRET)));
     assert_eq!(keys.first(), KeySlot::Previous);
     let request = attempt(Format::LlmTune, &keys);
     assert!(examine(&request, &secret(SECRET), None, now()).verified);
-    assert!(findings(&request, "new").contains("secret from before"));
+    assert!(findings(&request, "new").contains("the previous secret signed"));
 }
 
 #[test]
-fn what_is_wrong_with_a_standard_webhook_is_told() {
+fn recognizes_mistakes_in_standard_webhooks() {
     let request = standard();
     let text = String::from_utf8(request.body.clone()).unwrap();
     let key = Encoding::Whsec.decode(WHSEC.as_bytes()).unwrap();
@@ -181,7 +181,7 @@ fn what_is_wrong_with_a_standard_webhook_is_told() {
         (
             with(request.clone(), "webhook-signature", Some(&format!("v1,{of_the_body}"))),
             WHSEC,
-            "the body alone was signed",
+            "only the body was signed",
         ),
         (with(request.clone(), "webhook-timestamp", Some(&format!("{NOW}000"))), WHSEC, "in whole seconds since 1970"),
         (
@@ -189,21 +189,21 @@ fn what_is_wrong_with_a_standard_webhook_is_told() {
             WHSEC,
             "in whole seconds since 1970",
         ),
-        (body(request.clone(), text.replace("\":", "\": ")), WHSEC, "with other white space"),
+        (body(request.clone(), text.replace("\":", "\": ")), WHSEC, "with different white space"),
         (request.clone(), SECRET, "no secret of Standard Webhooks"),
         (request.clone(), raw.as_str(), "kubectl get secret -o yaml"),
-        (request.clone(), "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "another one"),
+        (request.clone(), "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "probably wrong"),
     ] {
         let advice = findings(&request, file);
         assert!(advice.contains(says), "{says}: {advice}");
     }
     let raw_key = SecretSlice::from(key.expose_secret().to_vec());
     let verdict = examine(&request, &raw_key, None, now());
-    assert!(!verdict.verified && verdict.findings[0].contains("the key itself"), "{verdict:?}");
+    assert!(!verdict.verified && verdict.findings[0].contains("the decoded key"), "{verdict:?}");
 }
 
 #[test]
-fn a_clock_that_is_off_is_told_of_what_verifies_too() {
+fn warns_about_clock_even_if_verified() {
     for (seconds, says) in [(299, None), (-299, None), (720, Some("12m behind")), (-7200, Some("120m ahead of"))] {
         let now = Timestamp::from_second(NOW + seconds).unwrap();
         let verdict = examine(&standard(), &secret(WHSEC), None, now);
@@ -217,7 +217,7 @@ fn a_clock_that_is_off_is_told_of_what_verifies_too() {
 }
 
 #[test]
-fn a_request_of_another_format_is_told() {
+fn recognizes_requests_of_another_format() {
     let as_native = examine(&standard(), &secret(WHSEC), Some(Scheme::Body), now());
     assert!(as_native.findings[0].contains("StandardWebhooks"), "{as_native:?}");
     let as_standard = examine(&native(SECRET.as_bytes()), &secret(SECRET), Some(Scheme::StandardWebhooks), now());

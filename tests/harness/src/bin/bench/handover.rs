@@ -70,7 +70,7 @@ pub async fn end(
     let leading = leading_since(new).ok_or_else(|| complain("nobody leads"))?;
     let first = tally.first_since(leading).ok_or_else(|| complain("the new leader posts nothing"))?;
     let log = new.log();
-    if !log.contains("going on from the ledger") {
+    if !log.contains("continuing from the ledger") {
         return Err(complain("the new leader did not go on from the ledger"));
     }
     let lists = metric(

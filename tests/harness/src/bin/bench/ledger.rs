@@ -245,7 +245,7 @@ matches, each with a Secret: from the log line that says that the process leads 
     rows.extend([
         Row::new(format!("flush at {RATE}/s, mean, ms"), 1, flushes.mean_millis()),
         Row::new(format!("flush at {RATE}/s, p99, ms"), 1, flushes.p99_millis()),
-        Row::new("ledger, as the operator tells, KiB", 1, size.reported / 1024.0),
+        Row::new("ledger, as the operator reports, KiB", 1, size.reported / 1024.0),
         Row::new(format!("– in its {} segments, KiB", size.segments), 1, size.bytes as f64 / 1024.0),
         Row::new("– per job, bytes", 1, size.bytes as f64 / f64::from(jobs)),
     ]);

@@ -49,55 +49,55 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// Measures the operator.
 #[derive(Clone, Parser)]
 struct Args {
-    /// What to measure; everything but `soak` where nothing is named.
+    /// The parts to measure [default: all except `soak`].
     parts: Vec<Part>,
-    /// Training jobs that are there throughout; in `ledger` there are those of `--finished`.
+    /// Number of training jobs that exist during a measurement; `ledger` uses `--finished` instead.
     #[arg(long, default_value_t = 6000, value_parser = clap::value_parser!(u32).range(500..=1_000_000))]
     jobs: u32,
-    /// Finished training jobs that the ledger is measured with.
+    /// Number of finished training jobs in `ledger`.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(500..=1_000_000))]
     finished: u32,
-    /// Webhooks that restarts are measured with.
+    /// Number of Webhooks in the measurement of restarts.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     webhooks: u32,
-    /// Length of the steady load; others are in proportion.
+    /// Duration of the steady load, in seconds; other loads are proportional to it.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(3..))]
     seconds: u64,
-    /// Rounds of whatever is measured several times; of `latency` twice as many.
+    /// Number of rounds of repeated measurements; `latency` takes twice as many.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Transitions a second of the steady load of `latency`.
+    /// Transitions per second in the steady load of `latency`.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rate: u32,
-    /// Patches under way at once where it goes as fast as it can.
+    /// Maximum number of concurrent patches in measurements at full speed.
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=32))]
     patchers: u32,
-    /// Minutes of `soak`.
+    /// Duration of `soak`, in minutes.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=1440))]
     soak_minutes: u64,
-    /// A smoke run: 500 jobs, one round of 6 s, nothing written.
+    /// Only check that the benchmark runs: 500 jobs, one round of 6 s, no output file.
     #[arg(long)]
     quick: bool,
-    /// The page that the figures are written into.
+    /// The page to write the results to.
     #[arg(long, default_value = "docs/performance.md")]
     output: PathBuf,
-    /// The operator's binary; else the one beside this one.
+    /// The operator's binary [default: in the folder of this binary].
     #[arg(long)]
     operator: Option<PathBuf>,
-    /// The floor's binary; else the one beside this one.
+    /// The floor's binary [default: in the folder of this binary].
     #[arg(long)]
     floor: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Latency, CPU and memory beside the floor.
+    /// Latency, CPU and memory, compared with the floor.
     Latency,
     /// Writes to the apiserver and bytes to etcd at 1, 50 and 500 transitions a second.
     Writes,
-    /// What is lost and repeated over kill -9 and over failing answers.
+    /// Lost and repeated deliveries after kill -9 and failing answers.
     Faults,
-    /// How soon an edit, a handover, a takeover and a Secret are in force.
+    /// Time until an edit, a handover, a takeover and a change of a Secret take effect.
     Behaviour,
     /// First sync, memory, flushes and restarts with 100,000 finished jobs.
     Ledger,
@@ -105,11 +105,11 @@ enum Part {
     Fanout,
     /// 2,000 Webhooks in 200 namespaces: start, memory, calls at rest, edits.
     Scale,
-    /// What one event, a flush and a recovery cost in process.
+    /// Cost of one event, a flush and a recovery, in process.
     Micro,
     /// A million pending deliveries in process.
     Pending,
-    /// The same jobs as a kind that a WebhookSource maps.
+    /// The same jobs as a kind that a WebhookSource maps to events.
     Mapped,
     /// Memory over half an hour of load.
     Soak,

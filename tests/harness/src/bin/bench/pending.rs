@@ -37,10 +37,9 @@ pub fn run(bench: &Bench) -> Result<Page, String> {
     let mut page = Page::new(
         "
 In one process without apiserver, ledger or network (`tests/micro/benches/pending.rs`, measured by criterion): 1,000
-Webhooks wait for the same events, so that the bound on the bytes of stored events holds; every tenth delivery has failed
-once and waits for its retry. Memory is that of the process with the Webhooks, before and after the deliveries. A flush
-tells of 50 events for one Webhook more, and of 50 deliveries of shared events that were acknowledged: what it writes of a
-shared event are all its deliveries.
+Webhooks have deliveries of the same events, within the bound on stored events. Every tenth delivery has failed once and
+waits for its retry. Memory is that of the process with the Webhooks, before and after the deliveries. A flush writes 50
+events for one more Webhook, and 50 acknowledgments of shared events, each with all its deliveries.
 ",
     );
     let MemoryReport { before, after, .. } = report;
