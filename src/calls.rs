@@ -1,7 +1,6 @@
 //! Calls to the apiserver: metadata-only writes, time limits, backoff, and throttled logging of failures.
 
 use std::{
-    hash::{BuildHasher, RandomState},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -39,18 +38,13 @@ pub async fn within<T, E: From<kube::Error>>(
 /// The wait after this many consecutive failures: 100 ms, doubled each time up to 5 s, minus a random part of at most
 /// half. The random part keeps clients from reconnecting all at once after an outage.
 pub fn pause(failures: u32) -> Duration {
-    shortened(failures, random())
+    shortened(failures, fastrand::f64())
 }
 
 /// `random` is in [0, 1).
 fn shortened(failures: u32, random: f64) -> Duration {
     let full = Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5));
     full.mul_f64(1.0 - random / 2.0)
-}
-
-/// A number in [0, 1). The hash keys of the standard library are random, which is enough to vary waits.
-pub fn random() -> f64 {
-    (RandomState::new().hash_one(()) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// At most one line is logged in this time, however many calls fail.
@@ -97,7 +91,6 @@ mod tests {
         let millis = |failures, random| shortened(failures, random).as_millis();
         assert_eq!([0, 1, 5, 6, 100].map(|failures| millis(failures, 0.0)), [100, 200, 3200, 5000, 5000]);
         assert_eq!(millis(6, 0.5), 3750);
-        assert!((0..100).all(|_| (0.0..1.0).contains(&random())));
         assert_ne!(pause(6), pause(6), "equal numbers of failures give different waits");
     }
 }

@@ -10,7 +10,7 @@ use prometheus::{
     core::Collector,
 };
 
-use crate::report::writer::ConditionSink;
+use crate::report::webhooks::ConditionSink;
 use conditions::Conditions;
 use llmtune_core::{
     attempt::{Class, Exchange},

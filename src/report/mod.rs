@@ -6,9 +6,10 @@ pub mod events;
 mod references;
 pub mod sources;
 pub mod status;
+pub mod status_writer;
 pub mod usage;
+pub mod webhooks;
 mod write_rate_limiter;
-pub mod writer;
 
 use std::sync::Arc;
 

@@ -1,35 +1,36 @@
 //! Status of `WebhookSource` objects: whether each is watched, and whether its expressions can be evaluated.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::Client;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval},
-};
-
-use super::writer::apply;
-use crate::{
-    claim::Claim,
-    source::{
-        catalog::SourceRef,
-        custom_source::{Failure, Failures},
-        health::{Trouble, WatchHealth},
-    },
-};
-use llmtune_api::conditions::{self, whole_seconds};
 use llmtune_api::{
     WebhookSource,
+    conditions::{self, whole_seconds},
     webhook_source::{EvaluationFailure, MappingInForce, WebhookSourceStatus},
 };
 use llmtune_core::event::object::Uid;
 
-/// How often the health of the watches is checked.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often a status is written if only its counters change.
-const COUNTS_EVERY: Duration = Duration::from_secs(30);
+use super::{
+    status_writer::{Reporter, StatusEntry, StatusTable, StatusTarget},
+    write_rate_limiter::{Changed, Limits, WriteState},
+};
+use crate::source::{
+    catalog::SourceRef,
+    custom_source::{Failure, Failures},
+    health::{Trouble, WatchHealth},
+};
+
+/// Users and pipelines wait for conditions.
+const LIMITS: Limits = Limits {
+    figures_every: Duration::from_secs(30),
+    conditions_every: Duration::from_secs(1),
+    figures_per_second: 10,
+    conditions_per_second: 10,
+};
 /// How long a failed expression makes its source unhealthy.
 const UNHEALTHY_FOR: SignedDuration = SignedDuration::from_mins(10);
 /// How long a watch may list before the condition reports it.
@@ -65,54 +66,65 @@ pub struct Fault {
     pub message: String,
 }
 
-struct SourceStatusEntry {
-    source: SourceRef,
+/// The status of a `WebhookSource`.
+pub struct SourceStatusEntry {
+    target: StatusTarget,
     generation: i64,
     state: State,
     in_force: Option<Box<MappingInForce>>,
     since: Instant,
     status: WebhookSourceStatus,
-    /// The time of the last write, and whether it succeeded.
-    written: Option<(Instant, bool)>,
+    writes: WriteState,
 }
 
-/// Writes statuses until the sender of notes is dropped. Checks the claim before each write.
-pub async fn write(client: Client, mut notes: mpsc::UnboundedReceiver<Note>, claim: Claim) {
-    let mut entries: HashMap<Uid, SourceStatusEntry> = HashMap::new();
-    let mut tick = interval(LOOK_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            note = notes.recv() => match note {
-                Some(Note::Changed { source, generation, state, in_force, found }) => {
-                    let status = entries.remove(&source.uid).map_or(*found, |known| known.status);
-                    let in_force = in_force.or_else(|| status.in_force.clone().map(Box::new));
-                    let since = Instant::now();
-                    let entry = SourceStatusEntry { source, generation, state, in_force, since, status, written: None };
-                    entries.insert(entry.source.uid, entry);
-                }
-                Some(Note::Removed(uid)) => {
-                    entries.remove(&uid);
-                }
-                None => return,
-            },
-            _ = tick.tick() => {
-                for entry in entries.values_mut() {
-                    if claim.holds() && entry.changes(Timestamp::now()) {
-                        let SourceRef { uid, name } = &entry.source;
-                        let succeeded = apply::<WebhookSource>(&client, *uid, None, name, &entry.status).await;
-                        entry.written = Some((Instant::now(), succeeded));
-                    }
-                }
+impl StatusEntry for SourceStatusEntry {
+    type Status = WebhookSourceStatus;
+
+    const LIMITS: Limits = LIMITS;
+
+    fn parts(&mut self) -> (&mut WriteState, &StatusTarget, &WebhookSourceStatus) {
+        (&mut self.writes, &self.target, &self.status)
+    }
+}
+
+impl Reporter for StatusTable<SourceStatusEntry> {
+    type Note = Note;
+    type Entry = SourceStatusEntry;
+
+    fn table(&mut self) -> &mut Self {
+        self
+    }
+
+    fn record(&mut self, note: Note) {
+        match note {
+            Note::Changed { source: SourceRef { uid, name }, generation, state, in_force, found } => {
+                let (status, writes) = match self.entries.remove(&uid) {
+                    Some(known) => (known.status, known.writes),
+                    None => (*found, WriteState::default()),
+                };
+                let in_force = in_force.or_else(|| status.in_force.clone().map(Box::new));
+                let target = StatusTarget::of::<WebhookSource>(uid, None, &name);
+                let since = Instant::now();
+                let entry = SourceStatusEntry { target, generation, state, in_force, since, status, writes };
+                self.entries.insert(uid, entry);
             }
+            Note::Removed(uid) => {
+                self.entries.remove(&uid);
+            }
+        }
+    }
+
+    /// Reads the health of the watches and the failures of expressions.
+    fn refresh(&mut self, now: Timestamp) {
+        for entry in self.entries.values_mut() {
+            entry.update(now);
         }
     }
 }
 
 impl SourceStatusEntry {
-    /// Updates the status. Returns whether to write it now.
-    fn changes(&mut self, now: Timestamp) -> bool {
-        let Some(conditions) = self.conditions(now) else { return false };
+    fn update(&mut self, now: Timestamp) {
+        let Some(conditions) = self.conditions(now) else { return };
         let failures = match &self.state {
             State::Watched { failures, .. } => failures.summary(),
             State::Broken(_) => (0, None),
@@ -122,18 +134,17 @@ impl SourceStatusEntry {
             in_force: self.in_force.as_deref().cloned(),
             conditions,
             evaluation_errors: failures.0 as i64,
-            last_evaluation_error: failures.1.map(told),
+            last_evaluation_error: failures.1.map(evaluation_failure),
         };
-        let due = match self.written {
-            None => new != self.status,
-            Some((_, false)) => true,
-            Some((_, true)) if new.conditions != self.status.conditions => true,
-            Some((at, true)) => new != self.status && at.elapsed() >= COUNTS_EVERY,
-        };
-        if due {
-            self.status = new;
+        let known = &self.status;
+        if (&new.conditions, new.observed_generation, &new.in_force)
+            != (&known.conditions, known.observed_generation, &known.in_force)
+        {
+            self.writes.touch(Changed::Conditions);
+        } else if new != *known {
+            self.writes.touch(Changed::Figures);
         }
-        due
+        self.status = new;
     }
 
     /// Returns the conditions, or `None` while the state is unknown.
@@ -188,7 +199,7 @@ fn readiness(health: &WatchHealth, patient: bool) -> Option<(bool, &'static str,
     patient.then(|| (false, "Listing", format!("the {kind} objects are being listed")))
 }
 
-fn told(failure: Failure) -> EvaluationFailure {
+fn evaluation_failure(failure: Failure) -> EvaluationFailure {
     let Failure { at, namespace, name, place, error } = failure;
     EvaluationFailure {
         time: whole_seconds(at),

@@ -2,20 +2,18 @@
 
 mod entry;
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
     events::Notice,
-    write_rate_limiter::{Changed, Limits, WriteRateLimiter},
+    status_writer::StatusTable,
+    write_rate_limiter::{Changed, Limits},
 };
 use crate::subscription::watch::SubscriptionState;
-use entry::WebhookStatusEntry;
+pub use entry::WebhookStatusEntry;
 use llmtune_api::webhook::WebhookStatus;
 use llmtune_core::{
     engine::RecordedOutcome,
@@ -34,24 +32,10 @@ pub const LIMITS: Limits = Limits {
 /// How often a filter failure of one Webhook is reported. The metric counts every failure.
 const FILTER_FAILURES_EVERY: Duration = Duration::from_secs(600);
 
-/// A status to write.
-#[derive(Debug)]
-pub struct StatusWrite {
-    pub webhook: WebhookRef,
-    pub status: WebhookStatus,
-}
-
 /// The statuses.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Statuses {
-    entries: HashMap<Uid, WebhookStatusEntry>,
-    turns: WriteRateLimiter,
-}
-
-impl Default for Statuses {
-    fn default() -> Self {
-        Self { entries: HashMap::new(), turns: WriteRateLimiter::new(LIMITS) }
-    }
+    table: StatusTable<WebhookStatusEntry>,
 }
 
 impl Statuses {
@@ -63,7 +47,7 @@ impl Statuses {
         found: Option<Box<WebhookStatus>>,
         at: Timestamp,
     ) -> Vec<Notice> {
-        let entry = self.entries.entry(webhook.uid).or_insert_with(|| WebhookStatusEntry::new(webhook, found));
+        let entry = self.table.entries.entry(webhook.uid).or_insert_with(|| WebhookStatusEntry::new(webhook, found));
         match state {
             Some(state) if entry.state.as_ref() != Some(&state) => entry.update_state(state, at),
             _ => Vec::new(),
@@ -72,18 +56,18 @@ impl Statuses {
 
     /// Records the number of pending deliveries.
     pub fn pending(&mut self, webhook: Uid, pending: usize) {
-        if let Some(entry) = self.entries.get_mut(&webhook) {
+        if let Some(entry) = self.table.entries.get_mut(&webhook) {
             entry.counts().pending = pending as i64;
-            entry.turn.touch(Changed::Figures);
+            entry.writes.touch(Changed::Figures);
         }
     }
 
     /// Records a dropped event.
     pub fn dropped(&mut self, webhook: Uid, pending: usize) -> Vec<Notice> {
-        let Some(entry) = self.entries.get_mut(&webhook) else { return Vec::new() };
+        let Some(entry) = self.table.entries.get_mut(&webhook) else { return Vec::new() };
         entry.counts().pending = pending as i64;
         entry.counts().dropped += 1;
-        entry.turn.touch(Changed::Figures);
+        entry.writes.touch(Changed::Figures);
         let text = "an event was dropped: the queue is full, and no WebhookDelivery could be created; check why the endpoint fails, and whether a quota or a policy rejects WebhookDelivery objects";
         vec![Notice::warning(&entry.webhook, "DeliveriesDropped", text.into())]
     }
@@ -91,7 +75,7 @@ impl Statuses {
     /// Records a filter failure. Reports it at most every [`FILTER_FAILURES_EVERY`], and again after a change of the
     /// spec.
     pub fn filter_failed(&mut self, webhook: Uid, event: &Event, error: &str, now: Instant) -> Vec<Notice> {
-        let Some(entry) = self.entries.get_mut(&webhook) else { return Vec::new() };
+        let Some(entry) = self.table.entries.get_mut(&webhook) else { return Vec::new() };
         if entry.filter_failure_reported.is_some_and(|told| now < told + FILTER_FAILURES_EVERY) {
             return Vec::new();
         }
@@ -104,47 +88,32 @@ impl Statuses {
 
     /// Records the outcome of an attempt.
     pub fn record_outcome(&mut self, recorded: &RecordedOutcome, at: Timestamp) -> Vec<Notice> {
-        self.entries.get_mut(&recorded.webhook).map(|entry| entry.record_outcome(recorded, at)).unwrap_or_default()
+        self.table
+            .entries
+            .get_mut(&recorded.webhook)
+            .map(|entry| entry.record_outcome(recorded, at))
+            .unwrap_or_default()
     }
 
     /// Records that the endpoint acknowledged a test. Like every acknowledgment, it ends a series of failures.
     pub fn test_acknowledged(&mut self, webhook: Uid, at: Timestamp) -> Vec<Notice> {
-        self.entries.get_mut(&webhook).and_then(|entry| entry.acknowledged("a test", at)).into_iter().collect()
+        self.table.entries.get_mut(&webhook).and_then(|entry| entry.acknowledged("a test", at)).into_iter().collect()
     }
 
     /// Removes a deleted Webhook.
     pub fn remove(&mut self, webhook: Uid) -> Option<WebhookRef> {
-        self.entries.remove(&webhook).map(|entry| entry.webhook)
+        self.table.entries.remove(&webhook).map(|entry| entry.webhook)
     }
 
     /// Returns the conditions of a Webhook for metrics, if one changed since the last call.
     pub fn changed_conditions(&mut self, webhook: Uid) -> Option<(&WebhookRef, &[Condition])> {
-        let entry = self.entries.get_mut(&webhook)?;
+        let entry = self.table.entries.get_mut(&webhook)?;
         std::mem::take(&mut entry.conditions_changed).then_some((&entry.webhook, &entry.status.conditions))
     }
 
-    /// Returns the writes to start now. Each must be followed by [`Self::written`]. With `last`, returns all changed
-    /// statuses.
-    pub fn due(&mut self, now: Instant, last: bool) -> Vec<StatusWrite> {
-        let all = self
-            .entries
-            .values_mut()
-            .map(|WebhookStatusEntry { turn, webhook, status, .. }| (turn, (&*webhook, &*status)));
-        let due = self.turns.due(all, now, last);
-        due.map(|(webhook, status)| StatusWrite { webhook: webhook.clone(), status: status.clone() }).collect()
-    }
-
-    /// Records the end of a write. A failed write is repeated.
-    pub fn written(&mut self, webhook: Uid, succeeded: bool) {
-        if let Some(entry) = self.entries.get_mut(&webhook) {
-            entry.turn.ended(succeeded);
-        }
-    }
-
-    /// Reports whether a status is still to be written.
-    #[must_use]
-    pub fn is_dirty(&self) -> bool {
-        self.entries.values().any(|entry| entry.turn.is_open())
+    /// Returns the table, which decides about writes.
+    pub const fn table(&mut self) -> &mut StatusTable<WebhookStatusEntry> {
+        &mut self.table
     }
 }
 
@@ -206,21 +175,21 @@ mod tests {
         for number in 0..20 {
             statuses.update_state(webhook(number), Some(state(Readiness::Live)), None, at(0));
         }
-        let mut writes = statuses.due(after(0.0), false);
-        writes.append(&mut statuses.due(after(1.0), false));
+        let mut writes = statuses.table.due(after(0.0), false);
+        writes.append(&mut statuses.table.due(after(1.0), false));
         assert_eq!(writes.len(), 20);
-        let failed = writes[0].webhook.uid;
-        for write in writes {
-            statuses.written(write.webhook.uid, write.webhook.uid != failed);
-            statuses.pending(write.webhook.uid, 1);
+        let failed = writes[0].0.uid;
+        for (target, _) in writes {
+            statuses.table.written(target.uid, target.uid != failed);
+            statuses.pending(target.uid, 1);
         }
-        let again = statuses.due(after(2.0), false);
+        let again = statuses.table.due(after(2.0), false);
         assert_eq!(again.len(), 1, "counters are not due yet");
-        assert_eq!(again[0].webhook.uid, failed);
-        statuses.written(failed, false);
-        let again = statuses.due(after(7.0), false);
+        assert_eq!(again[0].0.uid, failed);
+        statuses.table.written(failed, false);
+        let again = statuses.table.due(after(7.0), false);
         assert_eq!(again.len(), LIMITS.figures_per_second);
-        assert_eq!(again[0].webhook.uid, failed, "before the counters of the others");
+        assert_eq!(again[0].0.uid, failed, "before the counters of the others");
     }
 
     #[test]
@@ -241,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoint_stays_gone_after_a_late_acknowledgment_of_the_old_one() {
+    fn late_acknowledgment_of_the_old_endpoint_keeps_gone() {
         let mut statuses = Statuses::default();
         statuses.update_state(webhook(1), Some(state(Readiness::Live)), None, at(0));
         let event = Arc::new(sample(EventType::TrainingFailed, Uid::from_u128(7), "research", None, at(0)));
@@ -263,7 +232,7 @@ mod tests {
                 pending: 0,
             };
             let notices = statuses.record_outcome(&recorded, at(second));
-            let status = &statuses.entries[&uid].status;
+            let status = &statuses.table.entries[&uid].status;
             let healthy = conditions::get(&status.conditions, "Healthy").unwrap();
             (healthy.status.clone(), healthy.reason.clone(), gone_generation(status), notices.len())
         };
@@ -306,7 +275,7 @@ mod tests {
         };
         let healthy = |statuses: &mut Statuses| {
             let metric = statuses.changed_conditions(uid).map(|(_, conditions)| conditions.to_vec());
-            let status = &statuses.entries[&uid].status;
+            let status = &statuses.table.entries[&uid].status;
             let told = |conditions: &[Condition]| conditions::get(conditions, "Healthy").unwrap().status.clone();
             (told(&status.conditions), metric.map(|conditions| told(&conditions)), status.consecutive_failures)
         };
@@ -334,7 +303,7 @@ mod tests {
         let mut statuses = Statuses::default();
         statuses.update_state(webhook(1), Some(state(Readiness::Live)), None, at(0));
         assert_eq!(statuses.test_acknowledged(webhook(1).uid, at(1)).len(), 0, "it has not recovered from anything");
-        let status = &statuses.entries[&webhook(1).uid].status;
+        let status = &statuses.table.entries[&webhook(1).uid].status;
         assert_eq!(conditions::get(&status.conditions, "Healthy").unwrap().status, "True");
         assert!(statuses.test_acknowledged(webhook(2).uid, at(1)).is_empty(), "there is no such Webhook");
     }
@@ -343,7 +312,7 @@ mod tests {
     fn webhook_without_secret_stays_stalled_under_a_new_leader() {
         let stalled = |statuses: &mut Statuses, state: SubscriptionState, second: i64| {
             statuses.update_state(webhook(1), Some(state), None, at(second));
-            let status = &statuses.entries[&Uid::from_u128(1)].status;
+            let status = &statuses.table.entries[&Uid::from_u128(1)].status;
             let condition = conditions::get(&status.conditions, "Stalled").unwrap();
             (condition.status.clone(), condition.reason.clone(), condition.last_transition_time.0)
         };
@@ -352,7 +321,7 @@ mod tests {
         assert_eq!(first, ("False".into(), "Progressing".into(), at(0)));
         let long = stalled(&mut before, missing("SecretNotFound", true), 60);
         assert_eq!(long, ("True".into(), "SecretNotFound".into(), at(60)));
-        let found = before.entries[&Uid::from_u128(1)].status.clone();
+        let found = before.table.entries[&Uid::from_u128(1)].status.clone();
 
         let mut after = Statuses::default();
         after.update_state(webhook(1), None, Some(Box::new(found.clone())), at(3600));
@@ -381,7 +350,7 @@ mod tests {
         let broken = SubscriptionState { generation: 2, fault: Some(fault), ..valid(1) };
         let notices = statuses.update_state(webhook(1), Some(broken.clone()), None, at(5));
         assert_eq!(notices.len(), 2, "that it is subscribed, and the fault");
-        let status = statuses.entries[&Uid::from_u128(1)].status.clone();
+        let status = statuses.table.entries[&Uid::from_u128(1)].status.clone();
         let state = |status: &WebhookStatus, kind: &str| {
             let condition = conditions::get(&status.conditions, kind).unwrap();
             (condition.status.clone(), condition.reason.clone(), condition.observed_generation)
@@ -395,7 +364,7 @@ mod tests {
 
         let mut next = Statuses::default();
         next.update_state(webhook(1), Some(valid(3)), Some(Box::new(status)), at(9));
-        let status = &next.entries[&Uid::from_u128(1)].status;
+        let status = &next.table.entries[&Uid::from_u128(1)].status;
         assert_eq!(state(status, "Stalled"), ("False".into(), "Progressing".into(), Some(3)));
         assert_eq!(status.in_force.as_ref().map(|in_force| in_force.generation), Some(3));
     }

@@ -36,13 +36,13 @@ pub struct Limits {
 
 /// The write state of one object.
 #[derive(Debug, Default)]
-pub struct Turn {
+pub struct WriteState {
     changed: Changed,
     written: Option<Instant>,
     writing: Option<Changed>,
 }
 
-impl Turn {
+impl WriteState {
     /// Records a change.
     pub fn touch(&mut self, changed: Changed) {
         self.changed = self.changed.max(changed);
@@ -67,7 +67,7 @@ impl Turn {
         self.changed != Changed::Nothing || self.writing.is_some()
     }
 
-    fn has_come(&self, limits: &Limits, now: Instant, last: bool) -> bool {
+    fn is_due(&self, limits: &Limits, now: Instant, last: bool) -> bool {
         let spacing = match self.changed {
             Changed::Nothing => return false,
             Changed::Figures => limits.figures_every,
@@ -91,11 +91,11 @@ impl WriteRateLimiter {
         Self { limits, recent: Vec::new() }
     }
 
-    /// Returns the objects whose writes start now. Each needs a call of [`Turn::ended`] later. With `last`, returns all
+    /// Returns the objects whose writes start now. Each needs a call of [`WriteState::ended`] later. With `last`, returns all
     /// objects that changed.
     pub fn due<'a, T>(
         &mut self,
-        all: impl Iterator<Item = (&'a mut Turn, T)>,
+        all: impl Iterator<Item = (&'a mut WriteState, T)>,
         now: Instant,
         last: bool,
     ) -> impl Iterator<Item = T> {
@@ -109,15 +109,15 @@ impl WriteRateLimiter {
         let mut due = Vec::new();
         // Usually the limit is reached or nothing changed.
         if begun < limit(Changed::Conditions) {
-            due.extend(all.filter(|(turn, _)| turn.has_come(&limits, now, last)));
+            due.extend(all.filter(|(writes, _)| writes.is_due(&limits, now, last)));
         }
-        due.sort_by_key(|(turn, _)| (Reverse(turn.changed), turn.written));
-        let begins = due.iter().zip(begun..).take_while(|((turn, _), begun)| *begun < limit(turn.changed)).count();
+        due.sort_by_key(|(writes, _)| (Reverse(writes.changed), writes.written));
+        let begins = due.iter().zip(begun..).take_while(|((writes, _), begun)| *begun < limit(writes.changed)).count();
         due.truncate(begins);
         self.recent.extend(std::iter::repeat_n(now, begins));
-        due.into_iter().map(move |(turn, whose)| {
-            turn.writing = Some(std::mem::take(&mut turn.changed));
-            turn.written = Some(now);
+        due.into_iter().map(move |(writes, whose)| {
+            writes.writing = Some(std::mem::take(&mut writes.changed));
+            writes.written = Some(now);
             whose
         })
     }

@@ -56,7 +56,7 @@ mod tests {
     use llmtune_core::event::object::Uid;
 
     #[test]
-    fn owner_depends_on_kind_namespace_name_and_url_but_not_on_uid() {
+    fn owner_is_kind_namespace_name_and_url() {
         let webhook = |uid: u128| WebhookRef {
             kind: WebhookKind::Webhook,
             uid: Uid::from_u128(uid),

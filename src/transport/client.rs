@@ -19,7 +19,7 @@ use super::{
     connection::{Connection, Http1, Http2},
     connector::{ConnectError, Connector, Network, Progress, Stage},
     pool::{Key, Pool, Shares},
-    wire::Unasked,
+    wire::Unsolicited,
 };
 
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("llmtune-webhooks/", env!("CARGO_PKG_VERSION")));
@@ -34,7 +34,7 @@ pub struct Client {
 /// A response whose head has arrived.
 pub struct Response {
     http: http::Response<Incoming>,
-    unasked: Unasked,
+    unsolicited: Unsolicited,
     /// Host and port of the proxy that got the whole URL and may have answered itself.
     proxy: Option<String>,
     lease: Option<Lease>,
@@ -111,18 +111,18 @@ impl Client {
             };
             progress.reach(Stage::Answer);
             // Unless the exchange ends, it has timed out.
-            let suspicion = Suspicion::of(&self.pool, key, &connection);
+            let discard = DiscardOnDrop::of(&self.pool, key, &connection);
             let sent = connection.send(request.clone()).await;
             match sent {
                 Ok(http) => {
-                    suspicion.dispel();
+                    discard.cancel();
                     let proxy = connection.is_proxied().then(|| self.connector.network.proxy_of(&uri)).flatten();
-                    let unasked = connection.unasked();
+                    let unsolicited = connection.unsolicited();
                     let lease = Some(Lease { pool: self.pool.clone(), key: key.clone(), connection });
-                    return Ok(Response { http, unasked, proxy, lease });
+                    return Ok(Response { http, unsolicited, proxy, lease });
                 }
                 Err(broken) => {
-                    drop(suspicion);
+                    drop(discard);
                     if resent || !broken.resend {
                         return Err(broken.error.into());
                     }
@@ -142,15 +142,15 @@ impl Client {
     }
 }
 
-/// Excludes the connections to an origin from reuse unless they have answered since, or the suspicion is dispelled.
-struct Suspicion<'a> {
+/// Excludes the connections to an origin from reuse unless they have answered since, or it is canceled.
+struct DiscardOnDrop<'a> {
     pool: Option<&'a Pool>,
     key: &'a Key,
     begun: Instant,
     connection: Option<Arc<Http2>>,
 }
 
-impl<'a> Suspicion<'a> {
+impl<'a> DiscardOnDrop<'a> {
     fn of(pool: &'a Pool, key: &'a Key, connection: &Connection) -> Self {
         let connection = match connection {
             Connection::Http1(_) => None,
@@ -159,12 +159,12 @@ impl<'a> Suspicion<'a> {
         Self { pool: Some(pool), key, begun: Instant::now(), connection }
     }
 
-    fn dispel(mut self) {
+    fn cancel(mut self) {
         self.pool = None;
     }
 }
 
-impl Drop for Suspicion<'_> {
+impl Drop for DiscardOnDrop<'_> {
     fn drop(&mut self) {
         if let Some(pool) = self.pool {
             pool.forget(self.key, self.begun, self.connection.as_ref());
@@ -212,7 +212,7 @@ impl Response {
         while let Some(frame) = self.http.body_mut().frame().await {
             // Frames without data are trailers.
             if let Ok(data) = frame?.into_data() {
-                self.unasked.taken(data.len());
+                self.unsolicited.taken(data.len());
                 return Ok(Some(data));
             }
         }

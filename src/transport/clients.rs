@@ -25,7 +25,7 @@ use super::{
     connector::Network,
     pool::Shares,
     resolver::Resolve,
-    tls::{Either, Named, TlsConfig},
+    tls::{BundleVerifier, TlsConfig},
 };
 
 /// The client of one TLS configuration, created on first use.
@@ -72,7 +72,7 @@ impl Clients {
     ) -> Result<Self, rustls::Error> {
         let provider = Arc::new(ring::default_provider());
         let inner = Arc::new(Verifier::new_with_extra_roots(roots.iter().cloned(), Arc::clone(&provider))?);
-        let verifier = Arc::new(Named { certificates: roots, inner });
+        let verifier = Arc::new(BundleVerifier { certificates: roots.into(), inner, rest: None });
         let trust = Trust { verifier, provider };
         let proxy_tls = TlsConnector::from(Arc::new(trust.config(None)?));
         let network = Arc::new(Network { guard: Arc::new(guard), names, proxy, proxy_tls });
@@ -113,7 +113,7 @@ impl Trust {
     fn config(&self, own: Option<&TlsConfig>) -> Result<ClientConfig, rustls::Error> {
         let rest = Arc::clone(&self.verifier);
         let verifier = match own.and_then(|own| own.bundle.clone()) {
-            Some(bundle) => Arc::new(Either { bundle, rest }),
+            Some(bundle) => Arc::new(BundleVerifier { rest: Some(rest), ..(*bundle).clone() }),
             None => rest,
         };
         // TLS 1.2 and 1.3: rustls supports no other.

@@ -24,7 +24,7 @@ use tokio::{
 
 use super::{
     pool::{IDLE, MAX_AGE},
-    wire::{Unasked, Use, Wire},
+    wire::{Unsolicited, Use, Wire},
 };
 use llmtune_client::error_chain::chain;
 
@@ -70,8 +70,8 @@ struct Facts {
     /// When it was last used and when it last answered, in milliseconds since `born`; 0 means never.
     used: AtomicU64,
     answered: AtomicU64,
-    unasked: Unasked,
-    _cut: Cut,
+    unsolicited: Unsolicited,
+    _cut: AbortOnDrop,
 }
 
 /// Why a request has no response.
@@ -86,14 +86,14 @@ pub(super) struct Broken {
 impl Connection {
     /// Starts HTTP on a connection.
     pub(super) async fn begin(wire: Wire) -> Result<Self, hyper::Error> {
-        let (used, unasked) = (wire.used(), wire.unasked());
+        let (used, unsolicited) = (wire.used(), wire.unsolicited());
         let (cut, ended) = oneshot::channel();
         let facts = Facts {
             born: Instant::now(),
             used: AtomicU64::default(),
             answered: AtomicU64::default(),
-            unasked,
-            _cut: Cut(Some(cut)),
+            unsolicited,
+            _cut: AbortOnDrop(Some(cut)),
         };
         let stream = TokioIo::new(wire.until(ended));
         if used == Use::Http2 {
@@ -152,7 +152,7 @@ impl Connection {
         let returned = error.take_message().is_some();
         let error = error.into_error();
         let resend = match self {
-            Self::Http1(connection) => reused && connection.facts.unasked.is_none(),
+            Self::Http1(connection) => reused && connection.facts.unsolicited.is_none(),
             Self::Http2(connection) => {
                 let cause = chain(&error).find_map(|cause| cause.downcast_ref::<h2::Error>());
                 let unprocessed = cause.is_some_and(|cause| {
@@ -161,7 +161,7 @@ impl Connection {
                     let refused = cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM);
                     cause.is_remote() && (cause.is_go_away() || refused)
                 });
-                let closed = cause.is_none_or(h2::Error::is_io) && !connection.facts.unasked.is_too_much();
+                let closed = cause.is_none_or(h2::Error::is_io) && !connection.facts.unsolicited.is_too_much();
                 unprocessed || returned || (reused && closed)
             }
         };
@@ -169,8 +169,8 @@ impl Connection {
     }
 
     /// Returns the counter of unrequested bytes.
-    pub(super) fn unasked(&self) -> Unasked {
-        self.facts().unasked.clone()
+    pub(super) fn unsolicited(&self) -> Unsolicited {
+        self.facts().unsolicited.clone()
     }
 
     /// Reports whether it leads to a proxy that gets the whole URL.
@@ -249,9 +249,9 @@ impl Facts {
 
 /// Closes an unneeded connection after it had time to close itself. Otherwise an endpoint that reads nothing would keep
 /// it open.
-struct Cut(Option<oneshot::Sender<()>>);
+struct AbortOnDrop(Option<oneshot::Sender<()>>);
 
-impl Drop for Cut {
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         let Some(cut) = self.0.take().filter(|cut| !cut.is_closed()) else { return };
         if let Ok(runtime) = Handle::try_current() {

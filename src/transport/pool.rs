@@ -4,7 +4,7 @@
 //!    idle for less than [`IDLE`].
 //! 2. After an attempt has timed out or a connection has broken, only connections to that origin that have answered
 //!    since are reused.
-//! 3. All clients together keep [`Shares::KEPT`] connections. A namespace may keep another one only while it has fewer
+//! 3. All clients together keep [`Shares::MAX`] connections. A namespace may keep another one only while it has fewer
 //!    than are still free.
 
 use std::{
@@ -150,11 +150,11 @@ struct Taken {
 
 impl Shares {
     /// The maximum number of kept connections.
-    pub(super) const KEPT: usize = 1024;
+    pub(super) const MAX: usize = 1024;
 
     fn take(self: &Arc<Self>, tenant: &Arc<str>) -> Option<Share> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = Self::KEPT - taken.all;
+        let free = Self::MAX - taken.all;
         let held = taken.tenants.get(tenant).copied().unwrap_or_default();
         if held >= free {
             return None;
@@ -194,13 +194,13 @@ mod tests {
         let [greedy, second, newcomer] = ["greedy", "second", "newcomer"].map(Arc::<str>::from);
         let all = |tenant: &Arc<str>| std::iter::from_fn(|| shares.take(tenant)).collect::<Vec<_>>();
         let first = all(&greedy);
-        assert_eq!(first.len(), Shares::KEPT / 2);
+        assert_eq!(first.len(), Shares::MAX / 2);
         let second = all(&second);
-        assert_eq!(second.len(), Shares::KEPT / 4);
+        assert_eq!(second.len(), Shares::MAX / 4);
         assert!(shares.take(&greedy).is_none());
         assert!(shares.take(&newcomer).is_some());
         drop((first, second));
-        assert_eq!(all(&newcomer).len(), Shares::KEPT / 2);
+        assert_eq!(all(&newcomer).len(), Shares::MAX / 2);
         assert!(shares.0.lock().unwrap().tenants.is_empty());
     }
 }

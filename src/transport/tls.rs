@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
@@ -140,7 +139,7 @@ pub enum Unusable {
 
 /// A TLS configuration, and its clients.
 pub struct TlsConfig {
-    pub(super) bundle: Option<Arc<Named>>,
+    pub(super) bundle: Option<Arc<BundleVerifier>>,
     pub(super) identity: Option<Arc<CertifiedKey>>,
     pub(super) pool: Pool,
     warning: Option<String>,
@@ -187,7 +186,7 @@ fn digest(parts: [Option<&[u8]>; 3]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-fn trust(pem: &[u8]) -> Result<(Arc<Named>, Option<String>), String> {
+fn trust(pem: &[u8]) -> Result<(Arc<BundleVerifier>, Option<String>), String> {
     let Bundle { certificates, warning } = certificates(pem)?;
     let mut roots = RootCertStore::empty();
     for certificate in &certificates {
@@ -196,7 +195,7 @@ fn trust(pem: &[u8]) -> Result<(Arc<Named>, Option<String>), String> {
     let built =
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(ring::default_provider())).build();
     let inner = built.map_err(|error| error.to_string())?;
-    Ok((Arc::new(Named { certificates, inner }), warning))
+    Ok((Arc::new(BundleVerifier { certificates: certificates.into(), inner, rest: None }), warning))
 }
 
 fn prove(chain: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, String> {
@@ -242,14 +241,16 @@ pub(crate) fn curve_in(der: &[u8]) -> Option<&'static str> {
 /// Trusts the issuers among these certificates, and each certificate itself if the endpoint shows exactly it: users may
 /// trust a certificate of any issuer, even if it is marked as a CA, as `openssl req -x509` does. Its names and
 /// dates are checked all the same.
-#[derive(Debug)]
-pub(super) struct Named {
-    pub certificates: Vec<CertificateDer<'static>>,
+#[derive(Clone, Debug)]
+pub(super) struct BundleVerifier {
+    pub certificates: Arc<[CertificateDer<'static>]>,
     /// Trusts them as issuers.
     pub inner: Arc<dyn ServerCertVerifier>,
+    /// Trusts what all Webhooks trust.
+    pub rest: Option<Arc<dyn ServerCertVerifier>>,
 }
 
-impl ServerCertVerifier for Named {
+impl ServerCertVerifier for BundleVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -265,6 +266,13 @@ impl ServerCertVerifier for Named {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
             }
+            // The issuer is more likely in the bundle, so the bundle's error is reported.
+            Err(error) => match &self.rest {
+                Some(rest) => rest
+                    .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+                    .map_err(|_| error),
+                None => Err(error),
+            },
             verified => verified,
         }
     }
@@ -296,57 +304,6 @@ fn is_of_dates(error: &Error) -> bool {
     use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
     let Error::InvalidCertificate(error) = error else { return false };
     matches!(error, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
-}
-
-/// Trusts the certificates of a bundle, and those that all Webhooks trust.
-pub(super) struct Either {
-    pub bundle: Arc<Named>,
-    pub rest: Arc<dyn ServerCertVerifier>,
-}
-
-impl fmt::Debug for Either {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Either").finish_non_exhaustive()
-    }
-}
-
-impl ServerCertVerifier for Either {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let by = |verifier: &dyn ServerCertVerifier| {
-            verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-        };
-        // The issuer is more likely in the bundle, so the bundle's error is reported.
-        by(self.bundle.as_ref()).or_else(|found| by(self.rest.as_ref()).map_err(|_| found))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.rest.verify_tls12_signature(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.rest.verify_tls13_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.rest.supported_verify_schemes()
-    }
 }
 
 #[cfg(test)]

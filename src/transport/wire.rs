@@ -18,7 +18,7 @@ use tokio::{
 /// The maximum number of bytes since the last request was started, besides consumed response bodies: heads, and what is
 /// read ahead. Otherwise an endpoint that keeps sending interim responses or meaningless frames would be read for as
 /// long as an attempt may take, at the cost of all others.
-const MAX_UNASKED: usize = 256 * 1024;
+const MAX_UNSOLICITED: usize = 256 * 1024;
 /// The length of the HTTP/2 client preface (RFC 9113, 3.4).
 const PREFACE: usize = 24;
 const FRAME_HEAD: usize = 9;
@@ -31,18 +31,18 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// The endpoint sends too many unrequested bytes.
 #[derive(Debug, thiserror::Error)]
-#[error("the endpoint sent more than {} KiB without an answer: answer with a status at once", MAX_UNASKED / 1024)]
+#[error("the endpoint sent more than {} KiB without an answer: answer with a status at once", MAX_UNSOLICITED / 1024)]
 struct Endless;
 
 /// Counts the unrequested bytes of a connection. All responses of a connection share the counter, because many can
 /// arrive at once.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Unasked(Arc<AtomicUsize>);
+pub(super) struct Unsolicited(Arc<AtomicUsize>);
 
-impl Unasked {
+impl Unsolicited {
     /// Subtracts consumed bytes of a response body.
     pub(super) fn taken(&self, bytes: usize) {
-        let less = |unasked: usize| Some(unasked.saturating_sub(bytes));
+        let less = |unsolicited: usize| Some(unsolicited.saturating_sub(bytes));
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
@@ -53,12 +53,12 @@ impl Unasked {
 
     /// Reports whether the limit is exceeded.
     pub(super) fn is_too_much(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > MAX_UNASKED
+        self.0.load(Ordering::Relaxed) > MAX_UNSOLICITED
     }
 
     /// Adds received bytes. Returns whether they are within the limit.
     fn add(&self, bytes: usize) -> bool {
-        self.0.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_UNASKED
+        self.0.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_UNSOLICITED
     }
 
     /// Resets the counter at the start of a request.
@@ -81,7 +81,7 @@ pub(super) struct Wire {
     stream: Box<dyn Stream>,
     used: Use,
     frames: Frames,
-    unasked: Unasked,
+    unsolicited: Unsolicited,
     /// The connection is closed when this ends.
     ended: Option<oneshot::Receiver<()>>,
     cut: bool,
@@ -94,7 +94,7 @@ impl Wire {
             stream: Box::new(stream),
             used,
             frames: Frames::default(),
-            unasked: Unasked::default(),
+            unsolicited: Unsolicited::default(),
             ended: None,
             cut: false,
         }
@@ -109,8 +109,8 @@ impl Wire {
         self.used
     }
 
-    pub(super) fn unasked(&self) -> Unasked {
-        self.unasked.clone()
+    pub(super) fn unsolicited(&self) -> Unsolicited {
+        self.unsolicited.clone()
     }
 
     /// Fails if the connection is to be closed, whatever it waits for.
@@ -129,7 +129,7 @@ impl Wire {
             Use::Http2 => self.frames.begin_request(data),
         };
         if begins {
-            self.unasked.reset();
+            self.unsolicited.reset();
         }
     }
 }
@@ -179,7 +179,7 @@ impl AsyncRead for Wire {
         self.check(cx)?;
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        let comes = self.unasked.add(buffer.filled().len() - before);
+        let comes = self.unsolicited.add(buffer.filled().len() - before);
         Poll::Ready(if comes { Ok(()) } else { Err(io::Error::other(Endless)) })
     }
 }
@@ -231,7 +231,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_request_is_seen_however_its_frames_are_cut_and_nothing_else_is_taken_for_one(
+        fn requests_are_recognized_in_any_chunks(
             frames in prop::collection::vec((0..10_u8, 0..300_usize), 0..20), cut in 1..40_usize,
         ) {
             let mut sent = vec![HEADERS; PREFACE];

@@ -33,7 +33,7 @@ async fn refusals(scene: &Scene, operator: &Operator, webhooks: &[&str]) -> Vec<
 }
 
 #[test]
-fn what_the_guard_refuses_is_told_in_metric_status_and_event_and_reaches_nothing() {
+fn refused_address_is_reported_and_never_reached() {
     run(async {
         let scene = Scene::new("refused").await;
         let receiver = Receiver::start().await;
@@ -44,7 +44,11 @@ fn what_the_guard_refuses_is_told_in_metric_status_and_event_and_reaches_nothing
             ("address", receiver.url(), "127.0.0.1 is in 127.0.0.0/8 (loopback)"),
             ("hexadecimal", format!("http://0x7f.1:{}/hook", receiver.port), "127.0.0.1 is in 127.0.0.0/8 (loopback)"),
             ("mapped", format!("http://[::ffff:127.0.0.1]:{}/", receiver.port), "[::ffff:7f00:1] is in 127.0.0.0/8"),
-            ("apiserver", format!("https://127.0.0.1:{}/", scene.plane.port), "own address and port"),
+            (
+                "apiserver",
+                format!("https://127.0.0.1:{}/", scene.plane.port),
+                "the address and port of the kube-apiserver",
+            ),
         ];
         for (name, url, _) in &webhooks {
             scene.webhook(name, url, &once);
@@ -61,7 +65,7 @@ fn what_the_guard_refuses_is_told_in_metric_status_and_event_and_reaches_nothing
 }
 
 #[test]
-fn the_apiserver_is_not_reached_even_where_its_range_is_allowed() {
+fn apiserver_is_not_reached_if_its_range_is_allowed() {
     run(async {
         let scene = Scene::new("apiserver").await;
         let once = json!({"delivery": {"maxRetries": 0}});
@@ -76,7 +80,7 @@ fn the_apiserver_is_not_reached_even_where_its_range_is_allowed() {
 }
 
 #[test]
-fn a_refused_address_is_tried_again_as_a_name_may_resolve_to_another_later() {
+fn refused_address_is_retried_because_dns_can_change() {
     run(async {
         let scene = Scene::new("again").await;
         let policy = json!({"maxRetries": 2, "backoff": {"initial": "100ms", "max": "100ms"}});
@@ -93,7 +97,7 @@ fn a_refused_address_is_tried_again_as_a_name_may_resolve_to_another_later() {
 }
 
 #[test]
-fn where_https_is_required_a_webhook_with_another_scheme_is_stalled_and_says_why() {
+fn require_https_stalls_http_webhooks() {
     run(async {
         let scene = Scene::new("https").await;
         let receiver = Receiver::start().await;
@@ -115,7 +119,7 @@ fn where_https_is_required_a_webhook_with_another_scheme_is_stalled_and_says_why
 }
 
 #[test]
-fn by_a_configured_proxy_hosts_are_reached_that_resolve_nowhere_here() {
+fn proxy_reaches_hosts_that_do_not_resolve() {
     run(async {
         let scene = Scene::new("proxy").await;
         let (proxy, direct) = (Receiver::start().await, Receiver::start().await);

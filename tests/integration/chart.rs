@@ -112,7 +112,7 @@ fn all_flags() -> Value {
 }
 
 #[test]
-fn every_flag_of_the_operator_is_a_value_and_reaches_the_container() {
+fn every_flag_is_a_chart_value() {
     let values = values();
     let named = values["operator"].as_object().unwrap().keys().map(|name| kebab_case(name));
     // The release determines the operator's namespace, and the chart the owner of its ledger.
@@ -382,7 +382,7 @@ fn defaults(rendered: &Rendered) {
 }
 
 #[test]
-fn ten_value_sets_pass_helm_lint_and_render_what_they_say() {
+fn ten_value_sets_lint_and_render() {
     let sets = value_sets();
     assert_eq!(sets.len(), 10);
     for (name, values, check) in sets {

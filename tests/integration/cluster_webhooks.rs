@@ -83,7 +83,7 @@ fn objects(receiver: &Receiver) -> Vec<(String, String)> {
 }
 
 #[test]
-fn events_of_the_selected_namespaces_arrive_and_a_webhook_gets_those_of_its_own_alone() {
+fn cluster_webhook_gets_only_selected_namespaces() {
     run(async {
         let home = Scene::alone("cluster").await;
         let (a, b) = (namespace(&home.plane, "a", "a"), namespace(&home.plane, "b", "b"));
@@ -179,7 +179,7 @@ fn events_of_the_selected_namespaces_arrive_and_a_webhook_gets_those_of_its_own_
 }
 
 #[test]
-fn what_is_given_up_is_kept_in_the_operator_s_namespace_apart_from_a_webhook_s_of_the_same_name() {
+fn dead_letters_of_cluster_webhooks_are_in_the_operators_namespace() {
     run(async {
         let home = Scene::alone("cluster-kept").await;
         let team = namespace(&home.plane, "team", "a");
@@ -265,7 +265,7 @@ fn what_is_given_up_is_kept_in_the_operator_s_namespace_apart_from_a_webhook_s_o
         let refused = test(&team, "try", "ClusterWebhook").await;
         let (delivered, reason, message) = condition(&refused, "Delivered").unwrap();
         assert_eq!((delivered.as_str(), reason.as_str()), ("False", "NotInOperatorNamespace"));
-        assert!(message.contains(&format!("make this one in {}", home.namespace)), "{message}");
+        assert!(message.contains(&format!("create this one in {}", home.namespace)), "{message}");
         assert_eq!(broken.count(), 5, "nothing was sent");
 
         // 410, a deletion, and the dead letters.
@@ -289,7 +289,7 @@ fn what_is_given_up_is_kept_in_the_operator_s_namespace_apart_from_a_webhook_s_o
 }
 
 #[test]
-fn where_namespaces_are_named_cluster_webhooks_are_not_served_which_readyz_and_the_log_say() {
+fn watch_namespace_excludes_cluster_webhooks() {
     run(async {
         const SAYS: &str = "ClusterWebhook and WebhookSource are not served";
         let scene = Scene::new("narrow").await;
@@ -304,7 +304,7 @@ fn where_namespaces_are_named_cluster_webhooks_are_not_served_which_readyz_and_t
 }
 
 #[test]
-fn a_definition_and_a_right_that_come_later_are_taken_up_and_nothing_is_lost_meanwhile() {
+fn later_definitions_and_rights_are_picked_up() {
     run(async {
         let home = Scene::alone("cluster-late").await;
         home.kubectl(&["delete", "crd", "clusterwebhooks.llmtune.io"]);
@@ -351,7 +351,7 @@ fn a_definition_and_a_right_that_come_later_are_taken_up_and_nothing_is_lost_mea
 }
 
 #[test]
-fn what_several_managers_apply_to_a_cluster_webhook_is_merged_and_shown_as_a_webhook_is() {
+fn cluster_webhook_merges_several_managers() {
     run(async {
         let scene = Scene::alone("cluster-managers").await;
         let apiserver = Apiserver::of(&scene).await;

@@ -85,7 +85,7 @@ impl TlsReceiver {
 }
 
 #[test]
-fn over_tls_an_endpoint_that_speaks_http2_gets_all_its_deliveries_on_one_connection() {
+fn http2_endpoint_gets_all_deliveries_on_one_connection() {
     run(async {
         let scene = Scene::new("http2").await;
         let receiver = TlsReceiver::start().await;
@@ -156,7 +156,7 @@ fn over_http1_connections_are_kept_alive() {
 }
 
 #[test]
-fn after_a_connection_has_gone_silent_the_next_attempt_takes_another() {
+fn silent_connection_is_replaced_for_the_next_attempt() {
     run(async {
         let scene = Scene::new("silent").await;
         let receiver = Receiver::start().await;
@@ -178,7 +178,7 @@ fn after_a_connection_has_gone_silent_the_next_attempt_takes_another() {
 }
 
 #[test]
-fn a_host_that_drops_packets_is_reported_as_a_connect_timeout() {
+fn dropped_packets_are_a_connect_timeout() {
     run(async {
         let scene = Scene::new("dropping").await;
         // Its accept queue is full: the kernel drops all further connection requests.

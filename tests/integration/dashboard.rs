@@ -191,7 +191,7 @@ fn webhooks_are_seen_tested_and_mended_without_javascript() {
 }
 
 #[test]
-fn with_javascript_the_page_changes_by_itself_and_the_keyboard_stays_where_it_is() {
+fn page_updates_without_losing_focus() {
     run(async {
         let scene = Scene::new("dashboard-live").await;
         let receiver = refused(&scene).await;
@@ -259,7 +259,7 @@ fn with_javascript_the_page_changes_by_itself_and_the_keyboard_stays_where_it_is
 }
 
 #[test]
-fn the_page_can_be_read_and_used_by_everybody_in_light_and_in_dark() {
+fn page_is_accessible_in_light_and_dark() {
     run(async {
         let scene = Scene::new("dashboard-axe").await;
         let _running = of_all_sorts(&scene).await;
@@ -297,7 +297,7 @@ fn the_page_can_be_read_and_used_by_everybody_in_light_and_in_dark() {
 }
 
 #[test]
-fn a_page_of_what_is_not_there_says_so_until_it_is() {
+fn page_of_a_missing_webhook_updates_when_it_exists() {
     run(async {
         let scene = Scene::new("dashboard-none").await;
         scene.webhook("other", "https://receiver.example.com/hooks", &json!({}));

@@ -175,7 +175,7 @@ fn promtool_takes_the_alerts_and_each_fires_when_it_should() {
 }
 
 #[test]
-fn every_alert_links_to_a_runbook_that_is_there_and_every_runbook_to_an_alert() {
+fn every_alert_has_a_runbook_and_vice_versa() {
     let base = "https://github.com/llmtune/llmtune-webhooks/blob/main/";
     let linked: BTreeSet<String> = rules()
         .iter()

@@ -124,7 +124,7 @@ fn ids(posts: &[Received]) -> HashSet<(String, String)> {
 }
 
 #[test]
-fn two_hundred_deliveries_past_all_retries_are_kept_and_one_command_sends_them_all_again() {
+fn one_command_redelivers_two_hundred_dead_letters() {
     run(async {
         let scene = Scene::new("kept").await;
         let receiver = refused(&scene, 1).await;
@@ -206,7 +206,7 @@ fn two_hundred_deliveries_past_all_retries_are_kept_and_one_command_sends_them_a
 }
 
 #[test]
-fn a_request_that_comes_while_the_one_before_is_under_way_is_met_too() {
+fn overlapping_redelivery_requests_are_both_answered() {
     run(async {
         let scene = Scene::new("again").await;
         let receiver = refused(&scene, 0).await;
@@ -231,7 +231,7 @@ fn a_request_that_comes_while_the_one_before_is_under_way_is_met_too() {
 }
 
 #[test]
-fn an_operator_killed_while_deliveries_are_given_up_and_sent_again_keeps_each_once_and_loses_none() {
+fn killed_operator_stores_each_dead_letter_once() {
     run(async {
         let scene = Scene::new("kept-kills").await;
         // The endpoint refuses the events of every second job.
@@ -292,7 +292,7 @@ fn an_operator_killed_while_deliveries_are_given_up_and_sent_again_keeps_each_on
 }
 
 #[test]
-fn a_kept_event_that_this_release_cannot_read_is_said_and_stays() {
+fn unreadable_stored_event_is_reported_and_kept() {
     run(async {
         let scene = Scene::new("unreadable").await;
         let receiver = Receiver::start().await;
@@ -331,7 +331,7 @@ fn a_kept_event_that_this_release_cannot_read_is_said_and_stays() {
 }
 
 #[test]
-fn a_delivery_given_up_while_its_kind_is_not_installed_is_kept_once_it_is() {
+fn dead_letter_waits_for_its_kind_to_be_installed() {
     run(async {
         let scene = Scene::alone("kind-away").await;
         let receiver = refused(&scene, 0).await;
@@ -360,7 +360,7 @@ pub fn keep_nothing(scene: &Scene) {
 }
 
 #[test]
-fn what_a_gone_endpoint_would_have_got_is_kept_until_a_test_or_a_redelivery_finds_it_again() {
+fn gone_endpoint_gets_dead_letters_until_a_test_succeeds() {
     run(async {
         let scene = Scene::new("gone").await;
         let receiver = refused(&scene, 3).await;

@@ -25,7 +25,7 @@ fn quick(max_retries: u32) -> Value {
 }
 
 #[test]
-fn a_job_that_runs_and_completes_is_told_in_two_signed_posts() {
+fn running_and_completing_sends_two_signed_posts() {
     run(async {
         let scene = Scene::new("basic").await;
         let receiver = Receiver::start().await;
@@ -48,7 +48,7 @@ fn a_job_that_runs_and_completes_is_told_in_two_signed_posts() {
 }
 
 #[test]
-fn objects_that_were_there_before_the_operator_are_a_baseline_and_send_nothing() {
+fn existing_objects_are_a_baseline() {
     run(async {
         let scene = Scene::new("baseline").await;
         let receiver = Receiver::start().await;
@@ -66,7 +66,7 @@ fn objects_that_were_there_before_the_operator_are_a_baseline_and_send_nothing()
 }
 
 #[test]
-fn a_failed_attempt_is_repeated_with_the_same_ids_until_it_is_acknowledged() {
+fn retries_keep_the_ids_until_acknowledged() {
     run(async {
         let scene = Scene::new("retry").await;
         let receiver = Receiver::answering(|post| Answer::status(if post.attempt() < 3 { 500 } else { 204 })).await;
@@ -119,7 +119,7 @@ fn a_retry_after_is_honoured_up_to_the_longest_backoff() {
 }
 
 #[test]
-fn a_retry_after_of_429_pauses_all_deliveries_of_the_webhook() {
+fn retry_after_of_429_pauses_the_webhook() {
     run(async {
         let scene = Scene::new("throttled").await;
         let asked = Arc::new(AtomicBool::new(false));
@@ -165,7 +165,7 @@ fn a_retry_after_of_429_pauses_all_deliveries_of_the_webhook() {
 }
 
 #[test]
-fn after_the_last_retry_a_delivery_is_given_up_and_both_sides_are_told() {
+fn delivery_is_given_up_and_reported_after_the_last_retry() {
     run(async {
         let scene = Scene::new("exhausted").await;
         let receiver = Receiver::answering(|_| Answer::status(500)).await;
@@ -193,7 +193,7 @@ fn after_the_last_retry_a_delivery_is_given_up_and_both_sides_are_told() {
 }
 
 #[test]
-fn an_endpoint_that_is_gone_gets_nothing_more_until_the_spec_changes() {
+fn gone_endpoint_gets_nothing_until_the_spec_changes() {
     run(async {
         let scene = Scene::new("gone").await;
         let receiver = Receiver::answering(|_| Answer::status(410)).await;
@@ -245,7 +245,7 @@ fn a_redirect_is_not_followed_and_its_host_is_named() {
 }
 
 #[test]
-fn an_endpoint_that_hangs_drips_fails_breaks_or_floods_harms_no_other_webhook() {
+fn misbehaving_endpoint_harms_no_other_webhook() {
     run(async {
         let scene = Scene::new("harm").await;
         let good = Receiver::start().await;
@@ -335,7 +335,7 @@ fn an_endpoint_that_hangs_drips_fails_breaks_or_floods_harms_no_other_webhook() 
 }
 
 #[test]
-fn two_thousand_transitions_arrive_once_each_in_order_and_with_valid_signatures() {
+fn two_thousand_transitions_arrive_once_in_order_and_signed() {
     run(async {
         let scene = Scene::new("load").await;
         let receiver = Receiver::start().await;
@@ -355,7 +355,7 @@ fn two_thousand_transitions_arrive_once_each_in_order_and_with_valid_signatures(
 }
 
 #[test]
-fn with_three_answers_in_ten_an_error_every_event_still_arrives() {
+fn every_event_arrives_despite_thirty_percent_errors() {
     run(async {
         let scene = Scene::new("lossy").await;
         // The ids decide which attempts fail, so that a run can be repeated.

@@ -50,7 +50,7 @@ played! {
 }
 
 #[test]
-fn every_command_in_a_document_is_run_by_a_test_or_says_why_it_is_not() {
+fn every_documented_command_is_run_or_explained() {
     for document in documents() {
         for block in Markdown::of(&document).blocks {
             let reason = block.not_run.as_deref();
@@ -71,7 +71,7 @@ fn every_command_in_a_document_is_run_by_a_test_or_says_why_it_is_not() {
 }
 
 #[test]
-fn every_link_in_a_document_leads_to_a_file_and_to_a_heading_in_it() {
+fn every_documented_link_has_a_target() {
     let mut followed = 0;
     for document in documents() {
         let folder = Path::new(&document).parent().unwrap().to_owned();

@@ -37,7 +37,7 @@ fn without_dumps(log: &str) {
 }
 
 #[test]
-fn a_delivery_that_the_operator_may_not_keep_yet_waits_and_is_kept_once_it_may() {
+fn dead_letter_waits_for_the_right_to_create_it() {
     run(async {
         let scene = Scene::alone("may-not-keep").await;
         let receiver = Receiver::answering(|_| Answer::status(500)).await;
@@ -71,7 +71,7 @@ fn a_delivery_that_the_operator_may_not_keep_yet_waits_and_is_kept_once_it_may()
 }
 
 #[test]
-fn webhooks_that_the_operator_may_not_list_are_asked_for_with_patience_and_readyz_says_what_is_awaited() {
+fn forbidden_webhook_list_is_retried_and_shown_by_readyz() {
     run(async {
         let scene = Scene::alone("may-not-list").await;
         install_roles(&scene.plane, &scene.namespace);
@@ -96,7 +96,7 @@ fn webhooks_that_the_operator_may_not_list_are_asked_for_with_patience_and_ready
 }
 
 #[test]
-fn an_operator_whose_namespace_does_not_exist_says_so_waits_for_it_and_asks_no_more_than_it_should() {
+fn missing_namespace_is_reported_and_awaited() {
     run(async {
         let scene = Scene::alone("no-home").await;
         let port = free_port();
@@ -109,7 +109,7 @@ fn an_operator_whose_namespace_does_not_exist_says_so_waits_for_it_and_asks_no_m
             .env_remove("https_proxy");
         let process = Process::start("operator", &mut command, &log);
         eventually("the log says what is missing", SOON, || async {
-            process.log_text().contains("create the namespace, or name another with --namespace").then_some(())
+            process.log_text().contains("create the namespace, or set another with --namespace").then_some(())
         })
         .await;
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -131,7 +131,7 @@ fn an_operator_whose_namespace_does_not_exist_says_so_waits_for_it_and_asks_no_m
 }
 
 #[test]
-fn a_kind_that_is_not_installed_is_named_with_what_to_apply() {
+fn missing_kind_is_named_with_the_file_to_apply() {
     run(async {
         let scene = Scene::alone("no-kinds").await;
         scene.kubectl(&["delete", "crd", "webhooks.llmtune.io", "webhookdeliveries.llmtune.io"]);
@@ -151,7 +151,7 @@ fn a_kind_that_is_not_installed_is_named_with_what_to_apply() {
 }
 
 #[test]
-fn without_a_place_for_its_ledger_the_operator_sends_nothing_says_what_to_apply_and_goes_on_once_it_is_there() {
+fn missing_ledger_kind_is_reported_and_awaited() {
     run(async {
         let scene = Scene::alone("no-ledger").await;
         let receiver = Receiver::start().await;
@@ -198,7 +198,7 @@ async fn new_epoch(scene: &Scene) -> String {
 }
 
 #[test]
-fn a_ledger_of_another_installation_is_set_aside_as_it_is_and_said_with_what_that_means() {
+fn foreign_ledger_is_set_aside_and_reported() {
     run(async {
         let (home, other) = (Scene::new("home").await, Scene::new("moved").await);
         let receiver = Receiver::start().await;
@@ -215,7 +215,7 @@ fn a_ledger_of_another_installation_is_set_aside_as_it_is_and_said_with_what_tha
         assert!(log.contains("the stored ledger belongs to another installation, and is not used"), "{log}");
         without_dumps(&log);
         let note = new_epoch(&other).await;
-        assert!(note.contains("let receivers compare what they know with the objects"), "{note}");
+        assert!(note.contains("compare the state of receivers with the objects"), "{note}");
         other.phase("old", "Completed");
         elsewhere.wait_for("training.completed", "old", SOON).await;
         assert_eq!(elsewhere.count(), 1, "{:?}", elsewhere.events());
@@ -227,7 +227,7 @@ fn a_ledger_of_another_installation_is_set_aside_as_it_is_and_said_with_what_tha
 }
 
 #[test]
-fn a_ledger_of_a_newer_release_is_never_written_over_and_said_with_what_that_means() {
+fn newer_ledger_is_never_overwritten_and_reported() {
     run(async {
         let scene = Scene::new("newer").await;
         let receiver = Receiver::start().await;
@@ -260,7 +260,7 @@ fn a_ledger_of_a_newer_release_is_never_written_over_and_said_with_what_that_mea
             events.map(|(_, note)| note).find(|note| note.contains("written by a newer release"))
         })
         .await;
-        assert!(note.contains("let receivers compare what they know with the objects"), "{note}");
+        assert!(note.contains("compare the state of receivers with the objects"), "{note}");
         scene.phase("llama", "Completed");
         receiver.wait_for("training.completed", "llama", SOON).await;
         assert_eq!(receiver.count(), 2, "{:?}", receiver.events());
@@ -271,7 +271,7 @@ fn a_ledger_of_a_newer_release_is_never_written_over_and_said_with_what_that_mea
 }
 
 #[test]
-fn what_is_given_up_in_a_namespace_that_is_being_deleted_is_dropped_counted_and_said() {
+fn dead_letters_of_a_terminating_namespace_are_dropped_and_reported() {
     run(async {
         let (home, leaving) = (Scene::alone("home").await, "leaving");
         home.kubectl(&["create", "namespace", leaving]);
@@ -291,7 +291,7 @@ fn what_is_given_up_in_a_namespace_that_is_being_deleted_is_dropped_counted_and_
         .await;
         let log = operator.log();
         let is_reported =
-            |line: &&str| line.contains("a WebhookDelivery was refused") && line.contains("is being terminated");
+            |line: &&str| line.contains("a WebhookDelivery was rejected") && line.contains("is being terminated");
         assert_eq!(log.lines().filter(is_reported).count(), 1, "{log}");
         without_dumps(&log);
         eventually("the status counts it", SOON, || async {
@@ -302,7 +302,7 @@ fn what_is_given_up_in_a_namespace_that_is_being_deleted_is_dropped_counted_and_
 }
 
 #[test]
-fn beside_an_older_definition_of_the_ledger_nothing_is_written_that_could_not_be_read_again() {
+fn older_ledger_definition_prevents_unreadable_writes() {
     run(async {
         let scene = Scene::alone("old-kinds").await;
         let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/leader";
@@ -321,7 +321,7 @@ fn beside_an_older_definition_of_the_ledger_nothing_is_written_that_could_not_be
 }
 
 #[test]
-fn a_token_that_has_expired_is_said_without_ending_the_operator() {
+fn expired_token_is_reported_without_stopping() {
     run(async {
         let scene = Scene::alone("expired").await;
         let kubeconfig = scene.plane.write_kubeconfig_for("expired", "no-token", scene.plane.port);

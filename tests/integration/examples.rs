@@ -15,7 +15,7 @@ fn manifests() -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_example_is_taken_as_it_stands_and_its_webhook_becomes_ready() {
+fn every_example_applies_and_becomes_ready() {
     run(async {
         let scene = Scene::alone("examples").await;
         let _operator = Operator::start_ready(&scene.plane, &scene.options().cluster_wide()).await;

@@ -41,7 +41,7 @@ fn standard(secret: &str) -> Value {
 }
 
 #[test]
-fn the_official_libraries_verify_every_standard_webhook_and_refuse_a_forged_one() {
+fn official_libraries_verify_standard_webhooks() {
     run(async {
         let scene = Scene::new("standard").await;
         let first_fails = |request: &Received| Answer::status(if request.attempt() == 1 { 500 } else { 200 });
@@ -115,7 +115,7 @@ fn the_official_libraries_verify_every_standard_webhook_and_refuse_a_forged_one(
 }
 
 #[test]
-fn a_secret_in_any_form_of_the_libraries_signs_with_the_same_key() {
+fn every_accepted_secret_form_gives_the_same_key() {
     run(async {
         let scene = Scene::new("secret-forms").await;
         let receiver = Receiver::start().await;
@@ -163,7 +163,7 @@ fn a_secret_in_any_form_of_the_libraries_signs_with_the_same_key() {
 }
 
 #[test]
-fn a_secret_that_is_none_of_standard_webhooks_stalls_the_webhook_until_it_is_one() {
+fn invalid_standard_webhooks_secret_stalls_until_fixed() {
     run(async {
         let scene = Scene::new("invalid-secret").await;
         let receiver = Receiver::start().await;
@@ -191,15 +191,15 @@ fn a_secret_that_is_none_of_standard_webhooks_stalls_the_webhook_until_it_is_one
 }
 
 #[test]
-fn a_standard_webhook_without_a_secret_is_refused_and_so_are_options_of_another_format() {
+fn standard_webhooks_require_a_secret_and_matching_options() {
     run(async {
         let scene = Scene::new("format-rules").await;
         let refusal =
             |spec: &Value| scene.try_apply(&crate::support::webhook("hook", "http://a.example", spec)).unwrap_err();
         let message = refusal(&json!({"format": "StandardWebhooks"}));
-        assert!(message.contains("name the Secret in secretRef"), "{message}");
+        assert!(message.contains("set secretRef to a Secret"), "{message}");
         let message = refusal(&json!({"cloudEvents": {"mode": "Binary"}}));
-        assert!(message.contains("write that format, or remove cloudEvents"), "{message}");
+        assert!(message.contains("set that format, or remove cloudEvents"), "{message}");
         let message = refusal(&json!({"format": "GitHub"}));
         assert!(message.contains("\"LLMTune\", \"StandardWebhooks\", \"CloudEvents\""), "{message}");
         scene.webhook("hook", "http://a.example", &json!({}));
@@ -244,7 +244,7 @@ fn normalized(event: &Value) -> Value {
 }
 
 #[test]
-fn the_official_sdks_read_every_cloud_event_in_both_modes_also_tests_and_what_had_to_be_cut() {
+fn official_sdks_read_every_cloud_event() {
     run(async {
         let scene = Scene::new("cloudevents").await;
         let (structured, binary, native) = (Receiver::start().await, Receiver::start().await, Receiver::start().await);
@@ -311,7 +311,7 @@ fn the_official_sdks_read_every_cloud_event_in_both_modes_also_tests_and_what_ha
 }
 
 #[test]
-fn a_redelivery_after_a_restart_says_in_every_format_what_the_first_attempt_said() {
+fn redelivery_after_a_restart_is_identical_in_every_format() {
     run(async {
         let scene = Scene::new("formats-again").await;
         let secret = whsec(7, 24);

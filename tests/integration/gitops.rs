@@ -58,7 +58,7 @@ async fn judged(scene: &Scene, object: [&str; 2], argocd: &str, kstatus: &str, l
 }
 
 #[test]
-fn a_webhook_whose_secret_stays_missing_is_degraded_and_fails_a_wait_with_the_reason_and_an_outage_does_neither() {
+fn missing_secret_degrades_and_an_outage_does_not() {
     run(async {
         let scene = Scene::new("gitops").await;
         let receiver = Receiver::start().await;
@@ -89,7 +89,7 @@ fn a_webhook_whose_secret_stays_missing_is_degraded_and_fails_a_wait_with_the_re
 }
 
 #[test]
-fn each_kind_that_pipelines_manage_is_in_progress_until_an_operator_has_looked_at_it_and_then_judged_likewise() {
+fn every_managed_kind_is_in_progress_until_observed() {
     run(async {
         let scene = Scene::alone("gitops-kinds").await;
         let receiver = Receiver::start().await;
@@ -131,7 +131,7 @@ fn each_kind_that_pipelines_manage_is_in_progress_until_an_operator_has_looked_a
 }
 
 #[test]
-fn argo_cd_is_given_the_script_for_each_kind_that_pipelines_manage() {
+fn argo_cd_has_a_health_check_for_every_kind() {
     let map = &documents(&example("argocd/argocd-cm.yaml"))[0];
     let scripts = map["data"].as_object().unwrap();
     let kinds: Vec<&str> =
@@ -143,7 +143,7 @@ fn argo_cd_is_given_the_script_for_each_kind_that_pipelines_manage() {
 }
 
 #[test]
-fn two_managers_of_one_webhook_keep_what_is_theirs_and_the_status_beside_it() {
+fn two_managers_and_the_operator_keep_their_fields() {
     run(async {
         let scene = Scene::new("managers").await;
         let receiver = Receiver::start().await;
@@ -174,7 +174,7 @@ fn two_managers_of_one_webhook_keep_what_is_theirs_and_the_status_beside_it() {
 }
 
 #[test]
-fn nothing_of_the_operators_own_bears_what_a_pipeline_prunes_by() {
+fn objects_of_the_operator_are_never_pruned() {
     run(async {
         let scene = Scene::new("pruning").await;
         let receiver = Receiver::answering(|_| Answer::status(500)).await;

@@ -154,7 +154,7 @@ async fn deliveries(name: &str, secrets: &[(&str, &str)], specs: &[Value]) -> Ve
 }
 
 #[test]
-fn the_guide_verifies_the_native_format_under_each_of_its_headers_in_four_languages() {
+fn guide_verifies_the_native_format_in_four_languages() {
     run(async {
         let spec = json!({"secretRef": {"name": "ci-hook"}});
         let requests = deliveries("guide-native", &[("ci-hook", "s3cret")], &[spec]).await;
@@ -309,7 +309,7 @@ fn of_kind<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
 }
 
 #[test]
-fn flux_tekton_and_argo_events_take_what_the_examples_send_and_refuse_a_forged_one() {
+fn flux_tekton_and_argo_events_verify_deliveries() {
     run(async {
         let scene = Scene::new("systems").await;
         let mut receivers = Vec::new();

@@ -159,7 +159,7 @@ fn endpoints_that_break_http_harm_nobody_and_are_told_of() {
 }
 
 #[test]
-fn endpoints_that_never_end_what_they_say_harm_nobody_and_are_told_of() {
+fn endless_responses_harm_no_other_and_are_reported() {
     run(async {
         let scene = Scene::new("endless-http").await;
         let drips = misbehaving(|mut stream| async move {
@@ -242,7 +242,7 @@ async fn speaks(acceptor: &TlsAcceptor, once: Vec<u8>, forever: Vec<u8>) -> Stri
 }
 
 #[test]
-fn endpoints_that_break_http2_or_tls_harm_nobody_and_are_told_of() {
+fn broken_http2_and_tls_harm_no_other_and_are_reported() {
     run(async {
         let scene = Scene::new("broken-http2").await;
         let (acceptor, certificate) = acceptor();

@@ -109,7 +109,7 @@ async fn says(operator: &Process, text: &str) {
 }
 
 #[test]
-fn helm_installs_upgrades_and_rolls_back_and_what_it_is_told_to_keep_is_all_that_stays() {
+fn helm_installs_upgrades_and_rolls_back() {
     run(async {
         let scene = cluster().await;
         let team = Scene { plane: scene.plane.clone(), namespace: scene.plane.namespace("team").await };

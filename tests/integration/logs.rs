@@ -24,7 +24,7 @@ fn fields<'a>(line: &'a Value, names: &[&str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn one_line_tells_of_each_exhausted_delivery_and_each_change_of_health_and_none_of_what_is_delivered() {
+fn log_has_one_line_per_exhausted_delivery_and_health_change() {
     run(async {
         let scene = Scene::new("logs").await;
         let receiver = Receiver::start().await;
@@ -82,7 +82,7 @@ fn one_line_tells_of_each_exhausted_delivery_and_each_change_of_health_and_none_
 }
 
 #[test]
-fn each_attempt_is_a_span_of_its_events_trace_which_the_debug_log_names_too() {
+fn each_attempt_is_a_span_in_the_events_trace() {
     run(async {
         let scene = Scene::new("traces").await;
         let receiver = Receiver::answering(|post| Answer::status(if post.attempt() == 1 { 500 } else { 200 })).await;

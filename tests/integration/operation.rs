@@ -20,7 +20,7 @@ fn holder(scene: &Scene) -> String {
 }
 
 #[test]
-fn of_two_replicas_one_delivers_and_the_other_takes_over_when_it_is_stopped() {
+fn standby_takes_over_when_the_leader_stops() {
     run(async {
         let scene = Scene::new("handover").await;
         let receiver = Receiver::start().await;
@@ -44,7 +44,7 @@ fn of_two_replicas_one_delivers_and_the_other_takes_over_when_it_is_stopped() {
 }
 
 #[test]
-fn when_the_leader_is_killed_the_other_replica_takes_over_once_the_lease_expires() {
+fn standby_takes_over_when_a_killed_leaders_lease_expires() {
     run(async {
         let scene = Scene::new("killed").await;
         let (mut first, mut second) = replicas(&scene, LEASE).await;
@@ -73,7 +73,7 @@ fn a_restarted_process_takes_its_own_lease_back_at_once() {
 }
 
 #[test]
-fn a_leader_cut_off_for_longer_than_its_lease_pauses_and_goes_on() {
+fn disconnected_leader_pauses_and_continues() {
     run(async {
         let scene = Scene::new("cut-off").await;
         let receiver = Receiver::answering(|post| Answer::status(if post.attempt() < 4 { 500 } else { 200 })).await;
@@ -105,7 +105,7 @@ fn a_leader_cut_off_for_longer_than_its_lease_pauses_and_goes_on() {
         let received = receiver.wait(4, SOON).await;
         println!("cut off for {:?}; the memory was kept", cut.elapsed());
         assert_eq!(received.last().unwrap().attempt(), 4);
-        operator.wait_log("nobody held it meanwhile", SOON).await;
+        operator.wait_log("but nobody took it", SOON).await;
         jobs.phase("a", "Completed").await;
         receiver.wait_for("training.completed", "a", SOON).await;
     });
@@ -130,7 +130,7 @@ fn a_leader_that_finds_another_in_its_place_stops() {
 }
 
 #[test]
-fn of_two_processes_with_one_identity_the_one_that_stops_says_that_they_share_it() {
+fn shared_identity_is_reported() {
     run(async {
         let scene = Scene::new("twins").await;
         let options = scene.options().argument(LEASE);
@@ -147,7 +147,7 @@ fn of_two_processes_with_one_identity_the_one_that_stops_says_that_they_share_it
 }
 
 #[test]
-fn told_to_stop_it_lets_attempts_end_writes_the_status_and_releases_the_lease() {
+fn graceful_stop_finishes_attempts_and_releases_the_lease() {
     run(async {
         let scene = Scene::new("stop").await;
         let receiver = Receiver::answering(|_| Answer::status(200).after(Duration::from_secs(2))).await;
@@ -297,8 +297,8 @@ fn a_wrong_configuration_is_refused_with_what_to_write_instead() {
     assert!(refused(&["run", "--namespace=Bad Name"]).contains("such as llmtune-system"));
     assert!(refused(&["run", "--watch-namespace="]).contains("omit the flag"));
     let one_address = refused(&["run", "--allow-cidr=127.0.0.0/8,10.1.2.3"]);
-    assert!(one_address.contains("--allow-cidr") && one_address.contains("write 10.1.2.3/32"), "{one_address}");
-    assert!(refused(&["run", "--deny-cidr=10.1.2.3/8"]).contains("write 10.0.0.0/8"));
+    assert!(one_address.contains("--allow-cidr") && one_address.contains("use 10.1.2.3/32"), "{one_address}");
+    assert!(refused(&["run", "--deny-cidr=10.1.2.3/8"]).contains("use 10.0.0.0/8"));
     assert!(refused(&["run", "--no-proxy=a.example.com"]).contains("--proxy"));
     let proxy = refused(&["run", listen, "--proxy=user:hunter2@proxy:3128"]);
     assert!(proxy.contains("--proxy: write the proxy's URL") && !proxy.contains("hunter2"), "{proxy}");
@@ -308,7 +308,7 @@ fn a_wrong_configuration_is_refused_with_what_to_write_instead() {
 }
 
 #[test]
-fn a_second_process_cannot_listen_on_a_port_that_is_taken_and_says_so() {
+fn occupied_port_is_reported() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output =
@@ -318,7 +318,7 @@ fn a_second_process_cannot_listen_on_a_port_that_is_taken_and_says_so() {
 }
 
 #[test]
-fn a_ledger_that_begins_anew_is_told_of_by_kubectl_describe_lease() {
+fn new_ledger_epoch_is_an_event_on_the_lease() {
     run(async {
         let scene = Scene::new("epoch").await;
         let _operator = scene.operator().await;

@@ -185,7 +185,7 @@ fn a_test_tells_what_the_endpoint_answers() {
         assert!(ran.out.contains("attempt 1: HTTP 403"), "{ran:?}");
         let message = ran.failed();
         assert!(message.contains("error: webhook/ci did not acknowledge the test: HTTP 403"), "{message}");
-        assert!(message.contains("give the receiver the key that spec.secretRef names"), "{message}");
+        assert!(message.contains("give the receiver the key in spec.secretRef"), "{message}");
         assert!(message.contains(&format!("kubectl -n {} get whd test-", scene.namespace)), "{message}");
 
         scene.webhook("lost", &receiver.url(), &json!({"secretRef": {"name": "nowhere"}}));
@@ -298,7 +298,7 @@ fn deliveries_are_listed_selected_and_sent_again() {
 }
 
 #[test]
-fn what_is_slow_to_be_acknowledged_is_told_to_be_under_way() {
+fn slow_redelivery_is_shown_as_in_progress() {
     run(async {
         let scene = Scene::new("plugin-slow").await;
         let receiver = refused(&scene).await;
@@ -317,7 +317,7 @@ fn what_is_slow_to_be_acknowledged_is_told_to_be_under_way() {
 }
 
 #[test]
-fn a_status_is_a_line_for_each_webhook_and_a_live_table_on_a_terminal() {
+fn status_has_a_line_per_webhook_and_a_live_table() {
     run(async {
         let scene = Scene::new("plugin-status").await;
         let ran = plugin(&scene, &["status"]);
@@ -449,7 +449,7 @@ fn commands_are_completed_in_every_shell_and_by_kubectl() {
 
 /// The rights of the shipped roles, and of a user without any.
 #[test]
-fn people_may_do_what_their_role_says_and_are_told_what_is_missing() {
+fn missing_rights_are_explained_to_users() {
     run(async {
         let scene = Scene::new("plugin-people").await;
         scene.plane.start_role_aggregation();
@@ -509,7 +509,7 @@ fn people_may_do_what_their_role_says_and_are_told_what_is_missing() {
 }
 
 #[test]
-fn the_manifest_for_krew_is_one_once_its_placeholders_are_filled_in() {
+fn krew_manifest_is_valid_after_filling_placeholders() {
     let root = llmtune_webhooks_harness::root();
     let template = fs::read_to_string(root.join("plugin/krew.yaml")).unwrap();
     let mut archives = 0;

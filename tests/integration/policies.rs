@@ -75,7 +75,7 @@ fn taken(scene: &Scene, object: &Value) {
 }
 
 #[test]
-fn where_a_policy_wants_https_http_is_refused_and_what_was_there_before_can_still_be_changed_and_deleted() {
+fn https_policy_refuses_http_but_allows_existing_webhooks() {
     run(async {
         let (plane, _turn) = plane().await;
         let scene = Scene::on(plane, "https-only").await;
@@ -102,7 +102,7 @@ fn where_a_policy_wants_https_http_is_refused_and_what_was_there_before_can_stil
 }
 
 #[test]
-fn a_namespace_s_webhooks_may_send_to_the_hosts_that_its_annotation_names_however_a_url_is_written() {
+fn namespace_annotation_limits_hosts_in_every_spelling() {
     run(async {
         let (plane, _turn) = plane().await;
         let scene = Scene::on(plane, "hosts").await;
@@ -160,7 +160,7 @@ fn a_namespace_s_webhooks_may_send_to_the_hosts_that_its_annotation_names_howeve
 }
 
 #[test]
-fn the_hosts_of_the_whole_cluster_are_those_of_a_configmap_and_without_it_none() {
+fn cluster_hosts_come_from_a_config_map() {
     run(async {
         let (plane, _turn) = plane().await;
         let scene = Scene::on(plane, "configmap").await;
@@ -193,7 +193,7 @@ fn the_hosts_of_the_whole_cluster_are_those_of_a_configmap_and_without_it_none()
 }
 
 #[test]
-fn a_url_from_a_secret_gets_past_no_policy_on_urls() {
+fn url_policies_refuse_urls_from_secrets() {
     run(async {
         let (plane, _turn) = plane().await;
         let scene = Scene::on(plane, "url-from").await;
@@ -226,7 +226,7 @@ fn a_url_from_a_secret_gets_past_no_policy_on_urls() {
             withdraw(&scene, example, &to("http://other.example.com/")).await;
         }
         apply(&scene, "warnings.yaml", &unwanted).await;
-        assert!(messages(&scene, &of_cluster(&unwanted)).contains("write https:// where the endpoint speaks TLS"));
+        assert!(messages(&scene, &of_cluster(&unwanted)).contains("use https:// if the endpoint supports TLS"));
         let hidden = messages(&scene, &hidden);
         assert!(hidden.contains("name a Secret in spec.secretRef") && !hidden.contains("https"), "{hidden}");
         withdraw(&scene, "warnings.yaml", &unwanted).await;
@@ -234,28 +234,28 @@ fn a_url_from_a_secret_gets_past_no_policy_on_urls() {
 }
 
 #[test]
-fn a_webhook_over_http_or_without_a_secret_is_let_in_with_a_warning() {
+fn warning_policy_admits_http_and_unsigned_webhooks() {
     run(async {
         let (plane, _turn) = plane().await;
         let scene = Scene::on(plane, "warnings").await;
         let plain = to("http://ci.example.com/");
         apply(&scene, "warnings.yaml", &plain).await;
         let both = messages(&scene, &plain);
-        assert!(both.contains("Warning: ") && both.contains("write https:// where the endpoint speaks TLS"), "{both}");
+        assert!(both.contains("Warning: ") && both.contains("use https:// if the endpoint supports TLS"), "{both}");
         assert!(both.contains("name a Secret in spec.secretRef"), "{both}");
         scene.apply(&plain);
         let signed = json!({"secretRef": {"name": "ci"}});
         let over_http = messages(&scene, &webhook("new", "http://ci.example.com/", &signed));
-        assert!(over_http.contains("write https://") && !over_http.contains("secretRef"), "{over_http}");
+        assert!(over_http.contains("use https://") && !over_http.contains("secretRef"), "{over_http}");
         let unsigned = messages(&scene, &to("https://ci.example.com/"));
-        assert!(!unsigned.contains("write https://") && unsigned.contains("secretRef"), "{unsigned}");
+        assert!(!unsigned.contains("use https://") && unsigned.contains("secretRef"), "{unsigned}");
         taken(&scene, &webhook("new", "https://ci.example.com/", &signed));
         withdraw(&scene, "warnings.yaml", &plain).await;
     });
 }
 
 #[test]
-fn a_namespace_whose_webhooks_are_as_many_as_its_quota_allows_gets_no_more() {
+fn quota_limits_webhooks_per_namespace() {
     run(async {
         let scene = Scene::new("webhook-quota").await;
         scene.kubectl(&["apply", "--server-side", "--validate=strict", "-f", &file("quota.yaml")]);

@@ -68,7 +68,7 @@ fn signature(body: &str) -> String {
 }
 
 #[test]
-fn both_receivers_verify_every_event_of_a_job_and_mark_a_repeated_one() {
+fn both_receivers_verify_events_and_recognize_repeats() {
     run(async {
         let scene = Scene::new("receivers").await;
         let examples = Example::both(SECRET).await;
@@ -104,7 +104,7 @@ fn both_receivers_verify_every_event_of_a_job_and_mark_a_repeated_one() {
 }
 
 #[test]
-fn awkward_metrics_verify_in_both_receivers_and_arrive_as_javascript_reads_them() {
+fn unusual_metrics_verify_in_both_receivers() {
     run(async {
         let scene = Scene::new("awkward").await;
         let examples = Example::both(SECRET).await;
@@ -177,7 +177,7 @@ fn both_receivers_refuse_what_is_signed_with_another_secret() {
 }
 
 #[test]
-fn both_receivers_answer_401_to_a_wrong_signature_and_400_to_what_is_not_json() {
+fn receivers_answer_401_to_forgeries_and_400_to_invalid_json() {
     run(async {
         let body = r#"{"id":"evt_1","event":"training.started","data":{"name":"llama","namespace":"research"}}"#;
         for example in Example::both(SECRET).await {

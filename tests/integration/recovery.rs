@@ -142,7 +142,7 @@ impl Random {
 }
 
 #[test]
-fn an_operator_killed_ten_times_under_load_loses_none_of_two_thousand_transitions() {
+fn ten_kills_under_load_lose_no_transition() {
     run(async {
         let scene = Scene::new("kills").await;
         let receiver = signed_receiver(&scene).await;
@@ -165,7 +165,7 @@ fn an_operator_killed_ten_times_under_load_loses_none_of_two_thousand_transition
 }
 
 #[test]
-fn an_operator_and_an_apiserver_killed_together_under_load_lose_nothing() {
+fn killing_operator_and_apiserver_together_loses_nothing() {
     run(async {
         let scene = Scene::alone("both").await;
         let receiver = signed_receiver(&scene).await;
@@ -262,14 +262,14 @@ async fn while_it_was_down(scene: &Scene, forgotten: bool) {
 }
 
 #[test]
-fn what_happened_while_the_operator_was_down_is_read_from_the_watch() {
+fn transitions_during_downtime_are_read_from_the_watch() {
     run(async {
         while_it_was_down(&Scene::new("resumed").await, false).await;
     });
 }
 
 #[test]
-fn what_happened_beyond_the_reach_of_the_watch_while_the_operator_was_down_is_found_by_comparing() {
+fn transitions_beyond_the_watch_are_found_by_comparing() {
     run(async {
         while_it_was_down(&Scene::alone("compared").await, true).await;
     });
@@ -281,7 +281,7 @@ fn patient() -> Value {
 }
 
 #[test]
-fn without_its_ledger_the_operator_begins_a_new_epoch_says_so_and_sends_nothing_for_the_past() {
+fn lost_ledger_starts_a_new_epoch_without_past_events() {
     run(async {
         let scene = Scene::new("epoch").await;
         let receiver = signed_receiver(&scene).await;
@@ -311,7 +311,7 @@ fn without_its_ledger_the_operator_begins_a_new_epoch_says_so_and_sends_nothing_
 }
 
 #[test]
-fn events_that_wait_for_a_dead_endpoint_survive_a_kill_and_their_attempts_go_on_counting() {
+fn pending_deliveries_survive_a_kill_with_their_attempts() {
     run(async {
         let scene = Scene::new("dead").await;
         let endpoint = Closed::reserve();
@@ -353,7 +353,7 @@ fn events_that_wait_for_a_dead_endpoint_survive_a_kill_and_their_attempts_go_on_
 }
 
 #[test]
-fn deliveries_of_a_webhook_deleted_while_the_operator_was_down_are_dropped_and_no_others() {
+fn deliveries_of_a_webhook_deleted_during_downtime_are_dropped() {
     run(async {
         let scene = Scene::new("bereft").await;
         let (goes, stays) = (Closed::reserve(), Closed::reserve());
@@ -387,7 +387,7 @@ fn deliveries_of_a_webhook_deleted_while_the_operator_was_down_are_dropped_and_n
 }
 
 #[test]
-fn a_running_job_as_large_as_etcd_takes_keeps_nothing_from_the_ledger_and_its_end_is_told_after_a_kill() {
+fn largest_object_does_not_block_the_ledger() {
     run(async {
         let scene = Scene::new("large-job").await;
         let receiver = Receiver::start().await;
@@ -434,7 +434,7 @@ fn a_running_job_as_large_as_etcd_takes_keeps_nothing_from_the_ledger_and_its_en
 }
 
 #[test]
-fn a_segment_is_shown_as_json_and_bears_what_backups_and_people_look_for() {
+fn segment_has_readable_columns_and_backup_labels() {
     run(async {
         let scene = Scene::new("segments").await;
         let receiver = Receiver::start().await;

@@ -97,7 +97,7 @@ fn rules(manifests: &str) -> BTreeSet<Rule> {
 }
 
 #[test]
-fn at_rest_the_operator_renews_its_lease_and_its_watches_and_asks_for_nothing_else() {
+fn idle_operator_only_renews_lease_and_watches() {
     const REST: Duration = Duration::from_secs(40);
     run(async {
         let plane = ControlPlane::start_audited().await;
@@ -292,7 +292,7 @@ fn where_namespaces_are_named_roles_there_are_enough() {
 }
 
 #[test]
-fn the_role_of_a_namespace_is_the_cluster_role_without_what_belongs_to_none() {
+fn namespaced_role_is_the_cluster_role_without_cluster_kinds() {
     let of = |rules: BTreeSet<Rule>, role: &str| -> BTreeSet<Right> {
         granted(rules.into_iter().filter(|rule| rule.0 == role).collect())
     };
@@ -443,7 +443,7 @@ fn documented() -> BTreeSet<Rule> {
 }
 
 #[test]
-fn the_documentation_gives_a_reason_for_every_rule_that_ships_and_no_other() {
+fn every_shipped_right_has_a_documented_reason() {
     let all: BTreeSet<Rule> = [shipped("rbac.yaml"), shipped("rbac-people.yaml")].into_iter().flatten().collect();
     let documented = documented();
     let undocumented: Vec<_> = all.difference(&documented).collect();

@@ -17,7 +17,7 @@ use crate::{
 const ROLLOUT: Duration = Duration::from_secs(90);
 
 #[test]
-fn every_event_of_a_deployments_life_is_sent_once_and_flapping_readiness_sends_nothing() {
+fn deployment_events_are_sent_once_despite_flapping() {
     run(async {
         let scene = Scene::alone("rollouts").await;
         scene.plane.start_controllers().await;
@@ -92,7 +92,7 @@ fn every_event_of_a_deployments_life_is_sent_once_and_flapping_readiness_sends_n
 }
 
 #[test]
-fn paused_waits_for_the_last_pod_and_tells_the_model_that_served() {
+fn paused_waits_for_the_last_pod_and_has_its_model() {
     run(async {
         let scene = Scene::new("terminating").await;
         let receiver = Receiver::start().await;

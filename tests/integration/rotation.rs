@@ -130,7 +130,7 @@ fn keys(scene: &Scene, data: &Value) {
 }
 
 #[test]
-fn a_secret_is_rotated_under_load_and_every_event_is_acknowledged() {
+fn rotation_under_load_acknowledges_every_event() {
     run(async {
         let scene = Scene::new("rotation").await;
         let node = Node::start().await;
@@ -195,7 +195,7 @@ fn a_secret_is_rotated_under_load_and_every_event_is_acknowledged() {
 }
 
 #[test]
-fn standard_webhooks_bear_both_signatures_and_either_key_verifies_without_a_repeat() {
+fn rotating_standard_webhooks_have_both_signatures() {
     run(async {
         let scene = Scene::new("rotation-standard").await;
         let (old, new) = (whsec(7, 32), whsec(8, 32));
@@ -228,7 +228,7 @@ fn standard_webhooks_bear_both_signatures_and_either_key_verifies_without_a_repe
 }
 
 #[test]
-fn a_cloud_event_is_repeated_with_the_other_key_as_a_native_delivery_is() {
+fn cloud_event_is_repeated_with_the_other_key() {
     run(async {
         let scene = Scene::new("rotation-cloud-events").await;
         let receiver =

@@ -416,11 +416,11 @@ fn nothing_is_seen(format: &str) {
 }
 
 #[test]
-fn nothing_from_a_secret_is_seen_in_any_output_with_a_log_of_text() {
+fn no_output_contains_secrets_with_text_logs() {
     nothing_is_seen("text");
 }
 
 #[test]
-fn nothing_from_a_secret_is_seen_in_any_output_with_a_log_of_json() {
+fn no_output_contains_secrets_with_json_logs() {
     nothing_is_seen("json");
 }

@@ -40,7 +40,7 @@ fn bearer(name: &str, key: &str) -> Value {
 }
 
 #[test]
-fn a_url_and_headers_come_from_secrets_and_the_status_names_the_secret_alone() {
+fn urls_and_headers_from_secrets_are_not_shown() {
     run(async {
         let scene = Scene::new("from-secrets").await;
         let receiver = Receiver::start().await;
@@ -70,7 +70,7 @@ fn a_url_and_headers_come_from_secrets_and_the_status_names_the_secret_alone() {
 }
 
 #[test]
-fn a_secret_is_sent_in_clear_only_with_its_owners_label_which_the_command_in_the_message_gives_it() {
+fn secret_is_sent_in_clear_only_with_its_label() {
     run(async {
         let scene = Scene::new("send-in-clear").await;
         let receiver = Receiver::start().await;
@@ -128,7 +128,7 @@ fn a_secret_is_sent_in_clear_only_with_its_owners_label_which_the_command_in_the
 }
 
 #[test]
-fn a_url_and_a_header_that_change_in_their_secrets_take_effect_live() {
+fn changed_secret_urls_and_headers_take_effect_live() {
     run(async {
         let scene = Scene::new("moved").await;
         let closed = Closed::reserve();
@@ -167,7 +167,7 @@ fn a_url_and_a_header_that_change_in_their_secrets_take_effect_live() {
 }
 
 #[test]
-fn what_is_no_url_or_no_header_is_said_at_once_without_being_shown_and_heals() {
+fn invalid_secret_url_or_header_is_reported_without_content() {
     run(async {
         let scene = Scene::new("unusable").await;
         let url = |url: &str| scene.apply(&secret("url", true, &json!({"url": url})));
@@ -218,7 +218,7 @@ fn what_is_no_url_or_no_header_is_said_at_once_without_being_shown_and_heals() {
 }
 
 #[test]
-fn a_url_of_http_in_a_secret_and_tls_exclude_each_other() {
+fn http_url_in_a_secret_excludes_tls() {
     run(async {
         let scene = Scene::new("http-and-tls").await;
         let bundle = include_str!("../../examples/webhook-tls.yaml").split("\n---\n").next().unwrap();

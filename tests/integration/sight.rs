@@ -75,7 +75,7 @@ async fn ready(scene: &Scene, status: &str, reason: &str) -> String {
 }
 
 #[test]
-fn a_version_that_is_served_again_goes_on_where_it_was() {
+fn version_served_again_continues() {
     run(async {
         let scene = Scene::alone("sight-version").await;
         scene.apply(&definition(true));
@@ -118,7 +118,7 @@ fn a_version_that_is_served_again_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_job_that_gains_the_label_or_is_restored_sends_nothing_of_its_past() {
+fn labeled_or_restored_job_sends_nothing_of_its_past() {
     run(async {
         let scene = Scene::alone("sight-label").await;
         scene.apply(&definition(true));
@@ -165,7 +165,7 @@ fn a_job_that_gains_the_label_or_is_restored_sends_nothing_of_its_past() {
 }
 
 #[test]
-fn a_source_whose_role_lacks_get_says_so_and_goes_on() {
+fn source_without_get_right_reports_it_and_continues() {
     run(async {
         let scene = Scene::alone("sight-get").await;
         scene.apply(&definition(true));

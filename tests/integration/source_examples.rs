@@ -441,22 +441,22 @@ fn is_replayed(source: &str) {
 }
 
 #[test]
-fn what_the_trainer_wrote_of_trainjobs_sends_one_start_and_one_end_a_run() {
+fn recorded_trainjobs_send_one_start_and_end_per_run() {
     is_replayed("kubeflow-trainjob");
 }
 
 #[test]
-fn what_jobset_wrote_sends_one_start_and_one_end_a_run() {
+fn recorded_jobsets_send_one_start_and_end_per_run() {
     is_replayed("jobset");
 }
 
 #[test]
-fn what_the_job_controller_and_kueue_wrote_sends_one_start_and_one_end_a_run() {
+fn recorded_jobs_send_one_start_and_end_per_run() {
     is_replayed("job");
 }
 
 #[test]
-fn what_kuberay_wrote_of_rayjobs_sends_one_start_and_one_end_a_run() {
+fn recorded_rayjobs_send_one_start_and_end_per_run() {
     is_replayed("kuberay-rayjob");
 }
 
@@ -489,42 +489,42 @@ fn is_walked(source: &str) {
 }
 
 #[test]
-fn a_kubeflow_trainjob_sends_each_start_and_end_once_whatever_its_pods_do() {
+fn trainjob_sends_start_and_end_once() {
     is_walked("kubeflow-trainjob");
 }
 
 #[test]
-fn a_kubeflow_pytorchjob_that_restarts_a_replica_has_neither_failed_nor_started_again() {
+fn pytorchjob_replica_restart_sends_nothing() {
     is_walked("kubeflow-pytorchjob");
 }
 
 #[test]
-fn a_kuberay_rayjob_has_failed_when_its_retries_are_used_up_and_not_before() {
+fn rayjob_fails_after_its_retries() {
     is_walked("kuberay-rayjob");
 }
 
 #[test]
-fn a_jobset_that_restarts_or_is_suspended_goes_on_in_the_same_run() {
+fn restarted_or_suspended_jobset_continues_its_run() {
     is_walked("jobset");
 }
 
 #[test]
-fn a_kubernetes_job_starts_with_its_first_ready_pod_and_ends_with_its_last() {
+fn kubernetes_job_starts_with_its_first_ready_pod() {
     is_walked("job");
 }
 
 #[test]
-fn a_kserve_inferenceservice_is_deployed_when_another_revision_has_all_the_traffic() {
+fn inferenceservice_is_deployed_with_all_traffic() {
     is_walked("kserve-inferenceservice");
 }
 
 #[test]
-fn an_argo_rollout_is_deployed_when_its_canary_is_promoted_and_paused_only_at_zero() {
+fn argo_rollout_is_deployed_when_promoted() {
     is_walked("argo-rollout");
 }
 
 #[test]
-fn every_source_has_its_walks_and_the_role_that_its_watch_needs() {
+fn every_source_has_tests_and_a_role() {
     let sources: Vec<String> =
         examples().iter().map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
     assert_eq!(sources.len(), KINDS.len() + 1, "{sources:?}");
@@ -551,7 +551,7 @@ fn owner(object: &Value, uid: &str) -> Value {
 }
 
 #[test]
-fn a_trainjob_that_owns_a_jobset_that_owns_jobs_sends_one_start_and_one_completion_whatever_is_restarted() {
+fn owned_jobsets_and_jobs_send_nothing() {
     run(async {
         let mut stage = Stage::start().await;
         let mut theatre = Theatre::new(&stage, "owned").await;
@@ -728,7 +728,7 @@ pub async fn play(scripts: &mut [Script]) {
 }
 
 #[test]
-fn the_guides_own_source_waits_for_its_kind_and_maps_it_once_it_is_installed() {
+fn source_in_the_guide_waits_for_its_kind() {
     run(async {
         let stage = Stage::shared().await;
         let mut theatre = Theatre::new(stage, "volcano").await;

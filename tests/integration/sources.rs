@@ -46,7 +46,7 @@ pub fn rolled_out(scene: &Scene, name: &str) {
 }
 
 #[test]
-fn without_the_trainingjob_kind_deployments_are_served_and_the_kind_is_picked_up_when_it_appears() {
+fn missing_trainingjob_kind_does_not_block_deployments() {
     run(async {
         let scene = Scene::alone("absent").await;
         scene.kubectl(&["delete", "crd", "trainingjobs.llmtune.io"]);
@@ -70,7 +70,7 @@ fn without_the_trainingjob_kind_deployments_are_served_and_the_kind_is_picked_up
 }
 
 #[test]
-fn an_apiserver_that_is_away_for_twenty_seconds_under_load_costs_no_event() {
+fn apiserver_outage_under_load_loses_no_event() {
     run(async {
         let scene = Scene::alone("outage").await;
         let receiver = Receiver::start().await;
@@ -100,7 +100,7 @@ fn an_apiserver_that_is_away_for_twenty_seconds_under_load_costs_no_event() {
 }
 
 #[test]
-fn what_changed_beyond_the_reach_of_the_watch_is_found_by_comparing_a_list() {
+fn changes_beyond_the_watch_are_found_by_a_list() {
     run(async {
         let scene = Scene::alone("expired").await;
         let receiver = Receiver::start().await;
@@ -220,7 +220,7 @@ pub async fn malformed_job(scene: &Scene, name: &str) {
 }
 
 #[test]
-fn a_malformed_object_is_counted_and_named_and_disturbs_no_other() {
+fn malformed_object_is_counted_and_affects_no_other() {
     run(async {
         let scene = Scene::alone("malformed").await;
         let receiver = Receiver::start().await;
@@ -247,7 +247,7 @@ fn a_malformed_object_is_counted_and_named_and_disturbs_no_other() {
 }
 
 #[test]
-fn an_object_whose_controller_is_of_a_watched_kind_is_left_to_it() {
+fn owned_object_is_reported_by_its_controller() {
     run(async {
         let scene = Scene::new("owned").await;
         let receiver = Receiver::start().await;

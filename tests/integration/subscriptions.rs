@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::support::{Jobs, SOON, Scene, run};
 
 #[test]
-fn a_created_edited_suspended_or_deleted_webhook_takes_effect_without_a_restart() {
+fn webhook_changes_take_effect_without_a_restart() {
     run(async {
         let scene = Scene::new("live").await;
         let (first, second) = (Receiver::start().await, Receiver::start().await);
@@ -77,7 +77,7 @@ fn a_created_edited_suspended_or_deleted_webhook_takes_effect_without_a_restart(
 }
 
 #[test]
-fn an_edited_webhook_is_in_force_before_its_user_has_looked() {
+fn edit_is_in_force_when_observed() {
     run(async {
         let scene = Scene::new("force").await;
         let (before, after) = (Receiver::start().await, Receiver::start().await);
@@ -104,7 +104,7 @@ fn an_edited_webhook_is_in_force_before_its_user_has_looked() {
 }
 
 #[test]
-fn a_missing_secret_holds_events_is_said_and_heals_when_it_appears() {
+fn missing_secret_holds_events_until_it_exists() {
     run(async {
         let scene = Scene::new("secret").await;
         let receiver = Receiver::start().await;
@@ -164,7 +164,7 @@ fn a_changed_secret_is_read_again_after_a_refusal() {
 }
 
 #[test]
-fn a_copy_of_a_secret_older_than_thirty_seconds_is_read_again_before_a_send() {
+fn secret_older_than_thirty_seconds_is_read_again() {
     run(async {
         let scene = Scene::new("aged").await;
         let receiver = Receiver::start().await;
@@ -194,7 +194,7 @@ fn a_copy_of_a_secret_older_than_thirty_seconds_is_read_again_before_a_send() {
 }
 
 #[test]
-fn a_secret_that_goes_holds_deliveries_and_without_one_they_are_unsigned_with_a_warning() {
+fn deleted_secret_holds_deliveries() {
     run(async {
         let scene = Scene::new("lost").await;
         let receiver = Receiver::answering(|_| Answer::status(403)).await;
@@ -224,7 +224,7 @@ fn a_secret_that_goes_holds_deliveries_and_without_one_they_are_unsigned_with_a_
 }
 
 #[test]
-fn what_waits_for_a_webhook_that_this_release_cannot_read_is_held_over_a_restart_until_it_can() {
+fn deliveries_of_an_unreadable_webhook_wait() {
     run(async {
         let scene = Scene::alone("unreadable").await;
         let receiver = Receiver::start().await;
@@ -269,7 +269,7 @@ fn what_waits_for_a_webhook_that_this_release_cannot_read_is_held_over_a_restart
 }
 
 #[test]
-fn webhooks_that_sign_with_one_key_are_told_of_each_other_once_and_again_when_they_share_anew() {
+fn shared_keys_are_reported_once_per_change() {
     run(async {
         let scene = Scene::new("shared").await;
         let receiver = Receiver::start().await;

@@ -191,7 +191,7 @@ async fn failure(scene: &Scene, webhook: &str) -> String {
 }
 
 #[test]
-fn a_bundle_is_trusted_from_a_configmap_or_a_secret_by_the_webhook_that_names_it_and_no_other() {
+fn bundle_is_trusted_only_by_its_webhook() {
     run(async {
         let scene = Scene::new("bundle").await;
         let ca = Ca::new();
@@ -225,7 +225,7 @@ fn a_bundle_is_trusted_from_a_configmap_or_a_secret_by_the_webhook_that_names_it
 }
 
 #[test]
-fn what_is_wrong_with_a_certificate_is_named_in_the_status() {
+fn certificate_problems_are_in_the_status() {
     run(async {
         let scene = Scene::new("certificates").await;
         let ca = Ca::new();
@@ -274,7 +274,7 @@ fn what_is_wrong_with_a_certificate_is_named_in_the_status() {
 }
 
 #[test]
-fn an_endpoint_that_demands_a_client_certificate_is_shown_the_one_that_is_named_and_nobody_sees_its_key() {
+fn client_certificate_is_sent_and_its_key_hidden() {
     run(async {
         let scene = Scene::new("mtls").await;
         let (ca, clients) = (Ca::new(), Ca::new());
@@ -313,7 +313,7 @@ fn an_endpoint_that_demands_a_client_certificate_is_shown_the_one_that_is_named_
 }
 
 #[test]
-fn a_bundle_and_a_client_certificate_that_are_replaced_take_effect_live() {
+fn replaced_certificates_take_effect_live() {
     run(async {
         let scene = Scene::new("renewed").await;
         let (old, new) = (Ca::new(), Ca::new());
@@ -355,7 +355,7 @@ fn a_bundle_and_a_client_certificate_that_are_replaced_take_effect_live() {
 }
 
 #[test]
-fn a_bundle_or_certificate_that_is_missing_or_broken_holds_events_is_said_without_its_content_and_heals() {
+fn invalid_certificates_hold_events_until_fixed() {
     run(async {
         let scene = Scene::new("lacking").await;
         let (ca, clients) = (Ca::new(), Ca::new());

@@ -115,7 +115,7 @@ fn announced(receiver: &Receiver) -> Vec<String> {
 }
 
 #[test]
-fn a_figure_that_rises_falls_and_jumps_sends_each_crossing_once() {
+fn each_crossing_is_sent_once() {
     run(async {
         let scene = Scene::new("rises").await;
         let (figure, receiver) = (Figure::start().await, Receiver::start().await);
@@ -171,7 +171,7 @@ fn a_figure_that_rises_falls_and_jumps_sends_each_crossing_once() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_told_in_conditions_and_is_neither_an_event_nor_a_reset() {
+fn failed_measurement_is_a_condition_and_no_reset() {
     run(async {
         let scene = Scene::new("failures").await;
         let (figure, receiver) = (Figure::start().await, Receiver::start().await);
@@ -236,7 +236,7 @@ fn what_cannot_be_measured_is_told_in_conditions_and_is_neither_an_event_nor_a_r
 }
 
 #[test]
-fn a_prometheus_that_goes_away_and_comes_back_costs_no_crossing_and_repeats_none() {
+fn prometheus_outage_loses_and_repeats_no_crossing() {
     run(async {
         let scene = Scene::new("away").await;
         let (mut figure, receiver) = (Figure::start().await, Receiver::start().await);
@@ -326,7 +326,7 @@ fn ids(receiver: &Receiver) -> usize {
 }
 
 #[test]
-fn an_operator_killed_between_evaluation_and_delivery_sends_each_crossing_under_one_id() {
+fn kill_between_evaluation_and_delivery_keeps_the_id() {
     run(async {
         let scene = Scene::alone("usage-killed").await;
         let (figure, receiver) = (Figure::start().await, Receiver::start().await);
@@ -371,7 +371,7 @@ fn an_operator_killed_between_evaluation_and_delivery_sends_each_crossing_under_
 }
 
 #[test]
-fn a_quota_that_pods_use_up_tells_its_thresholds_and_a_new_hard_arms_them() {
+fn quota_thresholds_fire_and_rearm_with_a_new_hard() {
     run(async {
         let scene = Scene::alone("quota").await;
         scene.plane.start_controllers().await;
@@ -600,7 +600,7 @@ fn a_rate_limit_is_told_and_its_retry_after_kept() {
 }
 
 #[test]
-fn queries_bear_the_headers_and_the_basic_auth_of_their_spec() {
+fn queries_have_the_headers_and_basic_auth() {
     run(async {
         let scene = Scene::new("query-headers").await;
         let fake = Fake::default();
@@ -669,11 +669,11 @@ fn queries_bear_the_headers_and_the_basic_auth_of_their_spec() {
         assert_eq!(condition(&scene, "tokens", "Stalled").unwrap().0, "True");
 
         for (fields, says) in [
+            (json!({"headers": [{"name": "Host", "value": "a"}]}), "a header that HTTP, a proxy or the operator sets"),
             (
-                json!({"headers": [{"name": "Host", "value": "a"}]}),
-                "a header that HTTP, a proxy or the operator decides on",
+                json!({"headers": [{"name": "a", "value": "1"}, {"name": "A", "value": "2"}]}),
+                "each header name can occur once",
             ),
-            (json!({"headers": [{"name": "a", "value": "1"}, {"name": "A", "value": "2"}]}), "each name once"),
             (
                 json!({"headers": [{"name": "authorization", "value": "1"}], "basicAuthRef": {"name": "a"}}),
                 "remove one of them",
@@ -688,7 +688,7 @@ fn queries_bear_the_headers_and_the_basic_auth_of_their_spec() {
 }
 
 #[test]
-fn many_thresholds_share_connections_and_the_token_is_the_newest_and_told_to_nobody_else() {
+fn thresholds_share_connections_and_use_the_newest_token() {
     run(async {
         let scene = Scene::new("shared").await;
         let fake = Fake::default();
@@ -728,7 +728,7 @@ fn many_thresholds_share_connections_and_the_token_is_the_newest_and_told_to_nob
 }
 
 #[test]
-fn without_its_kind_everything_else_is_served_and_the_kind_is_picked_up_when_it_appears() {
+fn missing_usagethreshold_kind_is_picked_up_later() {
     run(async {
         let scene = Scene::alone("kindless").await;
         scene.kubectl(&["delete", "crd", "usagethresholds.llmtune.io"]);

@@ -41,8 +41,7 @@ fn invalid() -> Vec<(Value, &'static str, &'static str)> {
     const HYSTERESIS: &str = "hysteresis must be a percentage such as 5%, or a Quantity such as 10M";
     const LOWER: &str = "hysteresis must be lower than every threshold, otherwise a threshold would be sent only once: lower hysteresis";
     const LIMIT: &str = "limit must be a Quantity above zero, such as 1G, 500k or 64Gi";
-    const URL: &str =
-        "url must be an absolute http:// or https:// URL, one that the operator's --allow-prometheus names";
+    const URL: &str = "url must be an absolute http:// or https:// URL that the operator's --allow-prometheus allows";
     const FOR: &str = "for must be a duration from 0s to 24h";
     const INTERVAL: &str = "interval must be a duration from 1s to 24h";
     let thresholds = |thresholds: Value| query(json!({"thresholds": thresholds}));
@@ -52,8 +51,8 @@ fn invalid() -> Vec<(Value, &'static str, &'static str)> {
         (query(json!({"prometheus": null})), "spec", "set what to measure: prometheus"),
         (both, "spec", "only one of prometheus and resourceQuota: remove one"),
         (quota(json!({"limit": "4"})), "spec", "a resourceQuota has its own limit, hard: remove limit"),
-        (query(json!({"limit": null})), "spec", "thresholds in percent are of a limit: give limit, such as 1G"),
-        (query(json!({"limit": null, "thresholds": ["5", "5%"]})), "spec", "or write the thresholds as quantities"),
+        (query(json!({"limit": null})), "spec", "thresholds in percent need a limit: set limit, such as 1G"),
+        (query(json!({"limit": null, "thresholds": ["5", "5%"]})), "spec", "or use quantities as thresholds"),
         (query(json!({"limit": "0"})), "spec.limit", LIMIT),
         (query(json!({"limit": "-1"})), "spec.limit", LIMIT),
         (query(json!({"limit": "1 G"})), "spec.limit", LIMIT),
@@ -96,7 +95,11 @@ fn invalid() -> Vec<(Value, &'static str, &'static str)> {
         (url("http://user:password@prometheus"), "spec.prometheus.url", "name a Secret in basicAuthRef"),
         (url("http://prometheus?x=1"), "spec.prometheus.url", "must have neither a query (?...) nor a fragment"),
         (url("http://prometheus#x"), "spec.prometheus.url", "must have neither a query (?...) nor a fragment"),
-        (query(json!({"prometheus": {"query": " "}})), "spec.prometheus.query", "must be PromQL that gives one number"),
+        (
+            query(json!({"prometheus": {"query": " "}})),
+            "spec.prometheus.query",
+            "must be PromQL that returns one number",
+        ),
         (query(json!({"prometheus": {"query": "a".repeat(4097)}})), "spec.prometheus.query", "Too long"),
         (query(json!({"prometheus": {}})), "spec.prometheus.query", "Required value"),
         (
@@ -107,7 +110,7 @@ fn invalid() -> Vec<(Value, &'static str, &'static str)> {
         (
             quota(json!({"resourceQuota": {"name": "a", "resource": ""}})),
             "spec.resourceQuota.resource",
-            "as the quota's hard names it",
+            "a resource in the quota's hard",
         ),
         (quota(json!({"resourceQuota": {"name": "a"}})), "spec.resourceQuota.resource", "Required value"),
         (query(json!({"webhook": "ci"})), "spec.webhook", "unknown field"),
@@ -128,7 +131,7 @@ fn an_invalid_threshold_is_refused_with_what_to_write_instead() {
 }
 
 #[test]
-fn a_valid_threshold_is_taken_and_what_it_leaves_out_is_filled_in() {
+fn valid_threshold_is_accepted_with_defaults() {
     run(async {
         let scene = Scene::new("thresholds").await;
         let apiserver = Apiserver::of(&scene).await;

@@ -62,7 +62,7 @@ fn an_event_after_a_clock_step_bears_the_new_time() {
             println!("clock set by {step} s: occurredAt is {off} s from this host's");
             assert!((off - step).abs() < 30, "{off} s");
         }
-        assert!(operator.log().contains("this host's clock was set"));
+        assert!(operator.log().contains("the clock of this host was set"));
         let status = scene.get("webhook", "ci")["status"].clone();
         assert_eq!(status["lastFailure"], Value::Null, "{status}");
     });

@@ -144,7 +144,7 @@ fn a_source_takes_effect_changes_and_is_withdrawn_live() {
 }
 
 #[test]
-fn what_happened_while_the_operator_was_killed_is_told_and_a_kind_that_comes_later_is_picked_up() {
+fn source_catches_up_after_a_kill() {
     run(async {
         let scene = Scene::alone("mapped-late").await;
         grant(&scene);
@@ -192,7 +192,7 @@ fn what_happened_while_the_operator_was_killed_is_told_and_a_kind_that_comes_lat
 }
 
 #[test]
-fn invalid_mapping_loses_no_event_over_kills_with_and_without_a_record() {
+fn invalid_mapping_loses_no_event_across_kills() {
     run(async {
         let scene = Scene::alone("mapped-in-force").await;
         install(&scene);
@@ -242,7 +242,7 @@ fn invalid_mapping_loses_no_event_over_kills_with_and_without_a_record() {
         operator.wait_ready().await;
         let message = condition(&scene, "trainings", "Ready", "False", "InvalidExpression").await;
         println!("{message}");
-        assert!(message.contains("nothing is watched for it until this one is corrected"), "{message}");
+        assert!(message.contains("it watches nothing until the spec is corrected"), "{message}");
         scene.job("other");
         scene.phase("other", "Running");
         receiver.wait_for("training.started", "other", SOON).await;
@@ -263,7 +263,7 @@ fn invalid_mapping_loses_no_event_over_kills_with_and_without_a_record() {
 }
 
 #[test]
-fn a_kind_that_the_operator_may_not_watch_says_what_to_apply_and_that_works() {
+fn forbidden_kind_names_the_role_to_apply() {
     run(async {
         let plane = ControlPlane::start().await;
         plane.install_crds();
@@ -293,7 +293,7 @@ fn a_kind_that_the_operator_may_not_watch_says_what_to_apply_and_that_works() {
 }
 
 #[test]
-fn an_expression_that_cannot_be_evaluated_is_counted_and_shown_and_a_kind_of_the_cluster_is_refused() {
+fn failed_expressions_are_counted_and_shown() {
     run(async {
         let scene = Scene::alone("mapped-errors").await;
         install(&scene);
@@ -346,7 +346,7 @@ fn malformed_sources_are_refused_with_what_to_write_instead() {
         for (spec, says) in [
             (json!({"lifecycle": "Batch"}), "lifecycle must be Training or Serving"),
             (json!({"lifecycle": ""}), "lifecycle must be Training or Serving"),
-            (json!({"stages": []}), "stages must name at least one stage"),
+            (json!({"stages": []}), "stages must have at least one stage"),
             (json!({"stages": many}), "16"),
             (stage("Deployed", "true"), "the stages of the Training lifecycle are Pending, Suspended, Running"),
             (stage("running", "true"), "the stages of the Training lifecycle are"),

@@ -73,7 +73,7 @@ fn every_body_and_its_signature_survive_javascripts_parsing_and_stringifying() {
 }
 
 #[test]
-fn every_body_ends_with_the_time_of_the_attempt_in_whole_seconds() {
+fn body_ends_with_delivered_at_in_seconds() {
     for (payload, body) in generated() {
         let time = payload.delivered_at.strftime("%Y-%m-%dT%H:%M:%SZ");
         assert!(body.ends_with(&format!(",\"deliveredAt\":\"{time}\"}}")), "{body}");
@@ -81,7 +81,7 @@ fn every_body_ends_with_the_time_of_the_attempt_in_whole_seconds() {
 }
 
 #[test]
-fn no_body_is_longer_than_256_kib_and_one_that_would_be_loses_metrics_first_and_says_so() {
+fn body_over_256_kib_is_truncated_and_marked() {
     let mut truncated = 0;
     for (payload, body) in generated() {
         assert!(body.len() <= MAX_BYTES, "{} bytes", body.len());
@@ -107,7 +107,7 @@ fn no_body_is_longer_than_256_kib_and_one_that_would_be_loses_metrics_first_and_
 }
 
 #[test]
-fn every_text_and_figure_arrives_as_it_was_except_a_metric_called_proto() {
+fn texts_and_numbers_arrive_unchanged() {
     for (payload, body) in generated() {
         let value: Value = serde_json::from_str(body).unwrap();
         assert_eq!(value["sequence"], payload.sequence);
@@ -128,7 +128,7 @@ fn every_text_and_figure_arrives_as_it_was_except_a_metric_called_proto() {
 }
 
 #[test]
-fn a_body_of_256_kib_is_sent_whole_and_one_byte_more_is_not() {
+fn body_of_256_kib_is_sent_whole() {
     let body = |artifact: usize| {
         let status = json!({"artifact": "x".repeat(artifact)});
         second_body(job(&status), EventType::TrainingCompleted, Some("completed"), None)
@@ -246,7 +246,7 @@ fn a_completed_job_is_told_in_the_documented_order() {
 }
 
 #[test]
-fn a_failed_job_is_told_with_its_error_and_without_what_is_not_known() {
+fn failed_job_has_its_error() {
     let status = json!({"reason": "OutOfMemory", "message": "rank 3: \"CUDA out of memory\"\n"});
     assert_eq!(
         second_body(job(&status), EventType::TrainingFailed, Some("failed"), Some("eu-1")),
@@ -262,7 +262,7 @@ fn a_failed_job_is_told_with_its_error_and_without_what_is_not_known() {
 }
 
 #[test]
-fn each_event_of_a_deployment_is_told_with_its_model_and_where_it_serves() {
+fn deployment_events_have_model_and_endpoint() {
     for (event, name, id) in [
         (EventType::ModelDeployed, "model.deployed", "evt_7eddc07fbb54ddfd0f0f1b8ca76cfffb"),
         (EventType::DeploymentCreated, "deployment.created", "evt_9b308d5ad3496f7d0718fcd33e02f89c"),
@@ -283,7 +283,7 @@ fn each_event_of_a_deployment_is_told_with_its_model_and_where_it_serves() {
 }
 
 #[test]
-fn a_threshold_is_told_with_the_figure_as_numbers_and_as_the_spec_spells_it() {
+fn threshold_event_has_numbers_and_the_spelled_threshold() {
     let amount = |text| Amount::quantity(text).unwrap();
     let usage = UsageFacts {
         metric: "sum(increase(llm_tokens_total{tenant='a'}[30d]))".into(),
@@ -324,7 +324,7 @@ fn is_id(text: &str, prefix: &str) -> bool {
 }
 
 #[test]
-fn each_request_bears_the_documented_headers_and_two_subscribers_share_only_the_event_id() {
+fn requests_have_the_documented_headers() {
     run(async {
         let scene = Scene::new("headers").await;
         let first_fails = |request: &Received| Answer::status(if request.attempt() == 1 { 500 } else { 200 });

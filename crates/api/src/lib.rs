@@ -162,7 +162,7 @@ mod tests {
     use crate::event::EventType;
 
     #[test]
-    fn a_cluster_webhook_may_say_what_a_webhook_may_under_the_same_rules_and_is_looked_at_in_the_same_way() {
+    fn cluster_webhook_has_the_rules_and_columns_of_webhook() {
         let definitions = definitions().unwrap();
         let version = |kind: &str| {
             let of_kind = |definition: &&Value| definition["spec"]["names"]["kind"] == kind;
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rules_on_events_and_their_messages_name_every_event_and_no_other() {
+    fn event_rules_and_messages_name_every_event() {
         let known: BTreeSet<&str> = EventType::ALL.into_iter().map(EventType::name).collect();
         for text in webhook::EVENT_RULE.iter().chain(&webhook_delivery::EVENT_RULE) {
             let words = text.split(|letter: char| !(letter.is_ascii_lowercase() || "._*".contains(letter)));

@@ -53,7 +53,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_wait_varies_by_a_fifth_at_most_and_never_exceeds_the_maximum(
+        fn wait_varies_by_a_fifth_up_to_the_maximum(
             retry in 1_u32..=20, random in 0.0..1.0_f64, initial in 10_u64..100_000, factor in 1_u32..=10,
         ) {
             let backoff = Backoff { initial: Duration::from_millis(initial), factor, max: Duration::from_secs(86_400) };

@@ -15,6 +15,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use secrecy::SecretSlice;
+use serde_json::Value;
 use tokio::{
     net::TcpListener,
     sync::mpsc::{Sender, channel},
@@ -23,12 +24,12 @@ use tokio::{
 use super::{
     cli::ListenArgs,
     failure::Failure,
-    output::{self, Screen, note, print},
+    output::{Screen, note, print},
     table::{Paint, Tone, printable},
     verify::{
         self,
         examine::{Verdict, examine},
-        json::Json,
+        json::indented,
         request::Request,
     },
 };
@@ -153,9 +154,9 @@ async fn forward_delivery(
 /// Formats a delivery: a summary line, the findings, and the body.
 fn shown(request: &Request, verdict: Option<&Verdict>, now: Timestamp, paint: Paint) -> String {
     let header = |name: &str| request.header(name).map(printable).unwrap_or_default();
-    let json = Json::read(&request.body);
-    let data = json.as_ref().map(|json| json.get("data").unwrap_or(json));
-    let named = |name: &str| data.and_then(|data| data.get(name)).and_then(Json::text).map(printable);
+    let json: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+    let data = json.get("data").unwrap_or(&json);
+    let named = |name: &str| data.get(name).and_then(Value::as_str).map(printable);
     let object = [named("namespace"), named("name")].into_iter().flatten().collect::<Vec<_>>().join("/");
     let test = if header("x-llmtune-test") == "true" { "(test)" } else { "" };
     let attempt = format!("attempt {}", header("x-llmtune-attempt"));
@@ -171,10 +172,9 @@ fn shown(request: &Request, verdict: Option<&Verdict>, now: Timestamp, paint: Pa
         parts.into_iter().filter(|part| !part.is_empty() && part != "attempt ").collect::<Vec<_>>().join("  ");
     text.push('\n');
     if let Some(verdict) = verdict {
-        text.push_str(&verify::told(verdict, paint));
+        text.push_str(&verify::formatted(verdict, paint));
     }
-    let pretty = json.and_then(|json| output::json_text(&json, b"  ").ok());
-    let body = pretty.unwrap_or_else(|| String::from_utf8_lossy(&request.body).into_owned() + "\n");
+    let body = indented(&request.body).unwrap_or_else(|| String::from_utf8_lossy(&request.body).into_owned() + "\n");
     for line in body.lines() {
         text.push_str(&paint.paint(Tone::Faint, &printable(line)));
         text.push('\n');

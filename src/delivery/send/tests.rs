@@ -98,7 +98,7 @@ async fn accepted_key_is_tried_first_also_after_a_step_back() {
 }
 
 #[tokio::test]
-async fn endpoint_that_refuses_both_keys_is_reported_and_keeps_its_key() {
+async fn endpoint_refusing_both_keys_is_reported() {
     let receiver = Receiver::answering(|_| Reply::status(403)).await;
     let (sender, target) = (sender(), rotating(&receiver));
     for _ in 0..2 {

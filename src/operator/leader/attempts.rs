@@ -8,7 +8,6 @@ use tracing::{debug, warn};
 
 use super::{Known, Leader};
 use crate::{
-    calls::random,
     delivery::send::{Attempted, Sender},
     operator::metrics::DropReason,
     panics::caught,
@@ -92,7 +91,7 @@ impl Leader {
         self.lost(lost);
         self.follow_clock();
         let now = self.clock.now();
-        if let Some(recorded) = self.engine.record_outcome(outcome, now, random()) {
+        if let Some(recorded) = self.engine.record_outcome(outcome, now, fastrand::f64()) {
             self.report_outcome(recorded, now);
         }
     }

@@ -24,9 +24,12 @@ use crate::{
     operator::{config::RunArgs, server::Refresh},
     report::{
         deliveries::{Deliveries, FromDeliveries},
-        events, sources as source_statuses,
-        usage::UsageWriter,
-        writer::Writer,
+        events,
+        sources::SourceStatusEntry,
+        status::Statuses,
+        status_writer::{StatusTable, write},
+        usage::ThresholdStatusEntry,
+        webhooks::WebhookReporter,
     },
     source::{catalog, namespaces::NamespaceBarrier},
     subscription::watch::{Controller, Settings, WebhookChange},
@@ -126,14 +129,10 @@ impl Leader {
             // The channel is still empty.
             let _ = notices.try_send(notice);
         }
-        let usage_writer = UsageWriter { client: client.clone(), updates: incoming_updates, claim: claim.clone() };
-        let writer = Writer {
-            client: client.clone(),
-            notes: incoming_notes,
-            notices,
-            claim: claim.clone(),
-            conditions: metrics.conditions(),
-        };
+        let reporter = WebhookReporter { statuses: Statuses::default(), notices, conditions: metrics.conditions() };
+        let writer = write(reporter, client.clone(), incoming_notes, claim.clone());
+        let usage_writer =
+            write(StatusTable::<ThresholdStatusEntry>::default(), client.clone(), incoming_updates, claim.clone());
         let publisher = events::publish(client.clone(), incoming_notices, claim.clone());
         let controller = Controller::new(watching.clone(), change, settings(args, &memory));
         let (ask, incoming_asked) = mpsc::unbounded_channel();
@@ -143,7 +142,8 @@ impl Leader {
             info!("{NOT_SERVED}");
             context.health.set_not_served(NOT_SERVED);
         }
-        let source_writer = source_statuses::write(client.clone(), incoming_source_notes, claim.clone());
+        let source_writer =
+            write(StatusTable::<SourceStatusEntry>::default(), client.clone(), incoming_source_notes, claim.clone());
         let mut beside = BackgroundTasks {
             changes,
             observations,
@@ -151,11 +151,11 @@ impl Leader {
             source_changes,
             catalog: None,
             source_writer: tokio::spawn(source_writer),
-            usage_writer: tokio::spawn(usage_writer.run()),
+            usage_writer: tokio::spawn(usage_writer),
             controller: tokio::spawn(controller.run(args.watch_namespaces.clone(), incoming_lost, incoming_asked)),
             deliveries: tokio::spawn(deliveries.run(args.watch_namespaces.clone())),
             from_deliveries,
-            writer: tokio::spawn(writer.run()),
+            writer: tokio::spawn(writer),
             publisher: tokio::spawn(publisher),
         };
         if memory.unknown_events > 0 {

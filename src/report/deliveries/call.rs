@@ -22,7 +22,7 @@ use super::{
 use crate::{
     calls::{LogThrottle, pause, within},
     claim::Claim,
-    report::writer::FIELD_MANAGER,
+    report::status_writer::FIELD_MANAGER,
 };
 use llmtune_api::WebhookDelivery;
 use llmtune_client::error_chain::{ErrorChain, is_unknown_kind, lacks_right};
@@ -37,17 +37,17 @@ const NAMES: u32 = 8;
 const TRIES: u32 = 10;
 
 /// The log message for a call that is repeated.
-struct Complaint {
+struct FailureLog {
     what: &'static str,
     throttle: LogThrottle,
 }
 
-static NOT_CREATED: Complaint = Complaint::new("a WebhookDelivery was not created");
-static NOT_ANSWERED: Complaint = Complaint::new("the status of a WebhookDelivery was not written");
-static NOT_READ: Complaint = Complaint::new("a WebhookDelivery was not read");
-static NOT_DELETED: Complaint = Complaint::new("a WebhookDelivery was not deleted");
+static NOT_CREATED: FailureLog = FailureLog::new("a WebhookDelivery was not created");
+static NOT_ANSWERED: FailureLog = FailureLog::new("the status of a WebhookDelivery was not written");
+static NOT_READ: FailureLog = FailureLog::new("a WebhookDelivery was not read");
+static NOT_DELETED: FailureLog = FailureLog::new("a WebhookDelivery was not deleted");
 
-impl Complaint {
+impl FailureLog {
     const fn new(what: &'static str) -> Self {
         Self { what, throttle: LogThrottle::new() }
     }
@@ -100,7 +100,7 @@ impl Call {
     async fn insist<T, R: Future<Output = Result<T, kube::Error>>>(
         &self,
         (namespace, name): (&str, &str),
-        complaint: &Complaint,
+        log: &FailureLog,
         is_final: impl Fn(&Status) -> bool,
         request: impl Fn() -> R,
     ) -> Result<T, Box<Status>> {
@@ -115,8 +115,8 @@ impl Call {
                 }
                 Err(error) => error,
             };
-            if let Some(more) = complaint.throttle.admit() {
-                warn!(namespace, name, more, error = %ErrorChain(&error), "{}; trying again", complaint.what);
+            if let Some(more) = log.throttle.admit() {
+                warn!(namespace, name, more, error = %ErrorChain(&error), "{}; trying again", log.what);
             }
             sleep(pause(failures)).await;
             failures += 1;

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_bound_the_delivered_object_that_expires_first_is_deleted() {
+    fn delivered_object_that_expires_first_is_deleted_at_the_bound() {
         let mut reservations = Reservations::default();
         for number in 0..MAX_OBJECTS {
             let (uid, object) = entry(number, 1, (number % 100 == 50).then_some(5_000 - number as i64));

@@ -10,7 +10,8 @@ use crate::{
     report::{
         events::Notice,
         references,
-        write_rate_limiter::{Changed, Turn},
+        status_writer::{StatusEntry, StatusTarget},
+        write_rate_limiter::{Changed, Limits, WriteState},
     },
     subscription::{
         tls::BUNDLE_INVALID,
@@ -18,6 +19,7 @@ use crate::{
     },
 };
 use llmtune_api::{
+    ClusterWebhook, Webhook,
     conditions::{self, whole_seconds},
     webhook::{AttemptSummary, DeliveryCounts, DeliverySummary, WebhookStatus},
     webhook_delivery::{KIND_LABEL, WEBHOOK_LABEL, WebhookKind},
@@ -40,24 +42,41 @@ const RECENT: usize = 10;
 #[derive(Debug)]
 pub struct WebhookStatusEntry {
     pub webhook: WebhookRef,
+    target: StatusTarget,
     pub status: WebhookStatus,
     pub state: Option<SubscriptionState>,
     /// When a filter failure was last reported.
     pub filter_failure_reported: Option<Instant>,
-    pub turn: Turn,
+    pub writes: WriteState,
     /// A condition changed since metrics last read them.
     pub conditions_changed: bool,
+}
+
+impl StatusEntry for WebhookStatusEntry {
+    type Status = WebhookStatus;
+
+    const LIMITS: Limits = super::LIMITS;
+
+    fn parts(&mut self) -> (&mut WriteState, &StatusTarget, &WebhookStatus) {
+        (&mut self.writes, &self.target, &self.status)
+    }
 }
 
 impl WebhookStatusEntry {
     /// Creates the entry of a new Webhook from its status in the cluster.
     pub fn new(webhook: WebhookRef, found: Option<Box<WebhookStatus>>) -> Self {
+        let WebhookRef { kind, uid, home, name } = &webhook;
+        let target = match kind {
+            WebhookKind::Webhook => StatusTarget::of::<Webhook>(*uid, Some(home), name),
+            WebhookKind::ClusterWebhook => StatusTarget::of::<ClusterWebhook>(*uid, None, name),
+        };
         Self {
             webhook,
+            target,
             status: initial_status(found),
             state: None,
             filter_failure_reported: None,
-            turn: Turn::default(),
+            writes: WriteState::default(),
             conditions_changed: false,
         }
     }
@@ -131,7 +150,7 @@ impl WebhookStatusEntry {
         self.counts();
         self.state = Some(state);
         self.conditions_changed = true;
-        self.turn.touch(Changed::Conditions);
+        self.writes.touch(Changed::Conditions);
         notices
     }
 
@@ -143,7 +162,7 @@ impl WebhookStatusEntry {
         if recorded.is_retry() {
             self.counts().retries += 1;
         }
-        self.turn.touch(Changed::Figures);
+        self.writes.touch(Changed::Figures);
         let mut notices = Vec::new();
         let summary = AttemptSummary {
             time: whole_seconds(at),
@@ -203,7 +222,7 @@ impl WebhookStatusEntry {
         let generation = self.status.observed_generation.unwrap_or_default();
         let failing = self.status_of("Healthy") == Some("False");
         self.status.consecutive_failures = 0;
-        self.turn.touch(Changed::Figures);
+        self.writes.touch(Changed::Figures);
         self.condition("Healthy", true, "Acknowledged", "the endpoint acknowledges deliveries", generation, at);
         failing.then(|| {
             let text = format!("the endpoint acknowledges deliveries again, starting with {what}");
@@ -305,7 +324,7 @@ impl WebhookStatusEntry {
         // A change of the message alone waits for the next write.
         if changed {
             self.conditions_changed = true;
-            self.turn.touch(Changed::Conditions);
+            self.writes.touch(Changed::Conditions);
         }
         changed
     }

@@ -133,7 +133,7 @@ fn owned_objects_are_skipped_unless_include_owned_is_set() {
 }
 
 #[test]
-fn records_are_reset_by_other_rules_but_not_by_other_data() {
+fn records_depend_on_rules_and_not_on_data() {
     let name = |spec: &WebhookSourceSpec| source_of(spec).watch_name(None);
     let before = spec("Training", &STAGES, &json!({}));
     let other_data = spec("Training", &STAGES, &json!({"jobId": "object.metadata.name"}));

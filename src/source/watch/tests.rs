@@ -63,7 +63,7 @@ fn just_started(startup: Duration) -> impl Fn(&str) -> Answer + Send + Sync + 's
 }
 
 #[tokio::test(start_paused = true)]
-async fn known_kind_does_not_count_as_missing_while_the_apiserver_starts() {
+async fn known_kind_is_not_missing_while_the_apiserver_starts() {
     let (watcher, mut incoming) = watcher::<TrainingJobs>(just_started(Duration::from_secs(12)));
     let changes = observed(&watcher, &mut incoming, Some(90), Duration::from_secs(60)).await;
     assert!(changes.is_empty(), "{changes:?}");

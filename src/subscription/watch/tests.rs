@@ -111,7 +111,7 @@ fn state(update: &Update) -> &SubscriptionState {
 }
 
 #[tokio::test(start_paused = true)]
-async fn invalid_filter_leaves_the_last_valid_one_in_force_until_corrected() {
+async fn last_valid_filter_stays_in_force_until_corrected() {
     let edit = |generation, filter: &str| line("MODIFIED", &webhook(generation, &filtered(filter)));
     let edits = vec![edit(2, "event = 'a'"), edit(3, "data."), edit(4, "event == 'b'")];
     let mut running = run(apiserver(shows(&webhook(1, &filtered("event == 'a'")), edits)));
@@ -403,7 +403,7 @@ async fn namespaces_are_followed_only_while_a_selector_needs_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn forbidden_list_of_namespaces_is_a_condition_and_blocks_the_start() {
+async fn forbidden_namespace_list_is_a_condition() {
     let answers = shows_cluster(&cluster_webhook(1, &selecting()), Vec::new(), |_| Answer::Error(403));
     let mut running = run_in(apiserver(answers), &[]);
     let expected = ["namespaces refused", "ClusterWebhook ci of llmtune-system selects false, NamespacesForbidden"];

@@ -402,7 +402,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn every_form_of_a_refused_ipv4_address_is_refused_whatever_the_user_allows(
+    fn refused_ipv4_addresses_are_refused_in_every_form(
         inside in v4_addresses(), deny in ranges(), prefix in any::<u64>(),
     ) {
         // Rules as long as the built-in ones allow all of IPv6.
@@ -417,7 +417,7 @@ proptest! {
     }
 
     #[test]
-    fn by_default_every_form_of_an_ipv4_address_but_mapped_nat64_and_isatap_is_refused(inside in v4_addresses()) {
+    fn default_allows_only_mapped_nat64_and_isatap_forms(inside in v4_addresses()) {
         let guard = Guard::new(&[], &[], Vec::new());
         let itself = guard.check(inside.into(), 443);
         for (form, address) in embeddings(inside, 0xfd00_0000_0000_0001) {
@@ -430,7 +430,7 @@ proptest! {
     }
 
     #[test]
-    fn of_all_rules_for_an_address_one_with_the_longest_prefix_decides(
+    fn rule_with_the_longest_prefix_decides(
         allow in ranges(), deny in ranges(), v4 in v4_addresses(), v6 in any::<u128>(), pick in any::<prop::sample::Index>(),
     ) {
         let guard = Guard::new(&allow, &deny, Vec::new());

@@ -205,7 +205,7 @@ mod connections {
     }
 
     #[tokio::test]
-    async fn no_resend_on_a_new_connection_or_after_a_response_started() {
+    async fn no_resend_on_new_connections_or_after_first_byte() {
         // A new connection that breaks.
         let (port, accepted) = server(|_, mut stream| async move {
             request(&mut stream).await;

@@ -178,7 +178,7 @@ mod tests {
         #![proptest_config(seeds::cases(3000))]
 
         #[test]
-        fn however_an_address_is_spelled_it_is_refused_exactly_where_it_is_plainly_written((address, text) in spelled()) {
+        fn spelling_does_not_change_whether_an_address_is_refused((address, text) in spelled()) {
             let guard = || Guard::new(&[], &[], Vec::new());
             thread_local! {
                 static OPEN: Clients = Clients::new(Vec::new(), Guard::new(&[], &[], Vec::new()), Arc::new(Always([127, 0, 0, 1].into())), None).unwrap();
@@ -193,7 +193,7 @@ mod tests {
         #![proptest_config(seeds::cases(1500))]
 
         #[test]
-        fn nothing_that_is_written_as_a_host_is_connected_to_where_everything_is_refused(
+        fn arbitrary_hosts_are_never_connected_to_if_refused(
             host in prop_oneof![spelled().prop_map(|(_, text)| text), "\\PC{1,20}", "[0-9a-fx.:%\\[\\]]{1,24}"],
         ) {
             address(host.as_bytes());

@@ -147,7 +147,7 @@ mod tests {
         #![proptest_config(seeds::cases(3000))]
 
         #[test]
-        fn whatever_a_job_says_of_itself_its_events_are_bounded_and_survive_javascript(status in status()) {
+        fn arbitrary_facts_give_bounded_javascript_safe_bodies(status in status()) {
             body(status.as_bytes());
         }
 

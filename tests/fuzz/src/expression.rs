@@ -49,7 +49,7 @@ mod tests {
         #![proptest_config(seeds::cases(3000))]
 
         #[test]
-        fn an_expression_that_is_garbled_or_its_document_is_told_of_and_ends(input in seeds::mutated("expression")) {
+        fn mutated_expressions_end_with_a_value_or_error(input in seeds::mutated("expression")) {
             expression(&input);
         }
     }

@@ -106,7 +106,7 @@ mod tests {
         #![proptest_config(seeds::cases(3000))]
 
         #[test]
-        fn a_ledger_that_is_garbled_is_refused_or_gone_on_with_and_read_again(input in seeds::mutated("ledger")) {
+        fn mutated_ledgers_are_refused_or_continue(input in seeds::mutated("ledger")) {
             ledger(&input);
         }
     }
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn of_an_object_as_large_as_etcd_takes_no_segment_is_made_that_it_refuses() {
+    fn largest_objects_fit_into_segments() {
         let metrics: Vec<String> =
             (0..7).map(|number| format!("\"m{number}\":\"{}\"", noise(221_000 + number))).collect();
         let of_metrics = format!(r#"{{"phase":"Running","metrics":{{{}}}}}"#, metrics.join(","));

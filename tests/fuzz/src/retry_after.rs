@@ -39,7 +39,7 @@ mod tests {
         #![proptest_config(seeds::cases(5000))]
 
         #[test]
-        fn whatever_an_endpoint_asks_for_the_wait_stays_within_its_bounds(
+        fn arbitrary_retry_after_stays_within_bounds(
             value in prop_oneof![
                 "[ \t]{0,3}[0-9]{0,40}[ \t]{0,3}",
                 "(Sun|Mon|day)[a-z]{0,6},? [0-9]{1,3}[ -][A-Z][a-z]{2}[ -][0-9]{1,6} [0-9]{1,3}:[0-9]{1,3}:[0-9]{1,3}( GMT)?",

@@ -107,12 +107,12 @@ mod tests {
         #![proptest_config(seeds::cases(3000))]
 
         #[test]
-        fn a_watch_that_is_garbled_or_cut_anywhere_is_read_as_far_as_it_can_be(input in seeds::mutated("watch")) {
+        fn mutated_watches_are_read_as_far_as_possible(input in seeds::mutated("watch")) {
             watch(&input);
         }
 
         #[test]
-        fn any_bytes_are_cut_into_lines_that_are_the_same_however_they_came(
+        fn lines_do_not_depend_on_chunks(
             input in prop::collection::vec(prop_oneof![4 => any::<u8>(), 1 => Just(b'\n')], 0..300), pieces in 1..40_usize,
         ) {
             prop_assert_eq!(lines(input.chunks(pieces)), lines(std::iter::once(&input[..])));
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_line_without_an_end_no_more_is_kept_than_the_longest_may_have() {
+    fn endless_line_is_bounded() {
         let mut lines = Lines::of(LONGEST);
         let mut pushed = 0;
         while lines.next_line() == Ok(None) {

@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_an_exporter_shows_is_what_prometheus_answers_also_after_a_restart() {
+    async fn prometheus_answers_with_exported_values_after_a_restart() {
         let exporter = Exporter::start().await;
         exporter.set("llm_tokens_total", &[("tenant", "a")], 12.0);
         exporter.set("llm_tokens_total", &[("tenant", "b")], 30.0);

@@ -8,7 +8,7 @@ fn invalid_deliveries() -> Vec<(Value, &'static str, &'static str)> {
     const EVENT: &str = "event must be one event and no pattern: training.started, training.completed";
     const ID: &str = "eventId must be an event's id, evt_ and 32 digits from 0 to 9 and a to f";
     const TTL: &str = "ttl must be a duration of more than 0 and at most 8760h, in whole h, m, s or ms, such as 168h";
-    const NEITHER: &str = "to send a test, give test, such as test: {event: training.completed}";
+    const NEITHER: &str = "for a test, set test, such as test: {event: training.completed}";
     const BOTH: &str = "spec can have only one of test and eventId: remove eventId to send a test";
 
     let reference = |reference: Value| whd(json!({"webhookRef": reference}));
@@ -140,7 +140,7 @@ fn what_a_delivery_leaves_out_is_filled_in() {
 }
 
 #[test]
-fn the_spec_of_a_delivery_stays_as_it_was_and_an_annotation_asks_for_it_again() {
+fn delivery_spec_is_immutable_and_annotation_redelivers() {
     run(async {
         const MESSAGE: &str = "spec is immutable: create another WebhookDelivery, or set the annotation llmtune.io/redeliver-requested-at";
         let scene = Scene::new("immutable").await;
@@ -199,7 +199,7 @@ fn who_may_only_write_deliveries_cannot_have_a_body_signed() {
 }
 
 #[test]
-fn the_status_of_a_delivery_holds_what_is_needed_to_send_it_again() {
+fn delivery_status_has_the_event_to_send_again() {
     run(async {
         let scene = Scene::new("delivery-status").await;
         let apiserver = Apiserver::of(&scene).await;

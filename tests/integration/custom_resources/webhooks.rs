@@ -94,11 +94,11 @@ fn invalid_webhooks() -> Vec<(Value, &'static str, &'static str)> {
             "must be a key of the Secret",
         ),
         (url_from(json!({"configMapKeyRef": {"name": "ci"}})), "spec.urlFrom.configMapKeyRef", "unknown field"),
-        (header(json!({"name": "X-Env"})), "spec.headers[0]", "must have value, or valueFrom where it is a secret"),
+        (header(json!({"name": "X-Env"})), "spec.headers[0]", "must have either value, or valueFrom if it is a secret"),
         (
             header(json!({"name": "X-Env", "value": "a", "valueFrom": {"secretKeyRef": {"name": "ci", "key": "a"}}})),
             "spec.headers[0]",
-            "and not both",
+            "if it is a secret",
         ),
         (header(json!({"value": "a"})), "spec.headers[0].name", "Required value"),
         (header(json!({"name": "X-Env", "valueFrom": {}})), "spec.headers[0].valueFrom.secretKeyRef", "Required value"),
@@ -179,7 +179,7 @@ fn invalid_webhooks() -> Vec<(Value, &'static str, &'static str)> {
             "spec.secretRef.previousKey",
             "must be a key of the Secret",
         ),
-        (secret(json!({"name": "ci", "key": "previous"})), "spec.secretRef", "previousKey must be another than key"),
+        (secret(json!({"name": "ci", "key": "previous"})), "spec.secretRef", "previousKey must differ from key"),
         (plain_tls, "spec", "tls requires an https:// url: use https://, or remove tls"),
         (tls(json!({})), "spec.tls", "tls must have caBundleRef, clientCertificateRef or both"),
         (tls(json!({"insecure": true})), "spec.tls.insecure", "unknown field"),
@@ -319,7 +319,7 @@ fn an_invalid_webhook_is_refused_with_what_to_write_instead() {
 }
 
 #[test]
-fn a_header_that_http_or_the_operator_decides_on_or_that_says_what_no_header_can_is_refused_however_it_is_spelled() {
+fn reserved_and_invalid_headers_are_refused() {
     run(async {
         const RESERVED: &str = "is a header that HTTP, a proxy or the operator sets: use another";
         const TOKEN: &str = "must be a header's name: letters, digits and '-', such as X-Environment";
@@ -389,7 +389,7 @@ fn a_header_that_http_or_the_operator_decides_on_or_that_says_what_no_header_can
 }
 
 #[test]
-fn namespaces_are_selected_by_a_cluster_webhook_alone_and_as_objects_are() {
+fn only_cluster_webhooks_select_namespaces() {
     const LABEL: &str = "a label's key is a name of at most 63 letters, digits, '-', '_' and '.'";
     const LABEL_VALUE: &str = "a label's value is empty or at most 63 letters, digits, '-', '_' and '.'";
     const VALUES: &str = "In and NotIn need values; Exists and DoesNotExist must have none";
@@ -459,7 +459,7 @@ fn the_refusal_of_an_unknown_event_names_every_known_one() {
 }
 
 #[test]
-fn a_valid_webhook_is_taken_and_the_operator_can_work_with_it() {
+fn valid_webhooks_are_accepted_and_resolved() {
     run(async {
         let apiserver = Apiserver::new().await;
         let mut failures = Vec::new();

@@ -11,7 +11,7 @@ use crate::{custom_resources::of_cluster, plugin::Ran, support::webhook};
 const LONG: Duration = Duration::from_secs(90);
 
 #[test]
-fn whatever_the_cluster_holds_is_text_and_no_secret_is_there() {
+fn page_escapes_content_and_has_no_secret() {
     run(async {
         let scene = Scene::new("dashboard-text").await;
         scene.secret("ci", SECRET);
@@ -72,7 +72,7 @@ fn whatever_the_cluster_holds_is_text_and_no_secret_is_there() {
 }
 
 #[test]
-fn who_lacks_a_right_is_told_on_the_page_who_can_give_it() {
+fn page_explains_missing_rights() {
     run(async {
         let scene = Scene::new("dashboard-rights").await;
         let receiver = refused(&scene).await;
@@ -142,7 +142,7 @@ fn who_lacks_a_right_is_told_on_the_page_who_can_give_it() {
 }
 
 #[test]
-fn webhooks_of_all_namespaces_are_there_and_a_cluster_webhook_is_mended_where_the_operator_is() {
+fn page_shows_all_namespaces_and_cluster_webhooks() {
     run(async {
         let plane = Arc::new(ControlPlane::start().await);
         plane.install_crds();

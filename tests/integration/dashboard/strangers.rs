@@ -14,7 +14,7 @@ async fn elsewhere() -> String {
 }
 
 #[test]
-fn a_page_of_another_origin_reads_nothing_and_sends_nothing_even_if_it_knows_the_url() {
+fn other_origins_can_neither_read_nor_send() {
     run(async {
         let scene = Scene::new("dashboard-elsewhere").await;
         let receiver = refused(&scene).await;
@@ -64,7 +64,7 @@ fn a_page_of_another_origin_reads_nothing_and_sends_nothing_even_if_it_knows_the
 }
 
 #[test]
-fn a_name_that_was_rebound_or_a_url_without_the_key_reaches_nothing() {
+fn rebound_names_and_urls_without_key_are_refused() {
     run(async {
         let scene = Scene::new("dashboard-rebound").await;
         scene.webhook("ci", "https://ci.example.com/hooks", &json!({}));

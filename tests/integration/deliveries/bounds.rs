@@ -5,7 +5,7 @@ use llmtune_webhooks_harness::operator::Operator;
 use super::*;
 
 #[test]
-fn a_delivery_goes_its_ttl_after_it_finished_and_not_before() {
+fn delivery_is_deleted_after_its_ttl() {
     run(async {
         let scene = Scene::new("ttl").await;
         let receiver = Receiver::answering(|post| {
@@ -32,7 +32,7 @@ fn a_delivery_goes_its_ttl_after_it_finished_and_not_before() {
 }
 
 #[test]
-fn of_a_thousand_kept_deliveries_the_oldest_delivered_makes_room_and_without_one_a_delivery_is_dropped_and_counted() {
+fn oldest_delivered_of_a_thousand_objects_is_deleted_first() {
     run(async {
         let scene = Scene::new("cap").await;
         let receiver = refused(&scene, 0).await;
@@ -126,7 +126,7 @@ fn a_deleted_webhook_takes_its_deliveries_with_it() {
 }
 
 #[test]
-fn a_delivery_that_a_quota_refuses_to_keep_is_dropped_and_counted_and_the_others_go_on() {
+fn delivery_rejected_by_a_quota_is_dropped_and_counted() {
     run(async {
         let scene = Scene::new("quota").await;
         let receiver = refused(&scene, 0).await;
@@ -148,7 +148,7 @@ fn a_delivery_that_a_quota_refuses_to_keep_is_dropped_and_counted_and_the_others
         .await;
         assert_eq!(receiver.count(), 3);
         good.wait(3, SOON).await;
-        let refusal = operator.log().lines().find(|line| line.contains("was refused")).unwrap().to_owned();
+        let refusal = operator.log().lines().find(|line| line.contains("was rejected")).unwrap().to_owned();
         println!("{refusal}");
         assert!(refusal.contains("exceeded quota"));
 
@@ -182,7 +182,7 @@ async fn rerun(jobs: &Jobs, count: usize, runs: std::ops::Range<i64>) {
 }
 
 #[test]
-fn events_without_end_to_a_webhook_that_takes_none_are_bounded_counted_and_cost_no_other_webhook_anything() {
+fn flood_to_a_dead_webhook_is_bounded_and_isolated() {
     run(async {
         const EVENTS: usize = 11_300;
         let scene = Scene::new("overload").await;

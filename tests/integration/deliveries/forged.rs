@@ -66,7 +66,7 @@ fn genuine(scene: &Scene, event: EventId) -> Option<String> {
 }
 
 #[test]
-fn whoever_may_create_and_annotate_deliveries_can_have_nothing_of_their_own_signed() {
+fn users_cannot_have_their_own_content_signed() {
     run(async {
         let scene = Scene::new("own-words").await;
         let receiver = refused(&scene, 0).await;

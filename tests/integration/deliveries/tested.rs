@@ -5,7 +5,7 @@ use llmtune_core::event::EventType;
 use super::*;
 
 #[test]
-fn a_test_of_every_event_is_marked_signed_and_answered_in_its_status() {
+fn every_test_is_marked_signed_and_answered() {
     run(async {
         let scene = Scene::new("tests").await;
         let receiver = Receiver::start().await;
@@ -103,7 +103,7 @@ fn an_empty_redelivery_request_is_answered_by_an_event() {
 }
 
 #[test]
-fn a_test_that_is_refused_held_back_or_without_a_webhook_says_so_and_is_never_retried() {
+fn failed_tests_are_explained_and_not_retried() {
     run(async {
         let scene = Scene::new("tests-fail").await;
         let (failing, suspended) = (Receiver::answering(|_| Answer::status(500)).await, Receiver::start().await);
@@ -136,7 +136,7 @@ fn a_test_that_is_refused_held_back_or_without_a_webhook_says_so_and_is_never_re
 }
 
 #[test]
-fn a_test_applied_together_with_its_webhook_and_secret_is_sent() {
+fn test_applied_with_its_webhook_and_secret_is_sent() {
     run(async {
         let scene = Scene::new("together").await;
         let receiver = Receiver::start().await;

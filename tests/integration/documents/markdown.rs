@@ -141,7 +141,7 @@ fn collect(path: &Path, found: &mut Vec<String>) {
 }
 
 #[test]
-fn a_block_is_commands_by_its_language_or_by_what_it_begins_with_and_bears_the_reason_before_it() {
+fn command_blocks_are_recognized() {
     let text = "# A `b`, c\n\n1. item\n\n   <!-- not run: why -->\n   ```sh\n   ls \\\n     -l\n   ```\n\n<!-- not run: stale -->\n\ntext\n\n\
         ```\n$ kubectl get x\nNAME\n$ ls\n```\n\n```\npicture ──▶\n```\n\n## A b c\n\n[one](two.md#a-b-c)\n";
     let read = Markdown::read(text);

@@ -63,7 +63,7 @@ fn what_is_not_there_is_told_with_what_is() {
 }
 
 #[test]
-fn a_cluster_webhook_is_tested_and_its_deliveries_sent_again_where_the_operator_is() {
+fn cluster_webhook_is_tested_in_the_operators_namespace() {
     run(async {
         let plane = Arc::new(ControlPlane::start().await);
         let scene = Scene::on(Arc::clone(&plane), "plugin-team").await;

@@ -69,7 +69,7 @@ fn replaced_webhook_takes_over_its_backlog_over_a_kill_too() {
 }
 
 #[test]
-fn backlog_of_a_deleted_webhook_is_dropped_after_a_minute_with_an_event() {
+fn backlog_of_a_deleted_webhook_is_dropped_after_a_minute() {
     run(async {
         let scene = Scene::new("not-replaced").await;
         let (old, new) = (Closed::reserve(), Receiver::start().await);

@@ -27,7 +27,7 @@ async fn frozen_etcd(name: &str, kill: bool) {
 }
 
 #[test]
-fn an_etcd_that_stands_still_for_twenty_seconds_under_load_costs_no_event() {
+fn stalled_etcd_loses_no_event() {
     run(frozen_etcd("frozen", false));
 }
 
@@ -139,11 +139,11 @@ async fn restored_etcd(name: &str, running: bool) {
 }
 
 #[test]
-fn an_etcd_restored_under_a_running_operator_makes_no_false_events_and_hides_no_new_ones() {
+fn restored_etcd_under_a_running_operator_gives_no_false_events() {
     run(restored_etcd("restored-running", true));
 }
 
 #[test]
-fn an_etcd_restored_under_a_stopped_operator_makes_no_false_events_and_hides_no_new_ones() {
+fn restored_etcd_under_a_stopped_operator_gives_no_false_events() {
     run(restored_etcd("restored-stopped", false));
 }

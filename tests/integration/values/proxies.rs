@@ -206,6 +206,6 @@ fn no_proxy_and_loopback_are_kept_from_proxies() {
             "{output}"
         );
         let output = status(&kubeconfig(&scene, Some("proxy.example.com:3128")), &[]).unwrap_err();
-        assert!(output.contains("write an http, https or socks5 URL"), "{output}");
+        assert!(output.contains("set an http, https or socks5 URL"), "{output}");
     });
 }

@@ -1,7 +1,5 @@
 //! Functions of strings. Indices count characters.
 
-use std::fmt::Write as _;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 
@@ -201,50 +199,43 @@ pub(super) fn reverse(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
 pub(super) fn quote(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {
     let [Value::String(text)] = args else { return Err(Fault::Types) };
     work.allocation(8 * text.len())?;
-    let mut quoted = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '\x07' => quoted.push_str("\\a"),
-            '\x08' => quoted.push_str("\\b"),
-            '\x0c' => quoted.push_str("\\f"),
-            '\n' => quoted.push_str("\\n"),
-            '\r' => quoted.push_str("\\r"),
-            '\t' => quoted.push_str("\\t"),
-            '\x0b' => quoted.push_str("\\v"),
-            '\\' => quoted.push_str("\\\\"),
-            '"' => quoted.push_str("\\\""),
-            c => quoted.push(c),
-        }
-    }
-    quoted.push('"');
-    Ok(quoted.into())
+    Ok(quoted(text, |_| None).into())
 }
 
 /// Go's `%q`: escapes characters that are not printable.
 pub(super) fn go_quote(text: &str) -> String {
-    let mut quoted = String::from("\"");
+    quoted(text, |c| match c {
+        c if (c as u32) < 0x20 || c as u32 == 0x7f => Some(format!("\\x{:02x}", c as u32)),
+        c if c.is_control() => Some(format!("\\u{:04x}", c as u32)),
+        _ => None,
+    })
+}
+
+/// Quotes a text with the escapes of Go that have a letter, and with `further` ones.
+fn quoted(text: &str, further: impl Fn(char) -> Option<String>) -> String {
+    let mut out = String::from("\"");
     for c in text.chars() {
-        match c {
-            '\x07' => quoted.push_str("\\a"),
-            '\x08' => quoted.push_str("\\b"),
-            '\x0c' => quoted.push_str("\\f"),
-            '\n' => quoted.push_str("\\n"),
-            '\r' => quoted.push_str("\\r"),
-            '\t' => quoted.push_str("\\t"),
-            '\x0b' => quoted.push_str("\\v"),
-            '\\' => quoted.push_str("\\\\"),
-            '"' => quoted.push_str("\\\""),
-            c if (c as u32) < 0x20 || c as u32 == 0x7f => {
-                let _ = write!(quoted, "\\x{:02x}", c as u32);
+        let letter = match c {
+            '\x07' => 'a',
+            '\x08' => 'b',
+            '\x0c' => 'f',
+            '\n' => 'n',
+            '\r' => 'r',
+            '\t' => 't',
+            '\x0b' => 'v',
+            '\\' | '"' => c,
+            c => {
+                match further(c) {
+                    Some(escaped) => out.push_str(&escaped),
+                    None => out.push(c),
+                }
+                continue;
             }
-            c if c.is_control() => {
-                let _ = write!(quoted, "\\u{:04x}", c as u32);
-            }
-            c => quoted.push(c),
-        }
+        };
+        out.extend(['\\', letter]);
     }
-    quoted.push('"');
-    quoted
+    out.push('"');
+    out
 }
 
 pub(super) fn base64_encode(work: &mut Work, args: &[Value]) -> Result<Value, Fault> {

@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_are_read_as_the_decimals_that_they_denote_and_what_is_not_finite_is_refused() {
+    fn samples_are_exact_decimals_and_must_be_finite() {
         for (text, plain) in [
             ("0.1", "0.1"),
             ("1e+21", "1000000000000000000000"),
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn percentages_are_rounded_down_so_that_none_seems_reached_that_is_not() {
+    fn percentages_are_rounded_down() {
         let percent = |value, limit| quantity(value).percent_of(&quantity(limit)).map(|percent| percent.to_string());
         assert_eq!(percent("799999999", "1G").as_deref(), Some("79.999"));
         assert_eq!(percent("8e8", "1G").as_deref(), Some("80"));

@@ -161,7 +161,7 @@ mod tests {
     use crate::event::object::Uid;
 
     #[test]
-    fn when_an_event_occurred_is_read_from_its_body_whatever_its_data_says() {
+    fn occurred_at_is_read_from_the_envelope() {
         let false_friend = ",\"occurredAt\":\"2001-01-01T00:00:00Z\"";
         let mut data = Data::default();
         data.text("note", false_friend);

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_standard_webhook_has_type_timestamp_and_data_and_what_else_is_told() {
+    fn standard_webhook_has_type_timestamp_and_data() {
         assert_eq!(
             text(&event(Some("eu-1"), "n"), Derived::StandardWebhooks),
             concat!(
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_binary_cloud_event_has_its_data_for_a_body_and_the_rest_as_attributes() {
+    fn binary_cloud_event_has_data_as_body() {
         let event = event(None, "n");
         let form = event.form(Derived::CloudEventsBinary).unwrap();
         assert_eq!(form.body, event.body.data().unwrap());
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_test_and_a_truncated_body_say_of_themselves_is_said_in_every_format() {
+    fn every_format_marks_tests_and_truncated_bodies() {
         let now = Timestamp::from_second(1_700_000_000).unwrap();
         for event_type in EventType::ALL {
             let test = sample(event_type, Uid::from_u128(7), "research", Some("east"), now);
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_was_kept_as_text_has_the_same_bytes_in_every_format() {
+    fn stored_event_has_the_same_bytes_in_every_format() {
         let event = event(Some("east"), ",\"occurredAt\":\"x\",\"sequence\":9,\"deliveredAt\":\"");
         let kept = Event {
             body: OpenBody::stored(event.body.as_str().to_owned()),
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn attempts_that_are_under_way_share_one_copy_and_what_waits_has_none() {
+    fn attempts_in_flight_share_one_body_per_format() {
         let event = event(None, "n");
         for format in ALL {
             let (first, second) = (event.form(format).unwrap(), event.form(format).unwrap());

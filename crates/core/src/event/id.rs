@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_a_trace_and_each_attempt_a_span_of_its_own_which_is_never_all_zeros() {
+    fn event_is_a_trace_and_attempts_are_spans() {
         let (event, delivery) = (EventId(0xab), DeliveryId(0xff00_0000_0000_0000_0000_0000_0000_0001));
         assert_eq!(traceparent(event, delivery, 1), "00-000000000000000000000000000000ab-0000000000000001-01");
         assert_eq!(traceparent(event, delivery, 2), "00-000000000000000000000000000000ab-0000000000000003-01");
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_epoch_enters_only_from_the_second_event_of_a_name_on() {
+    fn epoch_enters_ids_from_the_second_event() {
         let id = |count, epoch| {
             let name = OccurrenceName::Generation(1);
             EventId::new("s", Uid::from_u128(1), EventType::TrainingStarted, &name, count, epoch)

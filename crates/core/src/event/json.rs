@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn integer_like_keys_come_first_in_ascending_order_and_proto_goes() {
+    fn integer_keys_come_first_and_proto_is_dropped() {
         let mut out = String::new();
         let keys = ["b", "10", "__proto__", "9", "01", "4294967295", "4294967294", "-1", "a"];
         write_object(&mut out, keys.map(|key| (key, ())), |out, ()| out.push('1'));

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_tells_what_is_known_of_it_and_leaves_out_the_rest() {
+    fn training_payload_omits_unknown_facts() {
         let facts = TrainingFacts {
             artifact: Some("s3://a".into()),
             metrics: [("loss".to_owned(), Metric::Number(0.5)), ("note".to_owned(), Metric::Text("x".into()))].into(),
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_a_cancelled_run_is_what_its_end_says() {
+    fn error_of_a_cancelled_run_comes_from_its_end() {
         let facts = TrainingFacts {
             reason: Some("Stopped".into()),
             message: Some("step 3".into()),
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deployment_tells_its_model_and_occurs_when_it_is_seen() {
+    fn serving_payload_has_the_model() {
         let object = Object::of_event(EventType::ModelDeployed, Uid::from_u128(1), "ns".into(), "chat".into());
         let facts = ServingFacts {
             stage: Some(ServingStage::Deployed),

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_event_has_a_sample_that_says_it_is_a_test() {
+    fn every_event_has_a_marked_sample() {
         for event in EventType::ALL {
             let now = Timestamp::from_second(1_700_000_000).unwrap();
             let sample = sample(event, Uid::from_u128(7), "research", Some("east"), now);

@@ -212,7 +212,7 @@ fn what_is_written_comes_back() {
 }
 
 #[test]
-fn what_a_later_release_added_to_records_events_deliveries_and_watches_is_kept() {
+fn members_of_a_later_release_are_kept() {
     let records = vec![entry(training(1)), entry(serving(2))];
     let mut kept = begun(
         Contents { events: vec![event(1, "a")], records, watches: Some(watches()), ..Contents::default() },
@@ -251,7 +251,7 @@ fn what_a_later_release_added_to_records_events_deliveries_and_watches_is_kept()
 }
 
 #[test]
-fn a_flush_too_large_for_one_segment_is_split_with_the_positions_in_the_last() {
+fn large_flush_is_split_with_positions_last() {
     let noise = |number: u128| {
         let mut text = String::new();
         for part in 0..60 {
@@ -284,7 +284,7 @@ fn a_flush_too_large_for_one_segment_is_split_with_the_positions_in_the_last() {
 }
 
 #[test]
-fn a_ring_that_turns_many_times_stays_readable_because_snapshots_go_ahead_of_it() {
+fn ring_stays_readable_after_many_turns() {
     let mut kept = begun(Contents { watches: Some(watches()), ..Contents::default() }, Vec::new());
     let (mut journal, _) = kept.open();
     let claim = journal.claim().unwrap();
@@ -308,7 +308,7 @@ fn a_ring_that_turns_many_times_stays_readable_because_snapshots_go_ahead_of_it(
 }
 
 #[test]
-fn a_missing_or_unreadable_segment_and_anothers_ledger_begin_a_new_epoch() {
+fn missing_unreadable_or_foreign_segments_start_a_new_epoch() {
     let kept = || {
         begun(
             Contents { records: vec![entry(training(1))], watches: Some(watches()), ..Contents::default() },
@@ -358,7 +358,7 @@ fn a_conflict_is_judged_by_what_is_in_the_place() {
 }
 
 #[test]
-fn what_a_leader_that_outlived_a_restore_wrote_behind_a_newer_claim_is_overwritten() {
+fn late_write_of_an_older_leader_is_overwritten() {
     let mut kept = begun(
         Contents { records: vec![entry(training(1))], watches: Some(watches()), ..Contents::default() },
         Vec::new(),
@@ -457,7 +457,7 @@ fn what_the_release_before_wrote_is_gone_on_with() {
 }
 
 #[test]
-fn any_number_of_leaders_that_die_early_keeps_what_is_pending() {
+fn leaders_that_die_early_keep_pending_deliveries() {
     let contents = || Contents {
         events: vec![event(1, "a")],
         records: vec![entry(training(1))],
@@ -497,7 +497,7 @@ fn any_number_of_leaders_that_die_early_keeps_what_is_pending() {
 }
 
 #[test]
-fn of_two_leaders_at_one_claim_s_place_only_one_goes_on() {
+fn only_one_of_two_claims_succeeds() {
     let mut kept = begun(contents_of(0, 1, 0, true), Vec::new());
     let (mut first, _) = kept.open();
     let claim = first.claim().unwrap();
@@ -562,7 +562,7 @@ fn contents_are_empty_without_entries_and_positions() {
 
 proptest! {
     #[test]
-    fn a_split_loses_nothing_and_lets_what_is_gone_and_the_positions_land_last(
+    fn split_flush_commits_removals_and_positions_last(
         events in 0..12_u128, records in 0..12_u128, gone in 0..12_u128, positions in any::<bool>(),
     ) {
         prop_assume!(events + records + gone > 1);
@@ -582,7 +582,7 @@ proptest! {
 }
 
 #[test]
-fn records_of_several_watches_and_epochs_come_back_each_where_it_belongs() {
+fn records_return_to_their_watch_and_epoch() {
     let of = |watch: &str, epoch, number| {
         let group = Arc::new(Group { watch: watch.into(), epoch });
         RecordEntry { group, ..entry(training(number)) }
@@ -625,7 +625,7 @@ fn what_says_nothing_is_not_written() {
 }
 
 #[test]
-fn an_event_of_a_later_release_is_skipped_with_its_updates_and_an_update_of_no_event_is_not() {
+fn unknown_event_is_skipped_with_its_updates() {
     let mut journal = Journal::begin(HOME, 1, SHAPE, 7);
     let mut kept = StoredSegments::default();
     let update = EventEntry { event: None, ..event(1, "a") };
@@ -649,7 +649,7 @@ fn an_event_of_a_later_release_is_skipped_with_its_updates_and_an_update_of_no_e
 }
 
 #[test]
-fn a_watch_without_a_position_is_forgotten_unless_its_kind_was_missing() {
+fn watch_without_position_is_removed_unless_its_kind_was_missing() {
     let watch = |name: &str, absent| WatchEntry { watch: name.into(), position: 0, absent, ..watches().remove(0) };
     let kept = begun(
         Contents { watches: Some(vec![watch("begun", false), watch("missing", true)]), ..Contents::default() },
@@ -660,7 +660,7 @@ fn a_watch_without_a_position_is_forgotten_unless_its_kind_was_missing() {
 }
 
 #[test]
-fn a_position_that_is_newer_than_the_flush_that_holds_it_is_of_a_history_that_a_restore_ended() {
+fn position_newer_than_its_flush_means_a_restore() {
     let kept = begun(Contents { watches: Some(watches()), ..Contents::default() }, Vec::new());
     for (landed, restored) in [(39, true), (40, false), (41, false)] {
         let Recovered::Ledger(_, memory) = open(&kept.found_at(landed), HOME, SHAPE, 8) else { panic!("a ledger") };
@@ -691,7 +691,7 @@ fn rejects_unknown_shards_and_malformed_records() {
 }
 
 #[test]
-fn what_a_newer_leader_wrote_after_a_segment_that_a_restore_took_away_counts_for_nothing() {
+fn writes_after_a_restored_segment_are_ignored() {
     let written = || {
         begun(
             Contents { records: vec![entry(training(1))], watches: Some(watches()), ..Contents::default() },
@@ -718,7 +718,7 @@ fn what_a_newer_leader_wrote_after_a_segment_that_a_restore_took_away_counts_for
 }
 
 #[test]
-fn with_every_second_flush_the_oldest_snapshot_is_rewritten_and_all_once_they_are_too_old() {
+fn every_second_flush_rewrites_the_oldest_snapshot() {
     let shape = LedgerLayout { ring: 64, shards: 3, limit: 4096 };
     let mut journal = Journal::begin(HOME, 4, shape, 7);
     assert_eq!(journal.epoch(), 4);
@@ -747,7 +747,7 @@ fn with_every_second_flush_the_oldest_snapshot_is_rewritten_and_all_once_they_ar
 }
 
 #[test]
-fn a_ring_takes_segments_up_to_its_last_place_and_not_one_more() {
+fn ring_accepts_segments_up_to_its_size() {
     let mut journal = Journal::begin(HOME, 1, SHAPE, 7);
     for _ in 0..SHAPE.ring {
         journal.lay_out(nothing_changed()).unwrap();
@@ -768,7 +768,7 @@ fn a_ring_takes_segments_up_to_its_last_place_and_not_one_more() {
 }
 
 #[test]
-fn what_fits_is_written_whole_and_one_entry_is_although_it_does_not_fit() {
+fn entry_larger_than_a_segment_is_written_whole() {
     let flush = || Flush { contents: contents_of(0, 3, 0, true), snapshots: vec![(0, contents_of(0, 3, 0, false))] };
     let laid_out = |limit| Journal::begin(HOME, 1, LedgerLayout { limit, ..SHAPE }, 7).lay_out(flush()).unwrap();
     let sizes = |segments: &[Segment]| {
@@ -784,7 +784,7 @@ fn what_fits_is_written_whole_and_one_entry_is_although_it_does_not_fit() {
 }
 
 #[test]
-fn a_place_that_is_free_is_written_only_behind_what_this_leader_wrote_before() {
+fn free_segment_is_written_only_after_own_segments() {
     let mut journal = Journal::begin(HOME, 3, SHAPE, 7);
     let claim = journal.claim().unwrap();
     assert_eq!(journal.predecessor(&claim), None, "nothing is before the first");
@@ -811,7 +811,7 @@ fn a_place_that_is_free_is_written_only_behind_what_this_leader_wrote_before() {
 }
 
 #[test]
-fn what_unpacks_to_more_than_any_segment_of_ours_is_refused() {
+fn segment_that_unpacks_too_large_is_refused() {
     let packed = |length: usize| STANDARD.encode(zstd::bulk::compress(&vec![b' '; length], 3).unwrap());
     assert_eq!(unpack(&packed(MAX_TEXT)).unwrap().len(), MAX_TEXT);
     let bomb = packed(8 * MAX_TEXT);
@@ -823,7 +823,7 @@ fn what_unpacks_to_more_than_any_segment_of_ours_is_refused() {
 }
 
 #[test]
-fn a_flush_that_packs_well_is_split_before_its_text_is_longer_than_can_be_read() {
+fn flush_is_split_by_its_uncompressed_size() {
     let long = "x".repeat(MAX_TEXT / 3);
     let events: Vec<EventEntry> = (1..=4).map(|number| event(number, &long)).collect();
     let (of_one, of_other): (Vec<_>, Vec<_>) =

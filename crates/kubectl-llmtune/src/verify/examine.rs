@@ -1,30 +1,31 @@
-//! Verifies the signature of a request. If it is invalid, this module finds the single change to the secret or the body
-//! that makes it valid. Pure.
+//! Verifies the signature of a request. If it is invalid, this module reports the most likely reason: a wrong secret, a
+//! body that was parsed and serialized again, or headers that were changed. Pure.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
-use secrecy::{ExposeSecret, SecretSlice};
-
-use super::{
-    bodies::{bodies, is_as_written},
-    json::Json,
-    keys::keys,
-    request::Request,
+use llmtune_api::{
+    secret::{Encoding, ExposeSecret, SecretSlice},
+    signature::{TOLERANCE, sign, sign_standard_webhooks},
+    webhook::Format,
 };
-use llmtune_api::signature::{hexadecimal, sign};
-use llmtune_api::webhook::Format;
 
-/// The headers that carry the signature of the body. A receiver may read any of them.
+use super::{json::compact, request::Request};
+
+/// The headers that carry the signature of the body. A receiver can read any of them.
 const SIGNATURES: [(&str, &str); 3] = [
     ("x-llmtune-signature", "X-LLMTune-Signature"),
     ("x-hub-signature-256", "X-Hub-Signature-256"),
     ("x-signature", "X-Signature"),
 ];
 const PREVIOUS: &str = "x-llmtune-signature-previous";
-/// The clock tolerance of Standard Webhooks libraries, in seconds.
-const TOLERANCE: i64 = 300;
 
-/// The content that is signed.
+const NEWLINE_IN_FILE: &str = "the secret file ends in a line break, but the signing key does not; remove it (write the file with printf %s, or trim it)";
+const NEWLINE_IN_SECRET: &str = "the Secret in the cluster ends in a line break, but this file does not; store the Secret again without it (printf %s instead of echo), or add it to the receiver's key";
+const BASE64_IN_FILE: &str =
+    "the secret file contains the base64 of the secret, as kubectl get secret -o yaml shows it; decode it (base64 -d)";
+const REWRITTEN: &str = "the body was parsed and serialized again, with different white space; verify the received bytes before anything parses them (express.raw(), request.get_data(), io.ReadAll)";
+
+/// What is signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
     /// The body, in the formats `LLMTune` and `CloudEvents`.
@@ -41,28 +42,12 @@ impl Scheme {
         }
     }
 
-    /// The scheme that the headers indicate.
+    /// Returns the scheme that the headers indicate.
     fn indicated_by(request: &Request) -> Self {
-        let signed = SIGNATURES.iter().any(|(name, _)| request.header(name).is_some());
-        let standard =
-            ["webhook-signature", "webhook-timestamp", "webhook-id"].iter().any(|name| request.header(name).is_some());
+        let has = |name: &&str| request.header(name).is_some();
+        let signed = SIGNATURES.iter().any(|(name, _)| has(name));
+        let standard = ["webhook-signature", "webhook-timestamp", "webhook-id"].iter().any(has);
         if standard && !signed { Self::StandardWebhooks } else { Self::Body }
-    }
-}
-
-/// A possible original, and the message if it matches. The message is `None` for the value as given.
-pub struct Variant<T> {
-    pub value: T,
-    pub said: Option<String>,
-}
-
-impl<T> Variant<T> {
-    pub const fn as_it_is(value: T) -> Self {
-        Self { value, said: None }
-    }
-
-    pub fn said(value: T, said: impl Into<String>) -> Self {
-        Self { value, said: Some(said.into()) }
     }
 }
 
@@ -85,48 +70,76 @@ impl Verdict {
 pub fn examine(request: &Request, secret: &SecretSlice<u8>, scheme: Option<Scheme>, now: Timestamp) -> Verdict {
     let indicated = Scheme::indicated_by(request);
     let mut verdict = match scheme.unwrap_or(indicated) {
-        Scheme::Body => body(request, secret),
-        Scheme::StandardWebhooks => standard_webhooks(request, secret, now),
+        Scheme::Body => body(request, secret.expose_secret()),
+        Scheme::StandardWebhooks => standard_webhooks(request, secret.expose_secret(), now),
     };
-    if !verdict.verified {
-        if scheme.is_some_and(|scheme| scheme != indicated) {
-            let format = if indicated == Scheme::Body { "LLMTune or CloudEvents" } else { "StandardWebhooks" };
-            verdict.findings.insert(
-                0,
-                format!(
-                    "the headers are those of the format {format}; omit --format, or change the Webhook's spec.format"
-                ),
-            );
-        }
-        if let Some(length) = request.length().filter(|length| *length != request.body.len()) {
-            let body = request.body.len();
-            let advice = if body < length {
-                "record the complete body"
-            } else {
-                "something changed it on the way, or the recording contains more than the body"
-            };
-            verdict.findings.push(format!("Content-Length is {length}, but the body has {body} bytes; {advice}"));
-        }
+    if verdict.verified {
+        return verdict;
+    }
+    if scheme.is_some_and(|scheme| scheme != indicated) {
+        let format = if indicated == Scheme::Body { "LLMTune or CloudEvents" } else { "StandardWebhooks" };
+        let finding =
+            format!("the headers are those of the format {format}; omit --format, or change the Webhook's spec.format");
+        verdict.findings.insert(0, finding);
+    }
+    let size = request.body.len();
+    if let Some(length) = request.length().filter(|length| *length != size) {
+        let advice = if size < length {
+            "record the complete body"
+        } else {
+            "something changed it on the way, or the recording contains more than the body"
+        };
+        verdict.findings.push(format!("Content-Length is {length}, but the body has {size} bytes; {advice}"));
     }
     verdict
 }
 
-fn body(request: &Request, secret: &SecretSlice<u8>) -> Verdict {
+/// Returns the secret and common variants of it, each with the mistake that it stands for.
+fn secrets(given: &[u8]) -> Vec<(Vec<u8>, Option<&'static str>)> {
+    let trimmed = given.trim_ascii_end();
+    let mut all = vec![(given.to_vec(), None)];
+    if trimmed == given {
+        all.push(([given, b"\n"].concat(), Some(NEWLINE_IN_SECRET)));
+    } else {
+        all.push((trimmed.to_vec(), Some(NEWLINE_IN_FILE)));
+    }
+    if let Ok(decoded) = STANDARD.decode(trimmed) {
+        all.push((decoded, Some(BASE64_IN_FILE)));
+    }
+    all
+}
+
+/// Returns the body, and the body as the operator would write it.
+fn bodies(body: &[u8]) -> Vec<(Vec<u8>, Option<&'static str>)> {
+    let rewritten = compact(body).map(|text| (text.into_bytes(), Some(REWRITTEN)));
+    std::iter::once((body.to_vec(), None)).chain(rewritten.filter(|(text, _)| text != body)).collect()
+}
+
+/// Returns the mistakes that explain the signature, or `None` if no secret and body have it.
+fn explained(
+    request: &Request,
+    secrets: &[(Vec<u8>, Option<&'static str>)],
+    matches: impl Fn(&[u8], &[u8]) -> bool,
+) -> Option<Vec<String>> {
+    let bodies = bodies(&request.body);
+    let pairs = bodies.iter().flat_map(|body| secrets.iter().map(move |secret| (secret, body)));
+    pairs
+        .into_iter()
+        .find(|((secret, _), (body, _))| matches(secret, body))
+        .map(|((_, of_secret), (_, of_body))| of_secret.iter().chain(of_body).map(|text| (*text).to_owned()).collect())
+}
+
+fn body(request: &Request, secret: &[u8]) -> Verdict {
     let claims: Vec<(&str, &str)> =
         SIGNATURES.iter().filter_map(|(name, shown)| Some((*shown, request.header(name)?))).collect();
-    let keys = keys(secret, Scheme::Body);
-    let Some(plain) = keys.first() else { return Verdict::refused("the secret file contains no secret", Vec::new()) };
-    let ours = sign(plain.value.expose_secret(), &request.body);
+    let ours = sign(secret, &request.body);
     let (sound, unsound): (Vec<_>, Vec<_>) = claims.iter().copied().partition(|(_, claim)| digits(claim) == ours);
     if let Some((header, _)) = sound.first() {
         let findings = unsound
             .iter()
             .map(|(other, _)| format!("{other} has another signature; check for a proxy that changes headers"));
-        return Verdict {
-            verified: true,
-            summary: format!("{header} is the signature of the body"),
-            findings: findings.collect(),
-        };
+        let summary = format!("{header} is the signature of the body");
+        return Verdict { verified: true, summary, findings: findings.collect() };
     }
     let Some((header, claim)) = claims.first().copied() else {
         return Verdict::refused("the request has no signature", vec![without_signature(request, &ours)]);
@@ -139,20 +152,10 @@ fn body(request: &Request, secret: &SecretSlice<u8>) -> Verdict {
         );
         return Verdict::refused(summary, vec![problem]);
     }
-    let bodies = bodies(&request.body);
-    for body in &bodies {
-        for key in &keys {
-            if sign(key.value.expose_secret(), &body.value) == expected {
-                return Verdict::refused(summary, key.said.iter().chain(&body.said).cloned().collect());
-            }
-        }
+    if let Some(findings) = explained(request, &secrets(secret), |secret, body| sign(secret, body) == expected) {
+        return Verdict::refused(summary, findings);
     }
     let mut findings = Vec::new();
-    if let Some(name) = header_with(request, &ours) {
-        findings.push(format!(
-            "{name} has the signature, but receivers do not read it; configure the proxy to keep the headers"
-        ));
-    }
     if request.header(PREVIOUS).map(digits) == Some(expected) {
         findings.push("the previous secret signed the request, because the secret is being replaced; answer 401, and the operator immediately sends the same attempt with the new secret".into());
     }
@@ -162,7 +165,7 @@ fn body(request: &Request, secret: &SecretSlice<u8>) -> Verdict {
 
 /// Explains a missing signature.
 fn without_signature(request: &Request, ours: &str) -> String {
-    if let Some(name) = header_with(request, ours) {
+    if let Some((name, _)) = request.headers.iter().find(|(_, value)| digits(value) == ours) {
         return format!(
             "the signature is in {name}, but receivers read X-LLMTune-Signature, X-Hub-Signature-256 or X-Signature; configure the proxy to keep these headers"
         );
@@ -173,108 +176,65 @@ fn without_signature(request: &Request, ours: &str) -> String {
     "the request has no headers of a delivery; pass the complete request, or add headers with -H 'X-LLMTune-Signature: …'".into()
 }
 
-/// The name of an unknown header that holds this signature.
-fn header_with<'a>(request: &'a Request, signature: &str) -> Option<&'a str> {
-    let known = |name: &str| SIGNATURES.iter().any(|(known, _)| *known == name) || name == PREVIOUS;
-    let found = request.headers.iter().find(|(name, value)| !known(name) && digits(value) == signature);
-    found.map(|(name, _)| name.as_str())
-}
-
-/// Advice if no single change explains the signature.
+/// Gives advice if no variant explains the signature.
 fn unexplained(body: &[u8]) -> String {
     if body.is_empty() {
         return "the body is empty; record it before anything reads it".into();
     }
-    if is_as_written(body) {
-        return "the body looks unchanged, so the secret is probably wrong; compare the file with kubectl get secret NAME -o jsonpath='{.data.secret}' | base64 -d | sha256sum, and check that the Webhook's spec.secretRef names that Secret".into();
-    }
-    match Json::read(body) {
+    match compact(body) {
+        Some(text) if text.as_bytes() == body => "the body looks unchanged, so the secret is probably wrong; compare the file with kubectl get secret NAME -o jsonpath='{.data.secret}' | base64 -d | sha256sum, and check that the Webhook's spec.secretRef names that Secret",
         Some(_) => "the body was changed, or parsed and serialized again; verify the received bytes before anything parses them",
         None => "the body is not JSON, so it was changed or truncated; verify the received bytes before anything parses them",
     }
     .into()
 }
 
-/// The signature without its prefix.
+/// Returns a signature without its prefix.
 fn digits(claim: &str) -> String {
     let claim = claim.trim();
     claim.strip_prefix("sha256=").unwrap_or(claim).to_lowercase()
 }
 
-fn standard_webhooks(request: &Request, secret: &SecretSlice<u8>, now: Timestamp) -> Verdict {
+fn standard_webhooks(request: &Request, secret: &[u8], now: Timestamp) -> Verdict {
+    let names = ["webhook-id", "webhook-timestamp", "webhook-signature"];
     let header = |name: &str| request.header(name).map(str::trim).filter(|value| !value.is_empty());
-    let missing: Vec<&str> = ["webhook-id", "webhook-timestamp", "webhook-signature"]
-        .into_iter()
-        .filter(|name| header(name).is_none())
-        .collect();
-    let (Some(id), Some(time), Some(signatures)) =
-        (header("webhook-id"), header("webhook-timestamp"), header("webhook-signature"))
-    else {
+    let [Some(id), Some(time), Some(signatures)] = names.map(header) else {
+        let missing: Vec<&str> = names.into_iter().filter(|name| header(name).is_none()).collect();
         let problem = format!(
             "{} missing; check for a proxy that removes headers, and that the Webhook's spec.format is StandardWebhooks",
             missing.join(", ")
         );
         return Verdict::refused("the request has no signature of Standard Webhooks", vec![problem]);
     };
-    let claims: Vec<&str> = signatures.split(' ').filter_map(|signature| signature.strip_prefix("v1,")).collect();
-    let mut verdict = Verdict::refused("webhook-signature contains no signature of id, timestamp and body", Vec::new());
-    if claims.is_empty() {
-        verdict
-            .findings
-            .push("webhook-signature contains no signature v1,…; check for a proxy that changes headers".into());
-        return verdict;
-    }
-    let matches = |key: &SecretSlice<u8>, content: &[u8]| {
-        let digest = sign(key.expose_secret(), content);
-        claims.iter().any(|claim| STANDARD.decode(claim).is_ok_and(|bytes| hexadecimal(&bytes) == digest))
+    let refused = "webhook-signature contains no signature of id, timestamp and body";
+    // Later than the year 5138: milliseconds.
+    let Some(seconds) = time.parse::<i64>().ok().filter(|seconds| *seconds < 100_000_000_000) else {
+        let problem = "webhook-timestamp is not in whole seconds since 1970; forward it unchanged";
+        return Verdict::refused(refused, vec![problem.into()]);
     };
-    for content in contents(request, id, time) {
-        for key in keys(secret, Scheme::StandardWebhooks) {
-            if !matches(&key.value, &content.value) {
-                continue;
-            }
-            verdict.findings = key.said.iter().chain(&content.said).cloned().collect();
-            if verdict.findings.is_empty() {
-                verdict.verified = true;
-                verdict.summary = "webhook-signature is the signature of id, timestamp and body".into();
-                verdict.findings.extend(clock(time, now));
-            }
-            return verdict;
+    let keys: Vec<_> = secrets(secret)
+        .into_iter()
+        .filter_map(|(text, mistake)| Some((Encoding::Whsec.decode(&text).ok()?.expose_secret().to_vec(), mistake)))
+        .collect();
+    let matches = |key: &[u8], body: &[u8]| {
+        let ours = sign_standard_webhooks(key, id, seconds, body);
+        signatures.split(' ').any(|signature| signature == ours)
+    };
+    let mut findings = match explained(request, &keys, matches) {
+        Some(findings) if findings.is_empty() => {
+            let summary = "webhook-signature is the signature of id, timestamp and body".into();
+            return Verdict { verified: true, summary, findings: clock(seconds, now).into_iter().collect() };
         }
-    }
-    if keys(secret, Scheme::StandardWebhooks).iter().all(|key| key.said.is_some()) {
-        verdict.findings.push("the secret file contains no secret of Standard Webhooks; it must contain the same text as the Secret: whsec_ and the base64 of 24 to 64 bytes".into());
-    } else {
-        verdict.findings.push(unexplained(&request.body));
-    }
-    verdict.findings.extend(clock(time, now));
-    verdict
-}
-
-/// Content that may have been signed: the correct content, the same with each possible body, and common mistakes.
-fn contents(request: &Request, id: &str, time: &str) -> Vec<Variant<Vec<u8>>> {
-    let content = |time: &str, body: &[u8]| [format!("{id}.{time}.").as_bytes(), body].concat();
-    let bodies = bodies(&request.body);
-    let mut all: Vec<Variant<Vec<u8>>> =
-        bodies.into_iter().map(|body| Variant { value: content(time, &body.value), said: body.said }).collect();
-    all.push(Variant::said(
-        request.body.clone(),
-        "only the body was signed; Standard Webhooks also sign id and timestamp",
-    ));
-    let seconds = time.parse::<i64>().ok().filter(|time| *time > 100_000_000_000).map(|millis| millis / 1000);
-    let seconds = seconds.or_else(|| time.parse::<Timestamp>().ok().map(Timestamp::as_second));
-    if let Some(seconds) = seconds {
-        let said = "webhook-timestamp was changed; forward it unchanged, in whole seconds since 1970";
-        all.push(Variant::said(content(&seconds.to_string(), &request.body), said));
-    }
-    all
-}
-
-/// The warning if the timestamp is outside the tolerance of the libraries.
-fn clock(time: &str, now: Timestamp) -> Option<String> {
-    let Ok(seconds) = time.parse::<i64>() else {
-        return Some("webhook-timestamp is not a whole number of seconds since 1970; forward it unchanged".into());
+        Some(findings) => return Verdict::refused(refused, findings),
+        None if keys.first().is_none_or(|(_, mistake)| mistake.is_some()) => vec!["the secret file contains no secret of Standard Webhooks; it must contain the same text as the Secret: whsec_ and the base64 of 24 to 64 bytes".into()],
+        None => vec![unexplained(&request.body)],
     };
+    findings.extend(clock(seconds, now));
+    Verdict::refused(refused, findings)
+}
+
+/// Warns about a timestamp that libraries reject.
+fn clock(seconds: i64, now: Timestamp) -> Option<String> {
     let ago = now.as_second().saturating_sub(seconds);
     let (span, side) = if ago >= 0 { (ago, "behind") } else { (ago.saturating_neg(), "ahead of") };
     (span > TOLERANCE).then(|| {

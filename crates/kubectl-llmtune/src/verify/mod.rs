@@ -1,9 +1,7 @@
 //! `kubectl llmtune verify`: checks the signature of a recorded request, and explains why it is invalid.
 
-mod bodies;
 pub mod examine;
 pub mod json;
-mod keys;
 pub mod request;
 
 use std::{
@@ -41,7 +39,7 @@ pub fn run(asked: &VerifyArgs) -> Result<ExitCode, Failure> {
     }
     let request = Request::read(&input, &asked.headers);
     let verdict = examine::examine(&request, &secret, asked.format.map(Scheme::of), Timestamp::now());
-    print(&told(&verdict, Screen::of_stdout().paint))?;
+    print(&formatted(&verdict, Screen::of_stdout().paint))?;
     Ok(if verdict.verified { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -57,7 +55,7 @@ pub fn secret(path: &Path) -> Result<SecretSlice<u8>, Failure> {
 }
 
 /// Formats the verdict, one line for each finding.
-pub fn told(verdict: &Verdict, paint: Paint) -> String {
+pub fn formatted(verdict: &Verdict, paint: Paint) -> String {
     let (word, tone) = if verdict.verified { ("verified", Tone::Good) } else { ("not verified", Tone::Bad) };
     let mut text = format!("{}: {}\n", paint.paint(tone, word), verdict.summary);
     for finding in &verdict.findings {

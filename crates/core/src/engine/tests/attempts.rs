@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_late_410_of_the_endpoint_before_the_edit_says_nothing_of_the_new_one() {
+fn late_410_of_the_old_endpoint_is_ignored() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 1, 5));
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
@@ -15,7 +15,7 @@ fn a_late_410_of_the_endpoint_before_the_edit_says_nothing_of_the_new_one() {
 }
 
 #[test]
-fn a_retry_waits_as_long_as_it_would_have_where_the_clock_is_set() {
+fn clock_step_does_not_change_the_wait_of_a_retry() {
     for hour in [3_600_000, -3_600_000] {
         let mut engine = listed_engine(false);
         engine.subscribe(subscription(1, 1, 5));
@@ -34,7 +34,7 @@ fn a_retry_waits_as_long_as_it_would_have_where_the_clock_is_set() {
 }
 
 #[test]
-fn events_that_leaders_with_different_clocks_left_go_in_the_order_in_which_they_were_told() {
+fn events_keep_their_order_across_leaders_with_different_clocks() {
     let held = Subscription { held: true, ..subscription(1, 2, 5) };
     let next = |before: &mut Engine, now| {
         let mut engine = Engine::recover(None, 2, 4, remembered(before), at(now));
@@ -57,7 +57,7 @@ fn events_that_leaders_with_different_clocks_left_go_in_the_order_in_which_they_
 }
 
 #[test]
-fn an_endpoint_that_is_gone_exhausts_what_waits_without_an_attempt_and_keeps_the_order_of_what_is_under_way() {
+fn gone_endpoint_exhausts_waiting_deliveries_without_an_attempt() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 2, 5));
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
@@ -77,7 +77,7 @@ fn an_endpoint_that_is_gone_exhausts_what_waits_without_an_attempt_and_keeps_the
 }
 
 #[test]
-fn what_the_endpoint_before_the_edit_acknowledges_says_nothing_of_the_new_one_that_is_gone() {
+fn late_acknowledgment_does_not_revive_the_new_endpoint() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 2, 5));
     for number in [1, 2] {
@@ -93,7 +93,7 @@ fn what_the_endpoint_before_the_edit_acknowledges_says_nothing_of_the_new_one_th
 }
 
 #[test]
-fn what_is_asked_for_again_is_retried_anew_and_neither_kept_nor_counted_as_dropped_when_it_fails_for_good() {
+fn failed_redelivery_is_neither_stored_nor_counted_as_dropped() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 1, 1));
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
@@ -124,7 +124,7 @@ fn what_is_asked_for_again_is_retried_anew_and_neither_kept_nor_counted_as_dropp
 }
 
 #[test]
-fn a_410_exhausts_what_comes_until_the_endpoint_acknowledges_something_or_the_spec_is_edited() {
+fn gone_endpoint_exhausts_events_until_acknowledgment_or_edit() {
     let mut engine = listed_engine(false);
     let webhook = subscription(1, 1, 5).uid;
     engine.subscribe(subscription(1, 1, 5));
@@ -159,7 +159,7 @@ fn a_410_exhausts_what_comes_until_the_endpoint_acknowledges_something_or_the_sp
 }
 
 #[test]
-fn the_earliest_retry_is_told_and_begins_at_its_time_and_not_before() {
+fn earliest_retry_starts_at_its_due_time() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 2, 5));
     assert_eq!(engine.next_due(), None);
@@ -180,7 +180,7 @@ fn the_earliest_retry_is_told_and_begins_at_its_time_and_not_before() {
 }
 
 #[test]
-fn a_retry_after_of_429_pauses_the_queue_and_spends_one_attempt() {
+fn retry_after_of_429_pauses_and_spends_one_attempt() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 1, 5));
     engine.subscribe(subscription(2, 1, 5));
@@ -241,7 +241,7 @@ fn the_last_attempt_also_pauses_the_queue() {
 }
 
 #[test]
-fn an_edit_ends_the_pause_and_an_older_endpoint_starts_none() {
+fn edit_ends_the_pause_and_old_endpoint_starts_none() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 2, 5));
     for number in 1..=3 {
@@ -291,7 +291,7 @@ fn an_attempt_that_was_withheld_keeps_its_place() {
 }
 
 #[test]
-fn a_webhook_whose_concurrency_is_lowered_begins_nothing_while_as_many_are_under_way() {
+fn lowered_concurrency_starts_nothing_above_the_new_limit() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 2, 5));
     for number in 1..=2 {

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn beyond_the_bound_events_become_objects_then_are_dropped_and_counted_and_others_do_not_notice() {
+fn events_beyond_the_bound_become_dead_letters_then_are_dropped() {
     let mut engine = listed_engine(false);
     engine.subscribe(Subscription { held: true, ..subscription(1, 1, 0) });
     let (mut given_up, mut dropped) = (0, 0);
@@ -29,7 +29,7 @@ fn beyond_the_bound_events_become_objects_then_are_dropped_and_counted_and_other
 }
 
 #[test]
-fn an_event_that_is_observed_again_without_a_place_to_wait_is_on_the_shelf_once() {
+fn event_observed_twice_becomes_one_dead_letter() {
     let mut pending = Pending::new(4);
     let event = Arc::new(sample(EventType::TrainingFailed, Uid::from_u128(1), "ns", None, at(0)));
     let webhook = Uid::from_u128(1001);
@@ -71,7 +71,7 @@ fn starts(engine: &mut Engine, namespace: &str, bytes: usize) -> &'static str {
 }
 
 #[test]
-fn a_webhook_holds_its_bytes_to_the_last_then_as_many_on_its_shelf_and_every_end_gives_them_back() {
+fn byte_bounds_of_queue_and_dead_letters_are_exact() {
     let mut engine = listed_engine(false);
     let held = Subscription { held: true, ..subscription(1, 1, 0) };
     let webhook = held.uid;
@@ -119,7 +119,7 @@ fn a_webhook_holds_its_bytes_to_the_last_then_as_many_on_its_shelf_and_every_end
 }
 
 #[test]
-fn a_shelf_takes_a_thousand_deliveries_that_failed_and_the_next_is_dropped() {
+fn dead_letters_are_bounded_at_a_thousand() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 1, 0));
     for number in 0..=MAX_DEAD_LETTERS {
@@ -131,7 +131,7 @@ fn a_shelf_takes_a_thousand_deliveries_that_failed_and_the_next_is_dropped() {
 }
 
 #[test]
-fn all_webhooks_together_hold_the_total_to_the_last_byte_and_a_deleted_one_gives_its_share_back() {
+fn total_byte_bound_is_exact_and_deletion_frees_its_share() {
     let mut engine = listed_engine(false);
     for (number, namespace) in (1..).zip(["n1", "n2", "n3", "n4", "n5", "n6"]) {
         engine.subscribe(Subscription {
@@ -180,7 +180,7 @@ fn all_webhooks_together_hold_the_total_to_the_last_byte_and_a_deleted_one_gives
 }
 
 #[test]
-fn what_is_asked_for_again_goes_past_the_bounds_and_counts_until_the_last_of_it_has_ended() {
+fn redelivery_ignores_the_bounds_but_counts() {
     let mut engine = listed_engine(false);
     for (number, namespace) in (1..).zip(["n1", "n2", "n3", "n4", "n5", "n6"]) {
         engine.subscribe(Subscription { scope: Scope::Namespace(namespace.into()), ..subscription(number, 1, 0) });

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_is_delivered_is_told_gone_although_it_was_asked_for_again_before_the_flush() {
+fn delivered_redelivery_is_removed_by_the_flush() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 1, 0));
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
@@ -16,7 +16,7 @@ fn what_is_delivered_is_told_gone_although_it_was_asked_for_again_before_the_flu
 }
 
 #[test]
-fn an_event_that_a_crash_cuts_off_from_the_baseline_of_its_watch_is_void() {
+fn event_is_void_if_a_crash_loses_its_baseline() {
     let (home, shape) = (Uid::from_u128(99), LedgerLayout { ring: 16, shards: 4, limit: 1 << 20 });
     let mut journal = Journal::begin(home, 1, shape, 7);
     let mut engine = Engine::new(None, 1, 4);
@@ -43,7 +43,7 @@ fn an_event_that_a_crash_cuts_off_from_the_baseline_of_its_watch_is_void() {
 }
 
 #[test]
-fn in_a_store_that_was_restored_stages_are_compared_and_not_versions() {
+fn restored_store_compares_stages_instead_of_versions() {
     let mut engine = listed_engine(false);
     engine.observe(seen(job(1, 50, TrainingStage::Running)), at(0));
     engine.observe(seen(job(2, 60, TrainingStage::Running)), at(0));
@@ -62,7 +62,7 @@ fn in_a_store_that_was_restored_stages_are_compared_and_not_versions() {
 }
 
 #[test]
-fn what_was_flushed_into_a_store_that_was_restored_meanwhile_is_compared_anew() {
+fn flush_into_a_restored_store_is_compared_again() {
     let mut engine = listed_engine(false);
     engine.observe(seen(job(1, 50, TrainingStage::Running)), at(0));
     let mut next = Engine::recover(None, 2, 4, flush_committed_at(&mut engine, 20), at(0));
@@ -76,7 +76,7 @@ fn what_was_flushed_into_a_store_that_was_restored_meanwhile_is_compared_anew() 
 }
 
 #[test]
-fn an_object_that_goes_and_comes_back_between_two_flushes_is_told_as_it_is_and_one_that_went_is_told_gone_once() {
+fn flush_has_the_last_state_of_each_object_once() {
     let mut engine = listed_engine(false);
     for (number, version) in [(1, 5), (2, 7)] {
         engine.observe(seen(job(number, version, TrainingStage::Pending)), at(0));
@@ -90,7 +90,7 @@ fn an_object_that_goes_and_comes_back_between_two_flushes_is_told_as_it_is_and_o
 }
 
 #[test]
-fn whatever_the_ledger_does_not_know_asks_for_a_flush_and_nothing_else_does() {
+fn only_unflushed_changes_request_a_flush() {
     use TrainingStage::{Pending, Running, Suspended};
     let mut engine = Engine::new(None, 1, 4);
     engine.subscribe(subscription(1, 1, 5));
@@ -164,7 +164,7 @@ fn whatever_the_ledger_does_not_know_asks_for_a_flush_and_nothing_else_does() {
 }
 
 #[test]
-fn a_flush_stops_at_about_its_budget_and_only_the_last_part_tells_positions_and_what_is_gone() {
+fn flush_stops_at_its_budget_and_positions_come_last() {
     let mut engine = listed_engine(false);
     for number in 0..20 {
         engine.subscribe(subscription(number, 1, 0));

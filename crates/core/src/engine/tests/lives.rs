@@ -36,7 +36,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_event_reaches_every_webhook_in_order_within_its_bounds_or_is_given_up_after_its_retries(
+    fn every_event_is_delivered_in_order_or_given_up(
         steps in proptest::collection::vec(step(), 0..120),
     ) {
         let mut engine = listed_engine(false);

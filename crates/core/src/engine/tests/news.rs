@@ -85,7 +85,7 @@ fn a_deployment_that_gains_the_label_announces_what_it_serves() {
 }
 
 #[test]
-fn a_list_after_an_outage_tells_what_the_outage_hid_and_no_more() {
+fn list_after_an_outage_sends_only_what_it_hid() {
     use TrainingStage::{Completed, Running};
     let mut engine = current_engine();
     let objects = [
@@ -107,7 +107,7 @@ fn a_list_after_an_outage_tells_what_the_outage_hid_and_no_more() {
 }
 
 #[test]
-fn what_happened_while_the_label_was_gone_is_not_told_when_it_is_back() {
+fn changes_without_the_label_are_not_sent_later() {
     use TrainingStage::{Completed, Pending, Running};
     let mut engine = current_engine();
     engine.observe(seen(says(1, 5, Pending, 0, [None; 2])), at(0));
@@ -126,7 +126,7 @@ fn what_happened_while_the_label_was_gone_is_not_told_when_it_is_back() {
 }
 
 #[test]
-fn what_a_job_says_happened_before_it_was_created_is_not_news() {
+fn times_before_the_creation_are_not_sent() {
     use TrainingStage::{Completed, Failed, Pending, Running, Suspended};
     let old = Some(-DAY);
     let both: &[&str] = &["training.started", "training.completed"];
@@ -160,7 +160,7 @@ fn what_a_job_says_happened_before_it_was_created_is_not_news() {
 }
 
 #[test]
-fn a_kind_that_is_served_again_goes_on_with_its_records() {
+fn kind_served_again_continues_with_its_records() {
     use TrainingStage::{Completed, Running};
     let mut engine = current_engine();
     let there = |number, version, stage| says(number, version, stage, 0, [Some(0), None]);
@@ -195,7 +195,7 @@ fn a_kind_that_is_served_again_goes_on_with_its_records() {
 }
 
 #[test]
-fn records_of_a_kind_that_is_not_served_are_kept_for_seven_days() {
+fn records_of_an_unserved_kind_are_kept_seven_days() {
     use TrainingStage::{Completed, Running};
     let forgotten = |served_at: i64, looks: &[i64]| {
         let mut engine = current_engine();
@@ -220,7 +220,7 @@ fn records_of_a_kind_that_is_not_served_are_kept_for_seven_days() {
 }
 
 #[test]
-fn a_kind_that_was_never_served_has_no_past_when_it_comes() {
+fn newly_served_kind_has_no_past() {
     use TrainingStage::{Completed, Running};
     let mut engine = Engine::new(None, 1, 4);
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_webhook_gets_the_events_of_its_time_held_or_not_and_none_of_before() {
+fn webhook_gets_no_events_from_before_its_creation() {
     let mut engine = listed_engine(false);
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     let held = Subscription { held: true, ..subscription(1, 1, 0) };
@@ -21,7 +21,7 @@ fn filtered(number: u128, filter: &str) -> Subscription {
 }
 
 #[test]
-fn a_filter_decides_who_gets_an_event_and_one_that_fails_lets_it_pass() {
+fn failing_filter_lets_the_event_pass() {
     let mut engine = listed_engine(false);
     engine.subscribe(filtered(1, "object.metadata.name == 'job-1'"));
     engine.subscribe(filtered(2, "object.metadata.name == 'job-2'"));
@@ -36,7 +36,7 @@ fn a_filter_decides_who_gets_an_event_and_one_that_fails_lets_it_pass() {
 }
 
 #[test]
-fn a_deletion_that_a_list_tells_is_filtered_by_what_was_last_seen() {
+fn deletion_in_a_list_is_filtered_by_the_last_state() {
     let mut engine = listed_engine(false);
     let annotated = |number, owner: &str| Object {
         annotations: Some([("owner".to_owned(), owner.to_owned())].into()),
@@ -69,7 +69,7 @@ fn team(name: &str) -> std::collections::BTreeMap<String, String> {
 }
 
 #[test]
-fn a_deletion_goes_by_what_its_namespace_was_also_where_that_went_while_nobody_led() {
+fn deletion_uses_the_last_labels_of_its_namespace() {
     let mut engine = listed_engine(false);
     engine.namespaces().seen("ns".into(), 1, team("a"), true);
     engine.subscribe(selecting(1, "a"));
@@ -96,7 +96,7 @@ fn a_deletion_goes_by_what_its_namespace_was_also_where_that_went_while_nobody_l
 }
 
 #[test]
-fn what_cannot_be_told_of_its_namespace_is_kept_and_neither_sent_nor_lost() {
+fn event_of_an_unknown_namespace_becomes_a_dead_letter() {
     let mut engine = listed_engine(false);
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     engine.subscribe(selecting(1, "a"));

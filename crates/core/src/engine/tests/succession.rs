@@ -77,7 +77,7 @@ fn attempt_under_way_at_the_deletion_counts_for_the_heir() {
 }
 
 #[test]
-fn attempt_that_ends_while_nobody_has_taken_over_is_not_repeated() {
+fn attempt_that_ends_without_a_successor_is_not_repeated() {
     let mut engine = listed_engine(false);
     engine.subscribe(subscription(1, 2, 0));
     for number in 1..=2 {
@@ -137,7 +137,7 @@ fn backlog_is_found_by_its_owner_after_a_crash() {
 }
 
 #[test]
-fn backlog_that_waits_for_a_flush_waits_for_it_after_the_takeover() {
+fn backlog_waits_for_its_flush_after_the_takeover() {
     let mut engine = Engine::new(None, 1, 4);
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "trainingjobs.llmtune.io", false);
     engine.subscribe(subscription(1, 1, 5));

@@ -52,7 +52,7 @@ fn delivered(engine: &mut Engine, now: i64) -> Vec<String> {
 }
 
 #[test]
-fn an_event_of_what_is_measured_is_attempted_once_a_flush_has_landed_that_holds_it_and_delays_nobody_else() {
+fn measured_event_waits_for_its_flush_alone() {
     let mut engine = engine();
     evaluate(&mut engine, 1, 10, 0);
     assert_eq!(names(&evaluate(&mut engine, 1, 90, 1)), ["usage.threshold_reached"; 2]);
@@ -68,7 +68,7 @@ fn an_event_of_what_is_measured_is_attempted_once_a_flush_has_landed_that_holds_
 }
 
 #[test]
-fn an_event_waits_for_the_part_of_a_flush_that_holds_the_record_too() {
+fn measured_event_waits_for_the_flush_of_its_record() {
     let mut engine = engine();
     evaluate(&mut engine, 1, 90, 0);
     assert!(engine.flush(&[], 1).contents.watches.is_none());
@@ -79,7 +79,7 @@ fn an_event_waits_for_the_part_of_a_flush_that_holds_the_record_too() {
 }
 
 #[test]
-fn a_crossing_that_landed_with_its_record_outlives_a_crash_before_the_rest_of_the_flush_and_then_its_object() {
+fn flushed_crossing_survives_crash_and_deletion() {
     let mut found = Vec::new();
     let mut write = |engine: &mut Engine, journal: &mut Journal, budget| {
         let flush = engine.flush(&[], budget);
@@ -114,7 +114,7 @@ fn a_crossing_that_landed_with_its_record_outlives_a_crash_before_the_rest_of_th
 }
 
 #[test]
-fn the_next_event_of_an_object_waits_for_the_one_before_it_and_for_its_own_flush() {
+fn next_measured_event_waits_for_the_previous_one() {
     let mut engine = engine();
     engine.subscribe(subscription(1, 1, 0));
     evaluate(&mut engine, 1, 10, 0);
@@ -130,7 +130,7 @@ fn the_next_event_of_an_object_waits_for_the_one_before_it_and_for_its_own_flush
 }
 
 #[test]
-fn what_finds_no_room_becomes_an_object_only_once_it_is_flushed() {
+fn dead_letter_of_a_measured_event_waits_for_its_flush() {
     let mut engine = engine();
     engine.subscribe(Subscription { held: true, ..subscription(1, 1, 0) });
     for number in 0..MAX_DELIVERIES as u128 {
@@ -146,7 +146,7 @@ fn what_finds_no_room_becomes_an_object_only_once_it_is_flushed() {
 }
 
 #[test]
-fn an_evaluation_that_moves_no_threshold_asks_for_no_flush_and_tells_what_is_reached() {
+fn evaluation_without_a_crossing_needs_no_flush() {
     let mut engine = engine();
     assert_eq!(evaluate(&mut engine, 1, 60, 0).reached, Some((Uid::from_u128(1), vec!["50%".to_owned()])));
     flushed(&mut engine);
@@ -159,7 +159,7 @@ fn an_evaluation_that_moves_no_threshold_asks_for_no_flush_and_tells_what_is_rea
 }
 
 #[test]
-fn before_it_is_known_what_is_there_nothing_is_taken_in() {
+fn measurements_before_the_first_list_are_ignored() {
     let mut engine = Engine::new(None, 1, 4);
     engine.add_measured_watch(USAGE, RESOURCE, RESOURCE);
     assert!(evaluate(&mut engine, 1, 90, 0).events.is_empty());
@@ -167,7 +167,7 @@ fn before_it_is_known_what_is_there_nothing_is_taken_in() {
 }
 
 #[test]
-fn what_goes_says_nothing_also_where_it_went_while_nobody_looked() {
+fn deleted_thresholds_send_nothing() {
     let mut engine = engine();
     for number in 1..=3 {
         evaluate(&mut engine, number, 90, 0);
@@ -184,7 +184,7 @@ fn what_goes_says_nothing_also_where_it_went_while_nobody_looked() {
 }
 
 #[test]
-fn an_object_that_was_there_before_the_ledger_repeats_its_announcement_and_no_other_id() {
+fn lost_ledger_repeats_the_announcement_with_its_id() {
     let ids = |epoch, before: Vec<Uid>| {
         let mut engine = Engine::new(None, epoch, 4);
         engine.add_measured_watch(USAGE, RESOURCE, RESOURCE);
@@ -302,7 +302,7 @@ impl World {
 
 proptest! {
     #[test]
-    fn over_crashes_at_any_point_each_crossing_has_one_id_and_each_id_one_crossing(
+    fn each_crossing_has_one_id_across_crashes(
         steps in proptest::collection::vec(step(), 0..120),
     ) {
         let mut world = World::begin(Engine::new(None, 1, 4), Journal::begin(HOME, 1, shape(), 7));

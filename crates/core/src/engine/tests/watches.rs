@@ -5,7 +5,7 @@ use super::*;
 const DAY: i64 = 24 * 60 * 60 * 1000;
 
 #[test]
-fn an_observation_that_is_not_newer_than_its_record_is_dropped() {
+fn observations_older_than_the_record_are_dropped() {
     let mut engine = listed_engine(false);
     let running = || seen(job(1, 5, TrainingStage::Running));
     assert_eq!(names(&engine.observe(running(), at(0))), ["training.started"]);
@@ -14,7 +14,7 @@ fn an_observation_that_is_not_newer_than_its_record_is_dropped() {
 }
 
 #[test]
-fn a_list_that_lacks_an_object_tells_its_deletion_only_once_it_is_complete() {
+fn only_a_complete_list_proves_a_deletion() {
     let mut engine = listed_engine(false);
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     engine.observe(seen(job(2, 6, TrainingStage::Running)), at(0));
@@ -60,7 +60,7 @@ fn on_a_watch_with_a_selector_absence_is_asked_after() {
 }
 
 #[test]
-fn a_label_that_went_and_came_back_mutes_nothing_when_it_is_observed_again() {
+fn label_that_returns_suppresses_nothing() {
     let mut engine = listed_engine(true);
     let history = |engine: &mut Engine| {
         engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
@@ -88,7 +88,7 @@ fn left(object: Object) -> Observation {
 }
 
 #[test]
-fn what_leaves_a_selection_is_told_once_it_is_known_to_be_gone() {
+fn deselected_object_is_deleted_after_an_existence_check() {
     let mut engine = listed_engine(true);
     for (number, stage) in [(1, TrainingStage::Running), (2, TrainingStage::Completed), (3, TrainingStage::Running)] {
         engine.observe(seen(job(number, 5, stage)), at(0));
@@ -157,7 +157,7 @@ fn a_kind_that_was_not_installed_has_no_baseline() {
 }
 
 #[test]
-fn an_object_that_a_list_shows_in_unreadable_form_is_there() {
+fn unreadable_object_in_a_list_exists() {
     let mut engine = listed_engine(false);
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     engine.observe(change(WatchEvent::ListBegun), at(0));
@@ -167,7 +167,7 @@ fn an_object_that_a_list_shows_in_unreadable_form_is_there() {
 }
 
 #[test]
-fn a_watch_that_ends_is_forgotten_with_its_position_and_what_it_withheld_goes_with_the_flush_that_says_so() {
+fn ended_watch_is_removed_with_its_position() {
     let mut engine = Engine::new(None, 1, 4);
     engine.subscribe(subscription(1, 1, 0));
     engine.add_watch(WATCH, "trainingjobs.llmtune.io", "a", false);
@@ -193,7 +193,7 @@ fn a_watch_that_ends_is_forgotten_with_its_position_and_what_it_withheld_goes_wi
 }
 
 #[test]
-fn every_watch_begins_an_epoch_of_its_own_and_one_whose_kind_is_missing_begins_another_once() {
+fn every_watch_has_its_own_epoch() {
     let mut engine = Engine::new(None, 7, 4);
     for (id, name) in [(WATCH, "a"), (WatchId(1), "b")] {
         engine.add_watch(id, "trainingjobs.llmtune.io", name, false);
@@ -218,7 +218,7 @@ fn every_watch_begins_an_epoch_of_its_own_and_one_whose_kind_is_missing_begins_a
 }
 
 #[test]
-fn a_watch_that_is_configured_no_more_is_named_and_forgotten_after_a_restart() {
+fn unconfigured_watch_is_removed_after_a_restart() {
     let mut engine = Engine::new(None, 1, 4);
     for (id, name) in [(WATCH, "a"), (WatchId(1), "b")] {
         engine.add_watch(id, "trainingjobs.llmtune.io", name, false);
@@ -236,7 +236,7 @@ fn a_watch_that_is_configured_no_more_is_named_and_forgotten_after_a_restart() {
 }
 
 #[test]
-fn an_object_that_came_and_went_is_not_told_again_when_the_watch_is_begun_anew_before_it() {
+fn replayed_watch_sends_a_short_life_once() {
     let mut engine = listed_engine(false);
     let history = || [seen(job(1, 5, TrainingStage::Running)), deleted(job(1, 7, TrainingStage::Running))];
     let sent = |engine: &mut Engine| history().map(|observation| engine.observe(observation, at(0)).events.len());
@@ -246,7 +246,7 @@ fn an_object_that_came_and_went_is_not_told_again_when_the_watch_is_begun_anew_b
 }
 
 #[test]
-fn a_watch_that_follows_the_log_again_passes_versions_although_a_list_broke_off() {
+fn watch_continues_after_an_interrupted_list() {
     let mut engine = listed_engine(false);
     let position = engine.position(WATCH);
     engine.observe(change(WatchEvent::ListBegun), at(0));
@@ -255,7 +255,7 @@ fn a_watch_that_follows_the_log_again_passes_versions_although_a_list_broke_off(
 }
 
 #[test]
-fn a_question_outlives_a_crash_and_only_the_answer_to_the_newest_counts_once() {
+fn existence_check_survives_a_crash_and_counts_once() {
     let mut engine = listed_engine(true);
     for number in 1..=2 {
         engine.observe(seen(job(number, 5, TrainingStage::Running)), at(0));
@@ -288,7 +288,7 @@ fn a_question_outlives_a_crash_and_only_the_answer_to_the_newest_counts_once() {
 }
 
 #[test]
-fn an_answer_that_comes_before_the_log_is_read_again_waits_for_it() {
+fn existence_answer_waits_for_the_replayed_log() {
     let mut engine = listed_engine(true);
     engine.observe(seen(job(1, 5, TrainingStage::Running)), at(0));
     let asked = engine.observe(left(job(1, 7, TrainingStage::Running)), at(0)).existence_checks.remove(0);

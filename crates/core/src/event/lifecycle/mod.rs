@@ -205,7 +205,7 @@ mod tests {
     use super::Tally;
 
     #[test]
-    fn a_tally_counts_within_a_generation_and_begins_anew_with_the_next() {
+    fn tally_restarts_with_each_generation() {
         let mut tally = Tally::default();
         assert!(tally.is_empty());
         assert_eq!([0, 0, 3, 3, 3, 4].map(|generation| tally.next(generation)), [1, 2, 1, 2, 3, 1]);

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_life_from_creation_over_a_rollback_and_a_pause_to_deletion_tells_each_change_once() {
+    fn each_change_of_a_deployment_is_sent_once() {
         use ServingStage::{Available, Deployed, Paused, Pending};
         let life = [
             at(Pending, "1"),
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_rolled_out_yet_is_not_told_as_what_served() {
+    fn events_name_the_model_that_served() {
         use ServingStage::{Available, Deployed, Paused, Pending};
         let stuck = [at(Available, "1"), at(Deployed, "1"), at(Available, "2"), at(Pending, "2")];
         assert_eq!(versions(ServingRecord::default(), &stuck), ["created 1", "deployed 1", "deleted 1"]);
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_rollout_is_named_the_model_may_be_named_before_it() {
+    fn model_may_be_known_before_its_rollout() {
         use ServingStage::{Available, Deployed, Paused};
         let at = |stage, version: &str, revision: &str| ServingFacts {
             revision: Some(revision.into()),
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn an_autoscaler_idling_it_is_no_pause_whatever_becomes_of_the_annotation_later() {
+    fn autoscaler_scaling_to_zero_is_not_a_pause() {
         let idle = ServingFacts { autoscaled: true, ..at(ServingStage::Paused, "1") };
         let life =
             [at(ServingStage::Deployed, "1"), idle, at(ServingStage::Paused, "1"), at(ServingStage::Deployed, "1")];
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_that_was_under_way_at_the_baseline_is_announced_when_it_completes_and_flapping_is_not() {
+    fn rollout_in_progress_at_the_baseline_is_announced() {
         let rolling = at(ServingStage::Available, "2");
         let (occurrences, _) = step(ServingRecord::baseline(&rolling, 4), &at(ServingStage::Deployed, "2"), 4);
         assert_eq!(occurrences.iter().map(|o| o.event).collect::<Vec<_>>(), [EventType::ModelDeployed]);
@@ -358,7 +358,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_event_is_named_twice_none_is_sent_for_a_repeat_and_pauses_and_resumes_alternate(
+        fn serving_events_are_unique_and_pauses_alternate(
             history in proptest::collection::vec((facts(), 0..2_i64), 0..60), baseline in any::<bool>(),
         ) {
             let mut record = ServingRecord::default();

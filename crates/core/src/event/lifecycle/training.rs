@@ -326,21 +326,21 @@ mod tests {
     }
 
     #[test]
-    fn a_job_starts_once_and_completes_once_however_often_it_is_observed() {
+    fn repeated_observations_send_start_and_completion_once() {
         let running = at(Running, Some(5));
         let life = [at(Pending, None), running.clone(), running, at(Completed, Some(5)), at(Completed, Some(5))];
         tells(&life, &["training.started running run 1", "training.completed completed run 1"]);
     }
 
     #[test]
-    fn a_start_that_was_never_seen_is_told_before_the_end() {
+    fn unseen_start_is_sent_before_the_end() {
         let both = ["training.started running run 1", "training.failed failed run 1"];
         tells(&[at(Failed, Some(5))], &both);
         tells(&[at(Cancelled, None)], &["training.failed cancelled run 0"]);
     }
 
     #[test]
-    fn a_started_at_that_appears_after_running_was_announced_names_that_run() {
+    fn late_started_at_belongs_to_the_announced_run() {
         tells(&[at(Running, None), at(Running, Some(5))], &["training.started running run 1"]);
         let late = [at(Running, None), at(Completed, Some(5)), at(Completed, Some(5))];
         tells(&late, &["training.started running run 1", "training.completed completed run 1"]);
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finished_job_that_runs_again_is_a_new_run_only_with_a_new_started_at() {
+    fn finished_job_starts_a_new_run_by_started_at() {
         let same = [at(Running, Some(5)), at(Completed, Some(5)), at(Running, Some(5)), at(Completed, Some(5))];
         tells(&same, &["training.started running run 1", "training.completed completed run 1"]);
         let new = [at(Running, Some(5)), at(Completed, Some(5)), at(Pending, None), at(Running, Some(9))];
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_job_starts_again_only_under_a_new_started_at_or_without_any() {
+    fn resumed_job_starts_a_new_run_by_started_at() {
         let same = [at(Running, Some(5)), at(Suspended, Some(5)), at(Running, Some(5))];
         tells(&same, &["training.started running run 1"]);
         let new = [at(Running, Some(5)), at(Suspended, None), at(Running, Some(6))];
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_is_suspended_or_retried_goes_on_until_it_ends() {
+    fn suspended_or_retried_run_continues() {
         let both = ["training.started running run 1", "training.completed completed run 1"];
         for starts in
             [[Some(5), Some(6), Some(7)], [None, None, None], [None, Some(6), Some(7)], [Some(5), None, Some(7)]]
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_run_s_end_has_the_newest_start_in_its_id_and_tells_the_first() {
+    fn end_of_a_resumed_run_reports_its_first_start() {
         let at = |second| Timestamp::from_second(second).unwrap();
         let life =
             [of_run(Running, Some(5)), of_run(Running, Some(6)), of_run(Suspended, None), of_run(Running, Some(7))];
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_began_when_it_was_seen_ends_when_that_is_seen() {
+    fn run_with_observed_start_has_observed_end() {
         let (_, record) = sent(TrainingRecord::new(), &[at(Running, None)]);
         let (occurrences, _) = step(record, &at(Completed, Some(5)), 1);
         assert!(occurrences[0].recalled.start_was_observed);
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_job_says_while_it_runs_is_not_why_it_was_cancelled() {
+    fn message_of_a_running_job_is_not_the_cancellation_error() {
         let says = |stage, reason: &str, message: &str| TrainingFacts {
             reason: Some(reason.into()),
             message: Some(message.into()),
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_the_release_before_goes_on_and_the_other_way_round() {
+    fn records_of_the_previous_release_continue() {
         // Suspended in its second run, without an opening.
         let old =
             r#"{"stage":"Suspended","run":2,"starts":["1970-01-01T00:00:05Z","1970-01-01T00:00:06Z"],"named":true}"#;
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_goes_before_its_run_ended_has_failed_and_one_that_goes_otherwise_says_nothing() {
+    fn deleting_a_started_job_fails_its_run() {
         for stage in [Running, Suspended, Pending] {
             let (_, record) = sent(TrainingRecord::new(), &[at(Running, Some(5)), at(stage, Some(5))]);
             assert!(record.emits_on_delete());
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_restarts_a_hundred_times_never_uses_an_id_twice() {
+    fn hundred_restarts_use_no_id_twice() {
         let mut record = TrainingRecord::new();
         let mut seen = HashSet::new();
         for start in (0..100).chain(0..100) {
@@ -517,7 +517,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_run_that_goes_on_until_it_ends_has_one_start_and_one_end(
+        fn every_run_has_one_start_and_one_end(
             history in proptest::collection::vec((facts(), 0..2_i64), 0..60), baseline in any::<bool>(),
         ) {
             let (mut record, mut generation) = (TrainingRecord::new(), 1);

@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_threshold_is_told_again_only_after_a_fall_below_the_hysteresis() {
+    fn threshold_fires_again_after_falling_below_hysteresis() {
         sends(&[0, 800, 799, 800, 750, 800, 749, 800], &["", "50% 80%", "", "", "", "", "", "80%#2"]);
         let mut none = figure(0, 0);
         none.hysteresis = Level::default();
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_a_hysteresis_in_percent_is_of_the_threshold() {
+    fn percent_hysteresis_without_limit_refers_to_the_threshold() {
         let at = |value: i64| UsageFacts { limit: None, thresholds: levels(&["100", "800"]), ..figure(value, 0) };
         let history = [at(0), at(800), at(761), at(800), at(759), at(800), at(96), at(100), at(94), at(100)];
         let expected = ["", "100 800", "", "", "", "800#2", "", "", "", "100#2"];
@@ -261,14 +261,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_evaluation_announces_only_the_highest_threshold_that_is_reached() {
+    fn first_evaluation_sends_only_the_highest_threshold() {
         sends(&[850, 860, 950, 749, 449, 900], &["80%", "", "950", "", "", "50% 80%#2"]);
         sends(&[2000], &["950"]);
         sends(&[10], &[""]);
     }
 
     #[test]
-    fn a_threshold_must_be_held_and_a_failure_or_a_crash_in_between_changes_nothing() {
+    fn failures_and_crashes_do_not_interrupt_for() {
         let at = |value, second| (UsageFacts { hold: Duration::from_secs(60), ..figure(value, second) }, 1);
         let history =
             [at(0, 0), at(600, 10), at(600, 69), at(600, 70), at(900, 80), at(799, 90), at(800, 100), at(800, 160)];
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_found_and_must_be_held_is_announced_as_one_unless_it_fell_meanwhile() {
+    fn thresholds_held_since_the_first_evaluation_fire_once() {
         let at = |value, second| (UsageFacts { hold: Duration::from_secs(60), ..figure(value, second) }, 1);
         assert_eq!(sent(UsageRecord::default(), [at(850, 0), at(850, 60)]), ["", "80%"]);
         let fell = [at(850, 0), at(10, 30), at(850, 40), at(850, 100)];
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edit_announces_what_it_adds_only_as_the_highest_and_forgets_what_it_removes() {
+    fn edit_sends_only_the_highest_added_threshold() {
         let with =
             |texts: &[&str], generation| (UsageFacts { thresholds: levels(texts), ..figure(850, 0) }, generation);
         let history = [
@@ -312,13 +312,13 @@ mod tests {
     }
 
     #[test]
-    fn another_metric_is_looked_at_as_if_for_the_first_time() {
+    fn another_metric_starts_from_scratch() {
         let other = UsageFacts { metric: "gpus".into(), ..figure(850, 1) };
         assert_eq!(sent(UsageRecord::default(), [(figure(960, 0), 1), (other, 2)]), ["950", "80%"]);
     }
 
     #[test]
-    fn thresholds_that_are_the_same_are_one_and_those_that_meet_are_two() {
+    fn equal_thresholds_are_one() {
         let with = |value, texts: &[&str]| (UsageFacts { thresholds: levels(texts), ..figure(value, 0) }, 1);
         let spellings = ["50%", "050.0%", "500", "0.5k", "500000m"];
         assert_eq!(sent(UsageRecord::default(), [with(0, &spellings), with(500, &spellings)]), ["", "50% 500"]);
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_rebuilt_ledger_the_announcement_of_what_was_found_repeats_and_later_crossings_do_not() {
+    fn rebuilt_ledger_repeats_only_the_first_crossing() {
         let history = [(figure(850, 0), 3), (figure(950, 1), 3), (figure(10, 2), 3), (figure(800, 3), 3)];
         assert_eq!(sent(UsageRecord::baseline(), history), ["80%", "950#2", "", "50%#2 80%#2"]);
         let edited = [(figure(10, 0), 3), (figure(800, 1), 4)];
@@ -370,7 +370,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_crossing_is_named_twice_all_are_ascending_and_true_and_a_repeat_says_nothing(
+        fn crossings_are_unique_ascending_and_true(
             history in history(), baseline in any::<bool>(),
         ) {
             let mut record = if baseline { UsageRecord::baseline() } else { UsageRecord::default() };
@@ -404,7 +404,7 @@ mod tests {
 
         /// An independent model of the rule: without hold and edits, each threshold is a separate switch.
         #[test]
-        fn each_threshold_is_told_as_often_as_the_figure_rises_over_it_from_below_its_hysteresis(
+        fn threshold_fires_once_per_rise_from_below_hysteresis(
             values in proptest::collection::vec(0..1200_i64, 1..60),
         ) {
             let mut record = UsageRecord::default();

@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_transition_is_read_back_from_its_words_and_not_from_another_jobs() {
+    fn transition_is_parsed_from_its_own_text() {
         let read = |job: &str, phase: &str| Transition::read(job, phase, &started_at(1234), 1000);
         assert_eq!(read("job-000234", "Completed"), Some(Transition { run: 1234, completed: true }));
         assert_eq!(read("job-000234", "running"), Some(Transition { run: 1234, completed: false }));
