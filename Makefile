@@ -24,6 +24,7 @@ lint: ## Check formatting, clippy, dependencies, words
 	cargo fmt --all --check
 	tests/style
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo check --package llmtune-webhooks-api --locked
 	tests/cargo-deny check bans licenses sources
 	tests/hadolint Dockerfile
 

@@ -91,6 +91,8 @@ impl Reporter for StatusTable<SourceStatusEntry> {
     type Note = Note;
     type Entry = SourceStatusEntry;
 
+    const REFRESHES: bool = true;
+
     fn table(&mut self) -> &mut Self {
         self
     }

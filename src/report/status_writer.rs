@@ -124,12 +124,15 @@ pub trait Reporter {
     type Note;
     type Entry: StatusEntry;
 
+    /// Whether statuses change without a note.
+    const REFRESHES: bool = false;
+
     fn table(&mut self) -> &mut StatusTable<Self::Entry>;
 
     /// Records a note.
     fn record(&mut self, note: Self::Note);
 
-    /// Updates statuses that change without a note. Called about once a second.
+    /// Updates statuses that change without a note. Called about once a second if [`Self::REFRESHES`].
     fn refresh(&mut self, _now: Timestamp) {}
 }
 
@@ -145,11 +148,11 @@ pub async fn write<R: Reporter>(
     let mut batch = Vec::new();
     let mut refreshed = Instant::now();
     loop {
-        let wait = if reporter.table().is_dirty() { DIRTY } else { REFRESH };
+        let dirty = reporter.table().is_dirty();
         let more = tokio::select! {
             count = notes.recv_many(&mut batch, MAX_BATCH) => count > 0,
             Some(written) = writes.join_next() => { record_write(reporter.table(), written); true }
-            () = sleep(wait) => true,
+            () = sleep(if dirty { DIRTY } else { REFRESH }), if dirty || R::REFRESHES => true,
         };
         for note in batch.drain(..) {
             reporter.record(note);
@@ -157,7 +160,7 @@ pub async fn write<R: Reporter>(
         if !more {
             break;
         }
-        if refreshed.elapsed() >= REFRESH {
+        if R::REFRESHES && refreshed.elapsed() >= REFRESH {
             refreshed = Instant::now();
             reporter.refresh(Timestamp::now());
         }

@@ -37,10 +37,11 @@ pub use webhook::Webhook;
 pub use webhook_delivery::WebhookDelivery;
 pub use webhook_source::WebhookSource;
 
-/// Every custom resource definition, in the order in which `crds` prints them.
+/// Returns every custom resource definition, in the order in which `llmtune-webhooks crds` prints them; that of
+/// `LedgerSegment` with the feature `ledger`.
 pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
     let (webhook, mut cluster_webhook) = (Webhook::crd(), ClusterWebhook::crd());
-    // Both are looked at in the same way.
+    // Both kinds have the same columns.
     for (to, from) in cluster_webhook.spec.versions.iter_mut().zip(&webhook.spec.versions) {
         to.additional_printer_columns.clone_from(&from.additional_printer_columns);
     }
@@ -51,6 +52,7 @@ pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
         WebhookSource::crd(),
         TrainingJob::crd(),
         UsageThreshold::crd(),
+        #[cfg(feature = "ledger")]
         LedgerSegment::crd(),
     ];
     let tidied = definitions.iter().map(|definition| {
