@@ -370,7 +370,7 @@ fn malformed_sources_are_refused_with_what_to_write_instead() {
             (resource("batch/v1", ""), "kind must be the kind's name in CamelCase"),
             (resource("batch/v1", "Job/status"), "kind must be the kind's name in CamelCase"),
             (json!({"resource": {"kind": "Job"}}), "apiVersion"),
-            (json!({"selector": {"matchLabels": {"a b": "c"}}}), "a label's key is a name"),
+            (json!({"selector": {"matchLabels": {"a b": "c"}}}), "a label key must be a name"),
             (json!({"selector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}), "In and NotIn need values"),
         ] {
             let error = scene.try_apply(&source("refused", &spec)).expect_err(&spec.to_string());

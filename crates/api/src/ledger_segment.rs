@@ -33,11 +33,11 @@ pub struct LedgerSegmentSpec {
     /// Term of the leader that wrote this segment.
     #[schemars(with = "i64", range(min = 0))]
     pub term: u64,
-    /// Number of the leader that wrote this segment, unique to that leader.
+    /// Id of the leader that wrote this segment.
     #[serde(default)]
     #[schemars(with = "i64", range(min = 0))]
     pub leader: u64,
-    /// Journal segments: number of the leader that wrote the previous segment.
+    /// Journal segments: id of the leader that wrote the previous segment.
     #[serde(default)]
     #[schemars(with = "i64", range(min = 0))]
     pub after: u64,

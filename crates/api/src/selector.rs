@@ -9,7 +9,7 @@ use kube::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-const LABEL_KEY_MESSAGE: &str = "a label's key is a name of at most 63 letters, digits, '-', '_' and '.', where needed behind a DNS name and a slash, such as team or example.com/team";
+const LABEL_KEY_MESSAGE: &str = "a label key must be a name of at most 63 letters, digits, '-', '_' and '.', optionally with a DNS name and a slash before it, such as team or example.com/team";
 const LABEL_VALUE: &str = "!format.labelValue().validate(self).hasValue()";
 const LABEL_VALUE_MESSAGE: &str =
     "a label's value is empty or at most 63 letters, digits, '-', '_' and '.', with a letter or digit first and last";

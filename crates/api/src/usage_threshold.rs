@@ -78,7 +78,7 @@ pub struct UsageThresholdSpec {
         validation = Rule::new("self.size() > 0").message("thresholds must name at least one, such as 80%")
     )]
     pub thresholds: Vec<String>,
-    /// How far the figure must fall below a threshold before that threshold is sent again: a percentage of the limit (of the threshold, if there
+    /// How far the figure must fall below a threshold before its event can be sent again: a percentage of the limit (of the threshold, if there
     /// is no limit), or a Quantity. With `0%`, any value below the threshold is enough.
     #[serde(default = "default_hysteresis")]
     #[schemars(length(max = 64))]

@@ -175,7 +175,7 @@ pub struct DeliveredEvent {
     pub test: bool,
     /// Object of the event. Empty for a test.
     pub object: EventObject,
-    /// The body as sent, up to the value of `deliveredAt`, which each attempt adds before it signs the body.
+    /// The body without the value of `deliveredAt`. Each attempt appends that value, and then signs the complete body.
     #[schemars(length(max = 262_144))]
     pub body: String,
 }

@@ -169,7 +169,7 @@ pub struct DataExpressions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]
     pub version: Option<String>,
-    /// Serving: name of the complete rollout. If set, `model.deployed` is sent when it changes, and not when
+    /// Serving: identifier of the current revision, once its rollout has completed. If set, `model.deployed` is sent when this value changes, instead of when
     /// `modelId` or `version` changes. It is not part of the payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_EXPRESSION))]

@@ -38,7 +38,7 @@ fn invalid_webhooks() -> Vec<(Value, &'static str, &'static str)> {
     const SECRET: &str = "must be a Secret's name: lowercase letters, digits, '-' and '.', such as ci-hook";
     const KEY: &str = "must be a key of the Secret: letters, digits, '-', '_' and '.', such as secret";
     const VALUES: &str = "In and NotIn need values; Exists and DoesNotExist must have none";
-    const LABEL: &str = "a label's key is a name of at most 63 letters, digits, '-', '_' and '.'";
+    const LABEL: &str = "a label key must be a name of at most 63 letters, digits, '-', '_' and '.'";
     const LABEL_VALUE: &str = "a label's value is empty or at most 63 letters, digits, '-', '_' and '.'";
 
     const ONE_URL: &str = "set exactly one of url and urlFrom: url, such as https://";
@@ -390,7 +390,7 @@ fn reserved_and_invalid_headers_are_refused() {
 
 #[test]
 fn only_cluster_webhooks_select_namespaces() {
-    const LABEL: &str = "a label's key is a name of at most 63 letters, digits, '-', '_' and '.'";
+    const LABEL: &str = "a label key must be a name of at most 63 letters, digits, '-', '_' and '.'";
     const LABEL_VALUE: &str = "a label's value is empty or at most 63 letters, digits, '-', '_' and '.'";
     const VALUES: &str = "In and NotIn need values; Exists and DoesNotExist must have none";
     run(async {
